@@ -1,0 +1,325 @@
+"""CLIP (Radford et al., 2021, https://arxiv.org/abs/2103.00020) as Flax NNX modules.
+
+The modules define and name the parameters. Training never lets a module cross `jax.jit`: it splits
+a model once into a graph definition and a nested dict of arrays (`split`), and calls `nnx.merge`
+inside the traced function, where it is free.
+
+Blocks of a tower have equal shapes, so their parameters are stored stacked (leading axis: layer)
+and run under `jax.lax.scan`: compile time does not grow with depth.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+# Checkpoints whose configuration says `eos_token_id: 2` (all of OpenAI's) were saved before the
+# field had a meaning: transformers pools them at the largest id, and so must we.
+LEGACY_EOS_TOKEN_ID = 2
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Sizes and numerics that the text and the vision transformer share."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"unknown activation {self.hidden_act!r}; known are: {known}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(TowerConfig):
+    """Text transformer; the defaults are OpenAI's ViT-B/32."""
+
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    mlp_width: int = 2048
+    vocab_size: int = 49408
+    context_length: int = 77
+    eos_token_id: int = 49407
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(TowerConfig):
+    """Vision transformer; the defaults are OpenAI's ViT-B/32."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    image_size: int = 224
+    patch_size: int = 32
+
+    @property
+    def positions(self) -> int:
+        """Number of tokens: one class token and one per patch."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """Everything that shapes a CLIP or changes its arithmetic."""
+
+    text: TextConfig = TextConfig()
+    vision: VisionConfig = VisionConfig()
+    projection_dim: int = 512
+    logit_scale_init: float = 2.6592  # ln(1 / 0.07)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with biases; softmax in float32."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.heads = config.heads
+        std = config.width**-0.5
+        self.query = _linear(config.width, config.width, std, dtype, rngs)
+        self.key = _linear(config.width, config.width, std, dtype, rngs)
+        self.value = _linear(config.width, config.width, std, dtype, rngs)
+        self.out = _linear(config.width, config.width, _residual_std(config), dtype, rngs)
+
+    def __call__(self, x: Array, *, causal: bool) -> Array:
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        q, k, v = (f(x).reshape(shape) for f in (self.query, self.key, self.value))
+        attended = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        return self.out(attended.reshape(x.shape))
+
+
+class MLP(nnx.Module):
+    """Two dense layers around the tower's activation."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.activation = config.hidden_act
+        std = (2 * config.width) ** -0.5
+        self.fc1 = _linear(config.width, config.mlp_width, std, dtype, rngs)
+        self.fc2 = _linear(config.mlp_width, config.width, _residual_std(config), dtype, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm transformer block."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.ln_1 = _layer_norm(config, dtype, rngs)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.ln_2 = _layer_norm(config, dtype, rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *, causal: bool) -> Array:
+        x = x + self.attn(self.ln_1(x), causal=causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class TextTower(nnx.Module):
+    """Token ids to one vector: causal transformer, final LayerNorm, state at the end token."""
+
+    def __init__(self, config: TextConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.token_embedding = _normal(rngs, (config.vocab_size, config.width), 0.02)
+        self.position_embedding = _normal(rngs, (config.context_length, config.width), 0.01)
+        self.blocks = _stacked_blocks(config, dtype, rngs)
+        self.ln_final = _layer_norm(config, dtype, rngs)
+
+    def __call__(self, ids: Array) -> Array:
+        """Encodes int `[B, T]` (T up to the context length) to `[B, width]`."""
+        length = ids.shape[1]
+        if length > self.config.context_length:
+            raise ValueError(
+                f"{length} tokens a row, but the model has {self.config.context_length} positions; "
+                "tokenize() truncates and keeps the end token"
+            )
+        x = self.token_embedding[ids] + self.position_embedding[:length]
+        x = _run_blocks(self.blocks, x.astype(self.dtype), causal=True, remat=self.remat)
+        # LayerNorm is per token, so only the pooled state needs it.
+        pooled = jnp.take_along_axis(x, self.end_positions(ids)[:, None, None], axis=1)[:, 0]
+        return self.ln_final(pooled)
+
+    def end_positions(self, ids: Array) -> Array:
+        """Position of each row's end token, int32 `[B]`, by transformers' rule.
+
+        The largest id (first occurrence) where the configuration says 2, else the first id equal
+        to `eos_token_id`, which is position 0 when a row has none.
+        """
+        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+            return jnp.argmax(ids, axis=-1)
+        return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
+
+
+class VisionTower(nnx.Module):
+    """Pixels to one vector: patches, class token, transformer, LayerNorm of the class token."""
+
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        std = config.width**-0.5
+        patch = (config.patch_size, config.patch_size, 3, config.width)
+        self.patch_embedding = _normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
+        self.class_embedding = _normal(rngs, (config.width,), std)
+        self.position_embedding = _normal(rngs, (config.positions, config.width), std)
+        self.ln_pre = _layer_norm(config, dtype, rngs)
+        self.blocks = _stacked_blocks(config, dtype, rngs)
+        self.ln_post = _layer_norm(config, dtype, rngs)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
+        size = self.config.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels have shape {pixels.shape}, but the model reads [B, {size}, {size}, 3]; "
+                "preprocess() resizes and crops"
+            )
+        patches = self._embed_patches(pixels.astype(self.dtype))
+        class_token = jnp.broadcast_to(
+            self.class_embedding.astype(self.dtype), (len(pixels), 1, self.config.width)
+        )
+        x = jnp.concatenate([class_token, patches], axis=1)
+        x = self.ln_pre(x + self.position_embedding.astype(self.dtype))
+        x = _run_blocks(self.blocks, x, causal=False, remat=self.remat)
+        return self.ln_post(x[:, 0])
+
+    def _embed_patches(self, pixels: Array) -> Array:
+        # A convolution whose stride is its kernel is one matrix product over flattened patches.
+        batch, side, _, channels = pixels.shape
+        p, n = self.config.patch_size, side // self.config.patch_size
+        x = pixels[:, : n * p, : n * p].reshape(batch, n, p, n, p, channels)
+        x = x.swapaxes(2, 3).reshape(batch, n * n, p * p * channels)
+        kernel = self.patch_embedding.astype(self.dtype).reshape(-1, self.config.width)
+        return x @ kernel
+
+
+class CLIP(nnx.Module):
+    """Text and vision tower with their projections into one space and a logit scale."""
+
+    def __init__(
+        self,
+        config: CLIPConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises float32 parameters at random, as OpenAI's code does.
+
+        Args:
+          config: sizes and numerics.
+          dtype: compute type, float32 or bfloat16; softmax and LayerNorm statistics stay float32.
+          remat: recompute each block in the backward pass instead of storing its activations.
+          rngs: NNX random streams.
+        """
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.text = TextTower(config.text, dtype=dtype, remat=remat, rngs=rngs)
+        self.vision = VisionTower(config.vision, dtype=dtype, remat=remat, rngs=rngs)
+        d, w_text, w_vision = config.projection_dim, config.text.width, config.vision.width
+        self.text_projection = _normal(rngs, (w_text, d), w_text**-0.5)
+        self.visual_projection = _normal(rngs, (w_vision, d), w_vision**-0.5)
+        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+
+    def encode_text(self, ids: Array) -> Array:
+        """Projected, unnormalised text features: int `[B, T]` to float32 `[B, D]`."""
+        with _matmul_precision(self.dtype):
+            pooled = self.text(ids)
+            return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
+
+    def encode_image(self, pixels: Array) -> Array:
+        """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
+        with _matmul_precision(self.dtype):
+            pooled = self.vision(pixels)
+            return (pooled @ self.visual_projection.astype(self.dtype)).astype(jnp.float32)
+
+    @staticmethod
+    def from_pretrained(path_or_hub_id: str, *, dtype: DTypeLike = jnp.float32, crop="openai"):
+        """Loads weights, tokenizer and preprocessing; see `negclip_jax.pretrained.from_pretrained`.
+
+        The import is deferred: this module stays free of files, and this method is the one door
+        from the name everybody looks for to the code that reads them.
+        """
+        from negclip_jax.pretrained import from_pretrained
+
+        return from_pretrained(path_or_hub_id, dtype=dtype, crop=crop)
+
+
+def split(model: CLIP) -> tuple[nnx.GraphDef, dict]:
+    """Splits a model into its static graph and a nested dict of arrays (`text/blocks/attn/...`)."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract(
+    config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = False
+) -> tuple[nnx.GraphDef, dict]:
+    """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
+    model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+    return split(model)
+
+
+def _linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def _layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # fast_variance=False: E[x^2] - E[x]^2 loses digits where the mean is large, torch does not.
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.layer_norm_eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def _residual_std(config: TowerConfig) -> float:
+    # Branches add up over depth; OpenAI scales their last layer so that the sum keeps its variance.
+    return config.width**-0.5 * (2 * config.layers) ** -0.5
+
+
+def _stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
+    keys = jax.random.split(rngs.params(), config.layers)
+    return nnx.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(keys)
+
+
+def _run_blocks(blocks: Block, x: Array, *, causal: bool, remat: bool) -> Array:
+    graphdef, params = nnx.split(blocks)
+
+    def body(x, layer):
+        return nnx.merge(graphdef, layer)(x, causal=causal), None
+
+    if remat:
+        # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, x, params)[0]
+
+
+@contextlib.contextmanager
+def _matmul_precision(dtype: jnp.dtype) -> Iterator[None]:
+    """Makes float32 mean float32: GPUs and TPUs otherwise multiply it in TF32 or bfloat16."""
+    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
+        yield
