@@ -1,0 +1,1 @@
+"""Pairs, images and tokens: what training and the benchmarks read. Nothing here knows jax."""
