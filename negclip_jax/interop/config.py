@@ -1,0 +1,267 @@
+"""`config.json` of a Hugging Face CLIP, both ways.
+
+An own reader, because importing `transformers.CLIPConfig` takes two seconds and pulls in torch
+where that is installed, while the rules are few. transformers stays the authority: the tests
+compare this reader with its class on every case below.
+"""
+
+import copy
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from negclip_jax.interop.files import CheckpointError, read_json
+from negclip_jax.interop.writing import copy_other_files, write_json
+from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+
+# Their key to our field; what a config.json leaves out has transformers' default, which is
+# ViT-B/32 and the default of our classes too.
+_TOWER_KEYS = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "mlp_width",
+    "hidden_act": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+}
+_TEXT_KEYS = _TOWER_KEYS | {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "eos_token_id": "eos_token_id",
+}
+_VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
+
+_OTHER_MODELS = {
+    "clip_text_model": "it holds the text tower alone; give a full CLIPModel",
+    "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel",
+    "siglip": "SigLIP pools, masks and scores differently",
+    "siglip2": "SigLIP 2 pools, masks and scores differently",
+    "blip": "BLIP has other towers",
+    "clipseg": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
+}
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_WORDS = {int: "one whole number", float: "a number", str: "a name"}
+
+
+def read_config(directory: Path | str) -> CLIPConfig:
+    """Reads what shapes a CLIP, or changes its arithmetic, from `DIRECTORY/config.json`.
+
+    Follows transformers: absent values have its defaults (ViT-B/32), `text_config_dict` overrides
+    `text_config`, the top-level `projection_dim` rules over those of the towers.
+
+    Raises:
+      CheckpointError: no such file, bad JSON, another architecture, a value of the wrong type.
+    """
+    path = Path(directory) / "config.json"
+    raw = read_json(path)
+    _require_clip(path, raw)
+    text, vision = (_tower_section(path, raw, name) for name in ("text_config", "vision_config"))
+    if vision.get("num_channels", 3) != 3:
+        raise CheckpointError(
+            f"{path}: vision_config.num_channels is {vision['num_channels']}; only 3 (RGB) is read"
+        )
+    try:
+        return CLIPConfig(
+            text=TextConfig(**_fields(text, _TEXT_KEYS, "text_config", TextConfig())),
+            vision=VisionConfig(**_fields(vision, _VISION_KEYS, "vision_config", VisionConfig())),
+            projection_dim=_typed(raw.get("projection_dim", 512), 512, "projection_dim"),
+            logit_scale_init=_typed(
+                raw.get("logit_scale_init_value", 2.6592), 2.6592, "logit_scale_init_value"
+            ),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _require_clip(path: Path, raw: dict) -> None:
+    kind = raw.get("model_type", "clip")
+    if kind != "clip":
+        reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
+        raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
+
+
+def _tower_section(path: Path, raw: dict, name: str) -> dict:
+    """A tower's values. `text_config_dict`, where present, replaces them all, defaults included."""
+    legacy = raw.get(f"{name}_dict")
+    section = (raw.get(name) if legacy is None else legacy) or {}
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: {name} is {section!r}, not an object")
+    return section
+
+
+def _fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dict[str, Any]:
+    return {
+        ours: _typed(section[theirs], getattr(default, ours), f"{where}.{theirs}")
+        for theirs, ours in keys.items()
+        if theirs in section
+    }
+
+
+def _typed(value: Any, example: Any, where: str) -> Any:
+    """Checks a JSON value against the type of our default; sizes may be written `[224, 224]`."""
+    if where.endswith("_size") and isinstance(value, list) and len(set(map(repr, value))) == 1:
+        value = value[0]
+    kinds = (int, float) if isinstance(example, float) else type(example)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{where} is {value!r}, which is not {_WORDS[type(example)]}")
+    # Token ids may be 0, every other whole number is a size.
+    if isinstance(example, int) and value < (0 if where.endswith("_id") else 1):
+        raise ValueError(f"{where} is {value}, which is too small")
+    if isinstance(example, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, which is not finite")
+    return value
+
+
+def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
+    """A complete `config.json` for a model that was not made from a checkpoint.
+
+    Args:
+      config: the model.
+      dtype: of the weights beside it, `"float32"`, `"float16"` or `"bfloat16"`.
+    """
+    text = {theirs: getattr(config.text, ours) for theirs, ours in _TEXT_KEYS.items()}
+    vision = {theirs: getattr(config.vision, ours) for theirs, ours in _VISION_KEYS.items()}
+    legacy = config.text.eos_token_id == LEGACY_EOS_TOKEN_ID
+    start = 0 if legacy else config.text.eos_token_id - 1
+    return corrected(
+        {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "logit_scale_init_value": config.logit_scale_init,
+            "initializer_factor": 1.0,
+            "text_config": {"model_type": "clip_text_model", "bos_token_id": start} | text,
+            "vision_config": {"model_type": "clip_vision_model", "num_channels": 3} | vision,
+        },
+        config,
+        dtype,
+    )
+
+
+def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, Any]:
+    """A base's `config.json` made true for what is exported; everything else is left as it was.
+
+    - `projection_dim` is written at the top and into both towers: LAION's configs say 512 in the
+      towers, and transformers' `CLIPTextModelWithProjection` believes them.
+    - The dtype is stated, because transformers 5 computes in it, and in the base's own spelling.
+      Where the base has none it is `torch_dtype`, which every version reads.
+    """
+    raw = copy.deepcopy(raw)
+    raw.setdefault("architectures", ["CLIPModel"])
+    raw.setdefault("model_type", "clip")
+    raw["projection_dim"] = config.projection_dim
+    if "dtype" not in raw:
+        raw["torch_dtype"] = dtype
+    for tower in ("text_config", "vision_config"):
+        raw[tower] = raw.get(tower) or {}
+        for section in (raw[tower], raw.get(f"{tower}_dict")):
+            if section is not None:
+                section["projection_dim"] = config.projection_dim
+                _restate_dtype(section, dtype)
+    _restate_dtype(raw, dtype)
+    return raw
+
+
+def _restate_dtype(section: dict[str, Any], dtype: str) -> None:
+    section.update({key: dtype for key in ("dtype", "torch_dtype") if key in section})
+
+
+def preprocessor_dict(config: CLIPConfig) -> dict[str, Any]:
+    """A `preprocessor_config.json` with CLIP's own preprocessing at the model's image size."""
+    size = config.vision.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+
+
+def tokenizer_dict(config: CLIPConfig) -> dict[str, Any]:
+    """A `tokenizer_config.json` for a directory that has only vocab.json and merges.txt."""
+    end = "<|endoftext|>"
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": config.text.context_length,
+        "bos_token": "<|startoftext|>",
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+        "do_lower_case": True,
+    }
+
+
+def write_other_files(
+    stage: Path,
+    config: CLIPConfig,
+    base: Path | None,
+    tokenizer: Path | str | None,
+    dtype: str,
+) -> None:
+    """Writes all of an export but its weights: the base's files, or new ones without a base.
+
+    Args and errors are those of `write_config`, with the base that takes its place.
+    """
+    if base is None:
+        write_config(stage, config, dtype=dtype, tokenizer=tokenizer)
+        return
+    copy_other_files(base, stage)
+    raw = read_json(base / "config.json")
+    right = corrected(raw, config, dtype)
+    if right != raw:
+        write_json(stage / "config.json", right)
+
+
+def write_config(
+    directory: Path | str,
+    config: CLIPConfig,
+    *,
+    dtype: str = "float32",
+    tokenizer: Path | str | None = None,
+) -> None:
+    """Writes what stands beside the weights of a model that was not made from a checkpoint.
+
+    That is config.json, preprocessor_config.json (CLIP's mean, std, bicubic resize and centre
+    crop at the model's image size) and, if a tokenizer directory is given, a copy of its files.
+
+    Args:
+      directory: where to write; created if need be.
+      config: the model.
+      dtype: of the weights beside it.
+      tokenizer: directory that holds vocab.json and merges.txt.
+
+    Raises:
+      CheckpointError: the tokenizer directory lacks one of these.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", config_dict(config, dtype))
+    write_json(directory / "preprocessor_config.json", preprocessor_dict(config))
+    if tokenizer is not None:
+        _copy_tokenizer(Path(tokenizer), directory, config)
+
+
+def _copy_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
+    absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]
+    if absent:
+        raise CheckpointError(f"the tokenizer directory {source} has no {' and no '.join(absent)}")
+    write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)

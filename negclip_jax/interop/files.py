@@ -1,0 +1,247 @@
+"""Checkpoint files as other people made them: finding, opening and judging them.
+
+Nothing here knows what CLIP is. Tensors are opened lazily and read one at a time, so that no
+second copy of a checkpoint is ever held.
+"""
+
+import dataclasses
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from negclip_jax.errors import InputError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+OTHER_SUFFIXES = (".msgpack", ".h5", ".pb", ".tflite", ".ot", ".onnx", ".onnx_data", ".gguf")
+WEIGHT_SUFFIXES = frozenset((".safetensors", *PYTORCH_SUFFIXES, *OTHER_SUFFIXES))
+FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LISTED = 10
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read or written; the message lists every problem found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `read()` fetches it; dtype is numpy's name, or the file's own word."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], advice: str) -> str:
+    """One message out of lists of problems: first ten of each kind, with the totals.
+
+    Args:
+      where: the file or directory.
+      problems: kind of problem (`"missing"`) to its cases; kinds without cases are left out.
+      advice: what to do about it.
+    """
+    cases = {kind: list(found) for kind, found in problems.items()}
+    lines = [f"  {kind} ({len(found)}): {_listed(found)}" for kind, found in cases.items() if found]
+    return "\n".join([f"{where} cannot be used:", *lines, f"  {advice}"])
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def resolve(path_or_hub_id: str | Path) -> Path:
+    """Directory of a checkpoint: a local one, or a snapshot of a Hugging Face Hub repository.
+
+    Raises:
+      CheckpointError: no such directory, or the Hub has no such model or cannot be reached.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(
+            f"{path} is a file; give the directory that holds config.json and the weights"
+        )
+    name = str(path_or_hub_id)
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise CheckpointError(f"there is no checkpoint directory {name!r}")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    import huggingface_hub  # a third of a second that local directories need not pay
+
+    def snapshot(*patterns: str) -> Path:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(patterns)))
+
+    try:
+        # Named as the loader reads them: repositories also hold model.fp16.safetensors and such.
+        path = snapshot("*.json", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
+        if not any(path.glob("*.safetensors")):
+            path = snapshot("*.json", "*.txt", "pytorch_model.bin", "pytorch_model-*.bin")
+    except Exception as error:  # httpx, OSError, ValueError: the Hub's errors have no common base
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{hub_id!r} is not a local directory, and the Hugging Face Hub did not give it "
+            f"({type(error).__name__}: {reason}); check the name and the network, or download the "
+            "repository elsewhere and give its directory"
+        ) from error
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON object; a missing, truncated or other file is a `CheckpointError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise CheckpointError(f"{path} is not valid JSON (truncated?): {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def find_weights(directory: Path) -> Path | None:
+    """The file that a loader starts from, by transformers' order of preference, or None."""
+    return next((directory / f for f in WEIGHT_FILES if (directory / f).is_file()), None)
+
+
+def open_weights(directory: Path) -> dict[str, StoredTensor]:
+    """Opens a checkpoint's tensors, keyed by name; nothing is read yet.
+
+    Reads one safetensors file, shards with an index, and the same two of `pytorch_model.bin`
+    (those only through torch's weights-only unpickler, which runs no code).
+
+    Raises:
+      CheckpointError: no weights, damaged files, an index that does not fit its shards.
+    """
+    path = find_weights(directory)
+    if path is None:
+        raise CheckpointError(_no_weights(directory))
+    opener = _open_safetensors if ".safetensors" in path.name else _open_pickle
+    return _open_shards(path, opener) if path.suffix == ".json" else opener(path)
+
+
+def _no_weights(directory: Path) -> str:
+    others = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
+    found = f"; it holds {', '.join(others[:_LISTED])}, which are not read" if others else ""
+    return (
+        f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)}{found}. "
+        "transformers' save_pretrained writes model.safetensors"
+    )
+
+
+def _open_shards(
+    index: Path, opener: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map: it is not an index of shards")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if outside or absent:
+        problems = {"shards outside the directory": outside, "missing shards": absent}
+        raise CheckpointError(problem_report(index, problems, "download the checkpoint again"))
+
+    tensors = {}
+    for shard in shards:
+        opened = opener(index.parent / shard).items()
+        tensors |= {name: t for name, t in opened if weight_map.get(name, shard) == shard}
+    misplaced = [f"{name} (in {weight_map[name]})" for name in weight_map if name not in tensors]
+    if misplaced:
+        problems = {"tensors that their shard does not hold": misplaced}
+        raise CheckpointError(
+            problem_report(index, problems, "the index belongs to other shards; get both again")
+        )
+    return tensors
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        file = safe_open(path, framework="numpy")
+        names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_damaged(path, error)) from error
+
+    def stored(name: str) -> StoredTensor:
+        header = file.get_slice(name)
+        dtype = FLOAT_TYPES.get(header.get_dtype(), header.get_dtype())
+        return StoredTensor(tuple(header.get_shape()), dtype, lambda: file.get_tensor(name))
+
+    return {name: stored(name) for name in names}
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        if file.read(20).startswith(b"version https://git-"):
+            return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there"
+    size = path.stat().st_size
+    return f"{path} ({size:,} bytes) is damaged or incomplete: {error}; download it again"
+
+
+def _open_pickle(path: Path) -> dict[str, StoredTensor]:
+    state = _unpickle(path)
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
+    others = [str(name) for name, value in state.items() if not hasattr(value, "untyped_storage")]
+    if others:
+        raise CheckpointError(f"{path} holds values that are not tensors: {_listed(others)}")
+    return {name: _stored_torch(tensor) for name, tensor in state.items()}
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is a pickle, and reading it safely needs PyTorch: `pip install 'torch>=2.6'`, "
+            "or convert it to model.safetensors with transformers' save_pretrained"
+        ) from error
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        # CVE-2025-32434: before 2.6 `weights_only=True` could still run code.
+        raise CheckpointError(
+            f"{path} is a pickle, and PyTorch {torch.__version__} cannot read one safely: "
+            "`pip install 'torch>=2.6'`"
+        )
+    try:
+        # Only the zip format (torch >= 1.6) can be mapped instead of read whole.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: torch's weights-only loader found something else than tensors "
+            "in it, and loading it otherwise could run code. Convert it to safetensors where it "
+            f"came from. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def _stored_torch(tensor) -> StoredTensor:
+    import torch
+
+    tensor, dtype = tensor.detach(), str(tensor.dtype).removeprefix("torch.")
+
+    def read() -> np.ndarray:
+        if dtype != "bfloat16":
+            return tensor.numpy()
+        # numpy has no bfloat16 of its own: hand the bits over.
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+    return StoredTensor(tuple(tensor.shape), dtype, read)
