@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from negclip_jax.interop.files import CheckpointError, read_json
-from negclip_jax.interop.writing import copy_other_files, write_json
+from negclip_jax.interop.writing import copy_non_weights, write_json
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 
 # Their key to our field; what a config.json leaves out has transformers' default, which is
@@ -221,7 +221,7 @@ def write_other_files(
     if base is None:
         write_config(stage, config, dtype=dtype, tokenizer=tokenizer)
         return
-    copy_other_files(base, stage)
+    copy_non_weights(base, stage)
     raw = read_json(base / "config.json")
     right = corrected(raw, config, dtype)
     if right != raw:

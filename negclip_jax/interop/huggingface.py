@@ -30,9 +30,18 @@ from negclip_jax.interop.files import (
     resolve,
 )
 from negclip_jax.interop.layout import CONV, LINEAR, Key, Slot, expected_shapes, slots
+from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig
 
-__all__ = ["CheckpointError", "load_params", "read_config", "resolve", "save", "write_config"]
+__all__ = [
+    "CheckpointError",
+    "copy_non_weights",
+    "load_params",
+    "read_config",
+    "resolve",
+    "save",
+    "write_config",
+]
 
 
 def _linear(theirs: str, ours: str) -> tuple[Key, Key]:

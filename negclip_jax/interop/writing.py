@@ -70,23 +70,36 @@ def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
         )
 
 
-def copy_other_files(source: Path, destination: Path) -> list[str]:
+def copy_non_weights(source: Path | str, destination: Path | str) -> list[str]:
     """Copies every file that is not a weight, byte for byte; returns their relative names.
 
     Left out: weights of any framework, indexes of shards, and hidden folders (`.git`, `.cache`).
+
+    Args:
+      source: checkpoint directory.
+      destination: directory, created if need be; files of the same name are replaced.
+
+    Raises:
+      CheckpointError: a file that cannot be read or written.
     """
-    copied = []
+    source, destination, copied = Path(source), Path(destination), []
+    try:
+        for name in _non_weights(source):
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            # copyfile follows links: a Hub snapshot is a folder of links into its cache.
+            shutil.copyfile(source / name, destination / name)
+            copied.append(str(name))
+    except OSError as error:
+        raise CheckpointError(f"cannot copy {source} to {destination}: {error}") from error
+    return copied
+
+
+def _non_weights(source: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(source):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = Path(folder).relative_to(source)
         for name in sorted(files):
-            if Path(name).suffix in WEIGHT_SUFFIXES or name.endswith(".index.json"):
-                continue
-            (destination / relative).mkdir(parents=True, exist_ok=True)
-            # copyfile follows links: a Hub snapshot is a folder of links into its cache.
-            shutil.copyfile(source / relative / name, destination / relative / name)
-            copied.append(str(relative / name))
-    return copied
+            if Path(name).suffix not in WEIGHT_SUFFIXES and not name.endswith(".index.json"):
+                yield Path(folder).relative_to(source) / name
 
 
 def write_json(path: Path, content: dict) -> None:

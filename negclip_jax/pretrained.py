@@ -1,0 +1,163 @@
+"""A CLIP with its tokenizer and preprocessing, usable in three lines.
+
+    from negclip_jax.pretrained import from_pretrained
+    model = from_pretrained("openai/clip-vit-base-patch32")
+    model.similarity("street.jpg", ["a street with cars", "a street with no cars"])
+
+This is the door for notebooks and small scripts. Training and evaluation take `graphdef` and
+`params` and call the model inside their own `jax.jit`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.errors import InputError
+from negclip_jax.interop import huggingface
+from negclip_jax.models import clip
+
+_COMPUTE_DTYPES = ("float32", "bfloat16")
+_BATCH = 64  # similarity() encodes this many at a time: 38 MB of 224-pixel images
+
+
+def from_pretrained(
+    path_or_hub_id: str | Path, *, dtype: DTypeLike = jnp.float32, crop: str = "openai"
+) -> "PretrainedCLIP":
+    """Loads a Hugging Face CLIP: weights, tokenizer and preprocessing.
+
+    Args:
+      path_or_hub_id: a local directory, or a repository of the Hugging Face Hub.
+      dtype: of the computation, float32 or bfloat16; parameters and features stay float32.
+      crop: centre-crop convention, "openai" or "transformers", see `data.images`.
+
+    Raises:
+      InputError: a checkpoint, setting or preprocessing file that cannot be used. A missing
+        tokenizer is no error until `tokenize` is called.
+    """
+    if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
+        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
+    directory = huggingface.resolve(path_or_hub_id)
+    config = huggingface.read_config(directory)
+    preprocessor = Preprocessor.from_directory(
+        directory, crop=crop, default_size=config.vision.image_size
+    )
+    params = jax.tree.map(jnp.asarray, huggingface.load_params(directory, config))
+    graphdef, _ = clip.abstract(config, dtype=dtype)
+    return PretrainedCLIP(directory, config, graphdef, params, preprocessor, jnp.dtype(dtype))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PretrainedCLIP:
+    """A loaded model; made by `from_pretrained`.
+
+    Attributes:
+      directory: where it was loaded from.
+      config: sizes and numerics.
+      graphdef: static half of the model: `nnx.merge(graphdef, params)` is the module.
+      params: nested dict of float32 arrays, the tree of `models.clip.split`.
+      preprocessor: images to pixels.
+      dtype: of the computation.
+    """
+
+    directory: Path
+    config: clip.CLIPConfig
+    graphdef: nnx.GraphDef
+    params: dict[str, Any]
+    preprocessor: Preprocessor
+    dtype: np.dtype
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The directory's tokenizer; raises InputError if it has none."""
+        return Tokenizer.from_directory(
+            self.directory, context_length=self.config.text.context_length
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned *logarithm* of the scale: logits are `exp(logit_scale)` x cosine."""
+        return float(self.params["logit_scale"])
+
+    def preprocess(self, images: Any) -> np.ndarray:
+        """One image or a sequence (PIL, path, uint8 array) to float32 `[B, H, W, 3]`."""
+        return self.preprocessor(images)
+
+    def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
+        """One text or a sequence to int32 `[B, context length]`; long texts are truncated."""
+        return self.tokenizer(texts)
+
+    def encode_image(self, pixels: Any) -> Array:
+        """Projected, unnormalised image features.
+
+        Args:
+          pixels: preprocessed float `[B, H, W, 3]`, H and W the model's image size.
+
+        Returns:
+          float32 `[B, D]`. The first call for a shape compiles.
+        """
+        pixels = jnp.asarray(pixels)
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise InputError(f"pixels are {pixels.dtype}, not float: give preprocess(images)")
+        return _encode_image(self.graphdef, self.params, pixels.astype(jnp.float32))
+
+    def encode_text(self, ids: Any) -> Array:
+        """Projected, unnormalised text features.
+
+        Args:
+          ids: token ids, int `[B, T]`, T up to the context length.
+
+        Returns:
+          float32 `[B, D]`. The first call for a shape compiles.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"ids are {ids.dtype}{list(ids.shape)}, not int[B, T]")
+        vocab_size = self.config.text.vocab_size
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+            # JAX would clamp the index and answer with another token's features.
+            raise InputError(
+                f"ids range from {ids.min()} to {ids.max()}, but the model has {vocab_size} tokens"
+            )
+        return _encode_text(self.graphdef, self.params, ids.astype(np.int32))
+
+    def similarity(self, images: Any, texts: str | Sequence[str]) -> np.ndarray:
+        """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`."""
+        pixels, ids = self.preprocess(images), self.tokenize(texts)
+        return _unit_rows(self.encode_image, pixels) @ _unit_rows(self.encode_text, ids).T
+
+    def __repr__(self) -> str:
+        text, vision = self.config.text, self.config.vision
+        millions = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
+        return (
+            f"PretrainedCLIP({str(self.directory)!r}: vision {vision.layers} x {vision.width}, "
+            f"patch {vision.patch_size} of {vision.image_size} px; text {text.layers} x "
+            f"{text.width}, {text.context_length} tokens of {text.vocab_size}; "
+            f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype})"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_image(graphdef: nnx.GraphDef, params: dict, pixels: Array) -> Array:
+    return nnx.merge(graphdef, params).encode_image(pixels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_text(graphdef: nnx.GraphDef, params: dict, ids: Array) -> Array:
+    return nnx.merge(graphdef, params).encode_text(ids)
+
+
+def _unit_rows(encode: Any, inputs: np.ndarray) -> np.ndarray:
+    batches = [inputs[i : i + _BATCH] for i in range(0, max(len(inputs), 1), _BATCH)]
+    features = np.concatenate([np.asarray(encode(batch)) for batch in batches])
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
