@@ -1,0 +1,1 @@
+"""Experiment configurations: `launch.py --config=configs/NAME.py[:VARIANT]`."""

@@ -1,0 +1,79 @@
+"""Fine-tunes CLIP on negation pairs.
+
+    python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=runs/b32 \\
+        --config.model.checkpoint=DIR_OR_HUB_ID \\
+        --config.data.pairs=pairs.json --config.data.images=DIR
+
+Any key of configs/common.py can be set with --config.SECTION.KEY=VALUE. The same command started
+again continues from the newest checkpoint in --workdir.
+"""
+
+import shlex
+import sys
+import time
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, e.g. configs/negationclip.py:vit_b_32.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for checkpoints, metrics and logs; holds all that a restart needs."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"unexpected argument {argv[1]!r}; settings look like --config.KEY=VALUE"
+        )
+    # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
+    # process of the data loader, which imports this file too, starts no JAX.
+    from negclip_jax.errors import InputError
+    from negclip_jax.runtime import console, sharding
+    from negclip_jax.runtime.interrupt import Interrupted
+    from negclip_jax.training.loop import describe_end, train
+
+    console.set_up_logging()
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    started = time.monotonic()
+    try:
+        runtime = config.runtime
+        sharding.start_distributed(
+            runtime.distributed,
+            process_id=runtime.process_id,
+            num_processes=runtime.num_processes,
+        )
+        state = train(config, workdir)
+    except InputError as error:
+        console.fail(str(error))
+        sys.exit(1)
+    except Interrupted as stopped:
+        print(f"{stopped}; to continue:\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a wrong setting is a sentence, not a traceback."""
+    try:
+        positional = flags.FLAGS(argv)
+        _ = _CONFIG.value.seed  # a file that cannot be read is reported at the first access
+        return positional
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        print(f"error: {_sentence(error)}\nSee python launch.py --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    """The last thing that the libraries said, without the tracebacks and quotes around it."""
+    text = str(error.args[0] if error.args else error).replace("\\n", "\n").strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.replace("\\'", "'").split())
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,113 @@
+"""What a person sees: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from negclip_jax.runtime.timing import human_seconds
+
+_PLAIN_EVERY_SECONDS = 10.0
+
+_stderr = Console(stderr=True, highlight=False)
+
+
+class LogFile(logging.FileHandler):
+    """`train.log`: every message with its time. Remote directories get none: they cannot append."""
+
+    def __init__(self, path: epath.Path):
+        super().__init__(str(path), encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def detach(self) -> None:
+        """Stops logging to the file and closes it."""
+        logging.getLogger().removeHandler(self)
+        self.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Messages above the progress bar, or as plain lines; per-window lines stay in the file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
+        style = "yellow" if record.levelno >= logging.WARNING else ""
+        _stderr.print(Text(record.getMessage(), style=style), soft_wrap=True)
+
+
+def set_up_logging() -> None:
+    """Routes the root logger to the console."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.setLevel(logging.INFO)
+    # The libraries below us narrate at INFO; their warnings still pass.
+    for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "httpx", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    root.addHandler(_ConsoleHandler())
+
+
+def log_to_file(directory: epath.Path) -> LogFile | None:
+    """Also routes it to `directory/train.log`; None where the directory is remote."""
+    if "://" in str(directory):
+        return None
+    handler = LogFile(directory / "train.log")
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+class TrainingProgress:
+    """A bar with loss, pairs/s, data-wait share and ETA; elsewhere a line now and then."""
+
+    def __init__(self, *, start: int, total: int, enabled: bool = True):
+        self._total = total
+        self._enabled = enabled
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        if enabled and _stderr.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=_stderr,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start, status="compiling")
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, timing: dict[str, float]) -> None:
+        """Shows the state after `step` updates; `timing` is what `Chrono.window` returned."""
+        if not self._enabled or not timing:
+            return
+        status = (
+            f"loss {loss:.4f}  {timing['pairs_per_second']:,.0f} pairs/s  "
+            f"data wait {timing['data_wait_share']:.0%}  "
+            f"ETA {human_seconds(timing['eta_seconds'])}"
+        )
+        line = f"step {step}/{self._total}  {status}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=status)
+        now = time.monotonic()
+        shown = not self._bar and (
+            now - self._last_line >= _PLAIN_EVERY_SECONDS or step == self._total
+        )
+        self._last_line = now if shown else self._last_line
+        logging.info(line, extra={"file_only": not shown})
+
+
+def fail(message: str) -> None:
+    """Prints an error sentence for a person."""
+    print(f"error: {message}", file=sys.stderr)

@@ -1,0 +1,120 @@
+"""Devices, meshes and placement: the only file that names mesh axes.
+
+The batch is split over both axes. Parameters are replicated along `data` and, where a rule says
+"fsdp", split along `fsdp`; XLA inserts the collectives.
+"""
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from negclip_jax.errors import InputError
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def start_distributed(
+    distributed: str, *, process_id: int | None, num_processes: int | None
+) -> None:
+    """Joins the processes of a TPU pod or a GPU cluster; call before JAX is used.
+
+    Args:
+      distributed: "off" (one process), "auto" (TPU pods, Slurm, MPI: JAX finds the others), or the
+        coordinator as "HOST:PORT", for which the other two arguments are required.
+    """
+    if distributed == "off":
+        return
+    if distributed == "auto":
+        jax.distributed.initialize()
+    elif process_id is None or num_processes is None:
+        raise InputError(
+            f"runtime.distributed={distributed!r} needs runtime.process_id and "
+            "runtime.num_processes as well (or 'auto' where JAX can find them)"
+        )
+    else:
+        jax.distributed.initialize(distributed, num_processes, process_id)
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def make_mesh(*, data: int, fsdp: int, devices: list | None = None) -> Mesh:
+    """Mesh `data x fsdp` over all devices; `data=-1` takes what `fsdp` leaves."""
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise InputError(f"mesh.fsdp={fsdp} does not divide {len(devices)} devices")
+    data = len(devices) // fsdp if data == -1 else data
+    if data * fsdp != len(devices):
+        raise InputError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} is not the number of devices, {len(devices)}"
+        )
+    return Mesh(np.asarray(devices).reshape(data, fsdp), BATCH_AXES)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def of_parameters(mesh: Mesh, params: Any, rules: Any, *, min_shard_size: int) -> Any:
+    """Tree of placements: "fsdp" splits the longest axis that the `fsdp` devices divide.
+
+    Args:
+      params: tree of arrays or shapes.
+      rules: matching tree of "fsdp" or "replicate".
+      min_shard_size: elements; smaller parameters are replicated.
+    """
+    size = mesh.shape["fsdp"]
+
+    def place(leaf, rule) -> NamedSharding:
+        if rule not in ("fsdp", "replicate"):
+            raise InputError(f"mesh.rules: {rule!r} is neither 'fsdp' nor 'replicate'")
+        axes = [a for a, n in enumerate(leaf.shape) if n % size == 0]
+        if rule == "replicate" or size == 1 or not axes or leaf.size < min_shard_size:
+            return replicated(mesh)
+        longest = max(axes, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, P(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(place, params, rules)
+
+
+def check_batch(mesh: Mesh, batch_size: int, microbatches: int, what: str) -> None:
+    """InputError where the batch does not split evenly over devices and micro-batches."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise InputError(f"{what}={batch_size} is not divisible by {mesh.size} devices")
+    if microbatches < 1 or (batch_size // mesh.size) % microbatches:
+        raise InputError(
+            f"train.microbatches={microbatches} does not divide the {batch_size // mesh.size} "
+            f"pairs that each device holds ({what}={batch_size} over {mesh.size} devices)"
+        )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a global batch that this process feeds, ascending int64."""
+    indices = batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[i[0]] for i in indices]))
+
+
+def to_global(mesh: Mesh, tree: Any, batch_size: int) -> Any:
+    """Host arrays that hold `local_rows` to global arrays split over the mesh."""
+    placement = batch(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(placement, x, (batch_size, *x.shape[1:])),
+        tree,
+    )
+
+
+def put(tree: Any, placements: Any) -> Any:
+    """Host arrays (the same on every process) to device arrays, leaf by leaf."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: np.asarray(x)[i]),
+        tree,
+        placements,
+    )

@@ -1,0 +1,140 @@
+"""Where metrics go: `metrics.jsonl` always, TensorBoard and Weights & Biases by configuration.
+
+`metrics.jsonl` holds one line per step and only numbers that the same run would give again, so two
+runs can be compared byte by byte. What depends on the machine (speed, waiting) goes to
+`timing.jsonl`.
+"""
+
+import json
+from typing import Any, Protocol
+
+from etils import epath
+
+from negclip_jax.errors import InputError
+
+
+class MetricWriter(Protocol):
+    """A destination for numbers by step."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds metrics of a step; steps never go back."""
+
+    def flush(self) -> None:
+        """Makes everything written so far durable."""
+
+    def close(self) -> None:
+        """Flushes and releases the destination."""
+
+
+class JsonlWriter:
+    """One JSON object per step; several writes to one step are merged into one line."""
+
+    def __init__(self, path: epath.Path, *, resume_step: int):
+        """Drops lines after `resume_step`: the run is about to write those steps again."""
+        self._path = path
+        self._lines = _lines_up_to(path, resume_step)
+        self._open: dict[str, Any] = {}
+        self._rewrite()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._open and self._open["step"] != step:
+            self._close_line()
+        self._open = {"step": step} | self._open | metrics
+
+    def flush(self) -> None:
+        if self._open:
+            self._close_line()
+        if self._lines:
+            with self._path.open("a") as file:
+                file.writelines(self._lines)
+            self._lines = []
+
+    def close(self) -> None:
+        self.flush()
+
+    def _close_line(self) -> None:
+        self._lines.append(json.dumps(self._open) + "\n")
+        self._open = {}
+
+    def _rewrite(self) -> None:
+        # A crash between these two lines leaves the old file, never half of the new one.
+        partial = self._path.parent / (self._path.name + ".partial")
+        partial.write_text("".join(self._lines))
+        partial.replace(self._path)
+        self._lines = []
+
+
+class TensorBoardWriter:
+    """Event files for TensorBoard, without TensorFlow."""
+
+    def __init__(self, directory: epath.Path, *, resume_step: int):
+        import tensorboardX
+
+        self._writer = tensorboardX.SummaryWriter(
+            str(directory), purge_step=resume_step + 1 if resume_step else None
+        )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbWriter:
+    """A Weights & Biases run, continued under the same id after a restart."""
+
+    def __init__(self, project: str, workdir: epath.Path, config: dict):
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError(
+                "log.wandb is set, but wandb is not installed: pip install 'negclip-jax[wandb]'"
+            ) from error
+        name = workdir.name
+        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def flush(self) -> None:
+        """wandb uploads by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Writers:
+    """Writes to several destinations at once."""
+
+    def __init__(self, writers: list[MetricWriter]):
+        self._writers = writers
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            break  # a line that a crash cut short: nothing after it can be earlier
+    return kept

@@ -1,0 +1,204 @@
+"""The training loop. There is one; objectives, data and evaluators are functions it is given."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from ml_collections import ConfigDict
+
+from negclip_jax.errors import InputError
+from negclip_jax.runtime import sharding
+from negclip_jax.runtime.console import TrainingProgress, log_to_file
+from negclip_jax.runtime.interrupt import Interrupted, StopSignal
+from negclip_jax.runtime.timing import Chrono, human_seconds
+from negclip_jax.runtime.workdir import create as create_workdir
+from negclip_jax.runtime.writers import (
+    JsonlWriter,
+    MetricWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    Writers,
+)
+from negclip_jax.training import patterns
+from negclip_jax.training.evaluation import EvalContext, Evaluator
+from negclip_jax.training.setup import Run, prepare
+from negclip_jax.training.state import TrainState
+
+
+def train(
+    config: ConfigDict,
+    workdir: str,
+    evaluators: Mapping[str, Callable[[EvalContext], Evaluator]] | None = None,
+) -> TrainState:
+    """Trains to the end of the configured run, from its newest checkpoint if there is one.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: receives checkpoints, metrics, logs and the resolved configuration.
+      evaluators: by name, functions that build an evaluator for this run; their numbers are logged
+        as `NAME/...` beside the validation loss `val/...`.
+
+    Returns the final state. Raises InputError for bad input, a loss that is not finite, or a disk
+    that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
+    """
+    is_main = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if is_main and (log_file := log_to_file(create_workdir(workdir))):
+            stack.callback(log_file.detach)
+        run = prepare(config, workdir)
+        stack.callback(run.checkpoints.close)
+        start = int(run.state.step)
+        writers, timing = _writers(run, start) if is_main else (Writers([]), Writers([]))
+        stack.callback(writers.close)
+        stack.callback(timing.close)
+        with StopSignal() as stop:
+            built = {name: build(run.context) for name, build in (evaluators or {}).items()}
+            if run.validation is not None:
+                built = {"val": run.validation} | built
+            progress = TrainingProgress(start=start, total=run.clock.total_steps, enabled=is_main)
+            with progress:
+                log = StepLog(run, writers, timing, progress)
+                return _loop(run, log, built, stop)
+
+
+def _loop(
+    run: Run, log: "StepLog", evaluators: dict[str, Evaluator], stop: StopSignal
+) -> TrainState:
+    """Step, then look, then save: `step` always counts the updates that `state` has seen."""
+    state, total = run.state, run.clock.total_steps
+    eval_every = run.clock.steps(run.config.eval.every, "eval.every")
+    save_every = run.clock.steps(run.config.checkpoint.every, "checkpoint.every")
+    best = run.checkpoints.best_value()
+    start = int(state.step)
+    if start == 0 and evaluators and eval_every:
+        log.evaluate(0, state, evaluators)
+    log.begin(start)
+    for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
+        state, metrics = run.train_step(state, run.frozen, batch)  # returns before it is computed
+        log.push(step, metrics)
+        results: dict[str, float] = {}
+        if evaluators and run.clock.due(step, eval_every):
+            results = log.evaluate(step, state, evaluators)
+        value = results.get(run.config.checkpoint.best, math.inf)
+        interrupted = stop.received is not None and step < total
+        if interrupted or run.clock.due(step, save_every) or value < best or step == total:
+            log.flush()  # raises on a loss that is not finite, so no such state is ever saved
+            with log.chrono.pause():
+                run.checkpoints.save(step, state, results)
+            best = min(best, value)
+        if interrupted:
+            run.checkpoints.wait()
+            raise Interrupted(stop.received, step)
+    run.checkpoints.wait()
+    return state
+
+
+def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
+    """Batches `start` to the end, on the devices; time spent waiting for them is counted."""
+    size = run.loader.batch_size
+    rows = sharding.local_rows(run.mesh, size)
+    batches = run.loader.batches(start, run.clock.total_steps, rows)
+    with contextlib.closing(batches):
+        while True:
+            with chrono.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield sharding.to_global(run.mesh, batch, size)
+
+
+class StepLog:
+    """Collects metrics on the device and reads them once per window, one step late.
+
+    Reading blocks until the step is done. The window that ends at step n is read after step n + 1
+    was started, so the device always has work.
+    """
+
+    def __init__(self, run: Run, writers: Writers, timing: Writers, progress: TrainingProgress):
+        self._run, self._writers, self._timing, self._progress = run, writers, timing, progress
+        self._every = run.clock.steps(run.config.log.every, "log.every")
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self.chrono = Chrono(run.loader.batch_size)
+
+    def begin(self, step: int) -> None:
+        """Starts the clock: `step` updates are done."""
+        self.chrono.begin(step)
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step that has just been started."""
+        if self._pending and self._run.clock.due(self._pending[-1][0], self._every):
+            self._drain()
+        self._pending.append((step, metrics))
+
+    def flush(self) -> None:
+        """Reads and writes everything; afterwards all steps so far are known to be sound."""
+        self._drain()
+        self._writers.flush()
+        self._timing.flush()
+
+    def evaluate(
+        self, step: int, state: TrainState, evaluators: dict[str, Evaluator]
+    ) -> dict[str, float]:
+        """Runs the evaluators on the averaged parameters if there are any, else on the current."""
+        self._drain()
+        params = state.params if state.ema is None else state.ema
+        with self.chrono.pause():
+            full = patterns.merge(self._run.frozen, params)
+            results = {
+                f"{name}/{key}": value
+                for name, evaluator in evaluators.items()
+                for key, value in evaluator(full).items()
+            }
+        self._writers.write(step, results)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
+        logging.info("step %d: %s", step, shown)
+        return results
+
+    def _drain(self) -> None:
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        values = jax.device_get([metrics for _, metrics in pending])
+        for (step, _), metrics in zip(pending, values, strict=True):
+            numbers = {name: float(value) for name, value in metrics.items()}
+            bad = [n for n in ("loss", "grad_norm") if not math.isfinite(numbers[n])]
+            if bad:
+                self._writers.flush()
+                raise InputError(self._not_finite(step, bad[0], numbers))
+            self._writers.write(step, numbers)
+        timing = self.chrono.window(step, self._run.clock.total_steps)
+        self._timing.write(step, timing)
+        self._progress.update(step, numbers["loss"], timing)
+
+    def _not_finite(self, step: int, name: str, numbers: dict[str, float]) -> str:
+        last = self._run.checkpoints.latest_step
+        kept = "no checkpoint was saved" if last is None else f"the last checkpoint is step {last}"
+        return (
+            f"{name} is {numbers[name]} at step {step} (learning rate {numbers['lr']:.2e}, logit "
+            f"scale {numbers['logit_scale']:.3f}); stopped, {kept}. Try a smaller optim.lr, "
+            "optim.clip_norm=1.0 or train.logit_scale_max=4.6052"
+        )
+
+
+def _writers(run: Run, start: int) -> tuple[Writers, Writers]:
+    """Destinations of metrics and of timing; lines after the restored step are dropped."""
+    log, path = run.config.log, run.workdir
+    metrics: list[MetricWriter] = [JsonlWriter(path / "metrics.jsonl", resume_step=start)]
+    timing: list[MetricWriter] = [JsonlWriter(path / "timing.jsonl", resume_step=start)]
+    shared: list[MetricWriter] = []
+    if log.tensorboard:
+        shared.append(TensorBoardWriter(path / "tensorboard", resume_step=start))
+    if log.wandb is not None:
+        shared.append(WandbWriter(log.wandb, path, run.config.to_dict()))
+    return Writers(metrics + shared), Writers(timing + shared)
+
+
+def describe_end(state: TrainState, workdir: str, seconds: float) -> str:
+    """The last line of a run: what was done, and what to do with it."""
+    return (
+        f"done: {int(state.step)} steps in {human_seconds(seconds)}; export with\n"
+        f"  python -m negclip_jax.interop.export --workdir={workdir} --layout=huggingface "
+        f"--out=exported/{workdir.rstrip('/').rsplit('/', 1)[-1]}"
+    )

@@ -1,0 +1,350 @@
+"""Turns a configuration into the parts of a run: each section goes to the one factory it is for."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.loader import Examples, ImageSource, PairLoader, tokenize_pairs
+from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
+from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.errors import InputError
+from negclip_jax.interop import huggingface, writing
+from negclip_jax.models import clip
+from negclip_jax.runtime import sharding, workdir
+from negclip_jax.training import checkpoint, optim, patterns
+from negclip_jax.training import state as train_state
+from negclip_jax.training.durations import Clock
+from negclip_jax.training.evaluation import EvalContext, ValidationLoss
+from negclip_jax.training.state import TrainState
+from negclip_jax.training.step import Objective, make_train_step
+
+# Keys that may change between a run and its continuation without changing what it computes.
+_FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
+_FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
+_FREE += ("model.remat",)
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything the loop needs."""
+
+    config: ConfigDict
+    workdir: epath.Path
+    mesh: Mesh
+    clock: Clock
+    loader: PairLoader
+    checkpoints: checkpoint.Checkpoints
+    train_step: Callable
+    state: TrainState
+    frozen: dict
+    validation: ValidationLoss | None
+    context: EvalContext
+
+
+def prepare(config: ConfigDict, directory: str) -> Run:
+    """Reads everything, places it on the devices and compiles the step.
+
+    Raises InputError for whatever is wrong with files or settings, before anything is computed.
+    """
+    _require(config, "model.checkpoint", "data.pairs", "data.images")
+    path = workdir.create(directory)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    _check_batches(config, mesh)
+    _use_compilation_cache(config.runtime.compilation_cache, path)
+
+    checkpoints = checkpoint.Checkpoints(
+        path, keep=config.checkpoint.keep, best=config.checkpoint.best
+    )
+    resumes = checkpoints.latest_step is not None
+    base = _base_files(path, config.model.checkpoint, resumes)
+    model_config = huggingface.read_config(base)
+    tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
+    preprocess = Preprocessor.from_directory(
+        base, crop=config.data.crop, default_size=model_config.vision.image_size
+    )
+    loader, validation_loader = _loaders(config, tokenizer, preprocess)
+    _compare_with_start(config, path, loader, resumes)
+    clock = _clock(config, loader)
+
+    graphdef, abstract = clip.abstract(
+        model_config, dtype=config.model.dtype, remat=config.model.remat
+    )
+    objective = Objective(graphdef, preprocess.mean, preprocess.std, config.train.microbatches)
+    trainable = patterns.trainable(abstract, config.optim.freeze)
+    schedule, tx = _optimizer(config.optim, abstract, trainable, clock)
+    state, frozen = _restore_or_load(
+        config, path, checkpoints, (model_config, abstract, trainable), tx, mesh
+    )
+    step = make_train_step(
+        objective,
+        tx,
+        schedule=schedule,
+        logit_scale_max=config.train.logit_scale_max,
+        ema_decay=config.train.ema_decay,
+    )
+    return Run(
+        config=config,
+        workdir=path,
+        mesh=mesh,
+        clock=clock,
+        loader=loader,
+        checkpoints=checkpoints,
+        train_step=_compile(step, state, frozen, loader, mesh),
+        state=state,
+        frozen=frozen,
+        validation=_validation(validation_loader, objective, mesh),
+        context=EvalContext(graphdef, mesh, preprocess, tokenizer),
+    )
+
+
+def read_data(
+    *, pairs: str, images: str, captions: str, max_bad_images: float
+) -> tuple[list[Pair], ImageSource]:
+    """Pairs and where their images are, with pairs whose image is missing left out.
+
+    Raises InputError when more images are missing than `max_bad_images` (a share) allows.
+    """
+    needs_negated = captions != "original"
+    if pairs.startswith("tfds:"):
+        if needs_negated:
+            raise InputError("data.pairs=tfds:... has no negated captions; data.captions=original")
+        from negclip_jax.data import tfds
+        all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
+    else:
+        all_pairs = read_pairs(pairs, require_negated=needs_negated)
+    is_tfds = images.startswith("tfds:")
+    if is_tfds:
+        from negclip_jax.data import tfds
+    source = tfds.TfdsImages(*_tfds_name(images)) if is_tfds else ImageDirectory(images)
+    names = {pair.image for pair in all_pairs}
+    missing = set(source.missing(sorted(names)))
+    if missing:
+        shown = ", ".join(sorted(missing)[:5])
+        found = f"{len(missing)} of {len(names)} images are not in {images}: {shown}"
+        if len(missing) > max_bad_images * len(names):
+            raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
+        logging.warning("%s; their pairs are left out", found)
+    return [pair for pair in all_pairs if pair.image not in missing], source
+
+
+def _require(config: ConfigDict, *keys: str) -> None:
+    for key in keys:
+        section, name = key.split(".")
+        if config[section][name] is None:
+            raise InputError(f"config.{key} is not set: pass --config.{key}=...")
+
+
+def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
+    micro = config.train.microbatches
+    sharding.check_batch(mesh, config.train.batch_size, micro, "train.batch_size")
+    if config.eval.batch_size is not None:
+        sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
+
+
+def _use_compilation_cache(cache: str | None, path: epath.Path) -> None:
+    if cache is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", cache.format(workdir=path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _base_files(path: epath.Path, name: str, resumes: bool) -> epath.Path:
+    """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else."""
+    base = path / "base"
+    if not resumes:
+        writing.copy_other_files(huggingface.resolve(name), base)
+    elif not base.exists():
+        raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
+    return base
+
+
+def _loaders(
+    config: ConfigDict, tokenizer: Tokenizer, preprocess: Preprocessor
+) -> tuple[PairLoader, PairLoader | None]:
+    data = config.data
+    pairs, images = read_data(
+        pairs=data.pairs,
+        images=data.images,
+        captions=data.captions,
+        max_bad_images=data.max_bad_images,
+    )
+    train, validation = split_pairs(
+        pairs,
+        validation_fraction=data.validation_fraction,
+        by=data.split_by,
+        seed=data.split_seed,
+    )
+    logging.info(
+        "%s pairs of %s images: %s to train on, %s to validate",
+        *(f"{n:,}" for n in (len(pairs), len({p.image for p in pairs}))),
+        *(f"{n:,}" for n in (len(train), len(validation))),
+    )
+
+    def loader(part: list[Pair], batch_size: int, shuffle: bool) -> PairLoader:
+        return PairLoader(
+            examples=tokenize_pairs(part, tokenizer, captions=data.captions, foils=data.foils),
+            images=images,
+            preprocess=preprocess,
+            batch_size=batch_size,
+            seed=config.seed,
+            shuffle=shuffle,
+            original_fraction=data.original_fraction if data.captions == "mix" else 0.0,
+            workers=data.workers if shuffle else 0,
+            threads=data.threads,
+            max_bad_images=data.max_bad_images,
+        )
+
+    batch_size = config.train.batch_size
+    eval_size = config.eval.batch_size or batch_size
+    return loader(train, batch_size, True), loader(
+        validation, eval_size, False
+    ) if validation else None
+
+
+def _clock(config: ConfigDict, loader: PairLoader) -> Clock:
+    clock = Clock(config.train.batch_size, loader.steps_per_epoch)
+    return dataclasses.replace(clock, total_steps=clock.steps(config.train.total, "train.total"))
+
+
+def _optimizer(
+    section: ConfigDict, abstract: dict, trainable: dict, clock: Clock
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    arguments = section.to_dict()
+    schedule_keys = ("lr", "schedule", "warmup", "end_lr")
+    schedule = optim.learning_rate(**{k: arguments.pop(k) for k in schedule_keys}, clock=clock)
+    arguments.pop("freeze")  # it decided `trainable`
+    return schedule, optim.adamw(abstract, trainable, schedule, **arguments)
+
+
+def _restore_or_load(
+    config: ConfigDict,
+    path: epath.Path,
+    checkpoints: checkpoint.Checkpoints,
+    model: tuple[clip.CLIPConfig, dict, dict],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[TrainState, dict]:
+    """State and frozen parameters: of the newest checkpoint, else of the weights to start from."""
+    model_config, abstract, trainable = model
+    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
+    placements = sharding.of_parameters(
+        mesh, abstract, rules, min_shard_size=config.mesh.min_shard_size
+    )
+    trained_shapes, frozen_shapes = patterns.partition(abstract, trainable)
+    if not trained_shapes:
+        raise InputError("optim.freeze leaves nothing to train")
+    trained_places, frozen_places = patterns.partition(placements, trainable)
+    ema = config.train.ema_decay is not None
+    state_places = train_state.shardings(
+        trained_shapes,
+        tx,
+        mesh,
+        patterns.trained_part(rules, trainable),
+        ema=ema,
+        min_shard_size=config.mesh.min_shard_size,
+    )
+
+    def create(params: dict) -> TrainState:
+        return train_state.create(params, tx, ema=ema)
+
+    _log_parameters(trained_shapes, frozen_shapes)
+    step = checkpoints.latest_step
+    if step is not None:
+        frozen = checkpoint.restore_frozen(
+            path, checkpoint.abstract_of(frozen_shapes, frozen_places)
+        )
+        shapes = jax.eval_shape(create, trained_shapes)
+        logging.info("continuing from step %d in %s", step, path)
+        return checkpoints.restore(step, checkpoint.abstract_of(shapes, state_places)), frozen
+    params = huggingface.load_params(huggingface.resolve(config.model.checkpoint), model_config)
+    trained, frozen = patterns.partition(params, trainable)
+    frozen = sharding.put(frozen, frozen_places)
+    checkpoint.save_frozen(path, frozen)
+    trained = sharding.put(trained, trained_places)
+    return jax.jit(create, out_shardings=state_places)(trained), frozen
+
+
+def _compile(
+    step: Callable, state: TrainState, frozen: dict, loader: PairLoader, mesh: Mesh
+) -> Callable:
+    """Compiles before the loop, so that a batch that does not fit fails in the first minute."""
+    rows = loader.load(0, 0)
+    rows.pop("bad")
+    size, placement = loader.batch_size, sharding.batch(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=placement)
+        for name, x in rows.items()
+    }
+    places = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    compiled = jitted.lower(state, frozen, batch).compile()
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        logging.info(
+            "compiled for %d device(s); per device: %.1f MiB arguments, %.1f MiB temporaries",
+            mesh.size,
+            memory.argument_size_in_bytes / 2**20,
+            memory.temp_size_in_bytes / 2**20,
+        )
+    return compiled
+
+
+def _validation(
+    loader: PairLoader | None, objective: Objective, mesh: Mesh
+) -> ValidationLoss | None:
+    return None if loader is None else ValidationLoss(loader, objective, mesh)
+
+
+def _compare_with_start(
+    config: ConfigDict, path: epath.Path, loader: PairLoader, resumes: bool
+) -> None:
+    """Writes down what the run is, or refuses to continue it as another one."""
+    described = json.loads(json.dumps(config.to_dict()))
+    described["data_fingerprint"] = _fingerprint(loader.examples)
+    if resumes:
+        old = json.loads((path / "config.json").read_text())
+        changed = workdir.differences(old, described)
+        lines = [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
+        fatal = [line for line in lines if not line.startswith(_FREE)]
+        if fatal and not config.runtime.allow_config_change:
+            raise InputError(
+                f"{path} was started differently: {'; '.join(fatal)}. Use another --workdir, or "
+                "--config.runtime.allow_config_change=True to continue it all the same"
+            )
+        for line in lines:
+            logging.warning("changed since the start of this run: %s", line)
+    if jax.process_index() == 0:
+        workdir.record(path, described)
+
+
+def _fingerprint(examples: Examples) -> str:
+    digest = hashlib.sha256("\n".join(examples.images).encode())
+    for array in (examples.texts, examples.foils):
+        digest.update(b"" if array is None else array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _log_parameters(trained: dict, frozen: dict) -> None:
+    def millions(tree: Any) -> float:
+        return sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+
+    logging.info("%.2f M parameters trained, %.2f M frozen", millions(trained), millions(frozen))
+
+
+def _tfds_name(text: str) -> tuple[str, str]:
+    name, _, split = text.removeprefix("tfds:").rpartition("/")
+    if not name:
+        raise InputError(
+            f"cannot read {text!r}: write tfds:NAME/SPLIT, e.g. tfds:coco_captions/train"
+        )
+    return name, split

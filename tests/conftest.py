@@ -1,0 +1,122 @@
+"""Eight virtual CPU devices, set before JAX is imported, and tiny models and data for all tests."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from flax import nnx
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # for the few helper modules that tests share
+
+# Compiling dominates these tests; workers and runs share what was compiled before.
+_CACHE = os.environ.get(
+    "NEGCLIP_TEST_CACHE", os.path.join(tempfile.gettempdir(), "negclip_jax_test_cache")
+)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# Grain's worker processes read absl flags, which only app.run parses.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Real photos, captions and vocabulary, which are not part of the repository."""
+    path = pathlib.Path(os.environ.get("NEGCLIP_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real photos and captions are not at {path} (set NEGCLIP_TEST_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A CLIP of two blocks and width 32 with every size different from every other."""
+    from negclip_jax.models import clip
+
+    return clip.CLIPConfig(
+        text=clip.TextConfig(
+            width=32,
+            layers=2,
+            heads=2,
+            mlp_width=64,
+            vocab_size=600,
+            context_length=24,
+            eos_token_id=599,
+        ),
+        vision=clip.VisionConfig(
+            width=48, layers=2, heads=3, mlp_width=80, image_size=32, patch_size=8
+        ),
+        projection_dim=40,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(tmp_path_factory) -> pathlib.Path:
+    """A byte-level vocabulary without merges in the files of a real one."""
+    from negclip_jax.data.tokens import byte_symbols
+
+    path = tmp_path_factory.mktemp("vocabulary")
+    symbols = list(byte_symbols().values())
+    vocab = [*symbols, *(s + "</w>" for s in symbols)]
+    vocab += [f"unused{i}" for i in range(600 - len(vocab) - 2)]
+    vocab += ["<|startoftext|>", "<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config, tiny_vocabulary, tmp_path_factory) -> pathlib.Path:
+    """A Hugging Face directory with random weights of `tiny_config`."""
+    from negclip_jax.interop import huggingface
+    from negclip_jax.models import clip
+
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    _, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
+    huggingface.save(path, tiny_config, params, tokenizer=tiny_vocabulary)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory) -> pathlib.Path:
+    """A folder with 40 images, two captions each, in the layout of NegationCLIP's released file.
+
+    `images/*.png` (half of them not square) and `pairs.json`.
+    """
+    path = tmp_path_factory.mktemp("pairs")
+    (path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(40):
+        size = (40, 32) if i % 2 else (36, 36)
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(path / "images" / f"{i:03d}.png")
+        images.append({"id": i, "file_name": f"{i:03d}.png"})
+        for j in range(2):
+            annotations.append(
+                {
+                    "id": 2 * i + j,
+                    "image_id": i,
+                    "caption": f"thing {i}",
+                    "updated_caption": f"{i} no {j}",
+                    "foils": [f"no {i}"] if j else [],
+                }
+            )
+    content = {"images": images, "annotations": annotations}
+    (path / "pairs.json").write_text(json.dumps(content))
+    return path
