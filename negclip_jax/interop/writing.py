@@ -63,7 +63,7 @@ def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
     if not any(out.iterdir()):
         return
     if not overwrite:
-        raise CheckpointError(f"{out} is not empty; give another directory, or overwrite it")
+        raise CheckpointError(f"{out} is not empty; give another directory, or replace it (--overwrite)")
     if not (out / "config.json").is_file():
         raise CheckpointError(
             f"{out} has no config.json, so it is not an earlier export and is not overwritten"
