@@ -37,7 +37,7 @@ def base() -> ConfigDict:
     config.data.crop = "openai"  # "openai" rounds the crop offset, "transformers" floors it
     config.data.max_bad_images = 0.01  # share of images that may be missing or unreadable
     config.data.workers = 0  # processes that load images; 0: threads of this process
-    config.data.threads = 16  # threads per process
+    config.data.threads = 16  # threads that load images when workers is 0
 
     config.train = ConfigDict()
     config.train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them

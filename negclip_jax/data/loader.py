@@ -102,7 +102,7 @@ class PairLoader:
         for validation: file order, the last batch padded, with a `mask`.
       original_fraction: share of examples that show the second of two captions.
       workers: processes; 0 uses threads of this one. The batches are the same.
-      threads: per process.
+      threads: that load images when there are no worker processes.
       max_bad_images: share of the distinct images that may fail before the run is stopped.
     """
 
@@ -156,7 +156,7 @@ class PairLoader:
             ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * rows)
             return examples.to_iter_dataset(ahead).batch(rows)
         # Processes hand over whole batches: one message each, not one per image.
-        ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2)
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
         return examples.batch(rows).to_iter_dataset(ahead).mp_prefetch(processes)
 
