@@ -12,11 +12,14 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
 import numpy as np
 import regex
+
+from negclip_jax.errors import InputError
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -32,7 +35,7 @@ _WORDS = regex.compile(
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(InputError):
     """A vocabulary that cannot be used, or a text that it cannot express."""
 
 
@@ -188,7 +191,7 @@ class Tokenizer:
         """Joins the neighbours of lowest rank, everywhere at once, until no merge applies."""
         ranks, never = self._ranks, len(self._ranks)
         while len(parts) > 1:
-            best = min(zip(parts, parts[1:], strict=False), key=lambda p: ranks.get(p, never))
+            best = min(pairwise(parts), key=lambda p: ranks.get(p, never))
             if best not in ranks:
                 break
             parts = _join(parts, *best)

@@ -74,7 +74,7 @@ def test_equals_openai_on_every_negbench_caption(clip, openai):
     assert (np.count_nonzero(ours == clip.eos_id, axis=1) == 1).all()
 
 
-PIECES = (
+STRANGE = (
     "cat no there's DON'T won't 'S 'LL it\u2019s \u201cno\u201d &amp; &#39; &lt;b&gt; &amp;quot; "
     "&nbsp; &bogus; & <i> caf\u00e9 na\u00efve caf\u00c3\u00a9 \u00e2\u20ac\u2122 "
     "\u00c3\u00a0 \ufb01sh \uff28\uff29 \U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 "
@@ -82,16 +82,16 @@ PIECES = (
     "'\u017f \u0130 \u1e9e \u03a3\u03a3 \u212a \u00b2\u00bd \u2163 1234 3.14 _ -- ... "
     "\u00a0 \u3000 \u2028 \r\n \x1c \x85 \x0b \x07 \x1b[0m \ud800 \ufeff \u200b e\u0301 \x80\x99 "
     "\u00a0\u0192 #$%^*()[]{}|\\ \u20ac\u00a3 \ufffd \u1f88 \u0345 \u0149 \ua7fb \U0001d400"
-).split(" ")
+)
 
 
 def fuzzed(count: int) -> list[str]:
-    rng = random.Random(0)
+    rng, pieces = random.Random(0), STRANGE.split(" ")
 
     def piece() -> str:
         kind = rng.random()
         if kind < 0.6:
-            return rng.choice(PIECES)
+            return rng.choice(pieces)
         if kind < 0.8:
             return "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randrange(1, 8)))
         limit = rng.choice([0x100, 0x800, 0x3100, 0xD800])

@@ -1,0 +1,349 @@
+"""Images on disk to CLIP's pixels, exactly as CLIP was trained: PIL bicubic, centre crop.
+
+Two conventions of the centre crop are in use and both are offered, `Preprocessor.crop`:
+
+- ``"openai"``: OpenAI's clip and open_clip (torchvision) cut at ``round((n - size) / 2)``, halves
+  to even. The published recipe used it.
+- ``"transformers"``: `CLIPImageProcessor` cuts at ``(n - size) // 2``.
+
+They differ where ``n - size`` is 3 more than a multiple of 4, by one pixel: 23 % of COCO photos.
+
+What differs from each reference, on purpose: images become RGB *before* the resize, as
+transformers does (OpenAI resizes palette and 1-bit images in their own mode, then converts);
+16-bit grey is scaled to 8 bits where Pillow's own conversion clips it; of an image whose resized
+long side would pass 32,768 pixels (thinner than 1:146 at 224) only the part under the crop is
+resized, which rounds differently between Pillow's two passes: a level or two in smooth parts.
+"""
+
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from negclip_jax.data.records import unsafe_name
+from negclip_jax.errors import InputError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CROPS = ("openai", "transformers")
+
+# A longer side than this is never made: 22 MB at 224 pixels, where a 1x5000 image would need
+# 750 MB to be resized whole and then lose all but its middle.
+_LONGEST_RESIZED = 32_768
+
+
+class ImageError(InputError):
+    """An image that cannot be read or used; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """CLIP's preprocessing: shortest side to `resize`, centre crop to `size`, mean and std.
+
+    Attributes:
+      size: height and width of the result, in pixels.
+      resize: shortest side after the bicubic resize, in pixels, at least `size`.
+      crop: "openai" or "transformers", see the module's docstring.
+      mean, std: of red, green and blue, for values in 0..1.
+      exif: turn the image as its EXIF orientation says. CLIP's own pipelines do not.
+    """
+
+    size: int = 224
+    resize: int = 224
+    crop: str = "openai"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    exif: bool = False
+
+    def __post_init__(self):
+        if self.crop not in CROPS:
+            raise ImageError(f"crop is {self.crop!r}: it must be one of {', '.join(CROPS)}.")
+        if not 0 < self.size <= self.resize:
+            raise ImageError(
+                f"size is {self.size} and resize {self.resize}: the crop must be at least one "
+                "pixel and no larger than the resized shortest side."
+            )
+        numbers = all(isinstance(v, (int, float)) for v in (*self.mean, *self.std))
+        if not (len(self.mean) == len(self.std) == 3 and numbers and min(self.std) > 0):
+            raise ImageError(
+                f"mean is {self.mean} and std {self.std}: each needs one value for red, green and "
+                "blue, and std must be above 0."
+            )
+
+    @classmethod
+    def from_directory(
+        cls, directory: str | Path, crop: str = "openai", default_size: int | None = None
+    ) -> "Preprocessor":
+        """Reads the preprocessing of a Hugging Face checkpoint directory.
+
+        From the `image_processor` section of `processor_config.json` (transformers 5) or from
+        `preprocessor_config.json`, in transformers' order. Where neither exists, CLIP's settings
+        at `default_size`, the model's image size. Raises ImageError, naming file and setting, for
+        anything but CLIP's pipeline.
+        """
+        directory = Path(directory)
+        for file, section in (("processor_config.json", "image_processor"), (None, None)):
+            path = directory / (file or "preprocessor_config.json")
+            settings = _read_settings(path, section) if path.is_file() else None
+            if settings is not None:
+                return cls(crop=crop, **_clip_settings(settings, path))
+        if default_size is None:
+            raise ImageError(
+                f"{directory} has no preprocessor_config.json: copy it from the checkpoint, or "
+                "give the model's image size as default_size."
+            )
+        return cls(size=default_size, resize=default_size, crop=crop)
+
+    def uint8(self, image: Image.Image) -> np.ndarray:
+        """Resized and cropped pixels, uint8 `[size, size, 3]`, bit-equal to the reference."""
+        image = to_rgb(_upright(image) if self.exif else image)
+        width, height = image.size
+        short = min(width, height)
+        # int(), not round(): torchvision's and transformers' rule for the long side.
+        new_width, new_height = (
+            self.resize if n == short else int(self.resize * n / short) for n in image.size
+        )
+        left, top = self._offset(new_width), self._offset(new_height)
+        if max(new_width, new_height) <= _LONGEST_RESIZED:
+            image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+            image = image.crop((left, top, left + self.size, top + self.size))
+        else:
+            x, y = width / new_width, height / new_height
+            box = (left * x, top * y, (left + self.size) * x, (top + self.size) * y)
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        return np.asarray(image)
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 `[..., 3]` to float32 `(pixels / 255 - mean) / std`, in OpenAI's order."""
+        if pixels.dtype != np.uint8:
+            raise ImageError(f"normalise takes uint8 pixels, got {pixels.dtype}.")
+        scaled = pixels.astype(np.float32)
+        scaled /= np.float32(255)
+        scaled -= np.array(self.mean, np.float32)
+        scaled /= np.array(self.std, np.float32)
+        return scaled
+
+    def __call__(self, images) -> np.ndarray:
+        """Model input float32 `[B, size, size, 3]` from one image or a sequence of them.
+
+        An image is a PIL image, a path, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; an
+        array `[B, H, W, 3]` is B images. Raises ImageError for anything else.
+        """
+        single = isinstance(images, (Image.Image, str, os.PathLike))
+        single = single or getattr(images, "ndim", 4) < 4
+        pixels = [self.uint8(_as_image(image)) for image in ([images] if single else images)]
+        if not pixels:
+            return np.zeros((0, self.size, self.size, 3), np.float32)
+        return self.normalise(np.stack(pixels))
+
+    def _offset(self, length: int) -> int:
+        if self.crop == "openai":
+            return round((length - self.size) / 2)  # Python's round: halves to even
+        return (length - self.size) // 2
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB.
+
+    Alpha is dropped, not composited, and palette images take their colours: what OpenAI's
+    `convert("RGB")` does. Grey of more than 8 bits is scaled, see `_grey_to_8_bits`. Of an
+    animated image the current frame is taken, the first one after opening.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
+        grey.info.update(image.info)
+        image = grey
+    elif image.mode in ("P", "PA", "La", "RGBa"):
+        # Premultiplied modes have no direct conversion, and palettes with transparency warn
+        # without this step. The colours are the same.
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of modes I;16, I and F to uint8.
+
+    I;16 spans 0..65535. I and F do not say what they span: 0..1 (F only), 0..255 and 0..65535 are
+    taken as such by their extremes, anything else is stretched from its own least to greatest.
+    """
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    if mode.startswith("I;16"):
+        low, high = 0, 65_535
+    else:
+        spans = ([1] if mode == "F" else []) + [255, 65_535]
+        low, high = next(((0, span) for span in spans if low >= 0 and high <= span), (low, high))
+    return np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block does not say how to turn the image
+        return image
+
+
+def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Image:
+    """Decodes an image file, or its bytes, to a PIL image in mode RGB.
+
+    `name` is what messages call it, by default the path. Every failure is an ImageError that
+    names the image and the reason: missing, empty, not an image, truncated, too large to trust
+    (Pillow's decompression-bomb limit).
+    """
+    in_memory = isinstance(data, (bytes, bytearray, memoryview))
+    name = name or ("image in memory" if in_memory else os.fspath(data))
+    try:
+        with Image.open(BytesIO(data) if in_memory else data) as image:
+            image.load()
+            return to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise nearly every type on a malformed file
+        raise ImageError(f"{name}: {_reason(error, data, in_memory)}.") from error
+
+
+def _reason(error: Exception, data, in_memory: bool) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such image file"
+    if isinstance(error, OSError) and error.errno:
+        return f"the image cannot be read ({error.strerror})"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"the image is too large to decode safely ({str(error).rstrip('.')})"
+    if isinstance(error, Image.UnidentifiedImageError):
+        if not (len(data) if in_memory else os.path.getsize(data)):
+            return "the image file is empty"
+        return "this is not an image that Pillow can read"
+    return f"the image is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
+
+
+class ImageDirectory:
+    """Images by their name under one directory. Pickles to two strings."""
+
+    def __init__(self, root: str | os.PathLike):
+        """Raises ImageError if `root` is not a directory."""
+        self.root = os.fspath(root)
+        if not os.path.isdir(self.root):
+            raise ImageError(f"The image directory {self.root} does not exist.")
+        self._real_root = os.path.realpath(self.root)
+
+    def open(self, name: str) -> Image.Image:
+        """The image `name` in mode RGB.
+
+        Raises ImageError for a name that leaves the directory, by itself or through a symbolic
+        link, and for whatever `decode` refuses.
+        """
+        path = os.path.join(self.root, self._checked(name))
+        real = os.path.realpath(path)
+        if os.path.commonpath((real, self._real_root)) != self._real_root:
+            raise ImageError(
+                f"{name}: a symbolic link leads out of the image directory {self.root} to {real}; "
+                "copy the file, or use the directory that it lies in as the image directory."
+            )
+        return decode(path, name=path)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are not files, each once and in order.
+
+        Lists each directory that occurs once: 100,000 names cost one listing, not 100,000 stats.
+        Raises ImageError for a name that leaves the directory.
+        """
+        present: dict[str, set[str]] = {}
+        absent = []
+        for name in dict.fromkeys(names):
+            folder, file = posixpath.split(posixpath.normpath(self._checked(name)))
+            if folder not in present:
+                present[folder] = _files(os.path.join(self.root, folder))
+            if file not in present[folder]:
+                absent.append(name)
+        return absent
+
+    def _checked(self, name: str) -> str:
+        reason = unsafe_name(name)
+        if reason:
+            raise ImageError(f"The image name {name!r} {reason}: refused.")
+        return name
+
+
+def _files(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise ImageError(f"The image directory {folder}: {error.strerror}.") from None
+
+
+def _as_image(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return decode(image)
+    shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
+    usable = shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4)))
+    if dtype != np.uint8 or not usable or 0 in shape:
+        what = type(image).__name__ if shape is None else f"{dtype} array of shape {tuple(shape)}"
+        raise ImageError(
+            f"An image must be a PIL image, a path or a uint8 array [H, W, 3], got {what}."
+        )
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _read_settings(path: Path, section: str | None) -> dict | None:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be read as JSON: {error}.") from None
+    if isinstance(settings, dict) and section is not None:
+        settings = settings.get(section)
+        if settings is None:  # written before transformers 5: no nested section
+            return None
+    if not isinstance(settings, dict):
+        raise ImageError(f"{path} does not hold a table of preprocessing settings.")
+    return settings
+
+
+def _clip_settings(settings: dict, path: Path) -> dict:
+    """Arguments of Preprocessor from transformers' settings, absent ones being CLIP's."""
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
+    expected = {
+        "do_resize": (True,),
+        "do_center_crop": (True,),
+        "do_rescale": (True,),
+        "do_normalize": (True,),
+        "resample": (3,),
+    }
+    wrong = {k: v for k, v in settings.items() if k in expected and v not in expected[k]}
+    if "CLIP" not in kind:
+        wrong["image_processor_type"] = kind
+    if abs((settings.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-6:
+        wrong["rescale_factor"] = settings["rescale_factor"]
+    if wrong:
+        shown = ", ".join(f"{k}={v!r}" for k, v in wrong.items())
+        raise ImageError(
+            f"{path} asks for preprocessing that is not CLIP's ({shown}): only bicubic resize, "
+            "centre crop, division by 255 and normalisation are supported."
+        )
+    return {
+        "resize": _side(settings.get("size", 224), ("shortest_edge",), "size", path),
+        "size": _side(settings.get("crop_size", 224), ("height", "width"), "crop_size", path),
+        "mean": tuple(settings.get("image_mean", CLIP_MEAN)),
+        "std": tuple(settings.get("image_std", CLIP_STD)),
+    }
+
+
+def _side(value: int | dict, keys: Sequence[str], setting: str, path: Path) -> int:
+    sides = {value} if not isinstance(value, dict) else {value.get(key) for key in keys}
+    side = sides.pop()
+    if sides or type(side) is not int or (isinstance(value, dict) and set(value) != set(keys)):
+        raise ImageError(
+            f"{path}: {setting} is {value!r}; CLIP's is a number of pixels or "
+            f"{dict.fromkeys(keys, 224)!r} (the crop is square)."
+        )
+    return side

@@ -1,0 +1,387 @@
+"""Files of negation pairs, in and out.
+
+A pair is an image, its original caption and a caption that says what is absent. Files are COCO
+JSON as NegationCLIP released it (`updated_caption` beside `caption` in each annotation), JSONL
+and Parquet, all with the same content. Everything wrong with a file is reported in one error.
+"""
+
+import json
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
+
+__all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "write_pairs"]
+
+_log = logging.getLogger(__name__)
+
+FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")
+
+
+def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
+    """Reads the pairs of a COCO JSON, JSONL or Parquet file, in the order of the file.
+
+    COCO: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`, and optionally
+    `updated_caption`, `foils`, `object`, `provenance`); image ids become strings. JSONL and
+    Parquet: the fields of `Pair`, of which `image` and `caption` are required and `image_id`
+    defaults to `image`. Image names are normalised ("a//./b" to "a/b").
+
+    With `require_negated`, records without a negated caption are left out, unchecked, and counted
+    in the log; without it they are read with `negated=None`.
+
+    Raises PairError for a file that cannot be read, and once for everything wrong in its records.
+    """
+    file = _File(Path(path), require_negated)
+    form = _format_of(file.path)
+    try:
+        pairs = [pair for pair in _READERS[form](file) if pair is not None]
+    except OSError as error:
+        raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
+    file.raise_problems()
+    key = "updated_caption" if form == "coco" else "negated"
+    if not pairs and file.dropped:
+        raise PairError(
+            f'{path}: none of its {file.dropped} records has "{key}", the negated caption. Write '
+            'them with data_gen, or set data.captions="original" to train on plain captions.'
+        )
+    if not pairs:
+        raise PairError(f"{path} holds no captions: there is nothing to train on.")
+    left_out = f", {file.dropped} records without {key} left out" if file.dropped else ""
+    _log.info("%s: %d pairs%s", path, len(pairs), left_out)
+    return pairs
+
+
+class _File:
+    """A file while it is read: builds pairs, counts what is left out, collects what is wrong."""
+
+    def __init__(self, path: Path, require_negated: bool):
+        self.path, self.require_negated, self.dropped = path, require_negated, 0
+        self._problems: dict[str, list[str]] = {}
+        self._names: dict[str, str] = {}  # checked name to normalised, one string an image
+
+    def leaves_out(self, negated) -> bool:
+        skip = self.require_negated and negated is None
+        self.dropped += skip
+        return skip
+
+    def problem(self, what: str, where: str) -> None:
+        self._problems.setdefault(what, []).append(where)
+
+    def pair(self, where: str, record: dict) -> Pair | None:
+        """The pair of a record with the fields of Pair, or None with its problems noted."""
+        image = self.name(record["image"], where)
+        caption = self._text(record["caption"], "caption", where)
+        negated, foils = record["negated"], record["foils"]
+        if negated is not None:
+            negated = self._text(negated, "negated caption", where)
+        foils = (foils,) if isinstance(foils, str) else () if foils is None else foils
+        if not isinstance(foils, (list, tuple)):
+            self.problem("foils is not a list of strings", where)
+            return None
+        foils = tuple([self._text(foil, "foil", where) for foil in foils])
+        for key in ("object", "provenance"):
+            if not isinstance(record[key], str | None):
+                self.problem(f"{key} is not a string", where)
+        image_id = image if record["image_id"] is None else _identity(record["image_id"])
+        if image_id is None and image is not None:
+            self.problem("image_id is neither a string nor a whole number", where)
+        if image is None or caption is None or image_id is None:
+            return None
+        return Pair(
+            image,
+            caption,
+            negated,
+            foils,
+            record["object"],
+            record["provenance"],
+            image_id=image_id,
+        )
+
+    def name(self, name, where: str) -> str | None:
+        """The image name, normalised, or None if it must not be used."""
+        known = self._names.get(name) if isinstance(name, str) else None
+        if known is not None:
+            return known
+        reason = unsafe_name(name)
+        if reason is not None:
+            shown = f" {name!r}" if isinstance(name, str) and name else ""
+            self.problem(f"the image name {reason}", where + shown)
+            return None
+        self._names[name] = posixpath.normpath(name)
+        return self._names[name]
+
+    def _text(self, text, what: str, where: str) -> str | None:
+        if not isinstance(text, str):
+            self.problem(f"the {what} is {'missing' if text is None else 'not a string'}", where)
+        elif not text.strip():
+            self.problem(f"the {what} is empty", where)
+        elif not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            self.problem(f"the {what} is not valid Unicode (half a surrogate pair)", where)
+        else:
+            return text
+        return None
+
+    def raise_problems(self) -> None:
+        if not self._problems:
+            return
+        parts = []
+        for what, places in self._problems.items():
+            shown = 5 if what.startswith("image_id") else 10
+            more = f" and {len(places) - shown} more" if len(places) > shown else ""
+            parts.append(f"{what} ({len(places)}): {', '.join(places[:shown])}{more}")
+        total = sum(map(len, self._problems.values()))
+        raise PairError(
+            f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. "
+            "Correct or remove these records; nothing was read."
+        )
+
+
+def _identity(value) -> str | None:
+    """Image ids are compared as strings: COCO's are numbers, other files' are not."""
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+
+
+def _format_of(path: Path) -> str:
+    """ "parquet", "jsonl" or "coco", from the first bytes where they tell, else the extension."""
+    if not path.exists():
+        raise PairError(f"There is no file of pairs at {path}.")
+    if path.is_dir():
+        raise PairError(f"{path} is a directory: give the file of pairs itself.")
+    try:
+        with path.open("rb") as file:
+            start = file.readline(1 << 20)
+    except OSError as error:
+        raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not start:
+        raise PairError(f"{path} is empty (0 bytes).")
+    if start.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
+        return "parquet"
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return "jsonl"
+    try:
+        first = json.loads(start)
+    except (ValueError, RecursionError):
+        return "coco"
+    return "jsonl" if isinstance(first, dict) and "image" in first else "coco"
+
+
+def _load_json(path: Path):
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if not text.strip():
+            raise PairError(f"{path} is empty: it holds only white space.")
+        return json.loads(text)
+    except UnicodeDecodeError as error:
+        raise PairError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
+    except json.JSONDecodeError as error:
+        # A file that was cut ends inside a value, or inside a string that never closes.
+        cut = error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
+        raise PairError(
+            f"{path} is not valid JSON at line {error.lineno} column {error.colno} (character "
+            f"{error.pos} of {len(text)}): {error.msg}."
+            + (" The file seems to be cut short: copy or write it again." if cut else "")
+        ) from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, PairError):
+            raise
+        raise PairError(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def _read_coco(file: _File) -> Iterator[Pair | None]:
+    content = _load_json(file.path)
+    if not isinstance(content, dict):
+        raise PairError(
+            f"{file.path} is not in the COCO layout: it holds a {type(content).__name__}, not an "
+            'object with "images" and "annotations".'
+        )
+    for key in ("images", "annotations"):
+        if not isinstance(content.get(key), list):
+            what = "is not a list" if key in content else "is missing"
+            raise PairError(f'{file.path} is not in the COCO layout: the key "{key}" {what}.')
+    names = _coco_images(content["images"], file)
+    for index, annotation in enumerate(content["annotations"]):
+        where = f"annotations[{index}]"
+        if not isinstance(annotation, dict):
+            file.problem("not an object", where)
+            continue
+        if "id" in annotation:
+            where += f" (id {annotation['id']})"
+        if file.leaves_out(annotation.get("updated_caption")):
+            continue
+        image_id = _identity(annotation.get("image_id"))
+        if image_id is None:
+            file.problem("image_id is missing or no id", where)
+        elif image_id not in names:
+            file.problem('image_id is not among "images"', f"{image_id} in {where}")
+        elif names[image_id] is not None:
+            image = {"image": names[image_id], "image_id": image_id}
+            yield file.pair(where, _record(annotation, "updated_caption") | image)
+
+
+def _coco_images(images: list, file: _File) -> dict[str, str | None]:
+    """File names by image id; None where the name is a problem, noted already."""
+    names: dict[str, str | None] = {}
+    for index, image in enumerate(images):
+        where = f"images[{index}]"
+        image_id = _identity(image.get("id")) if isinstance(image, dict) else None
+        if image_id is None:
+            file.problem('an entry of "images" has no id', where)
+        elif image_id in names:
+            file.problem('two entries of "images" share an id', f"{image_id} in {where}")
+        elif "file_name" not in image:
+            file.problem('an entry of "images" has no file_name', f"{where} (id {image_id})")
+            names[image_id] = None
+        else:
+            names[image_id] = file.name(image["file_name"], f"{where} (id {image_id})")
+    return names
+
+
+def _record(source: dict, negated_key: str = "negated") -> dict:
+    record = {key: source.get(key) for key in FIELDS}
+    if record["foils"] is None:
+        record["foils"] = source.get("foil")
+    record["negated"] = source.get(negated_key)
+    return record
+
+
+def _read_jsonl(file: _File) -> Iterator[Pair | None]:
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                source = json.loads(text) if text.strip() else None
+            except (ValueError, RecursionError) as error:
+                column = f" column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                file.problem("not valid JSON", where + column)
+                continue
+            if source is None and not text.strip():
+                continue
+            if not isinstance(source, dict):
+                file.problem("not an object", where)
+            elif not file.leaves_out(source.get("negated")):
+                yield file.pair(where, _record(source))
+
+
+def _read_parquet(file: _File) -> Iterator[Pair | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file.path)
+        _check_columns(parquet.schema_arrow, file.path)
+        columns = [name for name in parquet.schema_arrow.names if name in (*FIELDS, "foil")]
+        row = 0
+        for batch in parquet.iter_batches(columns=columns):
+            for source in batch.to_pylist():
+                if not file.leaves_out(source.get("negated")):
+                    yield file.pair(f"row {row}", _record(source))
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise PairError(
+            f"{file.path} cannot be read as Parquet ({str(error).rstrip('.')}): it is damaged, cut "
+            "short or of another format."
+        ) from None
+
+
+def _check_columns(schema, path: Path) -> None:
+    from pyarrow import types
+
+    def is_text(kind) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+    def is_usable(name: str, kind) -> bool:
+        if name == "image_id" and types.is_integer(kind):
+            return True
+        if name == "foils" and (types.is_list(kind) or types.is_large_list(kind)):
+            return is_text(kind.value_type) or types.is_null(kind.value_type)
+        return is_text(kind) or (types.is_null(kind) and name not in ("image", "caption"))
+
+    missing = [name for name in ("image", "caption") if name not in schema.names]
+    wrong = [
+        f.name for f in schema if f.name in (*FIELDS, "foil") and not is_usable(f.name, f.type)
+    ]
+    if missing:
+        raise PairError(f'{path} has no column "{missing[0]}"; it has: {", ".join(schema.names)}.')
+    if wrong:
+        shown = ", ".join(f'"{name}" ({schema.field(name).type})' for name in wrong)
+        raise PairError(
+            f"{path}: wrong type of column {shown}: all are strings, foils a list of strings."
+        )
+
+
+_READERS = {"coco": _read_coco, "jsonl": _read_jsonl, "parquet": _read_parquet}
+
+
+def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
+    """Writes pairs as the extension says: `.json` (COCO), `.jsonl` or `.parquet`.
+
+    `read_pairs(path, require_negated=False)` gives them back. A former file is replaced only when
+    the new one is complete. Raises PairError for another extension, a file that cannot be written
+    and, in COCO, for two images with one id.
+    """
+    path = Path(path)
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise PairError(f"{path}: pairs are written as {', '.join(_WRITERS)}, by the extension.")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(unfinished, pairs)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise PairError(
+            f"{path} could not be written ({error.strerror or error}); a former file is untouched."
+        ) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_coco(path: Path, pairs: Iterable[Pair]) -> None:
+    names: dict[str, str] = {}
+    annotations = []
+    for pair in pairs:
+        if names.setdefault(pair.image_id, pair.image) != pair.image:
+            raise PairError(
+                f"The image id {pair.image_id} stands for {names[pair.image_id]} and {pair.image}: "
+                "COCO JSON has one file an id. Write .jsonl or .parquet instead."
+            )
+        fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
+        fields |= {"object": pair.object, "provenance": pair.provenance}
+        annotations.append(
+            {"id": len(annotations), "image_id": _coco_id(pair.image_id), "caption": pair.caption}
+            | {key: value for key, value in fields.items() if value not in (None, [])}
+        )
+    images = [{"id": _coco_id(i), "file_name": name} for i, name in names.items()]
+    with path.open("w", encoding="utf-8") as file:
+        json.dump({"images": images, "annotations": annotations}, file, ensure_ascii=False)
+
+
+def _coco_id(image_id: str) -> int | str:
+    """COCO's ids are numbers: a string that is exactly a number becomes one again."""
+    return int(image_id) if re.fullmatch("0|[1-9][0-9]{0,17}", image_id) else image_id
+
+
+def _write_jsonl(path: Path, pairs: Iterable[Pair]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            record = {key: getattr(pair, key) for key in FIELDS}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
+    pairs = list(pairs)
+    columns = {key: pa.array([getattr(p, key) for p in pairs], kinds[key]) for key in FIELDS}
+    pq.write_table(pa.table(columns), path)
+
+
+_WRITERS = {".json": _write_coco, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

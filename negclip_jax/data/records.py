@@ -1,0 +1,107 @@
+"""The record of a negation pair, and the split of records into training and validation."""
+
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from negclip_jax.errors import InputError
+
+
+class PairError(InputError):
+    """A file of pairs that cannot be used; the message says what is wrong and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One caption of one image, with its negation.
+
+    Attributes:
+      image: file name relative to the image directory, with forward slashes.
+      caption: the original, affirmative caption.
+      negated: a caption with a negation that is true of the image, or None.
+      foils: captions that are false of the image.
+      image_id: identity of the image; the split by image keeps it on one side.
+      object: the absent object that `negated` names.
+      provenance: where `negated` came from (model, run, prompt).
+    """
+
+    image: str
+    caption: str
+    negated: str | None
+    foils: tuple[str, ...] = ()
+    image_id: str = field(kw_only=True)
+    object: str | None = None
+    provenance: str | None = None
+
+
+def unsafe_name(name) -> str | None:
+    """Why `name` must not be used as a file below an image directory, or None if it may."""
+    if not isinstance(name, str) or not name.strip():
+        return "is empty" if isinstance(name, str) else "is not a string"
+    if "\0" in name or "\\" in name:
+        return "contains a NUL" if "\0" in name else "contains a backslash"
+    if name.startswith("/") or re.match("[A-Za-z]:", name):
+        return "is an absolute path"
+    if ".." in name.split("/"):
+        return "climbs out of the image directory"
+    return "names no file" if posixpath.normpath(name) == "." else None
+
+
+def split_pairs(
+    pairs: Sequence[Pair], *, validation_fraction: float, by: str = "image", seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs, each in the order given.
+
+    By "image", no image file and no image id is on both sides, `validation_fraction` is of the
+    images, and the split does not depend on the order of the pairs. By "caption" it is of the
+    pairs, and captions of one image fall on both sides: the published split, which leaks images.
+
+    The same on every machine and numpy version. Raises PairError for a fraction outside 0 <= f < 1
+    or one that leaves a side empty, and for another `by`.
+    """
+    if by not in ("image", "caption"):
+        raise PairError(f'Pairs can be split by "image" or by "caption", not by {by!r}.')
+    if not 0 <= validation_fraction < 1:
+        raise PairError(f"validation_fraction is {validation_fraction}: it must be in 0 <= f < 1.")
+    groups = _image_groups(pairs) if by == "image" else range(len(pairs))
+    order = sorted(set(groups))
+    count = round(validation_fraction * len(order))
+    if validation_fraction and not 0 < count < len(order):
+        raise PairError(
+            f"A validation_fraction of {validation_fraction} of {len(order)} {by}s leaves the "
+            f"{'training' if count else 'validation'} side empty: give more {by}s, another "
+            "fraction, or 0 for no validation."
+        )
+    held_out = {order[i] for i in _shuffled(len(order), seed)[:count]}
+    train, validation = [], []
+    for pair, group in zip(pairs, groups, strict=True):
+        (validation if group in held_out else train).append(pair)
+    return train, validation
+
+
+def _shuffled(count: int, seed: int) -> np.ndarray:
+    """A permutation from Philox' raw bits: `Generator.permutation` may change between versions."""
+    bits = np.random.Philox(key=seed % 2**64).random_raw(count)
+    return np.argsort(bits, kind="stable")
+
+
+def _image_groups(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    """For each pair a name of its image: pairs that share a file or an image id share it.
+
+    Union-find towards the least member, so that a group's name does not depend on the order.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent[above]
+            node = above
+        return node
+
+    for image, image_id in dict.fromkeys((pair.image, pair.image_id) for pair in pairs):
+        least, other = sorted((root(("file", image)), root(("id", image_id))))
+        parent[other] = least
+    return [root(("file", pair.image)) for pair in pairs]
