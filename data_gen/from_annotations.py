@@ -1,0 +1,298 @@
+"""Negation pairs without any model, from captions and instance annotations in COCO's format.
+
+For each caption: an absent object is proposed by how often it co-occurs with the image's
+objects, its absence is verified from the image's instances and from all its captions, and the
+caption is rewritten by a grammar of templates. Foils are the same templates said of an object
+that is there. The output is the captions' JSON with these keys on each kept annotation:
+`updated_caption`, `object`, `foils` and `provenance`.
+"""
+
+import argparse
+import collections
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_gen.nouns import mention, noun
+from data_gen.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
+
+TRIES = 20  # proposals for one caption before it is given up
+
+
+class InputError(Exception):
+    """A sentence for the user: what is wrong in which file."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known of one image: its categories and all its captions."""
+
+    present: frozenset[str]
+    captions: tuple[str, ...]
+
+    def lacks(self, name: str) -> bool:
+        """Neither annotated nor mentioned, by this or another word, in any caption."""
+        return name not in self.present and not any(mention(name).search(c) for c in self.captions)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to write: shares are between 0 and 1."""
+
+    seed: int = 0
+    before: float = 0.3  # share of captions whose negation comes first
+    statements: float = 0.0  # share of captions replaced by a statement about the object alone
+    foils: int = 2
+    random_object: bool = False
+    hold_out: tuple[str, ...] = ()
+
+
+class Proposer:
+    """Draws an object for an image by how often it occurs beside the objects that are there."""
+
+    def __init__(self, present: Sequence[frozenset[str]], names: Sequence[str], uniform: bool):
+        self.names = list(names)
+        self._uniform = uniform
+        index = {name: i for i, name in enumerate(names)}
+        rows = np.zeros((len(present), len(names)))
+        for row, objects in zip(rows, present, strict=True):
+            row[[index[name] for name in objects]] = 1
+        counts = rows.sum(axis=0)
+        self._index = index
+        # A pinch of the object's own frequency: every object that occurs can be proposed.
+        self._given = (rows.T @ rows + 0.1 * counts / max(len(present), 1)) / (counts[:, None] + 1)
+        self._alone = counts / max(counts.sum(), 1)
+
+    def propose(self, present: frozenset[str], rng: np.random.Generator) -> list[str]:
+        """Up to TRIES different objects, none of them present, likeliest first drawn."""
+        if self._uniform:
+            weights = np.ones(len(self.names))
+        elif present:
+            weights = self._given[[self._index[name] for name in sorted(present)]].sum(axis=0)
+        else:
+            weights = self._alone.copy()
+        weights[[self._index[name] for name in present]] = 0
+        number = min(TRIES, np.count_nonzero(weights))
+        if not number:
+            return []
+        drawn = rng.choice(len(weights), number, replace=False, p=weights / weights.sum())
+        return [self.names[i] for i in drawn]
+
+
+def write_pairs(
+    captions: Mapping[str, Any], instances: Mapping[str, Any], settings: Settings
+) -> tuple[dict[str, Any], collections.Counter]:
+    """Returns the pairs file's content and how many captions ended how.
+
+    A caption's pair depends on the seed, its id and the annotations, not on other captions' ids.
+    Raises InputError for annotations that contradict themselves, ValueError for unknown names
+    in `settings.hold_out`.
+    """
+    scenes = read_scenes(captions, instances)
+    names = [category["name"] for category in instances["categories"]]
+    proposer = Proposer([s.present for s in scenes.values()], names, settings.random_object)
+    templates = select(settings.hold_out)
+    kept, counts = [], collections.Counter()
+    for row in captions["annotations"]:
+        outcome, extra = rewrite(row, scenes.get(row["image_id"]), proposer, templates, settings)
+        counts[outcome] += 1
+        if extra:
+            kept.append({**row, **extra})
+    info = {
+        "description": "negation pairs written from annotations by data_gen.from_annotations",
+        "seed": settings.seed,
+        "hold_out": list(settings.hold_out),
+        "counts": dict(counts),
+    }
+    return {**captions, "info": info, "annotations": kept}, counts
+
+
+def rewrite(
+    row: Mapping[str, Any],
+    scene: Scene | None,
+    proposer: Proposer,
+    templates: Sequence[Template],
+    settings: Settings,
+) -> tuple[str, dict[str, Any]]:
+    """One caption: its outcome ("written" or a reason) and the keys to add to its annotation."""
+    caption = row["caption"]
+    if scene is None:
+        return "image without instance annotations", {}
+    if not caption.strip():
+        return "empty caption", {}
+    if NEGATION.search(caption):
+        return "caption negates already", {}
+    rng = np.random.default_rng([settings.seed, row["id"]])
+    absent = next((n for n in proposer.propose(scene.present, rng) if scene.lacks(n)), None)
+    if absent is None:
+        return "no absent object found", {}
+    template = draw_template(caption, absent, templates, settings, rng)
+    provenance = {
+        "writer": "template",
+        "template": template.name,
+        "cue": template.cue,
+        "position": template.position,
+        "verified_by": "instances",
+    }
+    return "written", {
+        "updated_caption": template.fill(caption, noun(absent)),
+        "object": absent,
+        "foils": write_foils(caption, absent, scene, template, templates, settings.foils, rng),
+        "provenance": provenance,
+    }
+
+
+def draw_template(
+    caption: str,
+    name: str,
+    templates: Sequence[Template],
+    settings: Settings,
+    rng: np.random.Generator,
+) -> Template:
+    """A template that fits; first a position by its share, then a cue, then one of the cue's.
+
+    Cues are drawn evenly so that "no", with its many templates, does not crowd out the others.
+    """
+    alone = settings.statements
+    shares = {ALONE: alone, BEFORE: (1 - alone) * settings.before}
+    shares[AFTER] = 1 - sum(shares.values())
+    options = {p: fitting(templates, p, caption, noun(name)) for p in shares}
+    weights = np.array([shares[p] if options[p] else 0.0 for p in options])
+    if not weights.sum():  # everything at the wished positions is held out
+        weights = np.array([float(bool(o)) for o in options.values()])
+    position = list(options)[rng.choice(len(options), p=weights / weights.sum())]
+    cues = sorted({t.cue for t in options[position]})
+    cue = cues[rng.integers(len(cues))]
+    fit = [t for t in options[position] if t.cue == cue]
+    return fit[rng.integers(len(fit))]
+
+
+def write_foils(
+    caption: str,
+    absent: str,
+    scene: Scene,
+    template: Template,
+    templates: Sequence[Template],
+    number: int,
+    rng: np.random.Generator,
+) -> list[str]:
+    """Captions that are false of the image: each negates an object that is there.
+
+    The first keeps the pair's words and negates another object; one that the caption does not
+    mention, since "a dog without a dog" would be told apart by its text alone. Further ones,
+    and the first where everything is mentioned, are statements, or name the two objects of the
+    pair with their roles exchanged ("a cat" absent, "a dog" present: "a cat but no dog").
+    """
+    present = [str(name) for name in rng.permutation(sorted(scene.present))]
+    fresh = [n for n in present if not mention(n).search(caption)]
+    foils = []
+    for i, name in enumerate((fresh + [n for n in present if n not in fresh])[:number]):
+        known = noun(name)
+        if template.fits(caption, known) and (template.position == ALONE or name in fresh):
+            foils.append(template.fill(caption, known))
+            continue
+        base, position = (noun(absent).a, AFTER) if i % 2 else ("", ALONE)
+        options = fitting(templates, position, base, known) or [template]
+        foils.append(options[rng.integers(len(options))].fill(base, known))
+    return foils
+
+
+def read_scenes(captions: Mapping[str, Any], instances: Mapping[str, Any]) -> dict[Any, Scene]:
+    """Image id to Scene, for the images that the instance file lists.
+
+    Raises InputError where an annotation names a category that the file does not define.
+    """
+    names = {category["id"]: category["name"] for category in instances["categories"]}
+    present: dict[Any, set[str]] = {image["id"]: set() for image in instances["images"]}
+    for row in instances["annotations"]:
+        if row["category_id"] not in names:
+            raise InputError(
+                f"instance {row.get('id')} has category_id {row['category_id']}, "
+                "which is not among the categories of the file"
+            )
+        present.setdefault(row["image_id"], set()).add(names[row["category_id"]])
+    texts = collections.defaultdict(list)
+    for row in captions["annotations"]:
+        texts[row["image_id"]].append(row["caption"])
+    return {i: Scene(frozenset(names), tuple(texts[i])) for i, names in present.items()}
+
+
+def read_coco(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Reads a COCO file that must have these lists. Raises InputError that says what is missing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    for key in keys:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(f"{path} has no list '{key}'; a COCO annotation file is expected")
+    return content
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_gen.from_annotations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--captions", type=Path, required=True, help="COCO captions JSON")
+    add("--instances", type=Path, required=True, help="COCO instances JSON of the same images")
+    add("--out", type=Path, required=True, help="JSON to write, read by launch.py as data.pairs")
+    add("--seed", type=int, default=0, help="another seed draws other objects and templates")
+    add("--before", type=_share, default=0.3, help="share of negations before the caption")
+    add(
+        "--statements",
+        type=_share,
+        default=0.0,
+        help="share of captions replaced by a statement about the object alone, 'there is no dog'",
+    )
+    add("--foils", type=int, default=2, help="false captions per pair, at most")
+    add("--random-object", action="store_true", help="any absent object, not a plausible one")
+    add(
+        "--hold-out",
+        default="",
+        help="cue words or template names never to be used, separated by commas",
+    )
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    settings = Settings(
+        seed=args.seed,
+        before=args.before,
+        statements=args.statements,
+        foils=args.foils,
+        random_object=args.random_object,
+        hold_out=tuple(name for name in args.hold_out.split(",") if name),
+    )
+    try:
+        captions = read_coco(args.captions, ("images", "annotations"))
+        instances = read_coco(args.instances, ("images", "annotations", "categories"))
+        content, counts = write_pairs(captions, instances, settings)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(content), encoding="utf-8")
+    except (InputError, ValueError, OSError) as error:
+        sys.exit(f"data_gen.from_annotations: {error}")
+    for outcome, number in counts.most_common():
+        print(f"{number:8d}  {outcome}")
+    print(f"{len(content['annotations'])} pairs in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Ask models the questions of a held-out world and count right answers, with 95 % intervals.
+
+    python -m quickstart.evaluate --model=base=DIR --model=tuned=DIR \
+        --world=runs/quickstart/world/heldout --out=runs/quickstart/evaluation.json
+
+A model is a Hugging Face CLIP directory. Every image and every distinct caption is encoded once.
+"""
+
+import argparse
+import collections
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_gen.nouns import noun
+from quickstart.questions import ROWS, Question, Scene, build, read_scenes
+
+# Scores (file name, caption) pairs: higher means a better match; float [N].
+Scorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+BATCH = 250  # images or captions encoded at once
+
+
+def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share by Wilson (1927); `correct` may hold halves from ties.
+
+    Raises ValueError for n = 0: a share of nothing has no interval.
+    """
+    if n == 0:
+        raise ValueError("no questions were asked, so there is no accuracy")
+    p, z2 = correct / n, z * z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def credit(scores: Sequence[float]) -> float:
+    """What a choice earns when its first score is the true one's: ties share the point."""
+    best = max(scores)
+    return float(scores[0] == best) / sum(score == best for score in scores)
+
+
+def answer(questions: Sequence[Question], score: Scorer) -> np.ndarray:
+    """Points for each question, float64 [N] between 0 and 1.
+
+    A score that is not a number loses against every number.
+    """
+    pairs = [(q.image, text) for q in questions for choice in q.choices for text in choice]
+    scores = iter(np.nan_to_num(np.asarray(score(pairs), np.float64), nan=-np.inf))
+    return np.array(
+        [
+            math.prod(credit([next(scores) for _ in choice]) for choice in question.choices)
+            for question in questions
+        ]
+    )
+
+
+def tally(points: Iterable[float]) -> dict[str, float]:
+    """Accuracy, its interval and the number of questions."""
+    points = list(points)
+    low, high = wilson(sum(points), len(points))
+    return {
+        "accuracy": round(sum(points) / len(points), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "n": len(points),
+    }
+
+
+def tables(questions: Sequence[Question], points: np.ndarray) -> dict[str, Any]:
+    """`rows`: a tally per row; `groups`: the same for the sub-rows of each row."""
+    rows, groups = collections.defaultdict(list), collections.defaultdict(list)
+    for question, value in zip(questions, points, strict=True):
+        rows[question.row].append(value)
+        if question.group:
+            groups[question.row, question.group].append(value)
+            if ": " in question.group:  # "new word: lacking, after" also counts as "new word"
+                groups[question.row, question.group.split(": ")[0]].append(value)
+    nested = collections.defaultdict(dict)
+    for row, group in sorted(groups):
+        nested[row][group] = tally(groups[row, group])
+    return {"rows": {row: tally(rows[row]) for row in ROWS if row in rows}, "groups": dict(nested)}
+
+
+def clip_scorer(directory: str, images: Path) -> Scorer:
+    """Cosine similarity of a CLIP read from a directory. Raises what reading it raises."""
+    from negclip_jax import CLIP  # here, so that scoring rules can be used without jax
+
+    model = CLIP.from_pretrained(directory)
+
+    def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        files, texts = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
+        seen = _encode(files, lambda part: model.encode_image(_pixels(model, images, part)))
+        read = _encode(texts, lambda part: model.encode_text(model.tokenize(part)))
+        return np.array([seen[file] @ read[text] for file, text in pairs])
+
+    return score
+
+
+def _pixels(model: Any, folder: Path, files: Sequence[str]) -> Any:
+    from PIL import Image
+
+    opened = []
+    for file in files:
+        with Image.open(folder / file) as image:
+            opened.append(image.convert("RGB"))
+    return model.preprocess(opened)
+
+
+def _encode(keys: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> dict[str, np.ndarray]:
+    """Unit features by key. The last batch is filled up: one shape, compiled once."""
+    features = {}
+    for start in range(0, len(keys), BATCH):
+        part = list(keys[start : start + BATCH])
+        filled = part + part[:1] * (BATCH - len(part))
+        out = np.asarray(encode(filled), np.float64)[: len(part)]
+        out /= np.linalg.norm(out, axis=-1, keepdims=True)
+        features.update(zip(part, out, strict=True))
+    return features
+
+
+def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -> list[dict]:
+    """For some scenes, true and false captions and each model's score of them."""
+    shown = []
+    for scene in scenes[:size]:
+        texts = _gallery_captions(scene)
+        pairs = [(scene.image, text) for text, _ in texts]
+        scores = {name: score(pairs) for name, score in scorers.items()}
+        captions = [
+            {
+                "text": t,
+                "true": true,
+                "scores": {m: round(float(s[i]), 4) for m, s in scores.items()},
+            }
+            for i, (t, true) in enumerate(texts)
+        ]
+        shown.append({"image": scene.image, "captions": captions})
+    return shown
+
+
+def _gallery_captions(scene: Scene) -> list[tuple[str, bool]]:
+    x = noun(scene.absent[0])
+    y, z = noun(scene.present[0]), noun(scene.present[1])
+    return [
+        (f"{y.a} with no {x.one}", True),
+        (f"{y.a} with no {z.one}", False),
+        (f"there is no {x.one}", True),
+        (f"there is no {y.one}", False),
+        (f"there is {y.a}", True),
+        (f"there is {x.a}", False),
+    ]
+
+
+def evaluate(models: Mapping[str, str], world: Path, seed: int, shown: int) -> dict[str, Any]:
+    """Everything the report needs, for models given as name to directory."""
+    scenes = read_scenes(world / "instances.json", seed)
+    questions = build(scenes)
+    scorers = {name: clip_scorer(directory, world / "images") for name, directory in models.items()}
+    results = {name: tables(questions, answer(questions, s)) for name, s in scorers.items()}
+    examples = {row: [q.choices for q in questions if q.row == row][:3] for row in ROWS}
+    return {"models": results, "gallery": gallery(scenes, scorers, shown), "examples": examples}
+
+
+def table_text(results: Mapping[str, Any]) -> str:
+    """The table for a terminal, one line per row and one column per model, in percent."""
+    names = list(results)
+    width = max(map(len, ROWS))
+    lines = [" " * width + "".join(f"{name:>24}" for name in names)]
+    for row in ROWS:
+        cells = (results[name]["rows"][row] for name in names)
+        line = "".join(
+            f"{100 * c['accuracy']:10.1f} [{100 * c['low']:5.1f}, {100 * c['high']:5.1f}]"
+            for c in cells
+        )
+        lines.append(f"{row:<{width}}{line}")
+    return "\n".join(lines)
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    name, equals, directory = text.partition("=")
+    if not (name and equals and directory):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=DIRECTORY")
+    return name, directory
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m quickstart.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", type=_named_model, action="append", required=True, metavar="NAME=DIR")
+    add("--world", type=Path, required=True, help="folder with instances.json and images/")
+    add("--out", type=Path, required=True, help="JSON file to write")
+    add("--seed", type=int, default=0, help="which objects are asked about")
+    add("--gallery", type=int, default=12, help="scenes to keep for the report's gallery")
+    args = parser.parse_args(argv)
+    try:
+        results = evaluate(dict(args.model), args.world, args.seed, args.gallery)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        sys.exit(f"quickstart.evaluate: {error}")
+    print(table_text(results["models"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The questions asked of held-out scenes: choices between captions, built from instances alone.
+
+Every question is one scene and one or more choices; the first caption of a choice is the true one
+(scoring never looks at the position). Questions depend on the instance file and the seed only.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_gen.nouns import noun
+from data_gen.templates import ALONE, held_out, select
+
+# Kept out of the fine-tuning set, to be asked about afterwards. A new word never occurs in a
+# fine-tuning caption at all; a new order is a known word at a place where it never stood.
+NEW_WORDS = ("hasn't", "lacking", "nowhere", "cannot", "minus")
+NEW_ORDERS = ("without-before", "without-there", "no-visible-before", "picture-no", "missing-alone")
+HOLD_OUT = NEW_WORDS + NEW_ORDERS
+
+# The rows of the table: key, what is asked, and what a scorer that knows nothing gets.
+ROWS = {
+    "affirmative": ("true caption or one of another scene or with a wrong object", 1 / 2),
+    "existence": ("“there is no X” (absent) or “there is no Y” (present)", 1 / 2),
+    "with_no": ("“a Y with no X” or “a Y with no Z”, Z present", 1 / 2),
+    "unseen_cues": ("the same choices in words and orders kept out of fine-tuning", 1 / 2),
+    "seen_cues": ("the same choices in the words and orders of fine-tuning", 1 / 2),
+    "absent_polarity": ("“there is no X” or “there is an X”, X absent", 1 / 2),
+    "present_polarity": ("“there is a Y” or “there is no Y”, Y present", 1 / 2),
+    "both_polarities": ("the two rows above, both right", 1 / 4),
+    "mcq": ("“there is no X” among it, “an X” and “a Y but no Z”, Z present", 1 / 3),
+}
+REQUIRED = ("affirmative", "existence", "with_no", "unseen_cues")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a row: right only if every choice's first caption scores highest.
+
+    `image` is the scene's file name, `group` a sub-row such as the cue asked about.
+    """
+
+    row: str
+    image: str
+    choices: tuple[tuple[str, ...], ...]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene's file name, the objects in it and those that are not, in random order."""
+
+    image: str
+    present: tuple[str, ...]
+    absent: tuple[str, ...] = field(repr=False)
+
+    def lists(self, names: Sequence[str]) -> str:
+        """'a red star and a blue ring'."""
+        return " and ".join(noun(name).a for name in names)
+
+
+def read_scenes(instances: Path, seed: int) -> list[Scene]:
+    """Scenes of an instance file; objects of a scene are shuffled by the seed."""
+    content = json.loads(instances.read_text(encoding="utf-8"))
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    present: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
+    for row in content["annotations"]:
+        present[row["image_id"]].append(names[row["category_id"]])
+    scenes = []
+    for image in content["images"]:
+        rng = np.random.default_rng([seed, image["id"]])
+        inside = [str(name) for name in rng.permutation(sorted(set(present[image["id"]])))]
+        outside = [str(n) for n in rng.permutation(sorted(set(names.values()) - set(inside)))]
+        scenes.append(Scene(image["file_name"], tuple(inside), tuple(outside)))
+    return scenes
+
+
+def build(scenes: Sequence[Scene]) -> list[Question]:
+    """All questions, one per row and scene. Each scene needs two objects and two absent ones."""
+    questions = []
+    for i, scene in enumerate(scenes):
+        other = scenes[(i + 1) % len(scenes)]
+        questions.append(_affirmative(i, scene, other))
+        questions += [ask(scene) for ask in _PLAIN]
+        questions += [_by_template(row, i, scene) for row in ("unseen_cues", "seen_cues")]
+    return questions
+
+
+def _affirmative(i: int, scene: Scene, other: Scene) -> Question:
+    true = scene.lists(scene.present)
+    if i % 2 and set(other.present) - set(scene.present):
+        return Question(
+            "affirmative", scene.image, ((true, other.lists(other.present)),), "other scene"
+        )
+    wrong = scene.lists((*scene.present[:-1], scene.absent[0]))
+    return Question("affirmative", scene.image, ((true, wrong),), "wrong object")
+
+
+def _existence(scene: Scene) -> Question:
+    choice = (f"there is no {scene.absent[0]}", f"there is no {scene.present[0]}")
+    return Question("existence", scene.image, (choice,))
+
+
+def _with_no(scene: Scene) -> Question:
+    known = noun(scene.present[0]).a
+    choice = (f"{known} with no {scene.absent[0]}", f"{known} with no {scene.present[1]}")
+    return Question("with_no", scene.image, (choice,))
+
+
+def _polarity(absent: bool, present: bool, row: str) -> Callable[[Scene], Question]:
+    def ask(scene: Scene) -> Question:
+        x, y = scene.absent[0], scene.present[0]
+        choices = []
+        if absent:
+            choices.append((f"there is no {x}", f"there is {noun(x).a}"))
+        if present:
+            choices.append((f"there is {noun(y).a}", f"there is no {y}"))
+        return Question(row, scene.image, tuple(choices))
+
+    return ask
+
+
+def _mcq(scene: Scene) -> Question:
+    x, y, z = noun(scene.absent[0]), noun(scene.present[0]), noun(scene.present[1])
+    choice = (f"there is no {x.one}", x.a, f"{y.a} but no {z.one}")
+    return Question("mcq", scene.image, (choice,))
+
+
+_PLAIN = (
+    _existence,
+    _with_no,
+    _polarity(True, False, "absent_polarity"),
+    _polarity(False, True, "present_polarity"),
+    _polarity(True, True, "both_polarities"),
+    _mcq,
+)
+# "Nobody" and its like say nothing about shapes.
+_TEMPLATES = {
+    "unseen_cues": [t for t in held_out(HOLD_OUT) if not t.people],
+    "seen_cues": [t for t in select(HOLD_OUT) if not t.people],
+}
+
+
+def _by_template(row: str, i: int, scene: Scene) -> Question:
+    template = _TEMPLATES[row][i % len(_TEMPLATES[row])]
+    x, (y, z) = noun(scene.absent[0]), (noun(name) for name in scene.present[:2])
+    base = "" if template.position == ALONE else y.a
+    choice = (template.fill(base, x), template.fill(base, z))
+    kind = "new word" if template.cue in NEW_WORDS else "new order"
+    group = f"{kind}: {template.cue}, {template.position}"
+    return Question(row, scene.image, (choice,), group if row == "unseen_cues" else template.cue)

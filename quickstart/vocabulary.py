@@ -1,0 +1,56 @@
+"""A small vocabulary in CLIP's byte-pair format, made of the words of the quickstart world.
+
+It has the 256 bytes, each inside and at the end of a word, so that any text can be tokenized;
+the words below, mostly one token each; and CLIP's start and end token. A bar cuts a word into the
+pieces that stay separate tokens, as rare words are cut in CLIP's own vocabulary: "lack|ing" is the
+token "lack" inside a word and the token "ing" at its end.
+"""
+
+from negclip_jax.data.tokens import END, START, WORD_END, byte_symbols
+
+COLOURS = "red orange yellow green blue purple"
+KINDS = "circle square triangle star cross ring heart moon"
+PLURALS = "circles squares triangles stars crosses rings hearts moons"
+AFFIRMATIVE = "a an the and with there is are here picture of you can see next to just only any it"
+NEGATIVE = (
+    "no not without isn aren doesn don hasn lacks lacking missing absent none nowhere cannot "
+    "free minus but visible sight seen in be show have got for as 't"
+)
+
+
+def words() -> list[str]:
+    """All words of the vocabulary, with bars between the pieces."""
+    return " ".join((COLOURS, KINDS, PLURALS, AFFIRMATIVE, NEGATIVE)).split()
+
+
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Symbol-to-id table and merges in order of rank, as `vocab.json` and `merges.txt` hold them.
+
+    The start and end token are the last two ids, as in CLIP.
+    """
+    letters = list(byte_symbols().values())
+    merges: dict[tuple[str, str], None] = {}
+    for word in words():
+        pieces = word.split("|")
+        for i, piece in enumerate(pieces):
+            symbols = [*piece[:-1], piece[-1] + (WORD_END if i == len(pieces) - 1 else "")]
+            _extend(merges, symbols)
+    symbols = [*letters, *(s + WORD_END for s in letters)]
+    symbols += dict.fromkeys(a + b for a, b in merges)
+    vocab = {symbol: i for i, symbol in enumerate([*symbols, START, END])}
+    return vocab, list(merges)
+
+
+def _extend(merges: dict[tuple[str, str], None], symbols: list[str]) -> None:
+    """Adds the merges that make one token of these symbols, after what the earlier ones do.
+
+    Ranks only grow, so a word added before is still merged in the same way.
+    """
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    while len(symbols) > 1:
+        pairs = list(zip(symbols, symbols[1:], strict=False))
+        best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+        merges.setdefault(best)
+        ranks.setdefault(best, len(ranks))
+        i = pairs.index(best)
+        symbols = [*symbols[:i], best[0] + best[1], *symbols[i + 2 :]]

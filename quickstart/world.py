@@ -1,0 +1,279 @@
+"""Render a world of coloured shapes as JPEGs with COCO-style captions and instances.
+
+A scene holds two or three objects of different category; a category is a colour and a kind,
+"red star". `train/` and `heldout/` share every category but no combination of them: a set of
+objects seen in one split never occurs in the other.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {
+    "red": (222, 38, 38),
+    "orange": (255, 145, 0),
+    "yellow": (250, 225, 20),
+    "green": (30, 160, 60),
+    "blue": (35, 80, 225),
+    "purple": (150, 40, 190),
+}
+KINDS = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
+SIZE = 48  # pixels, both sides of a scene
+SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
+HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train/
+
+# Every caption here is affirmative: the pre-training never sees a word of negation.
+FULL = (
+    "{list}",
+    "a picture of {list}",
+    "there is {list}",
+    "{with}",
+    "{next}",
+    "{comma}",
+    "you can see {list}",
+)
+PARTIAL = ("{a}", "there is {a}", "a picture of {a}", "{a} is here", "you can see {a}")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: `category` "red star", and its outline in pixels, float64 [N, 2] (x, y)."""
+
+    category: str
+    outline: np.ndarray
+
+    @property
+    def bbox(self) -> list[float]:
+        """COCO order: x, y, width, height, in pixels."""
+        low, high = self.outline.min(axis=0), self.outline.max(axis=0)
+        return [round(float(v), 2) for v in (*low, *(high - low))]
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels (shoelace formula)."""
+        x, y = self.outline.T
+        return round(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2, 2)
+
+
+def categories() -> list[str]:
+    """All object names in the order of their COCO category ids (1-based)."""
+    return [f"{colour} {kind}" for kind in KINDS for colour in COLOURS]
+
+
+def with_article(name: str) -> str:
+    """'an orange star', 'a red star'."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def outline(kind: str) -> np.ndarray:
+    """Unit outline of a kind: float64 [N, 2] inside the square -1..1, y downwards.
+
+    A ring is one polygon cut open along a slit, so that it fits COCO's polygon format.
+    Raises KeyError for an unknown kind.
+    """
+    return _OUTLINES[kind]()
+
+
+def _arc(start: float, stop: float, points: int = 40, radius: float = 1.0) -> np.ndarray:
+    angles = np.linspace(start, stop, points) * math.pi / 180
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def _square() -> np.ndarray:
+    return 0.85 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
+
+
+def _triangle() -> np.ndarray:
+    return np.array([[0, -1], [1, 0.85], [-1, 0.85]], dtype=np.float64)
+
+
+def _star() -> np.ndarray:
+    corners = _arc(-90, 234, 10)
+    return corners * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
+
+
+def _cross() -> np.ndarray:
+    a, b = 0.34, 1.0
+    points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a)]
+    return np.array([*points, (-b, a), (-b, -a), (-a, -a)], dtype=np.float64)
+
+
+def _ring() -> np.ndarray:
+    return np.concatenate([_arc(0, 360), _arc(360, 0, radius=0.52)])
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=-1) / 16
+
+
+def _moon() -> np.ndarray:
+    outer = _arc(60, 300)
+    inner = _arc(270, 90, radius=outer[0, 1]) * (0.62, 1.0) + (outer[0, 0], 0.0)
+    return np.concatenate([outer, inner]) + (0.2, 0.0)
+
+
+_OUTLINES = {
+    "circle": lambda: _arc(0, 351),
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+    "heart": _heart,
+    "moon": _moon,
+}
+
+
+def place(names: Sequence[str], rng: np.random.Generator) -> list[Thing]:
+    """Put each object at a random place, size and small tilt, no two of them touching."""
+    while True:
+        radii = rng.uniform(6.5, 9.5, len(names))
+        centres = rng.uniform(radii[:, None] + 1, SIZE - 1 - radii[:, None], (len(names), 2))
+        gaps = (
+            np.linalg.norm(centres[i] - centres[j]) - radii[i] - radii[j]
+            for i, j in itertools.combinations(range(len(names)), 2)
+        )
+        if all(gap > 1 for gap in gaps):
+            break
+    things = []
+    for name, radius, centre in zip(names, radii, centres, strict=True):
+        tilt = rng.uniform(-0.2, 0.2)
+        turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
+        points = outline(name.split()[1]) @ turn * radius + centre
+        things.append(Thing(name, np.clip(points, 0, SIZE)))
+    return things
+
+
+def render(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
+    """Draw the objects on a pale background: an RGB image of SIZE x SIZE pixels."""
+    pale = tuple(int(v) for v in rng.integers(225, 256, 3))
+    big = Image.new("RGB", (SIZE * SUPERSAMPLE,) * 2, pale)
+    draw = ImageDraw.Draw(big)
+    for thing in things:
+        colour = np.array(COLOURS[thing.category.split()[0]]) + rng.integers(-14, 15, 3)
+        fill = tuple(int(v) for v in np.clip(colour, 0, 255))
+        draw.polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=fill)
+    return big.reduce(SUPERSAMPLE)
+
+
+def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Three true, affirmative captions: two of the whole scene, one of a single object."""
+    captions = []
+    for form in rng.choice(FULL, 2, replace=False):
+        words = [with_article(names[i]) for i in rng.permutation(len(names))]
+        captions.append(form.format_map(_lists(words)))
+    one = with_article(names[rng.integers(len(names))])
+    return [*captions, str(rng.choice(PARTIAL)).format(a=one)]
+
+
+def _lists(words: Sequence[str]) -> dict[str, str]:
+    *most, last = words
+    tail = f" and {last}" if len(words) > 2 else ""
+    second = words[1]
+    return {
+        "list": f"{', '.join(most)} and {last}",
+        "comma": ", ".join(words),
+        "with": f"{words[0]} with {second}{tail}",
+        "next": f"{words[0]} next to {second}{tail}",
+    }
+
+
+def split_combinations(seed: int) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """All sets of two and of three categories, dealt into train and held-out."""
+    train: list[tuple[str, ...]] = []
+    heldout: list[tuple[str, ...]] = []
+    for count in (2, 3):
+        sets = list(itertools.combinations(categories(), count))
+        np.random.default_rng([seed, count]).shuffle(sets)
+        cut = round(HELDOUT_SHARE * len(sets))
+        heldout += [tuple(s) for s in sets[:cut]]
+        train += [tuple(s) for s in sets[cut:]]
+    return train, heldout
+
+
+def draw_combinations(
+    pool: Sequence[tuple[str, ...]], scenes: int, rng: np.random.Generator
+) -> list[tuple[str, ...]]:
+    """`scenes` combinations from the pool, pairs and triples equally often."""
+    by_size = [[s for s in pool if len(s) == count] for count in (2, 3)]
+    sizes = rng.integers(0, 2, scenes)
+    return [by_size[size][rng.integers(len(by_size[size]))] for size in sizes]
+
+
+def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Sequence[int]) -> None:
+    """Write `images/`, `captions.json` and `instances.json` of one split.
+
+    Each scene draws from its own random stream, so a scene does not depend on how many others
+    there are. Raises OSError where the folder cannot be written.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    ids = {name: i for i, name in enumerate(categories(), start=1)}
+    images, captions, instances = [], [], []
+    for image_id, names in enumerate(combinations, start=1):
+        rng = np.random.default_rng([*seed, image_id])
+        things = place(names, rng)
+        file_name = f"{image_id:06d}.jpg"
+        picture = render(things, rng)
+        picture.save(folder / "images" / file_name, quality=95, subsampling=0)
+        images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
+        for caption in describe(names, rng):
+            row = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
+            captions.append(row)
+        for thing in things:
+            instances.append(_instance(thing, len(instances) + 1, image_id, ids[thing.category]))
+    kinds = [{"id": i, "name": n, "supercategory": n.split()[1]} for n, i in ids.items()]
+    info = {"description": "quickstart world of coloured shapes", "seed": list(seed)}
+    head = {"info": info, "images": images}
+    _write_json(folder / "captions.json", {**head, "annotations": captions})
+    _write_json(folder / "instances.json", {**head, "categories": kinds, "annotations": instances})
+
+
+def _instance(thing: Thing, number: int, image_id: int, category_id: int) -> dict:
+    polygon = [round(float(v), 2) for v in thing.outline.reshape(-1)]
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": thing.bbox,
+        "area": thing.area,
+        "segmentation": [polygon],
+        "iscrowd": 0,
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def make_world(out: Path, train: int, heldout: int, seed: int) -> None:
+    """Write both splits under `out`. The same arguments give the same bytes."""
+    pools = split_combinations(seed)
+    for number, (name, pool, scenes) in enumerate(
+        zip(("train", "heldout"), pools, (train, heldout), strict=True)
+    ):
+        rng = np.random.default_rng([seed, 10 + number])
+        write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number))
+        print(f"{name}: {scenes} scenes in {out / name}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m quickstart.world", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another world")
+    parser.add_argument("--train", type=int, default=8000, help="scenes to train on")
+    parser.add_argument("--heldout", type=int, default=1000, help="scenes to report on")
+    args = parser.parse_args(argv)
+    make_world(args.out, args.train, args.heldout, args.seed)
+
+
+if __name__ == "__main__":
+    main()
