@@ -1,0 +1,42 @@
+# make setup | quickstart | test | lint | format | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup quickstart test lint format clean
+
+help:
+	@echo "make setup       create $(VENV) and install"
+	@echo "make quickstart  the whole paper in small, offline, in about 5 minutes -> runs/quickstart/report.html"
+	@echo "make test        install the test extra, check style, run the tests"
+	@echo "make lint        ruff check and format check"
+	@echo "make format      let ruff fix and format"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python -m quickstart --out=runs/quickstart
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest --numprocesses=auto
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache
