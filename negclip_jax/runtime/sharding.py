@@ -40,6 +40,19 @@ def start_distributed(
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
+def is_main_process() -> bool:
+    """True on the one process that writes logs and shared files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here; nothing to wait for with one process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def make_mesh(*, data: int, fsdp: int, devices: list | None = None) -> Mesh:
     """Mesh `data x fsdp` over all devices; `data=-1` takes what `fsdp` leaves."""
     devices = jax.devices() if devices is None else devices

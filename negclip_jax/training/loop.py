@@ -43,7 +43,7 @@ def train(
     Returns the final state. Raises InputError for bad input, a loss that is not finite, or a disk
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
-    is_main = jax.process_index() == 0
+    is_main = sharding.is_main_process()
     with contextlib.ExitStack() as stack:
         if is_main and (log_file := log_to_file(create_workdir(workdir))):
             stack.callback(log_file.detach)

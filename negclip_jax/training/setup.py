@@ -18,7 +18,7 @@ from negclip_jax.data.loader import Examples, ImageSource, PairLoader, tokenize_
 from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface, writing
+from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding, workdir
 from negclip_jax.training import checkpoint, optim, patterns
@@ -162,7 +162,9 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> epath.Path:
     """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else."""
     base = path / "base"
     if not resumes:
-        writing.copy_other_files(huggingface.resolve(name), base)
+        if sharding.is_main_process():
+            huggingface.copy_non_weights(huggingface.resolve(name), base)
+        sharding.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
     return base
@@ -323,7 +325,8 @@ def _compare_with_start(
             )
         for line in lines:
             logging.warning("changed since the start of this run: %s", line)
-    if jax.process_index() == 0:
+    sharding.barrier("configurations compared")
+    if sharding.is_main_process():
         workdir.record(path, described)
 
 
