@@ -133,13 +133,19 @@ def test_bounded_resize_is_the_middle_of_the_whole(size, monkeypatch):
 def test_exif_orientation_is_a_choice(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    upright = Image.fromarray(noise(40, 20)).convert("L").resize((400, 200))
-    upright.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    grey = Image.fromarray(noise(40, 20)).convert("L").resize((400, 200))
+    grey.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     opened = ImageDirectory(tmp_path).open("turned.jpg")
     plain, turned = Preprocessor(), Preprocessor(exif=True)
     assert opened.mode == "RGB"
     assert (turned.uint8(opened) == plain.uint8(opened.rotate(-90, expand=True))).all()
     assert (turned.uint8(opened) != plain.uint8(opened)).any()
+
+    Image.fromarray(np.arange(800, dtype=np.uint16).reshape(20, 40)).save(
+        tmp_path / "deep.png", exif=exif
+    )
+    deep = ImageDirectory(tmp_path).open("deep.png")
+    assert (turned.uint8(deep) == plain.uint8(deep.rotate(-90, expand=True))).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBA", "LA"])

@@ -133,6 +133,7 @@ def test_truncated_json_says_where(tmp_path):
     text = json.dumps(coco(), indent=1)
     message = error(write(tmp_path / "cut.json", text[: text.index("tabby") + 3]))
     assert "line 27 column 15" in message and "cut short" in message
+    assert "cut short" in error(write(tmp_path / "cut.json", text[: text.index('"A tabby')]))
     message = error(write(tmp_path / "typo.json", '{"images": [],\n "annotations": [}'))
     assert "line 2 column 18 (character 32 of 33)" in message and "cut short" not in message
 
