@@ -8,7 +8,12 @@ that no library version changes.
 
 import dataclasses
 import functools
+import gc
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -145,9 +150,17 @@ class PairLoader:
         rows = np.arange(self.batch_size) if rows is None else rows
         examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
         bad = _BadImages(self)
-        for batch in self._read(examples, len(rows)):
-            bad.check(batch.pop("bad"))
-            yield batch
+        batches = iter(self._read(examples, len(rows)))
+        try:
+            for batch in batches:
+                bad.check(batch.pop("bad"))
+                yield batch
+        finally:
+            # By hand: worker processes would stay until this process ends, and exceptions inside
+            # grain keep the last batches, which lie in shared memory, in reference cycles.
+            batches.close()
+            if self.workers:
+                gc.collect()
 
     def _read(self, examples: grain.MapDataset, rows: int) -> grain.IterDataset:
         # Two batches ahead are enough to hide the work, and bound the memory.
@@ -158,7 +171,7 @@ class PairLoader:
         # Processes hand over whole batches: one message each, not one per image.
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
-        return examples.batch(rows).to_iter_dataset(ahead).mp_prefetch(processes)
+        return examples.batch(rows).to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)
 
     def pair_at(self, step: int, row: int) -> tuple[int, int]:
         """Index of the pair in that row of that batch (-1: padding), and of its caption."""
@@ -255,6 +268,18 @@ class _BadImages:
             )
         instead = "the next readable pair takes its place" if self._loader.shuffle else "left out"
         logging.warning("image %d of bad ones: %s; %s", len(self._seen), reason, instead)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker process live as long as the main process, no shorter and no longer."""
+    # Ctrl-C reaches every process of a terminal, but only the main one knows when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_main_process, daemon=True).start()
+
+
+def _exit_with_main_process() -> None:
+    multiprocessing.parent_process().join()  # returns when a killed one cannot say goodbye
+    os._exit(1)
 
 
 @functools.lru_cache(maxsize=4)
