@@ -5,6 +5,7 @@ transposition is stated once and cannot be right in one direction only.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -59,6 +60,7 @@ class Slot:
         return math.prod(self.shape)
 
 
+@functools.lru_cache(4)
 def expected_shapes(config: clip.CLIPConfig) -> dict[str, tuple[int, ...]]:
     """Shape of each of our parameters, keyed by its path (`text/blocks/attn/query/kernel`)."""
     _, tree = clip.abstract(config)

@@ -1,0 +1,152 @@
+"""The own reader of config.json against transformers' CLIPConfig, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import transformers
+from interop import tiny
+
+from negclip_jax.interop import config as config_json
+from negclip_jax.interop import huggingface
+from negclip_jax.models import clip
+
+LAION_H = {
+    "model_type": "clip",
+    "projection_dim": 1024,
+    "text_config": {"hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096}
+    | {"num_attention_heads": 16, "num_hidden_layers": 24, "projection_dim": 512},
+    "vision_config": {"hidden_act": "gelu", "hidden_size": 1280, "intermediate_size": 5120}
+    | {"num_attention_heads": 16, "num_hidden_layers": 32, "patch_size": 14},
+}
+
+ACCEPTED = {
+    "empty": {},
+    "minimal": {"model_type": "clip"},
+    "null sections": {"model_type": "clip", "text_config": None, "vision_config": None},
+    "tiny": {"text_config": tiny.TEXT, "vision_config": tiny.VISION, "projection_dim": 24},
+    "laion h": LAION_H,
+    "legacy end token": {"text_config": {"eos_token_id": 2}},
+    "activations differ": {"text_config": {"hidden_act": "gelu_new"}},
+    "text_config_dict overrides": {
+        "text_config": {"num_attention_heads": 2, "eos_token_id": 2},
+        "text_config_dict": {"num_attention_heads": 16},
+    },
+    "vision_config_dict overrides": {
+        "vision_config": {"patch_size": 16},
+        "vision_config_dict": {"hidden_size": 1024, "num_attention_heads": 16},
+    },
+    "null text_config_dict": {"text_config": {"vocab_size": 9}, "text_config_dict": None},
+    "sizes as pairs": {"vision_config": {"image_size": [336, 336], "patch_size": [14, 14]}},
+    "other scale": {"logit_scale_init_value": 4},
+}
+
+
+def write(directory, content):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (directory / "config.json").write_text(text)
+    return directory
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_reads_what_transformers_reads(case, tmp_path):
+    ours = huggingface.read_config(write(tmp_path, ACCEPTED[case]))
+    theirs = transformers.CLIPConfig.from_pretrained(tmp_path)
+    assert ours.projection_dim == theirs.projection_dim
+    assert ours.logit_scale_init == theirs.logit_scale_init_value
+    sections = (
+        (ours.text, theirs.text_config, config_json._TEXT_KEYS),
+        (ours.vision, theirs.vision_config, config_json._VISION_KEYS),
+    )
+    for tower, section, keys in sections:
+        assert {f.name for f in dataclasses.fields(tower)} == set(keys.values())
+        for their_key, our_key in keys.items():
+            value = getattr(section, their_key)
+            value = value[0] if isinstance(value, (list, tuple)) else value
+            assert getattr(tower, our_key) == value, their_key
+
+
+REFUSED = {
+    "siglip": ({"model_type": "siglip"}, "model_type is 'siglip', not 'clip': SigLIP pools"),
+    "text tower alone": ({"model_type": "clip_text_model"}, "the text tower alone; give a full"),
+    "unheard of": ({"model_type": "bert"}, "'bert', not 'clip': it has another architecture"),
+    "no name": ({"model_type": ["clip"]}, "another architecture"),
+    "truncated": ('{"model_type": "cl', r"config.json is not valid JSON \(truncated\?\).*char 15"),
+    "not an object": ("[]", "holds list, not a JSON object"),
+    "grey images": ({"vision_config": {"num_channels": 1}}, "num_channels is 1; only 3"),
+    "activation": ({"text_config": {"hidden_act": "relu"}}, "unknown activation 'relu'; known"),
+    "heads": ({"text_config": {"num_attention_heads": 7}}, "width 512 is not divisible by 7"),
+    "no number": ({"text_config": {"hidden_size": "512"}}, "hidden_size is '512', which is not"),
+    "several ends": ({"text_config": {"eos_token_id": [1, 2]}}, r"eos_token_id is \[1, 2\]"),
+    "boolean": ({"vision_config": {"patch_size": True}}, "patch_size is True, which is not one"),
+    "zero": ({"vision_config": {"patch_size": 0}}, "patch_size is 0, which is too small"),
+    "not square": ({"vision_config": {"image_size": [224, 336]}}, r"image_size is \[224, 336\]"),
+    "no eps": ({"text_config": {"layer_norm_eps": None}}, "layer_norm_eps is None, which is not"),
+    "NaN eps": ('{"text_config": {"layer_norm_eps": NaN}}', "layer_norm_eps is nan"),
+    "section": ({"text_config": "big"}, "text_config is 'big', not an object"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_with_file_and_reason(case, tmp_path):
+    content, reason = REFUSED[case]
+    write(tmp_path, content)
+    with pytest.raises(huggingface.CheckpointError, match=reason) as caught:
+        huggingface.read_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(huggingface.CheckpointError, match=r"has no config\.json"):
+        huggingface.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("eos", [2, 599])
+def test_written_config_reads_back(tiny_config, eos, tmp_path):
+    text = dataclasses.replace(tiny_config.text, eos_token_id=eos, hidden_act="gelu")
+    config = dataclasses.replace(tiny_config, text=text)
+    huggingface.write_config(tmp_path, config)
+    assert huggingface.read_config(tmp_path) == config
+    theirs = transformers.CLIPConfig.from_pretrained(tmp_path)
+    assert theirs.text_config.projection_dim == theirs.vision_config.projection_dim == 40
+    assert str(theirs.dtype) == "torch.float32"
+
+
+def test_correction_changes_only_projection_and_dtype():
+    raw = {
+        "projection_dim": 20,
+        "torch_dtype": "float16",
+        "extra": {"dtype": "int8"},
+        "text_config": {"projection_dim": 512, "torch_dtype": "float16", "hidden_size": 3},
+        "text_config_dict": {"hidden_size": 3},
+    }
+    config = dataclasses.replace(clip.CLIPConfig(), projection_dim=20)
+    assert config_json.corrected(raw, config, "float32") == {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 20,
+        "torch_dtype": "float32",
+        "extra": {"dtype": "int8"},
+        "text_config": {"projection_dim": 20, "torch_dtype": "float32", "hidden_size": 3},
+        "text_config_dict": {"hidden_size": 3, "projection_dim": 20},
+        "vision_config": {"projection_dim": 20},
+    }
+    assert raw["torch_dtype"] == "float16", "the argument itself must not change"
+    assert config_json.corrected({"dtype": "bfloat16"}, config, "float32")["dtype"] == "float32"
+    assert config_json.corrected({}, config, "float16")["torch_dtype"] == "float16"
+
+
+def test_tokenizer_files_go_along(tiny_config, tiny_vocabulary, tmp_path):
+    huggingface.write_config(tmp_path, tiny_config, tokenizer=tiny_vocabulary)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_bytes() == (tiny_vocabulary / name).read_bytes()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("no")["input_ids"][-1] == tiny_config.text.eos_token_id
+    assert tokenizer.model_max_length == tiny_config.text.context_length
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert processor.image_processor.crop_size["height"] == tiny_config.vision.image_size
+
+
+def test_tokenizer_directory_without_vocabulary(tiny_config, tmp_path):
+    with pytest.raises(huggingface.CheckpointError, match=r"no vocab\.json and no merges\.txt"):
+        huggingface.write_config(tmp_path / "out", tiny_config, tokenizer=tmp_path)

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from negclip_jax.interop import huggingface, layout
+
+
+@pytest.fixture(scope="module")
+def slots(tiny_config):
+    return layout.slots(huggingface.KEYS, tiny_config)
+
+
+def test_table_covers_every_parameter_once(tiny_config, slots):
+    """Number of elements and of tensors: 14 and 16 a block (research/weights.md, section 1)."""
+    shapes = layout.expected_shapes(tiny_config)
+    assert {slot.path for slot in slots.values()} == set(shapes)
+    assert sum(s.size for s in slots.values()) == sum(np.prod(s) for s in shapes.values())
+    assert len(slots) == 14 + 16 * (tiny_config.text.layers + tiny_config.vision.layers)
+
+
+def test_put_and_take_are_inverse(tiny_config, slots):
+    rng = np.random.default_rng(0)
+    theirs = {name: rng.standard_normal(s.shape).astype(np.float32) for name, s in slots.items()}
+    params = {
+        path: np.full(shape, np.nan, np.float32)
+        for path, shape in layout.expected_shapes(tiny_config).items()
+    }
+    for name, slot in slots.items():
+        slot.put(params, theirs[name])
+    assert not any(np.isnan(array).any() for array in params.values())
+    for name, slot in slots.items():
+        np.testing.assert_array_equal(slot.take(params), theirs[name])
+
+
+def test_axes():
+    conv = layout.Key("conv", "conv", layout.CONV)
+    (slot,) = layout._expand(conv, (8, 6, 3, 48))
+    assert slot.shape == (48, 3, 8, 6)
+    stacked = layout.Key("layers.{layer}.weight", "kernel", layout.LINEAR)
+    slots = layout._expand(stacked, (2, 5, 7))
+    assert [(s.name, s.layer, s.shape) for s in slots] == [
+        ("layers.0.weight", 0, (7, 5)),
+        ("layers.1.weight", 1, (7, 5)),
+    ]
