@@ -77,7 +77,7 @@ class TrainingProgress:
                 TextColumn("{task.fields[status]}"),
                 console=_stderr,
             )
-            self._task = self._bar.add_task("", total=total, completed=start, status="compiling")
+            self._task = self._bar.add_task("", total=total, completed=start, status="first steps")
 
     def __enter__(self) -> "TrainingProgress":
         if self._bar:

@@ -289,6 +289,7 @@ def _compile(
     }
     places = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    logging.info("compiling the training step")
     compiled = jitted.lower(state, frozen, batch).compile()
     memory = compiled.memory_analysis()
     if memory is not None:
