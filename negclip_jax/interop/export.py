@@ -22,6 +22,7 @@ from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 
 _DTYPES = ("float32", "float16", "bfloat16")
+_SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,11 @@ def export(args: argparse.Namespace) -> float:
         overwrite=args.overwrite,
     )
     difference = _difference(source, *layout.load(args.out))
+    if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
+        raise InputError(
+            f"{args.out} does not read back as it was written (features differ by "
+            f"{difference:.1e}): do not use it, and check the disk"
+        )
     print(f"wrote {args.out}: {_contents(args.out)}, from {source.label}")
     print(f"read back: features of a random batch differ by at most {difference:.1e}")
     print(f"load it with\n\n{layout.usage.format(out=args.out)}\n")

@@ -67,14 +67,13 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     Raises:
       CheckpointError: no such directory, or the Hub has no such model or cannot be reached.
     """
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
+    name, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
+    if name and path.is_dir():  # Path("") would be the working directory
         return path
-    if path.exists():
+    if name and path.exists():
         raise CheckpointError(
             f"{path} is a file; give the directory that holds config.json and the weights"
         )
-    name = str(path_or_hub_id)
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise CheckpointError(f"there is no checkpoint directory {name!r}")
     return _download(name)

@@ -63,7 +63,9 @@ def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
     if not any(out.iterdir()):
         return
     if not overwrite:
-        raise CheckpointError(f"{out} is not empty; give another directory, or replace it (--overwrite)")
+        raise CheckpointError(
+            f"{out} is not empty; give another directory, or replace it (--overwrite)"
+        )
     if not (out / "config.json").is_file():
         raise CheckpointError(
             f"{out} has no config.json, so it is not an earlier export and is not overwritten"
@@ -131,9 +133,7 @@ def write_weights(
     shards = _shards(n_bytes, shard_bytes)
     files = [_shard_name(i, len(shards)) for i in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
-        # Contiguous on purpose: safetensors writes the raw buffer of a transposed view. Not
-        # `np.ascontiguousarray`, which turns 0-d into [1], and transformers 5 refuses that.
-        tensors = {name: np.asarray(take(name), dtypes[name], order="C") for name in names}
+        tensors = {name: _converted(name, take(name), dtypes[name]) for name in names}
         # transformers refuses metadata without this word.
         save_file(tensors, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
@@ -142,6 +142,16 @@ def write_weights(
         index = {"metadata": totals, "weight_map": where}
         write_json(directory / "model.safetensors.index.json", index)
     return files
+
+
+def _converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    # Contiguous on purpose: safetensors writes the raw buffer of a transposed view. Not
+    # `np.ascontiguousarray`, which turns 0-d into [1], and transformers 5 refuses that.
+    with np.errstate(over="ignore"):
+        converted = np.asarray(tensor, dtype, order="C")
+    if dtype != "float32" and not np.isfinite(converted).all():
+        raise CheckpointError(f"{name} holds values that {dtype} cannot; export it as float32")
+    return converted
 
 
 def _shards(n_bytes: dict[str, int], limit: int) -> list[list[str]]:

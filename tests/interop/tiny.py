@@ -41,8 +41,8 @@ VISION = {
 def torch_clip(text=(), vision=(), *, std=0.2, projection_dim=24) -> CLIPModel:
     """A CLIPModel whose weights are normal with `std`, biases and LayerNorms included."""
     config = transformers.CLIPConfig(
-        text_config=TEXT | dict(text),
-        vision_config=VISION | dict(vision),
+        text_config=TEXT | {"projection_dim": projection_dim} | dict(text),
+        vision_config=VISION | {"projection_dim": projection_dim} | dict(vision),
         projection_dim=projection_dim,
     )
     torch.manual_seed(0)

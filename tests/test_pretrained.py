@@ -1,0 +1,141 @@
+"""The three-line door: load, encode, compare."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from negclip_jax import CLIP
+from negclip_jax.errors import InputError
+from negclip_jax.pretrained import from_pretrained
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return CLIP.from_pretrained(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(3)]
+
+
+def test_three_lines(model, images):
+    similarity = model.similarity(images, ["a dog", "no dog"])
+    assert similarity.shape == (3, 2) and similarity.dtype == np.float32
+    assert np.abs(similarity).max() <= 1
+
+
+def test_similarity_is_the_cosine_of_the_features(model, images):
+    image = np.asarray(model.encode_image(model.preprocess(images[0])))[0]
+    text = np.asarray(model.encode_text(model.tokenize("no dog")))[0]
+    expected = image @ text / np.linalg.norm(image) / np.linalg.norm(text)
+    assert model.similarity(images[0], "no dog")[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_similarity_encodes_in_batches(model, images, monkeypatch):
+    whole = model.similarity(images, ["a", "b", "c"])
+    monkeypatch.setattr("negclip_jax.pretrained._BATCH", 2)
+    np.testing.assert_allclose(model.similarity(images, ["a", "b", "c"]), whole, atol=1e-6)
+
+
+def test_inputs_and_features_have_the_promised_shapes(model, images):
+    pixels, ids = model.preprocess(images), model.tokenize(["a", "b"])
+    assert pixels.shape == (3, 32, 32, 3) and pixels.dtype == np.float32
+    assert ids.shape == (2, 24) and ids.dtype == np.int32
+    for features, rows in ((model.encode_image(pixels), 3), (model.encode_text(ids), 2)):
+        assert features.shape == (rows, 40) and features.dtype == jnp.float32
+    assert not np.allclose(np.linalg.norm(features, axis=-1), 1), "features are unnormalised"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist, np.int64])
+def test_ids_of_any_integer_kind(model, kind):
+    ids = model.tokenize(["a"])
+    np.testing.assert_array_equal(model.encode_text(kind(ids)), model.encode_text(ids))
+
+
+def test_text_may_be_shorter_than_the_context(model):
+    ids = model.tokenize(["a"])
+    np.testing.assert_allclose(model.encode_text(ids[:, :9]), model.encode_text(ids), atol=1e-5)
+
+
+def test_logit_scale_is_the_logarithm(model):
+    assert model.logit_scale == pytest.approx(np.log(1 / 0.07), abs=1e-4)
+
+
+def test_repr_says_what_it_is(model, tiny_checkpoint):
+    shown = repr(model)
+    for part in (str(tiny_checkpoint), "patch 8 of 32 px", "24 tokens of 600", "D = 40", "float32"):
+        assert part in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_bfloat16_computes_differently_and_answers_in_float32(model, tiny_checkpoint):
+    half = from_pretrained(tiny_checkpoint, dtype="bfloat16")
+    ids = model.tokenize(["a dog"])
+    ours, full = half.encode_text(ids), model.encode_text(ids)
+    assert ours.dtype == jnp.float32 and not np.array_equal(ours, full)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("float32")}
+    with pytest.raises(InputError, match="must be one of float32, bfloat16"):
+        from_pretrained(tiny_checkpoint, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([1, 2], r"int64\[2\], not int\[B, T\]"),
+        ([[0.5]], "ids are float64"),
+        ([[1, 600]], "range from 1 to 600, but the model has 600 tokens"),
+        ([[-1]], "range from -1"),
+        ([[1] * 25], "25 tokens a row, but the model has 24 positions"),
+    ],
+)
+def test_bad_ids(model, ids, reason):
+    with pytest.raises(ValueError, match=reason):
+        model.encode_text(ids)
+
+
+def test_bad_pixels(model):
+    with pytest.raises(InputError, match="uint8, not float: give preprocess"):
+        model.encode_image(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\).*\[B, 32, 32, 3\]"):
+        model.encode_image(np.zeros((1, 3, 32, 32), np.float32))
+
+
+def test_without_tokenizer_and_preprocessor_files(model, tiny_checkpoint, images, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_checkpoint / name, tmp_path / name)
+    bare = from_pretrained(tmp_path)
+    np.testing.assert_array_equal(bare.preprocess(images), model.preprocess(images))
+    with pytest.raises(InputError, match=r"no tokenizer"):
+        bare.tokenize("a")
+
+
+def test_crop_reaches_the_preprocessor(tiny_checkpoint):
+    assert from_pretrained(tiny_checkpoint, crop="transformers").preprocessor.crop == "transformers"
+    with pytest.raises(InputError, match="crop"):
+        from_pretrained(tiny_checkpoint, crop="middle")
+
+
+def test_bad_checkpoint_is_a_sentence(tiny_checkpoint, tmp_path):
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "siglip"}))
+    with pytest.raises(InputError, match="siglip"):
+        from_pretrained(tmp_path)
+
+
+def test_real_vocabulary(shared_data, tiny_checkpoint, tmp_path):
+    """With CLIP's own vocabulary the ids are OpenAI's, and the model says if it is too small."""
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(shared_data / "clip_tokenizer" / name, tmp_path / name)
+    model = from_pretrained(tmp_path)
+    ids = model.tokenize("a photo of a cat")
+    assert ids[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    with pytest.raises(InputError, match="but the model has 600 tokens"):
+        model.encode_text(ids)
