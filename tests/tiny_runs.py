@@ -1,0 +1,74 @@
+"""What tests of training share: random batches, whole-tree comparisons, files of a run."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from negclip_jax.training import patterns
+
+
+def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -> dict:
+    """A batch as the loader makes it: uint8 pixels, ids that end with the end token."""
+    rng = np.random.default_rng(3)
+    side, end = config.vision.image_size, config.text.eos_token_id
+
+    def ids(*shape: int) -> np.ndarray:
+        rows = np.zeros((*shape, length), np.int32)
+        for row in rows.reshape(-1, length):
+            n = rng.integers(1, length - 1)
+            row[:n] = rng.integers(1, 400, n)
+            row[n] = end
+        return rows
+
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, side, side, 3), np.uint8),
+        "text": ids(batch_size),
+    }
+    if foils:
+        batch["foil"] = ids(batch_size, foils)
+        batch["foil_mask"] = rng.random((batch_size, foils)) < 0.6
+    return batch
+
+
+def adam_moments(opt_state) -> tuple[dict, dict]:
+    """First and second moments of Adam, as trees of parameters."""
+    state = next(s for s in opt_state if hasattr(s, "mu"))
+    return state.mu, state.nu
+
+
+def assert_equal(a, b) -> None:
+    """Same structure, and every leaf the same bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        x, y = np.asarray(x), np.asarray(y)
+        name = jax.tree_util.keystr(path)
+        assert x.dtype == y.dtype and np.array_equal(x, y), f"{name} differs"
+
+
+def assert_close(a: dict, b: dict, *, rtol: float) -> None:
+    """Every leaf equal to within `rtol` of its own largest value."""
+    flat_a, flat_b = patterns.flatten(a), patterns.flatten(b)
+    assert flat_a.keys() == flat_b.keys()
+    for path, x in flat_a.items():
+        x, y = np.asarray(x), np.asarray(flat_b[path])
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=rtol * np.abs(y).max(), err_msg="/".join(path)
+        )
+
+
+def read_metrics(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
+    """`metrics.jsonl` by step; a step that occurs twice is an error."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line.pop("step") for line in lines]
+    assert steps == sorted(set(steps)), f"steps repeat or go back: {steps}"
+    return dict(zip(steps, lines, strict=True))
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps that have a complete checkpoint."""
+    names = [p.name for p in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())

@@ -1,0 +1,148 @@
+"""The contrastive loss against a double loop in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from negclip_jax.training.losses import contrastive_loss, l2_normalise
+
+B, K, D = 6, 3, 5
+LOG_SCALE = 1.7
+
+
+@pytest.fixture(scope="module")
+def features() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"image": (B, D), "text": (B, D), "foil": (B, K, D)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def foil_mask() -> np.ndarray:
+    mask = np.random.default_rng(1).random((B, K)) < 0.5
+    mask[0], mask[1] = False, True  # no foil at all, and all of them
+    return mask
+
+
+def reference(image, text, log_scale, foil=None, foil_mask=None) -> float:
+    """Symmetric InfoNCE in float64, one logit at a time."""
+    image, text = image.astype(np.float64), text.astype(np.float64)
+    scale, total = np.exp(float(log_scale)), 0.0
+
+    def logit(a, b) -> float:
+        return scale * float(a @ b / np.sqrt(a @ a) / np.sqrt(b @ b))
+
+    for i in range(len(image)):
+        rivals = [logit(image[i], text[j]) for j in range(len(text))]
+        if foil is not None:
+            own_foils = [k for k in range(foil.shape[1]) if foil_mask is None or foil_mask[i, k]]
+            rivals += [logit(image[i], foil[i, k].astype(np.float64)) for k in own_foils]
+        images = [logit(image[j], text[i]) for j in range(len(image))]
+        own = logit(image[i], text[i])
+        total += np.log(np.sum(np.exp(rivals))) - own + np.log(np.sum(np.exp(images))) - own
+    return total / (2 * len(image))
+
+
+def ours(features, log_scale=LOG_SCALE, **masks):
+    foil = features.get("foil") if "foil_mask_BxK" in masks else None
+    return contrastive_loss(
+        features["image"], features["text"], jnp.float32(log_scale), foil_BxKxD=foil, **masks
+    )
+
+
+def test_equals_a_double_loop(features):
+    loss, _ = ours(features)
+    expected = reference(features["image"], features["text"], LOG_SCALE)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_foils_join_the_denominator_of_their_own_image_only(features, foil_mask):
+    for mask in (None, foil_mask):
+        loss, _ = ours(features, foil_mask_BxK=mask)
+        expected = reference(features["image"], features["text"], LOG_SCALE, features["foil"], mask)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_absent_foils_change_nothing(features):
+    without, _ = ours(features)
+    masked, _ = ours(features, foil_mask_BxK=np.zeros((B, K), bool))
+    np.testing.assert_array_equal(without, masked)
+
+
+def test_masked_rows_make_a_smaller_batch(features):
+    mask = np.array([True, False, True, True, False, True])
+    loss, metrics = ours(features, mask_B=mask)
+    smaller = {name: x[mask] for name, x in features.items()}
+    expected_loss, expected_metrics = ours(smaller)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
+
+
+def test_masked_rows_with_foils(features, foil_mask):
+    mask = np.array([True, True, False, True, False, True])
+    loss, _ = ours(features, mask_B=mask, foil_mask_BxK=foil_mask)
+    smaller = {name: x[mask] for name, x in features.items()}
+    expected, _ = ours(smaller, foil_mask_BxK=foil_mask[mask])
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_accuracies_count_rows_and_columns_apart():
+    # Text 1 is the best match of images 0 and 1; image 0 of texts 0 and 1.
+    image = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.2]], np.float32)
+    text = np.array([[1.0, -1.0], [1.0, 0.1], [-1.0, 0.0]], np.float32)
+    _, metrics = ours({"image": image, "text": text})
+    similarity = l2_normalise(image) @ l2_normalise(text).T
+    rows, columns = similarity.argmax(1), similarity.argmax(0)
+    assert rows.tolist() == [1, 1, 2] and columns.tolist() == [0, 0, 2]
+    np.testing.assert_allclose(metrics["image_to_text_accuracy"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["text_to_image_accuracy"], 2 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_equal_finite_differences_of_the_loop(features, foil_mask, masked):
+    keep = np.array([True, False, True, True, False, True]) if masked else np.ones(B, bool)
+    inputs = features | {"scale": np.float32(LOG_SCALE)}
+
+    def loss(inputs):
+        return contrastive_loss(
+            inputs["image"],
+            inputs["text"],
+            inputs["scale"],
+            foil_BxKxD=inputs["foil"],
+            foil_mask_BxK=foil_mask,
+            mask_B=jnp.asarray(keep),
+        )[0]
+
+    def loop(inputs) -> float:
+        parts = [inputs[name][keep] for name in ("image", "text")]
+        return reference(*parts, inputs["scale"], inputs["foil"][keep], foil_mask[keep])
+
+    gradient = jax.grad(loss)(inputs)
+    assert all(np.isfinite(g).all() for g in gradient.values())
+    rng = np.random.default_rng(2)
+    for name, value in inputs.items():
+        direction = rng.normal(size=np.shape(value))
+        step = 1e-5 * direction
+        wide = {key: np.asarray(x, np.float64) for key, x in inputs.items()}
+        up, down = loop(wide | {name: wide[name] + step}), loop(wide | {name: wide[name] - step})
+        np.testing.assert_allclose(
+            np.sum(gradient[name] * direction), (up - down) / 2e-5, rtol=1e-4, atol=1e-6
+        )
+    for name in ("image", "text", "foil"):
+        assert not gradient[name][~keep].any(), f"a padding row moves {name}"
+    assert not gradient["foil"][~foil_mask].any(), "an absent foil is trained"
+
+
+def test_low_precision_features_give_a_float32_loss(features):
+    low = {name: jnp.asarray(x, jnp.bfloat16) for name, x in features.items()}
+    loss, metrics = ours(low, foil_mask_BxK=None)
+    assert {x.dtype for x in [loss, *metrics.values()]} == {jnp.dtype("float32")}
+    rounded = {name: np.asarray(x, np.float32) for name, x in low.items()}
+    np.testing.assert_allclose(loss, ours(rounded, foil_mask_BxK=None)[0], rtol=1e-6)
+
+
+def test_normalised_rows_have_length_one(features):
+    lengths = np.linalg.norm(l2_normalise(features["image"]), axis=-1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-6)

@@ -1,0 +1,76 @@
+"""The gradient cache gives the loss and gradients of the whole batch, in parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import random_batch
+
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
+from negclip_jax.models import clip
+from negclip_jax.training.microbatch import map_microbatches
+from negclip_jax.training.step import Objective
+
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config) -> tuple:
+    from flax import nnx
+
+    return clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def loss_and_gradients(model, tiny_config):
+    """By number of micro-batches and presence of foils; one compilation for each number."""
+    graphdef, params = model
+    batch = random_batch(tiny_config, BATCH, foils=2)
+    without = batch | {"foil_mask": np.zeros_like(batch["foil_mask"])}
+    # At a temperature of 20 the gradient is larger than at initialisation, where all is alike.
+    hot = params | {"logit_scale": jnp.float32(3.0)}
+    results = {}
+    for microbatches in (1, 2, 4):
+        objective = Objective(graphdef, CLIP_MEAN, CLIP_STD, microbatches)
+        compute = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+        for foils in (True, False):
+            (loss, _), gradients = compute(hot, batch if foils else without)
+            results[microbatches, foils] = loss, gradients
+    return results
+
+
+@pytest.mark.parametrize("foils", [False, True])
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_loss_and_gradients_do_not_change(loss_and_gradients, microbatches, foils):
+    loss, gradients = loss_and_gradients[1, foils]
+    loss_in_parts, in_parts = loss_and_gradients[microbatches, foils]
+    np.testing.assert_allclose(loss_in_parts, loss, rtol=1e-6)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)) > 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), in_parts, gradients
+    )
+
+
+def test_foils_take_part(loss_and_gradients):
+    assert loss_and_gradients[1, True][0] - loss_and_gradients[1, False][0] > 0.01
+
+
+def test_towers_never_see_the_whole_batch(model, tiny_config):
+    graphdef, params = model
+    tokens, width = tiny_config.vision.positions, tiny_config.vision.mlp_width
+    batch = random_batch(tiny_config, BATCH)
+
+    def program(microbatches: int) -> str:
+        objective = Objective(graphdef, CLIP_MEAN, CLIP_STD, microbatches)
+        return str(jax.make_jaxpr(jax.grad(lambda p: objective.loss(p, batch)[0]))(params))
+
+    whole, quarter = f"f32[{BATCH},{tokens},{width}]", f"f32[{BATCH // 4},{tokens},{width}]"
+    assert whole in program(1)
+    assert whole not in program(4) and quarter in program(4)
+
+
+def test_rows_come_back_in_order():
+    batch = {"x": jnp.arange(24.0).reshape(12, 2), "y": jnp.arange(12)}
+    for count in (1, 2, 3, 4):
+        result = map_microbatches(lambda b: {"z": b["x"][:, 0] + 100 * b["y"]}, batch, count)
+        np.testing.assert_array_equal(result["z"], batch["x"][:, 0] + 100 * batch["y"])

@@ -1,0 +1,108 @@
+"""Regular-expression rules over parameter names, layers of stacked blocks included."""
+
+import jax
+import numpy as np
+import pytest
+
+from negclip_jax.errors import InputError
+from negclip_jax.training import patterns
+
+
+@pytest.fixture
+def tree() -> dict:
+    return {
+        "logit_scale": np.zeros(()),
+        "text": {
+            "blocks": {"mlp": {"kernel": np.zeros((3, 4, 5)), "bias": np.zeros((3, 5))}},
+            "ln_final": {"scale": np.ones(4)},
+        },
+        "vision": {"blocks": {"mlp": {"kernel": np.zeros((2, 4, 4))}}},
+    }
+
+
+def all_names(tree) -> list[str]:
+    return [n for path, x in patterns.flatten(tree).items() for n in patterns.names(path, x)]
+
+
+def test_layers_of_stacked_blocks_have_names_of_their_own(tree):
+    assert all_names(tree) == [
+        "logit_scale",
+        "text/blocks/0/mlp/bias",
+        "text/blocks/1/mlp/bias",
+        "text/blocks/2/mlp/bias",
+        "text/blocks/0/mlp/kernel",
+        "text/blocks/1/mlp/kernel",
+        "text/blocks/2/mlp/kernel",
+        "text/ln_final/scale",
+        "vision/blocks/0/mlp/kernel",
+        "vision/blocks/1/mlp/kernel",
+    ]
+
+
+def test_flatten_and_unflatten_are_inverse(tree):
+    again = patterns.unflatten(patterns.flatten(tree))
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True))
+
+
+def test_the_first_rule_that_matches_wins():
+    rules = [("a/.*", 1), (".*/x", 2), (".*", 3)]
+    assert patterns.first_match(["a/x", "b/x", "b/y"], rules, "key") == {
+        "a/x": 1,
+        "b/x": 2,
+        "b/y": 3,
+    }
+
+
+def test_a_rule_must_match_the_whole_name():
+    with pytest.raises(InputError, match=r"key: no parameter matches \['text'\]"):
+        patterns.first_match(["text/ln_final/scale"], [("text", 1), (".*", 2)], "key")
+
+
+def test_a_typo_is_an_error_that_shows_names(tree):
+    rules = [("txet/.*", 0.0), (".*", 1.0)]
+    with pytest.raises(InputError, match=r"optim\.lr_rules: .*'txet/\.\*'.*names look like logit"):
+        patterns.resolve(tree, rules, "optim.lr_rules")
+
+
+def test_a_name_without_a_rule_is_an_error(tree):
+    message = r"optim\.lr_rules: no rule covers logit_scale.* and \d more; end the list"
+    with pytest.raises(InputError, match=message):
+        patterns.resolve(tree, [("vision/.*", 1.0)], "optim.lr_rules")
+
+
+def test_an_invalid_expression_is_an_error(tree):
+    with pytest.raises(InputError, match=r"optim\.freeze: '\(vision' is not a regular expression"):
+        patterns.trainable(tree, ["(vision"])
+
+
+def test_values_are_scalars_unless_layers_differ(tree):
+    rules = [("text/blocks/[01]/.*", 0.5), (".*", 1.0)]
+    values = patterns.resolve(tree, rules, "key")
+    assert values["vision"]["blocks"]["mlp"]["kernel"] == 1.0
+    np.testing.assert_array_equal(
+        values["text"]["blocks"]["mlp"]["kernel"], np.reshape([0.5, 0.5, 1.0], (3, 1, 1))
+    )
+    np.testing.assert_array_equal(
+        values["text"]["blocks"]["mlp"]["bias"], np.reshape([0.5, 0.5, 1.0], (3, 1))
+    )
+
+
+def test_partition_keeps_an_array_of_which_a_layer_is_trained(tree):
+    mask = patterns.trainable(tree, ["vision/.*", "text/blocks/0/.*", "text/ln_final/scale"])
+    trained, frozen = patterns.partition(tree, mask)
+    assert set(all_names(trained)) == {
+        "logit_scale",
+        *(f"text/blocks/{i}/mlp/{part}" for i in range(3) for part in ("kernel", "bias")),
+    }
+    assert set(patterns.flatten(frozen)) == {
+        ("text", "ln_final", "scale"),
+        ("vision", "blocks", "mlp", "kernel"),
+    }
+    merged = patterns.merge(frozen, trained)
+    assert set(all_names(merged)) == set(all_names(tree))
+
+
+def test_nothing_frozen_means_everything_trained(tree):
+    trained, frozen = patterns.partition(tree, patterns.trainable(tree, []))
+    assert len(jax.tree.leaves(trained)) == len(jax.tree.leaves(tree)) and frozen == {}
