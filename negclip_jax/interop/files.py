@@ -187,6 +187,8 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _damaged(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{path} cannot be read: {error.strerror}"
     with path.open("rb") as file:
         if file.read(20).startswith(b"version https://git-"):
             return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there"

@@ -135,6 +135,17 @@ def test_git_lfs_pointer(tmp_path):
         open_weights(tmp_path)
 
 
+def test_file_without_permission(tmp_path, monkeypatch):
+    write(tmp_path / "model.safetensors", TENSORS)
+
+    def safe_open(path, framework):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "safe_open", safe_open)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: Permission"):
+        open_weights(tmp_path)
+
+
 def test_no_weights_names_what_there_is(tmp_path):
     (tmp_path / "flax_model.msgpack").touch()
     (tmp_path / "tf_model.h5").touch()
