@@ -49,15 +49,12 @@ def assert_equal(a, b) -> None:
         assert x.dtype == y.dtype and np.array_equal(x, y), f"{name} differs"
 
 
-def assert_close(a: dict, b: dict, *, rtol: float) -> None:
-    """Every leaf equal to within `rtol` of its own largest value."""
+def assert_close(a: dict, b: dict, *, rtol: float, atol: float) -> None:
+    """Same structure, and every leaf within the tolerances of `numpy.testing.assert_allclose`."""
     flat_a, flat_b = patterns.flatten(a), patterns.flatten(b)
     assert flat_a.keys() == flat_b.keys()
     for path, x in flat_a.items():
-        x, y = np.asarray(x), np.asarray(flat_b[path])
-        np.testing.assert_allclose(
-            x, y, rtol=0, atol=rtol * np.abs(y).max(), err_msg="/".join(path)
-        )
+        np.testing.assert_allclose(x, flat_b[path], rtol, atol, err_msg="/".join(path))
 
 
 def read_metrics(workdir: pathlib.Path) -> dict[int, dict[str, float]]:
