@@ -153,6 +153,8 @@ def _from_workdir(args: argparse.Namespace) -> Source:
     from negclip_jax.training import checkpoint
 
     base = Path(args.workdir).expanduser() / "base"
+    if not base.parent.is_dir():
+        raise InputError(f"there is no directory {args.workdir}")
     if not base.is_dir():
         raise InputError(
             f"{args.workdir} has no base/, the files of the checkpoint that a run started from: it "

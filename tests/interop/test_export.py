@@ -1,5 +1,6 @@
 """The export command, from a run and from a checkpoint."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -39,6 +40,9 @@ def run(base, tmp_path, monkeypatch):
         scale = np.float32(int(number) + (0.5 if ema else 0))
         return params | {"logit_scale": scale}, int(number)
 
+    # The stand-in must not outlive a change of what it stands for.
+    real = inspect.signature(checkpoint.restore_params).parameters
+    assert list(real) == ["workdir", "step", "ema"]
     monkeypatch.setattr(checkpoint, "restore_params", restore_params)
     return workdir
 
@@ -98,6 +102,7 @@ def test_export_that_reads_back_differently_is_an_error(base, tmp_path, monkeypa
     ("flags", "reason"),
     [
         (["--workdir={tmp}"], "has no base/.*not the --workdir of a run"),
+        (["--workdir={tmp}/gone"], "there is no directory .*gone"),
         (["--workdir={run}", "--step=99"], "no checkpoint of step 99; there are: 20, 30"),
         (["--checkpoint={tmp}"], r"has no config\.json"),
         (["--checkpoint=./gone"], "there is no checkpoint directory"),
