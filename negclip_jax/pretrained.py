@@ -52,7 +52,7 @@ def from_pretrained(
     preprocessor = Preprocessor.from_directory(
         directory, crop=crop, default_size=config.vision.image_size
     )
-    params = jax.tree.map(jnp.asarray, huggingface.load_params(directory, config))
+    params = _to_device(huggingface.load_params(directory, config))
     graphdef, _ = clip.abstract(config, dtype=dtype)
     return PretrainedCLIP(directory, config, graphdef, params, preprocessor, jnp.dtype(dtype))
 
@@ -145,6 +145,13 @@ class PretrainedCLIP:
             f"{text.width}, {text.context_length} tokens of {text.vocab_size}; "
             f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype})"
         )
+
+
+def _to_device(params: dict[str, Any]) -> dict[str, Any]:
+    # One by one and in place, so that no second copy of the weights is alive on the host.
+    for key, value in params.items():
+        params[key] = _to_device(value) if isinstance(value, dict) else jnp.asarray(value)
+    return params
 
 
 @functools.partial(jax.jit, static_argnums=0)

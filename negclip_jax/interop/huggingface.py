@@ -84,6 +84,11 @@ KEYS = (
 
 # Constant buffers that transformers before 4.31 saved.
 _BUFFERS = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision"))
+_WRITTEN = ("float32", "float16", "bfloat16")
+_LOAD_ADVICE = (
+    "The weights must be those of a transformers CLIPModel and belong to the config.json beside "
+    "them. Get the checkpoint again, or save it again with transformers' save_pretrained."
+)
 
 
 def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
@@ -115,12 +120,6 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     if any(problems.values()):
         raise CheckpointError(problem_report(directory, problems, _LOAD_ADVICE))
     return traverse_util.unflatten_dict(params, sep="/")
-
-
-_LOAD_ADVICE = (
-    "The weights must be those of a transformers CLIPModel and belong to the config.json beside "
-    "them. Get the checkpoint again, or save it again with transformers' save_pretrained."
-)
 
 
 def _open(directory: Path) -> dict[str, StoredTensor]:
@@ -216,7 +215,7 @@ def save(
                 stage, sizes, dtypes, lambda n: places[n].take(flat), shard_bytes=shard_bytes
             )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} was not written, nothing is left there: {error}") from error
+        raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
     return out
 
 
@@ -256,9 +255,6 @@ def _dtypes(
         ):
             return {name: stored[name].dtype for name in places}
     return dict.fromkeys(places, dtype or "float32")
-
-
-_WRITTEN = ("float32", "float16", "bfloat16")
 
 
 def _is_untouched(stored: StoredTensor | None, slot: Slot, flat: dict[str, np.ndarray]) -> bool:
