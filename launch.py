@@ -8,7 +8,9 @@ Any key of configs/common.py can be set with --config.SECTION.KEY=VALUE. The sam
 again continues from the newest checkpoint in --workdir.
 """
 
+import os
 import shlex
+import signal
 import sys
 import time
 
@@ -51,9 +53,13 @@ def main(argv: list[str]) -> None:
         console.fail(str(error))
         sys.exit(1)
     except Interrupted as stopped:
-        print(f"{stopped}; to continue:\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        _say_how_to_continue(str(stopped))
         sys.exit(128 + stopped.signum)
     print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
+
+
+def _say_how_to_continue(what: str) -> None:
+    print(f"{what}; to continue:\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -76,4 +82,8 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:  # before the loop listens to signals, or a second Ctrl-C
+        _say_how_to_continue("stopped at once")
+        os._exit(128 + signal.SIGINT)  # threads may be anywhere: an orderly exit can crash or hang

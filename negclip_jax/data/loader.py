@@ -149,18 +149,23 @@ class PairLoader:
         """
         rows = np.arange(self.batch_size) if rows is None else rows
         examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
-        bad = _BadImages(self)
         batches = iter(self._read(examples, len(rows)))
         try:
             for batch in batches:
-                bad.check(batch.pop("bad"))
-                yield batch
+                self._bad_images.check(batch.pop("bad"))
+                # Worker processes hand over shared memory; copied, it is free for the next batch.
+                yield {name: np.array(x) for name, x in batch.items()} if self.workers else batch
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
-            # grain keep the last batches, which lie in shared memory, in reference cycles.
+            # grain keep the last batches in reference cycles, and with them shared memory.
             batches.close()
             if self.workers:
                 gc.collect()
+
+    @functools.cached_property
+    def _bad_images(self) -> "_BadImages":
+        # One for all passes: validation reads the same images again and again.
+        return _BadImages(self)
 
     def _read(self, examples: grain.MapDataset, rows: int) -> grain.IterDataset:
         # Two batches ahead are enough to hide the work, and bound the memory.
@@ -272,8 +277,9 @@ class _BadImages:
 
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker process live as long as the main process, no shorter and no longer."""
-    # Ctrl-C reaches every process of a terminal, but only the main one knows when to stop.
+    # Ctrl-C, or Slurm, signals every process, but only the main one knows when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with_main_process, daemon=True).start()
 
 

@@ -29,10 +29,17 @@ class MetricWriter(Protocol):
 class JsonlWriter:
     """One JSON object per step; several writes to one step are merged into one line."""
 
-    def __init__(self, path: epath.Path, *, resume_step: int):
-        """Drops lines after `resume_step`: the run is about to write those steps again."""
+    def __init__(self, path: epath.Path, *, resume_step: int, evaluated: bool = True):
+        """Drops lines that the run is about to write again.
+
+        Args:
+          path: of the file; it need not exist.
+          resume_step: the last step to keep; 0 keeps nothing, for the run starts over.
+          evaluated: whether an uninterrupted run evaluates at `resume_step`; if not, numbers of
+            evaluators (`NAME/...`) are dropped from that line.
+        """
         self._path = path
-        self._lines = _lines_up_to(path, resume_step)
+        self._lines = _lines_up_to(path, resume_step, evaluated) if resume_step else []
         self._open: dict[str, Any] = {}
         self._rewrite()
 
@@ -127,14 +134,18 @@ class Writers:
             writer.close()
 
 
-def _lines_up_to(path: epath.Path, step: int) -> list[str]:
+def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:
     if not path.exists():
         return []
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+            metrics = json.loads(line)
+            at = metrics["step"]
         except (ValueError, KeyError, TypeError):
             break  # a line that a crash cut short: nothing after it can be earlier
+        if at == step and not evaluated:
+            line = json.dumps({k: v for k, v in metrics.items() if "/" not in k}) + "\n"
+        if at <= step:
+            kept.append(line)
     return kept

@@ -110,13 +110,17 @@ class Checkpoints:
 
 
 def save_frozen(workdir: epath.Path, frozen: dict) -> None:
-    """Writes the parameters that never change, once; a complete copy is left alone."""
+    """Writes the parameters that never change, once, when a run starts.
+
+    What an earlier attempt left, which may have started from other weights, is replaced.
+    """
     path = workdir / "frozen"
-    if path.exists() or not frozen:
-        return
     try:
+        if not frozen:
+            path.rmtree(missing_ok=True)
+            return
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, frozen)
+            checkpointer.save(path, frozen, force=True)
     except Exception as error:
         raise InputError(f"cannot write {path}: {_root_cause(error)}") from error
 

@@ -163,7 +163,9 @@ class StepLog:
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
             numbers = {name: float(value) for name, value in metrics.items()}
-            bad = [n for n in ("loss", "grad_norm") if not math.isfinite(numbers[n])]
+            # param_norm: what the update left behind, which only the next loss would show.
+            checked = ("loss", "grad_norm", "param_norm")
+            bad = [n for n in checked if not math.isfinite(numbers[n])]
             if bad:
                 self._writers.flush()
                 raise InputError(self._not_finite(step, bad[0], numbers))
@@ -185,7 +187,11 @@ class StepLog:
 def _writers(run: Run, start: int) -> tuple[Writers, Writers]:
     """Destinations of metrics and of timing; lines after the restored step are dropped."""
     log, path = run.config.log, run.workdir
-    metrics: list[MetricWriter] = [JsonlWriter(path / "metrics.jsonl", resume_step=start)]
+    # A run that ended here was evaluated at its end; one that goes on may not be.
+    evaluated = run.clock.due(start, run.clock.steps(run.config.eval.every, "eval.every"))
+    metrics: list[MetricWriter] = [
+        JsonlWriter(path / "metrics.jsonl", resume_step=start, evaluated=evaluated)
+    ]
     timing: list[MetricWriter] = [JsonlWriter(path / "timing.jsonl", resume_step=start)]
     shared: list[MetricWriter] = []
     if log.tensorboard:

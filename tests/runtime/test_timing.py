@@ -1,0 +1,81 @@
+"""Windows of time with a clock that the test moves."""
+
+import pytest
+
+from negclip_jax.runtime.timing import Chrono, human_seconds
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def chrono(clock) -> Chrono:
+    chrono = Chrono(pairs_per_step=32, clock=clock)
+    clock.now += 1000.0  # compiling; does not count
+    chrono.begin(20)
+    return chrono
+
+
+def test_a_window_counts_steps_and_waiting(chrono, clock):
+    for _ in range(5):
+        with chrono.waiting():
+            clock.now += 0.5
+        clock.now += 1.5
+    timing = chrono.window(25, total_steps=125)
+    assert timing == pytest.approx(
+        {
+            "pairs_per_second": 16.0,
+            "data_wait_share": 0.25,
+            "seconds_per_step": 2.0,
+            "eta_seconds": 200.0,
+        }
+    )
+
+
+def test_pauses_do_not_count_even_when_they_raise(chrono, clock):
+    clock.now += 4.0
+    with pytest.raises(RuntimeError), chrono.pause():
+        clock.now += 50.0
+        raise RuntimeError
+    assert chrono.window(22, total_steps=100)["seconds_per_step"] == pytest.approx(2.0)
+
+
+def test_each_window_starts_anew(chrono, clock):
+    with chrono.waiting():
+        clock.now += 8.0
+    chrono.window(24, total_steps=100)
+    clock.now += 1.0
+    timing = chrono.window(25, total_steps=100)
+    assert timing["data_wait_share"] == 0.0
+    assert timing["pairs_per_second"] == pytest.approx(32.0)
+
+
+def test_a_window_without_steps_is_empty(chrono, clock):
+    clock.now += 1.0
+    assert chrono.window(20, total_steps=100) == {}
+
+
+def test_the_rate_of_the_estimate_is_smoothed(chrono, clock):
+    clock.now += 1.0
+    chrono.window(21, total_steps=100)  # 32 pairs a second
+    clock.now += 0.1
+    timing = chrono.window(22, total_steps=100)  # 320 pairs a second, for once
+    assert timing["eta_seconds"] == pytest.approx(78 * 32 / (0.7 * 32 + 0.3 * 320))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03"), (100_000, "27:46:40")],
+)
+def test_seconds_for_a_person(seconds, shown):
+    assert human_seconds(seconds) == shown
