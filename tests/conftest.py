@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import functools
 import json
 import pathlib
 import sys
@@ -92,6 +93,44 @@ def tiny_checkpoint(tiny_config, tiny_vocabulary, tmp_path_factory) -> pathlib.P
     _, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
     huggingface.save(path, tiny_config, params, tokenizer=tiny_vocabulary)
     return path
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_checkpoint, tiny_pairs):
+    """Function of {"section.key": value} to the configuration of a short run on the tiny data."""
+    from configs import common
+
+    def make(changes: dict | None = None):
+        config = common.base()
+        config.update_from_flattened_dict(
+            {
+                "model.checkpoint": str(tiny_checkpoint),
+                "data.pairs": str(tiny_pairs / "pairs.json"),
+                "data.images": str(tiny_pairs / "images"),
+                "data.threads": 2,
+                "train.batch_size": 16,
+                "train.total": "20 steps",
+                "optim.lr": 1e-3,
+                "eval.every": "4 steps",
+                "checkpoint.every": "4 steps",
+                "log.every": "5 steps",
+                "log.tensorboard": False,
+                "runtime.compilation_cache": None,  # the one of all tests stays in use
+            }
+            | (changes or {})
+        )
+        return config
+
+    return make
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Training uses one of the eight devices: a quarter of the time, and what most people have."""
+    from negclip_jax.runtime import sharding
+
+    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
 
 
 @pytest.fixture(scope="session")

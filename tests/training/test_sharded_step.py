@@ -1,4 +1,4 @@
-"""One device and eight give the same loss, gradients and parameters, and nobody holds all logits."""
+"""One device and eight give the same loss, gradients and parameters; nobody holds all logits."""
 
 import re
 
