@@ -1,0 +1,139 @@
+"""The whole paper in small, offline: a world, a CLIP that reads "no" as "yes", and its cure.
+
+    python -m quickstart --out=runs/quickstart
+
+Runs the public commands that real work uses and prints each before it runs. Ends with a table,
+OUT/results.json and OUT/report.html.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from quickstart.evaluate import table_text
+from quickstart.questions import HOLD_OUT
+from quickstart.report import Story, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+_console = Console(highlight=False)
+
+
+class Failed(Exception):
+    """A command ended with an error, which it has explained itself."""
+
+
+def commands(out: str) -> list[tuple[str, list[str]]]:
+    """What is run, in order: a sentence and the arguments of `python`."""
+    world, config = f"{out}/world", "configs/quickstart.py"
+    train = f"--config.data.images={world}/train/images"
+
+    def launch(variant: str, checkpoint: str, pairs: str) -> list[str]:
+        return [
+            "launch.py",
+            f"--config={config}:{variant}",
+            f"--workdir={out}/{variant}",
+            f"--config.model.checkpoint={out}/{checkpoint}",
+            f"--config.data.pairs={pairs}",
+            train,
+        ]
+
+    def export(variant: str, name: str) -> list[str]:
+        module = ["-m", "negclip_jax.interop.export", f"--workdir={out}/{variant}"]
+        return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
+
+    pairs = f"{out}/pairs.json"
+    return [
+        ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}"]),
+        (
+            "Write a tiny CLIP with random weights, in Hugging Face's layout",
+            ["-m", "quickstart.tiny_clip", f"--out={out}/random"],
+        ),
+        (
+            "Pre-train it on captions that never say “no”",
+            launch("pretrain", "random", f"{world}/train/captions.json"),
+        ),
+        ("Export it", export("pretrain", "base")),
+        (
+            "Write negation pairs from the annotations, some words and orders kept out",
+            [
+                "-m",
+                "data_gen.from_annotations",
+                f"--captions={world}/train/captions.json",
+                f"--instances={world}/train/instances.json",
+                f"--out={pairs}",
+                "--statements=0.3",
+                f"--hold-out={','.join(HOLD_OUT)}",
+            ],
+        ),
+        ("Fine-tune the text tower: the published recipe", launch("published", "base", pairs)),
+        ("Export it", export("published", "published_clip")),
+        ("Fine-tune the text tower: this project's recipe", launch("finetune", "base", pairs)),
+        ("Export it", export("finetune", "tuned")),
+        (
+            "Ask all three about scenes that no training saw",
+            [
+                "-m",
+                "quickstart.evaluate",
+                f"--model=base={out}/base",
+                f"--model=published={out}/published_clip",
+                f"--model=tuned={out}/tuned",
+                f"--world={world}/heldout",
+                f"--out={out}/evaluation.json",
+            ],
+        ),
+    ]
+
+
+def run(sentence: str, arguments: Sequence[str]) -> tuple[str, float]:
+    """Prints and runs one command; returns it with its seconds. Raises Failed."""
+    shown = shlex.join(["python", *arguments])
+    _console.print(f"\n[bold]{sentence}[/bold]\n  [dim]{shown}[/dim]")
+    started = time.monotonic()
+    code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
+    if code:
+        raise Failed(f"this command ended with status {code}:\n  {shown}")
+    seconds = time.monotonic() - started
+    _console.print(f"  [dim]{seconds:.0f} s[/dim]")
+    return shown, seconds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", default="runs/quickstart", help="directory; replaced if it exists")
+    out = parser.parse_args(argv).out
+    started = time.monotonic()
+    path = ROOT / out
+    if (path / "world").exists() or (path / "results.json").exists():
+        shutil.rmtree(path)  # an earlier quickstart's, and nothing else's
+    try:
+        done = [run(sentence, arguments) for sentence, arguments in commands(out)]
+    except Failed as error:
+        sys.exit(f"quickstart stopped: {error}")
+    evaluation = json.loads((path / "evaluation.json").read_text())
+    story = Story(
+        evaluation=evaluation,
+        images=path / "world" / "heldout" / "images",
+        runs={name: path / name for name in ("pretrain", "published", "finetune")},
+        commands=done,
+        seconds=time.monotonic() - started,
+    )
+    write_report(story, path)
+    _console.print("\n[bold]Right answers on held-out scenes, percent [95 % interval][/bold]\n")
+    print(table_text(evaluation["models"]))
+    _console.print(f"\n{story.seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
+
+
+if __name__ == "__main__":
+    main()
