@@ -90,7 +90,8 @@ def render(story: Story) -> str:
 def machine() -> str:
     """Processor cores and versions, for the foot of the page."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, JAX {metadata.version('jax')}"
+    versions = f"Python {platform.python_version()}, JAX {metadata.version('jax')}"
+    return f"{platform.machine()}, {cores} cores, {versions}"
 
 
 def _headline(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -180,12 +181,13 @@ def _curve(name: str, workdir: Path) -> dict[str, Any]:
         f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3.5" fill="var(--m1)"/>'
         for p in points(validation).split()
     )
+    foot, right = HEIGHT - 20, WIDTH - 6
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<line x1="30" y1="{HEIGHT - 20}" x2="{WIDTH - 6}" y2="{HEIGHT - 20}" stroke="var(--line)"/>'
-        f'<polyline fill="none" stroke="var(--m2)" stroke-width="2" points="{points(smooth)}"/>{dots}'
-        f'<text x="2" y="14">{top:.1f}</text><text x="2" y="{HEIGHT - 20}">0</text>'
-        f'<text x="{WIDTH - 6}" y="{HEIGHT - 5}" text-anchor="end">{last} steps</text></svg>'
+        f'<line x1="30" y1="{foot}" x2="{right}" y2="{foot}" stroke="var(--line)"/>'
+        f'<polyline fill="none" stroke="var(--m2)" stroke-width="2" points="{points(smooth)}"/>'
+        f'{dots}<text x="2" y="14">{top:.1f}</text><text x="2" y="{foot}">0</text>'
+        f'<text x="{right}" y="{HEIGHT - 5}" text-anchor="end">{last} steps</text></svg>'
     )
     note = f"loss {smooth[0][1]:.2f} → {smooth[-1][1]:.2f}; dots: validation"
     return {"name": name, "note": note, "svg": Markup(svg)}
