@@ -95,7 +95,7 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
 def run(sentence: str, arguments: Sequence[str]) -> tuple[str, float]:
     """Prints and runs one command; returns it with its seconds. Raises Failed."""
     shown = shlex.join(["python", *arguments])
-    _console.print(f"\n[bold]{sentence}[/bold]\n  [dim]{shown}[/dim]")
+    _console.print(f"\n[bold]{sentence}[/bold]\n  [dim]{shown}[/dim]", soft_wrap=True)
     started = time.monotonic()
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
     if code:
