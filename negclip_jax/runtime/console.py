@@ -1,5 +1,6 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -27,7 +28,11 @@ class LogFile(logging.FileHandler):
     def detach(self) -> None:
         """Stops logging to the file and closes it."""
         logging.getLogger().removeHandler(self)
-        self.close()
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Loses the line: a full disk is reported where it matters, when metrics are written."""
 
 
 class _ConsoleHandler(logging.Handler):

@@ -1,10 +1,13 @@
 """What a run writes down about itself: configuration, versions, revision, devices."""
 
+import contextlib
+import errno
 import json
 import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from etils import epath
 
 from negclip_jax.errors import InputError
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "negclip-jax")
 
 
@@ -28,6 +32,20 @@ def create(workdir: str) -> epath.Path:
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error}") from error
     return path
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: str) -> Iterator[None]:
+    """Makes a sentence of what the system says of a full, read-only or broken disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise InputError(
+            f"cannot write to {workdir}: {error}; checkpoints that were complete stay usable. "
+            "Mend the disk and run the same command again to continue"
+        ) from error
 
 
 def record(path: epath.Path, config: dict[str, Any]) -> None:

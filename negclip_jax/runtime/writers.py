@@ -5,10 +5,13 @@ runs can be compared byte by byte. What depends on the machine (speed, waiting) 
 `timing.jsonl`.
 """
 
+import contextlib
 import json
+import time
 from typing import Any, Protocol
 
 from etils import epath
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from negclip_jax.errors import InputError
 
@@ -72,24 +75,38 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Event files for TensorBoard, without TensorFlow."""
+    """Event files for TensorBoard, without TensorFlow.
+
+    Written by this thread, unlike tensorboardX' own SummaryWriter, which on a full disk loses its
+    thread and then blocks.
+    """
 
     def __init__(self, directory: epath.Path, *, resume_step: int):
-        import tensorboardX
+        """TensorBoard will hide what an earlier process wrote for later steps."""
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self._writer = tensorboardX.SummaryWriter(
-            str(directory), purge_step=resume_step + 1 if resume_step else None
-        )
+        directory.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(directory / "events"))
+        self._add(resume_step + 1, session_log=event_pb2.SessionLog(status=1))  # START
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        values = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in metrics.items()
+        ]
+        self._add(step, summary=summary_pb2.Summary(value=values))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._events.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        events, self._events = self._events, None
+        if events is not None:  # closed once by each of the `Writers` that share it
+            events.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        self._events.write_event(event)
 
 
 class WandbWriter:
@@ -130,8 +147,10 @@ class Writers:
             writer.flush()
 
     def close(self) -> None:
+        """Closes what can be closed: a disk that fails now has already failed a flush."""
         for writer in self._writers:
-            writer.close()
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:

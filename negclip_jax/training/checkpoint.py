@@ -7,7 +7,10 @@ An item that a step has is a subdirectory of its own, so exporting reads no opti
 """
 
 import contextlib
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +24,7 @@ from negclip_jax.errors import InputError
 from negclip_jax.training import patterns
 from negclip_jax.training.state import TrainState
 
+_METADATA_BYTES = 2**20  # more than orbax writes beside the arrays
 _ITEMS = ("params", "opt_state", "ema")
 
 
@@ -64,6 +68,7 @@ class Checkpoints:
             items = {"params": state.params, "opt_state": state.opt_state}
             if state.ema is not None:
                 items["ema"] = state.ema
+            _check_space(self._directory, items)
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             kept = {self._best: metrics[self._best]} if self._best in metrics else None
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=kept, force=True)
@@ -119,6 +124,7 @@ def save_frozen(workdir: epath.Path, frozen: dict) -> None:
         if not frozen:
             path.rmtree(missing_ok=True)
             return
+        _check_space(workdir, frozen)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, frozen, force=True)
     except Exception as error:
@@ -213,6 +219,17 @@ def _to_host(path: epath.Path) -> dict:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved
         )
         return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
+
+
+def _check_space(directory: epath.Path, tree: Any) -> None:
+    """OSError where the disk is too full: orbax notices too, but by way of a hundred log lines."""
+    if "://" in str(directory):
+        return
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree)) + _METADATA_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        sizes = f"{needed / 2**20:.1f} MiB to write, {free / 2**20:.1f} MiB free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({sizes})")
 
 
 def _root_cause(error: BaseException) -> str:

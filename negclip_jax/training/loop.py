@@ -14,6 +14,7 @@ from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.interrupt import Interrupted, StopSignal
 from negclip_jax.runtime.timing import Chrono, human_seconds
 from negclip_jax.runtime.workdir import create as create_workdir
+from negclip_jax.runtime.workdir import disk_errors
 from negclip_jax.runtime.writers import (
     JsonlWriter,
     MetricWriter,
@@ -44,7 +45,7 @@ def train(
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     is_main = sharding.is_main_process()
-    with contextlib.ExitStack() as stack:
+    with disk_errors(workdir), contextlib.ExitStack() as stack:
         if is_main and (log_file := log_to_file(create_workdir(workdir))):
             stack.callback(log_file.detach)
         run = prepare(config, workdir)
@@ -129,7 +130,7 @@ class StepLog:
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step that has just been started."""
         if self._pending and self._run.clock.due(self._pending[-1][0], self._every):
-            self._drain()
+            self.flush()
         self._pending.append((step, metrics))
 
     def flush(self) -> None:
