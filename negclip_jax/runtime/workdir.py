@@ -24,6 +24,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 def create(workdir: str) -> epath.Path:
     """Makes the directory and proves that it can be written to."""
     path = epath.Path(workdir)
+    if "://" not in workdir:
+        path = path.expanduser().absolute()  # orbax writes to absolute paths only
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".write_test"

@@ -152,7 +152,7 @@ def restore_params(
 
     Raises InputError where there is no such run, step or average.
     """
-    root = epath.Path(workdir)
+    root = epath.Path(workdir).absolute() if "://" not in workdir else epath.Path(workdir)
     directory = root / "checkpoints"
     if not directory.exists():
         raise InputError(f"{workdir} has no checkpoints/: it is not the --workdir of a run")
