@@ -6,7 +6,7 @@ Every question is one scene and one or more choices; the first caption of a choi
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,29 +50,41 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene's file name, the objects in it and those that are not, in random order."""
+    """A scene's file name, its objects with their colours, and the kinds that are not in it.
+
+    `objects` are (colour, kind); both tuples are in random order.
+    """
 
     image: str
-    present: tuple[str, ...]
-    absent: tuple[str, ...] = field(repr=False)
+    objects: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...]
 
-    def lists(self, names: Sequence[str]) -> str:
-        """'a red star and a blue ring'."""
-        return " and ".join(noun(name).a for name in names)
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The kinds in the scene."""
+        return tuple(kind for _, kind in self.objects)
+
+
+def describe(objects: Sequence[tuple[str, str]]) -> str:
+    """'a red star and a blue ring'."""
+    return " and ".join(noun(f"{colour} {kind}").a for colour, kind in objects)
 
 
 def read_scenes(instances: Path, seed: int) -> list[Scene]:
     """Scenes of an instance file; objects of a scene are shuffled by the seed."""
     content = json.loads(instances.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in content["categories"]}
-    present: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
+    objects: dict[int, list[tuple[str, str]]] = {image["id"]: [] for image in content["images"]}
     for row in content["annotations"]:
-        present[row["image_id"]].append(names[row["category_id"]])
+        thing = (row["attributes"]["colour"], names[row["category_id"]])
+        objects[row["image_id"]].append(thing)
     scenes = []
     for image in content["images"]:
         rng = np.random.default_rng([seed, image["id"]])
-        inside = [str(name) for name in rng.permutation(sorted(set(present[image["id"]])))]
-        outside = [str(n) for n in rng.permutation(sorted(set(names.values()) - set(inside)))]
+        inside = sorted(objects[image["id"]])
+        inside = [inside[i] for i in rng.permutation(len(inside))]
+        outside = sorted(set(names.values()) - {kind for _, kind in inside})
+        outside = [outside[i] for i in rng.permutation(len(outside))]
         scenes.append(Scene(image["file_name"], tuple(inside), tuple(outside)))
     return scenes
 
@@ -89,13 +101,13 @@ def build(scenes: Sequence[Scene]) -> list[Question]:
 
 
 def _affirmative(i: int, scene: Scene, other: Scene) -> Question:
-    true = scene.lists(scene.present)
-    if i % 2 and set(other.present) - set(scene.present):
-        return Question(
-            "affirmative", scene.image, ((true, other.lists(other.present)),), "other scene"
-        )
-    wrong = scene.lists((*scene.present[:-1], scene.absent[0]))
-    return Question("affirmative", scene.image, ((true, wrong),), "wrong object")
+    true, group = describe(scene.objects), "other scene"
+    if i % 2 and not set(other.objects) <= set(scene.objects):
+        wrong = describe(other.objects)
+    else:
+        *most, (colour, _) = scene.objects
+        wrong, group = describe([*most, (colour, scene.absent[0])]), "wrong object"
+    return Question("affirmative", scene.image, ((true, wrong),), group)
 
 
 def _existence(scene: Scene) -> Question:

@@ -6,14 +6,16 @@ pieces that stay separate tokens, as rare words are cut in CLIP's own vocabulary
 token "lack" inside a word and the token "ing" at its end.
 """
 
+import itertools
+
 from negclip_jax.data.tokens import END, START, WORD_END, byte_symbols
 
 COLOURS = "red orange yellow green blue purple"
-KINDS = "circle square triangle star cross ring heart moon"
-PLURALS = "circles squares triangles stars crosses rings hearts moons"
+KINDS = "circle square triangle star cross ring heart moon arrow house"
+PLURALS = "circles squares triangles stars crosses rings hearts moons arrows houses"
 AFFIRMATIVE = "a an the and with there is are here picture of you can see next to just only any it"
 NEGATIVE = (
-    "no not without isn aren doesn don hasn lacks lacking missing absent none nowhere cannot "
+    "no not without isn aren doesn don hasn lack|s lack|ing missing absent none no|where can|not "
     "free minus but visible sight seen in be show have got for as 't"
 )
 
@@ -48,7 +50,7 @@ def _extend(merges: dict[tuple[str, str], None], symbols: list[str]) -> None:
     """
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     while len(symbols) > 1:
-        pairs = list(zip(symbols, symbols[1:], strict=False))
+        pairs = list(itertools.pairwise(symbols))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         merges.setdefault(best)
         ranks.setdefault(best, len(ranks))

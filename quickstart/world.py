@@ -1,8 +1,9 @@
 """Render a world of coloured shapes as JPEGs with COCO-style captions and instances.
 
-A scene holds two or three objects of different category; a category is a colour and a kind,
-"red star". `train/` and `heldout/` share every category but no combination of them: a set of
-objects seen in one split never occurs in the other.
+A scene holds two or three objects of different kinds, each with a colour: "a red star and a blue
+ring". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
+and `heldout/` share kinds and colours but no combination: a set of coloured objects that occurs in
+one split never occurs in the other.
 """
 
 import argparse
@@ -24,30 +25,45 @@ COLOURS = {
     "blue": (35, 80, 225),
     "purple": (150, 40, 190),
 }
-KINDS = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
+# Kinds of one theme tend to stand together, so that an absent object can be a plausible one:
+# "a moon with no star" says something, as "a street with no cars" does.
+THEMES = {
+    "sky": ("circle", "star", "moon", "ring", "heart"),
+    "town": ("house", "square", "triangle", "cross", "arrow"),
+}
+IN_THEME = 0.75  # share of scenes that keep to one theme
+KINDS = tuple(kind for kinds in THEMES.values() for kind in kinds)
 SIZE = 48  # pixels, both sides of a scene
+GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
 HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train/
 
 # Every caption here is affirmative: the pre-training never sees a word of negation.
 FULL = (
     "{list}",
-    "a picture of {list}",
     "there is {list}",
     "{with}",
     "{next}",
     "{comma}",
-    "you can see {list}",
 )
 PARTIAL = ("{a}", "there is {a}", "a picture of {a}", "{a} is here", "you can see {a}")
+COLOURLESS = 0.5  # share of captions that leave the colours out: kinds must be learned, too
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `category` "red star", and its outline in pixels, float64 [N, 2] (x, y)."""
+    """One object: `name` "red star", and its outline in pixels, float64 [N, 2] (x, y)."""
 
-    category: str
+    name: str
     outline: np.ndarray
+
+    @property
+    def colour(self) -> str:
+        return self.name.split()[0]
+
+    @property
+    def kind(self) -> str:
+        return self.name.split()[1]
 
     @property
     def bbox(self) -> list[float]:
@@ -60,11 +76,6 @@ class Thing:
         """Area in square pixels (shoelace formula)."""
         x, y = self.outline.T
         return round(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2, 2)
-
-
-def categories() -> list[str]:
-    """All object names in the order of their COCO category ids (1-based)."""
-    return [f"{colour} {kind}" for kind in KINDS for colour in COLOURS]
 
 
 def with_article(name: str) -> str:
@@ -118,7 +129,17 @@ def _heart() -> np.ndarray:
 def _moon() -> np.ndarray:
     outer = _arc(60, 300)
     inner = _arc(270, 90, radius=outer[0, 1]) * (0.62, 1.0) + (outer[0, 0], 0.0)
-    return np.concatenate([outer, inner]) + (0.2, 0.0)
+    return np.concatenate([outer, inner]) + np.array([0.2, 0.0])
+
+
+def _arrow() -> np.ndarray:
+    points = [(-1, -0.35), (0.05, -0.35), (0.05, -0.9), (1, 0), (0.05, 0.9), (0.05, 0.35)]
+    return np.array([*points, (-1, 0.35)], dtype=np.float64)
+
+
+def _house() -> np.ndarray:
+    walls = [(0.75, 0), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3), (-0.25, 0.3), (-0.25, 0.95)]
+    return np.array([(0, -1), (1, 0), *walls, (-0.75, 0.95), (-0.75, 0), (-1, 0)])
 
 
 _OUTLINES = {
@@ -130,22 +151,20 @@ _OUTLINES = {
     "ring": _ring,
     "heart": _heart,
     "moon": _moon,
+    "arrow": _arrow,
+    "house": _house,
 }
 
 
 def place(names: Sequence[str], rng: np.random.Generator) -> list[Thing]:
-    """Put each object at a random place, size and small tilt, no two of them touching."""
-    while True:
-        radii = rng.uniform(6.5, 9.5, len(names))
-        centres = rng.uniform(radii[:, None] + 1, SIZE - 1 - radii[:, None], (len(names), 2))
-        gaps = (
-            np.linalg.norm(centres[i] - centres[j]) - radii[i] - radii[j]
-            for i, j in itertools.combinations(range(len(names)), 2)
-        )
-        if all(gap > 1 for gap in gaps):
-            break
+    """Put each object into a cell of its own, with some freedom in place, size and tilt."""
+    cells = rng.choice(GRID * GRID, len(names), replace=False)
+    side = SIZE / GRID
     things = []
-    for name, radius, centre in zip(names, radii, centres, strict=True):
+    for name, cell in zip(names, cells, strict=True):
+        radius = rng.uniform(0.36, 0.46) * side
+        slack = side / 2 - radius
+        centre = (np.array(divmod(int(cell), GRID)) + 0.5) * side + rng.uniform(-slack, slack, 2)
         tilt = rng.uniform(-0.2, 0.2)
         turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
         points = outline(name.split()[1]) @ turn * radius + centre
@@ -159,20 +178,25 @@ def render(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
     big = Image.new("RGB", (SIZE * SUPERSAMPLE,) * 2, pale)
     draw = ImageDraw.Draw(big)
     for thing in things:
-        colour = np.array(COLOURS[thing.category.split()[0]]) + rng.integers(-14, 15, 3)
+        colour = np.array(COLOURS[thing.colour]) + rng.integers(-14, 15, 3)
         fill = tuple(int(v) for v in np.clip(colour, 0, 255))
         draw.polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=fill)
     return big.reduce(SUPERSAMPLE)
 
 
 def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Three true, affirmative captions: two of the whole scene, one of a single object."""
+    """Three true, affirmative captions: of the whole scene, of two objects, of one."""
     captions = []
-    for form in rng.choice(FULL, 2, replace=False):
-        words = [with_article(names[i]) for i in rng.permutation(len(names))]
-        captions.append(form.format_map(_lists(words)))
-    one = with_article(names[rng.integers(len(names))])
+    for count in (len(names), 2):
+        some = [names[i] for i in rng.permutation(len(names))[:count]]
+        captions.append(str(rng.choice(FULL)).format_map(_lists(_words(some, rng))))
+    (one,) = _words([names[rng.integers(len(names))]], rng)
     return [*captions, str(rng.choice(PARTIAL)).format(a=one)]
+
+
+def _words(names: Sequence[str], rng: np.random.Generator) -> list[str]:
+    coloured = rng.random() >= COLOURLESS
+    return [with_article(name if coloured else name.split()[1]) for name in names]
 
 
 def _lists(words: Sequence[str]) -> dict[str, str]:
@@ -188,25 +212,40 @@ def _lists(words: Sequence[str]) -> dict[str, str]:
 
 
 def split_combinations(seed: int) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """All sets of two and of three categories, dealt into train and held-out."""
+    """All sets of two and of three coloured objects of different kinds, dealt into two parts."""
     train: list[tuple[str, ...]] = []
     heldout: list[tuple[str, ...]] = []
     for count in (2, 3):
-        sets = list(itertools.combinations(categories(), count))
+        sets = [
+            tuple(" ".join(pair) for pair in zip(colours, kinds, strict=True))
+            for kinds in itertools.combinations(KINDS, count)
+            for colours in itertools.product(COLOURS, repeat=count)
+        ]
         np.random.default_rng([seed, count]).shuffle(sets)
         cut = round(HELDOUT_SHARE * len(sets))
-        heldout += [tuple(s) for s in sets[:cut]]
-        train += [tuple(s) for s in sets[cut:]]
+        heldout += [tuple(map(str, s)) for s in sets[:cut]]
+        train += [tuple(map(str, s)) for s in sets[cut:]]
     return train, heldout
 
 
 def draw_combinations(
     pool: Sequence[tuple[str, ...]], scenes: int, rng: np.random.Generator
 ) -> list[tuple[str, ...]]:
-    """`scenes` combinations from the pool, pairs and triples equally often."""
-    by_size = [[s for s in pool if len(s) == count] for count in (2, 3)]
-    sizes = rng.integers(0, 2, scenes)
-    return [by_size[size][rng.integers(len(by_size[size]))] for size in sizes]
+    """`scenes` combinations from the pool: pairs and triples equally often, most in one theme."""
+    groups: dict[tuple[int, bool], list[tuple[str, ...]]] = {}
+    for names in pool:
+        groups.setdefault((len(names), in_theme(names)), []).append(names)
+    drawn = []
+    for _ in range(scenes):
+        group = groups[int(rng.integers(2, 4)), bool(rng.random() < IN_THEME)]
+        drawn.append(group[rng.integers(len(group))])
+    return drawn
+
+
+def in_theme(names: Sequence[str]) -> bool:
+    """Whether all objects are of one theme."""
+    kinds = {name.split()[1] for name in names}
+    return any(kinds <= set(theme) for theme in THEMES.values())
 
 
 def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Sequence[int]) -> None:
@@ -216,7 +255,7 @@ def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Seq
     there are. Raises OSError where the folder cannot be written.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    ids = {name: i for i, name in enumerate(categories(), start=1)}
+    ids = {kind: i for i, kind in enumerate(KINDS, start=1)}
     images, captions, instances = [], [], []
     for image_id, names in enumerate(combinations, start=1):
         rng = np.random.default_rng([*seed, image_id])
@@ -229,8 +268,8 @@ def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Seq
             row = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
             captions.append(row)
         for thing in things:
-            instances.append(_instance(thing, len(instances) + 1, image_id, ids[thing.category]))
-    kinds = [{"id": i, "name": n, "supercategory": n.split()[1]} for n, i in ids.items()]
+            instances.append(_instance(thing, len(instances) + 1, image_id, ids[thing.kind]))
+    kinds = [{"id": i, "name": name, "supercategory": "shape"} for name, i in ids.items()]
     info = {"description": "quickstart world of coloured shapes", "seed": list(seed)}
     head = {"info": info, "images": images}
     _write_json(folder / "captions.json", {**head, "annotations": captions})
@@ -247,6 +286,7 @@ def _instance(thing: Thing, number: int, image_id: int, category_id: int) -> dic
         "area": thing.area,
         "segmentation": [polygon],
         "iscrowd": 0,
+        "attributes": {"colour": thing.colour},
     }
 
 
