@@ -12,9 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import functools
 import json
+import logging
 import pathlib
 import sys
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -32,6 +34,11 @@ _CACHE = os.environ.get(
 )
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# What launch.py sets up: our messages, but of the libraries below us only warnings.
+logging.getLogger().setLevel(logging.INFO)
+for _library in ("absl", "jax", "orbax", "grain"):
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 # Grain's worker processes read absl flags, which only app.run parses.
 flags.FLAGS.mark_as_parsed()
@@ -96,41 +103,76 @@ def tiny_checkpoint(tiny_config, tiny_vocabulary, tmp_path_factory) -> pathlib.P
 
 
 @pytest.fixture(scope="session")
-def make_config(tiny_checkpoint, tiny_pairs):
-    """Function of {"section.key": value} to the configuration of a short run on the tiny data."""
+def short_run(tiny_checkpoint, tiny_pairs) -> dict:
+    """Settings of 20 steps on the tiny data, as {"section.key": value}."""
+    return {
+        "model.checkpoint": str(tiny_checkpoint),
+        "data.pairs": str(tiny_pairs / "pairs.json"),
+        "data.images": str(tiny_pairs / "images"),
+        "data.threads": 2,
+        "train.batch_size": 16,
+        "train.total": "20 steps",
+        "optim.lr": 1e-3,
+        "eval.every": "4 steps",
+        "checkpoint.every": "4 steps",
+        "log.every": "5 steps",
+        "log.tensorboard": False,
+        "runtime.compilation_cache": None,  # the one of all tests stays in use
+    }
+
+
+@pytest.fixture(scope="session")
+def make_config(short_run):
+    """Function of {"section.key": value} to the configuration of a `short_run` with changes."""
     from configs import common
 
     def make(changes: dict | None = None):
         config = common.base()
-        config.update_from_flattened_dict(
-            {
-                "model.checkpoint": str(tiny_checkpoint),
-                "data.pairs": str(tiny_pairs / "pairs.json"),
-                "data.images": str(tiny_pairs / "images"),
-                "data.threads": 2,
-                "train.batch_size": 16,
-                "train.total": "20 steps",
-                "optim.lr": 1e-3,
-                "eval.every": "4 steps",
-                "checkpoint.every": "4 steps",
-                "log.every": "5 steps",
-                "log.tensorboard": False,
-                "runtime.compilation_cache": None,  # the one of all tests stays in use
-            }
-            | (changes or {})
-        )
+        config.update_from_flattened_dict(short_run | (changes or {}))
         return config
 
     return make
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Training uses one of the eight devices: a quarter of the time, and what most people have."""
+@pytest.fixture(scope="session")
+def finished_run(make_config, tmp_path_factory) -> types.SimpleNamespace:
+    """20 uninterrupted steps on one device that use as much as possible: read, do not write.
+
+    `workdir`, `state` (on the host), `changes` to `short_run`.
+    """
+    from tiny_runs import EVALUATORS
+
+    from negclip_jax.training.loop import train
+
+    changes = {
+        "train.ema_decay": 0.8,
+        "data.captions": "mix",
+        "data.foils": 1,
+        "optim.lr": 1e-2,
+        "optim.freeze": ("vision/.*", "visual_projection", "text/blocks/0/.*"),
+        "eval.every": "5 steps",
+        "eval.batch_size": 8,
+        "log.tensorboard": True,
+    }
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_one_device(patch)
+        state = train(make_config(changes), str(workdir), EVALUATORS)
+    return types.SimpleNamespace(workdir=workdir, state=jax.device_get(state), changes=changes)
+
+
+def use_one_device(patch: pytest.MonkeyPatch) -> None:
     from negclip_jax.runtime import sharding
 
     make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+    patch.setattr(sharding, "make_mesh", make_mesh)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Training uses one of the eight devices: a quarter of the time, and what most people have."""
+    use_one_device(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,10 @@ import numpy as np
 from negclip_jax.training import patterns
 
 
+# What a caller of train() may hand in: here one number that the parameters determine.
+EVALUATORS = {"custom": lambda context: lambda params: {"scale": float(params["logit_scale"])}}
+
+
 def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -> dict:
     """A batch as the loader makes it: uint8 pixels, ids that end with the end token."""
     rng = np.random.default_rng(3)

@@ -9,6 +9,7 @@ An item that a step has is a subdirectory of its own, so exporting reads no opti
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ class Checkpoints:
                 items["ema"] = state.ema
             _check_space(self._directory, items)
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            kept = {self._best: metrics[self._best]} if self._best in metrics else None
+            kept = {self._best: metrics[self._best]} if self._best in metrics else {}
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=kept, force=True)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
@@ -169,6 +170,9 @@ def restore_params(
 
 
 def _manager(directory: epath.Path, keep: int | None, best: str) -> ocp.CheckpointManager:
+    def value(metrics: dict[str, float]) -> float:
+        return metrics.get(best, math.inf)
+
     policy = preservation_policy.PreserveAll()
     if keep is not None:
         policy = preservation_policy.AnyPreservationPolicy(
@@ -176,7 +180,7 @@ def _manager(directory: epath.Path, keep: int | None, best: str) -> ocp.Checkpoi
                 preservation_policy.LatestN(n=max(1, keep)),
                 preservation_policy.BestN(
                     n=1,
-                    get_metric_fn=lambda metrics: metrics[best],
+                    get_metric_fn=value,
                     reverse=True,  # the policy keeps the end of the sorted list
                     keep_checkpoints_without_metrics=False,
                 ),
@@ -184,6 +188,9 @@ def _manager(directory: epath.Path, keep: int | None, best: str) -> ocp.Checkpoi
         )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
+        # Without these two orbax ranks by the metrics, but writes none: lost at the next start.
+        best_fn=value,
+        best_mode="min",
         cleanup_tmp_directories=keep is not None,
         create=keep is not None,
     )
