@@ -8,7 +8,6 @@ import numpy as np
 
 from negclip_jax.training import patterns
 
-
 # What a caller of train() may hand in: here one number that the parameters determine.
 EVALUATORS = {"custom": lambda context: lambda params: {"scale": float(params["logit_scale"])}}
 

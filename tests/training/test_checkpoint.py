@@ -146,7 +146,7 @@ def test_what_orbax_says_of_the_disk_is_passed_on(opened, monkeypatch):
         raise RuntimeError("save failed") from OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(opened._manager, "save", fail)
-    with pytest.raises(InputError, match="cannot save step 3 to .*OSError: .*Read-only file syst"):
+    with pytest.raises(InputError, match=r"cannot save step 3 to .*OSError: .*Read-only file syst"):
         opened.save(3, make_state(3), {})
 
 
@@ -168,7 +168,7 @@ def small_disk(tmp_path):
 
 def test_a_real_full_disk(small_disk):
     checkpoints = Checkpoints(epath.Path(small_disk), keep=100, best="val/loss")
-    with pytest.raises(InputError, match="No space left on device .*is intact") as error:
+    with pytest.raises(InputError, match=r"No space left on device .*is intact") as error:
         for step in range(1, 100):
             checkpoints.save(step, random_state(step), {})
     checkpoints.close()

@@ -51,8 +51,9 @@ def test_with_other_workers_and_without_the_base_checkpoint(
     assert_equal(jax.device_get(state), finished_run.state)
     ours, theirs = (w / "metrics.jsonl" for w in (workdir, finished_run.workdir))
     assert ours.read_bytes() == theirs.read_bytes()
+    reference = str(finished_run.workdir)
     for step in ("last", "best"):
-        assert_equal(restore_params(str(workdir), step), restore_params(finished_run.workdir, step))
+        assert_equal(restore_params(str(workdir), step), restore_params(reference, step))
 
 
 def test_onto_another_mesh(finished_run, stopped_at_12, make_config, tmp_path):
@@ -154,7 +155,7 @@ def test_restart_before_the_first_checkpoint_starts_over(
     """What an attempt without a checkpoint left behind must not leak into the next one."""
     workdir = tmp_path / "run"
     changes = {"train.total": "2 steps", "optim.lr": float("inf")}
-    with pytest.raises(InputError, match="at step 1 .*no checkpoint was saved"):
+    with pytest.raises(InputError, match=r"at step 1 .*no checkpoint was saved"):
         train(make_config(changes), str(workdir))
     assert list(read_metrics(workdir)) == [0]
     # Other weights, now with the text tower frozen.
