@@ -1,0 +1,113 @@
+"""Progress on a terminal and in plain lines, and the log file."""
+
+import io
+import logging
+import os
+
+import pytest
+from etils import epath
+from rich.console import Console
+
+from negclip_jax.runtime import console
+
+TIMING = {
+    "pairs_per_second": 1234.5,
+    "data_wait_share": 0.125,
+    "seconds_per_step": 0.5,
+    "eta_seconds": 3725.0,
+}
+STATUS = "loss 1.2346  1,234 pairs/s  data wait 12%  ETA 1:02:05"
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Function that gives the console a stream of its own, a terminal or not."""
+
+    def make(*, terminal: bool) -> io.StringIO:
+        stream = io.StringIO()
+        fake = Console(file=stream, force_terminal=terminal, width=120, highlight=False)
+        monkeypatch.setattr(console, "_stderr", fake)
+        return stream
+
+    return make
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The root logger as launch.py sets it up; put back afterwards."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    libraries = {name: logging.getLogger(name).level for name in ("absl", "jax", "orbax")}
+    console.set_up_logging()
+    yield root
+    root.handlers[:] = before
+    root.setLevel(level)
+    for name, library_level in libraries.items():
+        logging.getLogger(name).setLevel(library_level)
+
+
+def test_without_a_terminal_there_are_plain_lines_now_and_then(screen, log, tmp_path):
+    stream = screen(terminal=False)
+    file = console.log_to_file(epath.Path(tmp_path))
+    with console.TrainingProgress(start=0, total=40) as progress:
+        for step in (10, 20, 30, 40):
+            progress.update(step, 1.23456, TIMING)
+    file.detach()
+    # The first, nothing for ten seconds, and the last; the file has them all.
+    shown = stream.getvalue().splitlines()
+    assert shown == [f"step {step}/40  {STATUS}" for step in (10, 40)]
+    logged = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" INFO ")[1] for line in logged] == [
+        f"step {step}/40  {STATUS}" for step in (10, 20, 30, 40)
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar(screen, log, tmp_path):
+    stream = screen(terminal=True)
+    file = console.log_to_file(epath.Path(tmp_path))
+    with console.TrainingProgress(start=5, total=40) as progress:
+        progress.update(20, 1.23456, TIMING)
+    file.detach()
+    shown = stream.getvalue()
+    assert "training" in shown and "20/40" in shown and STATUS in shown
+    assert f"step 20/40  {STATUS}" not in shown
+    assert f"step 20/40  {STATUS}" in (tmp_path / "train.log").read_text()
+
+
+def test_other_processes_show_nothing(screen, log):
+    stream = screen(terminal=False)
+    with console.TrainingProgress(start=0, total=40, enabled=False) as progress:
+        progress.update(40, 1.0, TIMING)
+    assert stream.getvalue() == ""
+
+
+def test_messages_reach_console_and_file_but_libraries_only_warn(screen, log, tmp_path):
+    stream = screen(terminal=False)
+    file = console.log_to_file(epath.Path(tmp_path))
+    logging.info("80 pairs [of] images")  # brackets are no markup
+    logging.getLogger("orbax").info("chatter")
+    logging.getLogger("orbax").warning("trouble")
+    file.detach()
+    logging.info("after the run")
+    assert stream.getvalue().splitlines() == ["80 pairs [of] images", "trouble", "after the run"]
+    logged = (tmp_path / "train.log").read_text()
+    assert "80 pairs [of] images" in logged and "WARNING trouble" in logged
+    assert "chatter" not in logged and "after the run" not in logged
+
+
+def test_a_remote_directory_has_no_log_file():
+    assert console.log_to_file("gs://bucket/run") is None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
+def test_a_log_file_on_a_full_disk_is_quiet(log, tmp_path, capsys):
+    file = console.log_to_file(epath.Path(tmp_path))
+    file.setStream(open("/dev/full", "w"))
+    logging.info("lost")
+    file.detach()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_is_one_sentence(capsys):
+    console.fail("no such file")
+    assert capsys.readouterr().err == "error: no such file\n"

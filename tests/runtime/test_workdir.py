@@ -1,0 +1,96 @@
+"""What a run writes down about itself, and what it says of a directory it cannot write to."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from etils import epath
+
+from negclip_jax.errors import InputError
+from negclip_jax.runtime import workdir
+
+
+def test_a_directory_is_made(tmp_path):
+    path = workdir.create(str(tmp_path / "a" / "b"))
+    assert path.is_dir() and list(path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        InputError, match=r"cannot write to --workdir=.*file/run: .*Not a directory"
+    ):
+        workdir.create(str(tmp_path / "file" / "run"))
+
+
+def test_a_directory_that_is_read_only(tmp_path, monkeypatch):
+    def refuse(self, text):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_text", refuse)
+    with pytest.raises(InputError, match=r"cannot write to --workdir=.*Read-only file system"):
+        workdir.create(str(tmp_path))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_the_disk_gets_a_sentence(code):
+    message = "cannot write to runs/x: .*checkpoints that were complete stay usable"
+    with pytest.raises(InputError, match=message), workdir.disk_errors("runs/x"):
+        raise OSError(code, "what the system says")
+
+
+def test_other_errors_are_not_the_disk():
+    with pytest.raises(FileNotFoundError), workdir.disk_errors("runs/x"):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
+def test_configuration_and_environment_are_recorded(tmp_path):
+    workdir.record(epath.Path(tmp_path), {"optim": {"lr": 1e-6}})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"optim": {"lr": 1e-6}}
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["command"] == sys.argv
+    assert found["packages"]["jax"] == jax.__version__
+    assert {"flax", "optax", "orbax-checkpoint", "grain", "negclip-jax"} <= set(found["packages"])
+    assert found["python"].count(".") == 2
+    assert len(found["devices"]) == 8 and found["processes"] == 1
+    assert found["git_revision"] == workdir.git_revision()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_git_revision_of_this_checkout():
+    git = ["git", "-C", workdir.__file__.rsplit("/", 1)[0], "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True)
+    if head.returncode:
+        assert workdir.git_revision() is None
+    else:
+        assert workdir.git_revision().removesuffix("+changes") == head.stdout.strip()
+
+
+def test_no_git_is_no_error(monkeypatch):
+    def missing(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert workdir.git_revision() is None
+
+
+def test_differences_of_configurations():
+    old = {"optim": {"lr": 1e-6, "freeze": ["a"]}, "seed": 0, "gone": 1}
+    new = {"optim": {"lr": 1e-5, "freeze": ["a"]}, "seed": 0, "added": None}
+    assert workdir.differences(old, new) == {"optim.lr": (1e-6, 1e-5), "gone": (1, None)}
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "config.json"
+    workdir.write_json(path, {"a": 1})
+
+    def crash(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}

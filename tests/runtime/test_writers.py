@@ -1,0 +1,155 @@
+"""Metric files: one line a step, cut back at a restart, and the optional destinations."""
+
+import json
+import struct
+import sys
+import types
+
+import pytest
+from etils import epath
+from tensorboardX.proto import event_pb2
+
+from negclip_jax.errors import InputError
+from negclip_jax.runtime.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
+
+
+@pytest.fixture
+def path(tmp_path):
+    return epath.Path(tmp_path) / "metrics.jsonl"
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_steps(path, start: int, stop: int, *, resume_step: int, **kwargs) -> None:
+    writer = JsonlWriter(path, resume_step=resume_step, **kwargs)
+    for step in range(start, stop + 1):
+        writer.write(step, {"loss": 1 / step, "val/loss": float(step)})
+    writer.close()
+
+
+def test_several_writes_to_a_step_are_one_line(path):
+    writer = JsonlWriter(path, resume_step=0)
+    writer.write(1, {"loss": 0.5})
+    writer.write(2, {"loss": 0.25})
+    writer.write(2, {"val/loss": 3.0})
+    writer.flush()
+    assert lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "val/loss": 3.0}]
+    writer.write(3, {"loss": 0.1})
+    writer.close()
+    assert len(lines(path)) == 3
+
+
+def test_numbers_come_back_exactly(path):
+    write_steps(path, 1, 50, resume_step=0)
+    assert [line["loss"] for line in lines(path)] == [1 / step for step in range(1, 51)]
+
+
+def test_a_restart_drops_the_steps_that_it_will_do_again(path):
+    write_steps(path, 1, 9, resume_step=0)
+    whole = path.read_bytes()
+    write_steps(path, 6, 9, resume_step=5)
+    assert path.read_bytes() == whole
+    JsonlWriter(path, resume_step=3)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+
+
+def test_a_line_cut_short_is_dropped(path):
+    write_steps(path, 1, 5, resume_step=0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    write_steps(path, 5, 5, resume_step=5)
+    assert path.read_bytes() == whole
+
+
+def test_a_run_without_checkpoint_starts_over(path):
+    writer = JsonlWriter(path, resume_step=0)
+    writer.write(0, {"val/loss": 1.0})
+    writer.close()
+    JsonlWriter(path, resume_step=0)
+    assert path.read_text() == ""
+
+
+def test_an_evaluation_at_the_former_end_is_dropped(path):
+    write_steps(path, 1, 4, resume_step=0)
+    JsonlWriter(path, resume_step=4, evaluated=False)
+    assert lines(path)[2:] == [
+        {"step": 3, "loss": 1 / 3, "val/loss": 3.0},
+        {"step": 4, "loss": 0.25},
+    ]
+
+
+def events(directory) -> list[event_pb2.Event]:
+    found = []
+    for file in sorted(directory.iterdir()):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("Q", data[:8])
+            found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_events(tmp_path):
+    directory = epath.Path(tmp_path) / "deep" / "tensorboard"
+    writer = TensorBoardWriter(directory, resume_step=12)
+    writer.write(13, {"loss": 0.5, "val/loss": 0.25})
+    writer.close()
+    writer.close()  # shared by two `Writers`
+    version, start, scalars = events(directory)
+    assert version.file_version == "brain.Event:2"
+    # TensorBoard hides what an earlier process wrote from this step on.
+    assert (start.step, start.session_log.status) == (13, event_pb2.SessionLog.START)
+    assert scalars.step == 13 and scalars.wall_time > 1e9
+    values = {value.tag: value.simple_value for value in scalars.summary.value}
+    assert values == {"loss": 0.5, "val/loss": 0.25}
+
+
+def test_wandb_that_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = r"log\.wandb is set, but wandb is not installed: pip install 'negclip-jax\[wandb\]'"
+    with pytest.raises(InputError, match=message):
+        WandbWriter("project", epath.Path(tmp_path), {})
+
+
+def test_wandb_continues_under_the_same_id(monkeypatch, tmp_path):
+    started, logged = [], []
+    run = types.SimpleNamespace(
+        log=lambda metrics, step: logged.append((step, metrics)), finish=lambda: None
+    )
+    fake = types.SimpleNamespace(init=lambda **kwargs: started.append(kwargs) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = WandbWriter("negation", epath.Path(tmp_path) / "b32", {"seed": 0})
+    writer.write(3, {"loss": 1.0})
+    writer.close()
+    assert logged == [(3, {"loss": 1.0})]
+    (arguments,) = started
+    assert arguments["id"] == "b32" and arguments["resume"] == "allow"
+    assert (arguments["project"], arguments["config"]) == ("negation", {"seed": 0})
+
+
+class Recorder:
+    def __init__(self, error: type | None = None):
+        self.calls: list[str] = []
+        self._error = error
+
+    def write(self, step, metrics):
+        self.calls.append("write")
+
+    def flush(self):
+        self.calls.append("flush")
+
+    def close(self):
+        self.calls.append("close")
+        if self._error:
+            raise self._error
+
+
+def test_all_destinations_get_everything_and_are_all_closed():
+    first, second = Recorder(OSError), Recorder()
+    writers = Writers([first, second])
+    writers.write(1, {})
+    writers.flush()
+    writers.close()
+    assert first.calls == second.calls == ["write", "flush", "close"]
