@@ -102,7 +102,7 @@ def test_a_remote_directory_has_no_log_file():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
 def test_a_log_file_on_a_full_disk_is_quiet(log, tmp_path, capsys):
     file = console.log_to_file(epath.Path(tmp_path))
-    file.setStream(open("/dev/full", "w"))
+    file.setStream(open("/dev/full", "w"))  # noqa: SIM115  the handler closes it
     logging.info("lost")
     file.detach()
     assert "Traceback" not in capsys.readouterr().err
