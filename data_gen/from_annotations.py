@@ -4,7 +4,7 @@ For each caption: an absent object is proposed by how often it co-occurs with th
 objects, its absence is verified from the image's instances and from all its captions, and the
 caption is rewritten by a grammar of templates. Foils are the same templates said of an object
 that is there. The output is the captions' JSON with these keys on each kept annotation:
-`updated_caption`, `object`, `foils` and `provenance`.
+`updated_caption`, `object`, `foils`, `provenance`, and for statistics `cue` and `position`.
 """
 
 import argparse
@@ -80,8 +80,11 @@ class Proposer:
         number = min(TRIES, np.count_nonzero(weights))
         if not number:
             return []
-        drawn = rng.choice(len(weights), number, replace=False, p=weights / weights.sum())
-        return [self.names[i] for i in drawn]
+        # Weighted draws without replacement (Efraimidis and Spirakis, 2006): the smallest of
+        # exponential waiting times, several times faster than rng.choice.
+        with np.errstate(divide="ignore"):
+            waiting = rng.exponential(size=len(weights)) / weights
+        return [self.names[i] for i in np.argsort(waiting)[:number]]
 
 
 def write_pairs(
@@ -132,18 +135,13 @@ def rewrite(
     if absent is None:
         return "no absent object found", {}
     template = draw_template(caption, absent, templates, settings, rng)
-    provenance = {
-        "writer": "template",
-        "template": template.name,
-        "cue": template.cue,
-        "position": template.position,
-        "verified_by": "instances",
-    }
     return "written", {
         "updated_caption": template.fill(caption, noun(absent)),
         "object": absent,
         "foils": write_foils(caption, absent, scene, template, templates, settings.foils, rng),
-        "provenance": provenance,
+        "provenance": f"instances, template {template.name}",
+        "cue": template.cue,
+        "position": template.position,
     }
 
 
@@ -196,7 +194,7 @@ def write_foils(
         if template.fits(caption, known) and (template.position == ALONE or name in fresh):
             foils.append(template.fill(caption, known))
             continue
-        base, position = (noun(absent).a, AFTER) if i % 2 else ("", ALONE)
+        base, position = (noun(absent).some, AFTER) if i % 2 else ("", ALONE)
         options = fitting(templates, position, base, known) or [template]
         foils.append(options[rng.integers(len(options))].fill(base, known))
     return foils

@@ -138,6 +138,11 @@ class Noun:
     human: bool = False
 
     @property
+    def some(self) -> str:
+        """How a caption names the object: "a dog", but "broccoli" and "scissors"."""
+        return self.one if self.a.startswith("any ") else self.a
+
+    @property
     def slots(self) -> dict[str, str]:
         """The noun's words under the names that templates use."""
         return {

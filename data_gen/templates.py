@@ -161,7 +161,7 @@ no-one-alone | no one | no one is there
 # Anything that might be a finite verb. Too many words match ("bananas"): a phrase taken for a
 # sentence only loses it some templates, a sentence taken for a phrase gives bad grammar.
 _VERB = re.compile(
-    r"\b(are|can|could|did|do|had|have|may|must|will|would|were|\w+n't|[a-z]*[^s\W]s)\b"
+    r"\b(are|can|could|did|do|had|have|may|must|will|would|were|\w+n't|[a-z]*[^su\W]s)\b"
     r"|^(?!(an?|the|one)\b)|^an?\b.{0,20}\b(group|couple|bunch|pair|number|lot|few|crowd|herd)\b",
     re.IGNORECASE,
 )

@@ -23,11 +23,12 @@ from quickstart.questions import HOLD_OUT
 from quickstart.report import Story, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
+MARKER = ".quickstart"  # a folder with this file may be replaced
 _console = Console(highlight=False)
 
 
 class Failed(Exception):
-    """A command ended with an error, which it has explained itself."""
+    """The story cannot go on; a command that ended with an error has said why itself."""
 
 
 def commands(out: str) -> list[tuple[str, list[str]]]:
@@ -105,19 +106,30 @@ def run(sentence: str, arguments: Sequence[str]) -> tuple[str, float]:
     return shown, seconds
 
 
+def start_afresh(path: Path) -> None:
+    """An empty folder, known as ours. Raises Failed rather than remove anything else's files."""
+    if path.exists() and any(path.iterdir()):
+        if not (path / MARKER).exists():
+            raise Failed(f"{path} holds files that no quickstart wrote; choose another --out")
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MARKER).touch()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", default="runs/quickstart", help="directory; replaced if it exists")
+    parser.add_argument(
+        "--out", default="runs/quickstart", help="folder; an earlier run is replaced"
+    )
     out = parser.parse_args(argv).out
     started = time.monotonic()
     path = ROOT / out
-    if (path / "world").exists() or (path / "results.json").exists():
-        shutil.rmtree(path)  # an earlier quickstart's, and nothing else's
     try:
+        start_afresh(path)
         done = [run(sentence, arguments) for sentence, arguments in commands(out)]
     except Failed as error:
         sys.exit(f"quickstart stopped: {error}")

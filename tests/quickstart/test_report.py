@@ -1,0 +1,136 @@
+import html.parser
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from quickstart import __main__ as driver
+from quickstart.questions import HOLD_OUT, REQUIRED, ROWS
+from quickstart.report import Story, render, results, write_report
+
+EVIL = "<script>alert('no')</script> & \"quotes\""
+
+
+@pytest.fixture
+def story(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "images" / "1.jpg")
+    runs = {}
+    for name in ("pretrain", "published", "finetune"):
+        lines = [{"step": 0, "val/loss": 4.0}]
+        lines += [{"step": i, "loss": 4.0 / i} for i in range(1, 200)]
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+        runs[name] = tmp_path / name
+
+    def model(accuracy):
+        cell = {"accuracy": accuracy, "low": accuracy / 2, "high": accuracy, "n": 48}
+        groups = {"unseen_cues": {"new word": cell, EVIL: cell}}
+        return {"rows": {row: cell for row in ROWS}, "groups": groups}
+
+    names = ("base", "published", "tuned")
+    captions = [
+        {"text": text, "true": true, "scores": dict.fromkeys(names, score)}
+        for text, true, score in ((EVIL, True, 0.9), ("a false one", False, 0.1))
+    ]
+    evaluation = {
+        "models": {name: model(a) for name, a in zip(names, (0.02, 0.5, 0.97), strict=True)},
+        "gallery": [{"image": "1.jpg", "captions": captions}],
+        "examples": {row: [[[EVIL, "x"]]] for row in ROWS},
+    }
+    commands = [(f"python -m quickstart.world --out='{EVIL}'", 1.5)]
+    return Story(evaluation, tmp_path / "images", runs, commands, 123.4)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and visible text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_captions_are_escaped(story):
+    page = Page(render(story))
+    assert "script" not in page.tags
+    assert EVIL in " ".join("".join(page.text).split())
+
+
+def test_the_page_needs_no_network(story):
+    source = render(story)
+    page = Page(source)
+    assert not {"link", "script", "iframe"} & set(page.tags)
+    links = [value for key, value in page.attributes if key in ("src", "href", "srcset")]
+    assert links and all(value.startswith("data:image/jpeg;base64,") for value in links)
+    assert not re.search(r"https?://|@import|url\(", source)
+
+
+def test_the_page_shows_numbers_curves_and_a_phone_layout(story):
+    source = render(story)
+    assert "97.0" in source and "2.0" in source
+    assert source.count("<polyline") == 3
+    assert 'name="viewport"' in source
+    assert "prefers-color-scheme: dark" in source
+
+
+def test_results_json(story, tmp_path):
+    write_report(story, tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["seconds"] == 123.4
+    for side in ("before", "after"):
+        assert set(REQUIRED) <= set(content[side])
+        for cell in content[side].values():
+            assert set(cell) == {"accuracy", "low", "high", "n"}
+    assert content["before"]["existence"]["accuracy"] == 0.02
+    assert content["after"]["existence"]["accuracy"] == 0.97
+    assert results(story) == content
+
+
+def test_the_driver_runs_public_commands_and_holds_the_cues_out():
+    commands = [arguments for _, arguments in driver.commands("runs/x")]
+    assert [a[0] for a in commands].count("launch.py") >= 2
+    writer = next(a for a in commands if "data_gen.from_annotations" in a)
+    assert f"--hold-out={','.join(HOLD_OUT)}" in writer
+    for arguments in commands:
+        if "--config.data.pairs" in " ".join(arguments):
+            assert "heldout" not in " ".join(arguments)
+
+
+def test_a_failing_command_is_a_sentence(capfd):
+    with pytest.raises(driver.Failed, match="status 3"):
+        driver.run("Try", ["-c", "raise SystemExit(3)"])
+    assert "raise SystemExit(3)" in capfd.readouterr().out
+
+
+def test_only_an_earlier_quickstart_is_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "world").mkdir()
+    with pytest.raises(driver.Failed, match="no quickstart wrote"):
+        driver.start_afresh(tmp_path / "mine")
+    assert (tmp_path / "mine" / "world").is_dir()
+    driver.start_afresh(tmp_path / "run")
+    (tmp_path / "run" / "old.json").touch()
+    driver.start_afresh(tmp_path / "run")
+    assert not (tmp_path / "run" / "old.json").exists()
+
+
+def test_every_variant_is_a_known_configuration():
+    from configs import common, quickstart
+
+    keys = set(common.base().to_dict())
+    for variant in ("pretrain", "published", "finetune"):
+        config = quickstart.get_config(variant)
+        assert set(config.to_dict()) == keys
+        assert config.optim.freeze == (() if variant == "pretrain" else common.base().optim.freeze)
+    with pytest.raises(ValueError, match="pretrain, published"):
+        quickstart.get_config("nope")

@@ -1,0 +1,121 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_gen.nouns import mention
+from data_gen.templates import NEGATION
+from quickstart.world import (
+    COLOURS,
+    KINDS,
+    SIZE,
+    Thing,
+    draw_combinations,
+    in_theme,
+    make_world,
+    outline,
+    place,
+    split_combinations,
+    with_article,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    make_world(out, train=12, heldout=6, seed=3)
+    return out
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_same_seed_same_bytes_other_seed_other_scenes(world, tmp_path):
+    make_world(tmp_path / "same", train=12, heldout=6, seed=3)
+    make_world(tmp_path / "other", train=12, heldout=6, seed=4)
+    assert files(tmp_path / "same") == files(world)
+    assert files(tmp_path / "other") != files(world)
+
+
+def test_a_scene_does_not_depend_on_the_number_of_scenes(world, tmp_path):
+    make_world(tmp_path, train=5, heldout=2, seed=3)
+    for name in ("train/images/000004.jpg", "heldout/images/000002.jpg"):
+        assert (tmp_path / name).read_bytes() == (world / name).read_bytes()
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_captions_are_true_and_affirmative(world, split):
+    captions, instances = (
+        json.loads((world / split / f"{name}.json").read_text())
+        for name in ("captions", "instances")
+    )
+    kinds = {c["id"]: c["name"] for c in instances["categories"]}
+    objects = {image["id"]: {} for image in instances["images"]}
+    for row in instances["annotations"]:
+        objects[row["image_id"]][kinds[row["category_id"]]] = row["attributes"]["colour"]
+    assert {2, 3} >= {len(things) for things in objects.values()}
+    for row in captions["annotations"]:
+        inside = objects[row["image_id"]]
+        words = row["caption"].replace(",", "").split()
+        assert not NEGATION.search(row["caption"])
+        mentioned = {kind for kind in KINDS if mention(kind).search(row["caption"])}
+        assert mentioned and mentioned <= set(inside)
+        for before, word in itertools.pairwise(words):
+            if word in KINDS and before in COLOURS:
+                assert inside[word] == before
+    assert len(captions["annotations"]) == 3 * len(objects)
+
+
+def test_boxes_hold_the_objects_colour(world):
+    content = json.loads((world / "train" / "instances.json").read_text())
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    for row in content["annotations"]:
+        pixels = np.asarray(Image.open(world / "train" / "images" / files[row["image_id"]]), float)
+        assert pixels.shape == (SIZE, SIZE, 3)
+        x, y, width, height = (round(v) for v in row["bbox"])
+        crop = pixels[y : y + height, x : x + width].reshape(-1, 3)
+        far = np.abs(crop - COLOURS[row["attributes"]["colour"]]).max(axis=1)
+        assert 0 < row["area"] <= row["bbox"][2] * row["bbox"][3]
+        # Inside is the object's colour, outside the pale background.
+        assert 0.5 * row["area"] < (far < 60).sum() < 1.5 * row["area"]
+
+
+def test_no_combination_is_in_both_splits():
+    train, heldout = (set(map(frozenset, part)) for part in split_combinations(0))
+    assert not train & heldout
+    assert len(heldout) > 1000
+    assert all(2 <= len(names) <= 3 for names in train | heldout)
+
+
+def test_most_scenes_keep_to_a_theme():
+    train, _ = split_combinations(0)
+    drawn = draw_combinations(train, 400, np.random.default_rng(0))
+    assert 0.65 < np.mean([in_theme(names) for names in drawn]) < 0.85
+    assert 0.4 < np.mean([len(names) == 2 for names in drawn]) < 0.6
+
+
+def test_objects_do_not_touch():
+    names = ["red star", "blue ring", "green house"]
+    for seed in range(30):
+        boxes = [thing.bbox for thing in place(names, np.random.default_rng(seed))]
+        for i, a in enumerate(boxes):
+            assert min(a[0], a[1]) >= 0
+            assert max(a[0] + a[2], a[1] + a[3]) <= SIZE
+            for b in boxes[:i]:
+                apart = [a[k] + a[k + 2] <= b[k] or b[k] + b[k + 2] <= a[k] for k in (0, 1)]
+                assert any(apart)
+
+
+def test_area_and_box_of_a_known_shape():
+    square = Thing("red square", outline("square") / 0.85 * 5 + 20)
+    assert square.area == 100
+    assert square.bbox == [15, 15, 10, 10]
+
+
+def test_articles():
+    assert with_article("orange star") == "an orange star"
+    assert with_article("arrow") == "an arrow"
+    assert with_article("red arrow") == "a red arrow"
