@@ -50,6 +50,9 @@ def first_match(all_names: Iterable[str], rules: Sequence[tuple[str, Any]], what
     Raises InputError when a rule is no regular expression or matches no name at all, or when a
     name is not covered; `what` is the configuration key for the message.
     """
+    malformed = [rule for rule in rules if not isinstance(rule, tuple | list) or len(rule) != 2]
+    if malformed:
+        raise InputError(f"{what}: a rule is a pair (regex, value), not {malformed[0]!r}")
     compiled = [(compile_rule(pattern, what), value) for pattern, value in rules]
     values, used, uncovered = {}, set(), []
     for name in all_names:

@@ -25,6 +25,7 @@ from negclip_jax.training import checkpoint, optim, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.durations import Clock
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
+from negclip_jax.training.ranges import check_ranges
 from negclip_jax.training.state import TrainState
 from negclip_jax.training.step import Objective, make_train_step
 
@@ -57,6 +58,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     Raises InputError for whatever is wrong with files or settings, before anything is computed.
     """
     _require(config, "model.checkpoint", "data.pairs", "data.images")
+    check_ranges(config)
     path = workdir.create(directory)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     _check_batches(config, mesh)

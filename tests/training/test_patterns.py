@@ -76,6 +76,12 @@ def test_an_invalid_expression_is_an_error(tree):
         patterns.trainable(tree, ["(vision"])
 
 
+@pytest.mark.parametrize("rule", [("vision/.*",), "vision/.*", (".*", 1.0, 2.0)])
+def test_a_rule_is_a_pair(tree, rule):
+    with pytest.raises(InputError, match=r"key: a rule is a pair \(regex, value\), not "):
+        patterns.resolve(tree, [rule, (".*", 1.0)], "key")
+
+
 def test_values_are_scalars_unless_layers_differ(tree):
     rules = [("text/blocks/[01]/.*", 0.5), (".*", 1.0)]
     values = patterns.resolve(tree, rules, "key")

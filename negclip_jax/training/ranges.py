@@ -1,0 +1,43 @@
+"""Ranges of configuration values, checked before anything is read or computed."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from negclip_jax.errors import InputError
+
+_CHOICES = {"model.dtype": ("float32", "bfloat16")}
+_RANGES = {
+    "data.original_fraction": (0, 1),
+    "data.foils": (0, math.inf),
+    "data.max_bad_images": (0, 1),
+    "data.workers": (0, math.inf),
+    "data.threads": (1, math.inf),
+    "train.ema_decay": (0, 1),
+    "optim.lr": (0, math.inf),
+    "optim.end_lr": (0, math.inf),
+    "optim.beta1": (0, 1),
+    "optim.beta2": (0, 1),
+    "optim.eps": (0, math.inf),
+    "optim.clip_norm": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "mesh.min_shard_size": (0, math.inf),
+}
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """InputError for the first value that makes no sense; None, where allowed, switches off."""
+    for key, choices in _CHOICES.items():
+        if (value := _value(config, key)) not in choices:
+            raise InputError(f"config.{key} is {value!r}; it must be one of {', '.join(choices)}")
+    for key, (low, high) in _RANGES.items():
+        value = _value(config, key)
+        if value is not None and not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise InputError(f"config.{key} is {value}; it must be {limits}")
+
+
+def _value(config: ConfigDict, key: str) -> object:
+    section, name = key.split(".")
+    return config[section][name]
