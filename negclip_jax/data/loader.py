@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
@@ -151,10 +152,11 @@ class PairLoader:
         examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
         batches = iter(self._read(examples, len(rows)))
         try:
-            for batch in batches:
+            for batch in _shielded(batches) if self.workers else batches:
                 self._bad_images.check(batch.pop("bad"))
-                # Worker processes hand over shared memory; copied, it is free for the next batch.
-                yield {name: np.array(x) for name, x in batch.items()} if self.workers else batch
+                if self.workers:  # they hand over shared memory: free it for the next batch
+                    batch = {name: np.array(x) for name, x in batch.items()}
+                yield batch
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
             # grain keep the last batches in reference cycles, and with them shared memory.
@@ -275,17 +277,34 @@ class _BadImages:
         logging.warning("image %d of bad ones: %s; %s", len(self._seen), reason, instead)
 
 
+def _shielded(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, from worker processes that no signal stops but the main process does.
+
+    Ctrl-C in a terminal, and Slurm, signal every process, but only the main one knows when to
+    stop. Processes inherit blocked signals, so those that the first batch starts are deaf from
+    their first moment.
+    """
+    resource_tracker.ensure_running()  # starting it would unblock signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        first = next(batches, None)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if first is not None:
+        yield first
+        del first  # it lies in shared memory
+        yield from batches
+
+
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker process live as long as the main process, no shorter and no longer."""
-    # Ctrl-C, or Slurm, signals every process, but only the main one knows when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_main_process, daemon=True).start()
+    """Makes a worker process end with the main process, even with one that is killed."""
+    main_process = multiprocessing.parent_process()
 
+    def exit_with_it() -> None:
+        main_process.join()
+        os._exit(1)
 
-def _exit_with_main_process() -> None:
-    multiprocessing.parent_process().join()  # returns when a killed one cannot say goodbye
-    os._exit(1)
+    threading.Thread(target=exit_with_it, daemon=True).start()
 
 
 @functools.lru_cache(maxsize=4)
