@@ -9,6 +9,7 @@ again continues from the newest checkpoint in --workdir.
 """
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,6 +17,9 @@ import time
 
 from absl import app, flags
 from ml_collections import config_flags
+
+# What ml_collections says of a key that it does not know, without saying that this is the matter.
+_UNKNOWN_KEY = re.compile(r"""["']*(\w+)["']*(?: Did you mean "(\w+)" instead of "\w+"\?["']*)?""")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/negationclip.py:vit_b_32.", lock_config=True
@@ -78,7 +82,12 @@ def _sentence(error: Exception) -> str:
     text = str(error.args[0] if error.args else error).replace("\\n", "\n").strip()
     if "Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.replace("\\'", "'").split())
+    text = " ".join(text.replace("\\'", "'").split())
+    unknown = _UNKNOWN_KEY.fullmatch(text)
+    if unknown:
+        hint = f"did you mean {unknown[2]!r}?" if unknown[2] else "configs/common.py has them all"
+        return f"there is no configuration key {unknown[1]!r}; {hint}"
+    return text
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def compile_rule(pattern: str, what: str) -> re.Pattern:
     """Compiles one pattern; InputError names the configuration key `what` where it cannot."""
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise InputError(f"{what}: {pattern!r} is not a regular expression: {error}") from error
 
 

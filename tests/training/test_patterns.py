@@ -74,6 +74,8 @@ def test_a_name_without_a_rule_is_an_error(tree):
 def test_an_invalid_expression_is_an_error(tree):
     with pytest.raises(InputError, match=r"optim\.freeze: '\(vision' is not a regular expression"):
         patterns.trainable(tree, ["(vision"])
+    with pytest.raises(InputError, match=r"optim\.freeze: 3 is not a regular expression"):
+        patterns.trainable(tree, [3])
 
 
 @pytest.mark.parametrize("rule", [("vision/.*",), "vision/.*", (".*", 1.0, 2.0)])

@@ -1,0 +1,211 @@
+"""The command line: what it accepts, what it says of mistakes, and how it stops."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from conftest import ROOT
+from tiny_runs import checkpoint_steps, read_metrics
+
+import launch
+from negclip_jax.errors import InputError
+from negclip_jax.runtime import console
+from negclip_jax.runtime.interrupt import Interrupted
+from negclip_jax.training import loop
+
+CONFIG = f"--config={ROOT}/configs/negationclip.py"
+
+
+@pytest.fixture
+def run_launch(monkeypatch, capsys):
+    """Function of arguments to (exit status, what stderr says), in this process."""
+    monkeypatch.setattr(console, "set_up_logging", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        argv = ["launch.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        with flagsaver.flagsaver():
+            try:
+                launch.main(launch.parse_flags(argv))
+                status = 0
+            except SystemExit as stopped:
+                status = stopped.code
+        return status, capsys.readouterr().err
+
+    yield run
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def given(monkeypatch) -> list:
+    """Configurations that reach train(), which does nothing."""
+    configs = []
+
+    def train(config, workdir):
+        configs.append((config.copy_and_resolve_references(), workdir))
+        raise launch_end
+
+    launch_end = SystemExit(0)
+    monkeypatch.setattr(loop, "train", train)
+    return configs
+
+
+def test_every_key_can_be_set(run_launch, given):
+    status, err = run_launch(
+        f"{CONFIG}:vit_l_14",
+        "--workdir=runs/x",
+        "--config.model.checkpoint=/some/where",
+        "--config.optim.lr=1e-5",
+        "--config.train.total=3 epochs",
+        "--config.train.ema_decay=0.9",
+        "--config.data.workers=2",
+        "--config.log.tensorboard=False",
+        "--config.optim.freeze=('vision/.*',)",
+    )
+    assert (status, err) == (0, "")
+    ((config, workdir),) = given
+    assert workdir == "runs/x"
+    assert config.model.to_dict() == {
+        "checkpoint": "/some/where",
+        "dtype": "float32",
+        "remat": True,
+    }
+    assert (config.optim.lr, config.train.total, config.train.ema_decay) == (1e-5, "3 epochs", 0.9)
+    assert config.optim.freeze == ("vision/.*",) and config.log.tensorboard is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG], r"Flag --workdir must have a value"),
+        (["--workdir=x"], r"Flag --config must have a value"),
+        ([f"{CONFIG}:vit_b_31", "--workdir=x"], r"unknown variant 'vit_b_31'; choose one of: vit"),
+        (["--config=configs/none.py", "--workdir=x"], r"configs/none\.py"),
+        ([CONFIG, "--workdir=x", "--wordkir=y"], r"Unknown command line flag 'wordkir'. Did you"),
+        (["--config.optim.lrr=1"], r"there is no configuration key 'lrr'; did you mean 'lr'\?"),
+        (["--config.optm.lr=1"], r"there is no configuration key 'optm'; did you mean 'optim'"),
+        (["--config.zzz=1"], r"there is no configuration key 'zzz'; configs/common\.py has them"),
+        (["--config.optim.lr=fast"], r"flag --config\.optim\.lr=fast: could not convert"),
+        (["--config.train.batch_size=1.5"], r"flag --config\.train\.batch_size=1\.5: invalid"),
+        (["--config.train.ema_decay=x"], r"flag --config\.train\.ema_decay=x: could not convert"),
+        (["--config.log.tensorboard=maybe"], r"flag --config\.log\.tensorboard=maybe"),
+        (["--config.optim=3"], r"flag --config\.optim=3: .*is not a dict"),
+    ],
+    ids=lambda value: value[-1].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_is_a_sentence(run_launch, given, arguments, message):
+    if arguments[0].startswith("--config."):
+        arguments = [CONFIG, "--workdir=x", *arguments]
+    status, err = run_launch(*arguments)
+    assert status == 2 and given == []
+    assert re.search(message, err) and err.startswith("error: ")
+    assert err.endswith("\nSee python launch.py --help\n")
+    assert "Traceback" not in err and len(err.splitlines()) <= 4
+
+
+def test_bad_input_is_a_sentence(run_launch, monkeypatch):
+    def train(config, workdir):
+        raise InputError("config.data.pairs is not set: pass --config.data.pairs=...")
+
+    monkeypatch.setattr(loop, "train", train)
+    assert run_launch(CONFIG, "--workdir=x") == (
+        1,
+        "error: config.data.pairs is not set: pass --config.data.pairs=...\n",
+    )
+    arguments = (CONFIG, "--workdir=x", "--config.runtime.distributed=host:1")
+    status, err = run_launch(*arguments)
+    assert status == 1 and "needs runtime.process_id and runtime.num_processes" in err
+
+
+def test_how_to_continue_after_a_signal(run_launch, monkeypatch):
+    def train(config, workdir):
+        raise Interrupted(signal.SIGTERM, 7)
+
+    monkeypatch.setattr(loop, "train", train)
+    status, err = run_launch(CONFIG, "--workdir=x", "--config.train.total=15 epochs")
+    assert status == 128 + signal.SIGTERM
+    assert err == (
+        "stopped by SIGTERM after step 7; to continue:\n"
+        f"  python launch.py {CONFIG} --workdir=x '--config.train.total=15 epochs'\n"
+    )
+
+
+def test_a_run_with_its_last_line(run_launch, make_config, short_run, tmp_path, one_device):
+    overrides = [f"--config.{k}={v}" for k, v in short_run.items() if v is not None]
+    overrides.append("--config.runtime.compilation_cache=None")
+    status, err = run_launch(
+        CONFIG, f"--workdir={tmp_path / 'run'}", *overrides, "--config.train.total=2 steps"
+    )
+    assert status == 0, err
+    assert re.search(r"^done: 2 steps in 0:\d\d; export with\n  python -m negclip_jax", err, re.M)
+
+
+# The rest needs processes of its own.
+
+
+def test_help_is_quick_and_knows_nothing_of_jax():
+    code = (
+        "import runpy, sys; sys.argv = ['launch.py', '--help']\n"
+        "try: runpy.run_path('launch.py', run_name='__main__')\n"
+        "finally: print('HEAVY', sorted({'jax', 'flax', 'grain', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "HEAVY []" in done.stdout, done.stdout[-300:]
+    assert "--config=configs/negationclip.py:vit_b_32 --workdir=runs/b32" in done.stdout
+    assert "The same command started" in done.stdout and "--workdir" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def interrupted(short_run, tmp_path_factory):
+    """A real run in a session of its own, stopped by Ctrl-C, in a relative working directory."""
+    path = tmp_path_factory.mktemp("interrupted")
+    arguments = short_run | {"train.total": "1000000 steps", "data.workers": 1}
+    overrides = [f"--config.{k}={v}" for k, v in arguments.items() if v is not None]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "launch.py", CONFIG, "--workdir=runs/x", *overrides],
+        cwd=path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    )
+    log, deadline = path / "runs" / "x" / "train.log", time.monotonic() + 120
+    while not (log.exists() and "step 4: val/" in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output, path
+
+
+def test_ctrl_c_saves_and_says_how_to_continue(interrupted):
+    status, output, path = interrupted
+    assert status == 130 and "Traceback" not in output
+    stopped = re.search(
+        r"^stopped by SIGINT after step (\d+); to continue:\n  python (.*)launch\.py --config=.*"
+        r" --workdir=runs/x .*'--config\.train\.total=1000000 steps'",
+        output,
+        re.M,
+    )
+    assert stopped, output
+    step = int(stopped[1])
+    assert checkpoint_steps(path / "runs" / "x")[-1] == step
+    assert max(read_metrics(path / "runs" / "x")) == step
+
+
+def test_without_a_terminal_the_output_is_plain_lines(interrupted):
+    _, output, _ = interrupted
+    assert "\x1b" not in output and "\r" not in output
+    assert re.search(
+        r"^step \d+/1000000  loss \d\.\d{4}  [\d,]+ pairs/s  data wait \d+%  ETA [\d:]+$",
+        output,
+        re.M,
+    )
+    assert "64 to train on, 16 to validate" in output
