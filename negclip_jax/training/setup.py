@@ -320,7 +320,10 @@ def _compare_with_start(
         old = json.loads((path / "config.json").read_text())
         changed = workdir.differences(old, described)
         lines = [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
-        fatal = [line for line in lines if not line.startswith(_FREE)]
+        recipe = config.optim
+        ends_matter = recipe.schedule != "constant" or "percent" in recipe.warmup
+        free = tuple(key for key in _FREE if not (ends_matter and key == "train.total"))
+        fatal = [line for line in lines if not line.startswith(free)]
         if fatal and not config.runtime.allow_config_change:
             raise InputError(
                 f"{path} was started differently: {'; '.join(fatal)}. Use another --workdir, or "

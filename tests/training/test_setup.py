@@ -1,11 +1,16 @@
 """Configurations and data that do not fit: a sentence that says what and where, at the start."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
+from etils import epath
 
+from negclip_jax.data.loader import Examples
 from negclip_jax.errors import InputError
 from negclip_jax.training import setup
 from negclip_jax.training.setup import prepare, read_data
@@ -102,12 +107,31 @@ def test_tfds_has_no_negated_captions(tiny_pairs):
         read_data(pairs="tfds:coco", images="tfds:x/y", captions="original", max_bad_images=0.0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "refused"),
+    [
+        ({}, False),
+        ({"optim.warmup": "10 steps"}, False),
+        ({"optim.warmup": "10 percent"}, True),
+        ({"optim.schedule": "cosine"}, True),
+    ],
+)
+def test_a_longer_run_is_another_run_if_the_rate_depends_on_its_end(
+    make_config, tmp_path, recipe, refused
+):
+    examples = Examples(["a.png"], np.ones((1, 1, 8), np.int32), None, None)
+    loader = types.SimpleNamespace(examples=examples)
+    setup._compare_with_start(make_config(recipe), epath.Path(tmp_path), loader, resumes=False)
+    longer = make_config(recipe | {"train.total": "40 steps"})
+    expected = pytest.raises(InputError, match=r"train\.total: '20 steps' -> '40 steps'")
+    with expected if refused else contextlib.nullcontext():
+        setup._compare_with_start(longer, epath.Path(tmp_path), loader, resumes=True)
+
+
 def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):
     loader = prepare(make_config({"data.foils": 1}), str(tmp_path)).loader
     examples = loader.examples
     fingerprint = setup._fingerprint(examples)
-    import dataclasses
-
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
         dataclasses.replace(examples, texts=examples.texts + (examples.texts == 7)),

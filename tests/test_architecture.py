@@ -1,0 +1,220 @@
+"""The rules of ARCHITECTURE.md that a program can check: who imports whom, names, sizes, style."""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("negclip_jax", "configs", "data_gen", "evals", "bench", "quickstart")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+
+SOURCES = sorted(
+    path.relative_to(ROOT)
+    for path in [ROOT / "launch.py", *(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))]
+)
+TESTS = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(), filename=str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Dotted names that are imported anywhere below `tree`, with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def below(folder: str) -> list[Path]:
+    return [path for path in SOURCES if str(path) == folder or Path(folder) in path.parents]
+
+
+def violations(folder: str, forbidden: tuple[str, ...], allowed: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for path in below(folder):
+        for name, line in imports(parse(path)):
+            bad = any(name == f or name.startswith(f + ".") for f in forbidden)
+            if bad and path.name not in allowed:
+                found.append(f"{path}:{line} imports {name}")
+    return found
+
+
+JAX = ("jax", "flax", "optax", "orbax", "ml_collections")
+# folder, what it must not import, files that may all the same
+ARROWS = [
+    ("negclip_jax", ("evals", "data_gen", "bench", "quickstart", "configs", "launch"), ()),
+    ("negclip_jax", ("torch",), ("files.py",)),  # pickled weights, through torch's safe loader
+    ("negclip_jax/models", ("negclip_jax.data", "negclip_jax.interop", "negclip_jax.training"), ()),
+    ("negclip_jax/models", ("negclip_jax.runtime", "ml_collections", "orbax", "grain"), ()),
+    ("negclip_jax/interop", ("negclip_jax.runtime", "ml_collections", "optax"), ()),
+    # Exporting a run reads its checkpoint, at the time of the call.
+    ("negclip_jax/interop", ("negclip_jax.training", "orbax"), ("export.py",)),
+    ("negclip_jax/data", JAX, ("features.py",)),
+    ("negclip_jax/data", ("negclip_jax.training", "negclip_jax.runtime"), ()),
+    ("negclip_jax/data", ("negclip_jax.interop", "negclip_jax.pretrained"), ()),
+    ("negclip_jax/data", ("negclip_jax.models",), ("features.py",)),
+    ("negclip_jax/training", ("negclip_jax.pretrained", "transformers"), ()),
+    ("negclip_jax/runtime", ("negclip_jax.training", "negclip_jax.models", "negclip_jax.data"), ()),
+    ("negclip_jax/runtime", ("negclip_jax.interop", "ml_collections", "optax", "flax"), ()),
+    ("configs", ("negclip_jax", "data_gen", "evals", "bench", "quickstart", "jax", "numpy"), ()),
+    ("data_gen", ("negclip_jax.training", "negclip_jax.models", "negclip_jax.runtime"), ()),
+    ("data_gen", ("bench", "quickstart", "configs", "evals", *JAX), ()),
+    ("evals", ("negclip_jax.training", "data_gen", "bench", "quickstart", "configs"), ()),
+    ("launch.py", ("torch", "transformers", "quickstart", "bench", "data_gen"), ()),
+]
+
+
+@pytest.mark.parametrize(("folder", "forbidden", "allowed"), ARROWS)
+def test_arrows_point_one_way(folder, forbidden, allowed):
+    assert not violations(folder, forbidden, allowed)
+
+
+def test_the_check_of_arrows_sees_violations():
+    assert violations("negclip_jax/training", ("jax",))
+    assert violations("negclip_jax/data", ("negclip_jax.errors",))
+    assert violations("launch.py", ("absl.flags",))
+
+
+def test_pure_modules_of_training_know_no_configuration():
+    pure = ("losses.py", "microbatch.py", "patterns.py", "step.py", "state.py", "optim.py")
+    for name in pure:
+        path = Path("negclip_jax/training") / name
+        names = [module for module, _ in imports(parse(path))]
+        assert not [n for n in names if n.startswith(("ml_collections", "negclip_jax.data"))], path
+
+
+def test_top_level_imports_of_the_package_need_no_jax():
+    """`import negclip_jax`, and flags before they are known to be right, are instant."""
+    for path in (Path("negclip_jax/__init__.py"), Path("negclip_jax/errors.py"), Path("launch.py")):
+        top = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [name for node in top for name, _ in imports(ast.Module([node], []))]
+        assert not [n for n in names if n.startswith(("jax", "flax", "negclip_jax", "grain"))], path
+
+
+def string_constants(path: Path) -> Iterator[tuple[str, int]]:
+    """String constants that are no docstrings."""
+    tree = parse(path)
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if text and id(node) not in documentation:
+            yield node.value, node.lineno
+
+
+def test_only_one_file_places_arrays_on_mesh_axes():
+    banned = {"PartitionSpec", "NamedSharding", "pmap", "process_index"}
+    for path in below("negclip_jax"):
+        if path != Path("negclip_jax/runtime/sharding.py"):
+            names = {name for name, _ in imports(parse(path))}
+            assert not {n for n in names if n.endswith((".PartitionSpec", ".NamedSharding"))}, path
+            attributes = {n.attr for n in ast.walk(parse(path)) if isinstance(n, ast.Attribute)}
+            assert not attributes & banned, path
+
+
+def test_only_interop_knows_the_names_of_other_layouts():
+    foreign = re.compile(r"text_model\.|vision_model\.|self_attn|resblocks|in_proj_weight")
+    for path in [*below("negclip_jax"), *below("evals")]:
+        if Path("negclip_jax/interop") not in path.parents:
+            found = [line for text, line in string_constants(path) if foreign.search(text)]
+            assert not found, f"{path}:{found}"
+
+
+def test_only_writers_talk_to_tensorboard_and_wandb():
+    for package in ("tensorboardX", "wandb"):
+        found = violations("negclip_jax", (package,), ("writers.py",))
+        assert not found
+
+
+def test_no_defaults_at_the_point_of_use():
+    """`config.get(key, default)` turns a misspelled key into a result."""
+    found = []
+    for path in [*below("negclip_jax"), *below("launch.py")]:
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            gets = "ConfigDict" in source(path) and re.fullmatch(r".*config.*\.get", called)
+            default = called == "getattr" and len(node.args) == 3
+            if gets or (default and "config" in ast.unparse(node.args[0])):
+                found.append(f"{path}:{node.lineno} {ast.unparse(node)}")
+    assert not found
+
+
+@functools.cache
+def source(path: Path) -> str:
+    return (ROOT / path).read_text()
+
+
+def test_nothing_is_left_to_do():
+    words = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b")
+    for path in SOURCES:
+        found = [i for i, text in enumerate(source(path).splitlines(), 1) if words.search(text)]
+        assert not found, f"{path}:{found}"
+
+
+def test_no_paths_of_the_machine_where_this_was_written():
+    machine = re.compile(r"/(work|home|root|Users)/\w")
+    for path in [*SOURCES, *TESTS]:
+        if path.name != "test_architecture.py":
+            found = [i for i, t in enumerate(source(path).splitlines(), 1) if machine.search(t)]
+            assert not found, f"{path}:{found}"
+
+
+def test_files_are_short():
+    long = {
+        str(path): count
+        for path in [*SOURCES, *TESTS]
+        if (count := len(source(path).splitlines())) > MAX_FILE_LINES
+    }
+    assert not long
+
+
+def test_functions_are_short():
+    long = [
+        f"{path}:{node.lineno} {node.name} {node.end_lineno - node.lineno + 1}"
+        for path in [*SOURCES, *TESTS]
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and path != Path("configs/common.py")  # its one function is a table
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_public_functions_of_the_package_are_documented():
+    missing = []
+    for path in below("negclip_jax"):
+        for node in parse(path).body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            public = named and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                missing.append(f"{path}:{node.lineno} {node.name}")
+        assert ast.get_docstring(parse(path)) or not parse(path).body, f"{path} has no docstring"
+    assert not missing
+
+
+def test_every_module_has_its_test_file():
+    """One test file a module, in the mirror of its package."""
+    shared = {"__init__", "errors", "records", "files", "layout"}  # tested through their users
+    present = {path.name for path in TESTS}
+    missing = [
+        str(path)
+        for path in below("negclip_jax")
+        if path.stem not in shared and f"test_{path.stem}.py" not in present
+    ]
+    assert not missing

@@ -1,0 +1,58 @@
+"""The validation loss is the mean over pairs of fixed batches, on one device or many."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_runs import random_batch
+
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
+from negclip_jax.models import clip
+from negclip_jax.runtime import sharding
+from negclip_jax.training.evaluation import ValidationLoss
+from negclip_jax.training.step import Objective
+
+BATCH, PAIRS = 16, 40  # two whole batches and half of one
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config):
+    return clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def held_out(tiny_config) -> dict[str, np.ndarray]:
+    return random_batch(tiny_config, 3 * BATCH, foils=1) | {"mask": np.arange(3 * BATCH) < PAIRS}
+
+
+@pytest.fixture(scope="module")
+def loader(held_out):
+    """What ValidationLoss needs of a PairLoader."""
+
+    def batches(start, stop, rows):
+        for step in range(start, stop):
+            yield {k: x[BATCH * step : BATCH * (step + 1)][rows] for k, x in held_out.items()}
+
+    return types.SimpleNamespace(batch_size=BATCH, steps_per_epoch=3, batches=batches)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices):
+    graphdef, params = model
+    objective = Objective(graphdef, CLIP_MEAN, CLIP_STD)
+    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
+    replicated = jax.device_put(params, sharding.replicated(mesh))
+    result = ValidationLoss(loader, objective, mesh)(replicated)
+    assert set(result) == {"loss", "image_to_text_accuracy", "text_to_image_accuracy"}
+    loss = jax.jit(objective.loss)
+    total = {name: 0.0 for name in result}
+    for start in range(0, PAIRS, BATCH):
+        rows = slice(start, min(start + BATCH, PAIRS))
+        part = {name: x[rows] for name, x in held_out.items() if name != "mask"}
+        value, metrics = loss(params, part)
+        for name, number in (metrics | {"loss": value}).items():
+            total[name] += float(number) * (rows.stop - rows.start)
+    for name, number in total.items():
+        np.testing.assert_allclose(result[name], number / PAIRS, rtol=1e-5, err_msg=name)
