@@ -1,0 +1,190 @@
+"""Every configuration: what it resolves to, what it does to each parameter, and that it runs.
+
+`tests/golden/` holds the resolved text and a table of parameters for each variant, so that a
+change of a rule is a change of a file that a person reviews. `UPDATE_GOLDEN=1 pytest
+tests/test_configs.py` writes them anew.
+"""
+
+import importlib
+import os
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny_runs import read_metrics
+
+from configs import common, negationclip, quickstart
+from negclip_jax.models import clip
+from negclip_jax.runtime import sharding
+from negclip_jax.training import patterns
+from negclip_jax.training.loop import train
+from negclip_jax.training.ranges import check_ranges
+
+GOLDEN = ROOT / "tests" / "golden"
+LARGE_TEXT = clip.TextConfig(width=768, heads=12, mlp_width=3072)
+LARGE_VISION = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096, "patch_size": 14}
+B_16 = clip.CLIPConfig(vision=clip.VisionConfig(patch_size=16))
+L_14 = clip.CLIPConfig(
+    text=LARGE_TEXT, vision=clip.VisionConfig(**LARGE_VISION), projection_dim=768
+)
+L_14_336 = clip.CLIPConfig(
+    text=LARGE_TEXT,
+    vision=clip.VisionConfig(**LARGE_VISION, image_size=336),
+    projection_dim=768,
+)
+# OpenAI's architectures by variant; the quickstart's rules are shown on the smallest of them.
+ARCHITECTURES = {
+    "negationclip:vit_b_32": clip.CLIPConfig(),
+    "negationclip:vit_b_16": B_16,
+    "negationclip:vit_l_14": L_14,
+    "negationclip:vit_l_14_336": L_14_336,
+    "quickstart:pretrain": clip.CLIPConfig(),
+    "quickstart:published": clip.CLIPConfig(),
+    "quickstart:finetune": clip.CLIPConfig(),
+}
+
+
+def build(name: str):
+    module, _, variant = name.partition(":")
+    return importlib.import_module(f"configs.{module}").get_config(variant)
+
+
+def describe(name: str) -> str:
+    """The resolved configuration and one line for each group of equally treated parameters."""
+    config = build(name)
+    lines = [f"configs/{name.replace(':', '.py:')}", "", "CONFIGURATION", ""]
+    lines += [f"{key} = {value!r}" for key, value in sorted(flat(config.to_dict()))]
+    trained, frozen, table = parameters(config, ARCHITECTURES[name])
+    lines += ["", f"PARAMETERS  ({trained:,} trained, {frozen:,} frozen; placed on 2 x 4 devices)"]
+    return "\n".join([*lines, "", *table, ""])
+
+
+def flat(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parameters(config, architecture) -> tuple[int, int, list[str]]:
+    _, abstract = clip.abstract(architecture)
+    mask = patterns.trainable(abstract, config.optim.freeze)
+    decay = patterns.resolve(abstract, config.optim.weight_decay_rules, "decay")
+    rate = patterns.resolve(abstract, config.optim.lr_rules, "lr")
+    rules = patterns.resolve(abstract, config.mesh.rules, "mesh")
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    placed = sharding.of_parameters(
+        mesh, abstract, rules, min_shard_size=config.mesh.min_shard_size
+    )
+    rows, counts = [], {True: 0, False: 0}
+    columns = [patterns.flatten(tree) for tree in (mask, decay, rate, placed)]
+    for path, leaf in patterns.flatten(abstract).items():
+        is_trained, decays, rates, place = (column[path] for column in columns)
+        names = patterns.names(path, leaf)
+        settings = [per_layer(v, len(names)) for v in (is_trained, decays, rates)]
+        for layers, (t, d, r) in runs(list(zip(*settings, strict=True))):
+            counts[bool(t)] += leaf.size * len(layers) // len(names)
+            shown = "/".join(path).replace("blocks/", f"blocks/{span(layers)}/")
+            axes = f"fsdp on axis {len(place.spec) - 1}" if place.spec else "replicated"
+            optimizer = f"decay {config.optim.weight_decay * d:g}  lr x{r:g}" if t else "frozen"
+            shape = str(tuple(leaf.shape))
+            rows.append(f"{shown:<40} {shape:<20} {axes:<16} {optimizer}")
+    return counts[True], counts[False], rows
+
+
+def per_layer(value, layers: int) -> list:
+    return np.ravel(value).tolist() if isinstance(value, np.ndarray) else [value] * layers
+
+
+def runs(settings: list[tuple]) -> Iterable[tuple[list[int], tuple]]:
+    """Consecutive layers that are treated alike."""
+    start = 0
+    for end in range(1, len(settings) + 1):
+        if end == len(settings) or settings[end] != settings[start]:
+            yield list(range(start, end)), settings[start]
+            start = end
+
+
+def span(layers: list[int]) -> str:
+    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])
+
+
+def test_every_variant_has_a_table():
+    variants = [f"negationclip:{name}" for name in negationclip.VARIANTS]
+    variants += [f"quickstart:{name}" for name in quickstart._VARIANTS]
+    assert sorted(variants) == sorted(ARCHITECTURES)
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
+    assert files == {name.partition(":")[0] for name in variants}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_golden_tables(name):
+    path = GOLDEN / f"{name.replace(':', '_')}.txt"
+    described = describe(name)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(described)
+    assert described == path.read_text(), "run again with UPDATE_GOLDEN=1 and review the difference"
+
+
+@pytest.mark.parametrize(
+    ("variant", "total", "trained"),
+    [
+        ("vit_b_32", 151_277_313, 63_427_073),
+        ("vit_b_16", 149_620_737, 63_427_073),
+        ("vit_l_14", 427_616_513, 123_648_769),
+        ("vit_l_14_336", 427_944_193, 123_648_769),
+    ],
+)
+def test_the_published_recipe_trains_the_text_tower(variant, total, trained):
+    """Totals are those of OpenAI's models; of the text only the final LayerNorm is frozen."""
+    name = f"negationclip:{variant}"
+    count, count_frozen, rows = parameters(build(name), ARCHITECTURES[name])
+    assert (count + count_frozen, count) == (total, trained)
+    frozen = {row.split()[0] for row in rows if row.endswith("frozen")}
+    names = {row.split()[0] for row in rows}
+    vision = {n for n in names if n.startswith("vis")}
+    assert frozen == vision | {"text/ln_final/scale", "text/ln_final/bias"}
+
+
+def test_layers_that_differ_are_shown_apart():
+    config = build("negationclip:vit_b_32")
+    config.optim.freeze = ("text/blocks/([0-9]|10)/.*",)
+    _, _, rows = parameters(config, clip.CLIPConfig())
+    (first, second) = (row for row in rows if "text/blocks" in row and "fc1/kernel" in row)
+    assert "text/blocks/0-10/mlp" in first and first.endswith("frozen")
+    assert "text/blocks/11/mlp" in second and second.endswith("lr x1")
+
+
+def test_no_configuration_adds_a_key():
+    declared = {key for key, _ in flat(common.base().to_dict())}
+    for name in ARCHITECTURES:
+        config = build(name)
+        check_ranges(config)
+        assert {key for key, _ in flat(config.to_dict())} == declared
+
+
+@pytest.mark.parametrize("module", ["negationclip", "quickstart"])
+def test_an_unknown_variant_is_refused(module):
+    with pytest.raises(ValueError, match="unknown variant 'vit_b_31'; choose one of: "):
+        build(f"{module}:vit_b_31")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if name not in ("negationclip:vit_b_16",)]
+)
+def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
+    config = build(name)
+    settings = ("model.checkpoint", "data.pairs", "data.images", "train.batch_size", "data.threads")
+    config.update_from_flattened_dict(
+        {key: short_run[key] for key in settings}
+        | {"train.total": "2 steps", "runtime.compilation_cache": None}
+        | {"data.validation_fraction": 0.0, "log.tensorboard": False}
+    )
+    state = train(config, str(tmp_path))
+    assert int(state.step) == 2
+    metrics = read_metrics(tmp_path)
+    assert np.isfinite(metrics[2]["loss"]) and metrics[2]["update_norm"] > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.params)))
