@@ -28,7 +28,7 @@ def get_config(variant: str = "published") -> ConfigDict:
 def _pretrain(config: ConfigDict) -> None:
     """CLIP's own training: everything is trained, on captions that never say "no"."""
     config.data.captions = "original"
-    config.train.total = "1000 steps"
+    config.train.total = "700 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = "50 steps"

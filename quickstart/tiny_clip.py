@@ -21,7 +21,7 @@ from negclip_jax.models import clip
 from quickstart.vocabulary import vocabulary
 from quickstart.world import SIZE
 
-WIDTH, LAYERS, HEADS, PATCH, CONTEXT = 64, 2, 4, 12, 32
+WIDTH, LAYERS, HEADS, PATCH, CONTEXT = 64, 2, 4, 8, 32
 
 
 def tiny_config(vocab_size: int) -> clip.CLIPConfig:

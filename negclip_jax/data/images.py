@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import cykooz_resizer
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -36,6 +37,13 @@ CROPS = ("openai", "transformers")
 # A longer side than this is never made: 22 MB at 224 pixels, where a 1x5000 image would need
 # 750 MB to be resized whole and then lose all but its middle.
 _LONGEST_RESIZED = 32_768
+
+
+# Pillow's bicubic is the Catmull-Rom spline, a = -0.5.
+_CATMULL_ROM = cykooz_resizer.ResizeOptions(
+    resize_alg=cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom),
+    use_alpha=False,
+)
 
 
 class ImageError(InputError):
@@ -52,6 +60,9 @@ class Preprocessor:
       crop: "openai" or "transformers", see the module's docstring.
       mean, std: of red, green and blue, for values in 0..1.
       exif: turn the image as its EXIF orientation says. CLIP's own pipelines do not.
+      exact: resize with Pillow, bit-equal to the references. False uses the same filter and passes
+        in SIMD code: five times the speed, at most 2 of 255 levels off, 0.004 on average over
+        COCO photos.
     """
 
     size: int = 224
@@ -60,6 +71,7 @@ class Preprocessor:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     exif: bool = False
+    exact: bool = True
 
     def __post_init__(self):
         if self.crop not in CROPS:
@@ -101,7 +113,7 @@ class Preprocessor:
         return cls(size=default_size, resize=default_size, crop=crop)
 
     def uint8(self, image: Image.Image) -> np.ndarray:
-        """Resized and cropped pixels, uint8 `[size, size, 3]`, bit-equal to the reference."""
+        """Resized and cropped pixels, uint8 `[size, size, 3]`; see `exact`."""
         image = to_rgb(_upright(image) if self.exif else image)
         width, height = image.size
         short = min(width, height)
@@ -111,7 +123,7 @@ class Preprocessor:
         )
         left, top = self._offset(new_width), self._offset(new_height)
         if max(new_width, new_height) <= _LONGEST_RESIZED:
-            image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+            image = self._resized(image, new_width, new_height)
             image = image.crop((left, top, left + self.size, top + self.size))
         else:
             x, y = width / new_width, height / new_height
@@ -141,6 +153,17 @@ class Preprocessor:
         if not pixels:
             return np.zeros((0, self.size, self.size, 3), np.float32)
         return self.normalise(np.stack(pixels))
+
+    def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        if self.exact:
+            return image.resize((width, height), Image.Resampling.BICUBIC)
+        # Pillow works in two passes and rounds after each. One call here would take them in the
+        # other order, which is 50 times as far off.
+        for size in ((width, image.height), (width, height)):
+            resized = Image.new("RGB", size)
+            cykooz_resizer.Resizer().resize_pil(image, resized, _CATMULL_ROM)
+            image = resized
+        return image
 
     def _offset(self, length: int) -> int:
         if self.crop == "openai":
@@ -238,6 +261,26 @@ class ImageDirectory:
         Raises ImageError for a name that leaves the directory, by itself or through a symbolic
         link, and for whatever `decode` refuses.
         """
+        path = self._path(name)
+        return decode(path, name=path)
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes, empty where it cannot be read. Names are refused as in `open`."""
+        try:
+            with open(self._path(name), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def identity(self, name: str) -> list[int]:
+        """Changes whenever the file does: size and times, among them the one nobody can set."""
+        try:
+            stat = os.stat(self._path(name))
+        except OSError:
+            return []
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+    def _path(self, name: str) -> str:
         path = os.path.join(self.root, self._checked(name))
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
@@ -245,7 +288,7 @@ class ImageDirectory:
                 f"{name}: a symbolic link leads out of the image directory {self.root} to {real}; "
                 "copy the file, or use the directory that it lies in as the image directory."
             )
-        return decode(path, name=path)
+        return path
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not files, each once and in order.

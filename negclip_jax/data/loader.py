@@ -1,9 +1,10 @@
 """Batches as a pure function of (seed, step, pairs).
 
 The step number is the only state of the input: to resume at step n is to ask for batches from n on,
-whatever the number of worker processes or hosts was before. Grain runs the image work in threads
-or processes; which pair stands where in which batch is decided here, by counter-based random bits
-that no library version changes.
+whatever the number of worker processes or hosts was before. Which pair stands where in which batch
+is decided here, by counter-based random bits that no library version changes; grain runs the image
+work in threads or processes. Captions are tokenized once and gathered per batch, not per record;
+with cached features nothing else is left to do.
 """
 
 import dataclasses
@@ -14,85 +15,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Protocol
+from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image
 
+from negclip_jax.data.examples import Examples, ImageSource
 from negclip_jax.data.images import ImageError, Preprocessor
-from negclip_jax.data.pairs import Pair
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.packing import Packing
 from negclip_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
-CAPTIONS = ("negated", "original", "mix")
-_LENGTH_MULTIPLE = 8  # text lengths are rounded up to it: few compiled shapes, aligned rows
+_LENGTH_MULTIPLE = 8  # padded rows: few compiled shapes, and aligned
 _MAX_REPLACEMENTS = 100
-
-
-class ImageSource(Protocol):
-    """Where images come from: `images.ImageDirectory` or `tfds.TfdsImages`."""
-
-    def open(self, name: str) -> Image.Image:
-        """RGB image; raises ImageError that names the file."""
-
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that do not exist."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Tokenized pairs: everything about N examples but their pixels.
-
-    Attributes:
-      images: names for an `ImageSource`, N.
-      texts: int32 `[C, N, T]`; the captions that an example may show: one, or (negated, original).
-      foils: int32 `[N, K, T]`, or None.
-      foil_mask: bool `[N, K]`, or None.
-    """
-
-    images: list[str]
-    texts: np.ndarray
-    foils: np.ndarray | None
-    foil_mask: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, *, captions: str, foils: int
-) -> Examples:
-    """Tokenizes once what training will read many times.
-
-    Rows are cut to the longest caption, rounded up to a multiple of 8: CLIP's text tower is causal,
-    so positions after the end token change nothing.
-
-    Args:
-      pairs: examples; with captions other than "original" each needs a negated caption.
-      captions: "negated", "original", or "mix" (both, chosen per epoch).
-      foils: K, false captions kept per pair; the first K of each.
-    """
-    if captions not in CAPTIONS:
-        raise InputError(f"data.captions: {captions!r} is none of {', '.join(CAPTIONS)}")
-    columns = []
-    if captions != "original":
-        columns.append(tokenizer([pair.negated for pair in pairs]))
-    if captions != "negated":
-        columns.append(tokenizer([pair.caption for pair in pairs]))
-    texts = np.stack(columns)
-    foil_ids, foil_mask = _tokenize_foils(pairs, tokenizer, foils) if foils else (None, None)
-    length = _needed_length([texts] if foil_ids is None else [texts, foil_ids])
-    return Examples(
-        images=[pair.image for pair in pairs],
-        texts=np.ascontiguousarray(texts[..., :length]),
-        foils=None if foil_ids is None else np.ascontiguousarray(foil_ids[..., :length]),
-        foil_mask=foil_mask,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,16 +38,19 @@ class PairLoader:
     """Training or validation batches.
 
     Attributes:
-      examples: what `tokenize_pairs` made.
+      examples: tokenized pairs.
       images, preprocess: read an image and turn it into uint8 pixels.
       batch_size: examples of a global batch, B.
       seed: of order and caption choice.
       shuffle: True for training: a new order each epoch, the incomplete last batch dropped. False
         for validation: file order, the last batch padded, with a `mask`.
-      original_fraction: share of examples that show the second of two captions.
+      original_fraction: share of examples that show their original instead of the negated caption.
       workers: processes; 0 uses threads of this one. The batches are the same.
       threads: that load images when there are no worker processes.
       max_bad_images: share of the distinct images that may fail before the run is stopped.
+      packing: several captions a row; None pads each to the longest of all.
+      features: float32 `[U, D]`, one row per distinct image, instead of pixels.
+      unreadable: bool `[U]`, images that have no feature.
     """
 
     examples: Examples
@@ -122,6 +63,9 @@ class PairLoader:
     workers: int = 0
     threads: int = 16
     max_bad_images: float = 0.0
+    packing: Packing | None = None
+    features: np.ndarray | None = None
+    unreadable: np.ndarray | None = None
 
     def __post_init__(self):
         if self.shuffle and self.batch_size > len(self.examples):
@@ -137,10 +81,11 @@ class PairLoader:
         return n // b if self.shuffle else -(-n // b)
 
     def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
-        """Batches `start` to `stop - 1`, each a dict of arrays with one row per element of `rows`.
+        """Batches `start` to `stop - 1`, each a dict of arrays for R elements of the batch.
 
-        Keys: `image` uint8 `[R, H, W, 3]`, `text` int32 `[R, T]`, with foils `foil` int32
-        `[R, K, T]` and `foil_mask` bool `[R, K]`, when not shuffling `mask` bool `[R]`.
+        Keys: `image` uint8 `[R, H, W, 3]`, or with cached features `feature` float32 `[R, D]`;
+        `text`, captions and foils `[R * (1 + K)]`, int32 `[.., T]` or what `Packing.pack` returns;
+        with foils `foil_mask` bool `[R, K]`; when not shuffling `mask` bool `[R]`.
 
         Args:
           start, stop: step numbers.
@@ -149,14 +94,17 @@ class PairLoader:
         Raises InputError when more images failed than `max_bad_images` allows.
         """
         rows = np.arange(self.batch_size) if rows is None else rows
-        examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
-        batches = iter(self._read(examples, len(rows)))
+        if start >= stop:
+            return
+        read = self._cached if self._is_cached else self._decoded
+        batches = iter(read(start, stop, rows))
         try:
-            for batch in _shielded(batches) if self.workers else batches:
+            shielded = self.workers and not self._is_cached
+            for step, batch in enumerate(_shielded(batches) if shielded else batches, start):
                 self._bad_images.check(batch.pop("bad"))
-                if self.workers:  # they hand over shared memory: free it for the next batch
+                if shielded:  # workers hand over shared memory: free it for the next batch
                     batch = {name: np.array(x) for name, x in batch.items()}
-                yield batch
+                yield batch if self._is_cached else self._complete(batch, step, rows)
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
             # grain keep the last batches in reference cycles, and with them shared memory.
@@ -164,70 +112,137 @@ class PairLoader:
             if self.workers:
                 gc.collect()
 
+    def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of a batch (-1: padding) and which caption each shows, both int64 `[B]`."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        at = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        if not self.shuffle:
+            return np.where(at < len(self.examples), at, -1), np.zeros_like(at)
+        order, shows_original = _epoch(
+            len(self.examples),
+            self.seed,
+            epoch,
+            self.original_fraction,
+            len(self.examples.captions),
+        )
+        pairs = order[at]
+        return pairs, shows_original[pairs].astype(np.int64)
+
+    def load(self, pair: int) -> Batch:
+        """Pixels of one pair; one whose image cannot be read is replaced by the next that can.
+
+        `pair` is then the other pair and `bad` the first; else `bad` is -1. Validation masks such a
+        pair (`pair` is -1) instead: a replacement would count another pair twice.
+        """
+        bad = -1
+        tries = min(_MAX_REPLACEMENTS, len(self.examples)) if self.shuffle else 1
+        for index in range(pair, pair + tries) if pair >= 0 else ():
+            index %= len(self.examples)
+            try:
+                name = self.examples.images[self.examples.image_of[index]]
+                pixels = self.preprocess.uint8(self.images.open(name))
+            except ImageError:
+                bad = pair
+                continue
+            return {"image": pixels, "pair": np.int64(index), "bad": np.int64(bad)}
+        blank = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        return {"image": blank, "pair": np.int64(-1), "bad": np.int64(bad)}
+
     @functools.cached_property
     def _bad_images(self) -> "_BadImages":
         # One for all passes: validation reads the same images again and again.
         return _BadImages(self)
 
-    def _read(self, examples: grain.MapDataset, rows: int) -> grain.IterDataset:
+    @property
+    def _is_cached(self) -> bool:
+        return self.features is not None
+
+    def _decoded(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
+        examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
         # Two batches ahead are enough to hide the work, and bound the memory.
         if not self.workers:
             # Threads take single examples here, so that they also share the very first batch.
-            ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * rows)
-            return examples.to_iter_dataset(ahead).batch(rows)
+            ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * len(rows))
+            return examples.to_iter_dataset(ahead).batch(len(rows))
         # Processes hand over whole batches: one message each, not one per image.
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
-        return examples.batch(rows).to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)
+        batched = examples.batch(len(rows)).to_iter_dataset(ahead)
+        return batched.mp_prefetch(processes, _start_worker)
 
-    def pair_at(self, step: int, row: int) -> tuple[int, int]:
-        """Index of the pair in that row of that batch (-1: padding), and of its caption."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        at = batch * self.batch_size + row
+    def _cached(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        batches = grain.MapDataset.source(_Batches(self, rows, stop))[start:]
+        return batches.to_iter_dataset(ahead)
+
+    def from_features(self, step: int, rows: np.ndarray) -> Batch:
+        """A whole batch whose images are rows of `features`."""
+        pairs, kinds = (x[rows] for x in self.pairs_at(step))
+        image = self.examples.image_of[pairs]
+        failed = self.unreadable[image] & (pairs >= 0)
+        used = self._replacement[pairs] if self.shuffle else np.where(failed, -1, pairs)
+        used = np.where(pairs >= 0, used, -1)
+        feature = self.features[self.examples.image_of[used]]
+        feature = np.where(used[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
+        batch = {"feature": feature, "pair": used, "bad": np.where(failed, pairs, -1)}
+        return self._complete(batch, step, rows, kinds)
+
+    @functools.cached_property
+    def _replacement(self) -> np.ndarray:
+        """The pair that `load` would take for each pair, int64 `[N]`."""
+        n = len(self.examples)
+        readable = np.flatnonzero(~self.unreadable[self.examples.image_of])
+        if not len(readable):
+            raise InputError("none of the images could be read")
+        following = np.searchsorted(readable, np.arange(n))
+        return readable[following % len(readable)]
+
+    def _complete(
+        self, batch: Batch, step: int, rows: np.ndarray, kinds: np.ndarray | None = None
+    ) -> Batch:
+        """Adds the captions of the pairs that the images belong to."""
+        kinds = self.pairs_at(step)[1][rows] if kinds is None else kinds
+        pairs = batch.pop("pair")
+        texts = self.examples.texts_of(pairs, kinds)
+        if self.packing is None:
+            batch["text"] = self.examples.texts.padded(texts, self._padded_length)
+        else:
+            batch["text"] = self.packing.pack(self.examples.texts, texts, self._rows(step, rows))
+        if self.examples.foil_mask is not None:
+            batch["foil_mask"] = self.examples.foil_mask[pairs]
         if not self.shuffle:
-            return (at if at < len(self.examples) else -1), 0
-        order, shows_original = _epoch(
-            len(self.examples), self.seed, epoch, self.original_fraction, len(self.examples.texts)
+            batch["mask"] = pairs >= 0
+        return batch
+
+    def _rows(self, step: int, rows: np.ndarray) -> int | None:
+        """Packed rows a shard that all processes agree on; None where this is the only one."""
+        if len(rows) == self.batch_size:
+            return None
+        return self.packing.rows_needed(
+            self.examples.texts.lengths[self.examples.texts_of(*self.pairs_at(step))]
         )
-        pair = int(order[at])
-        return pair, int(shows_original[pair])
 
-    def load(self, pair: int, caption: int) -> Batch:
-        """One example; a pair whose image cannot be read is replaced by the next that can.
+    def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
+        """A batch of the right shapes, for the compiler: no image is read."""
+        if self._is_cached:
+            batch = self.from_features(step, rows)
+        else:
+            side = self.preprocess.size
+            pixels = np.zeros((len(rows), side, side, 3), np.uint8)
+            batch = {"image": pixels, "pair": self.pairs_at(step)[0][rows], "bad": rows}
+            batch = self._complete(batch, step, rows)
+        del batch["bad"]
+        return batch
 
-        `bad` holds the index of the pair whose image failed, or -1. Validation masks such a pair
-        instead: a replacement would count another pair twice.
-        """
-        bad = -1
-        for offset in range(min(_MAX_REPLACEMENTS, len(self.examples)) if self.shuffle else 1):
-            index = (pair + offset) % len(self.examples)
-            try:
-                pixels = self.preprocess.uint8(self.images.open(self.examples.images[index]))
-            except ImageError:
-                bad = pair if bad < 0 else bad
-                continue
-            return self._example(index, caption, pixels, bad)
-        return self._example(-1, caption, None, bad)
-
-    def _example(self, index: int, caption: int, pixels: np.ndarray | None, bad: int) -> Batch:
-        if pixels is None:
-            pixels = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
-        example = {
-            "image": pixels,
-            "text": self.examples.texts[caption, index],
-            "bad": np.int64(bad),
-        }
-        if self.examples.foils is not None:
-            example["foil"] = self.examples.foils[index]
-            example["foil_mask"] = self.examples.foil_mask[index]
-        if not self.shuffle:
-            example["mask"] = np.bool_(index >= 0)
-        return example
+    @functools.cached_property
+    def _padded_length(self) -> int:
+        # CLIP's text tower is causal: positions after the end token change nothing.
+        return -(-self.examples.longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Random access to single examples in the order of batches: what grain reads from."""
+    """Random access to the images of examples in the order of batches: what grain reads from."""
 
     loader: PairLoader
     rows: np.ndarray
@@ -238,13 +253,20 @@ class _Rows:
 
     def __getitem__(self, index: int) -> Batch:
         step, slot = divmod(int(index), len(self.rows))
-        pair, caption = self.loader.pair_at(step, int(self.rows[slot]))
-        if pair < 0:
-            return self.loader._example(-1, caption, None, -1)
-        return self.loader.load(pair, caption)
+        return self.loader.load(int(self.loader.pairs_at(step)[0][self.rows[slot]]))
 
     def __repr__(self) -> str:  # grain prints its source; the default would print every token
         return f"{type(self).__name__}({len(self.loader.examples)} pairs)"
+
+
+class _Batches(_Rows):
+    """Random access to whole batches of cached features."""
+
+    def __len__(self) -> int:
+        return self.stop
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.loader.from_features(int(index), self.rows)
 
 
 class _BadImages:
@@ -253,11 +275,11 @@ class _BadImages:
     def __init__(self, loader: PairLoader):
         self._loader = loader
         self._seen: set[str] = set()
-        self._allowed = int(loader.max_bad_images * len(set(loader.examples.images)))
+        self._allowed = int(loader.max_bad_images * len(loader.examples.images))
 
     def check(self, bad: np.ndarray) -> None:
         for pair in bad[bad >= 0]:
-            name = self._loader.examples.images[pair]
+            name = self._loader.examples.images[self._loader.examples.image_of[pair]]
             if name not in self._seen:
                 self._seen.add(name)
                 self._report(name)
@@ -317,18 +339,3 @@ def _epoch(
     # The upper 53 bits as a float in [0, 1), which is what every generator does.
     shows_original = (bits[n:] >> np.uint64(11)) * 2.0**-53 < original_fraction
     return order, shows_original & (captions > 1)
-
-
-def _tokenize_foils(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    mask = np.array([[k < len(pair.foils) for k in range(count)] for pair in pairs])
-    # An absent foil still needs a row with an end token; the mask keeps it out of the loss.
-    texts = [pair.foils[k] if k < len(pair.foils) else "" for pair in pairs for k in range(count)]
-    return tokenizer(texts).reshape(len(pairs), count, -1), mask
-
-
-def _needed_length(ids: Sequence[np.ndarray]) -> int:
-    context = ids[0].shape[-1]
-    used = max(int(np.flatnonzero(x.reshape(-1, context).any(axis=0))[-1]) + 1 for x in ids)
-    return min(context, -(-used // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)

@@ -54,6 +54,14 @@ class TfdsImages:
             raise ImageError(f"{name}: there is no such image in {_shown(*self._where)}.")
         return decode(self._source[row]["image"], f"{name} in {_shown(*self._where)}")
 
+    def read(self, name: str) -> bytes:
+        """The encoded image."""
+        return self._source[self._index()[name]]["image"]
+
+    def identity(self, name: str) -> list:
+        """Data set, version and row: prepared data sets are not edited."""
+        return [*map(str, self._where), self._source.dataset_info.full_name, self._index()[name]]
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that the split does not hold, each once and in order."""
         rows = self._index()

@@ -89,6 +89,10 @@ class CLIPConfig:
     logit_scale_init: float = 2.6592  # ln(1 / 0.07)
 
 
+CAUSAL = "causal"
+Mask = Array | str | None
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with biases; softmax in float32."""
 
@@ -100,12 +104,20 @@ class Attention(nnx.Module):
         self.value = _linear(config.width, config.width, std, dtype, rngs)
         self.out = _linear(config.width, config.width, _residual_std(config), dtype, rngs)
 
-    def __call__(self, x: Array, *, causal: bool) -> Array:
-        batch, length, width = x.shape
-        shape = (batch, length, self.heads, width // self.heads)
-        q, k, v = (f(x).reshape(shape) for f in (self.query, self.key, self.value))
-        attended = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-        return self.out(attended.reshape(x.shape))
+    def __call__(self, queries: Array, x: Array, mask: Mask) -> Array:
+        q, k, v = (
+            self._split(self.query(queries)),
+            self._split(self.key(x)),
+            self._split(self.value(x)),
+        )
+        if mask is None or isinstance(mask, str):
+            attended = jax.nn.dot_product_attention(q, k, v, is_causal=mask == CAUSAL)
+        else:
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        return self.out(attended.reshape(queries.shape))
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class MLP(nnx.Module):
@@ -130,8 +142,17 @@ class Block(nnx.Module):
         self.ln_2 = _layer_norm(config, dtype, rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, causal: bool) -> Array:
-        x = x + self.attn(self.ln_1(x), causal=causal)
+    def __call__(self, x: Array, mask: Mask, at: Array | None = None) -> Array:
+        """Transforms `[B, T, W]`; given columns `at`, int `[B, Q]`, returns only those.
+
+        `mask` says which columns a row attends to: all (None), those before it (`CAUSAL`), or bool
+        `[B, Q or T, T]`.
+        """
+        normalised = self.ln_1(x)
+        queries = normalised
+        if at is not None:
+            queries, x = _take(normalised, at), _take(x, at)
+        x = x + self.attn(queries, normalised, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -153,11 +174,29 @@ class TextTower(nnx.Module):
                 f"{length} tokens a row, but the model has {self.config.context_length} positions; "
                 "tokenize() truncates and keeps the end token"
             )
+        ends = self.end_positions(ids)[:, None]
         x = self.token_embedding[ids] + self.position_embedding[:length]
-        x = _run_blocks(self.blocks, x.astype(self.dtype), causal=True, remat=self.remat)
-        # LayerNorm is per token, so only the pooled state needs it.
-        pooled = jnp.take_along_axis(x, self.end_positions(ids)[:, None, None], axis=1)[:, 0]
-        return self.ln_final(pooled)
+        sees = jnp.arange(length) <= ends[:, :, None]
+        return self._run(x, CAUSAL, ends, sees)[:, 0]
+
+    def packed(self, ids: Array, positions: Array, segments: Array, ends: Array) -> Array:
+        """Encodes rows that hold several captions (`data.packing`) to `[R, Q, width]`.
+
+        Args:
+          ids, positions, segments: int `[R, L]`: token, position in its caption, number of the
+            caption in the row from 1.
+          ends: int `[R, Q]`: column of each caption's end token. What stands at columns that end no
+            caption is to be ignored.
+        """
+        x = self.token_embedding[ids] + self.position_embedding[positions]
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = same & jnp.tril(jnp.ones(same.shape[1:], bool))
+        return self._run(x, mask, ends, jnp.take_along_axis(mask, ends[:, :, None], axis=1))
+
+    def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Array) -> Array:
+        x = x.astype(self.dtype)
+        x = _run_blocks(self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat)
+        return self.ln_final(x)
 
     def end_positions(self, ids: Array) -> Array:
         """Position of each row's end token, int32 `[B]`, by transformers' rule.
@@ -198,7 +237,8 @@ class VisionTower(nnx.Module):
         )
         x = jnp.concatenate([class_token, patches], axis=1)
         x = self.ln_pre(x + self.position_embedding.astype(self.dtype))
-        x = _run_blocks(self.blocks, x, causal=False, remat=self.remat)
+        class_token = jnp.zeros((len(pixels), 1), jnp.int32)
+        x = _run_blocks(self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat)
         return self.ln_post(x[:, 0])
 
     def _embed_patches(self, pixels: Array) -> Array:
@@ -238,11 +278,23 @@ class CLIP(nnx.Module):
         self.visual_projection = _normal(rngs, (w_vision, d), w_vision**-0.5)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
-    def encode_text(self, ids: Array) -> Array:
-        """Projected, unnormalised text features: int `[B, T]` to float32 `[B, D]`."""
+    def encode_text(self, text: Array | dict[str, Array]) -> Array:
+        """Projected, unnormalised text features, float32 `[B, D]`.
+
+        `text` is one caption a row, int `[B, T]`, or what `data.packing.pack` returns: `ids`,
+        `positions`, `segments` `[R, L]`, `ends` `[R, Q]` and `slots` `[S, B / S]`.
+        """
         with _matmul_precision(self.dtype):
-            pooled = self.text(ids)
+            packed = isinstance(text, dict)
+            pooled = self._pool_packed(text) if packed else self.text(text)
             return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
+
+    def _pool_packed(self, packed: dict[str, Array]) -> Array:
+        rows = {name: packed[name] for name in ("ids", "positions", "segments", "ends")}
+        in_rows, slots = self.text.packed(**rows), packed["slots"]
+        # Each of S shards of the batch has rows of its own, so this gather stays on its device.
+        by_shard = in_rows.reshape(len(slots), -1, in_rows.shape[-1])
+        return _take(by_shard, slots).reshape(-1, in_rows.shape[-1])
 
     def encode_image(self, pixels: Array) -> Array:
         """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
@@ -306,16 +358,30 @@ def _stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Bl
     return nnx.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(keys)
 
 
-def _run_blocks(blocks: Block, x: Array, *, causal: bool, remat: bool) -> Array:
+def _run_blocks(
+    blocks: Block, x: Array, mask: Mask, *, at: Array, mask_at: Mask, remat: bool
+) -> Array:
+    """All blocks; returns the columns `at` alone, `[B, Q, W]`, for which `mask_at` is the mask.
+
+    Nobody reads the last block's other columns, so it computes keys and values there, no more.
+    """
     graphdef, params = nnx.split(blocks)
 
+    def block(x, layer, mask, at=None):
+        return nnx.merge(graphdef, layer)(x, mask, at)
+
     def body(x, layer):
-        return nnx.merge(graphdef, layer)(x, causal=causal), None
+        return block(x, layer, mask), None
 
     if remat:
         # Inside a scan the loop itself keeps XLA from undoing the recomputation.
         body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, x, params)[0]
+    x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params))
+    return block(x, jax.tree.map(lambda p: p[-1], params), mask_at, at)
+
+
+def _take(x: Array, columns: Array) -> Array:
+    return jnp.take_along_axis(x, columns[:, :, None], axis=1)
 
 
 @contextlib.contextmanager

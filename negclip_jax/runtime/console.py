@@ -113,6 +113,32 @@ class TrainingProgress:
         logging.info(line, extra={"file_only": not shown})
 
 
+class Bar:
+    """A plain bar for long work that is no training; without a terminal, a line every 10 s."""
+
+    def __init__(self, what: str, total: int):
+        self._what, self._total, self._done = what, total, 0
+        self._progress = Progress(console=_stderr, disable=not _stderr.is_terminal)
+        self._task = self._progress.add_task(what, total=total)
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int) -> None:
+        """Adds `count` finished items."""
+        self._done += count
+        self._progress.advance(self._task, count)
+        now = time.monotonic()
+        if not _stderr.is_terminal and now - self._last_line >= _PLAIN_EVERY_SECONDS:
+            self._last_line = now
+            logging.info("%s: %s of %s", self._what, f"{self._done:,}", f"{self._total:,}")
+
+
 def fail(message: str) -> None:
     """Prints an error sentence for a person."""
     print(f"error: {message}", file=sys.stderr)

@@ -115,11 +115,14 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[i[0]] for i in indices]))
 
 
-def to_global(mesh: Mesh, tree: Any, batch_size: int) -> Any:
-    """Host arrays that hold `local_rows` to global arrays split over the mesh."""
+def to_global(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays, this process's share of each leading axis, to arrays split over the mesh."""
     placement = batch(mesh)
+    processes = mesh.size // mesh.local_mesh.size
     return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(placement, x, (batch_size, *x.shape[1:])),
+        lambda x: jax.make_array_from_process_local_data(
+            placement, x, (len(x) * processes, *x.shape[1:])
+        ),
         tree,
     )
 
@@ -131,3 +134,12 @@ def put(tree: Any, placements: Any) -> Any:
         tree,
         placements,
     )
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array in this process's memory, also where other processes hold parts of it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -52,7 +52,7 @@ class ValidationLoss:
         rows = sharding.local_rows(self._mesh, size)
         results = []
         for batch in self._loader.batches(0, self._loader.steps_per_epoch, rows):
-            results.append(self._loss(params, sharding.to_global(self._mesh, batch, size)))
+            results.append(self._loss(params, sharding.to_global(self._mesh, batch)))
         # Read at the end: the device works while the next batch is loaded.
         values = jax.device_get(results)
         weights = np.array([count for _, count in values], np.float64)

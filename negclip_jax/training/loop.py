@@ -107,7 +107,7 @@ def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield sharding.to_global(run.mesh, batch, size)
+            yield sharding.to_global(run.mesh, batch)
 
 
 class StepLog:

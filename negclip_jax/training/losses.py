@@ -23,6 +23,7 @@ def contrastive_loss(
     *,
     foil_BxKxD: Array | None = None,
     foil_mask_BxK: Array | None = None,
+    foil_weight: float = 1.0,
     mask_B: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Symmetric InfoNCE (Radford et al., 2021, figure 3), optionally with hard negative captions.
@@ -31,14 +32,18 @@ def contrastive_loss(
       image_BxD: projected image features, unnormalised.
       text_BxD: projected text features, unnormalised; row i describes image i.
       logit_scale: scalar, natural logarithm of the factor on cosine similarities.
-      foil_BxKxD: captions that are false of image i. They join the denominator of their own image
-        only (not of all images as in NegCLIP): "no dog" is false of this photo, but true of most.
+      foil_BxKxD: captions that are false of image i. Each image chooses between its caption and
+        its own foils in a cross-entropy of their own, as in NegBench's multiple choice (Alhamoud
+        et al., CVPR 2025). They are no negatives of other images: "no dog" is false of this photo,
+        but true of most. Inside the InfoNCE denominator they would be outweighed by the batch.
       foil_mask_BxK: False where a pair has fewer than K foils.
+      foil_weight: factor of that cross-entropy.
       mask_B: False for padding rows, which then neither score nor count (evaluation only).
 
     Returns:
-      The scalar loss and {"image_to_text_accuracy", "text_to_image_accuracy"}: share of rows whose
-      best match in the batch is their own. All float32.
+      The scalar loss and metrics: `image_to_text_accuracy` and `text_to_image_accuracy`, the share
+      of rows whose best match in the batch is their own, and with foils `foil_accuracy`, the share
+      of images that prefer their caption to all their foils. All float32.
     """
     image, text = l2_normalise(image_BxD), l2_normalise(text_BxD)
     scale = jnp.exp(logit_scale.astype(jnp.float32))
@@ -51,21 +56,22 @@ def contrastive_loss(
     logits_BxB = jnp.where(jnp.eye(len(image), dtype=bool), own_B[:, None], logits_BxB)
 
     image_to_text = jax.nn.logsumexp(logits_BxB, axis=1)
-    if foil_BxKxD is not None:
-        foils = l2_normalise(foil_BxKxD)
-        foil_BxK = scale * jnp.einsum("bd,bkd->bk", image, foils, precision="highest")
-        if foil_mask_BxK is not None:
-            foil_BxK = jnp.where(foil_mask_BxK, foil_BxK, -jnp.inf)
-        image_to_text = jax.nn.logsumexp(
-            jnp.concatenate([image_to_text[:, None], foil_BxK], axis=1), axis=1
-        )
     text_to_image = jax.nn.logsumexp(logits_BxB, axis=0)
-
     loss = _mean((image_to_text + text_to_image) / 2 - own_B, mask_B)
-    return loss, {
+    metrics = {
         "image_to_text_accuracy": _mean(logits_BxB.max(axis=1) <= own_B, mask_B),
         "text_to_image_accuracy": _mean(logits_BxB.max(axis=0) <= own_B, mask_B),
     }
+    if foil_BxKxD is not None:
+        foil_BxK = scale * jnp.einsum(
+            "bd,bkd->bk", image, l2_normalise(foil_BxKxD), precision="highest"
+        )
+        if foil_mask_BxK is not None:
+            foil_BxK = jnp.where(foil_mask_BxK, foil_BxK, -jnp.inf)
+        choices = jnp.concatenate([own_B[:, None], foil_BxK], axis=1)
+        loss += foil_weight * _mean(jax.nn.logsumexp(choices, axis=1) - own_B, mask_B)
+        metrics["foil_accuracy"] = _mean(foil_BxK.max(axis=1) < own_B, mask_B)
+    return loss, metrics
 
 
 def _mean(x_B: Array, mask_B: Array) -> Array:

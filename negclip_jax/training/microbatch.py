@@ -15,17 +15,29 @@ Batch = TypeVar("Batch")
 Features = TypeVar("Features")
 
 
-def map_microbatches(encode: Callable[[Batch], Features], batch: Batch, count: int) -> Features:
+def map_microbatches(
+    encode: Callable[[Batch], Features], batch: Batch, count: int, devices: int = 1
+) -> Features:
     """`encode(batch)`, computed in `count` parts and differentiated one part at a time.
 
     Args:
-      encode: row-wise function of a tree of arrays `[B, ...]`, returning such a tree.
-      batch: tree of arrays `[B, ...]`; `count` must divide B (and B / devices, to stay local).
+      encode: function of a tree of arrays `[B, ...]` that treats the parts of the batch
+        independently, returning such a tree.
+      batch: tree of arrays whose leading axes `devices * count` divides.
       count: number of micro-batches; 1 calls `encode` as it is.
+      devices: over which the leading axes are split; each gives a part of its own to every
+        micro-batch, so no row moves.
     """
     if count == 1:
         return encode(batch)
-    # Strided: row b goes to micro-batch b % count, so a device keeps the rows that it holds.
-    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
-    features = jax.lax.map(jax.checkpoint(encode), parts)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), features)
+
+    def split(x: jax.Array) -> jax.Array:
+        by_device = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
+        return by_device.reshape(count, -1, *x.shape[1:])
+
+    def join(x: jax.Array) -> jax.Array:
+        by_device = x.reshape(count, devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        return by_device.reshape(-1, *x.shape[2:])
+
+    features = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, batch))
+    return jax.tree.map(join, features)

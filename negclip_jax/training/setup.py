@@ -4,24 +4,28 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
-from negclip_jax.data.loader import Examples, ImageSource, PairLoader, tokenize_pairs
+from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding, workdir
-from negclip_jax.training import checkpoint, optim, patterns
+from negclip_jax.training import checkpoint, image_features, optim, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.durations import Clock
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
@@ -32,7 +36,7 @@ from negclip_jax.training.step import Objective, make_train_step
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
-_FREE += ("model.remat",)
+_FREE += ("model.remat", "data.packing", "data.cache_")
 
 
 @dataclasses.dataclass
@@ -74,19 +78,37 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     preprocess = Preprocessor.from_directory(
         base, crop=config.data.crop, default_size=model_config.vision.image_size
     )
-    loader, validation_loader = _loaders(config, tokenizer, preprocess)
+    preprocess = dataclasses.replace(preprocess, exact=config.data.exact_resize)
+    loader, validation_loader = _loaders(config, tokenizer, preprocess, mesh)
     _compare_with_start(config, path, loader, resumes)
     clock = _clock(config, loader)
 
     graphdef, abstract = clip.abstract(
         model_config, dtype=config.model.dtype, remat=config.model.remat
     )
-    objective = Objective(graphdef, preprocess.mean, preprocess.std, config.train.microbatches)
+    objective = Objective(
+        graphdef,
+        preprocess.mean,
+        preprocess.std,
+        microbatches=config.train.microbatches,
+        devices=mesh.size,
+        foil_weight=config.train.foil_weight,
+    )
     trainable = patterns.trainable(abstract, config.optim.freeze)
     schedule, tx = _optimizer(config.optim, abstract, trainable, clock)
     state, frozen = _restore_or_load(
         config, path, checkpoints, (model_config, abstract, trainable), tx, mesh
     )
+    if image_features.are_constant(trainable):
+        loader, validation_loader = image_features.use_cache(
+            config.data,
+            path,
+            [loader, validation_loader],
+            objective,
+            patterns.merge(frozen, state.params),
+            f"{model_config.vision} {config.model.dtype}",
+            mesh,
+        )
     step = make_train_step(
         objective,
         tx,
@@ -94,6 +116,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         logit_scale_max=config.train.logit_scale_max,
         ema_decay=config.train.ema_decay,
     )
+    compiled = CompiledStep(step, state, frozen, mesh)
+    rows = sharding.local_rows(mesh, loader.batch_size)
+    blank = loader.blank_batch(int(state.step), rows)
+    compiled.compiled_for(state, frozen, sharding.to_global(mesh, blank))
     return Run(
         config=config,
         workdir=path,
@@ -101,7 +127,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         clock=clock,
         loader=loader,
         checkpoints=checkpoints,
-        train_step=_compile(step, state, frozen, loader, mesh),
+        train_step=compiled,
         state=state,
         frozen=frozen,
         validation=_validation(validation_loader, objective, mesh),
@@ -121,6 +147,7 @@ def read_data(
         if needs_negated:
             raise InputError("data.pairs=tfds:... has no negated captions; data.captions=original")
         from negclip_jax.data import tfds
+
         all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
     else:
         all_pairs = read_pairs(pairs, require_negated=needs_negated)
@@ -153,8 +180,8 @@ def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
         sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
 
 
-def _use_compilation_cache(cache: str | None, path: epath.Path) -> None:
-    if cache is None:
+def _use_compilation_cache(cache: str, path: epath.Path) -> None:
+    if not cache:
         return
     jax.config.update("jax_compilation_cache_dir", cache.format(workdir=path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -173,7 +200,7 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> epath.Path:
 
 
 def _loaders(
-    config: ConfigDict, tokenizer: Tokenizer, preprocess: Preprocessor
+    config: ConfigDict, tokenizer: Tokenizer, preprocess: Preprocessor, mesh: Mesh
 ) -> tuple[PairLoader, PairLoader | None]:
     data = config.data
     pairs, images = read_data(
@@ -188,15 +215,16 @@ def _loaders(
         by=data.split_by,
         seed=data.split_seed,
     )
+    names = sorted({pair.image for pair in pairs})
     logging.info(
         "%s pairs of %s images: %s to train on, %s to validate",
-        *(f"{n:,}" for n in (len(pairs), len({p.image for p in pairs}))),
-        *(f"{n:,}" for n in (len(train), len(validation))),
+        *(f"{n:,}" for n in (len(pairs), len(names), len(train), len(validation))),
     )
 
     def loader(part: list[Pair], batch_size: int, shuffle: bool) -> PairLoader:
+        examples = tokenize_pairs(part, names, tokenizer, captions=data.captions, foils=data.foils)
         return PairLoader(
-            examples=tokenize_pairs(part, tokenizer, captions=data.captions, foils=data.foils),
+            examples=examples,
             images=images,
             preprocess=preprocess,
             batch_size=batch_size,
@@ -206,13 +234,23 @@ def _loaders(
             workers=data.workers if shuffle else 0,
             threads=data.threads,
             max_bad_images=data.max_bad_images,
+            packing=_packing(config, examples, batch_size, mesh),
         )
 
     batch_size = config.train.batch_size
+    if not validation:
+        return loader(train, batch_size, True), None
     eval_size = config.eval.batch_size or batch_size
-    return loader(train, batch_size, True), loader(
-        validation, eval_size, False
-    ) if validation else None
+    return loader(train, batch_size, True), loader(validation, eval_size, False)
+
+
+def _packing(config: ConfigDict, examples: Examples, batch_size: int, mesh: Mesh) -> Packing | None:
+    if not config.data.packing:
+        return None
+    captions = batch_size * (1 + config.data.foils)
+    return Packing.suited_to(
+        examples.shown_lengths, captions, mesh.size * config.train.microbatches
+    )
 
 
 def _clock(config: ConfigDict, loader: PairLoader) -> Clock:
@@ -278,30 +316,53 @@ def _restore_or_load(
     return jax.jit(create, out_shardings=state_places)(trained), frozen
 
 
-def _compile(
-    step: Callable, state: TrainState, frozen: dict, loader: PairLoader, mesh: Mesh
-) -> Callable:
-    """Compiles before the loop, so that a batch that does not fit fails in the first minute."""
-    rows = loader.load(0, 0)
-    rows.pop("bad")
-    size, placement = loader.batch_size, sharding.batch(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=placement)
-        for name, x in rows.items()
-    }
-    places = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-    logging.info("compiling the training step")
-    compiled = jitted.lower(state, frozen, batch).compile()
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        logging.info(
-            "compiled for %d device(s); per device: %.1f MiB arguments, %.1f MiB temporaries",
-            mesh.size,
-            memory.argument_size_in_bytes / 2**20,
-            memory.temp_size_in_bytes / 2**20,
+class CompiledStep:
+    """The train step, compiled once for each of the few shapes that packed batches have.
+
+    Compiling is explicit, so that a batch that does not fit fails in minute one with numbers.
+    """
+
+    def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
+        places = jax.tree.map(lambda x: x.sharding, state)
+        self._jitted = jax.jit(
+            step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh))
         )
-    return compiled
+        self._compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
+        return self.compiled_for(state, frozen, batch)(state, frozen, batch)
+
+    def compiled_for(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
+        """The program for a batch of these shapes."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self._compile(state, frozen, batch)
+        return self._compiled[shapes]
+
+    def _compile(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
+        started = time.monotonic()
+        compiled = self._jitted.lower(state, frozen, batch).compile()
+        memory = compiled.memory_analysis()
+        logging.info(
+            "compiled the training step for text %s in %.1f s%s",
+            _text_shape(batch),
+            time.monotonic() - started,
+            "" if memory is None else _memory(memory),
+        )
+        return compiled
+
+
+def _text_shape(batch: dict) -> str:
+    text = batch["text"]
+    ids = text["ids"] if isinstance(text, dict) else text
+    return f"{ids.shape[0]} x {ids.shape[1]} ({'packed' if isinstance(text, dict) else 'padded'})"
+
+
+def _memory(memory: Any) -> str:
+    return (
+        f"; per device {memory.argument_size_in_bytes / 2**20:.1f} MiB arguments and "
+        f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporaries"
+    )
 
 
 def _validation(
@@ -338,8 +399,9 @@ def _compare_with_start(
 
 def _fingerprint(examples: Examples) -> str:
     digest = hashlib.sha256("\n".join(examples.images).encode())
-    for array in (examples.texts, examples.foils):
-        digest.update(b"" if array is None else array.tobytes())
+    arrays = (examples.image_of, examples.texts.ids, examples.captions, examples.foils)
+    for array in arrays:
+        digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

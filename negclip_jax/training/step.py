@@ -22,33 +22,46 @@ Metrics = dict[str, Array]
 class Objective:
     """Features of a batch and their loss: what training and validation share.
 
-    A batch holds `image` uint8 `[B, H, W, 3]`, `text` int32 `[B, T]`, and optionally `foil` int32
-    `[B, K, T]` with `foil_mask` bool `[B, K]`, and `mask` bool `[B]`.
+    A batch is what `data.loader.PairLoader.batches` yields: pixels or cached features, captions
+    (each followed by its K foils) padded or packed, and masks.
 
     Attributes:
       graphdef: static part of the model, see `models.clip.split`.
       mean, std: per-channel constants of the preprocessing, in units of pixel / 255.
       microbatches: parts in which the towers run, see `microbatch`.
+      devices: over which batches are split.
+      foil_weight: see `losses.contrastive_loss`.
     """
 
     graphdef: nnx.GraphDef
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     microbatches: int = 1
+    devices: int = 1
+    foil_weight: float = 1.0
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Contrastive loss of all parameters on a batch, and its accuracies."""
         model = nnx.merge(self.graphdef, params)
-        rows = {name: batch[name] for name in ("image", "text", "foil") if name in batch}
-        features = map_microbatches(lambda x: self._encode(model, x), rows, self.microbatches)
+        rows = {name: batch[name] for name in ("image", "feature", "text") if name in batch}
+        features = map_microbatches(
+            lambda part: self._encode(model, part), rows, self.microbatches, self.devices
+        )
+        texts = features["text"].reshape(len(features["image"]), -1, features["text"].shape[-1])
+        has_foils = texts.shape[1] > 1
         return contrastive_loss(
             features["image"],
-            features["text"],
+            texts[:, 0],
             params["logit_scale"],
-            foil_BxKxD=features.get("foil"),
-            foil_mask_BxK=batch.get("foil_mask"),
+            foil_BxKxD=texts[:, 1:] if has_foils else None,
+            foil_mask_BxK=batch["foil_mask"] if has_foils else None,
+            foil_weight=self.foil_weight,
             mask_B=batch.get("mask"),
         )
+
+    def encode_image(self, params: dict, image: Array) -> Array:
+        """Features float32 `[B, D]` of pixels, uint8 `[B, H, W, 3]`."""
+        return nnx.merge(self.graphdef, params).encode_image(self.normalise(image))
 
     def normalise(self, image: Array) -> Array:
         """uint8 pixels to the model's input, float32; bytes travel to the device, not floats."""
@@ -56,14 +69,10 @@ class Objective:
         return (image.astype(jnp.float32) / 255 - mean) / std
 
     def _encode(self, model: nnx.Module, rows: Batch) -> Batch:
-        features = {"image": model.encode_image(self.normalise(rows["image"]))}
-        if "foil" not in rows:
-            return features | {"text": model.encode_text(rows["text"])}
-        # One call for captions and foils: [B, 1 + K, T].
-        texts = jnp.concatenate([rows["text"][:, None], rows["foil"]], axis=1)
-        encoded = model.encode_text(texts.reshape(-1, texts.shape[-1]))
-        encoded = encoded.reshape(*texts.shape[:2], -1)
-        return features | {"text": encoded[:, 0], "foil": encoded[:, 1:]}
+        text = model.encode_text(rows["text"])
+        if "feature" in rows:
+            return {"image": rows["feature"], "text": text}
+        return {"image": model.encode_image(self.normalise(rows["image"])), "text": text}
 
 
 def make_train_step(

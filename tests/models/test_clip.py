@@ -85,7 +85,7 @@ def test_scan_equals_a_loop_over_the_blocks(model, params, inputs):
         x = params["token_embedding"][ids] + params["position_embedding"][: ids.shape[1]]
         for layer in range(tower.config.layers):
             block = nnx.merge(graphdef, jax.tree.map(lambda p: p[layer], params["blocks"]))  # noqa: B023
-            x = block(x, causal=True)
+            x = block(x, clip.CAUSAL)
         return x
 
     x = unrolled(params["text"])

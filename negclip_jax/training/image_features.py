@@ -1,0 +1,114 @@
+"""Decides whether image features can be cached, and fills the cache over all devices."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from negclip_jax.data import features
+from negclip_jax.data.loader import PairLoader
+from negclip_jax.errors import InputError
+from negclip_jax.runtime import console, sharding
+from negclip_jax.training import patterns
+from negclip_jax.training.step import Objective
+
+_PARAMETERS = ("vision", "visual_projection")
+_IMAGES_PER_DEVICE = 32
+
+
+def are_constant(trainable: dict) -> bool:
+    """Whether nothing that an image passes through is trained."""
+    leaves = jax.tree.leaves({name: trainable[name] for name in _PARAMETERS})
+    return not any(np.any(leaf) for leaf in leaves)
+
+
+def use_cache(
+    data: ConfigDict,
+    workdir: epath.Path,
+    loaders: list[PairLoader | None],
+    objective: Objective,
+    params: dict,
+    numerics: str,
+    mesh: Mesh,
+) -> list[PairLoader | None]:
+    """The loaders, reading cached features; builds what is missing. Unchanged where it is off.
+
+    Args:
+      data: section of the configuration.
+      workdir: of the run.
+      loaders: of training and validation pairs, over the same images.
+      objective: knows how to encode images.
+      params: all parameters.
+      numerics: states what else than parameters the image tower computes with.
+      mesh: over which images are encoded.
+    """
+    if not data.cache_features:
+        return loaders
+    loader = loaders[0]
+    root = Path(data.cache_dir.format(workdir=workdir))
+    names = loader.examples.images
+    tower = patterns.flatten({name: params[name] for name in _PARAMETERS})
+    weights = {"/".join(path): sharding.to_host(leaf) for path, leaf in tower.items()}
+    digests = features.image_digests(loader.images, names, root)
+    name = features.fingerprint(weights, numerics, loader.preprocess, digests)
+    cache = features.FeatureCache(root / name, names, params["visual_projection"].shape[1])
+    if not cache.is_complete:
+        _build(cache, loader, objective, params, mesh)
+    array, unreadable = cache.open()
+    _check(unreadable, loader)
+    logging.info("image features of %s images come from %s", f"{len(names):,}", cache.directory)
+    return [x and dataclasses.replace(x, features=array, unreadable=unreadable) for x in loaders]
+
+
+def _build(
+    cache: features.FeatureCache,
+    loader: PairLoader,
+    objective: Objective,
+    params: dict,
+    mesh: Mesh,
+) -> None:
+    # A power of two per device, so that batches fill chunks.
+    size = mesh.size * _IMAGES_PER_DEVICE
+    while features.CHUNK % size:
+        size -= mesh.size
+        if not size:
+            raise InputError(
+                f"{features.CHUNK} images do not split over {mesh.size} devices; "
+                "set data.cache_features=False"
+            )
+
+    def encode(pixels: jax.Array, bad: jax.Array) -> jax.Array:
+        encoded = objective.encode_image(params, pixels)
+        return jnp.where(bad[:, None], jnp.nan, encoded)
+
+    compiled = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+    with console.Bar("image features", len(cache.names)) as bar:
+        cache.build(
+            lambda *batch: compiled(*sharding.to_global(mesh, batch)),
+            loader.images,
+            loader.preprocess,
+            batch_size=size,
+            rows=sharding.local_rows(mesh, size),
+            threads=loader.threads,
+            writes=sharding.is_main_process(),
+            progress=bar.advance,
+        )
+    sharding.barrier("image features written")
+    if sharding.is_main_process():
+        cache.merge()
+    sharding.barrier("image features merged")
+
+
+def _check(unreadable: np.ndarray, loader: PairLoader) -> None:
+    names = [loader.examples.images[i] for i in np.flatnonzero(unreadable)]
+    if len(names) > loader.max_bad_images * len(unreadable):
+        raise InputError(
+            f"{len(names)} of {len(unreadable)} images could not be read, more than "
+            f"data.max_bad_images={loader.max_bad_images} allows: {', '.join(names[:5])}"
+        )
