@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from negclip_jax.models import clip
 from negclip_jax.runtime import sharding, workdir
 from negclip_jax.training import checkpoint, image_features, optim, patterns
 from negclip_jax.training import state as train_state
+from negclip_jax.training.compiled import CompiledStep
 from negclip_jax.training.durations import Clock
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
 from negclip_jax.training.ranges import check_ranges
@@ -314,55 +314,6 @@ def _restore_or_load(
     checkpoint.save_frozen(path, frozen)
     trained = sharding.put(trained, trained_places)
     return jax.jit(create, out_shardings=state_places)(trained), frozen
-
-
-class CompiledStep:
-    """The train step, compiled once for each of the few shapes that packed batches have.
-
-    Compiling is explicit, so that a batch that does not fit fails in minute one with numbers.
-    """
-
-    def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
-        places = jax.tree.map(lambda x: x.sharding, state)
-        self._jitted = jax.jit(
-            step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh))
-        )
-        self._compiled: dict[tuple, Callable] = {}
-
-    def __call__(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
-        return self.compiled_for(state, frozen, batch)(state, frozen, batch)
-
-    def compiled_for(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
-        """The program for a batch of these shapes."""
-        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._compile(state, frozen, batch)
-        return self._compiled[shapes]
-
-    def _compile(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
-        started = time.monotonic()
-        compiled = self._jitted.lower(state, frozen, batch).compile()
-        memory = compiled.memory_analysis()
-        logging.info(
-            "compiled the training step for text %s in %.1f s%s",
-            _text_shape(batch),
-            time.monotonic() - started,
-            "" if memory is None else _memory(memory),
-        )
-        return compiled
-
-
-def _text_shape(batch: dict) -> str:
-    text = batch["text"]
-    ids = text["ids"] if isinstance(text, dict) else text
-    return f"{ids.shape[0]} x {ids.shape[1]} ({'packed' if isinstance(text, dict) else 'padded'})"
-
-
-def _memory(memory: Any) -> str:
-    return (
-        f"; per device {memory.argument_size_in_bytes / 2**20:.1f} MiB arguments and "
-        f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporaries"
-    )
 
 
 def _validation(
