@@ -13,7 +13,7 @@ EVALUATORS = {"custom": lambda context: lambda params: {"scale": float(params["l
 
 
 def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -> dict:
-    """A batch as the loader makes it: uint8 pixels, ids that end with the end token."""
+    """A padded batch as the loader makes it: uint8 pixels, ids that end with the end token."""
     rng = np.random.default_rng(3)
     side, end = config.vision.image_size, config.text.eos_token_id
 
@@ -27,12 +27,18 @@ def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -
 
     batch = {
         "image": rng.integers(0, 256, (batch_size, side, side, 3), np.uint8),
-        "text": ids(batch_size),
+        "text": ids(batch_size, 1 + foils).reshape(-1, length),  # caption, its foils, caption...
     }
     if foils:
-        batch["foil"] = ids(batch_size, foils)
         batch["foil_mask"] = rng.random((batch_size, foils)) < 0.6
     return batch
+
+
+def pairs_of(batch: dict, rows) -> dict:
+    """The pairs of a padded batch at these rows (indices or a slice), each with its foils."""
+    size = len(batch["image"])
+    by_pair = {name: x.reshape(size, -1, *x.shape[1:])[rows] for name, x in batch.items()}
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in by_pair.items()}
 
 
 def adam_moments(opt_state) -> tuple[dict, dict]:

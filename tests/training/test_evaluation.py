@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_runs import random_batch
+from tiny_runs import pairs_of, random_batch
 
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.models import clip
@@ -33,7 +33,7 @@ def loader(held_out):
 
     def batches(start, stop, rows):
         for step in range(start, stop):
-            yield {k: x[BATCH * step : BATCH * (step + 1)][rows] for k, x in held_out.items()}
+            yield pairs_of(held_out, BATCH * step + rows)
 
     return types.SimpleNamespace(batch_size=BATCH, steps_per_epoch=3, batches=batches)
 
@@ -45,12 +45,13 @@ def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices)
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
     replicated = jax.device_put(params, sharding.replicated(mesh))
     result = ValidationLoss(loader, objective, mesh)(replicated)
-    assert set(result) == {"loss", "image_to_text_accuracy", "text_to_image_accuracy"}
+    accuracies = {"image_to_text_accuracy", "text_to_image_accuracy", "foil_accuracy"}
+    assert set(result) == accuracies | {"loss"}
     loss = jax.jit(objective.loss)
     total = {name: 0.0 for name in result}
     for start in range(0, PAIRS, BATCH):
         rows = slice(start, min(start + BATCH, PAIRS))
-        part = {name: x[rows] for name, x in held_out.items() if name != "mask"}
+        part = pairs_of({n: x for n, x in held_out.items() if n != "mask"}, rows)
         value, metrics = loss(params, part)
         for name, number in (metrics | {"loss": value}).items():
             total[name] += float(number) * (rows.stop - rows.start)

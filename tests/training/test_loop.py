@@ -28,6 +28,7 @@ def test_the_workdir_holds_all_that_describes_the_run(finished_run, make_config)
         "checkpoints",
         "config.json",
         "environment.json",
+        "features",
         "frozen",
         "metrics.jsonl",
         "tensorboard",
@@ -63,6 +64,7 @@ def test_metrics_of_every_step_and_every_evaluation(finished_run):
             "param_norm",
             "image_to_text_accuracy",
             "text_to_image_accuracy",
+            "foil_accuracy",
         }
         assert all(math.isfinite(value) for value in numbers.values())
     # Evaluated is the moving average, which lags behind the parameters.
@@ -90,7 +92,9 @@ def test_the_log_tells_the_story(finished_run):
     for said in (
         "80 pairs of 40 images: 64 to train on, 16 to validate",
         "M parameters trained",
-        "compiled for 1 device(s)",
+        "compiled the training step for text ",
+        "; per device ",
+        "image features of 40 images come from ",
         "step 20/20  loss ",
         "step 15: val/",
         "custom/scale",
@@ -241,8 +245,9 @@ def test_a_disk_that_fails_in_the_middle(finished_run, make_config, tmp_path, on
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("cached", [True, False])
 def test_a_photo_that_cannot_be_read_is_named_once_and_replaced(
-    make_config, tiny_pairs, tmp_path, one_device, caplog
+    make_config, tiny_pairs, tmp_path, one_device, caplog, cached
 ):
     import shutil
 
@@ -256,6 +261,7 @@ def test_a_photo_that_cannot_be_read_is_named_once_and_replaced(
         "data.images": str(tmp_path / "pairs" / "images"),
         "train.total": "8 steps",  # two epochs: the photo is met twice
         "data.max_bad_images": 0.05,
+        "data.cache_features": cached,
     }
     caplog.set_level(logging.WARNING)
     train(make_config(changes), str(tmp_path / "run"))

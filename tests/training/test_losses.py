@@ -25,8 +25,8 @@ def foil_mask() -> np.ndarray:
     return mask
 
 
-def reference(image, text, log_scale, foil=None, foil_mask=None) -> float:
-    """Symmetric InfoNCE in float64, one logit at a time."""
+def reference(image, text, log_scale, foil=None, foil_mask=None, foil_weight=1.0) -> float:
+    """Symmetric InfoNCE and the choice among own foils in float64, one logit at a time."""
     image, text = image.astype(np.float64), text.astype(np.float64)
     scale, total = np.exp(float(log_scale)), 0.0
 
@@ -34,20 +34,21 @@ def reference(image, text, log_scale, foil=None, foil_mask=None) -> float:
         return scale * float(a @ b / np.sqrt(a @ a) / np.sqrt(b @ b))
 
     for i in range(len(image)):
-        rivals = [logit(image[i], text[j]) for j in range(len(text))]
-        if foil is not None:
-            own_foils = [k for k in range(foil.shape[1]) if foil_mask is None or foil_mask[i, k]]
-            rivals += [logit(image[i], foil[i, k].astype(np.float64)) for k in own_foils]
+        texts = [logit(image[i], text[j]) for j in range(len(text))]
         images = [logit(image[j], text[i]) for j in range(len(image))]
         own = logit(image[i], text[i])
-        total += np.log(np.sum(np.exp(rivals))) - own + np.log(np.sum(np.exp(images))) - own
-    return total / (2 * len(image))
+        total += (np.log(np.sum(np.exp(texts))) + np.log(np.sum(np.exp(images)))) / 2 - own
+        if foil is not None:
+            own_foils = [k for k in range(foil.shape[1]) if foil_mask is None or foil_mask[i, k]]
+            choices = [own] + [logit(image[i], foil[i, k].astype(np.float64)) for k in own_foils]
+            total += foil_weight * (np.log(np.sum(np.exp(choices))) - own)
+    return total / len(image)
 
 
-def ours(features, log_scale=LOG_SCALE, **masks):
-    foil = features.get("foil") if "foil_mask_BxK" in masks else None
+def ours(features, log_scale=LOG_SCALE, **arguments):
+    foil = features.get("foil") if "foil_mask_BxK" in arguments else None
     return contrastive_loss(
-        features["image"], features["text"], jnp.float32(log_scale), foil_BxKxD=foil, **masks
+        features["image"], features["text"], jnp.float32(log_scale), foil_BxKxD=foil, **arguments
     )
 
 
@@ -57,11 +58,26 @@ def test_equals_a_double_loop(features):
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_foils_join_the_denominator_of_their_own_image_only(features, foil_mask):
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_each_image_chooses_between_its_caption_and_its_own_foils(features, foil_mask, weight):
     for mask in (None, foil_mask):
-        loss, _ = ours(features, foil_mask_BxK=mask)
-        expected = reference(features["image"], features["text"], LOG_SCALE, features["foil"], mask)
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        loss, _ = ours(features, foil_mask_BxK=mask, foil_weight=weight)
+        arguments = (features["image"], features["text"], LOG_SCALE, features["foil"], mask)
+        np.testing.assert_allclose(loss, reference(*arguments, weight), rtol=1e-6)
+
+
+def test_a_foil_as_good_as_the_caption_is_not_told_apart():
+    # Image 0 is nearer to its foil, image 1 to its caption, image 2 to both alike, image 3 alone.
+    image = np.eye(4, dtype=np.float32)
+    text = image + 0.5
+    foil = np.stack([image[0], image[2], text[2], image[3]])[:, None]
+    mask = np.array([[True], [True], [True], [False]])
+    features = {"image": image, "text": text, "foil": foil}
+    _, metrics = ours(features, foil_mask_BxK=mask)
+    assert float(metrics["foil_accuracy"]) == 2 / 4
+    assert "foil_accuracy" not in ours(features)[1]
+    _, metrics = ours(features, foil_mask_BxK=mask, mask_B=np.array([True, False, True, True]))
+    np.testing.assert_allclose(metrics["foil_accuracy"], 1 / 3, rtol=1e-6)
 
 
 def test_absent_foils_change_nothing(features):
@@ -82,10 +98,13 @@ def test_masked_rows_make_a_smaller_batch(features):
 
 def test_masked_rows_with_foils(features, foil_mask):
     mask = np.array([True, True, False, True, False, True])
-    loss, _ = ours(features, mask_B=mask, foil_mask_BxK=foil_mask)
+    loss, metrics = ours(features, mask_B=mask, foil_mask_BxK=foil_mask)
     smaller = {name: x[mask] for name, x in features.items()}
-    expected, _ = ours(smaller, foil_mask_BxK=foil_mask[mask])
+    expected, expected_metrics = ours(smaller, foil_mask_BxK=foil_mask[mask])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["foil_accuracy"], expected_metrics["foil_accuracy"], rtol=1e-6
+    )
 
 
 def test_accuracies_count_rows_and_columns_apart():
@@ -115,11 +134,17 @@ def test_gradients_equal_finite_differences_of_the_loop(features, foil_mask, mas
             mask_B=jnp.asarray(keep),
         )[0]
 
+    def loss_without_foils(inputs):
+        features = (inputs["image"], inputs["text"], inputs["scale"])
+        return contrastive_loss(*features, mask_B=jnp.asarray(keep))[0]
+
     def loop(inputs) -> float:
         parts = [inputs[name][keep] for name in ("image", "text")]
         return reference(*parts, inputs["scale"], inputs["foil"][keep], foil_mask[keep])
 
-    gradient = jax.grad(loss)(inputs)
+    with jax.debug_nans(True):  # not even on the way, where a person's search for one would stop
+        gradient = jax.grad(loss)(inputs)
+        jax.grad(loss_without_foils)(inputs)
     assert all(np.isfinite(g).all() for g in gradient.values())
     rng = np.random.default_rng(2)
     for name, value in inputs.items():

@@ -83,9 +83,10 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
             "data.pairs": str(photos["pairs"]),
             "data.images": str(photos["images"]),
             "data.crop": "transformers",  # the convention of the reference at hand
+            "data.exact_resize": True,
             "train.batch_size": BATCH,
             "optim.lr": lr,
-            "runtime.compilation_cache": None,
+            "runtime.compilation_cache": "",
         }
     )
     run = prepare(config, str(workdir / "run"))
@@ -95,10 +96,10 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
     recipe = PublishedRecipe(checkpoint, lr=lr)
     state, ours, theirs = run.state, [], []
     for step, batch in enumerate(run.loader.batches(0, STEPS)):
-        chosen = [pairs[run.loader.pair_at(step, row)[0]] for row in range(BATCH)]
+        chosen = [pairs[i] for i in run.loader.pairs_at(step)[0]]
         files = [photos["images"] / pair.image for pair in chosen]
         theirs.append(recipe.step(files, [pair.negated for pair in chosen]))
-        batch = sharding.to_global(run.mesh, batch, BATCH)
+        batch = sharding.to_global(run.mesh, batch)
         state, metrics = run.train_step(state, run.frozen, batch)
         ours.append(float(metrics["loss"]))
     recipe.model.save_pretrained(workdir / "after")

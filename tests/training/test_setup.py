@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from negclip_jax.data.loader import Examples
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.packing import Ragged
 from negclip_jax.errors import InputError
 from negclip_jax.training import setup
 from negclip_jax.training.setup import prepare, read_data
@@ -119,7 +120,9 @@ def test_tfds_has_no_negated_captions(tiny_pairs):
 def test_a_longer_run_is_another_run_if_the_rate_depends_on_its_end(
     make_config, tmp_path, recipe, refused
 ):
-    examples = Examples(["a.png"], np.ones((1, 1, 8), np.int32), None, None)
+    texts = Ragged(np.ones(2, np.int32), np.array([0, 2]))
+    one = np.zeros(1, np.int64)
+    examples = Examples(["a.png"], one, texts, one[None], None, None)
     loader = types.SimpleNamespace(examples=examples)
     setup._compare_with_start(make_config(recipe), epath.Path(tmp_path), loader, resumes=False)
     longer = make_config(recipe | {"train.total": "40 steps"})
@@ -132,12 +135,17 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     loader = prepare(make_config({"data.foils": 1}), str(tmp_path)).loader
     examples = loader.examples
     fingerprint = setup._fingerprint(examples)
+    other_word = examples.texts.ids.copy()
+    other_word[1] += 1
+    assert examples.foil_mask.any()
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
-        dataclasses.replace(examples, texts=examples.texts + (examples.texts == 7)),
-        dataclasses.replace(examples, texts=np.roll(examples.texts, 1, axis=1)),
+        dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
+        dataclasses.replace(examples, texts=Ragged(other_word, examples.texts.offsets)),
+        dataclasses.replace(examples, captions=np.roll(examples.captions, 1, axis=1)),
         dataclasses.replace(examples, foils=np.roll(examples.foils, 1, axis=0)),
+        dataclasses.replace(examples, foils=None),
     ]
     prints = [setup._fingerprint(e) for e in changed]
-    assert fingerprint not in prints[:1] + prints[2:]
+    assert len({fingerprint, *prints}) == 7
     assert len(fingerprint) == 16 and setup._fingerprint(examples) == fingerprint

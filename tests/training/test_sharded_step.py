@@ -63,7 +63,7 @@ class ShardedStep:
             ema_decay=0.9,
         )
         outputs = (state_places, sharding.replicated(self.mesh))
-        batch = sharding.to_global(self.mesh, random_batch(config, BATCH, foils=1), BATCH)
+        batch = sharding.to_global(self.mesh, random_batch(config, BATCH, foils=1))
         compiled = jax.jit(step, out_shardings=outputs).lower(state, frozen, batch).compile()
         self.hlo = compiled.as_text()
         self.start = state

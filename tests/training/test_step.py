@@ -143,6 +143,7 @@ def test_metrics_say_what_happened(updates):
             "param_norm",
             "image_to_text_accuracy",
             "text_to_image_accuracy",
+            "foil_accuracy",
         }
         np.testing.assert_allclose(numbers["lr"], updates["rate"](i), rtol=1e-6)
         np.testing.assert_allclose(numbers["param_norm"], norm(states[i + 1].params), rtol=1e-5)

@@ -1,0 +1,57 @@
+"""Packed captions and cached features are a matter of speed: the losses do not change."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import read_metrics
+
+from negclip_jax.runtime import sharding
+from negclip_jax.training.loop import train
+
+CHANGES = {
+    "train.total": "10 steps",
+    "data.captions": "mix",
+    "data.foils": 1,
+    "eval.every": "5 steps",
+    "checkpoint.every": "10 steps",
+}
+
+
+@pytest.fixture(scope="module", params=[(1, 1), (4, 2)], ids=["one", "4x2"])
+def setting(request, make_config, tmp_path_factory):
+    """Function of packing and caching to metrics, on some devices in some micro-batches."""
+    devices, microbatches = request.param
+
+    @functools.cache
+    def metrics(packing: bool, cache: bool) -> dict:
+        workdir = tmp_path_factory.mktemp("same") / "run"
+        changes = {"data.packing": packing, "data.cache_features": cache}
+        with pytest.MonkeyPatch.context() as patch:
+            make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
+            patch.setattr(sharding, "make_mesh", make_mesh)
+            train(
+                make_config(CHANGES | changes | {"train.microbatches": microbatches}),
+                str(workdir),
+            )
+        log = (workdir / "train.log").read_text()
+        assert ("(packed)" in log, "(padded)" in log) == (packing, not packing)
+        assert (workdir / "features").exists() == cache
+        return read_metrics(workdir)
+
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("packing", "cache"), [(True, False), (False, True), (True, True)], ids=str
+)
+def test_losses_are_those_of_padded_rows_and_decoded_images(setting, packing, cache):
+    expected, ours = setting(False, False), setting(packing, cache)
+    losses = [expected[step]["loss"] for step in range(1, 11)]
+    assert max(losses) - min(losses) > 0.05, "nothing is learned: proves little"
+    for step in range(1, 11):
+        np.testing.assert_allclose(ours[step]["loss"], losses[step - 1], rtol=1e-6)
+    for step in (0, 5, 10):
+        value = ours[step]["val/loss"]
+        np.testing.assert_allclose(value, expected[step]["val/loss"], rtol=1e-6)
