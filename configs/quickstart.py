@@ -40,17 +40,22 @@ def _published(config: ConfigDict) -> None:
 
     The learning rate is that of a model 1,000 times smaller; the rest is `configs/common.py`.
     """
-    config.train.total = "1500 steps"
+    config.train.batch_size = 32
+    config.train.total = "4000 steps"
     config.optim.lr = 1e-3
 
 
 def _finetune(config: ConfigDict) -> None:
-    """The project's own: some captions stay affirmative, foils are hard negatives, lr decays."""
-    _published(config)
+    """The project's own: some captions stay affirmative, and captions are chosen among foils."""
+    config.train.batch_size = 32
+    config.train.total = "3000 steps"
+    config.train.foil_weight = 2.0
     config.data.captions = "mix"
-    config.data.original_fraction = 0.3
+    config.data.original_fraction = 0.2
     config.data.foils = 2
+    config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
+    config.optim.warmup = "50 steps"
 
 
 _VARIANTS = {"pretrain": _pretrain, "published": _published, "finetune": _finetune}

@@ -21,6 +21,8 @@ import numpy as np
 from data_gen.nouns import mention, noun
 from data_gen.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
 
+AFFIRMED = ("{c} with {a}", "{c} and {a}", "{c}, and there is {a}", "there is {a}", "{a}")
+AFFIRMED_ALONE = ("there is {a}", "{a}", "a picture of {a}")
 TRIES = 20  # proposals for one caption before it is given up
 
 
@@ -48,16 +50,21 @@ class Settings:
     before: float = 0.3  # share of captions whose negation comes first
     statements: float = 0.0  # share of captions replaced by a statement about the object alone
     foils: int = 2
-    random_object: bool = False
+    affirm: bool = False  # the second foil affirms the absent object
+    random_objects: float = 0.0  # share of objects drawn evenly from all that are absent
     hold_out: tuple[str, ...] = ()
 
 
 class Proposer:
-    """Draws an object for an image by how often it occurs beside the objects that are there."""
+    """Draws an object for an image by how often it occurs beside the objects that are there.
 
-    def __init__(self, present: Sequence[frozenset[str]], names: Sequence[str], uniform: bool):
+    Plausible objects make informative pairs, but "no oven" is then only ever said of kitchens,
+    and a model may learn that it means "kitchen". A share of random objects breaks that link.
+    """
+
+    def __init__(self, present: Sequence[frozenset[str]], names: Sequence[str], random: float):
         self.names = list(names)
-        self._uniform = uniform
+        self._random = random
         index = {name: i for i, name in enumerate(names)}
         rows = np.zeros((len(present), len(names)))
         for row, objects in zip(rows, present, strict=True):
@@ -70,7 +77,7 @@ class Proposer:
 
     def propose(self, present: frozenset[str], rng: np.random.Generator) -> list[str]:
         """Up to TRIES different objects, none of them present, likeliest first drawn."""
-        if self._uniform:
+        if rng.random() < self._random:
             weights = np.ones(len(self.names))
         elif present:
             weights = self._given[[self._index[name] for name in sorted(present)]].sum(axis=0)
@@ -98,7 +105,7 @@ def write_pairs(
     """
     scenes = read_scenes(captions, instances)
     names = [category["name"] for category in instances["categories"]]
-    proposer = Proposer([s.present for s in scenes.values()], names, settings.random_object)
+    proposer = Proposer([s.present for s in scenes.values()], names, settings.random_objects)
     templates = select(settings.hold_out)
     kept, counts = [], collections.Counter()
     for row in captions["annotations"]:
@@ -138,7 +145,7 @@ def rewrite(
     return "written", {
         "updated_caption": template.fill(caption, noun(absent)),
         "object": absent,
-        "foils": write_foils(caption, absent, scene, template, templates, settings.foils, rng),
+        "foils": write_foils(caption, absent, scene, template, templates, settings, rng),
         "provenance": f"instances, template {template.name}",
         "cue": template.cue,
         "position": template.position,
@@ -152,9 +159,9 @@ def draw_template(
     settings: Settings,
     rng: np.random.Generator,
 ) -> Template:
-    """A template that fits; first a position by its share, then a cue, then one of the cue's.
+    """A template that fits: first a position by its share, then any template evenly.
 
-    Cues are drawn evenly so that "no", with its many templates, does not crowd out the others.
+    "No" has the most templates, as it is the commonest cue in language.
     """
     alone = settings.statements
     shares = {ALONE: alone, BEFORE: (1 - alone) * settings.before}
@@ -164,9 +171,7 @@ def draw_template(
     if not weights.sum():  # everything at the wished positions is held out
         weights = np.array([float(bool(o)) for o in options.values()])
     position = list(options)[rng.choice(len(options), p=weights / weights.sum())]
-    cues = sorted({t.cue for t in options[position]})
-    cue = cues[rng.integers(len(cues))]
-    fit = [t for t in options[position] if t.cue == cue]
+    fit = options[position]
     return fit[rng.integers(len(fit))]
 
 
@@ -176,7 +181,7 @@ def write_foils(
     scene: Scene,
     template: Template,
     templates: Sequence[Template],
-    number: int,
+    settings: Settings,
     rng: np.random.Generator,
 ) -> list[str]:
     """Captions that are false of the image: each negates an object that is there.
@@ -185,11 +190,12 @@ def write_foils(
     mention, since "a dog without a dog" would be told apart by its text alone. Further ones,
     and the first where everything is mentioned, are statements, or name the two objects of the
     pair with their roles exchanged ("a cat" absent, "a dog" present: "a cat but no dog").
+    With `settings.affirm` the second foil says instead that the absent object is there.
     """
     present = [str(name) for name in rng.permutation(sorted(scene.present))]
     fresh = [n for n in present if not mention(n).search(caption)]
     foils = []
-    for i, name in enumerate((fresh + [n for n in present if n not in fresh])[:number]):
+    for i, name in enumerate((fresh + [n for n in present if n not in fresh])[: settings.foils]):
         known = noun(name)
         if template.fits(caption, known) and (template.position == ALONE or name in fresh):
             foils.append(template.fill(caption, known))
@@ -197,6 +203,10 @@ def write_foils(
         base, position = (noun(absent).some, AFTER) if i % 2 else ("", ALONE)
         options = fitting(templates, position, base, known) or [template]
         foils.append(options[rng.integers(len(options))].fill(base, known))
+    if settings.affirm and settings.foils > 1:
+        form = AFFIRMED_ALONE if template.position == ALONE else AFFIRMED
+        words = noun(absent).some
+        foils[1:] = [str(rng.choice(form)).format(c=caption.strip(" ."), a=words), *foils[2:]]
     return foils
 
 
@@ -253,7 +263,13 @@ def _parser() -> argparse.ArgumentParser:
         help="share of captions replaced by a statement about the object alone, 'there is no dog'",
     )
     add("--foils", type=int, default=2, help="false captions per pair, at most")
-    add("--random-object", action="store_true", help="any absent object, not a plausible one")
+    add("--affirm", action="store_true", help="let the second foil affirm the absent object")
+    add(
+        "--random-objects",
+        type=_share,
+        default=0.0,
+        help="share of objects drawn evenly from all absent ones, not by plausibility",
+    )
     add(
         "--hold-out",
         default="",
@@ -276,7 +292,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         before=args.before,
         statements=args.statements,
         foils=args.foils,
-        random_object=args.random_object,
+        affirm=args.affirm,
+        random_objects=args.random_objects,
         hold_out=tuple(name for name in args.hold_out.split(",") if name),
     )
     try:

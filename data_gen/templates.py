@@ -87,6 +87,7 @@ cannot-see | cannot | {c}, but you cannot see {a}
 cannot-be | cannot | {c}, but {xs} cannot be seen
 hasnt-after | hasn't | {c}, and it hasn't got {a}
 lacks-after | lacks | {c}, but the picture lacks {a}
+lacks-which | lacks | {p}, which lacks {a}
 lacking-after | lacking | {c}, lacking {a}
 missing-after | missing | {c}, but the {x} {is} missing
 absent-after | absent | {c}, and the {x} {is} absent

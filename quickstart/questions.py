@@ -66,7 +66,7 @@ class Scene:
 
 
 def describe(objects: Sequence[tuple[str, str]]) -> str:
-    """'a red star and a blue ring'."""
+    """'a red star and a blue moon'."""
     return " and ".join(noun(f"{colour} {kind}").a for colour, kind in objects)
 
 

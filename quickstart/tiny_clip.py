@@ -3,7 +3,7 @@
     python -m quickstart.tiny_clip --out=runs/quickstart/random
 
 It stands where a downloaded checkpoint would stand: the towers have two blocks of width 64 and
-read 48-pixel images in 12-pixel patches and texts of up to 32 tokens of `quickstart.vocabulary`.
+read 48-pixel images in 8-pixel patches and texts of up to 32 tokens of `quickstart.vocabulary`.
 """
 
 import argparse

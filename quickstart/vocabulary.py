@@ -3,7 +3,8 @@
 It has the 256 bytes, each inside and at the end of a word, so that any text can be tokenized;
 the words below, mostly one token each; and CLIP's start and end token. A bar cuts a word into the
 pieces that stay separate tokens, as rare words are cut in CLIP's own vocabulary: "lack|ing" is the
-token "lack" inside a word and the token "ing" at its end.
+token "lack" inside a word and the token "ing" at its end. The endings also occur in affirmative
+words ("stand|ing", "show|s"), so that a model can learn that it is the stem that negates.
 """
 
 import itertools
@@ -11,12 +12,15 @@ import itertools
 from negclip_jax.data.tokens import END, START, WORD_END, byte_symbols
 
 COLOURS = "red orange yellow green blue purple"
-KINDS = "circle square triangle star cross ring heart moon arrow house"
-PLURALS = "circles squares triangles stars crosses rings hearts moons arrows houses"
-AFFIRMATIVE = "a an the and with there is are here picture of you can see next to just only any it"
+KINDS = "circle square triangle star heart moon arrow house"
+PLURALS = "circles squares triangles stars hearts moons arrows houses"
+AFFIRMATIVE = (
+    "a an the and with there is are here picture of you can see stand|ing next to just only any it "
+    "show show|s"
+)
 NEGATIVE = (
     "no not without isn aren doesn don hasn lack|s lack|ing missing absent none no|where can|not "
-    "free minus but visible sight seen in be show have got for as 't"
+    "free minus but visible sight seen in be which have got for as 't"
 )
 
 

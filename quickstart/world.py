@@ -1,7 +1,7 @@
 """Render a world of coloured shapes as JPEGs with COCO-style captions and instances.
 
 A scene holds two or three objects of different kinds, each with a colour: "a red star and a blue
-ring". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
+moon". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
 and `heldout/` share kinds and colours but no combination: a set of coloured objects that occurs in
 one split never occurs in the other.
 """
@@ -25,14 +25,7 @@ COLOURS = {
     "blue": (35, 80, 225),
     "purple": (150, 40, 190),
 }
-# Kinds of one theme tend to stand together, so that an absent object can be a plausible one:
-# "a moon with no star" says something, as "a street with no cars" does.
-THEMES = {
-    "sky": ("circle", "star", "moon", "ring", "heart"),
-    "town": ("house", "square", "triangle", "cross", "arrow"),
-}
-IN_THEME = 0.75  # share of scenes that keep to one theme
-KINDS = tuple(kind for kinds in THEMES.values() for kind in kinds)
+KINDS = ("circle", "square", "triangle", "star", "heart", "moon", "arrow", "house")
 SIZE = 48  # pixels, both sides of a scene
 GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
@@ -42,11 +35,19 @@ HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train
 FULL = (
     "{list}",
     "there is {list}",
+    "the picture shows {list}",
     "{with}",
     "{next}",
     "{comma}",
 )
-PARTIAL = ("{a}", "there is {a}", "a picture of {a}", "{a} is here", "you can see {a}")
+PARTIAL = (
+    "{a}",
+    "there is {a}",
+    "a picture of {a}",
+    "{a} is here",
+    "you can see {a}",
+    "the picture shows {a}",
+)
 COLOURLESS = 0.5  # share of captions that leave the colours out: kinds must be learned, too
 
 
@@ -86,7 +87,6 @@ def with_article(name: str) -> str:
 def outline(kind: str) -> np.ndarray:
     """Unit outline of a kind: float64 [N, 2] inside the square -1..1, y downwards.
 
-    A ring is one polygon cut open along a slit, so that it fits COCO's polygon format.
     Raises KeyError for an unknown kind.
     """
     return _OUTLINES[kind]()
@@ -108,16 +108,6 @@ def _triangle() -> np.ndarray:
 def _star() -> np.ndarray:
     corners = _arc(-90, 234, 10)
     return corners * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
-
-
-def _cross() -> np.ndarray:
-    a, b = 0.34, 1.0
-    points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a)]
-    return np.array([*points, (-b, a), (-b, -a), (-a, -a)], dtype=np.float64)
-
-
-def _ring() -> np.ndarray:
-    return np.concatenate([_arc(0, 360), _arc(360, 0, radius=0.52)])
 
 
 def _heart() -> np.ndarray:
@@ -147,8 +137,6 @@ _OUTLINES = {
     "square": _square,
     "triangle": _triangle,
     "star": _star,
-    "cross": _cross,
-    "ring": _ring,
     "heart": _heart,
     "moon": _moon,
     "arrow": _arrow,
@@ -207,7 +195,7 @@ def _lists(words: Sequence[str]) -> dict[str, str]:
         "list": f"{', '.join(most)} and {last}",
         "comma": ", ".join(words),
         "with": f"{words[0]} with {second}{tail}",
-        "next": f"{words[0]} next to {second}{tail}",
+        "next": f"{words[0]} standing next to {second}{tail}",
     }
 
 
@@ -231,21 +219,13 @@ def split_combinations(seed: int) -> tuple[list[tuple[str, ...]], list[tuple[str
 def draw_combinations(
     pool: Sequence[tuple[str, ...]], scenes: int, rng: np.random.Generator
 ) -> list[tuple[str, ...]]:
-    """`scenes` combinations from the pool: pairs and triples equally often, most in one theme."""
-    groups: dict[tuple[int, bool], list[tuple[str, ...]]] = {}
-    for names in pool:
-        groups.setdefault((len(names), in_theme(names)), []).append(names)
+    """`scenes` combinations from the pool, pairs and triples equally often."""
+    by_size = [[names for names in pool if len(names) == count] for count in (2, 3)]
     drawn = []
     for _ in range(scenes):
-        group = groups[int(rng.integers(2, 4)), bool(rng.random() < IN_THEME)]
+        group = by_size[rng.integers(2)]
         drawn.append(group[rng.integers(len(group))])
     return drawn
-
-
-def in_theme(names: Sequence[str]) -> bool:
-    """Whether all objects are of one theme."""
-    kinds = {name.split()[1] for name in names}
-    return any(kinds <= set(theme) for theme in THEMES.values())
 
 
 def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ CAPTIONS = [
     (2, "an animal in a kitchen"),
     (3, "a cat sleeping on a sofa"),
     (4, "Something in the sky."),
-    (5, "an empty room"),
+    (5, "an empty room with a sofa"),  # not annotated, but mentioned
     (2, "a dog with no collar"),
     (9, "an image nobody annotated"),
     (4, "  "),
@@ -65,6 +65,15 @@ def test_objects_are_absent_and_foils_negate_present_ones(coco):
             rest = mention(row["object"]).sub("", foil)
             named = any(mention(name).search(rest) for name in present)
             assert named or ("person" in present and ("nobody" in foil or "no one" in foil)), foil
+
+
+def test_the_second_foil_can_affirm_the_absent_object(coco):
+    rows = [r for r in rows_over_seeds(coco, statements=0.3, affirm=True) if r["foils"][1:]]
+    assert rows
+    for row in rows:
+        assert NEGATION.search(row["foils"][0])
+        assert not NEGATION.search(row["foils"][1])
+        assert mention(row["object"]).search(row["foils"][1])
 
 
 def test_each_text_negates_once(coco):
@@ -119,18 +128,18 @@ def test_plausible_objects_are_proposed_more_often():
     present = [frozenset(["cat", "couch"])] * 50 + [frozenset(["dog", "kite"])] * 50
     names = ["cat", "couch", "dog", "kite"]
     rng = np.random.default_rng(0)
-    proposer = Proposer(present, names, uniform=False)
+    proposer = Proposer(present, names, random=0.0)
     first = [proposer.propose(frozenset(["cat"]), rng)[0] for _ in range(200)]
     assert first.count("couch") > 180
     assert "cat" not in first
-    uniform = Proposer(present, names, uniform=True)
+    uniform = Proposer(present, names, random=1.0)
     drawn = collections.Counter(uniform.propose(frozenset(["cat"]), rng)[0] for _ in range(300))
     assert min(drawn[name] for name in ("couch", "dog", "kite")) > 60
 
 
 def test_nothing_absent_gives_no_proposal():
     everything = frozenset(["cat", "dog"])
-    proposer = Proposer([everything], ["cat", "dog"], uniform=False)
+    proposer = Proposer([everything], ["cat", "dog"], random=0.0)
     assert proposer.propose(everything, np.random.default_rng(0)) == []
 
 

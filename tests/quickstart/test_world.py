@@ -13,7 +13,6 @@ from quickstart.world import (
     SIZE,
     Thing,
     draw_combinations,
-    in_theme,
     make_world,
     outline,
     place,
@@ -90,15 +89,15 @@ def test_no_combination_is_in_both_splits():
     assert all(2 <= len(names) <= 3 for names in train | heldout)
 
 
-def test_most_scenes_keep_to_a_theme():
+def test_pairs_and_triples_are_equally_often():
     train, _ = split_combinations(0)
     drawn = draw_combinations(train, 400, np.random.default_rng(0))
-    assert 0.65 < np.mean([in_theme(names) for names in drawn]) < 0.85
+    assert set(drawn) <= set(train)
     assert 0.4 < np.mean([len(names) == 2 for names in drawn]) < 0.6
 
 
 def test_objects_do_not_touch():
-    names = ["red star", "blue ring", "green house"]
+    names = ["red star", "blue heart", "green house"]
     for seed in range(30):
         boxes = [thing.bbox for thing in place(names, np.random.default_rng(seed))]
         for i, a in enumerate(boxes):
