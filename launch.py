@@ -72,7 +72,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         positional = flags.FLAGS(argv)
         _ = _CONFIG.value.seed  # a file that cannot be read is reported at the first access
         return positional
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        flags.Error,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+        OSError,
+    ) as error:
         print(f"error: {_sentence(error)}\nSee python launch.py --help", file=sys.stderr)
         sys.exit(2)
 

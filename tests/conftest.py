@@ -117,7 +117,7 @@ def short_run(tiny_checkpoint, tiny_pairs) -> dict:
         "checkpoint.every": "4 steps",
         "log.every": "5 steps",
         "log.tensorboard": False,
-        "runtime.compilation_cache": None,  # the one of all tests stays in use
+        "runtime.compilation_cache": "",  # the one of all tests stays in use
     }
 
 
@@ -145,6 +145,7 @@ def finished_run(make_config, tmp_path_factory) -> types.SimpleNamespace:
     from negclip_jax.training.loop import train
 
     changes = {
+        "seed": 4,  # its validation loss is smallest before the end
         "train.ema_decay": 0.8,
         "data.captions": "mix",
         "data.foils": 1,

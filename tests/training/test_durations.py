@@ -17,6 +17,7 @@ CLOCK = Clock(batch_size=32, steps_per_epoch=50, total_steps=400)
         ("0.5 epochs", 25),
         ("1_000 examples", 31),
         ("100_000 examples", 3125),
+        ("1_008 examples", 32),
         ("1 examples", 1),
         ("10 percent", 40),
         ("2.5 percent", 10),

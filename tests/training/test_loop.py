@@ -93,6 +93,7 @@ def test_the_log_tells_the_story(finished_run):
         "80 pairs of 40 images: 64 to train on, 16 to validate",
         "M parameters trained",
         "compiled the training step for text ",
+        "(packed)",
         "; per device ",
         "image features of 40 images come from ",
         "step 20/20  loss ",
