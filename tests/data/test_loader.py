@@ -1,76 +1,17 @@
 """Batches are a pure function of seed, step and pairs, whoever loads them."""
 
-import dataclasses
-import functools
-import gc
-import logging
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from tiny_batches import BATCH, assert_same, batches
 
 from negclip_jax.data import loader as loading
-from negclip_jax.data.examples import Examples, tokenize_pairs
-from negclip_jax.data.images import ImageDirectory, ImageError, Preprocessor
-from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.packing import Packing
-from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
-
-BATCH = 12  # 80 pairs: 6 full batches an epoch and 8 pairs left over
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pairs):
-    return read_pairs(tiny_pairs / "pairs.json")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_vocabulary):
-    return Tokenizer.from_directory(tiny_vocabulary, context_length=24)
-
-
-@pytest.fixture(scope="module")
-def make_loader(tiny_pairs, pairs, tokenizer):
-    """Function of PairLoader's arguments, and of those of tokenize_pairs."""
-
-    @functools.cache
-    def examples(captions: str, foils: int) -> Examples:
-        images = sorted({pair.image for pair in pairs})
-        return tokenize_pairs(pairs, images, tokenizer, captions=captions, foils=foils)
-
-    def make(captions: str = "mix", foils: int = 1, **arguments) -> PairLoader:
-        settings = {
-            "examples": examples(captions, foils),
-            "images": ImageDirectory(tiny_pairs / "images"),
-            "preprocess": Preprocessor(size=32, resize=32),
-            "batch_size": BATCH,
-            "seed": 5,
-            "threads": 2,
-            "original_fraction": 0.5 if captions == "mix" else 0.0,
-        }
-        return PairLoader(**(settings | arguments))
-
-    return make
-
-
-def batches(loader, start, stop, rows=None) -> list[dict]:
-    return list(loader.batches(start, stop, rows))
 
 
 def shown_pairs(loader, steps) -> list[int]:
     return np.concatenate([loader.pairs_at(step)[0] for step in steps]).tolist()
-
-
-def assert_same(a: list[dict], b: list[dict]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for name in x:
-            assert x[name].dtype == y[name].dtype
-            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -176,38 +117,6 @@ def test_the_mix_shows_its_share_of_originals(make_loader, captions, share):
     assert abs(np.mean(chosen) - share) < 0.03
 
 
-def test_captions_of_each_kind(make_loader, pairs, tokenizer):
-    for captions, wanted in (
-        ("negated", [[p.negated for p in pairs]]),
-        ("original", [[p.caption for p in pairs]]),
-        ("mix", [[p.negated for p in pairs], [p.caption for p in pairs]]),
-    ):
-        examples = make_loader(captions, foils=0).examples
-        assert len(examples.captions) == len(wanted)
-        for column, texts in zip(examples.captions, wanted, strict=True):
-            np.testing.assert_array_equal(examples.texts.padded(column, 24), tokenizer(texts))
-
-
-def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tokenizer):
-    examples = make_loader("mix", foils=2).examples
-    texts = examples.texts_of(np.array([1, 0, 1]), np.array([0, 1, 1]))
-    assert examples.foil_mask[[1, 0]].tolist() == [[True, False], [False, False]]
-    foil = pairs[1].foils[0]
-    expected = [pairs[1].negated, foil, "", pairs[0].caption, "", "", pairs[1].caption, foil, ""]
-    np.testing.assert_array_equal(examples.texts.padded(texts, 24), tokenizer(expected))
-    longest = int(
-        (tokenizer([t for p in pairs for t in (p.caption, p.negated, *p.foils)]) > 0)
-        .sum(axis=1)
-        .max()
-    )
-    assert examples.longest == longest == examples.shown_lengths.max()
-
-
-def test_unknown_captions(pairs, tokenizer):
-    with pytest.raises(InputError, match=r"data\.captions: 'both' is none of negated, original"):
-        tokenize_pairs(pairs, [], tokenizer, captions="both", foils=0)
-
-
 def test_rows_cut_to_a_multiple_of_8_encode_to_the_same_features(tiny_config, make_loader, pairs):
     import jax
     from flax import nnx
@@ -241,84 +150,6 @@ def test_a_batch_larger_than_the_data(make_loader):
         make_loader(batch_size=81)
     (batch,) = batches(make_loader(batch_size=96, shuffle=False), 0, 1)  # validation pads
     assert batch["mask"].sum() == 80
-
-
-class BrokenImages(ImageDirectory):
-    """The images of a directory, some of which cannot be read."""
-
-    def __init__(self, root, broken: frozenset[str]):
-        super().__init__(root)
-        self.broken = broken
-
-    def open(self, name):
-        if name in self.broken:
-            raise ImageError(f"{name}: the image is damaged or cut short (for the test).")
-        return super().open(name)
-
-
-@pytest.fixture
-def broken(tiny_pairs):
-    return BrokenImages(tiny_pairs / "images", frozenset({"003.png", "004.png", "021.png"}))
-
-
-def test_a_bad_image_is_replaced_by_the_next_readable_pair(make_loader, broken, whole, caplog):
-    loader = make_loader(images=broken, max_bad_images=0.1)
-    loaded = batches(loader, 0, 12)
-    replaced = 0
-    for step, batch in enumerate(loaded):
-        for row, (index, caption) in enumerate(zip(*loader.pairs_at(step), strict=True)):
-            texts = batch["text"][2 * row : 2 * row + 2]
-            # Captions 6 and 7 belong to image 3, 8 and 9 to image 4, 42 and 43 to image 21.
-            if index in (6, 7, 8, 9, 42, 43):
-                index = 10 if index < 10 else 44
-                replaced += 1
-                clean = loader.load(index)
-                assert (clean["pair"], clean["bad"]) == (index, -1)
-                np.testing.assert_array_equal(batch["image"][row], clean["image"])
-                shown = loader.examples.texts_of(np.array([index]), np.array([caption]))
-                np.testing.assert_array_equal(texts, loader.examples.texts.padded(shown, 16))
-                assert batch["foil_mask"][row] == loader.examples.foil_mask[index]
-            else:
-                np.testing.assert_array_equal(batch["image"][row], whole[step]["image"][row])
-                expected = whole[step]["text"][2 * row : 2 * row + 2]
-                np.testing.assert_array_equal(texts, expected)
-    assert replaced >= 6
-    named = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(named) == 3
-    for name in broken.broken:
-        assert sum(f"{name}: the image is damaged" in message for message in named) == 1
-    assert "the next readable pair takes its place" in named[0]
-    # Another pass over the data says nothing new.
-    batches(loader, 12, 18)
-    assert sum(r.levelno == logging.WARNING for r in caplog.records) == 3
-    # Nor does who loads it change what is loaded.
-    assert_same(batches(make_loader(images=broken, max_bad_images=0.1, workers=2), 0, 12), loaded)
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_cached_features_belong_to_the_same_pairs(make_loader, broken, caplog, shuffle):
-    """Also where an image cannot be read: the same pair takes its place, or it is masked."""
-    decoding = make_loader(images=broken, max_bad_images=0.1, shuffle=shuffle)
-    names = decoding.examples.images
-    unreadable = np.array([name in broken.broken for name in names])
-    assert unreadable.sum() == 3
-    numbers = np.where(unreadable, np.nan, np.arange(40))
-    features = np.repeat(numbers[:, None], 2, axis=1).astype(np.float32)
-    cached = dataclasses.replace(decoding, features=features, unreadable=unreadable)
-    pixels = {
-        i: decoding.preprocess.uint8(broken.open(names[i])) for i in np.flatnonzero(~unreadable)
-    }
-    masked = 0
-    for ours, theirs in zip(cached.batches(0, 7), decoding.batches(0, 7), strict=True):
-        feature, image = ours.pop("feature"), theirs.pop("image")
-        assert feature.dtype == np.float32 and np.isfinite(feature).all()
-        assert_same([ours], [theirs])
-        for row in np.flatnonzero(ours.get("mask", np.ones(BATCH, bool))):
-            np.testing.assert_array_equal(image[row], pixels[int(feature[row, 0])])
-        masked += 0 if shuffle else int((~ours["mask"]).sum())
-    assert masked == (0 if shuffle else 10)  # six pairs of three images, and four of padding
-    named = [r.getMessage() for r in caplog.records if "the image is damaged" in r.getMessage()]
-    assert len(named) == 6, "each of both loaders names each image once"
 
 
 def test_cached_features_from_any_start_and_in_shares(make_loader):
@@ -359,92 +190,6 @@ def test_packed_batches_hold_the_texts_of_padded_ones(make_loader, whole):
         for part in parts:
             needed.add(bool((part["text"]["segments"].any(axis=1)).all()))
     assert needed == {True, False}, "no shard has fewer rows than the other: proves nothing"
-
-
-def test_too_many_bad_images_stop_the_run(make_loader, broken):
-    loader = make_loader(images=broken, max_bad_images=0.05)  # two of forty
-    message = r"3 images could not be read, more than the 2 that data\.max_bad_images=0\.05 allows"
-    with pytest.raises(InputError, match=message + r"; the last: 0\d\d\.png: the image is damaged"):
-        batches(loader, 0, 6)
-
-
-def test_no_readable_image_at_all_stops_the_run(make_loader, tiny_pairs):
-    names = frozenset(f"{i:03d}.png" for i in range(40))
-    images = BrokenImages(tiny_pairs / "images", names)
-    with pytest.raises(InputError, match=r"1 images could not be read, more than the 0 that"):
-        batches(make_loader(images=images), 0, 1)
-
-
-def test_validation_leaves_bad_images_out(make_loader, broken, caplog):
-    loader = make_loader("negated", images=broken, shuffle=False, max_bad_images=0.1)
-    masks = np.concatenate([batch["mask"] for batch in loader.batches(0, 7)])
-    left_out = np.flatnonzero(~masks[:80]).tolist()
-    assert left_out == [6, 7, 8, 9, 42, 43]
-    assert caplog.text.count("left out") == 3
-    list(loader.batches(0, 7))  # the next evaluation
-    assert caplog.text.count("left out") == 3
-
-
-WORKERS = """
-import os, signal, sys, time
-import numpy as np
-from absl import flags
-from negclip_jax.data.examples import Examples
-from negclip_jax.data.images import ImageDirectory, Preprocessor
-from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.packing import Ragged
-
-def main():
-    names = sorted(os.listdir(sys.argv[1]))
-    each = np.arange(len(names))
-    texts = Ragged(np.ones(8 * len(names), np.int32), np.arange(len(names) + 1) * 8)
-    examples = Examples(names, each, texts, each[None], None, None)
-    loader = PairLoader(
-        examples=examples, images=ImageDirectory(sys.argv[1]),
-        preprocess=Preprocessor(32, 32), batch_size=8, workers=2,
-    )
-    batches = loader.batches(0, 1000)
-    next(batches)
-    os.killpg(os.getpgid(0), signal.SIGTERM)  # as Slurm does, and Ctrl-C in a terminal
-    time.sleep(0.5)
-    for _ in range(20):
-        next(batches)
-    print("workers still load", flush=True)
-    if sys.argv[2] == "close":
-        batches.close()
-    else:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    import signal
-    flags.FLAGS.mark_as_parsed()
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    main()
-"""
-
-
-@pytest.mark.parametrize("end", ["close", "kill"])
-def test_worker_processes_live_exactly_as_long_as_the_run(tiny_pairs, tmp_path, end):
-    script = tmp_path / "load.py"
-    script.write_text(WORKERS)
-    process = subprocess.Popen(
-        [sys.executable, script, tiny_pairs / "images", end],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    # Returns when every process that inherited the pipes is gone: orphans would keep them open.
-    out, err = process.communicate(timeout=60)
-    assert out == "workers still load\n", err
-    assert process.returncode == (0 if end == "close" else -9)
-    assert "Traceback" not in err
-
-
-def test_shared_memory_of_workers_is_given_back(make_loader):
-    loaded = batches(make_loader(workers=1), 0, 3)
-    assert all(type(x) is np.ndarray for batch in loaded for x in batch.values())
-    assert not [x for x in gc.get_objects() if type(x).__name__ == "SharedMemoryArray"]
 
 
 def test_what_grain_prints_of_the_source_is_short(make_loader):

@@ -1,0 +1,39 @@
+"""Captions and foils of examples, tokenized once."""
+
+import numpy as np
+import pytest
+
+from negclip_jax.data.examples import tokenize_pairs
+from negclip_jax.errors import InputError
+
+
+def test_captions_of_each_kind(make_loader, pairs, tokenizer):
+    for captions, wanted in (
+        ("negated", [[p.negated for p in pairs]]),
+        ("original", [[p.caption for p in pairs]]),
+        ("mix", [[p.negated for p in pairs], [p.caption for p in pairs]]),
+    ):
+        examples = make_loader(captions, foils=0).examples
+        assert len(examples.captions) == len(wanted)
+        for column, texts in zip(examples.captions, wanted, strict=True):
+            np.testing.assert_array_equal(examples.texts.padded(column, 24), tokenizer(texts))
+
+
+def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tokenizer):
+    examples = make_loader("mix", foils=2).examples
+    texts = examples.texts_of(np.array([1, 0, 1]), np.array([0, 1, 1]))
+    assert examples.foil_mask[[1, 0]].tolist() == [[True, False], [False, False]]
+    foil = pairs[1].foils[0]
+    expected = [pairs[1].negated, foil, "", pairs[0].caption, "", "", pairs[1].caption, foil, ""]
+    np.testing.assert_array_equal(examples.texts.padded(texts, 24), tokenizer(expected))
+    longest = int(
+        (tokenizer([t for p in pairs for t in (p.caption, p.negated, *p.foils)]) > 0)
+        .sum(axis=1)
+        .max()
+    )
+    assert examples.longest == longest == examples.shown_lengths.max()
+
+
+def test_unknown_captions(pairs, tokenizer):
+    with pytest.raises(InputError, match=r"data\.captions: 'both' is none of negated, original"):
+        tokenize_pairs(pairs, [], tokenizer, captions="both", foils=0)
