@@ -10,7 +10,6 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import functools
 import json
 import logging
 import pathlib
@@ -140,7 +139,7 @@ def finished_run(make_config, tmp_path_factory) -> types.SimpleNamespace:
 
     `workdir`, `state` (on the host), `changes` to `short_run`.
     """
-    from tiny_runs import EVALUATORS
+    from tiny_runs import EVALUATORS, use_one_device
 
     from negclip_jax.training.loop import train
 
@@ -163,16 +162,11 @@ def finished_run(make_config, tmp_path_factory) -> types.SimpleNamespace:
     return types.SimpleNamespace(workdir=workdir, state=jax.device_get(state), changes=changes)
 
 
-def use_one_device(patch: pytest.MonkeyPatch) -> None:
-    from negclip_jax.runtime import sharding
-
-    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-    patch.setattr(sharding, "make_mesh", make_mesh)
-
-
 @pytest.fixture
 def one_device(monkeypatch):
     """Training uses one of the eight devices: a quarter of the time, and what most people have."""
+    from tiny_runs import use_one_device
+
     use_one_device(monkeypatch)
 
 

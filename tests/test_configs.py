@@ -12,8 +12,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
-from tiny_runs import read_metrics
+from tiny_runs import ROOT, read_metrics
 
 from configs import common, negationclip, quickstart
 from negclip_jax.models import clip

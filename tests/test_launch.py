@@ -10,8 +10,7 @@ import time
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from conftest import ROOT
-from tiny_runs import checkpoint_steps, read_metrics
+from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
 from negclip_jax.errors import InputError
@@ -138,7 +137,7 @@ def test_how_to_continue_after_a_signal(run_launch, monkeypatch):
 
 def test_a_run_with_its_last_line(run_launch, make_config, short_run, tmp_path, one_device):
     overrides = [f"--config.{k}={v}" for k, v in short_run.items() if v is not None]
-    overrides.append("--config.runtime.compilation_cache=None")
+    overrides.append("--config.runtime.compilation_cache=")
     status, err = run_launch(
         CONFIG, f"--workdir={tmp_path / 'run'}", *overrides, "--config.train.total=2 steps"
     )

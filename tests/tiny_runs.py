@@ -1,15 +1,25 @@
 """What tests of training share: random batches, whole-tree comparisons, files of a run."""
 
+import functools
 import json
 import pathlib
 
 import jax
 import numpy as np
 
+from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # What a caller of train() may hand in: here one number that the parameters determine.
 EVALUATORS = {"custom": lambda context: lambda params: {"scale": float(params["logit_scale"])}}
+
+
+def use_one_device(patch) -> None:
+    """Makes training use one of the eight devices, as long as the monkeypatch lasts."""
+    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    patch.setattr(sharding, "make_mesh", make_mesh)
 
 
 def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -> dict:

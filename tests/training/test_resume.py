@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics
+from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics, use_one_device
 
 from negclip_jax.errors import InputError
 from negclip_jax.training.checkpoint import restore_params
@@ -24,8 +24,6 @@ def stopped_at_12(finished_run, make_config, tiny_checkpoint, tmp_path_factory) 
 
     12 is no step at which the longer run evaluates.
     """
-    from conftest import use_one_device
-
     path = tmp_path_factory.mktemp("stopped")
     shutil.copytree(tiny_checkpoint, path / "base")
     changes = finished_run.changes | {"model.checkpoint": str(path / "base")}

@@ -1,0 +1,70 @@
+"""The step is compiled once for each shape of batch, and says what it costs."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from negclip_jax.runtime import sharding
+from negclip_jax.training import state as train_state
+from negclip_jax.training.compiled import CompiledStep
+
+TX = optax.sgd(1.0)
+
+
+def step(state, frozen, batch):
+    """Adds up the ids of the text, whatever their shape."""
+    text = batch["text"]
+    total = (text["ids"] if isinstance(text, dict) else text).sum()
+    params = {"w": state.params["w"] + frozen["v"] + total}
+    return train_state.TrainState(state.step + 1, params, state.opt_state, None), {"total": total}
+
+
+def padded(rows: int, length: int) -> dict:
+    return {"text": jnp.ones((rows, length), jnp.int32)}
+
+
+@pytest.fixture
+def setting(caplog):
+    caplog.set_level(logging.INFO)
+    mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:1])
+    placed = jax.device_put({"w": jnp.zeros(3)}, sharding.replicated(mesh))
+    create = jax.jit(lambda p: train_state.create(p, TX, ema=False))
+    state, frozen = create(placed), {"v": jnp.float32(1.0)}
+    return CompiledStep(step, state, frozen, mesh), state, frozen
+
+
+def compilations(caplog) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records]
+    return [m for m in messages if m.startswith("compiled the training step for text ")]
+
+
+def test_one_program_for_each_shape(setting, caplog):
+    compiled, state, frozen = setting
+    for batch in (padded(4, 8), padded(4, 8), padded(6, 8), padded(4, 8), padded(6, 8)):
+        state, metrics = compiled(state, frozen, batch)
+        assert int(metrics["total"]) == batch["text"].size
+    np.testing.assert_array_equal(state.params["w"], np.full(3, 3 * 32 + 2 * 48 + 5))
+    assert int(state.step) == 5
+    first, second = compilations(caplog)
+    assert "text 4 x 8 (padded) in " in first and "text 6 x 8 (padded) in " in second
+    assert "MiB arguments and" in first
+
+
+def test_compiling_ahead_is_not_repeated(setting, caplog):
+    compiled, state, frozen = setting
+    batch = {"text": {"ids": jnp.ones((5, 16), jnp.int32), "ends": jnp.zeros((5, 2), jnp.int32)}}
+    compiled.compiled_for(state, frozen, batch)
+    (message,) = compilations(caplog)
+    assert "text 5 x 16 (packed)" in message
+    compiled(state, frozen, batch)
+    assert len(compilations(caplog)) == 1
+
+
+def test_the_state_is_given_away(setting):
+    compiled, state, frozen = setting
+    compiled(state, frozen, padded(4, 8))
+    assert state.params["w"].is_deleted() and not frozen["v"].is_deleted()
