@@ -1,12 +1,14 @@
 """Worker processes of the loader: as long-lived as the run, and no memory left behind."""
 
 import gc
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from tiny_batches import batches
+from tiny_runs import ROOT
 
 WORKERS = """
 import os, signal, sys, time
@@ -56,6 +58,7 @@ def test_worker_processes_live_exactly_as_long_as_the_run(tiny_pairs, tmp_path, 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     # Returns when every process that inherited the pipes is gone: orphans would keep them open.
     out, err = process.communicate(timeout=60)
