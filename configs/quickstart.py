@@ -48,7 +48,7 @@ def _published(config: ConfigDict) -> None:
 def _finetune(config: ConfigDict) -> None:
     """The project's own: some captions stay affirmative, and captions are chosen among foils."""
     config.train.batch_size = 32
-    config.train.total = "3000 steps"
+    config.train.total = "6000 steps"
     config.train.foil_weight = 2.0
     config.data.captions = "mix"
     config.data.original_fraction = 0.2

@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ class FeatureCache:
           encode: uint8 `[r, H, W, 3]` and bool `[r]` (unreadable) to float32 `[batch_size, D]`, NaN
             where unreadable; may be asynchronous.
           images, preprocess: read an image and turn it into uint8 pixels.
-          batch_size: divides `CHUNK`.
+          batch_size: images of a batch; the last of a chunk is filled up.
           rows: the r rows of each batch that this process decodes.
           threads: that decode.
           writes: True on one process.
@@ -223,7 +224,8 @@ def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A path to write to that becomes `path` at the end."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    # The process is in the name: several of them may write the same file at the same time.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     yield partial
     partial.replace(path)
 

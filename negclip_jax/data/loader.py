@@ -178,14 +178,17 @@ class PairLoader:
     def from_features(self, step: int, rows: np.ndarray) -> Batch:
         """A whole batch whose images are rows of `features`."""
         pairs, kinds = (x[rows] for x in self.pairs_at(step))
-        image = self.examples.image_of[pairs]
-        failed = self.unreadable[image] & (pairs >= 0)
-        used = self._replacement[pairs] if self.shuffle else np.where(failed, -1, pairs)
-        used = np.where(pairs >= 0, used, -1)
+        used = self._readable(pairs)
         feature = self.features[self.examples.image_of[used]]
         feature = np.where(used[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
-        batch = {"feature": feature, "pair": used, "bad": np.where(failed, pairs, -1)}
+        batch = {"feature": feature, "pair": used, "bad": np.where(used != pairs, pairs, -1)}
         return self._complete(batch, step, rows, kinds)
+
+    def _readable(self, pairs: np.ndarray) -> np.ndarray:
+        """Pairs with a feature: as they are, replaced, or -1 where validation leaves them out."""
+        if self.shuffle:
+            return self._replacement[pairs]
+        return np.where(self.unreadable[self.examples.image_of[pairs]], -1, pairs)
 
     @functools.cached_property
     def _replacement(self) -> np.ndarray:
@@ -218,8 +221,10 @@ class PairLoader:
         """Packed rows a shard that all processes agree on; None where this is the only one."""
         if len(rows) == self.batch_size:
             return None
+        pairs, kinds = self.pairs_at(step)
+        pairs = self._readable(pairs) if self._is_cached else pairs
         return self.packing.rows_needed(
-            self.examples.texts.lengths[self.examples.texts_of(*self.pairs_at(step))]
+            self.examples.texts.lengths[self.examples.texts_of(pairs, kinds)]
         )
 
     def blank_batch(self, step: int, rows: np.ndarray) -> Batch:

@@ -73,15 +73,7 @@ def _build(
     params: dict,
     mesh: Mesh,
 ) -> None:
-    # A power of two per device, so that batches fill chunks.
     size = mesh.size * _IMAGES_PER_DEVICE
-    while features.CHUNK % size:
-        size -= mesh.size
-        if not size:
-            raise InputError(
-                f"{features.CHUNK} images do not split over {mesh.size} devices; "
-                "set data.cache_features=False"
-            )
 
     def encode(pixels: jax.Array, bad: jax.Array) -> jax.Array:
         encoded = objective.encode_image(params, pixels)

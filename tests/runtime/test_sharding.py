@@ -103,7 +103,7 @@ def test_a_batch_that_splits(mesh):
 
 def test_one_process_feeds_all_rows_and_each_device_gets_its_block(mesh):
     np.testing.assert_array_equal(sharding.local_rows(mesh, 16), np.arange(16))
-    batch = sharding.to_global(mesh, {"x": np.arange(32).reshape(16, 2)}, 16)
+    batch = sharding.to_global(mesh, {"x": np.arange(32).reshape(16, 2)})
     assert batch["x"].shape == (16, 2)
     blocks = {shard.device.id: np.asarray(shard.data) for shard in batch["x"].addressable_shards}
     assert {block.shape for block in blocks.values()} == {(2, 2)}
