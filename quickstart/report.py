@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 320, 130  # of a curve, in SVG units
 NOTES = {
     "base": "before: affirmative captions only",
     "published": "after the published recipe: InfoNCE on negated captions",
-    "tuned": "after this project's recipe: also originals, and foils as hard negatives",
+    "tuned": "after this project's recipe: originals mixed in, captions chosen among foils",
 }
 
 
