@@ -111,8 +111,8 @@ def _cell(tally: Mapping[str, Any]) -> dict[str, Any]:
 def _card(row: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     return {
         "title": row.replace("_", " "),
-        "before": f"{100 * before[row]['accuracy']:.0f} %",
-        "after": f"{100 * after[row]['accuracy']:.0f} %",
+        "before": _percent(before[row]["accuracy"]),
+        "after": f"{_percent(after[row]['accuracy'])} %",
         "note": ROWS[row][0],
     }
 
