@@ -1,0 +1,1 @@
+"""Every negation benchmark by its own rules, with error bars and controls: `python -m evals`."""

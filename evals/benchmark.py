@@ -1,0 +1,155 @@
+"""What a benchmark is: a file that is loaded to a `Problem`, and a problem that scores features.
+
+A new benchmark is one file with a `BENCHMARK` and one line in `evals.registry`. It lists images and
+texts and says what their unit features score; it never sees a model. The runner encodes each
+distinct image and text once, over all benchmarks, and hands the rows to `Problem.score`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from evals.images import DataRoots
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRef:
+    """One picture to encode; equal references are encoded once.
+
+    Attributes:
+      path: as the published file names it; `DataRoots.resolve` finds the file. `tfds:NAME/SPLIT#ROW`
+        is an image of a prepared tensorflow-datasets folder.
+      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
+        before any preprocessing.
+    """
+
+    path: str
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number: the (weighted) mean of a value in [0, 1] per item.
+
+    Attributes:
+      name: "accuracy", "accuracy_strict", "t2i_recall@5".
+      values: float64 `[N]`.
+      items: `[N]`, unique ids that pair the values of two models; None: 0 to N - 1.
+      clusters: `[N]`, the image of each item, where items share images; None where they do not.
+      weights: float64 `[N]`, where the number is no plain mean: 1 / (size of the item's group) for a
+        macro mean over groups; None: all equal.
+      chance: what guessing reaches.
+      headline: whether the summary table shows it; the others are in the details.
+    """
+
+    name: str
+    values: np.ndarray
+    items: np.ndarray | None = None
+    clusters: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    chance: float | None = None
+    headline: bool = False
+
+    def __post_init__(self):
+        for name in ("items", "clusters", "weights"):
+            array = getattr(self, name)
+            if array is not None and len(array) != len(self.values):
+                raise ValueError(f"{self.name}: {len(array)} {name}, {len(self.values)} values")
+        if len(self.values) and not (np.min(self.values) >= 0 and np.max(self.values) <= 1):
+            raise ValueError(f"{self.name}: values must be in [0, 1] and not NaN")
+
+
+# Columns of `Result.predictions`; any other column is a group or a plain value for the parquet.
+COLUMNS = ("item", "images", "texts", "scores", "answers", "predicted", "right")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one model reached on one benchmark.
+
+    Attributes:
+      metrics: the numbers; the first headline one is the benchmark's.
+      predictions: columns of equal length, one row an item:
+        item: str id, equal to the metrics' `items`.
+        images: list of rows of `Problem.images`: the item's one image, or one for each option.
+        texts: list of str: the item's one text, or one for each option.
+        scores: list of float, one for each option (caption or image).
+        answers, predicted: lists of options that are right and that the model chose.
+        right: 1, 0, or 0.5 for a tie.
+        Other columns: groups (str) and whatever else is worth keeping.
+      breakdowns: names of group columns that the report draws, with their sentence for a person.
+    """
+
+    metrics: Sequence[Metric]
+    predictions: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
+    breakdowns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A loaded benchmark.
+
+    Attributes:
+      images, texts: to encode; repeated entries cost nothing.
+      score: unit-norm float32 features `[len(images), D]` and `[len(texts), D]` to the result.
+      total: items of the published file.
+      scored: items that remain, fewer than `total` where photos are missing.
+      missing: paths of the photos that are not there, each once. The runner refuses such a problem
+        unless --allow-subset is given, and marks it in every output if it is.
+      file: the published file that was read.
+      notes: sentences for the report: rules, filters, repairs.
+    """
+
+    images: Sequence[ImageRef]
+    texts: Sequence[str]
+    score: Callable[[np.ndarray, np.ndarray], Result]
+    total: int
+    scored: int
+    missing: Sequence[str] = ()
+    file: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A number that somebody else reported, shown beside ours.
+
+    Attributes:
+      model: as the source calls it, "CLIP ViT-B/32".
+      metric: name of our metric that it compares with.
+      value: in [0, 1].
+      source: paper, repository or file.
+    """
+
+    model: str
+    metric: str
+    value: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One entry of the registry.
+
+    Attributes:
+      name: on the command line.
+      title: in the report.
+      source: paper and repository.
+      licence: of the annotation file, and of the photos where it differs.
+      download: where file and photos come from.
+      load: reads the published file; raises InputError with what, where, what to do.
+      published: known values.
+      task: what an item asks, in one sentence for the report.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    download: str
+    load: Callable[["DataRoots"], Problem]
+    published: Sequence[Published] = ()
+    task: str = ""

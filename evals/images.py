@@ -1,0 +1,208 @@
+"""Published files and photos below the data folders, found by their names.
+
+Annotation files name photos in many ways (`COCO_val2014_000000000139.jpg`,
+`data/coco/images/val2017/000000000139.jpg`, the bare name). All folders are listed once, and a
+photo is found by its file name; COCO's 2014 and 2017 names mean the same photo by their 12 digits
+(COCO 2017 is another split of the photos of 2014).
+"""
+
+import dataclasses
+import filecmp
+import functools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from evals.benchmark import ImageRef
+from negclip_jax.data.images import ImageError, decode
+from negclip_jax.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
+_TFDS = re.compile(r"tfds:(?P<name>.+)/(?P<split>[^/#]+)#(?P<row>\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRoots:
+    """Folders with published files and photos.
+
+    Attributes:
+      data: searched for annotation files, in this order: an earlier folder wins.
+      images: more folders of photos, searched before `data`.
+    """
+
+    data: tuple[Path, ...]
+    images: tuple[Path, ...] = ()
+
+    def __post_init__(self):
+        for folder in (*self.data, *self.images):
+            if not Path(folder).is_dir():
+                raise InputError(f"the data folder {folder} does not exist")
+
+    def find(self, *names: str, download: str) -> Path:
+        """The published file.
+
+        Args:
+          names: file names it may have, most wanted first; "valse/plurals.json" asks for the folder
+            as well.
+          download: where to get it, for the message.
+
+        The first folder of `data` that has one wins; within a folder the first of `names`, then the
+        least deep, then the largest file. Raises InputError, saying where it was looked for.
+        """
+        for root in self.data:
+            for name in names:
+                wanted = PurePosixPath(name).parts
+                found = [p for p in self._files[root] if p.parts[-len(wanted) :] == wanted]
+                if found:
+                    return min(found, key=lambda p: (len(p.parts), -p.stat().st_size, str(p)))
+        raise InputError(
+            f"{' or '.join(names)} is not below {', '.join(map(str, self.data))}: get it from "
+            f"{download} and put it into the folder that --data names"
+        )
+
+    def resolve(self, path: str) -> Path | None:
+        """The photo that a published file calls `path`; None where it is not there.
+
+        Among files of one name the one whose folders agree most with `path` is taken. Raises
+        InputError where several agree equally and differ.
+        """
+        wanted = PurePosixPath(path.replace("\\", "/"))
+        found = self._photos.get(_key(wanted.name), [])
+        if not found:
+            return None
+        best = max(_agreement(p, wanted) for p in found)
+        found = [p for p in found if _agreement(p, wanted) == best]
+        different = [p for p in found[1:] if not filecmp.cmp(found[0], p, shallow=False)]
+        if different:
+            raise InputError(
+                f"{path} may be {found[0]} or {different[0]}, which differ: give the folder of the "
+                "right photos as --data alone, or remove the other"
+            )
+        return found[0]
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of `paths` that are not there, each once and in order."""
+        distinct = dict.fromkeys(paths)
+        return [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
+
+    def size(self, path: str) -> tuple[int, int]:
+        """Width and height of a photo, from its header."""
+        file = self._located(path)
+        try:
+            with Image.open(file) as image:
+                return image.size
+        except Exception as error:  # Pillow raises nearly every type on a malformed file
+            raise ImageError(f"{file}: this is not an image that Pillow can read") from error
+
+    def folder(self, name: str) -> Path | None:
+        """The least deep folder whose path ends in `name`, "imagenet/val"; None without one."""
+        wanted = PurePosixPath(name).parts
+        for root in (*self.images, *self.data):
+            folders = {parent for file in self._files[root] for parent in file.parents}
+            found = [p for p in folders if p.parts[-len(wanted) :] == wanted and root in p.parents]
+            if found:
+                return min(found, key=lambda p: (len(p.parts), str(p)))
+        return None
+
+    def open(self, ref: ImageRef) -> Image.Image:
+        """The picture in mode RGB, cropped to its box. Raises ImageError."""
+        image = decode(self.read(ref), ref.path)
+        if ref.box is None:
+            return image
+        x, y, width, height = ref.box
+        return image.crop((x, y, x + width, y + height))
+
+    def read(self, ref: ImageRef) -> bytes:
+        """The encoded photo, not cropped."""
+        tfds = _TFDS.fullmatch(ref.path)
+        if tfds:
+            rows = tfds_rows(tfds["name"], tfds["split"], self.data)
+            return rows[int(tfds["row"])]["image"]
+        file = self._located(ref.path)
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{file}: the image cannot be read ({error.strerror})") from None
+
+    def identity(self, ref: ImageRef) -> list:
+        """Changes whenever the photo's file does: path, size and times."""
+        if _TFDS.fullmatch(ref.path):
+            return [ref.path]  # prepared data sets are not edited
+        file = self._located(ref.path)
+        stat = file.stat()
+        return [str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+    def _located(self, path: str) -> Path:
+        file = self.resolve(path)
+        if file is None:
+            raise ImageError(f"{path}: there is no such photo below the data folders")
+        return file
+
+    @functools.cached_property
+    def _files(self) -> dict[Path, list[Path]]:
+        return {root: list(_walk(root)) for root in dict.fromkeys((*self.images, *self.data))}
+
+    @functools.cached_property
+    def _photos(self) -> dict[str, list[Path]]:
+        photos = defaultdict(dict)
+        for files in self._files.values():
+            for file in files:
+                if file.suffix.lower() in IMAGE_SUFFIXES:
+                    photos[_key(file.name)][file] = None
+        return {key: list(files) for key, files in photos.items()}
+
+
+def tfds_rows(name: str, split: str, folders: Sequence[Path]) -> Sequence[dict]:
+    """Random access to a split of a prepared tensorflow-datasets folder; images stay encoded.
+
+    Looked for in TFDS_DATA_DIR and in `folders`. Raises InputError where it is not prepared.
+    """
+    return _tfds_rows(name, split, tuple(map(str, folders)))
+
+
+@functools.lru_cache(16)
+def _tfds_rows(name: str, split: str, folders: tuple[str, ...]) -> Sequence[dict]:
+    from negclip_jax.data import tfds
+
+    problem: InputError | None = None
+    for data_dir in (None, *folders):
+        try:
+            return tfds.open_split(name, split, data_dir, features=("image",))
+        except InputError as error:
+            problem = problem or error
+    raise problem
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files below `root`, through symbolic links, each folder once."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(folder, file) for file in sorted(files))
+
+
+def _key(name: str) -> str:
+    coco = _COCO.fullmatch(name)
+    return coco[1] if coco else name
+
+
+def _agreement(file: Path, wanted: PurePosixPath) -> int:
+    """How many trailing parts of two paths agree; the file name itself counts if it is equal."""
+    count = 0
+    for ours, theirs in zip(reversed(file.parts), reversed(wanted.parts), strict=False):
+        if ours != theirs and count:
+            break
+        count += ours == theirs
+        if not count:
+            break
+    return count
