@@ -20,8 +20,8 @@ class ImageRef:
     """One picture to encode; equal references are encoded once.
 
     Attributes:
-      path: as the published file names it; `DataRoots.resolve` finds the file. `tfds:NAME/SPLIT#ROW`
-        is an image of a prepared tensorflow-datasets folder.
+      path: as the published file names it; `DataRoots.resolve` finds the file.
+        `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
       box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
         before any preprocessing.
     """
@@ -39,8 +39,8 @@ class Metric:
       values: float64 `[N]`.
       items: `[N]`, unique ids that pair the values of two models; None: 0 to N - 1.
       clusters: `[N]`, the image of each item, where items share images; None where they do not.
-      weights: float64 `[N]`, where the number is no plain mean: 1 / (size of the item's group) for a
-        macro mean over groups; None: all equal.
+      weights: float64 `[N]`, where the number is no plain mean: 1 / (size of the item's group) for
+        a macro mean over groups; None: all equal.
       chance: what guessing reaches.
       headline: whether the summary table shows it; the others are in the details.
     """

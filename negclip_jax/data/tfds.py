@@ -10,7 +10,7 @@ a process and is shared by `read_tfds_pairs` and `TfdsImages`.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class TfdsImages:
         """
         self._where = (name, split, data_dir)
         self._rows: dict[str, int] | None = None
-        self._source = _data_source(*self._where)
+        self._source = open_split(*self._where)
 
     def open(self, name: str) -> Image.Image:
         """The image in mode RGB; raises ImageError for an unknown name or damaged bytes."""
@@ -77,7 +77,7 @@ class TfdsImages:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._source = _data_source(*self._where)
+        self._source = open_split(*self._where)
 
 
 def read_tfds_pairs(
@@ -110,12 +110,20 @@ def _records(name: str, split: str, data_dir: str | None) -> tuple[_Record, ...]
             str(int(example["image/id"])),
             tuple([_text(caption) for caption in example["captions"]["text"]]),
         )
-        for example in _data_source(name, split, data_dir)
+        for example in open_split(name, split, data_dir)
     )
 
 
-def _data_source(name: str, split: str, data_dir: str | None):
-    """Random access to a split; elements are dicts with encoded images."""
+def open_split(
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    features: Iterable[str] = ("image", "image/filename", "image/id", "captions"),
+) -> Sequence[dict]:
+    """Random access to a split of a prepared data set; elements are dicts with encoded images.
+
+    Raises InputError if it is not prepared, not with random access, or lacks one of `features`.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -128,7 +136,7 @@ def _data_source(name: str, split: str, data_dir: str | None):
             f"{where} is not prepared. Where TensorFlow is installed, run `tfds build {name} "
             f"--file_format=array_record{folder}`, then set TFDS_DATA_DIR to that folder here."
         ) from None
-    missing = {"image", "image/filename", "image/id", "captions"} - set(builder.info.features)
+    missing = set(features) - set(builder.info.features)
     if missing:
         raise InputError(
             f"{where} has no {', '.join(sorted(missing))}: use one like coco_captions."
