@@ -101,6 +101,8 @@ class Problem:
         unless --allow-subset is given, and marks it in every output if it is.
       file: the published file that was read.
       notes: sentences for the report: rules, filters, repairs.
+      controls: results that need no model ("takes the smaller box"), by their title, shown as rows
+        beside the models' with the same metrics; computed when called.
     """
 
     images: Sequence[ImageRef]
@@ -111,6 +113,7 @@ class Problem:
     missing: Sequence[str] = ()
     file: str = ""
     notes: Sequence[str] = ()
+    controls: Mapping[str, Callable[[], Result]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
