@@ -1,0 +1,13 @@
+"""The one exception that a person's input can raise in data_gen, which runs without jax."""
+
+
+class InputError(ValueError):
+    """Bad input from a person: a file, a setting, a server's address, a disk.
+
+    The message is a sentence that says what is wrong, where, and what to do. Commands print it
+    without a traceback and exit with `status`.
+    """
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
