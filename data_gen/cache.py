@@ -1,0 +1,186 @@
+"""The answers of a run, on disk within two seconds, found by the hash of their request.
+
+SQLite in WAL mode: a killed process loses what it had not committed, at most 256 answers or two
+seconds of them, and nothing else. Answers and permanent errors are kept; transient errors are not.
+The file is for one process on a local disk (WAL does not work over network file systems).
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_gen.engines.base import ChatRequest, ChatResult
+from data_gen.errors import InputError
+
+MODES = ("write", "read", "off")
+_COMMIT_ROWS, _COMMIT_SECONDS = 256, 2.0
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS answers (
+  key TEXT PRIMARY KEY, stage TEXT, model TEXT, text TEXT, finish_reason TEXT,
+  prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER, top TEXT,
+  error TEXT, detail TEXT, latency_ms REAL, attempts INTEGER, host TEXT, time REAL
+) WITHOUT ROWID
+"""
+_COLUMNS = (
+    "text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, top, error, detail, "
+    "latency_ms, attempts, host"
+)
+
+
+class Cache:
+    """Answers by key. `mode`: "write" reads and adds, "read" only reads, "off" does neither."""
+
+    def __init__(self, path: Path, mode: str = "write"):
+        """Raises InputError for another mode and a file that is no cache or cannot be opened."""
+        if mode not in MODES:
+            raise InputError(f"cache is {mode!r}; choose one of: {', '.join(MODES)}")
+        self._mode, self._path = mode, path
+        self._pending: dict[str, tuple] = {}
+        self._committed = time.monotonic()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(_TABLE)
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{path} cannot be used as a cache ({error}); remove it, at the price of asking "
+                "again, or give another --out"
+            ) from None
+
+    def get(self, request: ChatRequest) -> ChatResult | None:
+        """The answer to an equal request, if there was one."""
+        if self._mode == "off":
+            return None
+        row = self._pending.get(request.key)
+        if row is not None:
+            return _result(row[3:14])
+        found = self._db.execute(
+            f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (request.key,)
+        ).fetchone()
+        return found and _result(found)
+
+    def put(self, request: ChatRequest, result: ChatResult) -> None:
+        """Keeps an answer or a permanent error; others are forgotten."""
+        if self._mode != "write" or (result.error and not result.permanent):
+            return
+        self._pending[request.key] = (
+            request.key,
+            request.stage,
+            request.model,
+            result.text,
+            result.finish_reason,
+            result.prompt_tokens,
+            result.completion_tokens,
+            result.cached_tokens,
+            None if result.top is None else json.dumps(result.top),
+            result.error,
+            result.detail,
+            result.latency_ms,
+            result.attempts,
+            result.host,
+            time.time(),
+        )
+        if len(self._pending) >= _COMMIT_ROWS:
+            self.flush()
+
+    def flush_if_due(self) -> None:
+        """Commits when the oldest uncommitted answer may be two seconds old."""
+        if time.monotonic() - self._committed > _COMMIT_SECONDS / 2:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commits. Raises InputError where the disk does not take it; nothing committed is lost."""
+        self._committed = time.monotonic()
+        if not self._pending:
+            return
+        rows = list(self._pending.values())
+        marks = ", ".join("?" * len(rows[0]))
+        try:
+            self._db.execute("BEGIN")
+            self._db.executemany(f"INSERT OR REPLACE INTO answers VALUES ({marks})", rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise InputError(
+                f"{self._path} does not take more answers ({error}); free some space and run the "
+                "same command again: everything committed so far is kept",
+                status=5,
+            ) from None
+        self._pending.clear()
+
+    def forget(self, *, errors: str | None = None, stage: str | None = None) -> int:
+        """Deletes the errors of one code, or all answers of one stage; returns how many."""
+        self.flush()
+        column, value = ("error", errors) if errors else ("stage", stage)
+        return self._db.execute(f"DELETE FROM answers WHERE {column} = ?", (value,)).rowcount
+
+    def close(self) -> None:
+        """Commits and closes."""
+        try:
+            self.flush()
+        finally:
+            self._db.close()
+
+
+def read_statistics(path: Path) -> dict[str, dict]:
+    """Per stage: answers, errors, tokens, attempts and latencies, from a cache that may be in use.
+
+    Latencies are milliseconds of the calls that got an answer: p50 and p95.
+    """
+    if not path.is_file():
+        return {}
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        rows = database.execute(
+            "SELECT stage, error, prompt_tokens, completion_tokens, cached_tokens, attempts, "
+            "latency_ms FROM answers ORDER BY stage, latency_ms"
+        )
+        stages: dict[str, dict] = {}
+        for stage, error, *numbers in rows:
+            entry = stages.setdefault(stage, {"errors": {}, "rows": []})
+            if error:
+                entry["errors"][error] = entry["errors"].get(error, 0) + 1
+            entry["rows"].append(numbers)
+    except sqlite3.Error as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    finally:
+        database.close()
+    return {stage: dict(_summary(entry)) for stage, entry in stages.items()}
+
+
+def _summary(entry: dict) -> Iterator[tuple[str, object]]:
+    rows = entry["rows"]
+    names = ("prompt_tokens", "completion_tokens", "cached_tokens", "attempts")
+    yield "calls", len(rows)
+    yield "errors", entry["errors"]
+    for i, name in enumerate(names):
+        yield name, sum(row[i] for row in rows)
+    for share in (50, 95):
+        yield (
+            f"latency_ms_p{share}",
+            round(rows[min(len(rows) * share // 100, len(rows) - 1)][4], 1),
+        )
+
+
+def _result(row: tuple) -> ChatResult:
+    text, finish, prompt, completion, cached, top, error, detail, latency, attempts, host = row
+    return ChatResult(
+        text=text,
+        finish_reason=finish,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        cached_tokens=cached,
+        top=None if top is None else [tuple(pair) for pair in json.loads(top)],
+        error=error,
+        detail=detail,
+        permanent=error is not None,
+        latency_ms=latency,
+        attempts=attempts,
+        host=host,
+    )

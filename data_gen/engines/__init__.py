@@ -1,0 +1,1 @@
+"""Where answers come from: HTTP servers, batch files, a model in this process, a script."""
