@@ -56,8 +56,8 @@ ARROWS = [
     ("negclip_jax/models", ("negclip_jax.data", "negclip_jax.interop", "negclip_jax.training"), ()),
     ("negclip_jax/models", ("negclip_jax.runtime", "ml_collections", "orbax", "grain"), ()),
     ("negclip_jax/interop", ("negclip_jax.runtime", "ml_collections", "optax"), ()),
-    # Exporting a run reads its checkpoint, at the time of the call.
-    ("negclip_jax/interop", ("negclip_jax.training", "orbax"), ("export.py",)),
+    # Reading a run opens its checkpoint, at the time of the call.
+    ("negclip_jax/interop", ("negclip_jax.training", "orbax"), ("readers.py",)),
     ("negclip_jax/data", JAX, ("features.py",)),
     ("negclip_jax/data", ("negclip_jax.training", "negclip_jax.runtime"), ()),
     ("negclip_jax/data", ("negclip_jax.interop", "negclip_jax.pretrained"), ()),

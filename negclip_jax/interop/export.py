@@ -2,8 +2,7 @@
 
     python -m negclip_jax.interop.export --workdir=runs/b32 --layout=huggingface --out=exported/b32
 
-This command is the one place where `interop` knows `training`: to find a run's checkpoint. With
-`--checkpoint` instead of `--workdir` it converts a Hugging Face directory and needs no run.
+With `--checkpoint` instead of `--workdir` it converts a checkpoint and needs no run.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface
+from negclip_jax.interop import huggingface, readers
 from negclip_jax.models import clip
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -145,25 +144,13 @@ def export(args: argparse.Namespace) -> float:
 def _from_checkpoint(args: argparse.Namespace) -> Source:
     if args.ema or args.step != "best":
         raise InputError("--step and --ema choose in a run: they need --workdir, not --checkpoint")
-    base = huggingface.resolve(args.checkpoint)
-    return Source(*_load_huggingface(base), base, args.checkpoint)
+    config, params, info = readers.read_any(args.checkpoint)
+    return Source(config, params, info.base, info.label)
 
 
 def _from_workdir(args: argparse.Namespace) -> Source:
-    from negclip_jax.training import checkpoint
-
-    base = Path(args.workdir).expanduser() / "base"
-    if not base.parent.is_dir():
-        raise InputError(f"there is no directory {args.workdir}")
-    if not base.is_dir():
-        raise InputError(
-            f"{args.workdir} has no base/, the files of the checkpoint that a run started from: it "
-            "is not the --workdir of a run"
-        )
-    config = huggingface.read_config(base)
-    params, step = checkpoint.restore_params(args.workdir, args.step, ema=args.ema)
-    average = ", moving average" if args.ema else ""
-    return Source(config, params, base, f"step {step} of {args.workdir}{average}")
+    config, params, info = readers.read_workdir(args.workdir, args.step, ema=args.ema)
+    return Source(config, params, info.base, info.label)
 
 
 def _contents(out: Path) -> str:

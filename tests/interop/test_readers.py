@@ -1,0 +1,96 @@
+"""One function reads every layout and says what it took the model to be."""
+
+import jax
+import numpy as np
+import pytest
+from interop import tiny
+
+from negclip_jax.errors import InputError
+from negclip_jax.interop import huggingface, readers
+from negclip_jax.interop.readers import read_any
+from negclip_jax.training import checkpoint
+
+
+def assert_equal_params(ours, expected):
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tiny_vocabulary):
+    """A Hugging Face directory whose towers have different activations."""
+    path = tiny.saved(
+        tmp_path_factory.mktemp("hf") / "tiny", tiny.torch_clip({"hidden_act": "gelu"})
+    )
+    for name in ("vocab.json", "merges.txt"):
+        (path / name).write_bytes((tiny_vocabulary / name).read_bytes())
+    return path
+
+
+@pytest.fixture
+def workdir(directory, tmp_path, monkeypatch):
+    """A training run without the training: parameters whose scale is the step."""
+    path = tmp_path / "run"
+    huggingface.copy_non_weights(directory, path / "base")
+    (path / "checkpoints").mkdir()
+    _, params = tiny.load(directory)
+
+    def restore_params(workdir, step="best", *, ema=False):
+        number = {"best": 20, "last": 30}.get(step) or int(step)
+        return params | {"logit_scale": np.float32(number + 0.5 * ema)}, number
+
+    monkeypatch.setattr(checkpoint, "restore_params", restore_params)
+    return path
+
+
+def test_hugging_face_directory(directory):
+    config, params, info = read_any(directory)
+    assert (config, info.path, info.layout) == (tiny.load(directory)[0], directory, "huggingface")
+    assert_equal_params(params, tiny.load(directory)[1])
+    assert info.activation == "gelu in the text tower, quick_gelu in the vision tower"
+    assert info.activation_source == f"hidden_act in {directory / 'config.json'}"
+    assert info.pooling == "the first token with id 97"
+    assert info.tokenizer == directory and info.base == directory
+    assert info.preprocessor.size == 16 and info.preprocessor_source == "CLIP's own"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "ema", "scale"),
+    [("", False, 20), ("@best", False, 20), ("@last", False, 30), ("@7", True, 7.5)],
+)
+def test_workdir(suffix, ema, scale, workdir):
+    _, params, info = read_any(f"{workdir}{suffix}", ema=ema)
+    assert float(params["logit_scale"]) == scale
+    assert info.layout == "workdir" and info.step == int(scale) and info.path == workdir
+    assert info.label.startswith(f"step {int(scale)} of {workdir}")
+    assert info.tokenizer == workdir / "base"
+
+
+def test_at_sign_in_a_directory_name(directory, tmp_path):
+    link = tmp_path / "me@home"
+    link.symlink_to(directory)
+    assert read_any(link)[2].label == str(link)
+
+
+def test_pooling_of_old_configurations(tmp_path):
+    tiny.saved(tmp_path, tiny.torch_clip({"eos_token_id": 2}))
+    assert "largest token id" in read_any(tmp_path)[2].pooling
+    assert read_any(tmp_path)[2].tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("path", "ema", "reason"),
+    [
+        ("{hf}@500", False, r"is not the --workdir of one"),
+        ("{hf}", True, r"is not the --workdir of one"),
+        ("{tmp}/gone", False, "there is no checkpoint directory"),
+        ("{tmp}", False, r"has no config\.json"),
+    ],
+)
+def test_errors_are_sentences(path, ema, reason, directory, tmp_path):
+    with pytest.raises(InputError, match=reason):
+        read_any(path.format(hf=directory, tmp=tmp_path), ema=ema)
+
+
+def test_a_directory_without_base_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="has no base/"):
+        readers.read_workdir(tmp_path)
