@@ -19,7 +19,7 @@ class AdaptiveLimit:
     def __init__(self, start: int, cap: int):
         self.limit = min(start, cap)
         self._cap = cap
-        self._in_flight = 0
+        self.in_flight = 0
         self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._latencies: list[float] = []
         self._best = 0.0  # throughput at the limit before this one
@@ -28,8 +28,8 @@ class AdaptiveLimit:
 
     async def acquire(self) -> None:
         """Waits until one more request may be in flight; first come, first served."""
-        if self._in_flight < self.limit and not self._waiting:
-            self._in_flight += 1
+        if self.in_flight < self.limit and not self._waiting:
+            self.in_flight += 1
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -42,11 +42,14 @@ class AdaptiveLimit:
 
     def release(self) -> None:
         """Gives the place of a finished request to the next."""
-        self._in_flight -= 1
-        while self._waiting and self._in_flight < self.limit:
+        self.in_flight -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self.in_flight < self.limit:
             turn = self._waiting.popleft()
             if not turn.cancelled():
-                self._in_flight += 1
+                self.in_flight += 1
                 turn.set_result(None)
 
     def answered(self, latency: float) -> None:
@@ -75,11 +78,7 @@ class AdaptiveLimit:
             self.limit = min(self._cap, 2 * self.limit)
         else:
             self.limit, self._settled = max(1, self.limit // 2), True
-        while self._waiting and self._in_flight < self.limit:
-            turn = self._waiting.popleft()
-            if not turn.cancelled():
-                self._in_flight += 1
-                turn.set_result(None)
+        self._admit()
 
 
 class Breaker:
@@ -89,7 +88,7 @@ class Breaker:
         """Opens after `failures` in a row for `pause` seconds, doubling up to `longest_pause`."""
         self._threshold, self._first_pause, self._longest = failures, pause, longest_pause
         self._failures, self._pause = 0, pause
-        self._open_until = 0.0
+        self.open_until = 0.0
         self._trying = False
         self.last_success = time.monotonic()
 
@@ -102,7 +101,7 @@ class Breaker:
         """Whether a request may be sent now; while open, a single one after each pause."""
         if not self.is_open:
             return True
-        if self._trying or now < self._open_until:
+        if self._trying or now < self.open_until:
             return False
         self._trying = True
         return True
@@ -114,7 +113,7 @@ class Breaker:
     def failure(self) -> None:
         self._failures += 1
         if self.is_open and (self._trying or self._failures == self._threshold):
-            self._open_until = time.monotonic() + self._pause
+            self.open_until = time.monotonic() + self._pause
             self._pause = min(self._longest, 2 * self._pause)
         self._trying = False
 

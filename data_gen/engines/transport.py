@@ -83,6 +83,11 @@ class Host:
     def admits(self, now: float) -> bool:
         return now >= self.paused_until and self.breaker.admits(now)
 
+    @property
+    def ready_at(self) -> float:
+        """When to look again, on the clock of time.monotonic."""
+        return max(self.paused_until, self.breaker.open_until)
+
 
 class Transport:
     """Requests to servers that all serve the same model."""
@@ -94,7 +99,6 @@ class Transport:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
-        self._turn = 0
 
     async def post(self, path: str, body: bytes, affinity: str | None = None) -> Reply:
         """Sends a JSON body. `affinity`: hexadecimal digits; equal ones go to the same server.
@@ -156,9 +160,12 @@ class Transport:
         return self._session
 
     async def _host(self, affinity: str | None, failed: _Failed | None) -> Host:
-        """The server for a request, once there is one that takes it."""
-        first = int(affinity[:8], 16) if affinity else self._next_turn()
-        order = [self.hosts[(first + i) % len(self.hosts)] for i in range(len(self.hosts))]
+        """The server for a request, once there is one that takes it: its own, or the idlest."""
+        if affinity:
+            first = int(affinity[:8], 16) % len(self.hosts)
+            order = self.hosts[first:] + self.hosts[:first]
+        else:
+            order = sorted(self.hosts, key=lambda host: host.limit.in_flight)
         while True:
             now = time.monotonic()
             for host in order:
@@ -172,12 +179,8 @@ class Transport:
                     f" (last: {failed or 'no answer'}); start the server and run the same command "
                     "again: all answers so far are kept"
                 )
-            await asyncio.sleep(0.05)
-
-    def _next_turn(self) -> int:
-        """Text requests go to the server with the fewest in flight, by taking turns."""
-        self._turn += 1
-        return self._turn
+            ready = min(host.ready_at for host in order)
+            await asyncio.sleep(min(max(ready - now, 0.02), 1.0))
 
     async def _once(self, host: Host, path: str, body: bytes) -> Mapping[str, Any]:
         await host.limit.acquire()
@@ -187,7 +190,9 @@ class Transport:
         except _Failed as failed:
             if failed.congested:
                 host.limit.congested(started)
-            if failed.code not in ("http_429",):  # a server that says "later" is alive
+            if failed.code == "http_429":  # a server that says "later" is alive
+                host.breaker.success()
+            else:
                 host.breaker.failure()
             if failed.wait:
                 host.paused_until = max(host.paused_until, time.monotonic() + failed.wait)

@@ -1,0 +1,154 @@
+"""Every setting of the generation stage, declared once, with its unit and the reason for it.
+
+Variants: `per_image` (the default), `frugal` (several questions in one call, for servers without a
+prefix cache), `per_caption` (the published script's exact semantics) and `random_objects` (its
+ablation with random objects).
+
+    python -m data_gen run --config=configs/data_gen.py:frugal --config.verify.absent_at=0.9 ...
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(variant: str = "per_image") -> ConfigDict:
+    """The settings of a run; raises ValueError for an unknown variant."""
+    if variant not in _VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose one of: {', '.join(_VARIANTS)}")
+    config = base()
+    _VARIANTS[variant](config)
+    return config
+
+
+def base() -> ConfigDict:
+    """One proposal for all captions of an image, one question an object, one rewrite a caption."""
+    config = ConfigDict()
+    config.seed = 0  # choice of objects, captions and templates; and of the sampling, where served
+    config.pipeline = "absence"  # "absence" (of objects) or "vqa" (questions answered "no")
+    config.limit = placeholder(int)  # images, the first ones by id; None: all
+
+    config.input = ConfigDict()
+    config.input.captions = placeholder(str)  # required: COCO captions json
+    config.input.images = placeholder(str)  # image folder; needed wherever a model looks at photos
+    config.input.instances = placeholder(str)  # COCO instances json, where there is one
+    config.input.questions = placeholder(str)  # "vqa": VQAv2 questions json; None: the LLM asks
+    config.input.answers = placeholder(str)  # "vqa": VQAv2 annotations json to these questions
+    config.input.objects = placeholder(str)  # propose.by="file": json of image id to object names
+
+    # OpenAI-compatible servers. Several URLs of one model are separated by commas. The key is read
+    # from the environment variable named here, so that it is in no file and no process list.
+    config.llm = ConfigDict()
+    config.llm.url = placeholder(str)  # e.g. http://HOST:8000/v1, "vllm" for one in this process
+    config.llm.model = placeholder(str)  # None: the first that the server lists
+    config.llm.key_variable = "LLM_API_KEY"
+    config.mllm = ConfigDict()
+    config.mllm.url = placeholder(str)
+    config.mllm.model = placeholder(str)
+    config.mllm.key_variable = "MLLM_API_KEY"
+
+    config.engine = ConfigDict()
+    config.engine.concurrency = 256  # requests in flight to each server, at most
+    config.engine.start_concurrency = 8  # doubled while the throughput grows
+    config.engine.timeout = 120.0  # seconds for one answer
+    config.engine.tries = 5  # of one request, while others succeed
+    config.engine.give_up = 300.0  # seconds without any answer before the run stops
+    config.engine.backoff = 0.5  # seconds; doubled with each try, times a random number
+    config.engine.cache = "write"  # "write", "read" (add nothing) or "off"
+    config.engine.window = 512  # images in work at once, at most
+
+    config.images = ConfigDict()
+    config.images.long_side = 672  # pixels sent; LLaVA-NeXT cuts larger photos into more tokens
+
+    config.prompts = placeholder(str)  # folder with NAME.txt in place of those in data_gen/prompts
+    config.max_errors = 0.05  # share of requests that may fail before the run stops
+    config.max_rejects = 0.05  # share of captions that ingest may refuse
+    config.shard_images = 500  # images a part of each table; what a lost worker costs
+
+    config.propose = ConfigDict()
+    config.propose.by = "auto"  # "llm", "cooccurrence", "random", "file"; auto: llm if there is one
+    config.propose.per = "image"  # "caption": one object for each caption, from that caption alone
+    config.propose.number = 6  # objects (or questions) an image
+    config.propose.temperature = 0.7
+    config.propose.top_p = 0.95
+    config.propose.filter = True  # drop what a caption mentions, by any of its names, before asking
+
+    config.verify = ConfigDict()
+    config.verify.by = "auto"  # "mllm", "instances"; auto: mllm if there is one
+    # "logprobs", "choice", "text": one question a call, by the best that the server can.
+    # "multi": all questions about an image in one call. "substring": the published rule, by which
+    # every answer without "yes" is an absence.
+    config.verify.method = "auto"
+    config.verify.absent_at = 0.8  # p_no / (p_yes + p_no) from which an object is absent
+    config.verify.present_at = 0.5  # p_yes / (p_yes + p_no) from which it is present
+    config.verify.mass = 0.5  # p_yes + p_no below which the answer means nothing
+    config.verify.max_tokens = 10  # where text is read
+    config.verify.instances_first = True  # COCO's 80 classes cost no call where boxes are given
+    config.verify.min_no_votes = 8  # "vqa": of the ten annotators of a VQAv2 question
+
+    config.assign = ConfigDict()
+    config.assign.captions_per_object = 3  # of one image; another object serves the others
+    config.assign.skip_negated = True  # captions that already negate something
+
+    config.rewrite = ConfigDict()
+    config.rewrite.by = "auto"  # "llm" or "template"; auto: llm if there is one
+    config.rewrite.per = "image"  # all captions of an image in one call, or "caption"
+    config.rewrite.templates = 0.0  # share written by the grammar although there is an LLM
+    config.rewrite.temperature = 0.7
+    config.rewrite.top_p = 0.95
+    config.rewrite.max_tokens = 120  # a caption
+    config.rewrite.tries = 2  # a rejected rewrite is made once more
+    config.rewrite.enforce = True  # False: the rules are recorded and everything is accepted
+
+    config.check = ConfigDict()
+    config.check.max_tokens = 77  # of CLIP, start and end included; what is behind them is not read
+    config.check.tokenizer = placeholder(str)  # folder with CLIP's vocabulary; None: estimate
+
+    config.foils = 2  # captions a pair that are false of the photo, at most
+
+    config.export = ConfigDict()
+    config.export.max_per_object = placeholder(int)  # pairs of one object; None: all
+
+    # For `plan`, in your own currency a million tokens; nothing is built in.
+    config.prices = ConfigDict()
+    config.prices.llm_input = 0.0
+    config.prices.llm_output = 0.0
+    config.prices.mllm_input = 0.0
+    config.prices.mllm_output = 0.0
+    return config
+
+
+def _frugal(config: ConfigDict) -> None:
+    """The photo is sent once an image: for servers that compute it again for each question."""
+    config.verify.method = "multi"
+
+
+def _per_caption(config: ConfigDict) -> None:
+    """The published script: one object a caption, no second try, nothing checked."""
+    config.propose.per = "caption"
+    config.propose.temperature = 0.6
+    config.propose.top_p = 0.9
+    config.propose.filter = False
+    config.verify.method = "substring"
+    config.verify.instances_first = False
+    config.assign.skip_negated = False
+    config.rewrite.per = "caption"
+    config.rewrite.temperature = 0.6
+    config.rewrite.top_p = 0.9
+    config.rewrite.max_tokens = 256
+    config.rewrite.tries = 1
+    config.rewrite.enforce = False
+    config.foils = 0
+
+
+def _random_objects(config: ConfigDict) -> None:
+    """The published ablation: objects that have nothing to do with the photo."""
+    _per_caption(config)
+    config.propose.by = "random"
+
+
+_VARIANTS = {
+    "per_image": lambda config: None,
+    "frugal": _frugal,
+    "per_caption": _per_caption,
+    "random_objects": _random_objects,
+}

@@ -1,0 +1,119 @@
+"""What models are asked: text files with turns, filled in with data that stays data.
+
+A prompt is a file of sections `[system]`, `[user]`, `[assistant]`; the last user turn has the
+placeholders. Captions and objects go in as JSON strings, in one pass over the template: braces,
+quotes and line ends in a caption cannot become part of the prompt's form.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_gen.engines.base import content_hash
+from data_gen.errors import InputError
+
+# The placeholders that each prompt must have; others are data only where the stage fills them.
+REQUIRED = {
+    "propose": ("captions", "number"),
+    "propose_caption": ("caption",),
+    "propose_random": (),
+    "verify": ("question",),
+    "verify_many": ("questions",),
+    "rewrite": ("caption", "object"),
+    "rewrite_many": ("lines",),
+    "rewrite_caption": ("caption", "object"),
+    "questions": ("captions", "number"),
+    "merge": ("caption", "question"),
+}
+_OPTIONAL = {"rewrite": ("style",)}
+_SECTION = re.compile(r"^\[(system|user|assistant)\]\n", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+BUILT_IN = Path(__file__).with_suffix("")
+
+# Ways to say it, for variety; chosen by a hash of the caption. The grammar has many more.
+STYLES = (
+    'end with "without"',
+    'begin with "there is no"',
+    'use "with no" in the middle',
+    'end with "but no"',
+    'use "not"',
+    'use "is absent" or "is missing"',
+    'begin with "without"',
+    'use "there isn\'t"',
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt.
+
+    Attributes:
+      name: a key of REQUIRED.
+      id: name and hash of the text, as in the tables.
+      turns: (role, text), the last one with placeholders.
+    """
+
+    name: str
+    id: str
+    turns: tuple[tuple[str, str], ...]
+
+    def fill(self, **values: str) -> tuple[tuple[str, str], ...]:
+        """The turns with values in place of `{placeholders}` of the last one.
+
+        Values are not looked at again: what looks like a placeholder in them stays as it is.
+        """
+        role, text = self.turns[-1]
+        filled = _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+        return (*self.turns[:-1], (role, filled))
+
+
+def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
+    """The built-in prompts, with those of `folder` (NAME.txt) in place of their namesakes.
+
+    Raises InputError for a file of another name, without a user turn at its end or without a
+    placeholder that it needs.
+    """
+    prompts = {name: _read(BUILT_IN / f"{name}.txt", name) for name in REQUIRED}
+    if folder is None:
+        return prompts
+    if not Path(folder).is_dir():
+        raise InputError(f"prompts: there is no folder {folder}")
+    for path in sorted(Path(folder).glob("*.txt")):
+        if path.stem not in REQUIRED:
+            raise InputError(f"{path}: there is no prompt of this name; {', '.join(REQUIRED)}")
+        prompts[path.stem] = _read(path, path.stem)
+    return prompts
+
+
+def _read(path: Path, name: str) -> Prompt:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the prompt {path} cannot be read ({error})") from None
+    parts = _SECTION.split(text)
+    turns = tuple((role, body.strip()) for role, body in zip(parts[1::2], parts[2::2], strict=True))
+    if not turns or turns[-1][0] != "user" or parts[0].strip():
+        raise InputError(
+            f"{path} must consist of [system], [user] and [assistant] turns, [user] last"
+        )
+    present = set(_PLACEHOLDER.findall(turns[-1][1]))
+    missing = [p for p in REQUIRED[name] if p not in present]
+    unknown = present - set(REQUIRED[name]) - set(_OPTIONAL.get(name, ()))
+    if missing:
+        raise InputError(f"{path}: the last user turn lacks {{{missing[0]}}}")
+    if unknown:
+        raise InputError(f"{path}: nothing fills in {{{min(unknown)}}}")
+    return Prompt(name, f"{name}-{content_hash(turns)[:8]}", turns)
+
+
+def quoted(text: str) -> str:
+    """Text as data inside a prompt: a JSON string on one line."""
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
+
+
+def lines(texts: list[str], numbered: bool = False) -> str:
+    """Texts as data, one a line, with numbers from 1 if wished."""
+    rows = [quoted(text) for text in texts]
+    return "\n".join(f"{i}. {row}" if numbered else row for i, row in enumerate(rows, 1))

@@ -1,0 +1,97 @@
+"""Reading what models answer: yes or no with a probability, and JSON in its many wrappings."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_WORD = re.compile(r"[a-z]+")
+_JSON = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+_POLITE = re.compile(
+    r"^(sure|certainly|of course|okay|ok|well|the answer is|final answer|answer)[\s,:.!]*", re.I
+)
+# "No, there is a dog" and "no, but I see one" are no absence; "no, there is no dog" is one.
+_TAKES_BACK = re.compile(r"\b(but|however|although)\b|\bthere (is|are) (?!no\b|not\b|none\b)")
+_REPEATS = re.compile(r"\s+(there (is|are) no|there (isn|aren)|it (is not|isn)|(he|she|they) )")
+
+
+def yes_no_mass(top: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """Probabilities of "yes" and of "no" among the (token, log probability) of one position.
+
+    Tokens count in any case, with the space marks of tokenizers and punctuation around them.
+    """
+    p_yes = p_no = 0.0
+    for token, logprob in top:
+        word = token.strip(" \t\n\u0120\u2581\"'`*.,:!").lower()
+        if word == "yes":
+            p_yes += math.exp(logprob)
+        elif word == "no":
+            p_no += math.exp(logprob)
+    return min(p_yes, 1.0), min(p_no, 1.0)
+
+
+def yes_or_no(text: str) -> str | None:
+    """ "yes" or "no" where the answer plainly is one of them, else None.
+
+    Never taken for an absence: "no idea", "No, there is one", "yes and no", a refusal, nothing.
+    """
+    text = _POLITE.sub("", text.strip().strip("\"'`*( ").lower())
+    words = _WORD.findall(text)
+    if not words or words[0] not in ("yes", "no"):
+        return None
+    rest = text[len(words[0]) :].lstrip("\"'`*)")
+    if words[0] == "yes":
+        return None if "no" in words[1:3] else "yes"
+    if "yes" in words[1:] or _TAKES_BACK.search(rest):
+        return None
+    return "no" if not rest or rest[0] in ".,;:!\n" or _REPEATS.match(rest) else None
+
+
+def json_answer(text: str) -> Any:
+    """The JSON list or object in an answer, or None.
+
+    One repair: a code fence, words around it, single quotes, a trailing comma.
+    """
+    found = _JSON.search(text)
+    if not found:
+        return None
+    for candidate in (found[0], _repaired(found[0])):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _repaired(text: str) -> str:
+    text = re.sub(r",\s*([\]}])", r"\1", text)
+    return text if '"' in text else re.sub(r"'", '"', text)
+
+
+def string_list(text: str) -> list[str] | None:
+    """The strings of a JSON list, also one inside an object, or of a plain list of lines.
+
+    None where there is nothing of the kind.
+    """
+    content = json_answer(text)
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), None)
+    if isinstance(content, list):
+        return [item for item in content if isinstance(item, str)] or None
+    bullets = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
+    return [item.strip() for item in bullets] or None
+
+
+def numbered(text: str, count: int) -> list[str | None] | None:
+    """Answers 1..count of a JSON object or list, None for those that are not strings.
+
+    None where the answer is neither, or a list of another length.
+    """
+    content = json_answer(text)
+    if isinstance(content, list) and len(content) == count:
+        content = {str(i): item for i, item in enumerate(content, 1)}
+    if not isinstance(content, dict):
+        return None
+    items = [content.get(str(i)) for i in range(1, count + 1)]
+    return [item if isinstance(item, str) else None for item in items]
