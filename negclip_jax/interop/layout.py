@@ -23,11 +23,22 @@ class Key:
     """One line of a layout: their tensor name, our path, and the transposition between them.
 
     `{layer}` in the name means one tensor a block; ours is then their stack, leading axis layer.
+    Several paths mean that theirs is made of ours, one after the other along its first axis.
     """
 
     theirs: str
-    ours: str
+    ours: str | tuple[str, ...]
     axes: tuple[int, ...] | None = None
+
+
+def linear(theirs: str, ours: str) -> tuple[Key, Key]:
+    """Weight and bias of torch's Linear."""
+    return Key(f"{theirs}.weight", f"{ours}/kernel", LINEAR), Key(f"{theirs}.bias", f"{ours}/bias")
+
+
+def norm(theirs: str, ours: str) -> tuple[Key, Key]:
+    """Weight and bias of torch's LayerNorm."""
+    return Key(f"{theirs}.weight", f"{ours}/scale"), Key(f"{theirs}.bias", f"{ours}/bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +46,28 @@ class Slot:
     """The place of one of their tensors in our parameters."""
 
     name: str
-    path: str
+    paths: tuple[str, ...]
     layer: int | None
     shape: tuple[int, ...]
     axes: tuple[int, ...] | None
 
     def put(self, params: dict[str, np.ndarray], tensor: np.ndarray) -> None:
         """Copies their tensor (any float type) into our flat, preallocated float32 arrays."""
-        ours = tensor if self.axes is None else tensor.transpose(self.axes)
-        np.copyto(self._view(params), ours, casting="same_kind")
+        parts = [tensor] if len(self.paths) == 1 else np.split(tensor, len(self.paths))
+        for path, part in zip(self.paths, parts, strict=True):
+            ours = part if self.axes is None else part.transpose(self.axes)
+            np.copyto(self._view(params, path), ours, casting="same_kind")
 
     def take(self, params: dict[str, np.ndarray]) -> np.ndarray:
-        """Their tensor out of our flat arrays: a view, often not contiguous."""
-        ours = self._view(params)
-        return ours if self.axes is None else ours.transpose(np.argsort(self.axes))
+        """Their tensor out of our flat arrays: mostly a view, often not contiguous."""
+        parts = [self._view(params, path) for path in self.paths]
+        if self.axes is not None:
+            parts = [part.transpose(np.argsort(self.axes)) for part in parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _view(self, params: dict[str, np.ndarray]) -> np.ndarray:
+    def _view(self, params: dict[str, np.ndarray], path: str) -> np.ndarray:
         # [...] keeps a 0-d array an array.
-        return params[self.path][... if self.layer is None else self.layer]
+        return params[path][... if self.layer is None else self.layer]
 
     @property
     def size(self) -> int:
@@ -70,18 +85,23 @@ def expected_shapes(config: clip.CLIPConfig) -> dict[str, tuple[int, ...]]:
 def slots(keys: tuple[Key, ...], config: clip.CLIPConfig) -> dict[str, Slot]:
     """Expands a key table for a model's size, keyed by their tensor name, in the table's order."""
     shapes = expected_shapes(config)
-    expanded = [slot for key in keys for slot in _expand(key, shapes[key.ours])]
+    expanded = [slot for key in keys for slot in _expand(key, shapes)]
     return {slot.name: slot for slot in expanded}
 
 
-def _expand(key: Key, shape: tuple[int, ...]) -> list[Slot]:
+def _expand(key: Key, shapes: dict[str, tuple[int, ...]]) -> list[Slot]:
+    paths = (key.ours,) if isinstance(key.ours, str) else key.ours
+    shape = shapes[paths[0]]
     if "{layer}" not in key.theirs:
-        return [Slot(key.theirs, key.ours, None, _their_shape(shape, key.axes), key.axes)]
+        return [Slot(key.theirs, paths, None, _their_shape(shape, key.axes, len(paths)), key.axes)]
     layers, *rest = shape
-    theirs = _their_shape(tuple(rest), key.axes)
+    theirs = _their_shape(tuple(rest), key.axes, len(paths))
     names = [key.theirs.format(layer=layer) for layer in range(layers)]
-    return [Slot(name, key.ours, i, theirs, key.axes) for i, name in enumerate(names)]
+    return [Slot(name, paths, i, theirs, key.axes) for i, name in enumerate(names)]
 
 
-def _their_shape(ours: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    return ours if axes is None else tuple(ours[axis] for axis in np.argsort(axes))
+def _their_shape(
+    ours: tuple[int, ...], axes: tuple[int, ...] | None, parts: int
+) -> tuple[int, ...]:
+    theirs = ours if axes is None else tuple(ours[axis] for axis in np.argsort(axes))
+    return theirs if parts == 1 else (parts * theirs[0], *theirs[1:])

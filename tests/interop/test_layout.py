@@ -12,7 +12,7 @@ def slots(tiny_config):
 def test_table_covers_every_parameter_once(tiny_config, slots):
     """Number of elements and of tensors: 14 and 16 a block (research/weights.md, section 1)."""
     shapes = layout.expected_shapes(tiny_config)
-    assert {slot.path for slot in slots.values()} == set(shapes)
+    assert {path for slot in slots.values() for path in slot.paths} == set(shapes)
     assert sum(s.size for s in slots.values()) == sum(np.prod(s) for s in shapes.values())
     assert len(slots) == 14 + 16 * (tiny_config.text.layers + tiny_config.vision.layers)
 
@@ -33,11 +33,23 @@ def test_put_and_take_are_inverse(tiny_config, slots):
 
 def test_axes():
     conv = layout.Key("conv", "conv", layout.CONV)
-    (slot,) = layout._expand(conv, (8, 6, 3, 48))
+    (slot,) = layout._expand(conv, {"conv": (8, 6, 3, 48)})
     assert slot.shape == (48, 3, 8, 6)
     stacked = layout.Key("layers.{layer}.weight", "kernel", layout.LINEAR)
-    slots = layout._expand(stacked, (2, 5, 7))
+    slots = layout._expand(stacked, {"kernel": (2, 5, 7)})
     assert [(s.name, s.layer, s.shape) for s in slots] == [
         ("layers.0.weight", 0, (7, 5)),
         ("layers.1.weight", 1, (7, 5)),
     ]
+
+
+def test_fused_tensors_come_apart_in_order():
+    key = layout.Key("layers.{layer}.qkv", ("q", "k", "v"), layout.LINEAR)
+    _, slot = layout._expand(key, dict.fromkeys("qkv", (2, 5, 7)))
+    assert slot.shape == (21, 5)
+    params = {name: np.zeros((2, 5, 7), np.float32) for name in "qkv"}
+    fused = np.arange(105, dtype=np.float32).reshape(21, 5)
+    slot.put(params, fused)
+    np.testing.assert_array_equal(params["k"][1], fused[7:14].T)
+    assert not params["k"][0].any()
+    np.testing.assert_array_equal(slot.take(params), fused)
