@@ -6,7 +6,16 @@ from evals.benchmark import Benchmark
 from negclip_jax.errors import InputError
 
 # name: "module:attribute", imported when it is asked for.
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "valse": "evals.valse:BENCHMARK",
+    "valse_pieces": "evals.valse:OTHER_PIECES",
+    "negrefcocog": "evals.negrefcocog:BENCHMARK",
+    "negbench_mcq": "evals.negbench_mcq:BENCHMARK",
+    "negbench_mcq_voc2007": "evals.negbench_mcq:VOC2007",
+    "negbench_mcq_msrvtt": "evals.negbench_mcq:MSRVTT",
+    "pope": "evals.pope:BENCHMARK",
+    "sugarcrepe": "evals.sugarcrepe:BENCHMARK",
+}
 
 
 def names() -> list[str]:

@@ -1,0 +1,205 @@
+"""Choices: of several captions for a picture, or several crops for a phrase, which one is true?
+
+Most negation benchmarks are lists of choices. A benchmark's file only reads its items; which
+photos are there, what every option scores, both rules for ties, parts and groups of the items, and
+the breakdown by negation are the same for all and live here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evals import scoring
+from evals.benchmark import ImageRef, Metric, Problem, Result
+from evals.cues import CUE_BREAKDOWNS, cue_columns
+from evals.images import DataRoots
+from evals.pictures import Pictures, Views
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One item: several texts for one image, or several images for one text.
+
+    Attributes:
+      id: unique in the benchmark.
+      images, texts: one, or one for each option.
+      answer: index of the right option.
+      groups: columns of the predictions, such as the type of the question.
+    """
+
+    id: str
+    images: tuple[ImageRef, ...]
+    texts: tuple[str, ...]
+    answer: int = 0
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def options(self) -> list[tuple[ImageRef, str]]:
+        """Image and text of each option."""
+        count = max(len(self.images), len(self.texts))
+        images, texts = (x * count if len(x) == 1 else x for x in (self.images, self.texts))
+        return list(zip(images, texts, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """One reported accuracy.
+
+    Attributes:
+      name: of the metric; its strict twin is `name_strict`.
+      keep: the items that it counts.
+      macro: a group: the mean over the group's values, each of equal weight, of their accuracies.
+      at_least: values of the group with fewer items are left out.
+      headline: as in `Metric`.
+    """
+
+    name: str = "accuracy"
+    keep: Callable[[Choice], bool] = lambda item: True
+    macro: str | None = None
+    at_least: int = 1
+    headline: bool = False
+
+
+# Scores of all options of all items without any model.
+Control = Callable[[Sequence[Choice]], Sequence[Sequence[float]]]
+ACCURACY = (Number(headline=True),)
+
+
+def by_group(column: str, values: Sequence[str]) -> tuple[Number, ...]:
+    """An accuracy for each value of a group, named `accuracy_VALUE`."""
+
+    def within(value: str) -> Callable[[Choice], bool]:
+        return lambda item: item.groups[column] == value
+
+    return tuple(Number(f"accuracy_{value}", within(value)) for value in values)
+
+
+def choice_problem(
+    roots: DataRoots,
+    file: Path,
+    items: Sequence[Choice],
+    *,
+    rule: str,
+    numbers: Sequence[Number] = ACCURACY,
+    breakdowns: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    controls: Mapping[str, Control] | None = None,
+    views: Views | None = None,
+) -> Problem:
+    """The problem of scoring `items`, without those whose photos are missing.
+
+    Args:
+      rule: the official one for ties, see `scoring.official`.
+      breakdowns: groups to draw, with their sentence. Cue and position of the negation are added
+        where any text negates.
+      controls: scorers without a model, by title.
+      views: the photos whose mean embedding stands for an image, such as the frames of a video.
+    """
+    pictures = Pictures(roots, (ref for item in items for ref in item.images), views)
+    kept = [item for item in items if all(ref in pictures for ref in item.images)]
+    table = _Table(kept, pictures, rule, tuple(numbers), dict(breakdowns or {}))
+    return Problem(
+        images=pictures.refs,
+        texts=table.texts,
+        score=table.score,
+        total=len(items),
+        scored=len(kept),
+        missing=pictures.missing,
+        file=str(file),
+        notes=tuple(notes),
+        controls={title: table.control(c) for title, c in (controls or {}).items()} if kept else {},
+    )
+
+
+class _Table:
+    """Items laid out as rows of distinct texts."""
+
+    def __init__(
+        self,
+        items: Sequence[Choice],
+        pictures: Pictures,
+        rule: str,
+        numbers: Sequence[Number],
+        breakdowns: dict[str, str],
+    ):
+        self.items, self.rule, self.numbers, self.pictures = items, rule, numbers, pictures
+        self.texts = list(dict.fromkeys(text for item in items for text in item.texts))
+        self._text_rows = {text: row for row, text in enumerate(self.texts)}
+        self._answers = np.array([item.answer for item in items], np.int64)
+        self._counts = np.array([len(item.options) for item in items], np.int64)
+        cues = cue_columns([(item.texts, item.answer) for item in items])
+        self._cues = cues
+        self._breakdowns = breakdowns | (CUE_BREAKDOWNS if cues else {})
+
+    def score(self, images: np.ndarray, texts: np.ndarray) -> Result:
+        """The result of unit features `[len(images), D]` and `[len(texts), D]`."""
+        images = self.pictures.features(images)
+        options = [option for item in self.items for option in item.options]
+        image_rows = np.array([self.pictures.row(ref) for ref, _ in options])
+        text_rows = np.array([self._text_rows[text] for _, text in options])
+        return self._result(scoring.inner(images, image_rows, texts, text_rows))
+
+    def control(self, scorer: Control) -> Callable[[], Result]:
+        """The result of a scorer that needs no model."""
+
+        def run() -> Result:
+            flat = [value for row in scorer(self.items) for value in row]
+            return self._result(np.asarray(flat, np.float64))
+
+        return run
+
+    def _result(self, flat: np.ndarray) -> Result:
+        """From the scores of all options, one after another."""
+        scores = np.full((len(self.items), self._counts.max()), np.nan, flat.dtype)
+        scores[np.arange(scores.shape[1]) < self._counts[:, None]] = flat
+        strict = scoring.credit(scores, self._answers)
+        official = scoring.official(scores, self._answers, self.rule)
+        metrics = []
+        for number in self.numbers:
+            metrics += self._metrics(number, official, strict)
+        return Result(metrics, self._predictions(scores, official, strict), self._breakdowns)
+
+    def _metrics(self, number: Number, official, strict) -> list[Metric]:
+        kept = [row for row, item in enumerate(self.items) if number.keep(item)]
+        weights = None
+        if number.macro:
+            kept, weights = self._macro(number, kept)
+        if not kept:
+            return []
+        first = [self.items[row].images[0].path for row in kept]
+        clusters = np.unique(first, return_inverse=True)[1] if len(set(first)) < len(kept) else None
+        chance = float(np.average(1 / self._counts[kept], weights=weights))
+        ids = np.array([self.items[row].id for row in kept])
+
+        def metric(name: str, values: np.ndarray, headline: bool) -> Metric:
+            return Metric(name, values[kept], ids, clusters, weights, chance, headline)
+
+        return [
+            metric(number.name, official, number.headline),
+            metric(f"{number.name}_strict", strict, False),
+        ]
+
+    def _macro(self, number: Number, kept: list[int]) -> tuple[list[int], np.ndarray]:
+        values = np.array([self.items[row].groups[number.macro] for row in kept])
+        _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        enough = sizes[group] >= number.at_least
+        weights = 1 / sizes[group][enough]
+        return [row for row, keep in zip(kept, enough, strict=True) if keep], weights
+
+    def _predictions(self, scores, official, strict) -> dict[str, list]:
+        real = [row[:count] for row, count in zip(scores, self._counts, strict=True)]
+        columns = {
+            "item": [item.id for item in self.items],
+            "images": [[self.pictures.shown(ref) for ref in item.images] for item in self.items],
+            "texts": [list(item.texts) for item in self.items],
+            "scores": [row.tolist() for row in real],
+            "answers": [[item.answer] for item in self.items],
+            "predicted": [np.flatnonzero(row == row.max()).tolist() for row in real],
+            "right": strict.tolist(),
+            "right_official": official.tolist(),
+        }
+        for name in dict.fromkeys(name for item in self.items for name in item.groups):
+            columns[name] = [item.groups.get(name, "") for item in self.items]
+        return columns | self._cues

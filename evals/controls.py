@@ -1,0 +1,93 @@
+"""Controls: what rules that see no pixels, or no text, already reach.
+
+A control scores the options of a benchmark's items from their file alone. It appears as a row
+beside the models, so that a gain which a rule could have made is recognised as one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from evals.choices import Choice, Control
+from evals.cues import AFTER, count_cues, find_cue, split_at_cue
+
+Scores = Sequence[Sequence[float]]
+
+
+def _by_box(rule) -> Control:
+    return lambda items: [[rule(*ref.box) for ref in item.images] for item in items]
+
+
+# Rules over x, y, width, height of the boxes; the highest value is taken.
+BOX_CONTROLS: dict[str, Control] = {
+    "takes the smaller box": _by_box(lambda x, y, w, h: -w * h),
+    "takes the box of taller shape": _by_box(lambda x, y, w, h: h / w),
+    "takes the left-most box": _by_box(lambda x, y, w, h: -(x + w / 2)),
+    "takes the top-most box": _by_box(lambda x, y, w, h: -(y + h / 2)),
+}
+
+
+def prefers_negated(items: Sequence[Choice]) -> Scores:
+    """The text with more negating words, whatever the picture."""
+    return [[float(count_cues(text)) for text in item.texts] for item in items]
+
+
+def prefers_affirmed(items: Sequence[Choice]) -> Scores:
+    """The text with fewer negating words."""
+    return [[-score for score in row] for row in prefers_negated(items)]
+
+
+# For benchmarks that let captions with and without negation compete.
+POLARITY_CONTROLS: dict[str, Control] = {
+    "prefers the negated text": prefers_negated,
+    "prefers the affirmed text": prefers_affirmed,
+}
+
+
+_WORD = re.compile(r"[a-z]+")
+_CLAUSE = re.compile(r"[,;.]|\b(?:but|while|though|although|however|yet)\b", re.IGNORECASE)
+# What NegBench's sentences are made of besides the names of objects.
+_FRAME_WORDS = """
+a alongside also an and any are be been both can contain contained contains depict depicted depicts
+display displayed displays do does evident feature featured features find found from has have here
+image in include included includes is it its of on one or photo picture present scene see seen show
+showing shown shows sight some that the there this to visible was were with within won you
+"""
+_FRAME = frozenset(_FRAME_WORDS.split())
+
+
+def contradictions(items: Sequence[Choice]) -> Scores:
+    """Solves a multiple-choice question from its captions alone: how many others each contradicts.
+
+    The wrong options of NegBench agree with each other: for objects A (there) and N (not there)
+    they say "N but not A", "N" and "not A", while the right one says otherwise. So each option is
+    read as statements "W is there" / "W is not there" about the words that options share, and the
+    one that contradicts most is taken. A dual encoder scores options one by one and cannot do
+    that; whatever sees the options together can.
+    """
+    return [_contradicted(item.texts) for item in items]
+
+
+def _contradicted(texts: Sequence[str]) -> list[float]:
+    claims = [_claims(text) for text in texts]
+    return [
+        float(sum(_conflicts(mine, other) for other in claims if other is not mine))
+        for mine in claims
+    ]
+
+
+def _conflicts(a: Mapping[str, bool], b: Mapping[str, bool]) -> int:
+    return sum(there != b.get(word, there) for word, there in a.items())
+
+
+def _claims(text: str) -> dict[str, bool]:
+    """Word to whether the text says that it is there."""
+    claims: dict[str, bool] = {}
+    for clause in _CLAUSE.split(text):
+        cue = find_cue(clause)
+        before, after = split_at_cue(clause)
+        negated_before = cue is not None and cue.position == AFTER
+        for part, there in ((before, not negated_before), (after, cue is None)):
+            for word in _WORD.findall(part.lower()):
+                if word not in _FRAME:
+                    claims[word.removesuffix("s")] = there
+    return claims

@@ -1,0 +1,95 @@
+"""Frames of videos, as NegBench takes them from MSR-VTT.
+
+    python -m evals.frames --videos=MSRVTT/videos/all --out=MSRVTT/frames
+
+writes four JPEG frames of each video, `video7960_frame0.jpg` to `_frame3.jpg`, which the video
+benchmarks then find below the data folders. Needs PyAV (`pip install av`).
+
+Rule (negbench, `benchmarks/src/evaluation`): five ticks from the first to the last frame, as whole
+numbers; the frame half-way between two ticks, rounded half to even; the embedding of a video is the
+unit mean of the unit embeddings of its four frames.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from evals.benchmark import ImageRef
+from negclip_jax.errors import InputError
+
+FRAMES = 4
+SUFFIXES = (".mp4", ".avi", ".webm", ".mkv")
+
+
+def frames_of(video: ImageRef) -> tuple[ImageRef, ...]:
+    """The references of a video's extracted frames."""
+    stem = PurePosixPath(video.path).stem
+    return tuple(ImageRef(f"{stem}_frame{i}.jpg") for i in range(FRAMES))
+
+
+def frame_numbers(total: int) -> list[int]:
+    """Which frames of a video with `total` frames are taken."""
+    ticks = np.linspace(0, total - 1, FRAMES + 1).astype(int)
+    return [round((int(a) + int(b)) / 2) for a, b in itertools.pairwise(ticks)]
+
+
+def extract(video: Path, out: Path) -> None:
+    """Writes the frames of one video. Raises InputError for one that cannot be decoded."""
+    try:
+        import av
+    except ImportError:
+        raise InputError("reading videos needs PyAV: pip install av") from None
+    targets = [out / PurePosixPath(ref.path) for ref in frames_of(ImageRef(video.name))]
+    if all(target.exists() for target in targets):
+        return
+    try:
+        # Containers often do not know their number of frames, so they are counted by decoding.
+        with av.open(str(video)) as container:
+            total = sum(1 for _ in container.decode(video=0))
+        wanted = frame_numbers(total) if total else []
+        with av.open(str(video)) as container:
+            frames = {
+                i: frame.to_image()
+                for i, frame in enumerate(container.decode(video=0))
+                if i in wanted
+            }
+    except av.FFmpegError as error:
+        raise InputError(f"{video} cannot be decoded as a video ({error}).") from None
+    if not wanted:
+        raise InputError(f"{video} has no video frames.")
+    for target, number in zip(targets, wanted, strict=True):
+        unfinished = target.with_suffix(".tmp")
+        frames[number].save(unfinished, "JPEG", quality=95)
+        unfinished.replace(target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.frames",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--videos", type=Path, required=True, help="folder with the videos")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the frames")
+    args = parser.parse_args(argv)
+    try:
+        if not args.videos.is_dir():
+            raise InputError(f"--videos={args.videos} is not a folder.")
+        videos = sorted(p for p in args.videos.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not videos:
+            raise InputError(f"{args.videos} holds no video ({', '.join(SUFFIXES)}).")
+        args.out.mkdir(parents=True, exist_ok=True)
+        for video in videos:
+            extract(video, args.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Published annotation files, read as they are: JSON, JSON lines, CSV, Python literals.
+
+Everything wrong with the records of a file is collected and comes in one sentence.
+"""
+
+import ast
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.benchmark import ImageRef
+from evals.images import DataRoots
+from negclip_jax.errors import InputError
+
+Box = tuple[float, float, float, float]
+
+
+class Fields:
+    """Takes the fields out of one file's records and notes whatever is wrong with them.
+
+    Getters return an empty value for a bad field, so that reading goes on; `done` then raises.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._problems: dict[str, list[str]] = {}
+        self._ids: dict[str, str] = {}
+
+    def problem(self, what: str, where: str) -> None:
+        """Notes that `what` is wrong at the record `where`."""
+        self._problems.setdefault(what, []).append(where)
+
+    def text(self, record: Any, key: str, where: str) -> str:
+        """A string that is not blank, unchanged."""
+        value = self._value(record, key, where)
+        if isinstance(value, str) and value.strip():
+            return value
+        if value is not None:
+            blank = "is empty" if isinstance(value, str) else "is not a string"
+            self.problem(f'"{key}" {blank}', where)
+        return ""
+
+    def texts(self, record: Any, key: str, where: str) -> list[str]:
+        """A list of strings, or such a list written as a Python literal (read without eval)."""
+        value = self._value(record, key, where)
+        if isinstance(value, str):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                self.problem(f'"{key}" is not a Python list', where)
+                return []
+        if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
+            return value
+        if value is not None:
+            self.problem(f'"{key}" is not a list of strings', where)
+        return []
+
+    def number(self, record: Any, key: str, where: str) -> float:
+        """An int or float; a digit string of a CSV file counts."""
+        value = self._value(record, key, where)
+        try:
+            return float("nan") if value is None else _number(value)
+        except (TypeError, ValueError):
+            self.problem(f'"{key}" is not a number', where)
+            return float("nan")
+
+    def sequence(self, record: Any, key: str, where: str) -> list:
+        """A list that is not empty, of anything."""
+        value = self._value(record, key, where)
+        if isinstance(value, list) and value:
+            return value
+        if value is not None:
+            self.problem(f'"{key}" is not a list of anything', where)
+        return []
+
+    def option(self, record: Any, key: str, where: str, options: Sequence[str]) -> str:
+        """One of `options`."""
+        value = self._value(record, key, where)
+        if value in options:
+            return value
+        if value is not None:
+            self.problem(f'"{key}" is none of {", ".join(options)}', where)
+        return ""
+
+    def box(self, value: Any, where: str) -> Box:
+        """x, y, width, height; width and height are positive."""
+        try:
+            x, y, width, height = (_number(v) for v in value)
+        except (TypeError, ValueError):
+            self.problem("a box is not four numbers x, y, width, height", where)
+            return (0.0, 0.0, 1.0, 1.0)
+        if width <= 0 or height <= 0:
+            self.problem("a box has no area", where)
+            return (0.0, 0.0, 1.0, 1.0)
+        return (x, y, width, height)
+
+    def check_boxes(self, roots: DataRoots, boxes: Iterable[tuple[ImageRef, str]]) -> None:
+        """Notes boxes that reach more than a pixel out of their photo, where the photo is there.
+
+        `boxes` are references and the places where they stand. Such a box says that the photo is
+        not the one that was annotated (a copy of another size, say), and a crop would be filled up
+        with black.
+        """
+        present = [(ref, where) for ref, where in boxes if not roots.missing([ref.path])]
+        sizes = {path: roots.size(path) for path in dict.fromkeys(ref.path for ref, _ in present)}
+        for ref, where in present:
+            x, y, w, h = ref.box
+            width, height = sizes[ref.path]
+            if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+                shown = f"{where}: {[x, y, w, h]} in {ref.path} of {width} x {height}"
+                self.problem("a box lies outside its photo", shown)
+
+    def unique(self, identity: str, where: str) -> str:
+        """Notes a second record with the same identity."""
+        if identity in self._ids:
+            self.problem("an id occurs twice", f"{identity} in {self._ids[identity]} and {where}")
+        self._ids.setdefault(identity, where)
+        return identity
+
+    def done(self) -> None:
+        """Raises InputError with all that was noted, if anything was."""
+        if not self._problems:
+            return
+        parts = []
+        for what, places in self._problems.items():
+            more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+            parts.append(f"{what} ({len(places)}): {', '.join(places[:5])}{more}")
+        total = sum(map(len, self._problems.values()))
+        raise InputError(
+            f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. Is it the "
+            "published file? Correct these records or get it again; nothing was scored."
+        )
+
+    def _value(self, record: Any, key: str, where: str) -> Any:
+        if not isinstance(record, Mapping):
+            self.problem("a record is not an object", where)
+        elif record.get(key) is None:
+            self.problem(f'"{key}" is missing', where)
+        else:
+            return record[key]
+        return None
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """A JSON file whose outermost value is a non-empty `kind` (list or dict).
+
+    Raises InputError for anything else, and for an object with two equal keys: `json` would
+    silently keep the last.
+    """
+    content = _parsed(_decoded(path), str(path))
+    return _nonempty(path, content, kind)
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """One JSON object a line, blank lines left out. Raises InputError."""
+    lines = _decoded(path).splitlines()
+    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    return _nonempty(path, [_parsed(line, f"{path} line {i}") for i, line in numbered], list)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header line that names at least `columns`. Raises InputError."""
+    csv.field_size_limit(1 << 24)
+    reader = csv.DictReader(_decoded(path).splitlines(keepends=True))
+    names = reader.fieldnames or []
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise InputError(
+            f"{path} has no column {', '.join(missing)}; its columns are {', '.join(names)}: is it "
+            "the published file?"
+        )
+    try:
+        return _nonempty(path, list(reader), list)
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not CSV: {error}.") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError
+    return number
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    def pairs(items: list[tuple[str, Any]]) -> dict:
+        content = dict(items)
+        if len(content) < len(items):
+            keys = [key for key, _ in items]
+            twice = next(key for key in content if keys.count(key) > 1)
+            raise InputError(f"{where}: the id {twice!r} occurs twice. Correct the file.")
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where} is not valid JSON at line {error.lineno} column {error.colno}: {error.msg}. "
+            "If it was cut short, get it again."
+        ) from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be read as JSON.") from None
+
+
+def _nonempty(path: Path, content: Any, kind: type) -> Any:
+    if not isinstance(content, kind):
+        wanted = {list: "a list", dict: "an object"}[kind]
+        raise InputError(f"{path} holds a JSON {type(content).__name__} where {wanted} belongs.")
+    if not content:
+        raise InputError(f"{path} holds no items.")
+    return content

@@ -1,0 +1,167 @@
+"""The rules: what a choice or a ranking earns, with the answer at any position.
+
+Every number exists under two rules. *Official* is what the published script computes, its handling
+of ties included. *Strict* shares the point among all options that tie for the best (with two
+options a tie is half), which is the expected score when ties are broken by chance; it never looks
+at positions, so that a scorer that knows nothing lands on chance wherever the answers stand.
+
+Scores are inner products taken in float64 and rounded to float32, so that what is equal on paper
+is equal here, whatever the order of summation; a score that is not a number loses.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+ROWS = 512  # queries scored at once against a whole gallery
+
+
+def inner(
+    images: np.ndarray, image_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray
+) -> np.ndarray:
+    """Scores of pairs of rows of `images` `[I, D]` and `texts` `[T, D]`, float32 `[N]`."""
+    scores = np.empty(len(image_rows), np.float32)
+    for start in range(0, len(image_rows), 1 << 13):  # bounded memory
+        part = slice(start, start + (1 << 13))
+        left = images[image_rows[part]].astype(np.float64)
+        scores[part] = np.einsum("nd,nd->n", left, texts[text_rows[part]].astype(np.float64))
+    return _comparable(scores)
+
+
+def credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Strict points, float64 `[N]`: 1 over the number of best options if the answer is among them.
+
+    `scores` float `[N, K]`, padded with NaN where an item has fewer than K options; `answers` int
+    `[N]`, each the index of a real option.
+    """
+    real = ~np.isnan(scores)
+    best = np.max(scores, axis=1, where=real, initial=-np.inf)
+    tied = real & (scores == best[:, None])
+    return tied[np.arange(len(scores)), answers] / tied.sum(1)
+
+
+def official(scores: np.ndarray, answers: np.ndarray, rule: str) -> np.ndarray:
+    """Official points, float64 `[N]` of 0 and 1; arguments as `credit`.
+
+    Rules: "argmax" takes the first of the best options, as `np.argmax` and `torch.argmax` do, so
+    that a tie is right or wrong by position; "greater" wants the answer above every other option,
+    so that a tie is wrong.
+    """
+    rows = np.arange(len(scores))
+    if rule == "argmax":
+        return (np.nanargmax(scores, axis=1) == answers).astype(np.float64)
+    if rule == "greater":
+        others = scores.copy()
+        others[rows, answers] = np.nan
+        beaten = ~(others >= scores[rows, answers][:, None])  # padding is NaN: never better
+        return beaten.all(1).astype(np.float64)
+    raise ValueError(f"there is no rule {rule!r}: argmax or greater")
+
+
+def all_above(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    """Strict points for "every true score above every false one", float64 `[N]`.
+
+    `true` `[N, A]`, `false` `[N, B]`. Where a true ones and b false ones tie at the boundary, the
+    chance that random order puts all a first is a! b! / (a + b)!.
+    """
+    low, high = true.min(1), false.max(1)
+    a = (true == low[:, None]).sum(1)
+    b = (false == low[:, None]).sum(1)
+    order = np.array([1 / math.comb(i + j, i) for i, j in zip(a, b, strict=True)])
+    return np.where(low > high, 1.0, np.where(low < high, 0.0, order))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Where the best positive of each query stands in its gallery; all arrays `[Q]`.
+
+    Attributes:
+      better: entries that score higher.
+      tied, tied_positives: entries, and positives among them, that score as high.
+      stable: rank, from 0, in a stable sort by falling score.
+      score: of the best positive, float32.
+      rival, rival_score: the best entry that is no positive (-1 and -inf where there is none).
+    """
+
+    better: np.ndarray
+    tied: np.ndarray
+    tied_positives: np.ndarray
+    stable: np.ndarray
+    score: np.ndarray
+    rival: np.ndarray
+    rival_score: np.ndarray
+
+    def recall(self, k: int) -> np.ndarray:
+        """Official recall@k: 1 where a positive is among the first k, float64 `[Q]`.
+
+        The published scripts leave ties to their sort; here the gallery's order decides.
+        """
+        return (self.stable < k).astype(np.float64)
+
+    def recall_strict(self, k: int) -> np.ndarray:
+        """Chance that random order among ties puts a positive into the first k, float64 `[Q]`."""
+        places = np.clip(k - self.better, 0, self.tied)
+        return np.array(
+            [
+                1 - math.comb(t - p, n) / math.comb(t, n)
+                for t, p, n in zip(self.tied, self.tied_positives, places, strict=True)
+            ]
+        )
+
+
+def rank(queries: np.ndarray, gallery: np.ndarray, positives: Sequence[Sequence[int]]) -> Ranks:
+    """Ranks `[Q, D]` against `[G, D]`; `positives[q]` are the right rows of the gallery.
+
+    The score matrix is never held as a whole.
+    """
+    wide = gallery.astype(np.float64).T
+    parts = []
+    for start in range(0, len(queries), ROWS):
+        chunk = queries[start : start + ROWS].astype(np.float64)
+        scores = _comparable((chunk @ wide).astype(np.float32))
+        parts.append(_rank_rows(scores, positives[start : start + len(chunk)]))
+    return Ranks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def chance_of_recall(size: int, positives: Sequence[int], k: int) -> float:
+    """Mean recall@k of a random order of `size` entries for queries with so many positives."""
+    missed = [math.comb(size - p, min(k, size)) / math.comb(size, min(k, size)) for p in positives]
+    return float(1 - np.mean(missed))
+
+
+def mean_directions(features: np.ndarray, count: int) -> np.ndarray:
+    """Unit mean of every `count` consecutive unit rows: `[N * count, D]` to float32 `[N, D]`.
+
+    How CLIP joins the prompts of a class and NegBench the frames of a video.
+    """
+    mean = features.reshape(-1, count, features.shape[-1]).astype(np.float64).mean(1)
+    norm = np.linalg.norm(mean, axis=-1, keepdims=True)
+    return (mean / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def _rank_rows(scores: np.ndarray, positives: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+    counts = np.array([len(p) for p in positives])
+    rows = np.repeat(np.arange(len(positives)), counts)
+    columns = np.concatenate([np.sort(np.asarray(p, np.int64)) for p in positives])
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    right = scores[rows, columns]
+    best = np.maximum.reduceat(right, starts)
+    at_best = right == best[rows]
+    first = np.minimum.reduceat(np.where(at_best, columns, scores.shape[1]), starts)
+    equal = scores == best[:, None]
+    better = (scores > best[:, None]).sum(1)
+    before = (equal & (np.arange(scores.shape[1]) < first[:, None])).sum(1)
+    tied, tied_positives = equal.sum(1), np.add.reduceat(at_best.astype(np.int64), starts)
+    scores[rows, columns] = np.nan
+    only_right = counts >= scores.shape[1]
+    scores[only_right] = -np.inf
+    rival = np.nanargmax(scores, axis=1)
+    rival_score = scores[np.arange(len(scores)), rival]
+    rival = np.where(only_right, -1, rival)
+    return better, tied, tied_positives, better + before, best, rival, rival_score
+
+
+def _comparable(scores: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(scores), np.float32(-np.inf), scores)
