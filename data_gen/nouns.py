@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from data_gen.lexicon import word_set
+
 PLURALS = {
     "person": "people",
     "mouse": "mice",
@@ -24,10 +26,39 @@ PLURALS = {
     "leaf": "leaves",
     "shelf": "shelves",
     "loaf": "loaves",
+    "scarf": "scarves",
+    "calf": "calves",
+    "half": "halves",
+    "wolf": "wolves",
+    "wife": "wives",
+    "goose": "geese",
+    "ox": "oxen",
+    "cactus": "cacti",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "mango": "mangoes",
+    "hero": "heroes",
+    "bookshelf": "bookshelves",
+    "fish": "fish",
+    "deer": "deer",
+    "bison": "bison",
+    "aircraft": "aircraft",
+    "cattle": "cattle",
 }
-MASS = {"broccoli"}
-PLURAL_ONLY = {"scissors", "skis"}
-HUMANS = {"person"}
+# Words without a plural: "no snow", "without any snow".
+MASS = word_set("""
+broccoli bread butter cheese water snow ice grass sand furniture luggage baggage silverware
+cutlery clothing food rice pasta milk beer wine juice jewelry traffic equipment fruit sauce
+lettuce spinach corn garlic bacon ham meat beef pork graffiti smoke fog rain soup soap
+toothpaste chocolate ketchup mustard mayonnaise syrup honey sugar salt hay straw mud dirt trash
+garbage litter paper toast sunlight electricity glassware machinery merchandise
+""")
+PLURAL_ONLY = word_set("""
+scissors skis sunglasses glasses eyeglasses goggles shorts pants trousers jeans headphones
+earphones binoculars tongs pliers pajamas fries clothes
+""")
+HUMANS = {"person", "people", "human"}
+_MEN = re.compile(r"(?!german|human|roman|caiman|talisman|shaman)\w*man$")
 # Written with a vowel and spoken with a consonant, and the other way round.
 CONSONANT_SOUND = re.compile(r"(uni(?!n)|use|eu|one\b|ut)", re.IGNORECASE)
 VOWEL_SOUND = re.compile(r"(hour|honest|heir|x-|mri\b|lcd\b|suv\b)", re.IGNORECASE)
@@ -160,8 +191,10 @@ class Noun:
 def plural(name: str) -> str:
     """Plural of a name by its last word: 'wine glass' -> 'wine glasses'."""
     head, _, last = name.rpartition(" ")
-    if last in PLURALS:
-        many = PLURALS[last]
+    if last in PLURALS or last in PLURAL_ONLY:
+        many = PLURALS.get(last, last)
+    elif _MEN.match(last):
+        many = f"{last[:-2]}en"
     elif re.search(r"(s|x|z|ch|sh)$", last):
         many = f"{last}es"
     elif re.search(r"[^aeiou]y$", last):
@@ -169,6 +202,39 @@ def plural(name: str) -> str:
     else:
         many = f"{last}s"
     return f"{head} {many}".strip()
+
+
+# Words in -s that are singular, and those in -ies that only lose an s.
+_SINGULAR = re.compile(
+    r"(ss|us|is|tennis|gas|lens|canvas|christmas|always|news|series|dais|as|was|has)$"
+)
+_BY_PLURAL = {many: one for one, many in PLURALS.items()}
+_IE = re.compile(r"(^|.*[^a-z])(movie|cookie|brownie|pie|tie|necktie|bowtie|hoodie|smoothie)s$")
+
+
+@cache
+def singular(name: str) -> str:
+    """Singular of a name by its last word: 'wine glasses' -> 'wine glass'; others as they are."""
+    head, _, last = name.rpartition(" ")
+    if last == "glasses" and head:  # "wine glasses", not those on a nose
+        return f"{head} glass"
+    return f"{head} {_singular(last)}".strip()
+
+
+def _singular(word: str) -> str:
+    if word in _BY_PLURAL:
+        return _BY_PLURAL[word]
+    if word in PLURAL_ONLY or word in MASS or len(word) < 3 or _SINGULAR.search(word):
+        return word
+    if word.endswith("men"):
+        return f"{word[:-2]}an"
+    if _IE.match(word):
+        return word[:-1]
+    if word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if re.search(r"(ss|x|zz|ch|sh|bus|gas|lens)es$", word):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") else word
 
 
 def article(name: str) -> str:

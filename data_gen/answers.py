@@ -1,0 +1,96 @@
+"""From what a model answers to what was asked for: one caption, one object name."""
+
+import re
+
+from data_gen.lexicon import ABSTRACT, word_set
+from data_gen.nouns import PLURAL_ONLY, singular
+from data_gen.senses import canonical
+
+_LABEL = re.compile(
+    r"^(?:(?:the |your |my )?(?:new|updated|rewritten|revised|modified|negated|final|output)? ?"
+    r"(?:caption|answer|output|sentence|result|rewrite|response|description|object)\s*(?:is)?\s*:"
+    r"|assistant\s*:|a\s*:)\s*",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|great)\b[^\w\"“'‘]*)?"
+    r"(?:(?:here(?:['’]s| is| are|'re)|this is)\b[^:.\n]*"
+    r"(?:caption|sentence|version|rewrite|answer|object)[^:.\n]*:\s*)?",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<\|?/?[a-zA-Z_][^<>]{0,40}>|```\w*|\[/?INST\]")
+_BULLET = re.compile(r"^\s*(?:[-*•>#]+|\(?\d{1,2}[.)])\s+")
+_QUOTES = "\"'“”‘’`«»"
+
+REFUSAL = re.compile(
+    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|as an? (?:ai|language|large)|"
+    r"i (?:cannot|can['’]t|can not|am unable|['’]m unable|won['’]t|am not able)\b|"
+    r"unable to (?:provide|assist|help|add|rewrite|generate|create|comply)|"
+    r"(?:cannot|can['’]t) (?:assist|help with|comply|fulfil|provide|be rewritten))",
+    re.IGNORECASE,
+)
+CHATTER = re.compile(
+    r"[\n<>{}*#|`\[\]]|https?:|^\W*(?:sure|certainly|of course|okay)\b[,!.:]|"
+    r"\bhere(?:['’]s| is) (?:the|your|a|an) (?:re|up|mod|new|neg|cap|sent)|\blet me know\b|"
+    r"\b(?:rewritten|updated|revised|modified|original) (?:caption|sentence)\b|"
+    r"\b(?:this|the|your) caption\b|\bcaption:|\bnote(?: that)?:|\bplease (?:note|provide|let)\b|"
+    r"\bi(?: have|['’]ve)? (?:added|rewrote|rewritten|changed|removed|included)\b|"
+    r"\bthe absence of [\w ]+ (?:is|has been|was) (?:added|indicated|mentioned|noted)|"
+    r"\bonly rephrase\b",
+    re.IGNORECASE,
+)
+
+# "A blue sky" is no object either, but a traffic light is one.
+_NEVER = ABSTRACT - word_set("light hand eye face place line piece top wall sun air face hair")
+_NAME = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
+_LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+")
+# Words in -ing that name things.
+_GERUND = re.compile(r".*ing$")
+_ING_THINGS = word_set("""
+building painting railing ceiling clothing awning pudding string ring wing king earring swing
+sling icing dressing ironing-board lightning drawing carving wedding bearing
+""")
+
+
+def clean(answer: str) -> str:
+    """The caption in a model's answer: one line without labels, quotes, markup or greeting.
+
+    Strips once, what is usual; what is left over is for the rule "chatter" to reject.
+    """
+    for line in _TAG.sub(" ", answer).splitlines():
+        line = _BULLET.sub("", line.strip()).replace("**", "").replace("__", "")
+        line = _LABEL.sub("", _OPENING.sub("", line.strip()))
+        line = " ".join(line.split())
+        line = _unquoted(line)
+        if line and not line.endswith(":"):
+            return line
+    return ""
+
+
+def _unquoted(line: str) -> str:
+    bare = line.rstrip(".")
+    if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
+        return bare[1:-1].strip()
+    return line
+
+
+def normalise_object(item: str) -> str | None:
+    """The name of one object, lower case, singular, the usual word of several; None if unusable.
+
+    "A Sofa." gives "couch", "wine glasses" gives "wine glass". Unusable are sentences, lists,
+    refusals, more than three words, abstract things, and what nearly every photo has.
+    """
+    text = clean(item).lower().strip(" .,;:!?\"'“”‘’`*_()[]") if isinstance(item, str) else ""
+    text = _LEAD.sub("", text)
+    if not _NAME.fullmatch(text):
+        return None
+    name = singular(text)
+    head = name.rpartition(" ")[2]
+    if name in ABSTRACT or head in _NEVER or (len(name) < 3 and name != "tv"):
+        return None
+    if _GERUND.match(head) and head not in _ING_THINGS and " " not in name:
+        return None
+    words = set(re.split(r"[ -]", name))
+    if words & {"is", "are", "and", "or", "not", "no", "with", "of", "in", "on", "i", "the"}:
+        return None
+    return canonical(name) if head not in PLURAL_ONLY else name

@@ -1,0 +1,99 @@
+"""Where a text names an object: by itself, its plural, another word for it, or a kind of it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from data_gen.cues import Token, tokenize
+from data_gen.lemmas import stem
+from data_gen.nouns import plural
+from data_gen.senses import kinds, same, wider
+
+Span = tuple[int, int]  # first and last token
+
+# Words that make another thing of the next: a hot dog is no dog.
+_OTHER_THING = {
+    "dog": {"hot", "corn"},
+    "bear": {"teddy", "stuffed", "toy", "gummy"},
+    "chair": {"wheel"},
+    "apple": {"pine"},
+    "table": {"pool"},
+    "phone": {"ear"},
+    "horse": {"rocking", "saw"},
+    "mouse": {"mickey", "minnie"},
+    "car": {"train", "rail", "cable", "subway"},
+}
+
+
+class _Forms:
+    """The word sequences that name something, for a search over tokens."""
+
+    def __init__(self, names: Iterable[str], stems: Iterable[str] = ()):
+        phrases = {tuple(form.split()) for name in names for form in (name, plural(name))}
+        self.single = {phrase[0] for phrase in phrases if len(phrase) == 1}
+        self.multiple: dict[str, list[tuple[str, ...]]] = {}
+        for phrase in sorted(phrases, key=len, reverse=True):
+            if len(phrase) > 1:
+                self.multiple.setdefault(phrase[0], []).append(phrase)
+        self.stems = frozenset(stems)
+
+    def find(self, words: Sequence[str]) -> list[Span]:
+        spans = []
+        i = 0
+        while i < len(words):
+            length = self._match(words, i)
+            if length:
+                spans.append((i, i + length - 1))
+            i += length or 1
+        return spans
+
+    def _match(self, words: Sequence[str], i: int) -> int:
+        """How many words from the i-th on name the thing; 0 if they do not."""
+        word = words[i].removesuffix("'s")
+        for phrase in self.multiple.get(word, ()):
+            if tuple(words[i : i + len(phrase)]) == phrase:
+                return len(phrase)
+        if word in self.single:
+            return int(not i or words[i - 1] not in _OTHER_THING.get(word, ()))
+        if word.endswith("-free"):
+            return int(word.removesuffix("-free") in self.single)
+        return int(bool(self.stems) and stem(word) in self.stems)
+
+
+@lru_cache(maxsize=100_000)
+def _forms(obj: str, strength: str) -> _Forms:
+    if strength == "same":
+        # "running" of a question is denied by "does not run".
+        verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
+        return _Forms(same(obj), verbs)
+    if strength == "kind":
+        return _forms(obj, "same") if kinds(obj) == same(obj) else _Forms(kinds(obj))
+    head = obj.rpartition(" ")[2]  # "a ball" may be the tennis ball
+    return _Forms({*kinds(obj), *wider(obj), *(() if obj in _COMPOUND else (head,))})
+
+
+_COMPOUND = {"hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign"}
+
+
+def find_same(obj: str, tokens: Sequence[Token]) -> list[Span]:
+    """Where tokens name the object itself: its name, plural or an equal word."""
+    return _forms(obj, "same").find([token.word for token in tokens])
+
+
+def find_kinds(obj: str, tokens: Sequence[Token]) -> list[Span]:
+    """Where tokens name the object or a kind of it: a "kitten" for "cat"."""
+    return _forms(obj, "kind").find([token.word for token in tokens])
+
+
+def mentioned(obj: str, captions: Iterable[str]) -> bool:
+    """Whether any caption may be speaking of the object, by any word, also a wider one.
+
+    Errs on the side of yes: an object that is mentioned is never said to be absent.
+    """
+    forms = _forms(obj, "wider")
+    return any(forms.find(_words(text)) for text in captions)
+
+
+@lru_cache(maxsize=10_000)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(token.word for token in tokenize(text))

@@ -1,0 +1,156 @@
+"""The rules that every rewritten caption must pass, whoever wrote it: LLM or template.
+
+`check` gives all reasons against a rewrite, not the first, so that a report can say what a model
+gets wrong. What rules cannot see (a wrong colour in a fluent sentence) is for a sample read by
+people; `data_gen.audit` counts it.
+"""
+
+from collections.abc import Callable, Sequence
+
+from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
+from data_gen.cues import PEOPLE, Cue, Token, find_cues, governs, position, tokenize
+from data_gen.lemmas import content, related, stem
+from data_gen.mentions import Span, find_kinds, find_same, mentioned
+from data_gen.nouns import HUMANS, article, plural, singular
+from data_gen.senses import concepts
+
+__all__ = ["REASONS", "check", "clean", "cue_of", "mentioned", "normalise_object"]
+
+REASONS = {
+    "empty": "there is no text",
+    "refusal": "the model refused",
+    "chatter": "something other than a caption was left in the answer",
+    "unchanged": "it says what the caption says",
+    "no_cue": "nothing in it negates",
+    "object_missing": "it does not name the object",
+    "out_of_scope": "it negates, but not the object",
+    "affirmed": "it says that the object is there",
+    "double_negation": "it negates more than once",
+    "lost": "too little of the caption is left",
+    "invented": "it names things that no caption mentions",
+    "grammar": "article or number are wrong",
+    "too_long": "CLIP would not read its end",
+    "mentioned": "a caption of the photo mentions the object",
+}
+KEPT = 0.5  # share of the caption's content words that must come back, in any form
+NEW_THINGS = 1  # known things that a paraphrase may add
+
+
+def check(
+    rewrite: str,
+    *,
+    caption: str,
+    obj: str,
+    other_captions: Sequence[str] = (),
+    max_tokens: int = 77,
+    count_tokens: Callable[[str], int],
+) -> list[str]:
+    """All reasons against a rewrite of `caption` that should say that `obj` is absent.
+
+    Args:
+      rewrite: the text, after `clean`.
+      obj: the absent object, singular, or what a question denies ("running", "wet").
+      other_captions: the photo's other captions; the object must not be in them either, and what
+        they name is not invented.
+      count_tokens: CLIP tokens of a text, start and end token included.
+    Returns:
+      Keys of `REASONS` in its order; empty for a rewrite that is accepted.
+    """
+    tokens = tokenize(rewrite)
+    if not tokens:
+        return ["empty"]
+    cues = find_cues(tokens)
+    captions = (caption, *other_captions)
+    found = _form(rewrite, caption, tokens) | _negation(tokens, cues, obj)
+    found |= _faithfulness(rewrite, captions, obj)
+    if count_tokens(rewrite) > max_tokens:
+        found.add("too_long")
+    if mentioned(obj, captions):
+        found.add("mentioned")
+    return [reason for reason in REASONS if reason in found]
+
+
+def cue_of(text: str) -> tuple[str, str] | None:
+    """The first cue of negation and its position to what the text affirms, None without a cue.
+
+    The cue is a word in lower case ("no", "without", "isn't"); the position is "before" ("no dog,
+    just a bus"), "after" ("a bus with no dog") or "alone" ("there is no dog").
+    """
+    tokens = tokenize(text)
+    cues = find_cues(tokens)
+    return (cues[0].word, position(cues[0], tokens)) if cues else None
+
+
+def _form(rewrite: str, caption: str, tokens: Sequence[Token]) -> set[str]:
+    found = set()
+    if REFUSAL.search(rewrite):
+        found.add("refusal")
+    if CHATTER.search(rewrite):
+        found.add("chatter")
+    if [token.word for token in tokens] == [token.word for token in tokenize(caption)]:
+        found.add("unchanged")
+    return found
+
+
+def _negation(tokens: Sequence[Token], cues: Sequence[Cue], obj: str) -> set[str]:
+    """What is wrong with what is denied: cue, scope, number of negations."""
+    found = set()
+    if not cues:
+        found.add("no_cue")
+    if len(cues) > 1:
+        found.add("double_negation")
+    named = find_same(obj, tokens)
+    denied = [span for span in named if any(governs(cue, tokens, *span) for cue in cues)]
+    implied = obj in HUMANS and any(cue.kind == PEOPLE for cue in cues)  # "nobody" names people
+    rest = [span for span in find_kinds(obj, tokens) if span not in denied]
+    if not named and not implied:
+        found.add("object_missing")
+    elif cues and not denied and not implied:
+        found.add("out_of_scope")
+    if rest and (denied or implied or not cues):
+        found.add("affirmed")
+    if any(_disagrees(tokens, span) for span in named):
+        found.add("grammar")
+    return found
+
+
+def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
+    """Whether article or verb around a named object are wrong: "a umbrella", "no dogs is"."""
+    first, last = span
+    head = tokens[last].word
+    before = tokens[first - 1].word if first else ""
+    after = tokens[last + 1].word if last + 1 < len(tokens) else ""
+    one = singular(head)
+    invariant = plural(one) == one
+    many = not invariant and head == plural(one)
+    if before in ("a", "an") and (many or before != article(tokens[first].word)):
+        return True
+    if before == "no" and first > 1 and tokens[first - 2].word in ("is", "isn't"):
+        return many and tokens[first - 3].word == "there" if first > 2 else False
+    if before == "no" and after == "is":
+        return many
+    return False
+
+
+def _faithfulness(rewrite: str, captions: Sequence[str], obj: str) -> set[str]:
+    """Whether the rewrite keeps the caption and adds nothing but the object."""
+    found = set()
+    own, new = content(captions[0]), content(rewrite)
+    absent = content(obj)
+    kept = sum(_among(word, new) for word in own)
+    if own and kept < KEPT * len(own):
+        found.add("lost")
+    known = [*(word for text in captions for word in content(text)), *absent]
+    stems = {stem(word) for word in known}
+    added = [
+        word
+        for word in dict.fromkeys(new)
+        if stem(word) not in stems and concepts(word) and not _among(word, known)
+    ]
+    if len(added) > NEW_THINGS:
+        found.add("invented")
+    return found
+
+
+def _among(word: str, others: Sequence[str]) -> bool:
+    return word in others or any(related(word, other) for other in others)
