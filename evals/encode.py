@@ -1,0 +1,205 @@
+"""Encodes each distinct image and text once, over all benchmarks and all devices.
+
+The items of all benchmarks are known before the first is encoded, in the order in which the
+benchmarks need them. A tower works through them in batches of one shape (one compiled program),
+across the borders of benchmarks, and stores each batch before the next. So a benchmark can be
+scored as soon as its own items are done, and what a kill leaves is found again.
+
+Several processes run the same batches: which items are left is what the main process's store says,
+every batch is filled up to full size, and every process receives all features. None can wait for a
+batch that another does not run.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from evals.benchmark import ImageRef
+from evals.images import DataRoots
+from evals.inputs import Images, Texts
+from evals.models import Model
+from evals.store import EmbeddingStore
+from negclip_jax.data import features
+from negclip_jax.errors import InputError
+from negclip_jax.models import clip
+from negclip_jax.runtime import console, sharding
+
+IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
+_TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
+_BAD_SHOWN = 5
+
+
+class Encoder:
+    """Unit features of the images and texts of several benchmarks under one model."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: Sequence[ImageRef],
+        texts: Sequence[str],
+        roots: DataRoots,
+        *,
+        cache: Path,
+        in_memory: dict[str, EmbeddingStore] | None = None,
+    ):
+        """Finds out what is left to encode; nothing is computed yet.
+
+        Args:
+          model: to encode with.
+          images, texts: of all benchmarks, in the order of need; repetitions are dropped.
+          roots: where photos are.
+          cache: folder of the stores and of the images' digests.
+          in_memory: where given, stores are kept in this dict and not on disk.
+        """
+        mesh = sharding.make_mesh(data=-1, fsdp=1)
+        everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), model.params)
+        params = sharding.put(model.params, everywhere)
+        graphdef, _ = clip.abstract(model.config, dtype=model.dtype)
+        self.fingerprints = {kind: fingerprint(model, kind) for kind in _TOWERS}
+
+        def tower(kind: str, inputs: Images | Texts, per_device: int) -> _Tower:
+            name, dim = f"{kind}-{self.fingerprints[kind]}", model.config.projection_dim
+            if in_memory is not None:
+                store = in_memory.setdefault(name, EmbeddingStore(None, dim))
+            else:
+                writes = sharding.is_main_process()
+                store = EmbeddingStore(cache / f"{name}.bin" if writes else None, dim)
+            return _Tower(inputs, store, graphdef, params, mesh, per_device, model.name)
+
+        distinct = list(dict.fromkeys(texts))
+        refs = Images(list(dict.fromkeys(images)), roots, model.preprocess, cache)
+        self._images = tower("image", refs, IMAGES_PER_DEVICE)
+        self._texts = tower("text", Texts(distinct, model.tokenizer), TEXTS_PER_DEVICE)
+        self.truncated = self._texts.inputs.truncated
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """How many images and how many texts are still to encode."""
+        return self._images.pending, self._texts.pending
+
+    def features(
+        self, images: Sequence[ImageRef], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unit rows float32 `[N, D]` and `[M, D]`.
+
+        Raises InputError that names images which cannot be read; others can still be asked for.
+        """
+        return self._images.features(images), self._texts.features(texts)
+
+    def close(self) -> None:
+        """Ends progress bars and the threads that decode."""
+        self._images.close()
+        self._texts.close()
+
+
+def fingerprint(model: Model, kind: str) -> str:
+    """Of all that an "image" or "text" embedding depends on but the item itself."""
+    tower, projection = _TOWERS[kind]
+    leaves = jax.tree_util.tree_leaves_with_path({n: model.params[n] for n in (tower, projection)})
+    weights = {
+        jax.tree_util.keystr(path): leaf if isinstance(leaf, np.ndarray) else sharding.to_host(leaf)
+        for path, leaf in leaves
+    }
+    config = getattr(model.config, tower)
+    numerics = f"{config} {model.dtype} {jax.default_backend()} {jax.__version__}"
+    preprocess = model.preprocess if kind == "image" else "token ids"
+    return features.fingerprint(weights, numerics, preprocess, [])
+
+
+class _Tower:
+    """One tower: encodes its items in order, batch by batch, as far as is asked for."""
+
+    def __init__(
+        self,
+        inputs: Images | Texts,
+        store: EmbeddingStore,
+        graphdef: nnx.GraphDef,
+        params: dict[str, Any],
+        mesh: Mesh,
+        per_device: int,
+        label: str,
+    ):
+        self.inputs, self._store, self._params, self._mesh = inputs, store, params, mesh
+        self._label = f"{label}: {inputs.name}"
+        self._resources, self._bar = contextlib.ExitStack(), None
+        by_key = {key: item for item, key in reversed(inputs.keys.items())}
+        order = list(dict.fromkeys(inputs.keys.values()))
+        _take_from_main(store, order)
+        self._left = [by_key[key] for key in order if key not in store]
+        self._place = {inputs.keys[item]: i for i, item in enumerate(self._left)}
+        self._size = _batch_size(len(self._left), mesh.size, per_device)
+        self._batches = inputs.batches(self._left, self._size, mesh)
+        self._resources.callback(self._batches.close)
+        self._done, self._bad = 0, set()
+
+        def encode(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
+            encoded = inputs.encode(nnx.merge(graphdef, params), batch)
+            return encoded / jnp.linalg.norm(encoded, axis=-1, keepdims=True)
+
+        self._encode: Callable = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+
+    @property
+    def pending(self) -> int:
+        """Items that are not encoded yet."""
+        return len(self._left) - self._done
+
+    def features(self, items: Sequence[Hashable]) -> np.ndarray:
+        """Unit rows float32 `[N, D]`; encodes up to the last of these items."""
+        keys = [self.inputs.keys[item] for item in items]
+        last = max((self._place.get(key, -1) for key in keys), default=-1)
+        while self._done <= last:
+            self._encode_next()
+        bad = dict.fromkeys(i for i, key in zip(items, keys, strict=True) if key in self._bad)
+        if bad:
+            reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
+            raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
+        return self._store.rows(keys)
+
+    def close(self) -> None:
+        """Ends the bar and the threads."""
+        self._resources.close()
+
+    def _encode_next(self) -> None:
+        if self._bar is None:
+            bar = console.Bar(self._label, len(self._left))
+            self._bar = self._resources.enter_context(bar)
+        part = self._left[self._done : self._done + self._size]
+        batch = sharding.to_global(self._mesh, next(self._batches))
+        rows = np.asarray(self._encode(self._params, batch))[: len(part)]
+        keys = [self.inputs.keys[item] for item in part]
+        sound = np.isfinite(rows).all(axis=1)
+        self._store.add([k for k, ok in zip(keys, sound, strict=True) if ok], rows[sound])
+        self._bad.update(k for k, ok in zip(keys, sound, strict=True) if not ok)
+        self._done += len(part)
+        self._bar.advance(len(part))
+        if self._done == len(self._left):
+            self.close()
+
+
+def _batch_size(items: int, devices: int, per_device: int) -> int:
+    """Equal batches, as few as the devices take, with hardly a row to fill up."""
+    batches = max(1, math.ceil(items / (devices * per_device)))
+    return max(1, math.ceil(items / (batches * devices))) * devices
+
+
+def _take_from_main(store: EmbeddingStore, keys: Sequence[bytes]) -> None:
+    """Gives every process what the main process's store holds of these keys."""
+    if jax.process_count() == 1 or not keys:
+        return
+    from jax.experimental import multihost_utils
+
+    known = np.array([key in store for key in keys])
+    rows = np.zeros((len(keys), store.dim), np.float32)
+    rows[known] = store.rows([key for key, there in zip(keys, known, strict=True) if there])
+    known, rows = multihost_utils.broadcast_one_to_all((known, rows))
+    if not sharding.is_main_process():
+        there = np.flatnonzero(known)
+        store.add([keys[i] for i in there], np.asarray(rows)[there])
