@@ -1,0 +1,169 @@
+"""Published files and photos are found by their names, or a sentence says where we looked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evals.benchmark import ImageRef
+from evals.images import DataRoots
+from negclip_jax.data.images import ImageError
+from negclip_jax.errors import InputError
+
+
+def write(path: Path, content: bytes = b"{}") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def photo(path: Path, colour: str = "red", size=(4, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_a_file_is_found_at_any_depth(tmp_path):
+    deep = write(tmp_path / "a" / "b" / "NegRefCOCOg.json")
+    assert DataRoots((tmp_path,)).find("NegRefCOCOg.json", download="x") == deep
+    near = write(tmp_path / "z" / "NegRefCOCOg.json")
+    assert DataRoots((tmp_path,)).find("NegRefCOCOg.json", download="x") == near
+
+
+def test_an_earlier_folder_wins(tmp_path):
+    slices = write(tmp_path / "data" / "slices" / "f.json")
+    full = write(tmp_path / "data" / "f.json", b'{"more": 1}')
+    first, second = tmp_path / "data" / "slices", tmp_path / "data"
+    assert DataRoots((first, second)).find("f.json", download="x") == slices
+    assert DataRoots((second, first)).find("f.json", download="x") == full
+
+
+def test_names_may_ask_for_a_folder(tmp_path):
+    write(tmp_path / "other" / "plurals.json")
+    wanted = write(tmp_path / "deep" / "valse" / "plurals.json")
+    assert DataRoots((tmp_path,)).find("valse/plurals.json", download="x") == wanted
+    alternative = write(tmp_path / "valse_plurals.json")
+    found = DataRoots((tmp_path,)).find("nothing", "valse_plurals.json", download="x")
+    assert found == alternative
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    message = rf"a\.json or b\.json is not below {tmp_path}: get it from github\.com/x"
+    with pytest.raises(InputError, match=message):
+        DataRoots((tmp_path,)).find("a.json", "b.json", download="github.com/x")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"the data folder .*gone does not exist"):
+        DataRoots((tmp_path / "gone",))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "000000000139.jpg",
+        "val2017/000000000139.jpg",
+        "data/coco/images/val2017/000000000139.jpg",
+        "COCO_val2014_000000000139.jpg",
+        "COCO_train2014_000000000139.jpg",
+        "train2014\\COCO_train2014_000000000139.jpg",
+    ],
+)
+def test_coco_names_of_both_years_are_one_photo(tmp_path, name):
+    file = photo(tmp_path / "photos" / "val2017" / "000000000139.jpg")
+    assert DataRoots((tmp_path,)).resolve(name) == file
+
+
+def test_names_of_2014_are_found_for_2017_too(tmp_path):
+    file = photo(tmp_path / "COCO_train2014_000000000139.jpg")
+    assert DataRoots((tmp_path,)).resolve("val2017/000000000139.jpg") == file
+
+
+def test_other_names_are_taken_literally(tmp_path):
+    photo(tmp_path / "000139.jpg")
+    roots = DataRoots((tmp_path,))
+    assert roots.resolve("000000000139.jpg") is None and roots.resolve("139.jpg") is None
+
+
+def test_of_equal_names_the_folder_decides(tmp_path):
+    voc = photo(tmp_path / "VOC2007" / "JPEGImages" / "000001.jpg", "red")
+    genome = photo(tmp_path / "VG" / "000001.jpg", "blue")
+    roots = DataRoots((tmp_path,))
+    assert roots.resolve("data/VOCdevkit/VOC2007/JPEGImages/000001.jpg") == voc
+    assert roots.resolve("VG/000001.jpg") == genome
+    with pytest.raises(InputError, match=r"000001\.jpg may be .* or .*, which differ"):
+        roots.resolve("000001.jpg")
+
+
+def test_copies_of_one_photo_are_no_question(tmp_path):
+    first = photo(tmp_path / "a" / "x.png")
+    photo(tmp_path / "b" / "x.png")
+    assert DataRoots((tmp_path,)).resolve("x.png") == first
+
+
+def test_missing_photos_are_listed_once(tmp_path):
+    photo(tmp_path / "1.png")
+    roots = DataRoots((tmp_path,))
+    assert roots.missing(["2.png", "1.png", "3.png", "2.png"]) == ["2.png", "3.png"]
+
+
+def test_photos_may_lie_elsewhere_and_be_linked(tmp_path):
+    file = photo(tmp_path / "elsewhere" / "1.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    assert DataRoots((data,), images=(tmp_path / "elsewhere",)).resolve("1.png") == file
+    (data / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(data)  # a circle ends the walk, not the program
+    assert DataRoots((data,)).resolve("1.png") == data / "link" / "1.png"
+
+
+def test_a_box_is_cut_as_pillow_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    roots = DataRoots((tmp_path,))
+    found = np.asarray(roots.open(ImageRef("1.png", (2.5, 3.5, 10.0, 8.2))))
+    # Edges are rounded with halves to even: 2.5 -> 2, 12.5 -> 12, 3.5 -> 4, 11.7 -> 12.
+    np.testing.assert_array_equal(found, pixels[4:12, 2:12])
+    assert roots.size("1.png") == (30, 20)
+
+
+def test_damaged_and_missing_images_are_named(tmp_path):
+    write(tmp_path / "bad.png", b"nothing")
+    roots = DataRoots((tmp_path,))
+    with pytest.raises(ImageError, match=r"bad\.png: this is not an image"):
+        roots.open(ImageRef("bad.png"))
+    with pytest.raises(ImageError, match=r"bad\.png: this is not an image"):
+        roots.size("bad.png")
+    with pytest.raises(ImageError, match=r"gone\.png: there is no such photo below"):
+        roots.open(ImageRef("gone.png"))
+
+
+def test_identity_follows_the_file(tmp_path):
+    photo(tmp_path / "1.png")
+    roots = DataRoots((tmp_path,))
+    before = roots.identity("1.png")
+    assert roots.identity("1.png") == before
+    photo(tmp_path / "1.png", "blue", (9, 9))
+    assert roots.identity("1.png") != before
+
+
+def test_folders_of_classes(tmp_path):
+    photo(tmp_path / "deep" / "imagenet" / "val" / "n01440764" / "1.png")
+    roots = DataRoots((tmp_path,))
+    assert roots.folder("imagenet/val") == tmp_path / "deep" / "imagenet" / "val"
+    assert roots.folder("imagenet/train") is None
+
+
+def test_images_of_prepared_data_sets(tmp_path, monkeypatch):
+    from evals import images
+
+    file = photo(tmp_path / "1.png", size=(7, 5))
+    rows = [{}, {"image": file.read_bytes()}]
+    monkeypatch.setattr(
+        images, "tfds_rows", lambda name, split, folders: {"a/test": rows}[name + "/" + split]
+    )
+    roots = DataRoots((tmp_path,))
+    assert roots.open(ImageRef("tfds:a/test#1")).size == (7, 5)
+    assert roots.missing(["tfds:a/test#1"]) == []
+    assert roots.identity("tfds:a/test#1") == ["tfds:a/test#1"]
