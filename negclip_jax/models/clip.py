@@ -373,9 +373,11 @@ def _run_blocks(
     def body(x, layer):
         return block(x, layer, mask), None
 
-    if remat:
-        # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-        body = jax.checkpoint(body, prevent_cse=False)
+    # For the backward pass only the linear layers' outputs are kept, or nothing but the block's
+    # input: recomputing the rest is cheaper than writing it to memory and reading it again.
+    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+    kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
     x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params))
     return block(x, jax.tree.map(lambda p: p[-1], params), mask_at, at)
 

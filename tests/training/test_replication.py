@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from training.published_recipe import PublishedRecipe
+from PIL import Image
 
+from bench.published_recipe import PublishedRecipe
 from configs import negationclip
 from negclip_jax.data.pairs import read_pairs, split_pairs
 from negclip_jax.interop import huggingface
@@ -93,12 +94,16 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
     pairs, _ = split_pairs(
         read_pairs(photos["pairs"]), validation_fraction=0.2, by="image", seed=42
     )
-    recipe = PublishedRecipe(checkpoint, lr=lr)
+    recipe = PublishedRecipe(checkpoint, lr=lr, attention="eager")
+    processor = transformers.CLIPImageProcessor.from_pretrained(checkpoint)
     state, ours, theirs = run.state, [], []
     for step, batch in enumerate(run.loader.batches(0, STEPS)):
         chosen = [pairs[i] for i in run.loader.pairs_at(step)[0]]
-        files = [photos["images"] / pair.image for pair in chosen]
-        theirs.append(recipe.step(files, [pair.negated for pair in chosen]))
+        decoded = [Image.open(photos["images"] / pair.image).convert("RGB") for pair in chosen]
+        pixels = processor(decoded, return_tensors="pt")["pixel_values"]
+        ids = recipe.tokenize([pair.negated for pair in chosen])
+        assert ids.shape[1] == 77
+        theirs.append(recipe.step(pixels, ids))
         batch = sharding.to_global(run.mesh, batch)
         state, metrics = run.train_step(state, run.frozen, batch)
         ours.append(float(metrics["loss"]))

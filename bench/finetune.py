@@ -1,0 +1,230 @@
+"""Fine-tuning, ours against the published recipe in PyTorch: pairs a second, losses, memory.
+
+    python -m bench.finetune --arch=vit_b_32 --batch-size=256 --json=runs/bench/finetune.json
+
+Both sides start from the same random weights and train on the same batches of the same photos and
+captions, in turns, each in a process of its own. Our first epoch fills the feature cache and later
+ones read it; the published recipe does in every epoch what it does in the first.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import tables
+from bench.sides import Side
+from negclip_jax.errors import InputError
+
+ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+            result = measure(args, Path(scratch))
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"bench.finetune: {error}")
+    tables.write_json(args.json, result)
+    print(table(result))
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Runs both sides in turns and returns what `--json` holds."""
+    settings = _material(args, scratch)
+    reference = (
+        "bench.reference:Reference",
+        settings["model.checkpoint"],
+        settings["data.images"],
+        args.reference_workers,
+        tables.cores(),
+    )
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(Side("bench.ours:Ours", settings, str(scratch / "run")))
+        theirs = None if args.no_reference else stack.enter_context(Side(*reference))
+        rounds = [_round(args, ours, theirs, n) for n in range(args.repetitions)]
+        device = ours("device")
+        parts = ours("breakdown", args.repetitions * args.steps) if args.breakdown else {}
+    return _summary(args, rounds) | {
+        "arch": args.arch,
+        "batch_size": args.batch_size,
+        "dtype": args.dtype,
+        "device": device,
+        "machine": tables.machine(),
+        "seconds_of_parts": parts,
+        "rounds": rounds,
+    }
+
+
+def _round(args: argparse.Namespace, ours: Side, theirs: Side | None, n: int) -> dict[str, Any]:
+    """One turn of each side: both epochs of ours, and the same steps of the other."""
+    steps = (n * args.steps, (n + 1) * args.steps)
+    cache = ours("fill_cache")
+    rates = [ours("matmul_rate")]
+    mine = ours("epoch", *steps)
+    rates.append(ours("matmul_rate"))
+    result = {"ours": mine, "cache": cache, "flops": ours("flops", *steps), "reference": None}
+    if theirs is not None:
+        rates.append(theirs("matmul_rate"))
+        result["reference"] = theirs("epoch", ours("batches", *steps))
+    print(_progress(args, n, result), file=sys.stderr, flush=True)
+    return result | {"matmul_rate": max(rates)}
+
+
+def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds; ratios are taken within a round, where the machine was the same."""
+    pairs = args.steps * args.batch_size
+
+    def median(values: Sequence[float]) -> float:
+        return float(statistics.median(values))
+
+    later = [pairs / r["ours"]["seconds"] for r in rounds]
+    # A photo has several captions: an epoch of these pairs sees its share of the cached photos.
+    first = [pairs / (r["ours"]["seconds"] + _cache_seconds(args, r)) for r in rounds]
+    result: dict[str, Any] = {
+        "pairs_per_second_later_epochs": median(later),
+        "pairs_per_second_first_epoch": median(first),
+        "flops_share_of_matmul": median([_share(r, "model") for r in rounds]),
+        "flops_share_of_matmul_read_only": median([_share(r, "read") for r in rounds]),
+        "matmul_gflops": median([r["matmul_rate"] / 1e9 for r in rounds]),
+        "text_tokens_computed_per_real": median(
+            [r["flops"]["computed"] / r["flops"]["tokens"] for r in rounds]
+        ),
+        "data_wait_share": median([r["ours"]["waited"] / r["ours"]["seconds"] for r in rounds]),
+        "peak_memory_gib": max(r["ours"]["memory"] for r in rounds) / 2**30,
+    }
+    if rounds[0]["reference"] is None:
+        return result
+    theirs = [pairs / r["reference"]["seconds"] for r in rounds]
+    losses = [np.array([r[side]["losses"] for r in rounds]) for side in ("ours", "reference")]
+    return result | {
+        "ratio_later_epochs": median(np.divide(later, theirs)),
+        "ratio_first_epoch": median(np.divide(first, theirs)),
+        "loss_max_rel_diff": float(np.max(np.abs(losses[0] / losses[1] - 1))),
+        "reference_pairs_per_second": median(theirs),
+        "reference_data_wait_share": median(
+            [r["reference"]["waited"] / r["reference"]["seconds"] for r in rounds]
+        ),
+        "reference_peak_memory_gib": max(r["reference"]["memory"] for r in rounds) / 2**30,
+    }
+
+
+def _cache_seconds(args: argparse.Namespace, round_: dict[str, Any]) -> float:
+    photos = args.steps * args.batch_size / args.captions_per_photo
+    return round_["cache"]["seconds"] * photos / round_["cache"]["images"]
+
+
+def _share(round_: dict[str, Any], count: str) -> float:
+    return round_["flops"][count] / round_["ours"]["seconds"] / round_["matmul_rate"]
+
+
+def _progress(args: argparse.Namespace, n: int, result: dict[str, Any]) -> str:
+    pairs = args.steps * args.batch_size
+    text = f"round {n + 1} of {args.repetitions}: ours {pairs / result['ours']['seconds']:.2f}"
+    if result["reference"] is not None:
+        text += f", published recipe {pairs / result['reference']['seconds']:.2f}"
+    return f"{text} pairs/s"
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+
+    def cells(*keys: str, form: str) -> list[str]:
+        return [form.format(result[key]) if key in result else "" for key in keys]
+
+    per_second = "{:.1f}"
+    rows = [
+        [
+            "pairs/s, later epochs",
+            *cells("pairs_per_second_later_epochs", "reference_pairs_per_second", form=per_second),
+            *cells("ratio_later_epochs", form="{:.2f} x"),
+        ],
+        [
+            "pairs/s, first epoch",
+            *cells("pairs_per_second_first_epoch", "reference_pairs_per_second", form=per_second),
+            *cells("ratio_first_epoch", form="{:.2f} x"),
+        ],
+        [
+            "waiting for data",
+            *cells("data_wait_share", "reference_data_wait_share", form="{:.1%}"),
+            "",
+        ],
+        [
+            "peak memory, GiB",
+            *cells("peak_memory_gib", "reference_peak_memory_gib", form="{:.1f}"),
+            "",
+        ],
+        ["FLOP/s on real tokens / matmul", *cells("flops_share_of_matmul", form="{:.0%}"), "", ""],
+        [
+            "tokens computed / real",
+            *cells("text_tokens_computed_per_real", form="{:.2f}"),
+            "",
+            "",
+        ],
+        ["largest difference of a loss", "", "", *cells("loss_max_rel_diff", form="{:.1e}")],
+    ]
+    title = (
+        f"{result['arch']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}; "
+        f"{tables.describe(result['machine'])}; matmul {result['matmul_gflops']:.0f} GFLOP/s"
+    )
+    header = ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"]
+    return f"{title}\n\n{tables.markdown(header, rows)}"
+
+
+def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Writes what is not given; returns the settings of our run."""
+    from bench import material
+
+    needed = args.steps * args.batch_size
+    if (args.pairs is None) != (args.images is None):
+        raise InputError("--pairs and --images belong together: give both or none")
+    pairs, images = args.pairs, args.images
+    if pairs is None:
+        pairs, images = material.write_pairs(scratch / "data", needed, args.captions_per_photo)
+    checkpoint = scratch / "checkpoint"
+    material.random_checkpoint(checkpoint, args.arch, tokenizer=args.tokenizer)
+    return {
+        "model.checkpoint": str(checkpoint),
+        "model.dtype": args.dtype,
+        "data.pairs": str(pairs),
+        "data.images": str(images),
+        "data.validation_fraction": 0.0,
+        "train.batch_size": args.batch_size,
+        "train.total": f"{args.steps * args.repetitions} steps",
+        "eval.every": "0 steps",
+        "checkpoint.every": "0 steps",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+    add("--batch-size", type=int, default=256, help="pairs a step (default 256)")
+    add("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
+    add("--repetitions", type=int, default=2, help="turns of each side (default 2)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type of ours")
+    add("--pairs", type=Path, help="pairs file; default: made captions of NegBench's lengths")
+    add("--images", type=Path, help="its photos; default: made photos of COCO's size")
+    add("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
+    add("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
+    add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
+    add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
+    add("--breakdown", action="store_true", help="also time the parts of a step")
+    add("--json", type=Path, help="where to write all figures")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

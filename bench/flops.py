@@ -1,0 +1,70 @@
+"""Floating-point operations of CLIP, counted from its sizes: matrix products only, 2 per product.
+
+A share of the matmul rate says how much of the machine a step uses. It is counted on real tokens:
+padding, and work that a program does twice, are no use to anyone and count nothing.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from negclip_jax.models.clip import CLIPConfig, TextConfig, TowerConfig
+
+_SIDE = 2048  # of the square matrices that measure the machine
+
+
+def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
+    """One forward pass of captions with these numbers of tokens, int `[N]`."""
+    n = lengths.astype(np.float64)
+    attended = (n * (n + 1) / 2).sum()  # causal: a token attends to those before it
+    return config.layers * (
+        _dense(config) * n.sum() + 4 * config.width * attended
+    ) + 2 * config.width * projection * len(n)
+
+
+def text_forward_read(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
+    """The same without what nobody reads: the last block's queries and MLP before the end token."""
+    n = lengths.astype(np.float64)
+    width = config.width
+    without_last = text_forward(config, projection, lengths) - (
+        _dense(config) * n.sum() + 4 * width * (n * (n + 1) / 2).sum()
+    )
+    keys_and_values = 4 * width**2 * n.sum()
+    at_ends = (_dense(config) - 4 * width**2) * len(n) + 4 * width * n.sum()
+    return without_last + keys_and_values + at_ends
+
+
+def vision_forward(config: CLIPConfig) -> float:
+    """One forward pass of one image."""
+    vision = config.vision
+    n = vision.positions
+    patches = 2 * (n - 1) * 3 * vision.patch_size**2 * vision.width
+    blocks = vision.layers * (_dense(vision) * n + 4 * vision.width * n**2)
+    return patches + blocks + 2 * vision.width * config.projection_dim
+
+
+def contrastive_forward(batch: int, dim: int) -> float:
+    """The logits of a batch."""
+    return 2.0 * batch**2 * dim
+
+
+def _dense(config: TowerConfig) -> float:
+    """Of one block and token: query, key, value and output projection, and the MLP."""
+    return 8 * config.width**2 + 4 * config.width * config.mlp_width
+
+
+def matmul_rate(multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any]) -> float:
+    """FLOP/s of float32 products of square matrices: the best of five, so a pause does not count.
+
+    `multiply` blocks until the product exists; `make` turns a NumPy array into its operand.
+    """
+    operand = make(np.ones((_SIDE, _SIDE), np.float32))
+    multiply(operand, operand)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(operand, operand)
+        seconds.append(time.perf_counter() - start)
+    return 2 * _SIDE**3 / min(seconds)

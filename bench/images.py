@@ -1,0 +1,170 @@
+"""JPEG files to normalised tensors: ours against PyTorch's DataLoader with Pillow.
+
+    python -m bench.images --images=DIR --json=runs/bench/images.json
+
+Images per second of processor time, all threads counted, so that the figure is per core and does
+not depend on what else the machine does. Ours decodes and resizes to uint8 in the loader's threads
+and normalises inside `jit`; the other side applies OpenAI's transform to float32 per image.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import tables
+from bench.sides import Side
+from negclip_jax.errors import InputError
+
+_BATCH = 64
+
+
+class OurImages:
+    """The loader's way from files to device tensors."""
+
+    def __init__(self, root: str, names: list[str]):
+        from negclip_jax.data.images import ImageDirectory, Preprocessor
+
+        self._preprocess, self._images = Preprocessor(exact=False), ImageDirectory(root)
+        self._loader = _loader(self._images, self._preprocess, names)
+        self.read()  # compiles, and fills the file cache
+
+    def read(self) -> float:
+        """Processor seconds for all images once."""
+        import jax
+
+        from negclip_jax.training.step import Objective
+
+        objective = Objective(None, self._preprocess.mean, self._preprocess.std)
+        normalise = jax.jit(objective.normalise)
+        start = time.process_time()
+        for batch in self._loader.batches(0, self._loader.steps_per_epoch):
+            normalise(batch["image"]).block_until_ready()
+        return time.process_time() - start
+
+    def difference(self) -> tuple[float, int]:
+        """Mean and largest difference from Pillow's resize, in levels of 255."""
+        import dataclasses
+
+        exact = dataclasses.replace(self._preprocess, exact=True)
+        total, largest, names = 0.0, 0, self._loader.examples.images
+        for name in names:
+            image = self._images.open(name)
+            a, b = (p.uint8(image).astype(np.int16) for p in (self._preprocess, exact))
+            total += float(np.abs(a - b).mean())
+            largest = max(largest, int(np.abs(a - b).max()))
+        return total / len(names), largest
+
+
+class TheirImages:
+    """PyTorch's way."""
+
+    def __init__(self, root: str, names: list[str]):
+        import torch
+        from torch.utils.data import DataLoader
+
+        from bench.published_recipe import Pairs
+
+        torch.set_num_threads(1)  # threads that wait for each other would count as work
+        photos = Pairs([Path(root) / name for name in names], 224)
+        self._loader = DataLoader(photos, batch_size=_BATCH)
+        self.read()
+
+    def read(self) -> float:
+        """Processor seconds for all images once."""
+        start = time.process_time()
+        for pixels, _ in self._loader:
+            pixels.sum()
+        return time.process_time() - start
+
+
+def _loader(images: Any, preprocess: Any, names: list[str]) -> Any:
+    from negclip_jax.data.examples import Examples
+    from negclip_jax.data.loader import PairLoader
+    from negclip_jax.data.packing import Ragged
+
+    n = len(names)
+    captions = np.arange(n)[None]
+    texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
+    examples = Examples(names, np.arange(n), texts, captions, None, None)
+    return PairLoader(
+        examples=examples,
+        images=images,
+        preprocess=preprocess,
+        batch_size=_BATCH,
+        shuffle=False,
+        threads=tables.cores(),
+    )
+
+
+def measure(root: Path, names: list[str], repetitions: int) -> dict[str, Any]:
+    """Both sides in turns."""
+    with (
+        Side("bench.images:OurImages", str(root), names) as ours,
+        Side("bench.images:TheirImages", str(root), names) as theirs,
+    ):
+        rounds = [(ours("read"), theirs("read")) for _ in range(repetitions)]
+        mean, largest = ours("difference")
+    mine, other = (len(names) / np.array(side) for side in zip(*rounds, strict=True))
+    return {
+        "images": len(names),
+        "images_per_second_and_core": float(np.median(mine)),
+        "reference_images_per_second_and_core": float(np.median(other)),
+        "ratio": float(np.median(mine / other)),
+        "mean_difference_levels": mean,
+        "max_difference_levels": largest,
+        "machine": tables.machine(),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+    header = ["JPEG to normalised tensor", "ours", "PyTorch DataLoader, Pillow", "ratio"]
+    mine, other = (result[f"{side}images_per_second_and_core"] for side in ("", "reference_"))
+    difference = f"{result['mean_difference_levels']:.4f} (max {result['max_difference_levels']})"
+    rows = [
+        ["images/s and core", f"{mine:.0f}", f"{other:.0f}", f"{result['ratio']:.2f} x"],
+        ["mean difference, of 255 levels", difference, "0", ""],
+    ]
+    title = f"{result['images']} photos; {tables.describe(result['machine'])}"
+    return f"{title}\n\n{tables.markdown(header, rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.images",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--images", type=Path, help="directory of JPEG files; default: made ones of COCO's size")
+    add("--limit", type=int, default=256, help="photos to read (default 256)")
+    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
+    add("--json", type=Path, help="where to write all figures")
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+            root = args.images or _make(Path(scratch), args.limit)
+            names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))[: args.limit]
+            if not names:
+                raise InputError(f"--images={root} holds no *.jpg")
+            result = measure(root, names, args.repetitions)
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"bench.images: {error}")
+    tables.write_json(args.json, result)
+    print(table(result))
+
+
+def _make(scratch: Path, count: int) -> Path:
+    from bench import material
+
+    return material.write_pairs(scratch, count, captions_per_photo=1)[1]
+
+
+if __name__ == "__main__":
+    main()

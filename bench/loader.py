@@ -1,0 +1,174 @@
+"""Captions: tokenizing, and batches of them once image features are cached.
+
+    python -m bench.loader --json=runs/bench/loader.json
+
+Tokenizing is compared with transformers' tokenizer, whose ids are the same. Batches (shuffle,
+gather features, pack captions) are compared with what PyTorch users write when they cache features:
+a Dataset of tensors that a DataLoader collates record by record.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import material, tables
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.errors import InputError
+
+_DIM = 512  # of a ViT-B/32's features
+_UNIQUE_EVERY = 5  # captions of an image
+
+
+def measure(captions: list[str], directory: Path, batch_size: int, repetitions: int) -> dict:
+    """Rates per second of wall time, in turns; tokenizing runs on one core on both sides."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+    from transformers import CLIPTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer, theirs = (
+        Tokenizer.from_directory(directory),
+        CLIPTokenizer.from_pretrained(directory),
+    )
+    ids, offsets = tokenizer.encode_ragged(captions)
+    padded = Ragged(ids, offsets).padded(np.arange(len(captions)), 77)
+    images = np.arange(len(captions)) // _UNIQUE_EVERY
+    features = np.random.default_rng(0).standard_normal((images[-1] + 1, _DIM), np.float32)
+    loader = _loader(Ragged(ids, offsets), images, features, batch_size)
+    records = TensorDataset(
+        torch.from_numpy(features)[torch.from_numpy(images)], torch.from_numpy(padded)
+    )
+
+    def their_ids() -> Any:
+        return theirs(captions, padding="max_length", truncation=True, max_length=77)
+
+    def our_batches() -> None:
+        for _ in loader.batches(0, loader.steps_per_epoch):
+            pass
+
+    def their_batches() -> None:
+        for _ in DataLoader(records, batch_size=batch_size, shuffle=True, drop_last=True):
+            pass
+
+    works = {
+        "tokenize": lambda: Tokenizer.from_directory(directory).encode_ragged(captions),
+        "reference_tokenize": their_ids,
+        "batches": our_batches,
+        "reference_batches": their_batches,
+    }
+    rates = _rates(works, len(captions), repetitions)
+    lengths = np.diff(offsets)
+    steps = range(loader.steps_per_epoch)
+    chosen = [loader.examples.texts_of(*loader.pairs_at(step)) for step in steps]
+    computed = sum(loader.packing.pack(loader.examples.texts, c)["ids"].size for c in chosen)
+    return {
+        "captions": len(captions),
+        "batch_size": batch_size,
+        "tokens_per_caption": float(lengths.mean()),
+        "tokenized_per_second": rates["tokenize"],
+        "reference_tokenized_per_second": rates["reference_tokenize"],
+        "captions_per_second": rates["batches"],
+        "reference_captions_per_second": rates["reference_batches"],
+        "tokens_computed_per_real": float(computed / sum(lengths[c].sum() for c in chosen)),
+        "tokens_padded_per_real": float(77 / lengths.mean()),
+        "machine": tables.machine(),
+    }
+
+
+def _rates(works: dict[str, Callable[[], Any]], count: int, repetitions: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _, (name, work) in itertools.product(range(repetitions), works.items()):
+        start = time.perf_counter()
+        work()
+        seconds[name].append(time.perf_counter() - start)
+    return {name: count / float(np.median(values)) for name, values in seconds.items()}
+
+
+def _loader(texts: Ragged, images: np.ndarray, features: np.ndarray, batch_size: int) -> PairLoader:
+    n = len(texts)
+    examples = Examples(
+        [str(i) for i in range(len(features))], images, texts, np.arange(n)[None], None, None
+    )
+    return PairLoader(
+        examples=examples,
+        images=None,  # features stand for them
+        preprocess=Preprocessor(),
+        batch_size=batch_size,
+        packing=Packing.suited_to(texts.lengths, batch_size, shards=1),
+        features=features,
+        unreadable=np.zeros(len(features), bool),
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+    header = ["captions", "ours", "transformers, DataLoader", "ratio"]
+
+    def row(name: str, key: str) -> list[str]:
+        mine, other = result[key], result[f"reference_{key}"]
+        return [name, f"{mine:,.0f}", f"{other:,.0f}", f"{mine / other:.2f} x"]
+
+    computed, padded = (result[f"tokens_{how}_per_real"] for how in ("computed", "padded"))
+    rows = [
+        row("tokenized/s, one core", "tokenized_per_second"),
+        row("in batches/s, features cached", "captions_per_second"),
+        ["tokens computed / real", f"{computed:.2f}", f"{padded:.2f}", ""],
+    ]
+    title = (
+        f"{result['captions']:,} captions of {result['tokens_per_caption']:.1f} tokens, batch "
+        f"{result['batch_size']}; {tables.describe(result['machine'])}"
+    )
+    return f"{title}\n\n{tables.markdown(header, rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--captions", type=Path, help="text file, one caption a line; default: made ones")
+    add("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
+    add("--batch-size", type=int, default=512, help="captions a batch (default 512)")
+    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
+    add("--json", type=Path, help="where to write all figures")
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+            vocabulary = args.tokenizer or _vocabulary(Path(scratch))
+            result = measure(_captions(args), vocabulary, args.batch_size, args.repetitions)
+    except InputError as error:
+        sys.exit(f"bench.loader: {error}")
+    tables.write_json(args.json, result)
+    print(table(result))
+
+
+def _captions(args: argparse.Namespace) -> list[str]:
+    if args.captions is None:
+        rng = np.random.default_rng(0)
+        return [material.negated_caption(rng) for _ in range(25_000)]
+    try:
+        return [line for line in args.captions.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"cannot read --captions={args.captions}: {error.strerror}") from error
+
+
+def _vocabulary(scratch: Path) -> Path:
+    material.write_tokenizer(scratch)
+    return scratch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the benchmarks run on: photos, negated captions and random weights, made from a seed.
+
+Real photos and pairs can be given instead (`--pairs`, `--images`); speed depends on the size of
+photos and the length of captions only, and the made ones are sized like COCO's: 640 x 480 JPEGs of
+about 160 kB, five captions each, 22 tokens on average as NegBench's negated captions have.
+"""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from negclip_jax.interop import huggingface
+from negclip_jax.models import clip
+from quickstart.tiny_clip import write_tokenizer
+from quickstart.vocabulary import AFFIRMATIVE, COLOURS, KINDS
+
+_QUALITY = 88
+# One token each: what the vocabulary cuts into pieces is left out.
+_WORDS = [word for word in f"{COLOURS} {KINDS} {AFFIRMATIVE}".split() if "|" not in word]
+ARCHITECTURES = {
+    "vit_b_32": clip.CLIPConfig(),
+    "vit_b_16": clip.CLIPConfig(vision=clip.VisionConfig(patch_size=16)),
+    "vit_l_14": clip.CLIPConfig(
+        text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
+        vision=clip.VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14),
+        projection_dim=768,
+    ),
+    "vit_l_14_336": clip.CLIPConfig(
+        text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
+        vision=clip.VisionConfig(
+            width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14, image_size=336
+        ),
+        projection_dim=768,
+    ),
+    # Two blocks of width 64: for the tests of the benchmarks themselves.
+    "tiny": clip.CLIPConfig(
+        text=clip.TextConfig(width=64, layers=2, heads=2, mlp_width=128),
+        vision=clip.VisionConfig(
+            width=64, layers=2, heads=2, mlp_width=128, image_size=64, patch_size=16
+        ),
+        projection_dim=64,
+    ),
+}
+
+
+def random_checkpoint(
+    out: Path, architecture: str, *, tokenizer: Path | None = None, seed: int = 0
+) -> None:
+    """Writes a Hugging Face directory of that architecture with random weights.
+
+    Args:
+      out: directory to write.
+      architecture: key of `ARCHITECTURES`.
+      tokenizer: directory with CLIP's `vocab.json` and `merges.txt`; default the quickstart's small
+        vocabulary, so that nothing has to be downloaded. The embedding table keeps CLIP's size.
+      seed: of the weights.
+    """
+    config = ARCHITECTURES[architecture]
+    with tempfile.TemporaryDirectory() as small:
+        if tokenizer is None:
+            end = write_tokenizer(Path(small)) - 1
+            text = dataclasses.replace(config.text, eos_token_id=end)
+            config = dataclasses.replace(config, text=text)
+        _, params = clip.split(clip.CLIP(config, rngs=nnx.Rngs(seed)))
+        huggingface.save(out, config, params, tokenizer=tokenizer or small)
+
+
+def write_pairs(
+    out: Path, pairs: int, captions_per_photo: int = 5, seed: int = 0
+) -> tuple[Path, Path]:
+    """Writes photos and negation pairs; returns the pairs file and the image directory."""
+    rng = np.random.default_rng(seed)
+    images = out / "images"
+    images.mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(-(-pairs // captions_per_photo))]
+    for name in names:
+        photo(rng).save(images / name, quality=_QUALITY)
+    path = out / "pairs.jsonl"
+    with path.open("w") as file:
+        for i in range(pairs):
+            caption = negated_caption(rng)
+            record = {"image": names[i % len(names)], "caption": caption, "negated": caption}
+            file.write(json.dumps(record) + "\n")
+    return path, images
+
+
+def photo(rng: np.random.Generator, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """An RGB image of `size` (width, height) with the spectrum of a photo: amplitude 1 / frequency.
+
+    Natural images have this spectrum (Field, 1987), so JPEG spends on it what it spends on them.
+    """
+    width, height = size
+    x, y = np.fft.rfftfreq(width), np.fft.fftfreq(height)[:, None]
+    amplitude = 1 / np.maximum(np.hypot(x, y), 1 / max(size))
+    noise = rng.standard_normal((3, height, width))
+    channels = np.fft.irfft2(np.fft.rfft2(noise) * amplitude, s=(height, width))
+    channels[1:] = channels[:1] + 0.3 * channels[1:]  # colours vary less than brightness
+    scaled = 128 + 55 * channels / channels.std(axis=(1, 2), keepdims=True)
+    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def negated_caption(rng: np.random.Generator) -> str:
+    """Words of the quickstart's world, as many as tokens of NegBench's negated captions.
+
+    Those have 22.4 tokens on average with the start and end token, and a standard deviation of 3.6.
+    """
+    tokens = int(np.clip(round(rng.gamma(39, 22.4 / 39)), 8, 60))
+    words = [_WORDS[i] for i in rng.integers(len(_WORDS), size=tokens - 4)]
+    return " ".join([*words, "no", "circle"])

@@ -1,0 +1,125 @@
+"""Our side of the comparisons: what `launch.py` runs, in parts that can be timed."""
+
+import logging
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bench import flops, sides
+from configs import negationclip
+from negclip_jax.interop import huggingface
+from negclip_jax.runtime import sharding
+from negclip_jax.training import image_features, patterns
+from negclip_jax.training.setup import prepare, read_data
+from negclip_jax.training.step import Objective
+
+_BACKWARD = 2  # times the forward pass's products: one for inputs, one for weights
+
+
+class Ours:
+    """A run of the published recipe; steps are numbered from 0 and must be taken in order."""
+
+    def __init__(self, settings: dict[str, Any], workdir: str):
+        """`settings` are configuration keys by their full names."""
+        logging.getLogger().setLevel(logging.ERROR)
+        self._config = negationclip.get_config("vit_b_32")  # all sizes come from the checkpoint
+        self._config.update_from_flattened_dict(settings)
+        self._run = prepare(self._config, workdir)
+        self._state, self._caches = self._run.state, 0
+        self._sizes = huggingface.read_config(settings["model.checkpoint"])
+
+    def device(self) -> str:
+        """What computes."""
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+    def batches(self, start: int, stop: int) -> list[list[tuple[str, str]]]:
+        """Photo and caption of each pair in the batches of these steps."""
+        data, loader = self._config.data, self._run.loader
+        pairs, _ = read_data(
+            pairs=data.pairs, images=data.images, captions="negated", max_bad_images=0.0
+        )
+        chosen = [loader.pairs_at(step)[0] for step in range(start, stop)]
+        return [[(pairs[i].image, pairs[i].negated) for i in batch] for batch in chosen]
+
+    def fill_cache(self) -> dict[str, float]:
+        """Decodes and encodes every distinct photo into a new cache."""
+        run, self._caches = self._run, self._caches + 1
+        data = self._config.data.copy_and_resolve_references()
+        data.cache_dir = f"{run.workdir}/cache-{self._caches}"
+        preprocess = run.context.preprocess
+        objective = Objective(run.context.graphdef, preprocess.mean, preprocess.std)
+        params = patterns.merge(run.frozen, self._state.params)
+        start = time.perf_counter()
+        image_features.use_cache(data, run.workdir, [run.loader], objective, params, "", run.mesh)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "images": len(run.loader.examples.images)}
+
+    def epoch(self, start: int, stop: int) -> dict[str, Any]:
+        """Takes these steps; the clock stops when the last one has been computed."""
+        run, losses, waited = self._run, [], 0.0
+        begin = time.perf_counter()
+        batches = run.loader.batches(start, stop)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            batch = sharding.to_global(run.mesh, batch)
+            self._state, metrics = run.train_step(self._state, run.frozen, batch)
+            losses.append(metrics["loss"])
+        jax.block_until_ready(self._state)
+        return {
+            "seconds": time.perf_counter() - begin,
+            "waited": waited,
+            "losses": [float(loss) for loss in losses],
+            "memory": sides.peak_memory(),
+        }
+
+    def flops(self, start: int, stop: int) -> dict[str, float]:
+        """Of these steps on cached features, and their tokens.
+
+        `model` counts CLIP as it is defined, `read` only what something depends on; `tokens` are
+        real ones, `computed` those of the packed rows.
+        """
+        loader, sizes = self._run.loader, self._sizes
+        total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
+        for step in range(start, stop):
+            texts = loader.examples.texts_of(*loader.pairs_at(step))
+            lengths = loader.examples.texts.lengths[texts]
+            logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
+            for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
+                forward = count(sizes.text, sizes.projection_dim, lengths) + logits
+                total[name] += (1 + _BACKWARD) * forward
+            total["tokens"] += int(lengths.sum())
+            total["computed"] += loader.packing.pack(loader.examples.texts, texts)["ids"].size
+        return total
+
+    def matmul_rate(self) -> float:
+        """FLOP/s of large float32 products with this library, at this moment."""
+        multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
+        return flops.matmul_rate(lambda a, b: multiply(a, b).block_until_ready(), jnp.asarray)
+
+    def breakdown(self, step: int) -> dict[str, float]:
+        """Seconds of one step's parts, each compiled alone: what the rest of its time is not."""
+        run, preprocess = self._run, self._run.context.preprocess
+        objective = Objective(run.context.graphdef, preprocess.mean, preprocess.std)
+        batch = next(run.loader.batches(step, step + 1))
+        batch = sharding.to_global(run.mesh, batch)
+
+        def loss(params: dict) -> jax.Array:
+            return objective.loss(patterns.merge(run.frozen, params), batch)[0]
+
+        parts = {
+            "forward": jax.jit(loss),
+            "forward and backward": jax.jit(jax.value_and_grad(loss)),
+        }
+        seconds = {}
+        for name, part in parts.items():
+            jax.block_until_ready(part(self._state.params))
+            start = time.perf_counter()
+            jax.block_until_ready(part(self._state.params))
+            seconds[name] = time.perf_counter() - start
+        return seconds

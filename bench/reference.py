@@ -1,0 +1,47 @@
+"""The other side of the comparisons: the published recipe in PyTorch, ready to be timed."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from bench import flops, sides
+from bench.published_recipe import Pairs, PublishedRecipe
+
+
+class Reference:
+    """A run of the published recipe on given batches."""
+
+    def __init__(self, checkpoint: str, images: str, workers: int, threads: int):
+        """`workers` processes decode photos, as `DataLoader` takes them; 0 is this process."""
+        torch.set_num_threads(threads)
+        self._recipe = PublishedRecipe(Path(checkpoint))
+        self._images, self._workers = Path(images), workers
+
+    def epoch(self, batches: list[list[tuple[str, str]]]) -> dict[str, Any]:
+        """Takes a step on each of these batches of photos and captions, which are equally large."""
+        pairs = [pair for batch in batches for pair in batch]
+        recipe = self._recipe
+        size = recipe.model.config.vision_config.image_size
+        photos = Pairs([self._images / photo for photo, _ in pairs], size)
+        losses, waited = [], 0.0
+        begin = time.perf_counter()
+        loader = iter(DataLoader(photos, batch_size=len(batches[0]), num_workers=self._workers))
+        for _ in batches:
+            asked = time.perf_counter()
+            pixels, indices = next(loader)
+            ids = recipe.tokenize([pairs[i][1] for i in indices])
+            waited += time.perf_counter() - asked
+            losses.append(recipe.step(pixels, ids))
+        return {
+            "seconds": time.perf_counter() - begin,
+            "waited": waited,
+            "losses": losses,
+            "memory": sides.peak_memory(),
+        }
+
+    def matmul_rate(self) -> float:
+        """FLOP/s of large float32 products with this library, at this moment."""
+        return flops.matmul_rate(torch.matmul, torch.from_numpy)
