@@ -1,0 +1,145 @@
+"""What a server can do, found by asking for it and looking at the answer.
+
+Silence says nothing: `transformers serve` ignores logprobs, schemas and much more with only a
+warning in its own log. A choice counts as supported when an answer keeps to one that nobody would
+give freely.
+"""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, EndpointError
+from data_gen.engines.openai import CHOICE_DIALECTS, OpenAIEngine
+from data_gen.images import encode
+
+_OPTIONS = ("zebra-7", "quartz-4")
+_SCHEMA = {
+    "type": "object",
+    "properties": {"quartz": {"type": "integer"}},
+    "required": ["quartz"],
+    "additionalProperties": False,
+}
+_HELLO = (("user", "Say hello."),)
+_LOOK = (("user", 'Is there a dog in this image? Answer only with "yes" or "no".'),)
+
+
+async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Capabilities:
+    """Asks a server for everything that a run could use: six to nine short requests.
+
+    Args:
+      model: its name; None for the first one that the server lists.
+      images: ask about a photo as well.
+
+    Raises EndpointError for a server that is down, refuses the key, does not know the model, or
+    cannot see where it has to.
+    """
+    url = engine.transport.hosts[0].url
+    listed = await engine.models()
+    name = model or _first_model(listed, url)
+    hello = await engine.generate(ChatRequest("probe", name, _HELLO, max_tokens=1))
+    _require(hello, url, "a plain question")
+    can = Capabilities(name, context=_context(listed, name))
+    top = await engine.generate(
+        ChatRequest("probe", name, _HELLO, max_tokens=1, top_logprobs=20, sample=1)
+    )
+    choice = await _choice_dialect(engine, name)
+    schema = await engine.generate(
+        ChatRequest("probe", name, _HELLO, max_tokens=40, schema=_SCHEMA)
+    )
+    can = dataclasses.replace(
+        can,
+        logprobs=top.error is None and top.top is not None and len(top.top) > 1,
+        choice=choice,
+        schema=_keeps_to_schema(schema),
+    )
+    return await _with_images(engine, can, url) if images else can
+
+
+def _first_model(listed, url: str) -> str:
+    try:
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise EndpointError(
+            f"{url} is down or lists no models (no usable answer from {url}/models); check the "
+            "address, or give the model's name with --llm-model or --mllm-model"
+        ) from None
+
+
+def _context(listed, name: str) -> int:
+    """vLLM's `max_model_len`, 0 where a server does not say it."""
+    try:
+        entry = next(model for model in listed["data"] if model["id"] == name)
+        return int(entry.get("max_model_len") or 0)
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return 0
+
+
+def _require(result: ChatResult, url: str, what: str) -> None:
+    if result.error is not None:
+        raise EndpointError(
+            f"{url} does not answer {what} ({result.error}: {result.detail}); check that the "
+            "server runs, its address and the model's name"
+        )
+
+
+async def _choice_dialect(engine: OpenAIEngine, name: str) -> str:
+    for dialect in CHOICE_DIALECTS:
+        request = ChatRequest(
+            "probe", name, _HELLO, max_tokens=8, choice=_OPTIONS, choice_by=dialect
+        )
+        result = await engine.generate(request)
+        if result.error is None and result.text.strip() in _OPTIONS:
+            return dialect
+    return ""
+
+
+def _keeps_to_schema(result: ChatResult) -> bool:
+    try:
+        return result.error is None and "quartz" in json.loads(result.text)
+    except (ValueError, TypeError):
+        return False
+
+
+async def _with_images(engine: OpenAIEngine, can: Capabilities, url: str) -> Capabilities:
+    """Two questions about one photo: whether it sees, what a photo costs, whether it remembers."""
+    picture = io.BytesIO()
+    Image.radial_gradient("L").resize((640, 480)).convert("RGB").save(picture, "JPEG", quality=60)
+    photo = encode(picture.getvalue(), "probe.jpg", 672)
+    plain = await engine.generate(ChatRequest("probe", can.model, _LOOK, max_tokens=1))
+    seen = [
+        await engine.generate(ChatRequest("probe", can.model, _LOOK, photo, max_tokens=1, sample=i))
+        for i in range(2)
+    ]
+    _require(seen[0], url, "a question about a photo; a multimodal model is needed there")
+    return dataclasses.replace(
+        can,
+        images=True,
+        image_tokens=max(0, seen[0].prompt_tokens - plain.prompt_tokens),
+        prefix_cache=seen[1].cached_tokens > 0,
+    )
+
+
+def save(path: Path, capabilities: dict[str, Capabilities]) -> None:
+    """Keeps what was found beside the run, so that a resumed run asks nothing again."""
+    from data_gen.records import write_json
+
+    write_json(path, {role: dataclasses.asdict(can) for role, can in capabilities.items()})
+
+
+def describe(role: str, can: Capabilities) -> str:
+    """One line for a person."""
+    known = [
+        f"logprobs {'yes' if can.logprobs else 'no'}",
+        f"choice {can.choice or 'no'}",
+        f"JSON schema {'yes' if can.schema else 'no'}",
+    ]
+    if can.images:
+        cached = "yes" if can.prefix_cache else "not reported"
+        known += [f"{can.image_tokens} tokens a photo", f"prefix cache {cached}"]
+    if can.context:
+        known.append(f"context {can.context}")
+    return f"{role}: {can.model} ({', '.join(known)})"

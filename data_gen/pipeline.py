@@ -1,0 +1,133 @@
+"""One image through all stages."""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from data_gen.images import Photo, PhotoError, PhotoFolder
+from data_gen.nouns import SYNONYMS, plural
+from data_gen.settings import Settings
+from data_gen.stages.assign import assign
+from data_gen.stages.propose import Proposer, filtered
+from data_gen.stages.questions import filtered_questions
+from data_gen.stages.rewrite import RewriteStage
+from data_gen.stages.verify import Verifier
+from data_gen.work import Candidate, ImageItem, Rows, Verdict
+
+
+class ImagePipeline:
+    """Takes an image through all stages. One object serves a whole run."""
+
+    def __init__(
+        self,
+        config: Settings,
+        proposer: Proposer,
+        verifier: Verifier,
+        stage: RewriteStage,
+        folder: PhotoFolder | None,
+        present: Mapping[str, frozenset[str]],
+        threads: Executor,
+        source: str,
+    ):
+        self._config, self._proposer, self._verifier, self._stage = (
+            config,
+            proposer,
+            verifier,
+            stage,
+        )
+        self._folder, self._present, self._threads = folder, present, threads
+        self._source = source
+
+    async def process(self, image: ImageItem) -> Rows:
+        """All rows that the image adds to the tables. Raises Pending, EndpointError, InputError."""
+        rows = Rows()
+        photo = None
+        if self._folder is not None:
+            loop = asyncio.get_running_loop()
+            try:
+                photo = await loop.run_in_executor(
+                    self._threads, self._folder.load, image.file_name
+                )
+            except PhotoError as error:
+                rows.rejects.append(_photo_reject(image, error))
+                return rows
+        rows.items.extend(_item_rows(image, photo, self._source))
+        candidates = await self._candidates(image)
+        rows.candidates.extend(_candidate_row(image, c) for c in candidates)
+        verdicts = await self._verdicts(image, photo, candidates)
+        rows.verdicts.extend(verdict.row(image.image_id) for verdict in verdicts)
+        assignments = assign(
+            image, candidates, verdicts, seed=self._config.seed, **self._config.assign
+        )
+        present = self._known_present(image, verdicts)
+        rows.pairs.extend(await self._stage.run(image, assignments, present))
+        return rows
+
+    async def _candidates(self, image: ImageItem) -> list[Candidate]:
+        candidates = await self._proposer.propose(image)
+        if self._config.pipeline == "vqa":
+            kept = filtered_questions(candidates, image.texts)
+        elif self._config.propose.filter:
+            kept = filtered(candidates, image.texts)
+        else:
+            return candidates
+        return _first_usable(kept, self._config)
+
+    async def _verdicts(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]:
+        unique = {(c.object, c.question): c for c in candidates if c.reject_reason is None}
+        verdicts = await self._verifier.verify(image, photo, list(unique.values()))
+        order = {key: place for place, key in enumerate(unique)}
+        return sorted(verdicts, key=lambda v: order[v.object, v.question])
+
+    def _known_present(self, image: ImageItem, verdicts: Sequence[Verdict]) -> list[str]:
+        """Objects that are surely in the photo: annotated, seen by the verifier, or mentioned."""
+        names = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
+        names |= self._present.get(image.image_id, frozenset())
+        if not names:
+            names = {n for n in SYNONYMS if any(_names(n).search(text) for text in image.texts)}
+        return sorted(names)
+
+
+@cache
+def _names(name: str) -> re.Pattern[str]:
+    """The word itself or its plural, not its synonyms: a "vehicle" is not surely a car."""
+    return re.compile(rf"\b({re.escape(name)}|{re.escape(plural(name))})\b", re.IGNORECASE)
+
+
+def _first_usable(candidates: Sequence[Candidate], config: Settings) -> list[Candidate]:
+    """A model may name more than it was asked for: the first usable ones count."""
+    kept, usable = [], 0
+    for candidate in candidates:
+        usable += candidate.reject_reason is None
+        if usable > config.propose.number and candidate.reject_reason is None:
+            continue
+        kept.append(candidate)
+    return kept
+
+
+def _photo_reject(image: ImageItem, error: PhotoError) -> dict[str, Any]:
+    return {
+        "image_id": image.image_id,
+        "file_name": image.file_name,
+        "code": error.code,
+        "detail": str(error),
+    }
+
+
+def _item_rows(image: ImageItem, photo: Photo | None, source: str) -> list[dict[str, Any]]:
+    shared = {"image_id": image.image_id, "file_name": image.file_name, "source": source}
+    shared["split"] = Path(image.file_name).parent.name or None
+    if photo is not None:
+        shared |= {"image_sha256": photo.sha256, "width": photo.width, "height": photo.height}
+    return [{**shared, "caption_id": c.id, "caption": c.text} for c in image.captions]
+
+
+def _candidate_row(image: ImageItem, candidate: Candidate) -> dict[str, Any]:
+    names = ("caption_id", "object", "question", "source", "key", "reject_reason")
+    return {"image_id": image.image_id} | {name: getattr(candidate, name) for name in names}

@@ -1,0 +1,166 @@
+"""From `--config=FILE:VARIANT` and flags to settings that are known to be right.
+
+The files are ml-collections configurations like those of `launch.py`. They are read by their path:
+this package does not import `configs`.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_gen.cache import MODES
+from data_gen.engines.base import content_hash
+from data_gen.errors import InputError
+from data_gen.prompts import Prompt
+
+Settings = ConfigDict  # the type, for modules that must not import ml_collections
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "data_gen.py"
+
+# Keys that change where and how fast answers come, not what they are. A run goes on when they
+# change; of the rest, a change makes its shards again, from cached answers where they still fit.
+_NEUTRAL = ("engine", "limit", "prices", "export", "max_errors", "max_rejects", "prompts")
+_NEUTRAL_KEYS = ("llm.url", "mllm.url", "llm.key_variable", "mllm.key_variable")
+
+_CHOICES = {
+    "pipeline": ("absence", "vqa"),
+    "engine.cache": MODES,
+    "propose.by": ("auto", "llm", "cooccurrence", "random", "file"),
+    "propose.per": ("image", "caption"),
+    "verify.by": ("auto", "mllm", "instances"),
+    "verify.method": ("auto", "logprobs", "choice", "text", "multi", "substring"),
+    "rewrite.by": ("auto", "llm", "template"),
+    "rewrite.per": ("image", "caption"),
+}
+_SHARES = (
+    "max_errors",
+    "max_rejects",
+    "verify.absent_at",
+    "verify.present_at",
+    "verify.mass",
+    "rewrite.templates",
+    "propose.top_p",
+    "rewrite.top_p",
+)
+_AT_LEAST_ONE = (
+    "limit",
+    "engine.concurrency",
+    "engine.start_concurrency",
+    "engine.tries",
+    "engine.window",
+    "images.long_side",
+    "shard_images",
+    "propose.number",
+    "verify.max_tokens",
+    "assign.captions_per_object",
+    "rewrite.max_tokens",
+    "rewrite.tries",
+    "check.max_tokens",
+)
+_NOT_NEGATIVE = ("engine.timeout", "engine.give_up", "engine.backoff", "foils")
+
+
+def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
+    """The settings of a file, FILE:VARIANT or :VARIANT, with changes, locked.
+
+    `changes`: values as text, by dotted key ("verify.absent_at": "0.9"). Raises InputError for a
+    file without settings, a key that there is not, and a value out of its range.
+    """
+    path, _, variant = (source or "").partition(":")
+    config = _from_file(Path(path) if path else DEFAULT, variant)
+    for key, text in changes.items():
+        _change(config, key, text)
+    _check(config)
+    return config.lock()
+
+
+def _from_file(path: Path, variant: str) -> ConfigDict:
+    if not path.is_file():
+        raise InputError(f"there is no configuration file {path}")
+    spec = importlib.util.spec_from_file_location("data_gen_settings", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*([variant] if variant else []))
+        config.verify.absent_at  # noqa: B018 another stage's settings have no such key
+    except Exception as error:  # whatever a person's Python file raises
+        raise InputError(f"{path} gives no settings of data_gen: {error}") from None
+    return config
+
+
+def _change(config: ConfigDict, key: str, text: str) -> None:
+    *sections, name = key.split(".")
+    section = config
+    for part in sections:
+        section = section.get(part) if isinstance(section, ConfigDict) else None
+    if not isinstance(section, ConfigDict) or name not in section:
+        raise InputError(f"there is no configuration key {key!r}; configs/data_gen.py has them all")
+    old = section[name]
+    if isinstance(old, ConfigDict):
+        raise InputError(f"{key} is a section; give one of its keys: {', '.join(old)}")
+    kind = section.get_type(name)
+    section[name] = _value(key, text, kind)
+
+
+def _value(key: str, text: str, kind: type) -> Any:
+    if kind is str:
+        return text
+    try:
+        value = None if text in ("None", "") else ast.literal_eval(text.capitalize())
+        if value is not None and kind is float and type(value) is int:
+            value = float(value)
+        if value is None or type(value) is kind:
+            return value
+    except (ValueError, SyntaxError):
+        pass
+    raise InputError(f"{key} is a {kind.__name__}; {text!r} is none")
+
+
+def _check(config: ConfigDict) -> None:
+    for key, allowed in _CHOICES.items():
+        if at(config, key) not in allowed:
+            raise InputError(f"{key} is {at(config, key)!r}; choose one of: {', '.join(allowed)}")
+    for key in _SHARES:
+        if not 0 <= at(config, key) <= 1:
+            raise InputError(f"{key} is {at(config, key)}; it is a share between 0 and 1")
+    for key in _AT_LEAST_ONE:
+        value = at(config, key)
+        if value is not None and value < 1:
+            raise InputError(f"{key} is {value}; it must be 1 or more")
+    for key in _NOT_NEGATIVE:
+        if at(config, key) < 0:
+            raise InputError(f"{key} is {at(config, key)}; it must not be negative")
+
+
+def at(config: ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def require(config: ConfigDict, *keys: str) -> None:
+    """Raises InputError that names the flag for the first of `keys` without a value."""
+    for key in keys:
+        if at(config, key) is None:
+            raise InputError(f"--{key.removeprefix('input.').replace('.', '-')} is missing")
+
+
+def fingerprint(config: ConfigDict, prompts: Mapping[str, Prompt], extra: Any) -> str:
+    """A hash of everything in the settings, prompts and `extra` that decides the tables.
+
+    Input files count by what is in them, which `extra` brings in, not by where they are.
+    """
+    content = config.to_dict()
+    for key in _NEUTRAL:
+        content.pop(key)
+    for key in _NEUTRAL_KEYS:
+        section, name = key.split(".")
+        content[section].pop(name)
+    content["input"] = {name: value is not None for name, value in content["input"].items()}
+    content["prompts"] = sorted(prompt.id for prompt in prompts.values())
+    return content_hash([content, extra])

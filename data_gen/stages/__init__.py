@@ -1,0 +1,1 @@
+"""What happens to an image: ingest, propose, verify, assign, rewrite."""

@@ -1,0 +1,175 @@
+"""What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from data_gen.engines.base import ChatRequest, Engine
+from data_gen.errors import InputError
+from data_gen.prompts import Prompt, lines, quoted
+from data_gen.replies import string_list
+from data_gen.rules import mentioned, normalise_object
+from data_gen.work import Candidate, ImageItem, shuffled
+
+_TOKENS_AN_OBJECT = 12  # of a JSON list, generously
+SAMPLES = 2  # an answer that is no list is asked for once more
+
+
+class Proposer(Protocol):
+    """Names candidates for an image, unfiltered."""
+
+    async def propose(self, image: ImageItem) -> list[Candidate]: ...
+
+
+class LLMProposer:
+    """One request for all captions of an image."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: str,
+        prompt: Prompt,
+        number: int,
+        temperature: float,
+        top_p: float,
+    ):
+        """`prompt`: "propose" for objects or "questions" for yes/no questions."""
+        self._engine, self._model, self._prompt, self._number = engine, model, prompt, number
+        self._sampling = {"temperature": temperature, "top_p": top_p}
+        self._asks = prompt.name == "questions"
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        messages = self._prompt.fill(captions=lines(image.texts), number=str(self._number))
+        size = self._number * _TOKENS_AN_OBJECT * (3 if self._asks else 1)
+        for sample in range(SAMPLES):
+            request = ChatRequest(
+                "propose", self._model, messages, max_tokens=size, sample=sample, **self._sampling
+            )
+            result = await self._engine.generate(request)
+            about = {"source": "llm", "key": request.key, "model": self._model}
+            about["prompt_id"] = self._prompt.id
+            if result.error:
+                return [Candidate("", reject_reason=result.error, **about)]
+            items = string_list(result.text)
+            if items:
+                items = items[: 2 * self._number]
+                if self._asks:
+                    return [Candidate("", question=" ".join(i.split()), **about) for i in items]
+                return [Candidate(item, **about) for item in items]
+        return [Candidate("", reject_reason="unparsable", **about)]
+
+
+class CaptionProposer:
+    """The published script: one object for each caption, from that caption alone."""
+
+    def __init__(
+        self, engine: Engine, model: str, prompt: Prompt, temperature: float, top_p: float
+    ):
+        self._engine, self._model, self._prompt = engine, model, prompt
+        self._sampling = {"temperature": temperature, "top_p": top_p}
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        found = []
+        for caption in image.captions:
+            messages = self._prompt.fill(caption=quoted(caption.text))
+            request = ChatRequest(
+                "propose", self._model, messages, max_tokens=256, **self._sampling
+            )
+            result = await self._engine.generate(request)
+            name = " ".join(result.text.split()).rstrip(".")
+            found.append(
+                Candidate(
+                    name,
+                    "llm",
+                    caption_id=caption.id,
+                    key=request.key,
+                    model=self._model,
+                    prompt_id=self._prompt.id,
+                    reject_reason=result.error or (None if name else "unparsable"),
+                )
+            )
+        return found
+
+
+class RandomProposer:
+    """Objects from a list, drawn evenly by a hash of the image: no call at all."""
+
+    def __init__(self, names: Sequence[str], number: int, seed: int, per_caption: bool):
+        self._names, self._number, self._seed = sorted(names), number, seed
+        self._per_caption = per_caption
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        if self._per_caption:
+            return [
+                Candidate(
+                    shuffled(self._names, self._seed, "random", caption.id)[0],
+                    "random",
+                    caption_id=caption.id,
+                )
+                for caption in image.captions
+            ]
+        drawn = shuffled(self._names, self._seed, "random", image.image_id)[: self._number]
+        return [Candidate(name, "random") for name in drawn]
+
+
+class FileProposer:
+    """Objects that a person or another program listed for each image."""
+
+    def __init__(self, path: str):
+        """`path`: JSON object of image id to list of names. Raises InputError for another."""
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as JSON ({error})") from None
+        if not isinstance(content, dict) or not all(
+            isinstance(names, list) for names in content.values()
+        ):
+            raise InputError(f"{path} must be an object of image ids to lists of object names")
+        self._names: Mapping[str, list] = content
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        return [Candidate(str(name), "file") for name in self._names.get(image.image_id, ())]
+
+
+class CooccurrenceProposer:
+    """Objects by how often they occur beside those that are annotated (`data_gen.cooccurrence`)."""
+
+    def __init__(self, statistics, present: Mapping[str, frozenset[str]], number: int, seed: int):
+        """`statistics`: a Cooccurrence; `present`: annotated objects by image id."""
+        self._statistics, self._present = statistics, present
+        self._number, self._seed = number, seed
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        present = self._present.get(image.image_id)
+        if present is None:
+            return []
+        names = self._statistics.propose(
+            present, image.texts, self._number, f"{self._seed}/{image.image_id}"
+        )
+        return [Candidate(name, "cooccurrence") for name in names]
+
+
+def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
+    """The candidates with a reason on those not worth a question.
+
+    "unusable" (no nameable thing), "duplicate", and "mentioned" by any of the captions, also as a
+    plural or by a synonym. Names become singular, lower-case nouns.
+    """
+    kept: list[Candidate] = []
+    seen: set[tuple[str, str | None]] = set()
+    for candidate in candidates:
+        if candidate.reject_reason is None:
+            name = normalise_object(candidate.object)
+            if name is None:
+                candidate = replace(candidate, reject_reason="unusable")
+            elif (name, candidate.caption_id) in seen:
+                candidate = replace(candidate, object=name, reject_reason="duplicate")
+            elif mentioned(name, captions):
+                candidate = replace(candidate, object=name, reject_reason="mentioned")
+            else:
+                seen.add((name, candidate.caption_id))
+                candidate = replace(candidate, object=name)
+        kept.append(candidate)
+    return kept

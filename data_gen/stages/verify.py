@@ -1,0 +1,245 @@
+"""Whether a proposed object is in the photo: absent, present, or unsure; never a guess.
+
+An answer that is neither yes nor no is `unsure`, and an error is an `error`: neither is ever taken
+for an absence (the published script takes both for one; its rule is the method "substring").
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Engine
+from data_gen.images import Photo
+from data_gen.nouns import noun
+from data_gen.prompts import Prompt, lines
+from data_gen.replies import numbered, yes_no_mass, yes_or_no
+from data_gen.work import Candidate, ImageItem, Verdict, shuffled
+
+TOP_LOGPROBS = 20
+_OPTIONS = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Shares of p_yes + p_no, and the least that the sum itself must be."""
+
+    absent_at: float
+    present_at: float
+    mass: float
+
+    def verdict(self, p_yes: float, p_no: float) -> str:
+        """ "absent", "present" or "unsure"."""
+        mass = p_yes + p_no
+        if mass <= 0 or mass < self.mass:
+            return "unsure"
+        if p_no / mass >= self.absent_at:
+            return "absent"
+        return "present" if p_yes / mass >= self.present_at else "unsure"
+
+
+class Verifier(Protocol):
+    """Gives a verdict on each candidate of one image."""
+
+    async def verify(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]: ...
+
+
+def question_of(candidate: Candidate) -> str:
+    """What the photo is asked: the candidate's own question, or whether there is such a thing."""
+    if candidate.question is not None:
+        return candidate.question
+    word = noun(candidate.object)
+    return f"{word.is_.capitalize()} there {word.a} in this image?"
+
+
+def method_for(wished: str, can: Capabilities) -> str:
+    """The method of a run: the wished one, or the best that the server was seen to support."""
+    if wished != "auto":
+        return wished
+    return "logprobs" if can.logprobs else "choice" if can.choice else "text"
+
+
+class ModelVerifier:
+    """One question a request, all about one photo in a row, so that servers compute it once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        capabilities: Capabilities,
+        prompt: Prompt,
+        thresholds: Thresholds,
+        method: str,
+        max_tokens: int,
+    ):
+        """`method`: logprobs, choice, text or substring. `prompt`: "verify"."""
+        self._engine, self._can, self._prompt = engine, capabilities, prompt
+        self._thresholds, self._method, self._max_tokens = thresholds, method, max_tokens
+
+    async def verify(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]:
+        return list(await asyncio.gather(*(self._one(photo, c) for c in candidates)))
+
+    async def _one(self, photo: Photo | None, candidate: Candidate) -> Verdict:
+        if self._method == "substring":
+            question = f"Is there {candidate.object} in this image?"
+        else:
+            question = question_of(candidate)
+        request = self._request(self._prompt.fill(question=question), photo)
+        result = await self._engine.generate(request)
+        p_yes, p_no = self._probabilities(result)
+        verdict = self._thresholds.verdict(p_yes, p_no)
+        if self._method == "substring":
+            verdict = "present" if p_yes else "absent"
+        return Verdict(
+            candidate.object,
+            "error" if result.error else verdict,
+            p_yes,
+            p_no,
+            self._method,
+            candidate.question,
+            request.model,
+            self._prompt.id,
+            request.key,
+            result.prompt_tokens,
+            result.completion_tokens,
+            result.error,
+        )
+
+    def _request(self, messages: tuple, photo: Photo | None) -> ChatRequest:
+        extra: dict = {"max_tokens": self._max_tokens}
+        if self._method == "logprobs":
+            extra = {"max_tokens": 1, "top_logprobs": TOP_LOGPROBS}
+        elif self._method == "choice":
+            extra |= {"choice": _OPTIONS, "choice_by": self._can.choice}
+        return ChatRequest("verify", self._can.model, messages, photo, **extra)
+
+    def _probabilities(self, result: ChatResult) -> tuple[float, float]:
+        """p_yes and p_no; (0, 0) where the answer is neither."""
+        if result.error:
+            return 0.0, 0.0
+        if self._method == "substring":
+            said_yes = "yes" in result.text.lower()
+            return float(said_yes), float(not said_yes)
+        if self._method == "logprobs" and result.top is not None:
+            return yes_no_mass(result.top)
+        answer = yes_or_no(result.text)
+        return float(answer == "yes"), float(answer == "no")
+
+
+class ManyVerifier:
+    """All questions about an image in one request: for servers that keep no prefix.
+
+    Answers may influence each other and have an order: the order is shuffled by a hash, and what
+    cannot be read is asked again, one by one.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        capabilities: Capabilities,
+        prompt: Prompt,
+        thresholds: Thresholds,
+        single: ModelVerifier,
+        seed: int,
+    ):
+        """`prompt`: "verify_many"; `single` asks what the many questions left open."""
+        self._engine, self._can, self._prompt = engine, capabilities, prompt
+        self._thresholds, self._single, self._seed = thresholds, single, seed
+
+    async def verify(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]:
+        if len(candidates) < 2:
+            return await self._single.verify(image, photo, candidates)
+        order = shuffled(candidates, self._seed, image.image_id)
+        questions = [question_of(candidate) for candidate in order]
+        request = ChatRequest(
+            "verify",
+            self._can.model,
+            self._prompt.fill(questions=lines(questions, numbered=True)),
+            photo,
+            max_tokens=12 * len(order) + 10,
+        )
+        result = await self._engine.generate(request)
+        items = None if result.error else numbered(result.text, len(order))
+        answers = [item and yes_or_no(item) for item in items or [None] * len(order)]
+        verdicts, open_ = [], []
+        for candidate, answer in zip(order, answers, strict=True):
+            if answer is None:
+                open_.append(candidate)
+            else:
+                verdicts.append(self._verdict(candidate, answer, request, result))
+        return verdicts + await self._single.verify(image, photo, open_)
+
+    def _verdict(
+        self, candidate: Candidate, answer: str, request: ChatRequest, result: ChatResult
+    ) -> Verdict:
+        p_yes, p_no = float(answer == "yes"), float(answer == "no")
+        return Verdict(
+            candidate.object,
+            self._thresholds.verdict(p_yes, p_no),
+            p_yes,
+            p_no,
+            "multi",
+            candidate.question,
+            request.model,
+            self._prompt.id,
+            request.key,
+            result.prompt_tokens,
+            result.completion_tokens,
+        )
+
+
+class AnnotationVerifier:
+    """What instance annotations can tell; the rest goes to another verifier, if there is one."""
+
+    def __init__(self, annotations, otherwise: Verifier | None):
+        """`annotations`: a `data_gen.annotations.InstanceVerifier`."""
+        self._annotations, self._otherwise = annotations, otherwise
+
+    async def verify(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]:
+        verdicts, open_ = [], []
+        for candidate in candidates:
+            verdict, p_yes = "unsure", 0.5
+            if candidate.question is None:
+                verdict, p_yes = self._annotations.verdict(image.image_id, candidate.object)
+            if verdict == "unsure" and self._otherwise is not None:
+                open_.append(candidate)
+                continue
+            known = Verdict(
+                candidate.object, verdict, p_yes, 1 - p_yes, "instances", candidate.question
+            )
+            verdicts.append(known)
+        if open_:
+            verdicts += await self._otherwise.verify(image, photo, open_)
+        return verdicts
+
+
+class VoteVerifier:
+    """VQAv2's own answers: "no" by enough of the ten annotators is an absence, no call needed."""
+
+    def __init__(self, min_no_votes: int):
+        self._least = min_no_votes
+
+    async def verify(
+        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
+    ) -> list[Verdict]:
+        asked = {question.text: question for question in image.questions}
+        verdicts = []
+        for candidate in candidates:
+            votes = asked[candidate.question]
+            verdict = "unsure"
+            if votes.no >= self._least:
+                verdict = "absent"
+            elif votes.yes >= self._least:
+                verdict = "present"
+            p_yes, p_no = votes.yes / votes.votes, votes.no / votes.votes
+            verdicts.append(
+                Verdict(candidate.object, verdict, p_yes, p_no, "vqa", candidate.question)
+            )
+        return verdicts
