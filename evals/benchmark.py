@@ -146,6 +146,7 @@ class Benchmark:
       load: reads the published file; raises InputError with what, where, what to do.
       published: known values.
       task: what an item asks, in one sentence for the report.
+      retention: whether it measures what fine-tuning should keep rather than negation.
     """
 
     name: str
@@ -156,3 +157,4 @@ class Benchmark:
     load: Callable[["DataRoots"], Problem]
     published: Sequence[Published] = ()
     task: str = ""
+    retention: bool = False

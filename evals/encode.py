@@ -11,6 +11,7 @@ batch that another does not run.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class Encoder:
         *,
         cache: Path,
         in_memory: dict[str, EmbeddingStore] | None = None,
+        mesh: Mesh | None = None,
     ):
         """Finds out what is left to encode; nothing is computed yet.
 
@@ -58,10 +60,13 @@ class Encoder:
           roots: where photos are.
           cache: folder of the stores and of the images' digests.
           in_memory: where given, stores are kept in this dict and not on disk.
+          mesh: that the parameters lie on; None where they are NumPy arrays.
         """
-        mesh = sharding.make_mesh(data=-1, fsdp=1)
-        everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), model.params)
-        params = sharding.put(model.params, everywhere)
+        params = model.params
+        if mesh is None:
+            mesh = sharding.make_mesh(data=-1, fsdp=1)
+            everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+            params = sharding.put(params, everywhere)
         graphdef, _ = clip.abstract(model.config, dtype=model.dtype)
         self.fingerprints = {kind: fingerprint(model, kind) for kind in _TOWERS}
 
@@ -139,12 +144,7 @@ class _Tower:
         self._batches = inputs.batches(self._left, self._size, mesh)
         self._resources.callback(self._batches.close)
         self._done, self._bad = 0, set()
-
-        def encode(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
-            encoded = inputs.encode(nnx.merge(graphdef, params), batch)
-            return encoded / jnp.linalg.norm(encoded, axis=-1, keepdims=True)
-
-        self._encode: Callable = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+        self._encode = _compiled(inputs.encode, graphdef, mesh)
 
     @property
     def pending(self) -> int:
@@ -182,6 +182,17 @@ class _Tower:
         self._bar.advance(len(part))
         if self._done == len(self._left):
             self.close()
+
+
+@functools.lru_cache(16)
+def _compiled(encode: Callable, graphdef: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Function of parameters and batch to unit rows; one for all models of one architecture."""
+
+    def unit_rows(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
+        encoded = encode(nnx.merge(graphdef, params), batch)
+        return encoded / jnp.linalg.norm(encoded, axis=-1, keepdims=True)
+
+    return jax.jit(unit_rows, out_shardings=sharding.replicated(mesh))
 
 
 def _batch_size(items: int, devices: int, per_device: int) -> int:

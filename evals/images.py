@@ -26,6 +26,10 @@ _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
 _TFDS = re.compile(r"tfds:(?P<name>.+)/(?P<split>[^/#]+)#(?P<row>\d+)")
 
 
+class FileMissing(InputError):
+    """A published file that is not below the data folders, as opposed to one that is wrong."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DataRoots:
     """Folders with published files and photos.
@@ -52,7 +56,7 @@ class DataRoots:
           download: where to get it, for the message.
 
         The first folder of `data` that has one wins; within a folder the first of `names`, then the
-        least deep, then the largest file. Raises InputError, saying where it was looked for.
+        least deep, then the largest file. Raises FileMissing, saying where it was looked for.
         """
         for root in self.data:
             for name in names:
@@ -60,7 +64,7 @@ class DataRoots:
                 found = [p for p in self._files[root] if p.parts[-len(wanted) :] == wanted]
                 if found:
                     return min(found, key=lambda p: (len(p.parts), -p.stat().st_size, str(p)))
-        raise InputError(
+        raise FileMissing(
             f"{' or '.join(names)} is not below {', '.join(map(str, self.data))}: get it from "
             f"{download} and put it into the folder that --data names"
         )

@@ -2,7 +2,7 @@
 
 `Images` and `Texts` are two answers to the same three questions: under which key an item's
 embedding is kept (`keys`), what a batch of items looks like (`batches`), and what a model does with
-it (`encode`, traced inside `jax.jit`).
+it (`encode`, traced inside `jax.jit`, equal where it does the same).
 """
 
 import collections
@@ -33,6 +33,27 @@ _AHEAD = 2  # batches decoded while the devices compute
 Batch = dict[str, np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodeImages:
+    """Features `[B, D]` of a batch of `Images`, NaN where bad. Bytes travel, not floats."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        pixels = (batch["pixels"].astype(jnp.float32) / 255 - mean) / std
+        return jnp.where(batch["bad"][:, None], jnp.nan, model.encode_image(pixels))
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeTexts:
+    """Features `[B, D]` of a batch of `Texts`."""
+
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+        return model.encode_text(batch)
+
+
 class Images:
     """Distinct images, decoded by threads ahead of the devices."""
 
@@ -43,6 +64,7 @@ class Images:
     ):
         """Reads every file once for its digest, unless `digests/digests.json` knows it."""
         self._roots, self._preprocess = roots, preprocess
+        self.encode = EncodeImages(tuple(preprocess.mean), tuple(preprocess.std))
         self.unreadable: dict[ImageRef, str] = {}
         paths = list(dict.fromkeys(ref.path for ref in refs))
         digest = dict(zip(paths, features.image_digests(roots, paths, digests), strict=True))
@@ -65,12 +87,6 @@ class Images:
             while waiting:
                 yield _stacked(waiting.popleft())
 
-    def encode(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
-        """Features `[B, D]`, NaN where bad. Bytes travel to the device, not floats."""
-        mean, std = (jnp.asarray(x) for x in (self._preprocess.mean, self._preprocess.std))
-        pixels = (batch["pixels"].astype(jnp.float32) / 255 - mean) / std
-        return jnp.where(batch["bad"][:, None], jnp.nan, model.encode_image(pixels))
-
     def why_bad(self, ref: ImageRef) -> str:
         """What is wrong with an image whose features are not finite."""
         return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
@@ -87,7 +103,7 @@ class Images:
 class Texts:
     """Distinct texts, tokenized once. Texts of the same token ids have the same key."""
 
-    name = "texts"
+    name, encode = "texts", EncodeTexts()
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer):
         self._tokens = Ragged(*tokenizer.encode_ragged(texts))
@@ -107,10 +123,6 @@ class Texts:
         for part in parts:
             packed = packing.pack(self._tokens, part)
             yield {name: x[sharding.local_rows(mesh, len(x))] for name, x in packed.items()}
-
-    def encode(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
-        """Features `[B, D]`."""
-        return model.encode_text(batch)
 
     def why_bad(self, text: str) -> str:
         """What is wrong with a text whose features are not finite."""
