@@ -34,7 +34,7 @@ def load(roots: DataRoots) -> Problem:
     fields = Fields(file)
     items = [_item(fields, i, record) for i, record in enumerate(read_json(file, list))]
     fields.done()
-    fields.check_boxes(roots, [(ref, item.id) for item in items for ref in item.images])
+    fields.check_boxes(roots, [(ref, f"item {i.id}") for i in items for ref in i.images])
     fields.done()
     numbers = (
         *ACCURACY,

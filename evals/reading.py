@@ -96,25 +96,34 @@ class Fields:
             return (0.0, 0.0, 1.0, 1.0)
         return (x, y, width, height)
 
-    def check_boxes(self, roots: DataRoots, boxes: Iterable[tuple[ImageRef, str]]) -> None:
+    def check_boxes(
+        self, roots: DataRoots, boxes: Iterable[tuple[ImageRef, str]], tolerated: float = 0.0
+    ) -> list[str]:
         """Notes boxes that reach more than a pixel out of their photo, where the photo is there.
 
-        `boxes` are references and the places where they stand. Such a box says that the photo is
-        not the one that was annotated (a copy of another size, say), and a crop would be filled up
-        with black.
+        Many of them say that the photos are not those that were annotated (copies of another size,
+        say), and crops would be filled up with black. Up to a share `tolerated` is taken for
+        careless annotation and only told in the sentences returned. `boxes` are references and the
+        places where they stand.
         """
         present = [(ref, where) for ref, where in boxes if not roots.missing([ref.path])]
         sizes = {path: roots.size(path) for path in dict.fromkeys(ref.path for ref, _ in present)}
+        outside = []
         for ref, where in present:
             x, y, w, h = ref.box
             width, height = sizes[ref.path]
             if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
                 shown = f"{where}: {[x, y, w, h]} in {ref.path} of {width} x {height}"
-                self.problem("a box lies outside its photo", shown)
+                outside.append(shown)
+        if len(outside) <= tolerated * len(present):
+            return [f"{len(outside)} boxes reach out of their photo."] if outside else []
+        for where in outside:
+            self.problem("a box lies outside its photo", where)
+        return []
 
     def unique(self, identity: str, where: str) -> str:
         """Notes a second record with the same identity."""
-        if identity in self._ids:
+        if identity and identity in self._ids:
             self.problem("an id occurs twice", f"{identity} in {self._ids[identity]} and {where}")
         self._ids.setdefault(identity, where)
         return identity
@@ -143,19 +152,19 @@ class Fields:
         return None
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """A JSON file whose outermost value is a non-empty `kind` (list or dict).
+def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
+    """A JSON file whose outermost value is a non-empty `kind`: list, dict or either.
 
     Raises InputError for anything else, and for an object with two equal keys: `json` would
     silently keep the last.
     """
-    content = _parsed(_decoded(path), str(path))
+    content = _parsed(read_text(path), str(path))
     return _nonempty(path, content, kind)
 
 
 def read_json_lines(path: Path) -> list[dict]:
     """One JSON object a line, blank lines left out. Raises InputError."""
-    lines = _decoded(path).splitlines()
+    lines = read_text(path).splitlines()
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
     return _nonempty(path, [_parsed(line, f"{path} line {i}") for i, line in numbered], list)
 
@@ -163,7 +172,7 @@ def read_json_lines(path: Path) -> list[dict]:
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file with a header line that names at least `columns`. Raises InputError."""
     csv.field_size_limit(1 << 24)
-    reader = csv.DictReader(_decoded(path).splitlines(keepends=True))
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
     names = reader.fieldnames or []
     missing = [name for name in columns if name not in names]
     if missing:
@@ -186,7 +195,8 @@ def _number(value: Any) -> float:
     return number
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file, with or without byte order mark. Raises InputError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -215,9 +225,9 @@ def _parsed(text: str, where: str) -> Any:
         raise InputError(f"{where} is nested too deeply to be read as JSON.") from None
 
 
-def _nonempty(path: Path, content: Any, kind: type) -> Any:
+def _nonempty(path: Path, content: Any, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(content, kind):
-        wanted = {list: "a list", dict: "an object"}[kind]
+        wanted = {list: "a list", dict: "an object"}.get(kind, "a list or an object")
         raise InputError(f"{path} holds a JSON {type(content).__name__} where {wanted} belongs.")
     if not content:
         raise InputError(f"{path} holds no items.")

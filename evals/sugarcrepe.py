@@ -1,7 +1,8 @@
 """SugarCrepe: a caption or a fluent, wrong variant of it, in seven categories.
 
 Source: Hsieh et al., "SugarCrepe" (NeurIPS 2023, arXiv 2306.14610),
-github.com/RAIVNLab/sugar-crepe, `data/*.json` (MIT). Photos: COCO val2017, images.cocodataset.org/zips/val2017.zip.
+github.com/RAIVNLab/sugar-crepe, `data/*.json` (MIT). Photos: COCO
+val2017, images.cocodataset.org/zips/val2017.zip.
 
 File, one a category: an object from an index to `filename`, `caption`, `negative_caption`.
 

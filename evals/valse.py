@@ -1,8 +1,8 @@
-"""VALSE: a caption or its foil? `valse` is the existence piece, `valse_pieces` the ten others.
+"""VALSE existence: "there are no people" or "there are people"? A caption or its foil.
 
 Source: Parcalabescu et al., "VALSE" (ACL 2022, arXiv 2112.07566), github.com/Heidelberg-NLP/VALSE,
-`data/*.json` (MIT). Photos: Visual7W (existence, counting), COCO (plurals, relations, foil-it,
-coreference), SWiG (actions); see the repository's README for each.
+`data/existence.json` (MIT). Photos: Visual7W, ai.stanford.edu/~yukez/visual7w. The ten other pieces
+are `evals.valse_pieces`.
 
 File: an object from item id to `image_file`, `caption`, `foil`, `mturk` and more.
 
@@ -13,94 +13,44 @@ metrics is defined). VALSE's scripts count only valid items (`mturk.caption >= 2
 all. Both are reported: `accuracy` is over all items, `accuracy_valid` over the valid ones.
 """
 
-from collections.abc import Sequence
+from pathlib import Path
 
 from evals.benchmark import Benchmark, ImageRef, Problem, Published
 from evals.choices import ACCURACY, Choice, Number, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots
 from evals.reading import Fields, read_json
-from negclip_jax.errors import InputError
 
 PAPER = "Park et al. 2025 (arXiv 2501.10913)"
 DOWNLOAD = "github.com/Heidelberg-NLP/VALSE (data/*.json)"
-PIECES = (
-    "plurals",
-    "relations",
-    "foil-it",
-    "coreference-standard",
-    "coreference-hard",
-    "counting-small-quant",
-    "counting-hard",
-    "counting-adversarial",
-    "action-replacement",
-    "actant-swap",
-)
 
 
-def load_existence(roots: DataRoots) -> Problem:
+def load(roots: DataRoots) -> Problem:
     """Reads `existence.json`, all 534 items. Raises InputError."""
-    file = roots.find(*_names("existence"), download=DOWNLOAD)
-    valid = Number("accuracy_valid", _is_valid)
+    file = roots.find(*file_names("existence"), download=DOWNLOAD)
+    valid = Number("accuracy_valid", is_valid)
     return choice_problem(
         roots,
         file,
-        _read(file, "existence"),
+        read_piece(file, "existence"),
         rule="greater",
         numbers=(*ACCURACY, valid),
         controls=POLARITY_CONTROLS,
     )
 
 
-def load_pieces(roots: DataRoots) -> Problem:
-    """Reads those of the ten other files that are there; raises InputError where none is."""
-    items: list[Choice] = []
-    files, absent = [], []
-    for piece in PIECES:
-        try:
-            files.append(roots.find(*_names(piece), download=DOWNLOAD))
-        except InputError:
-            absent.append(piece)
-            continue
-        items += _read(files[-1], piece)
-    if not items:
-        raise InputError(f"no file of VALSE ({', '.join(PIECES)}) is there: get it from {DOWNLOAD}")
-    notes = [f"Pieces whose file is not there: {', '.join(absent)}."] if absent else []
-    numbers: list[Number] = []
-    if not absent:
-        numbers.append(Number("accuracy_mean_of_pieces", macro="piece", headline=True))
-    for piece in PIECES:
-        numbers += _numbers(piece)
-    return choice_problem(
-        roots,
-        files[0].parent,
-        items,
-        rule="greater",
-        numbers=numbers,
-        breakdowns={"piece": "by piece"},
-        notes=notes,
-    )
-
-
-def _names(piece: str) -> tuple[str, ...]:
+def file_names(piece: str) -> tuple[str, ...]:
+    """Where the file of a piece may be."""
     return f"valse/{piece}.json", f"VALSE/data/{piece}.json", f"valse_{piece}.json", f"{piece}.json"
 
 
-def _numbers(piece: str) -> list[Number]:
-    def within(item: Choice) -> bool:
-        return item.groups["piece"] == piece
-
-    return [
-        Number(piece, within, headline=True),
-        Number(f"{piece}_valid", lambda item: within(item) and _is_valid(item)),
-    ]
-
-
-def _is_valid(item: Choice) -> bool:
+def is_valid(item: Choice) -> bool:
+    """Whether at least two of three annotators found the caption, not the foil, to be true."""
     return item.groups["valid"] == "yes"
 
 
-def _read(file, piece: str) -> Sequence[Choice]:
+def read_piece(file: Path, piece: str) -> list[Choice]:
+    """The items of one piece. Raises InputError."""
     fields = Fields(file)
     items = []
     for key, record in read_json(file, dict).items():
@@ -114,7 +64,7 @@ def _read(file, piece: str) -> Sequence[Choice]:
     return items
 
 
-_COMMON = {
+COMMON = {
     "source": "Parcalabescu et al., ACL 2022, github.com/Heidelberg-NLP/VALSE",
     "licence": "MIT; photos: Visual7W, COCO (Flickr licences), SWiG",
     "download": DOWNLOAD,
@@ -123,7 +73,7 @@ _COMMON = {
 BENCHMARK = Benchmark(
     name="valse",
     title="VALSE existence",
-    load=load_existence,
+    load=load,
     published=(
         Published("CLIP ViT-B/32", "accuracy", 379 / 534, PAPER),
         Published("CLIP-bnl ViT-B/32", "accuracy", 410 / 534, PAPER),
@@ -132,8 +82,5 @@ BENCHMARK = Benchmark(
         Published("CLIP ViT-L/14", "accuracy", 357 / 534, PAPER),
         Published("NegationCLIP ViT-L/14", "accuracy", 425 / 534, PAPER),
     ),
-    **_COMMON,
-)
-OTHER_PIECES = Benchmark(
-    name="valse_pieces", title="VALSE, other pieces", load=load_pieces, **_COMMON
+    **COMMON,
 )

@@ -68,7 +68,8 @@ ARROWS = [
     ("configs", ("negclip_jax", "data_gen", "evals", "bench", "quickstart", "jax", "numpy"), ()),
     ("data_gen", ("negclip_jax.training", "negclip_jax.models", "negclip_jax.runtime"), ()),
     ("data_gen", ("bench", "quickstart", "configs", "evals", *JAX), ()),
-    ("evals", ("negclip_jax.training", "data_gen", "bench", "quickstart", "configs"), ()),
+    ("evals", ("negclip_jax.training", "bench", "quickstart", "configs"), ()),
+    ("evals", ("data_gen",), ("both_polarity.py",)),  # how object names inflect
     ("launch.py", ("torch", "transformers", "quickstart", "bench", "data_gen"), ()),
 ]
 

@@ -1,0 +1,88 @@
+"""Files of captioned photos: the forms in which COCO and Flickr30k splits are passed around."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evals.benchmark import ImageRef
+from evals.reading import Fields, read_json, read_text
+from evals.retrieval import Captioned
+from negclip_jax.errors import InputError
+
+
+def read_captions(file: Path, split: str) -> list[Captioned]:
+    """The photos of a split with their captions, in the order of the file.
+
+    Forms: Karpathy's `dataset_*.json` (all splits, `images` with `split` and `sentences`), the
+    BLIP-style list of `image` and `caption` (one split), COCO's caption JSON (`images`,
+    `annotations`; one split), and `image.jpg,caption` lines under a header (one split). Captions
+    are raw, neither lower-cased nor cut. Raises InputError for another form or bad records.
+    """
+    fields = Fields(file)
+    if file.suffix.lower() == ".txt":
+        records = _lines(fields)
+    else:
+        content = read_json(file, (dict, list))
+        if isinstance(content, list):
+            records = _blip(fields, content)
+        elif "annotations" in content:
+            records = _coco(fields, content)
+        else:
+            records = _karpathy(fields, content, split)
+    for record in records:
+        fields.unique(record.id, record.id)
+    fields.done()
+    if not records:
+        raise InputError(f"{file} has no photo of the split {split!r}: is it the published file?")
+    return records
+
+
+def _karpathy(fields: Fields, content: dict, split: str) -> list[Captioned]:
+    records = []
+    for i, image in enumerate(fields.sequence(content, "images", "the file")):
+        if fields.text(image, "split", f"images[{i}]") == split:
+            where = f"images[{i}]"
+            name = fields.text(image, "filename", where)
+            folder = image.get("filepath")  # COCO's, "val2014"; Flickr30k has none
+            path = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+            sentences = fields.sequence(image, "sentences", where)
+            captions = [
+                fields.text(s, "raw", f"{where}.sentences[{j}]") for j, s in enumerate(sentences)
+            ]
+            records.append(Captioned(name, ImageRef(path), tuple(captions)))
+    return records
+
+
+def _blip(fields: Fields, content: list) -> list[Captioned]:
+    records = []
+    for i, record in enumerate(content):
+        image = fields.text(record, "image", f"item {i}")
+        captions = fields.texts(record, "caption", f"item {i}")
+        records.append(Captioned(image, ImageRef(image), tuple(captions)))
+    return records
+
+
+def _coco(fields: Fields, content: dict) -> list[Captioned]:
+    captions: dict[float, list[str]] = {}
+    for i, row in enumerate(fields.sequence(content, "annotations", "the file")):
+        where = f"annotations[{i}]"
+        image = fields.number(row, "image_id", where)
+        captions.setdefault(image, []).append(fields.text(row, "caption", where))
+    records = []
+    for i, image in enumerate(fields.sequence(content, "images", "the file")):
+        where = f"images[{i}]"
+        name, key = fields.text(image, "file_name", where), fields.number(image, "id", where)
+        if key not in captions:
+            fields.problem("a photo has no caption", where)
+        records.append(Captioned(name, ImageRef(name), tuple(captions.get(key, ()))))
+    return records
+
+
+def _lines(fields: Fields) -> Sequence[Captioned]:
+    captions: dict[str, list[str]] = {}
+    for number, line in enumerate(read_text(fields.path).splitlines()[1:], 2):
+        name, found, caption = line.partition(".jpg,")
+        if found and caption.strip():
+            captions.setdefault(f"{name}.jpg", []).append(caption)
+        elif line.strip():
+            fields.problem('a line is not "image.jpg,caption"', f"line {number}")
+    return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]
