@@ -1,0 +1,191 @@
+"""Every benchmark of the registry, new ones included: chance, 100 %, order, what it says."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_evals import constant, features, mean, numbers, oracle, write_benchmark
+
+from evals import choices, classification, labelled, registry, retrieval
+from evals.benchmark import Result
+from evals.images import DataRoots
+from negclip_jax.errors import InputError
+
+NAMES = registry.names()
+SHUFFLED = {
+    "choice_problem": choices.choice_problem,
+    "retrieval_problem": retrieval.retrieval_problem,
+    "classification_problem": classification.classification_problem,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_classes():
+    """Seven classes and three templates of each data set instead of a thousand and eighty."""
+    real = labelled.read_prompts
+
+    def few(name: str) -> labelled.Prompts:
+        known = real(name)
+        if name == "voc2007":
+            return known
+        return labelled.Prompts(known.classes[:7], known.keys[:7], known.templates[:3])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelled, "read_prompts", few)
+        patch.setattr("evals.zeroshot.read_prompts", few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Function of a benchmark's name to data folders with its tiny published file."""
+    known: dict[str, DataRoots] = {}
+
+    def of(name: str) -> DataRoots:
+        if name not in known:
+            known[name] = write_benchmark(name, tmp_path_factory.mktemp(name))
+        return known[name]
+
+    return of
+
+
+def strict(result: Result) -> dict[str, float]:
+    """Numbers of the strict rule; both_polarity has no other."""
+    found = {m.name: m for m in result.metrics}
+    return {name: m for name, m in found.items() if f"{name}_strict" not in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constant_model_lands_on_chance(name, roots):
+    problem = registry.get(name).load(roots(name))
+    for metric in strict(constant(problem)).values():
+        assert mean(metric) == pytest.approx(metric.chance), metric.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_oracle_is_always_right(name, roots):
+    result = oracle(registry.get(name).load(roots(name)))
+    assert all(value == pytest.approx(1) for value in numbers(result).values()), numbers(result)
+    assert set(result.predictions["right"]) == {1.0}
+
+
+def shuffle(items: list, seed: int = 0) -> list:
+    """Items in another order, and the options of choices as well."""
+    rng = np.random.default_rng(seed)
+    mixed = [items[i] for i in rng.permutation(len(items))]
+    return [_mixed_options(item, rng) for item in mixed]
+
+
+def _mixed_options(item, rng):
+    if isinstance(item, choices.Choice):
+        order = rng.permutation(len(item.options))
+        images, texts = (
+            part if len(part) == 1 else tuple(part[i] for i in order)
+            for part in (item.images, item.texts)
+        )
+        answer = int(np.flatnonzero(order == item.answer)[0])
+        return dataclasses.replace(item, images=images, texts=texts, answer=answer)
+    return item
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positions_do_not_matter(name, roots, monkeypatch):
+    benchmark = registry.get(name)
+    module = importlib.import_module(registry.BENCHMARKS[name].partition(":")[0])
+    plain = benchmark.load(roots(name))
+    before = strict(plain.score(*features(plain)))
+    builder = next((key for key in SHUFFLED if hasattr(module, key)), None)
+    if builder is None:  # both_polarity lays its statements out itself; see its own test
+        assert name == "both_polarity"
+        return
+
+    def build(roots, file, items, *rest, **options):
+        return SHUFFLED[builder](roots, file, shuffle(list(items)), *rest, **options)
+
+    monkeypatch.setattr(module, builder, build)
+    mixed = benchmark.load(roots(name))
+    after = strict(mixed.score(*features(mixed)))
+    assert after.keys() == before.keys()
+    for key, metric in before.items():
+        assert dict(zip(metric.items, metric.values, strict=True)) == pytest.approx(
+            dict(zip(after[key].items, after[key].values, strict=True))
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_agree_with_the_numbers(name, roots):
+    problem = registry.get(name).load(roots(name))
+    result = problem.score(*features(problem))
+    columns = {key: len(column) for key, column in result.predictions.items()}
+    assert set(columns.values()) == {problem.scored}, columns
+    assert problem.total == problem.scored and not problem.missing
+    assert len(set(result.predictions["item"])) == problem.scored
+    for metric in result.metrics:
+        assert len(metric.items) == len(set(metric.items)) == len(metric.values)
+    assert any(metric.headline for metric in result.metrics)
+    assert set(result.breakdowns) <= set(result.predictions)
+    scores = [len(row) for row in result.predictions["scores"]]
+    options = zip(result.predictions["images"], result.predictions["texts"], strict=True)
+    assert scores == [max(len(i), len(t)) for i, t in options]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_controls_have_the_metrics_of_models(name, roots):
+    problem = registry.get(name).load(roots(name))
+    known = [metric.name for metric in problem.score(*features(problem)).metrics]
+    for title, control in problem.controls.items():
+        assert [metric.name for metric in control().metrics] == known, title
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_photos_are_listed_and_leave_a_subset(name, roots, monkeypatch):
+    full = registry.get(name).load(roots(name))
+    gone = full.images[0].path
+    real = DataRoots.missing
+    monkeypatch.setattr(
+        DataRoots,
+        "missing",
+        lambda self, paths: [p for p in dict.fromkeys(paths) if p == gone or real(self, [p])],
+    )
+    part = registry.get(name).load(roots(name))
+    assert list(part.missing) == [gone]
+    assert part.total == full.total and 0 < part.scored < full.scored
+    ids = part.score(*features(part)).predictions["item"]
+    assert set(ids) < set(full.score(*features(full)).predictions["item"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_photos_missing(name, roots, monkeypatch):
+    monkeypatch.setattr(DataRoots, "missing", lambda self, paths: list(dict.fromkeys(paths)))
+    problem = registry.get(name).load(roots(name))
+    assert problem.scored == 0 and problem.missing and problem.total
+    assert not problem.images and not problem.texts and not problem.controls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absent_file_says_what_and_where_to_get_it(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(InputError, match=r"not prepared|get it from") as caught:
+        registry.get(name).load(DataRoots((tmp_path,)))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_says_what_it_is(name):
+    benchmark = registry.get(name)
+    module = importlib.import_module(registry.BENCHMARKS[name].partition(":")[0])
+    assert benchmark.name == name
+    assert all((benchmark.title, benchmark.source, benchmark.licence, benchmark.download))
+    assert benchmark.task.endswith("?")
+    assert "Source" in module.__doc__ and "rotocol" in module.__doc__
+    assert len(Path(module.__file__).read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if registry.get(n).published])
+def test_published_values_name_our_metrics(name, roots):
+    problem = registry.get(name).load(roots(name))
+    known = {metric.name for metric in problem.score(*features(problem)).metrics}
+    for value in registry.get(name).published:
+        assert value.metric in known and 0 < value.value < 1 and value.source
