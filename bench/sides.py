@@ -34,7 +34,8 @@ class Side:
 
     def __call__(self, method: str, *args: Any) -> Any:
         """Returns what the method returns; raises RuntimeError with its traceback if it fails."""
-        self._pipe.send((method, args))
+        with contextlib.suppress(OSError):  # a process that is gone: receiving says so
+            self._pipe.send((method, args))
         return self._receive()
 
     def __enter__(self) -> "Side":
@@ -50,7 +51,7 @@ class Side:
     def _receive(self) -> Any:
         try:
             ok, value = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             raise RuntimeError(

@@ -23,7 +23,7 @@ from bench import sides, tables
 from bench.sides import Side
 from negclip_jax.errors import InputError
 
-_DEPTHS = (4, 12, 24)
+DEPTHS = (4, 12, 24)
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -89,7 +89,7 @@ def measure(arch: str, scratch: Path) -> dict[str, Any]:
         other = theirs("load", str(checkpoint))
     with Side("bench.startup:OurStart") as ours:
         mine = ours("load", str(checkpoint))
-        compiled = {layers: ours("compile", layers) for layers in _DEPTHS}
+        compiled = {layers: ours("compile", layers) for layers in DEPTHS}
     return {
         "arch": arch,
         "help_seconds": float(np.median([_help_seconds() for _ in range(3)])),

@@ -77,7 +77,8 @@ def _loop(
         log.evaluate(0, state, evaluators)
     log.begin(start)
     for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
-        state, metrics = run.train_step(state, run.frozen, batch)  # returns before it is computed
+        with jax.transfer_guard_device_to_host("disallow"):  # a read would make the host wait
+            state, metrics = run.train_step(state, run.frozen, batch)
         log.push(step, metrics)
         results: dict[str, float] = {}
         if evaluators and run.clock.due(step, eval_every):

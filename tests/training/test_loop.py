@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics
 
 from negclip_jax.errors import InputError
@@ -149,6 +150,38 @@ def test_the_loop_moves_nothing_unasked(make_config, tmp_path, one_device, monke
     monkeypatch.setattr(loop, "prepare", prepare_guarded)
     train(make_config({"train.total": "10 steps", "data.validation_fraction": 0.0}), str(tmp_path))
     assert list(read_metrics(tmp_path)) == list(range(1, 11))
+
+
+def test_the_device_is_read_at_the_end_of_a_log_window_only(
+    make_config, tmp_path, one_device, monkeypatch
+):
+    """The guard sees no reads on a CPU, whose arrays the host may touch, so they are counted."""
+    reads, started, allowed = [], [], []
+    value, push, drain = ArrayImpl._value, loop.StepLog.push, loop.StepLog._drain
+
+    def counted_value(array):
+        if started and not allowed:
+            reads.append(started[-1])
+        return value.fget(array)
+
+    def counted_push(log, step, metrics):
+        started.append(step)
+        push(log, step, metrics)
+
+    def counted_drain(log):
+        allowed.append(started[-1])
+        drain(log)
+        allowed.pop()
+        windows.append(started[-1])
+
+    windows = []
+    monkeypatch.setattr(ArrayImpl, "_value", property(counted_value))
+    monkeypatch.setattr(loop.StepLog, "push", counted_push)
+    monkeypatch.setattr(loop.StepLog, "_drain", counted_drain)
+    changes = {"train.total": "12 steps", "data.validation_fraction": 0.0, "log.every": "5 steps"}
+    train(make_config(changes | {"checkpoint.every": "0 steps"}), str(tmp_path))
+    assert [step for step in reads if step < 12] == []  # step 12 is saved
+    assert windows[:2] == [6, 11]  # each one step late
 
 
 @pytest.fixture

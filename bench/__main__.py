@@ -1,0 +1,49 @@
+"""The small set of measurements, one after the other: under 10 minutes on two cores.
+
+    python -m bench --out=runs/bench
+
+Prints every command before it runs and leaves `OUT/NAME.json` and `OUT/report.md`.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = {
+    "startup": [],
+    "loader": [],
+    "images": [],
+    "finetune": ["--arch=vit_b_32", "--batch-size=256"],
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/bench"), help="directory of the results")
+    add("--only", nargs="*", choices=COMMANDS, help="measure these alone")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    sections, begin = [], time.monotonic()
+    for name in args.only or COMMANDS:
+        words = ["python", "-m", f"bench.{name}", *COMMANDS[name], f"--json={args.out}/{name}.json"]
+        command = " ".join(words)
+        print(f"$ {command}", flush=True)
+        done = subprocess.run([sys.executable, *words[1:]], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"bench: `{command}` failed with exit code {done.returncode}")
+        print(f"\n{done.stdout}", flush=True)
+        sections.append(f"`{command}`\n\n{done.stdout}")
+    (args.out / "report.md").write_text("\n".join(sections))
+    print(f"{time.monotonic() - begin:.0f} s in all; {args.out}/report.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Counted operations against those of XLA's own analysis and of other ways to count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bench import flops
+from negclip_jax.models import clip
+
+
+@pytest.fixture(scope="module")
+def config():
+    return clip.CLIPConfig(
+        text=clip.TextConfig(width=128, heads=2, mlp_width=512, layers=2, vocab_size=64),
+        vision=clip.VisionConfig(
+            width=128, heads=2, mlp_width=512, layers=2, image_size=64, patch_size=16
+        ),
+        projection_dim=96,
+    )
+
+
+def analysed(config, function, shape, dtype) -> float:
+    graphdef, params = clip.abstract(config)
+
+    def run(params, x):
+        return getattr(nnx.merge(graphdef, params), function)(x)
+
+    compiled = jax.jit(run).lower(params, jax.ShapeDtypeStruct(shape, dtype)).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_vision_forward_is_what_xla_counts(config):
+    """XLA counts a loop's body once and elementwise work too, so one block of two is looped."""
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, layers=2))
+    counted = 4 * flops.vision_forward(config)
+    width, mlp, positions = 128, 512, config.vision.positions
+    # The last block runs at the class token alone: its queries, output and MLP elsewhere are saved.
+    saved = 4 * (positions - 1) * (4 * width**2 + 4 * width * mlp + 4 * width * positions)
+    seen = analysed(config, "encode_image", (4, 64, 64, 3), jnp.float32)
+    assert counted - saved == pytest.approx(seen, rel=0.05)
+
+
+def test_text_forward_of_one_length_written_out(config):
+    length, width, mlp, layers = 7, 128, 512, 2
+    block = length * (4 * 2 * width**2 + 2 * 2 * width * mlp)
+    scores = sum(2 * 2 * width * (i + 1) for i in range(length))
+    expected = layers * (block + scores) + 2 * width * 96
+    assert flops.text_forward(config.text, 96, np.array([length])) == expected
+
+
+def test_what_is_read_is_less_and_agrees_where_all_is_read(config):
+    lengths = np.array([5, 9])
+    full = flops.text_forward(config.text, 96, lengths)
+    read = flops.text_forward_read(config.text, 96, lengths)
+    assert 0.5 * full < read < full
+    one_token = np.array([1, 1])
+    assert flops.text_forward_read(config.text, 96, one_token) == pytest.approx(
+        flops.text_forward(config.text, 96, one_token)
+    )
+
+
+def test_the_matmul_rate_is_of_the_best_product():
+    calls = []
+    rate = flops.matmul_rate(lambda a, b: calls.append(a.shape), np.asarray)
+    assert len(calls) == 6 and calls[0] == (2048, 2048)
+    assert rate > 1e12  # nothing was multiplied, which takes no time

@@ -1,0 +1,87 @@
+"""The smaller benchmarks end to end, on little."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from bench import images, loader, material, startup, tables
+from negclip_jax.data.tokens import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("images") / "images.json"
+    images.main(["--limit=6", "--repetitions=1", f"--json={path}"])
+    return json.loads(path.read_text())
+
+
+def test_images_compare_speed_and_pixels(of_images):
+    assert of_images["images"] == 6
+    ratio = of_images["images_per_second_and_core"]
+    ratio /= of_images["reference_images_per_second_and_core"]
+    assert of_images["ratio"] == pytest.approx(ratio)
+    assert 0 < of_images["mean_difference_levels"] < 0.01
+    assert of_images["max_difference_levels"] <= 2
+    assert f"{of_images['ratio']:.2f} x" in images.table(of_images)
+
+
+def test_images_without_photos(tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no \*\.jpg"):
+        images.main([f"--images={tmp_path}"])
+
+
+def test_loader_counts_tokens_and_captions(tmp_path, capsys):
+    captions = tmp_path / "captions.txt"
+    rng = np.random.default_rng(1)
+    captions.write_text("\n".join(material.negated_caption(rng) for _ in range(300)))
+    path = tmp_path / "loader.json"
+    loader.main([f"--captions={captions}", "--batch-size=64", "--repetitions=1", f"--json={path}"])
+    result = json.loads(path.read_text())
+    assert result["captions"] == 300
+    assert 20 < result["tokens_per_caption"] < 25
+    assert 1 < result["tokens_computed_per_real"] < 1.4 < result["tokens_padded_per_real"]
+    assert "tokenized/s" in capsys.readouterr().out
+
+
+def test_loader_without_the_file(tmp_path):
+    with pytest.raises(SystemExit, match=r"absent\.txt"):
+        loader.main([f"--captions={tmp_path / 'absent.txt'}"])
+
+
+def test_startup_times_each_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(startup, "DEPTHS", (2, 3))
+    path = tmp_path / "startup.json"
+    startup.main(["--arch=tiny", f"--json={path}"])
+    result = json.loads(path.read_text())
+    assert set(result["compile_seconds_by_layers"]) == {"2", "3"}
+    assert result["file_bytes"] > 49_408 * 64 * 4
+    for load in (result["load"], result["reference_load"]):
+        assert load["seconds"] > 0 and load["memory"] >= 0
+    assert "launch.py --help" in capsys.readouterr().out
+
+
+def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    photo = material.photo(rng)
+    photo.save(buffer, "JPEG", quality=88)
+    assert photo.size == (640, 480)
+    assert 120_000 < len(buffer.getvalue()) < 220_000
+    material.write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    _, offsets = tokenizer.encode_ragged([material.negated_caption(rng) for _ in range(2000)])
+    lengths = np.diff(offsets)
+    assert abs(lengths.mean() - 22.4) < 0.3 and abs(lengths.std() - 3.6) < 0.3
+
+
+def test_tables_align_their_columns():
+    text = tables.markdown(["a", "long header"], [["1", "2"], ["wide cell", "3"]])
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert text.splitlines()[1].startswith("| ---")
+
+
+def test_the_machine_is_described_in_a_line():
+    line = tables.describe(tables.machine())
+    assert "\n" not in line and "Python 3" in line and "jax" in line
