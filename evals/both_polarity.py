@@ -1,18 +1,15 @@
-"""Both polarities: for one photo, "there is no X" / "there is an X" and "there is a Y" / "there is
-no Y", where X is not there and Y is.
+"""Both polarities: "there is no X" or "there is an X"? For an X that is absent and one that is not.
 
-Source: this project; after the observation that benchmarks whose negated text is always right (or
-always wrong) are won by liking (or disliking) the word "no". Built from any labelled photos: the
-first of `instances.json`, `instances_val2017.json`, `instances_val2014.json` (COCO's layout; CC BY
-4.0 for COCO's own, cocodataset.org).
+Source: this project. Benchmarks whose negated text is always right (or wrong) are won by whatever
+likes (or dislikes) the word "no"; here neither wins. Built from any labelled photos, the first of
+`instances.json`, `instances_val2017.json`, `instances_val2014.json` (COCO's layout; COCO's own are
+CC BY 4.0, cocodataset.org).
 
-Protocol: one item for each photo that shows at least one category and lacks at least one. X and Y
-are drawn by a hash of the photo's name, so that they are the same everywhere. Only the strict rule
-exists: ties share the point.
+Protocol: one item for each photo that shows a category Y and lacks another, X, both drawn by a hash
+of the names, so that they are the same everywhere. Only the strict rule exists.
 
-- `both_polarities`: the true statement above the false one, for X and for Y, both (chance 1/4; a
-  constant liking for "no" gets 0);
-- `absent`, `present`: the two halves of it (chance 1/2 each);
+- `both_polarities`: the true statement above the false one, for X and for Y, both (chance 1/4);
+- `absent`, `present`: its two halves (chance 1/2 each; liking "no" gets 1 and 0);
 - `all_four`: both true statements above both false ones (chance 1/6);
 - `mcq`: "there is no X" above "an X" and "a Y but no Z", Z being there (two categories; 1/3).
 """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from evals.benchmark import ImageRef
 from evals.classification import Labelled
-from evals.images import IMAGE_SUFFIXES, DataRoots, tfds_rows
+from evals.images import IMAGE_SUFFIXES, DataRoots, FileMissing, tfds_rows
 from negclip_jax.errors import InputError
 
 SINGLE = "a photo of a {}."
@@ -42,15 +42,23 @@ def find_labelled(
         folder = roots.folder(name)
         if folder is not None:
             return folder, _from_folder(folder, keys)
+    rows = prepared(roots, folders, tfds, download)
+    return Path(f"tfds:{tfds}"), _from_tfds(rows, tfds, keys)
+
+
+def prepared(roots: DataRoots, folders: Sequence[str], tfds: str, download: str) -> Sequence[dict]:
+    """The rows of a prepared tfds data set, asked for because none of `folders` is there.
+
+    Raises FileMissing that names both.
+    """
     dataset, _, split = tfds.rpartition("/")
     try:
-        rows = tfds_rows(dataset, split, roots.data)
+        return tfds_rows(dataset, split, roots.data)
     except InputError as error:
-        raise InputError(
+        raise FileMissing(
             f"none of the folders {', '.join(folders)} is below {', '.join(map(str, roots.data))} "
             f"({download}), and as a prepared data set: {error}"
         ) from None
-    return Path(f"tfds:{tfds}"), _from_tfds(rows, tfds, keys)
 
 
 def _from_folder(folder: Path, keys: Sequence[str]) -> list[Labelled]:

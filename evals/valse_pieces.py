@@ -40,7 +40,8 @@ def load(roots: DataRoots) -> Problem:
         items += read_piece(files[-1], piece)
     if not items:
         raise FileMissing(
-            f"no file of VALSE ({', '.join(PIECES)}) is there: get it from {DOWNLOAD}"
+            f"none of VALSE's files ({', '.join(PIECES)}) is below "
+            f"{', '.join(map(str, roots.data))}: get it from {DOWNLOAD}"
         )
     notes = [f"Pieces whose file is not there: {', '.join(absent)}."] if absent else []
     numbers: list[Number] = []

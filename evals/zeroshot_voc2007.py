@@ -20,8 +20,8 @@ from PIL import Image
 
 from evals.benchmark import Benchmark, ImageRef, Problem
 from evals.classification import Labelled, classification_problem
-from evals.images import DataRoots, tfds_rows
-from evals.labelled import read_prompts
+from evals.images import DataRoots
+from evals.labelled import prepared, read_prompts
 from evals.reading import Box, Fields, read_text
 
 DOWNLOAD = "host.robots.ox.ac.uk/pascal/VOC/voc2007"
@@ -38,7 +38,8 @@ def load(roots: DataRoots) -> Problem:
         items = _from_folder(where, prompts.classes)
     else:
         where = Path(f"tfds:{TFDS}/test")
-        items = _from_tfds(tfds_rows(TFDS, "test", roots.data), prompts.classes)
+        rows = prepared(roots, ("VOCdevkit/VOC2007",), f"{TFDS}/test", DOWNLOAD)
+        items = _from_tfds(rows, prompts.classes)
     return classification_problem(
         roots, where, items, prompts.classes, {"single": prompts.templates}
     )
