@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop.files import CheckpointError, read_json
 from negclip_jax.interop.writing import copy_non_weights, write_json
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
@@ -173,23 +174,34 @@ def _restate_dtype(section: dict[str, Any], dtype: str) -> None:
     section.update({key: dtype for key in ("dtype", "torch_dtype") if key in section})
 
 
-def preprocessor_dict(config: CLIPConfig) -> dict[str, Any]:
-    """A `preprocessor_config.json` with CLIP's own preprocessing at the model's image size."""
+def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
+    """Preprocessing of a base directory; CLIP's own where it has none or there is no base."""
     size = config.vision.image_size
+    if base is None:
+        return Preprocessor(size=size, resize=size)
+    return Preprocessor.from_directory(base, default_size=size)
+
+
+def preprocessor_dict(
+    config: CLIPConfig, preprocessor: Preprocessor | None = None
+) -> dict[str, Any]:
+    """A `preprocessor_config.json`; by default CLIP's own pipeline at the model's image size."""
+    size = config.vision.image_size
+    images = preprocessor or Preprocessor(size=size, resize=size)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "feature_extractor_type": "CLIPFeatureExtractor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"shortest_edge": images.resize},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "crop_size": {"height": images.size, "width": images.size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
 
 
@@ -213,13 +225,14 @@ def write_other_files(
     base: Path | None,
     tokenizer: Path | str | None,
     dtype: str,
+    preprocessor: Preprocessor | None = None,
 ) -> None:
     """Writes all of an export but its weights: the base's files, or new ones without a base.
 
     Args and errors are those of `write_config`, with the base that takes its place.
     """
     if base is None:
-        write_config(stage, config, dtype=dtype, tokenizer=tokenizer)
+        write_config(stage, config, dtype=dtype, tokenizer=tokenizer, preprocessor=preprocessor)
         return
     copy_non_weights(base, stage)
     raw = read_json(base / "config.json")
@@ -234,6 +247,7 @@ def write_config(
     *,
     dtype: str = "float32",
     tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
 ) -> None:
     """Writes what stands beside the weights of a model that was not made from a checkpoint.
 
@@ -245,6 +259,7 @@ def write_config(
       config: the model.
       dtype: of the weights beside it.
       tokenizer: directory that holds vocab.json and merges.txt.
+      preprocessor: CLIP's own by default.
 
     Raises:
       CheckpointError: the tokenizer directory lacks one of these.
@@ -252,7 +267,7 @@ def write_config(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config_dict(config, dtype))
-    write_json(directory / "preprocessor_config.json", preprocessor_dict(config))
+    write_json(directory / "preprocessor_config.json", preprocessor_dict(config, preprocessor))
     if tokenizer is not None:
         _copy_tokenizer(Path(tokenizer), directory, config)
 

@@ -4,18 +4,19 @@ Nothing here knows what CLIP is. Tensors are opened lazily and read one at a tim
 second copy of a checkpoint is ever held.
 """
 
-import dataclasses
 import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from negclip_jax.errors import InputError
+from negclip_jax.interop.stored import CheckpointError, StoredTensor
+from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -28,19 +29,6 @@ OTHER_SUFFIXES = (".msgpack", ".h5", ".pb", ".tflite", ".ot", ".onnx", ".onnx_da
 WEIGHT_SUFFIXES = frozenset((".safetensors", *PYTORCH_SUFFIXES, *OTHER_SUFFIXES))
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LISTED = 10
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be read or written; the message lists every problem found."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: `read()` fetches it; dtype is numpy's name, or the file's own word."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
 
 
 def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], advice: str) -> str:
@@ -136,6 +124,35 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
     return _open_shards(path, opener) if path.suffix == ".json" else opener(path)
 
 
+def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
+    """Opens the tensors of one file, safetensors or of PyTorch; nothing is read yet.
+
+    Of what `torch.save` wrote it takes a state dict, one under the key `state_dict`, and a
+    TorchScript archive (what OpenAI released). The prefix `module.` of DataParallel is dropped.
+
+    Returns:
+      The tensors by name, and whether they stood bare in a file of PyTorch, as in OpenAI's and
+      NegationCLIP's releases, and not in safetensors or in a training script's wrapper.
+
+    Raises:
+      CheckpointError: another kind of file, a damaged one, or a pickle with more than tensors.
+    """
+    bare = False
+    if path.suffix == ".safetensors":
+        opened = _open_safetensors(path)
+    elif path.suffix not in PYTORCH_SUFFIXES:
+        known = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
+        raise CheckpointError(f"{path} is no weight file that is read; those end with {known}")
+    elif is_torchscript(path):
+        opened, bare = torchscript_tensors(path), True
+    else:
+        state = _unpickle(path)
+        wrapped = isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping)
+        opened = _state_tensors(path, state["state_dict"] if wrapped else state)
+        bare = not wrapped and not any(name.startswith("module.") for name in opened)
+    return {name.removeprefix("module."): tensor for name, tensor in opened.items()}, bare
+
+
 def _no_weights(directory: Path) -> str:
     others = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
     found = f"; it holds {', '.join(others[:_LISTED])}, which are not read" if others else ""
@@ -197,7 +214,10 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def _open_pickle(path: Path) -> dict[str, StoredTensor]:
-    state = _unpickle(path)
+    return _state_tensors(path, _unpickle(path))
+
+
+def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
     others = [str(name) for name, value in state.items() if not hasattr(value, "untyped_storage")]
@@ -206,14 +226,27 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
     return {name: _stored_torch(tensor) for name, tensor in state.items()}
 
 
-def _unpickle(path: Path) -> object:
+def import_torch(why: str) -> ModuleType:
+    """torch, which only files in its own format need.
+
+    Args:
+      why: the message's first words, e.g. "x.pt is a pickle, and reading it safely needs".
+
+    Raises:
+      CheckpointError: it is not installed.
+    """
     try:
         import torch
     except ImportError as error:
         raise CheckpointError(
-            f"{path} is a pickle, and reading it safely needs PyTorch: `pip install 'torch>=2.6'`, "
-            "or convert it to model.safetensors with transformers' save_pretrained"
+            f"{why} PyTorch: `pip install 'torch>=2.6'`; or use model.safetensors, which "
+            "transformers' save_pretrained writes"
         ) from error
+    return torch
+
+
+def _unpickle(path: Path) -> object:
+    torch = import_torch(f"{path} is a pickle, and reading it safely needs")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         # CVE-2025-32434: before 2.6 `weights_only=True` could still run code.
         raise CheckpointError(

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import read_config, write_config, write_other_files
 from negclip_jax.interop.files import (
@@ -119,6 +119,7 @@ def save(
     *,
     base: Path | str | None = None,
     tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     shard_bytes: int = writing.SHARD_BYTES,
@@ -137,6 +138,7 @@ def save(
       params: tree of `models.clip.abstract(config)`, numpy or jax arrays.
       base: directory that the model was made from; its weights may be absent.
       tokenizer: directory with vocab.json and merges.txt, for a model without a base.
+      preprocessor: for a model without a base, if it is not CLIP's own.
       dtype: `"float32"`, `"float16"` or `"bfloat16"` instead of the rule above.
       overwrite: replace an earlier export.
       shard_bytes: greatest size of one weight file; above it, shards with an index are written.
@@ -154,12 +156,9 @@ def save(
     places, take = taker(params, config, KEYS)
     dtypes = _dtypes(places, take, base, dtype)
     sizes = {name: slot.size for name, slot in places.items()}
-    try:
-        with writing.staged_directory(out, overwrite=overwrite, keep=base) as stage:
-            write_other_files(stage, config, base, tokenizer, _widest(dtypes))
-            writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
+    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
+        write_other_files(stage, config, base, tokenizer, _widest(dtypes), preprocessor)
+        writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)
     return out
 
 

@@ -8,12 +8,20 @@ in silence: `CheckpointInfo` tells what was taken and where that was written.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import huggingface
-from negclip_jax.interop.files import CheckpointError
+from negclip_jax.interop import huggingface, open_clip, openai
+from negclip_jax.interop.files import (
+    WEIGHT_FILES,
+    CheckpointError,
+    StoredTensor,
+    find_weights,
+    open_file,
+    read_json,
+)
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
 
 Checkpoint = tuple[CLIPConfig, dict[str, Any], "CheckpointInfo"]
@@ -51,31 +59,37 @@ class CheckpointInfo:
     step: int | None = None
 
 
-def read_any(path: str | Path, *, ema: bool = False) -> Checkpoint:
+def read_any(path: str | Path, *, ema: bool = False, activation: str | None = None) -> Checkpoint:
     """Reads a checkpoint of any known layout.
 
     Args:
-      path: a Hugging Face directory or Hub name, or the workdir of a training run, of which
-        `@best` (the default), `@last` or `@STEP` after it chooses the checkpoint.
+      path: the workdir of a training run, of which `@best` (the default), `@last` or `@STEP`
+        after it chooses the checkpoint; a Hugging Face directory or Hub name; a directory or file
+        of open_clip; a `.pt` of OpenAI's clip or of NegationCLIP, or a directory with one.
       ema: of a workdir, the moving average of the weights.
+      activation: of both towers, "quick_gelu" or "gelu", for a file that does not say.
 
     Returns:
       The configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
       `models.clip.split`) and what is known of their origin.
 
     Raises:
-      InputError: nothing there, an unknown layout, or weights that do not fit; the message says
-        what was found.
+      InputError: nothing there, an unknown layout, weights that do not fit, or an activation that
+        the checkpoint does not say or contradicts; the message says what was found.
     """
-    directory, step = _split_step(str(path))
-    if is_workdir(directory):
-        return read_workdir(directory, step or "best", ema=ema)
+    name, step = _split_step(str(path))
+    local = Path(name).expanduser()
+    if is_workdir(local):
+        return _agreed(read_workdir(name, step or "best", ema=ema), activation)
     if step is not None or ema:
         raise CheckpointError(
-            f"{path}: @STEP and the moving average choose in a training run, and {directory} is "
-            "not the --workdir of one"
+            f"{path}: @STEP and the moving average choose in a training run, and {name} is not "
+            "the --workdir of one"
         )
-    return _read_huggingface(str(path))
+    file = _state_dict_file(local)
+    if file is not None:
+        return _read_state_dict(file, name, activation)
+    return _agreed(_read_huggingface(name), activation)
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -118,6 +132,123 @@ def _read_huggingface(path_or_hub_id: str) -> Checkpoint:
     config = huggingface.read_config(directory)
     params = huggingface.load_params(directory, config)
     return config, params, _info(directory, config, "huggingface", path_or_hub_id)
+
+
+def _agreed(found: Checkpoint, activation: str | None) -> Checkpoint:
+    info = found[2]
+    if activation not in (None, info.activation):
+        raise CheckpointError(
+            f"{info.label}: {info.activation_source} says {info.activation}, not {activation}"
+        )
+    return found
+
+
+def _state_dict_file(path: Path) -> Path | None:
+    """The file in OpenAI's names that `path` is or holds; None for what transformers wrote."""
+    if path.is_file():
+        beside = path.name in WEIGHT_FILES and (path.parent / "config.json").is_file()
+        if beside:
+            raise CheckpointError(f"{path} is read with its config.json: give {path.parent}")
+        return path
+    if not path.is_dir() or find_weights(path):
+        return None
+    named = [path / name for name in (*open_clip.WEIGHTS, openai.WEIGHTS)]
+    found = [file for file in named if file.is_file()] or sorted(path.glob("*.pt"))
+    if len(found) > 1 and found[0] not in named:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(f"{path} holds several checkpoints ({names}): give one of them")
+    return found[0] if found else None
+
+
+def _read_state_dict(file: Path, label: str, activation: str | None) -> Checkpoint:
+    """A file in OpenAI's or open_clip's names, with what the configuration beside it says."""
+    stored, bare = open_file(file)
+    described = _described(file, label)
+    config, info = described or _undescribed(file, label, stored, bare, activation)
+    # Reads OpenAI's names as well, which open_clip kept.
+    params = open_clip.load_params(
+        stored, config, file, authority="its configuration" if described else "the model"
+    )
+    return _agreed((config, params, info), activation)
+
+
+def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
+    """Model and origin by a configuration beside the file, or None where there is none."""
+    folder = file.parent
+    theirs, ours = folder / open_clip.CONFIG, folder / "config.json"
+    if theirs.is_file() and (file.name.startswith("open_clip") or not ours.is_file()):
+        config, preprocessor = open_clip.read_config(folder)
+        info = CheckpointInfo(
+            path=file,
+            label=label,
+            layout="open_clip",
+            activation=describe_activation(config),
+            activation_source=f"quick_gelu and act_kwargs in {theirs}",
+            pooling=describe_pooling(config),
+            tokenizer=tokenizer_beside(folder),
+            preprocessor=preprocessor,
+            preprocessor_source=str(theirs),
+        )
+        return config, _with_base(info, ours)
+    if ours.is_file() and read_json(ours).get("model_type") == "clip":
+        config = huggingface.read_config(folder)
+        return config, dataclasses.replace(_info(folder, config, "openai", label), path=file)
+    return None
+
+
+def _with_base(info: CheckpointInfo, config_json: Path) -> CheckpointInfo:
+    """Hugging Face's files beside a model belong to its export."""
+    is_clip = config_json.is_file() and read_json(config_json).get("model_type") == "clip"
+    return dataclasses.replace(info, base=config_json.parent) if is_clip else info
+
+
+def _undescribed(
+    file: Path,
+    label: str,
+    stored: Mapping[str, StoredTensor],
+    bare: bool,
+    activation: str | None,
+) -> tuple[CLIPConfig, CheckpointInfo]:
+    """Model and origin of a file that stands alone, by the rules of OpenAI's code."""
+    custom = open_clip.has_custom_text(stored)
+    if activation is None and (custom or not bare):
+        raise CheckpointError(
+            f"{file} does not say its activation, and without it every feature would be slightly "
+            f"wrong: put its {open_clip.CONFIG} beside it, or give activation quick_gelu (OpenAI, "
+            "and what was tuned from it) or gelu (LAION and most others)"
+        )
+    names = {name.removeprefix("text."): tensor for name, tensor in stored.items()}
+    config = openai.infer_config(names, file)
+    source = "given"
+    if activation is None:
+        source = "assumed: OpenAI's clip has no other, and a bare state dict does not say"
+    else:
+        config = with_activation(config, activation)
+    size = config.vision.image_size
+    info = CheckpointInfo(
+        path=file,
+        label=label,
+        layout="open_clip" if custom else "openai",
+        activation=describe_activation(config),
+        activation_source=source,
+        pooling=describe_pooling(config),
+        tokenizer=tokenizer_beside(file.parent),
+        preprocessor=Preprocessor(size=size, resize=size),
+        preprocessor_source="CLIP's own",
+    )
+    return config, info
+
+
+def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
+    """The model with one activation in both towers; raises CheckpointError for an unknown one."""
+    try:
+        text, vision = (
+            dataclasses.replace(tower, hidden_act=activation)
+            for tower in (config.text, config.vision)
+        )
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return dataclasses.replace(config, text=text, vision=vision)
 
 
 def _info(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
@@ -51,6 +52,16 @@ def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
         shutil.rmtree(stage, ignore_errors=True)
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def export_directory(out: Path, *, overwrite: bool, keep: Path | None = None) -> Iterator[Path]:
+    """`staged_directory`, with a CheckpointError for a disk that is full or cannot be written."""
+    try:
+        with staged_directory(out, overwrite=overwrite, keep=keep) as stage:
+            yield stage
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
 
 
 def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
@@ -133,9 +144,8 @@ def write_weights(
     shards = _shards(n_bytes, shard_bytes)
     files = [_shard_name(i, len(shards)) for i in range(len(shards))]
     for file, names in zip(files, shards, strict=True):
-        tensors = {name: _converted(name, take(name), dtypes[name]) for name in names}
-        # transformers refuses metadata without this word.
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        tensors = {name: converted(name, take(name), dtypes[name]) for name in names}
+        write_file(directory / file, tensors)
     if len(shards) > 1:
         totals = {"total_parameters": sum(sizes.values()), "total_size": sum(n_bytes.values())}
         where = {name: f for f, names in zip(files, shards, strict=True) for name in names}
@@ -144,7 +154,18 @@ def write_weights(
     return files
 
 
-def _converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes one safetensors file of contiguous arrays."""
+    # transformers refuses metadata without this word.
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor as it goes into a file: contiguous, in the type that numpy calls `dtype`.
+
+    Raises:
+      CheckpointError: a value that the type cannot hold.
+    """
     # Contiguous on purpose: safetensors writes the raw buffer of a transposed view. Not
     # `np.ascontiguousarray`, which turns 0-d into [1], and transformers 5 refuses that.
     with np.errstate(over="ignore"):

@@ -1,6 +1,5 @@
 """One function reads every layout and says what it took the model to be."""
 
-import jax
 import numpy as np
 import pytest
 from interop import tiny
@@ -9,10 +8,6 @@ from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface, readers
 from negclip_jax.interop.readers import read_any
 from negclip_jax.training import checkpoint
-
-
-def assert_equal_params(ours, expected):
-    jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,7 @@ def workdir(directory, tmp_path, monkeypatch):
 def test_hugging_face_directory(directory):
     config, params, info = read_any(directory)
     assert (config, info.path, info.layout) == (tiny.load(directory)[0], directory, "huggingface")
-    assert_equal_params(params, tiny.load(directory)[1])
+    tiny.assert_equal_params(params, tiny.load(directory)[1])
     assert info.activation == "gelu in the text tower, quick_gelu in the vision tower"
     assert info.activation_source == f"hidden_act in {directory / 'config.json'}"
     assert info.pooling == "the first token with id 97"

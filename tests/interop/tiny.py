@@ -37,6 +37,11 @@ VISION = {
     "patch_size": 4,
 }
 
+# What OpenAI's code can run: heads of 64, a fourfold MLP, the end token is the largest id.
+OPENAI_TEXT = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1}
+OPENAI_TEXT |= {"vocab_size": 98}
+OPENAI_VISION = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2}
+
 
 def torch_clip(text=(), vision=(), *, std=0.2, projection_dim=24) -> CLIPModel:
     """A CLIPModel whose weights are normal with `std`, biases and LayerNorms included."""
@@ -125,3 +130,15 @@ def difference(ours, theirs) -> float:
         return max(difference(a, b) for a, b in zip(ours, theirs, strict=True))
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max())
+
+
+def torch_logits(model: CLIPModel, pixels, ids) -> np.ndarray:
+    """transformers' logits, float32 `[images, texts]`."""
+    with torch.no_grad():
+        images = torch.tensor(pixels).permute(0, 3, 1, 2)
+        return model(input_ids=torch.tensor(ids), pixel_values=images).logits_per_image.numpy()
+
+
+def assert_equal_params(ours, expected) -> None:
+    """Two parameter trees are bit-equal."""
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)

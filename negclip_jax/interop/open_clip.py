@@ -1,0 +1,264 @@
+"""Models of open_clip, both ways: `open_clip_config.json` beside a state dict.
+
+    stored, _ = files.open_file(Path("dir/open_clip_model.safetensors"))
+    config, preprocessor = read_config(Path("dir"))
+    params = load_params(stored, config, "dir")
+    save("exported", config, params)
+
+Its `CLIP` has OpenAI's tensor names, its `CustomTextCLIP` the same with `text.` before those of the
+text tower. What the names leave open the configuration says, the activation above all: without
+`quick_gelu` open_clip takes gelu. Written and read as open_clip 3 does (`model.py`, `factory.py`
+of https://github.com/mlfoundations/open_clip).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
+from negclip_jax.errors import InputError
+from negclip_jax.interop import openai, writing
+from negclip_jax.interop.config import preprocessor_of, write_other_files
+from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
+from negclip_jax.interop.parameters import require_dtype, taker
+from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+KEYS = openai.KEYS
+CUSTOM_TEXT_KEYS = (
+    *(dataclasses.replace(key, theirs=f"text.{key.theirs}") for key in openai.TEXT_KEYS),
+    *openai.OTHER_KEYS,
+)
+
+# Their defaults (CLIPTextCfg, CLIPVisionCfg), and what our modules compute: any other value of a
+# key that is not among `_READ` would be another architecture.
+_TOWER = {"mlp_ratio": 4.0, "norm_kwargs": None, "act_kwargs": None, "layers": 12}
+_TEXT = _TOWER | {"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}
+_TEXT |= {"pool_type": "argmax", "eos_id": 2}
+_VISION = _TOWER | {"width": 768, "head_width": 64, "image_size": 224, "patch_size": 16}
+_INERT = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "output_tokens", "pad_id"}
+_INERT |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "patch_dropout"}
+_INERT |= {"attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool"}
+_INERT |= {"timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"}
+_OURS = {"proj_type": "linear", "block_type": "default"} | {"pool_type": "tok"}
+_TANH = {"approximate": "tanh"}
+_PIPELINE = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor]:
+    """Model and preprocessing from `DIRECTORY/open_clip_config.json`.
+
+    Raises:
+      CheckpointError: no such file, bad JSON, or a key whose value makes another model than the
+        CLIP with two plain transformers.
+    """
+    path = directory / CONFIG
+    raw = read_json(path)
+    model, preprocess = raw.get("model_cfg", raw), raw.get("preprocess_cfg", {})
+    sections = (model, model.get("text_cfg"), model.get("vision_cfg"), preprocess)
+    if not all(isinstance(section, dict) for section in sections) or "embed_dim" not in model:
+        raise CheckpointError(
+            f"{path} is no configuration of a CLIP: it needs model_cfg with embed_dim, text_cfg "
+            "and vision_cfg"
+        )
+    for key in ("multimodal_cfg", "init_logit_bias"):
+        if model.get(key) is not None:
+            raise CheckpointError(f"{path}: model_cfg.{key} makes another model than a CLIP")
+    text = _section(path, model["text_cfg"], "text_cfg", _TEXT)
+    vision = _section(path, model["vision_cfg"], "vision_cfg", _VISION)
+    quick = bool(model.get("quick_gelu", False))
+    try:
+        config = CLIPConfig(
+            text=TextConfig(
+                heads=text["heads"],
+                vocab_size=text["vocab_size"],
+                context_length=text["context_length"],
+                eos_token_id=_end_token(text),
+                **_tower(text, quick),
+            ),
+            vision=VisionConfig(
+                heads=vision["width"] // vision["head_width"],
+                image_size=_square(vision["image_size"]),
+                patch_size=_square(vision["patch_size"]),
+                **_tower(vision, quick),
+            ),
+            projection_dim=model["embed_dim"],
+        )
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return config, _preprocessor(path, preprocess, config.vision.image_size)
+
+
+def _section(path: Path, given: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """A tower's values with defaults; a value that makes another architecture is refused."""
+    known_too = _INERT | known.keys()
+    other = [
+        f"{name}.{key}={value!r}"
+        for key, value in given.items()
+        if key not in known_too and value not in (None, False, _OURS.get(key))
+    ]
+    # The stages of a ResNet are a list of layers.
+    other += [f"{name}.layers={given['layers']}"] if isinstance(given.get("layers"), list) else []
+    if other:
+        raise CheckpointError(
+            f"{path}: {', '.join(other)} makes another model than a CLIP of two plain "
+            "transformers, and only those are read"
+        )
+    return known | {key: value for key, value in given.items() if key in known}
+
+
+def _tower(section: dict[str, Any], quick: bool) -> dict[str, Any]:
+    options = section["act_kwargs"] or {}
+    if options not in ({}, _TANH) or (quick and options):
+        raise ValueError(f"act_kwargs {options} are not read")
+    plain = "gelu_pytorch_tanh" if options else "gelu"
+    norm = section["norm_kwargs"] or {}
+    if norm.keys() - {"eps"}:
+        raise ValueError(f"norm_kwargs {norm} are not read, but for eps")
+    return {
+        "width": section["width"],
+        "layers": section["layers"],
+        "mlp_width": int(section["width"] * section["mlp_ratio"]),
+        "hidden_act": openai.HIDDEN_ACT if quick else plain,
+        "layer_norm_eps": norm.get("eps", 1e-5),
+    }
+
+
+def _end_token(text: dict[str, Any]) -> int:
+    if text["pool_type"] not in ("argmax", "eos"):
+        raise ValueError(f"text_cfg.pool_type {text['pool_type']!r} is not argmax or eos")
+    return LEGACY_EOS_TOKEN_ID if text["pool_type"] == "argmax" else text["eos_id"]
+
+
+def _square(size: Any) -> int:
+    sides = set(size) if isinstance(size, list) else {size}
+    if len(sides) != 1:
+        raise ValueError(f"the size {size} is not square")
+    return sides.pop()
+
+
+def _preprocessor(path: Path, section: dict[str, Any], size: int) -> Preprocessor:
+    other = [f"{k}={section[k]!r}" for k, v in _PIPELINE.items() if section.get(k, v) != v]
+    if other:
+        raise CheckpointError(
+            f"{path}: preprocess_cfg has {', '.join(other)}, but only CLIP's preprocessing is "
+            "read: a bicubic resize of the shortest side and a centre crop"
+        )
+    mean, std = section.get("mean") or CLIP_MEAN, section.get("std") or CLIP_STD
+    try:
+        return Preprocessor(size=size, resize=size, mean=tuple(mean), std=tuple(std))
+    except (TypeError, InputError) as error:
+        raise CheckpointError(f"{path}: preprocess_cfg: {error}") from error
+
+
+def has_custom_text(names: Iterable[str]) -> bool:
+    """Whether tensor names are those of CustomTextCLIP, with `text.` before the text tower."""
+    return any(name.startswith("text.") for name in names)
+
+
+def load_params(
+    stored: Mapping[str, StoredTensor],
+    config: CLIPConfig,
+    where: Path | str,
+    *,
+    authority: str = CONFIG,
+) -> dict[str, Any]:
+    """Tensors of a CLIP (OpenAI's names) or CustomTextCLIP in our tree.
+
+    Args, returns and raises are those of `parameters.read_params`.
+    """
+    keys = CUSTOM_TEXT_KEYS if has_custom_text(stored) else KEYS
+    return openai.load_params(stored, config, where, keys=keys, authority=authority)
+
+
+def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any]:
+    """`open_clip_config.json` for a model.
+
+    Raises:
+      CheckpointError: a model that open_clip cannot express, with all reasons.
+    """
+    text, vision = config.text, config.vision
+    quick = {tower.hidden_act == openai.HIDDEN_ACT for tower in (text, vision)}
+    if len(quick) == 2:
+        raise CheckpointError(
+            f"open_clip has one quick_gelu for both towers, and this model has {text.hidden_act} "
+            f"in its text tower and {vision.hidden_act} in its vision tower: export it with "
+            "--layout=huggingface"
+        )
+    pooling = {"pool_type": "argmax"}
+    if text.eos_token_id != LEGACY_EOS_TOKEN_ID:
+        pooling = {"pool_type": "eos", "eos_id": text.eos_token_id}
+    model = {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": quick.pop(),
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "head_width": vision.width // vision.heads,
+        }
+        | _tower_dict(vision),
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "heads": text.heads,
+        }
+        | _tower_dict(text)
+        | pooling,
+    }
+    if preprocessor.resize != preprocessor.size:
+        raise CheckpointError(
+            f"open_clip crops at the size that it resizes to, and this model resizes to "
+            f"{preprocessor.resize} and crops at {preprocessor.size}"
+        )
+    pipeline = _PIPELINE | {"mean": list(preprocessor.mean), "std": list(preprocessor.std)}
+    return {"model_cfg": model, "preprocess_cfg": {"size": preprocessor.size} | pipeline}
+
+
+def _tower_dict(tower: TextConfig | VisionConfig) -> dict[str, Any]:
+    section = {"width": tower.width, "layers": tower.layers}
+    section["mlp_ratio"] = _ratio(tower.mlp_width, tower.width)
+    if tower.layer_norm_eps != 1e-5:
+        section["norm_kwargs"] = {"eps": tower.layer_norm_eps}
+    if tower.hidden_act not in (openai.HIDDEN_ACT, "gelu"):
+        section["act_kwargs"] = _TANH
+    return section
+
+
+def _ratio(mlp_width: int, width: int) -> float:
+    """The number that open_clip's `int(width * ratio)` turns into `mlp_width`."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
+
+
+def save(
+    directory: Path | str,
+    config: CLIPConfig,
+    params: dict[str, Any],
+    *,
+    base: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a directory for `open_clip.create_model_and_transforms("local-dir:...")`.
+
+    `open_clip_config.json` and `open_clip_model.safetensors` (one file: open_clip reads no
+    shards), and Hugging Face's config.json, tokenizer and preprocessor files beside them. The
+    arguments are those of `huggingface.save`; the weights are float32 by default.
+
+    Raises:
+      CheckpointError: see `huggingface.save`; a model that open_clip cannot express.
+    """
+    require_dtype(dtype)
+    described = config_dict(config, preprocessor or preprocessor_of(base, config))
+    places, take = taker(params, config, KEYS)
+    out, base, dtype = Path(directory), None if base is None else Path(base), dtype or "float32"
+    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
+        write_other_files(stage, config, base, tokenizer, dtype, preprocessor)
+        writing.write_json(stage / CONFIG, described)
+        tensors = {name: writing.converted(name, take(name), dtype) for name in places}
+        writing.write_file(stage / WEIGHTS[0], tensors)
+    return out

@@ -1,0 +1,208 @@
+"""State dicts of OpenAI's clip package, both ways.
+
+    stored, _ = files.open_file(Path("ViT-B-32.pt"))
+    config = infer_config(stored, "ViT-B-32.pt")
+    params = load_params(stored, config, "ViT-B-32.pt")
+    save("exported", config, params)
+
+`KEYS` is the only place that knows OpenAI's tensor names, which open_clip kept. The file says
+nothing but shapes: activation, epsilon, width of a head and the rule for the end token are those
+of the package's code (https://github.com/openai/CLIP, `clip/model.py`), and a model with others
+cannot be written in this layout. NegationCLIP's released checkpoints are such files.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
+from negclip_jax.interop import writing
+from negclip_jax.interop.config import preprocessor_of, write_other_files
+from negclip_jax.interop.files import CheckpointError, StoredTensor, import_torch, problem_report
+from negclip_jax.interop.layout import CONV, Key, linear, norm
+from negclip_jax.interop.parameters import read_params, require_dtype, taker
+from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+
+WEIGHTS = "model.pt"
+HIDDEN_ACT = "quick_gelu"
+_HEAD_WIDTH, _MLP_RATIO, _EPSILON = 64, 4, 1e-5
+# Constants of the released archives, which the package drops as well.
+_BUFFERS = frozenset(("input_resolution", "context_length", "vocab_size"))
+_ADVICE = (
+    "The weights must be those of one whole CLIP with a vision transformer, under the names of "
+    "OpenAI's clip or of open_clip."
+)
+
+
+def _blocks(theirs: str, ours: str) -> tuple[Key, ...]:
+    theirs, ours = f"{theirs}.resblocks.{{layer}}", f"{ours}/blocks"
+    fused = [f"{ours}/attn/{name}" for name in ("query", "key", "value")]
+    return (
+        *norm(f"{theirs}.ln_1", f"{ours}/ln_1"),
+        Key(f"{theirs}.attn.in_proj_weight", tuple(f"{path}/kernel" for path in fused), (1, 0)),
+        Key(f"{theirs}.attn.in_proj_bias", tuple(f"{path}/bias" for path in fused)),
+        *linear(f"{theirs}.attn.out_proj", f"{ours}/attn/out"),
+        *norm(f"{theirs}.ln_2", f"{ours}/ln_2"),
+        *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/fc1"),
+        *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/fc2"),
+    )
+
+
+TEXT_KEYS = (
+    Key("positional_embedding", "text/position_embedding"),
+    Key("text_projection", "text_projection"),
+    Key("token_embedding.weight", "text/token_embedding"),
+    *_blocks("transformer", "text"),
+    *norm("ln_final", "text/ln_final"),
+)
+OTHER_KEYS = (
+    Key("logit_scale", "logit_scale"),
+    Key("visual.class_embedding", "vision/class_embedding"),
+    Key("visual.positional_embedding", "vision/position_embedding"),
+    Key("visual.proj", "visual_projection"),
+    Key("visual.conv1.weight", "vision/patch_embedding", CONV),
+    *norm("visual.ln_pre", "vision/ln_pre"),
+    *_blocks("visual.transformer", "vision"),
+    *norm("visual.ln_post", "vision/ln_post"),
+)
+KEYS = TEXT_KEYS + OTHER_KEYS
+
+
+def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPConfig:
+    """The model that OpenAI's clip builds around a state dict: shapes, and its own constants.
+
+    Follows `build_model` of `clip/model.py`: heads of width 64, quick_gelu, epsilon 1e-5, the
+    state at the largest token id.
+
+    Args:
+      stored: tensors under OpenAI's names.
+      where: the file, for messages.
+
+    Raises:
+      CheckpointError: no CLIP, one with a ResNet, or shapes that fit no vision transformer.
+    """
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    if "visual.layer1.0.conv1.weight" in shapes:
+        raise CheckpointError(f"{where}: its vision tower is a ResNet; only transformers are read")
+    try:
+        text_width, vision_width = shapes["ln_final.weight"][0], shapes["visual.ln_post.weight"][0]
+        patch = shapes["visual.conv1.weight"][-1]
+        grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+        vocabulary, context = (
+            shapes[name][0] for name in ("token_embedding.weight", "positional_embedding")
+        )
+        text, vision = (_tower(shapes, prefix) for prefix in ("transformer", "visual.transformer"))
+        projection_dim = shapes["text_projection"][1]
+    except (KeyError, IndexError) as error:
+        problems = {"missing or without shape": [str(error)], "it holds": shapes}
+        raise CheckpointError(problem_report(where, problems, _ADVICE)) from error
+    try:
+        return CLIPConfig(
+            text=TextConfig(
+                width=text_width,
+                heads=text_width // _HEAD_WIDTH or 1,
+                vocab_size=vocabulary,
+                context_length=context,
+                eos_token_id=LEGACY_EOS_TOKEN_ID,
+                **text,
+            ),
+            vision=VisionConfig(
+                width=vision_width,
+                heads=vision_width // _HEAD_WIDTH or 1,
+                patch_size=patch,
+                image_size=patch * grid,
+                **vision,
+            ),
+            projection_dim=projection_dim,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}; heads of OpenAI's clip are 64 wide") from error
+
+
+def _tower(shapes: dict[str, tuple[int, ...]], prefix: str) -> dict[str, int]:
+    layer = re.compile(rf"{re.escape(prefix)}\.resblocks\.(\d+)\.")
+    layers = {match[1] for name in shapes if (match := layer.match(name))}
+    mlp_width = shapes[f"{prefix}.resblocks.0.mlp.c_fc.weight"][0]
+    return {"layers": len(layers), "mlp_width": mlp_width}
+
+
+def load_params(
+    stored: Mapping[str, StoredTensor],
+    config: CLIPConfig,
+    where: Path | str,
+    *,
+    keys: tuple[Key, ...] = KEYS,
+    authority: str = "the model",
+) -> dict[str, Any]:
+    """Tensors under OpenAI's names in the tree of `models.clip.abstract(config)`.
+
+    Args, returns and raises are those of `parameters.read_params`.
+    """
+    tensors = {name: tensor for name, tensor in stored.items() if name not in _BUFFERS}
+    return read_params(tensors, keys, config, where=where, authority=authority, advice=_ADVICE)
+
+
+def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
+    """Raises CheckpointError, with all reasons, for a model that OpenAI's code cannot run."""
+    reasons = [
+        f"the {name} tower's {what} is {value} where its code has {theirs}"
+        for name, tower in (("text", config.text), ("vision", config.vision))
+        for what, value, theirs in (
+            ("activation", tower.hidden_act, HIDDEN_ACT),
+            ("layer_norm_eps", tower.layer_norm_eps, _EPSILON),
+            ("width of a head", tower.width // tower.heads, _HEAD_WIDTH),
+            ("width of the MLP", tower.mlp_width, _MLP_RATIO * tower.width),
+        )
+        if value != theirs
+    ]
+    end, last = config.text.eos_token_id, config.text.vocab_size - 1
+    if end not in (LEGACY_EOS_TOKEN_ID, last):
+        reasons.append(f"the end token is {end} where its code takes the largest id, {last}")
+    if config.vision.image_size % config.vision.patch_size:
+        reasons.append(f"images of {config.vision.image_size} pixels are no multiple of a patch")
+    if (preprocessor.mean, preprocessor.std) != (CLIP_MEAN, CLIP_STD):
+        reasons.append("its preprocessing has CLIP's own mean and std only")
+    if reasons:
+        raise CheckpointError(
+            f"OpenAI's clip cannot run this model: {'; '.join(reasons)}. "
+            "Export it with --layout=huggingface or --layout=open_clip"
+        )
+
+
+def save(
+    directory: Path | str,
+    config: CLIPConfig,
+    params: dict[str, Any],
+    *,
+    base: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a directory with `model.pt`, a bare state dict for `clip.load` and open_clip.
+
+    A pickle, because the package reads nothing else. `config.json`, tokenizer and preprocessor
+    stand beside it in Hugging Face's form, so that this project reads the directory back as it
+    was. The arguments are those of `huggingface.save`; the weights are float32 by default.
+
+    Raises:
+      CheckpointError: see `huggingface.save`; a model that OpenAI's code would run wrongly; no
+        PyTorch to write the file with.
+    """
+    require_expressible(config, preprocessor or preprocessor_of(base, config))
+    require_dtype(dtype)
+    torch = import_torch("a file for OpenAI's clip needs")
+    places, take = taker(params, config, KEYS)
+    out, base = Path(directory), None if base is None else Path(base)
+    dtype = dtype or "float32"
+    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
+        write_other_files(stage, config, base, tokenizer, dtype, preprocessor)
+        # float32 first: numpy's bfloat16 is unknown to torch.
+        state = {
+            name: torch.tensor(writing.converted(name, take(name), dtype).astype("float32"))
+            for name in places
+        }
+        torch.save({k: v.to(getattr(torch, dtype)) for k, v in state.items()}, stage / WEIGHTS)
+    return out

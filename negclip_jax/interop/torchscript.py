@@ -1,0 +1,131 @@
+"""Tensors of a TorchScript archive, read without running it and without torch.
+
+OpenAI's released `ViT-B-32.pt` is not a pickle of tensors but a compiled program with its
+parameters. `torch.jit.load` would run that program's code, and torch's weights-only loader refuses
+it. The parameters themselves are plain: a zip with one file per storage, and a pickle of nested
+modules that points to them. An unpickler with a short list of allowed names reads that.
+"""
+
+import dataclasses
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
+import numpy as np
+
+from negclip_jax.interop.stored import CheckpointError, StoredTensor
+
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+# Typed lists and dicts of TorchScript arrive as the plain ones that they wrap.
+_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive; other files, torch's own among them, are not."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
+    """A compiled module's parameters and buffers by their dotted names, opened lazily.
+
+    Raises:
+      CheckpointError: a damaged archive, or one whose pickle asks for anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            root = name.removesuffix("data.pkl")
+            reader = _Unpickler(archive.read(name), lambda key: _read(path, f"{root}data/{key}"))
+            return dict(_tensors(reader.load(), ""))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: its archive asks for something else than tensors ({error})"
+        ) from error
+    except (StopIteration, zipfile.BadZipFile, *_DAMAGED) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no archive of a model ({type(error).__name__}: {error}); "
+            "download it again"
+        ) from error
+
+
+def _read(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
+class _Module:
+    """A compiled module: a bag of attributes. What class it was does not matter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    read: Callable[[], bytes]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, read: Callable[[str], bytes]):
+        super().__init__(io.BytesIO(content))
+        self._read = read
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        allowed = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("collections", "OrderedDict"): dict,
+            ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
+        } | {("torch.jit._pickle", kind): lambda value: value for kind in _LISTS}
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return allowed[module, name]
+
+    def persistent_load(self, pid: tuple) -> _Storage:
+        _, dtype, key, _, _ = pid
+        return _Storage(dtype, lambda: self._read(key))
+
+
+def _rebuild_tensor(
+    storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> StoredTensor:
+    """torch._utils._rebuild_tensor_v2, lazily; offset and strides count elements."""
+
+    def read() -> np.ndarray:
+        flat = np.frombuffer(storage.read(), np.dtype(storage.dtype))
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if math.prod(shape) and not 0 <= offset <= last < len(flat):
+            raise CheckpointError("a tensor of the archive points outside of its storage")
+        steps = [step * flat.itemsize for step in strides]
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+
+    return StoredTensor(tuple(shape), storage.dtype, read)
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, StoredTensor]]:
+    if isinstance(value, StoredTensor):
+        yield name, value
+    elif isinstance(value, _Module):
+        for key, child in vars(value).items():
+            yield from _tensors(child, f"{name}.{key}" if name else key)
