@@ -20,10 +20,11 @@ _OPENING = re.compile(
 )
 _TAG = re.compile(r"<\|?/?[a-zA-Z_][^<>]{0,40}>|```\w*|\[/?INST\]")
 _BULLET = re.compile(r"^\s*(?:[-*•>#]+|\(?\d{1,2}[.)])\s+")
+_COMMENT = re.compile(r"(?<=[\"”.!?])\s*(?:#|//|\((?:note|rephras|original)).*$", re.IGNORECASE)
 _QUOTES = "\"'“”‘’`«»"
 
 REFUSAL = re.compile(
-    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|as an? (?:ai|language|large)|"
+    r"\b(?:i['’]?m sorry|i am sorry|i apologi[sz]e|as an? (?:ai\b|language model|large language)|"
     r"i (?:cannot|can['’]t|can not|am unable|['’]m unable|won['’]t|am not able)\b|"
     r"unable to (?:provide|assist|help|add|rewrite|generate|create|comply)|"
     r"(?:cannot|can['’]t) (?:assist|help with|comply|fulfil|provide|be rewritten))",
@@ -36,7 +37,7 @@ CHATTER = re.compile(
     r"\b(?:this|the|your) caption\b|\bcaption:|\bnote(?: that)?:|\bplease (?:note|provide|let)\b|"
     r"\bi(?: have|['’]ve)? (?:added|rewrote|rewritten|changed|removed|included)\b|"
     r"\bthe absence of [\w ]+ (?:is|has been|was) (?:added|indicated|mentioned|noted)|"
-    r"\bonly rephrase\b",
+    r"\bonly rephrase\b|[\"”]\s*or\s*[\"“]",
     re.IGNORECASE,
 )
 
@@ -46,9 +47,9 @@ _NAME = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
 _LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+")
 # Words in -ing that name things.
 _GERUND = re.compile(r".*ing$")
-_ING_THINGS = word_set("""
+ING_THINGS = word_set("""
 building painting railing ceiling clothing awning pudding string ring wing king earring swing
-sling icing dressing ironing-board lightning drawing carving wedding bearing
+sling icing dressing ironing-board lightning drawing carving wedding bearing dining living parking evening morning spring
 """)
 
 
@@ -61,7 +62,7 @@ def clean(answer: str) -> str:
         line = _BULLET.sub("", line.strip()).replace("**", "").replace("__", "")
         line = _LABEL.sub("", _OPENING.sub("", line.strip()))
         line = " ".join(line.split())
-        line = _unquoted(line)
+        line = _unquoted(_COMMENT.sub("", line))
         if line and not line.endswith(":"):
             return line
     return ""
@@ -88,7 +89,7 @@ def normalise_object(item: str) -> str | None:
     head = name.rpartition(" ")[2]
     if name in ABSTRACT or head in _NEVER or (len(name) < 3 and name != "tv"):
         return None
-    if _GERUND.match(head) and head not in _ING_THINGS and " " not in name:
+    if _GERUND.match(head) and head not in ING_THINGS and " " not in name:
         return None
     words = set(re.split(r"[ -]", name))
     if words & {"is", "are", "and", "or", "not", "no", "with", "of", "in", "on", "i", "the"}:

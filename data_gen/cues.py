@@ -35,13 +35,14 @@ _NEEDS = {
 }  # fmt: skip
 # These affirm before these words, or belong to a sign: "no doubt", "nothing but", "no parking".
 _AFFIRMS = {
-    "no": word_set("""
-doubt matter wonder less fewer sooner parking smoking entry stopping turn turns exit trespassing
-swimming fishing
-"""),
+    "no": word_set("doubt matter wonder less fewer sooner"),
     "not": word_set("only just merely simply to unlike"),
     "nothing": {"but", "except"},
 }
+# "A no parking sign" says nothing of the photo.
+_POSTED = word_set("parking smoking entry stopping turn exit trespassing swimming fishing peddling")
+_SIGN = word_set("sign signs zone zones area areas signpost signposts")
+_FREE = word_set("hands-free care-free duty-free free-range toll-free")  # of nothing
 _EXISTENCE = word_set("""
 visible present seen found there included shown featured pictured depicted apparent evident
 noticeable here anywhere part spotted noticed around located observed captured displayed
@@ -57,6 +58,7 @@ with within near beside next by behind below above under over around along acros
 against among between on in at into onto inside outside to for during after before just only it
 he she they we you i there here featuring showing
 """)
+_DIRECT = word_set("with in on at of for")  # "not in a car", but not "not near a car"
 _PREDICATE = _BE | word_set("can could may might will would do does did has have had stands sits")
 _CLAUSE = word_set("""
 but while where which who whose although though yet as when because however instead just only
@@ -101,9 +103,11 @@ def find_cues(tokens: Sequence[Token]) -> list[Cue]:
         word = token.word
         kind = LEXICON.get(word)
         after = tokens[i + 1].word if i + 1 < len(tokens) else ""
+        if after in _POSTED and any(token.word in _SIGN for token in tokens[i + 2 : i + 3]):
+            continue
         if word.endswith("n't"):
             found.append(Cue(word, VERB, i, i))
-        elif word.endswith("-free"):
+        elif word.endswith("-free") and word not in _FREE:
             found.append(Cue("-free", SUBJECT, i, i))
         elif word == "no" and after == "one":
             found.append(Cue("no one", PEOPLE, i, i + 1))
@@ -141,15 +145,22 @@ def _follows(cue: Cue, tokens: Sequence[Token], first: int, last: int) -> bool:
         )  # fmt: skip
         if inverted and not any(mark.strip(",") for mark in marks):
             return True
-        if cue.kind == SUBJECT and not (cue.word == "missing" or words[:1] == ["of"]):
+        if cue.kind == SUBJECT and not _takes_object(cue, words):
             return False
-    if cue.word in _NEEDS or (cue.kind == VERB and words[:1] == ["with"]):
+    if cue.kind == PEOPLE and _BE.intersection(words[:1]):
+        words = words[1:]  # "nobody is in a car"
+    if cue.word in _NEEDS or (cue.kind in (VERB, PEOPLE) and _DIRECT.intersection(words[:1])):
         words = words[1:]
     if any(marks) and not _is_list(tokens, cue.last + 1, last):
         return False
     if cue.kind == NOUN and _PREDICATE.intersection(words):
         return False
     return len(words) <= 6 and not _PHRASE.intersection(words)
+
+
+def _takes_object(cue: Cue, words: Sequence[str]) -> bool:
+    """ "missing a leash", "none of the dogs", "absent a dog, the picture shows"."""
+    return cue.word == "missing" or words[:1] == ["of"] or bool(_ARTICLES.intersection(words[:1]))
 
 
 def _modifies(tokens: Sequence[Token], last: int) -> bool:
@@ -173,7 +184,7 @@ def _precedes(cue: Cue, tokens: Sequence[Token], last: int) -> bool:
     after = [token.word for token in tokens[cue.last + 1 : cue.last + 5]]
     if cue.kind == VERB and not _says_existence(after):
         return False
-    if cue.word in ("missing", "lacking") and after[:1] and after[0] in _ARTICLES:
+    if cue.word in ("missing", "lacking", "absent") and _ARTICLES.intersection(after[:1]):
         return False  # "a dog missing a leash"
     between = tokens[last + 1 : cue.first]
     if any(token.mark.strip(",") for token in tokens[last + 1 : cue.first + 1]):
@@ -235,5 +246,7 @@ def _clause_end(tokens: Sequence[Token], i: int) -> int:
             return j
         follows = tokens[j + 1].word if j + 1 < len(tokens) else ""
         if tokens[j].word == "and" and follows in _ARTICLES:
+            return j
+        if tokens[j].word in _SIGHT and follows == "of":  # "no dog in this photo of a street"
             return j
     return len(tokens)

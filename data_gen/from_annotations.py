@@ -18,28 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from data_gen.annotations import Scene, read_coco, read_scenes
+from data_gen.cooccurrence import Cooccurrence
+from data_gen.errors import InputError
 from data_gen.nouns import mention, noun
 from data_gen.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
 
 AFFIRMED = ("{c} with {a}", "{c} and {a}", "{c}, and there is {a}", "there is {a}", "{a}")
 AFFIRMED_ALONE = ("there is {a}", "{a}", "a picture of {a}")
 TRIES = 20  # proposals for one caption before it is given up
-
-
-class InputError(Exception):
-    """A sentence for the user: what is wrong in which file."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is known of one image: its categories and all its captions."""
-
-    present: frozenset[str]
-    captions: tuple[str, ...]
-
-    def lacks(self, name: str) -> bool:
-        """Neither annotated nor mentioned, by this or another word, in any caption."""
-        return name not in self.present and not any(mention(name).search(c) for c in self.captions)
 
 
 @dataclass(frozen=True)
@@ -55,45 +42,6 @@ class Settings:
     hold_out: tuple[str, ...] = ()
 
 
-class Proposer:
-    """Draws an object for an image by how often it occurs beside the objects that are there.
-
-    Plausible objects make informative pairs, but "no oven" is then only ever said of kitchens,
-    and a model may learn that it means "kitchen". A share of random objects breaks that link.
-    """
-
-    def __init__(self, present: Sequence[frozenset[str]], names: Sequence[str], random: float):
-        self.names = list(names)
-        self._random = random
-        index = {name: i for i, name in enumerate(names)}
-        rows = np.zeros((len(present), len(names)))
-        for row, objects in zip(rows, present, strict=True):
-            row[[index[name] for name in objects]] = 1
-        counts = rows.sum(axis=0)
-        self._index = index
-        # A pinch of the object's own frequency: every object that occurs can be proposed.
-        self._given = (rows.T @ rows + 0.1 * counts / max(len(present), 1)) / (counts[:, None] + 1)
-        self._alone = counts / max(counts.sum(), 1)
-
-    def propose(self, present: frozenset[str], rng: np.random.Generator) -> list[str]:
-        """Up to TRIES different objects, none of them present, likeliest first drawn."""
-        if rng.random() < self._random:
-            weights = np.ones(len(self.names))
-        elif present:
-            weights = self._given[[self._index[name] for name in sorted(present)]].sum(axis=0)
-        else:
-            weights = self._alone.copy()
-        weights[[self._index[name] for name in present]] = 0
-        number = min(TRIES, np.count_nonzero(weights))
-        if not number:
-            return []
-        # Weighted draws without replacement (Efraimidis and Spirakis, 2006): the smallest of
-        # exponential waiting times, several times faster than rng.choice.
-        with np.errstate(divide="ignore"):
-            waiting = rng.exponential(size=len(weights)) / weights
-        return [self.names[i] for i in np.argsort(waiting)[:number]]
-
-
 def write_pairs(
     captions: Mapping[str, Any], instances: Mapping[str, Any], settings: Settings
 ) -> tuple[dict[str, Any], collections.Counter]:
@@ -105,7 +53,7 @@ def write_pairs(
     """
     scenes = read_scenes(captions, instances)
     names = [category["name"] for category in instances["categories"]]
-    proposer = Proposer([s.present for s in scenes.values()], names, settings.random_objects)
+    proposer = Cooccurrence([s.present for s in scenes.values()], names, settings.random_objects)
     templates = select(settings.hold_out)
     kept, counts = [], collections.Counter()
     for row in captions["annotations"]:
@@ -125,7 +73,7 @@ def write_pairs(
 def rewrite(
     row: Mapping[str, Any],
     scene: Scene | None,
-    proposer: Proposer,
+    proposer: Cooccurrence,
     templates: Sequence[Template],
     settings: Settings,
 ) -> tuple[str, dict[str, Any]]:
@@ -138,7 +86,8 @@ def rewrite(
     if NEGATION.search(caption):
         return "caption negates already", {}
     rng = np.random.default_rng([settings.seed, row["id"]])
-    absent = next((n for n in proposer.propose(scene.present, rng) if scene.lacks(n)), None)
+    drawn = proposer.draw(scene.present, TRIES, rng)
+    absent = next((name for name in drawn if scene.lacks(name)), None)
     if absent is None:
         return "no absent object found", {}
     template = draw_template(caption, absent, templates, settings, rng)
@@ -208,40 +157,6 @@ def write_foils(
         words = noun(absent).some
         foils[1:] = [str(rng.choice(form)).format(c=caption.strip(" ."), a=words), *foils[2:]]
     return foils
-
-
-def read_scenes(captions: Mapping[str, Any], instances: Mapping[str, Any]) -> dict[Any, Scene]:
-    """Image id to Scene, for the images that the instance file lists.
-
-    Raises InputError where an annotation names a category that the file does not define.
-    """
-    names = {category["id"]: category["name"] for category in instances["categories"]}
-    present: dict[Any, set[str]] = {image["id"]: set() for image in instances["images"]}
-    for row in instances["annotations"]:
-        if row["category_id"] not in names:
-            raise InputError(
-                f"instance {row.get('id')} has category_id {row['category_id']}, "
-                "which is not among the categories of the file"
-            )
-        present.setdefault(row["image_id"], set()).add(names[row["category_id"]])
-    texts = collections.defaultdict(list)
-    for row in captions["annotations"]:
-        texts[row["image_id"]].append(row["caption"])
-    return {i: Scene(frozenset(names), tuple(texts[i])) for i, names in present.items()}
-
-
-def read_coco(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Reads a COCO file that must have these lists. Raises InputError that says what is missing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    for key in keys:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InputError(f"{path} has no list '{key}'; a COCO annotation file is expected")
-    return content
 
 
 def _parser() -> argparse.ArgumentParser:

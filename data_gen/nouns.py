@@ -51,7 +51,7 @@ broccoli bread butter cheese water snow ice grass sand furniture luggage baggage
 cutlery clothing food rice pasta milk beer wine juice jewelry traffic equipment fruit sauce
 lettuce spinach corn garlic bacon ham meat beef pork graffiti smoke fog rain soup soap
 toothpaste chocolate ketchup mustard mayonnaise syrup honey sugar salt hay straw mud dirt trash
-garbage litter paper toast sunlight electricity glassware machinery merchandise
+garbage litter paper toast sunlight electricity glassware machinery merchandise cream
 """)
 PLURAL_ONLY = word_set("""
 scissors skis sunglasses glasses eyeglasses goggles shorts pants trousers jeans headphones
@@ -180,6 +180,7 @@ class Noun:
             "x": self.one,
             "xs": self.many,
             "a": self.a,
+            "some": self.some,
             "is": self.is_,
             "are": self.are,
             "isnt": f"{self.is_}n't",

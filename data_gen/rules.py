@@ -85,7 +85,8 @@ def _form(rewrite: str, caption: str, tokens: Sequence[Token]) -> set[str]:
     found = set()
     if REFUSAL.search(rewrite):
         found.add("refusal")
-    if CHATTER.search(rewrite):
+    chatter = CHATTER.search(rewrite)
+    if chatter and chatter.group() not in caption:  # "the #41 bus" is the caption's own
         found.add("chatter")
     if [token.word for token in tokens] == [token.word for token in tokenize(caption)]:
         found.add("unchanged")

@@ -2,10 +2,12 @@
 
 A template rewrites a caption so that it also says that an object is absent. Its text uses
 
-- `{c}`: the caption, or `{p}`: the caption where it must be a noun phrase ("a bus on a road"),
-  neither in statements that stand alone,
+- `{c}`: the caption, `{p}`: the caption where it must be a noun phrase ("a bus on a road"), `{o}`:
+  the same after "picture of", or `{s}`: the caption where it must be a sentence ("a man is here");
+  none of them in statements that stand alone,
 - `{x}`, `{xs}`: the object after "no", singular and plural ("dog", "dogs"; "scissors"),
-- `{a}`: the object with its article ("a dog", "an apple", "any broccoli"),
+- `{a}`: the object with its article ("a dog", "an apple", "any broccoli"), `{some}` as the
+  subject of a sentence ("a dog", "broccoli"),
 - `{is}`, `{isnt}` agree with `{x}`, `{are}`, `{arent}` with `{xs}`.
 """
 
@@ -33,20 +35,42 @@ class Template:
 
     def fits(self, caption: str, noun: Noun) -> bool:
         """Whether the filled template would be grammatical."""
-        return (noun.human or not self.people) and ("{p}" not in self.text or is_phrase(caption))
+        if self.people and not noun.human:
+            return False
+        if "{p}" in self.text or "{o}" in self.text:
+            return is_phrase(caption) and not ("{o}" in self.text and is_about_picture(caption))
+        return "{s}" not in self.text or is_sentence(caption)
 
     def fill(self, caption: str, noun: Noun) -> str:
         """The rewritten caption, in the caption's own style of capital letter and full stop."""
-        base, capital, stop = _style(caption)
-        text = self.text.format(c=base, p=base, **noun.slots)
-        if capital:
-            text = text[0].upper() + text[1:]
-        return f"{text}." if stop else text
+        return in_style(caption, self.text, **noun.slots)
+
+
+def in_style(caption: str, text: str, **slots: str) -> str:
+    """The text with its slots filled, with capital letter and full stop where the caption has them.
+
+    `{c}`, `{p}`, `{o}` and `{s}` stand for the caption as it reads inside a sentence.
+    """
+    base, capital, stop = _style(caption)
+    filled = text.format(c=base, p=base, o=base, s=base, **slots)
+    if capital:
+        filled = filled[0].upper() + filled[1:]
+    return f"{filled}." if stop else filled
 
 
 def is_phrase(caption: str) -> bool:
     """Whether a caption is surely a noun phrase about one thing and not a sentence."""
     return not _VERB.search(caption) and not re.search(r"[.;:]\s", caption.strip())
+
+
+def is_sentence(caption: str) -> bool:
+    """Whether a caption is surely a sentence: it has a finite verb outside relative clauses."""
+    return bool(_FINITE.search(caption)) and not re.search(r"[.;:]\s", caption.strip())
+
+
+def is_about_picture(caption: str) -> bool:
+    """Whether a caption speaks of the picture itself: "a close up view of a pizza"."""
+    return bool(_PICTURE.match(caption))
 
 
 def _style(caption: str) -> tuple[str, bool, bool]:
@@ -167,18 +191,30 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 
+_FINITE = re.compile(
+    r"^(?:(?!\b(?:that|which|who|where|whose|when|as|while|what|how)\b).)*"
+    r" (?:is|are|was|were|has|have)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_PICTURE = re.compile(
+    r"\s*((an?|the|this) )?([\w-]+ ){0,3}"
+    r"(picture|photo|photograph|image|view|shot|scene|close[- ]?up|collage|portrait)s?\b",
+    re.IGNORECASE,
+)
+
 _PEOPLE = {"nobody", "no one"}
 
 
-def _parse(table: str, position: str) -> list[Template]:
+def parse(table: str, position: str) -> list[Template]:
+    """Templates from lines "name | cue | text"."""
     rows = [row.split(" | ") for row in table.strip().splitlines()]
     return [Template(name, cue, position, text, cue in _PEOPLE) for name, cue, text in rows]
 
 
 TEMPLATES: tuple[Template, ...] = (
-    *_parse(_AFTER, AFTER),
-    *_parse(_BEFORE, BEFORE),
-    *_parse(_ALONE, ALONE),
+    *parse(_AFTER, AFTER),
+    *parse(_BEFORE, BEFORE),
+    *parse(_ALONE, ALONE),
 )
 
 # Words that negate; a caption that holds one is not rewritten (one negation is enough).
