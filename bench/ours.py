@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench import flops, sides
+from bench import sides
+from bench.matmul import matmul_rate
 from configs import negationclip
 from negclip_jax.interop import huggingface
+from negclip_jax.models import flops
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
 from negclip_jax.training.setup import prepare, read_data
 from negclip_jax.training.step import Objective
-
-_BACKWARD = 2  # times the forward pass's products: one for inputs, one for weights
 
 
 class Ours:
@@ -92,7 +92,7 @@ class Ours:
             logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
             for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
                 forward = count(sizes.text, sizes.projection_dim, lengths) + logits
-                total[name] += (1 + _BACKWARD) * forward
+                total[name] += (1 + flops.BACKWARD) * forward
             total["tokens"] += int(lengths.sum())
             total["computed"] += loader.packing.pack(loader.examples.texts, texts)["ids"].size
         return total
@@ -100,7 +100,7 @@ class Ours:
     def matmul_rate(self) -> float:
         """FLOP/s of large float32 products with this library, at this moment."""
         multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
-        return flops.matmul_rate(lambda a, b: multiply(a, b).block_until_ready(), jnp.asarray)
+        return matmul_rate(lambda a, b: multiply(a, b).block_until_ready(), jnp.asarray)
 
     def breakdown(self, step: int) -> dict[str, float]:
         """Seconds of one step's parts, each compiled alone: what the rest of its time is not."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from bench import flops, sides
+from bench import sides
+from bench.matmul import matmul_rate
 from bench.published_recipe import Pairs, PublishedRecipe
 
 
@@ -44,4 +45,4 @@ class Reference:
 
     def matmul_rate(self) -> float:
         """FLOP/s of large float32 products with this library, at this moment."""
-        return flops.matmul_rate(torch.matmul, torch.from_numpy)
+        return matmul_rate(torch.matmul, torch.from_numpy)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from negclip_jax import CLIP
+from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.errors import InputError
 from negclip_jax.pretrained import from_pretrained
 
@@ -62,6 +63,16 @@ def test_ids_of_any_integer_kind(model, kind):
 def test_text_may_be_shorter_than_the_context(model):
     ids = model.tokenize(["a"])
     np.testing.assert_allclose(model.encode_text(ids[:, :9]), model.encode_text(ids), atol=1e-5)
+
+
+def test_packed_captions_have_the_features_of_padded_ones(model):
+    texts = ["a dog", "no dog", "a cat with no dog", "x"]
+    ragged = Ragged(*model.tokenizer.encode_ragged(texts))
+    packed = Packing.suited_to(ragged.lengths, len(texts), 1).pack(ragged, np.arange(len(texts)))
+    assert len(packed["ids"]) < len(texts)
+    np.testing.assert_allclose(
+        model.encode_text(packed), model.encode_text(model.tokenize(texts)), atol=1e-6
+    )
 
 
 def test_logit_scale_is_the_logarithm(model):

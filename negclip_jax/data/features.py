@@ -151,8 +151,21 @@ class FeatureCache:
             progress(self._size(chunk))
 
     def merge(self) -> None:
-        """Joins all chunks into one file; one process calls this when all have built theirs."""
+        """Joins all chunks into one file; one process calls this when all have built theirs.
+
+        Another run that builds the same cache may be faster: then its result is kept.
+        """
         chunks = [self._chunk(c) for c in range(self._chunks)]
+        try:
+            self._join(chunks)
+        except FileNotFoundError:
+            if not self.is_complete:
+                raise
+        for chunk in chunks:
+            chunk.unlink(missing_ok=True)
+        logging.debug("merged %d chunks in %s", len(chunks), self.directory)
+
+    def _join(self, chunks: list[Path]) -> None:
         with _whole(self.directory / "features.npy") as path:
             shape = (len(self.names), self.dim)
             whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
@@ -166,9 +179,6 @@ class FeatureCache:
             "unreadable": unreadable,
         }
         _write_whole(self.directory / "manifest.json", json.dumps(manifest).encode())
-        for chunk in chunks:
-            chunk.unlink()
-        logging.debug("merged %d chunks in %s", len(chunks), self.directory)
 
     @property
     def _chunks(self) -> int:
@@ -226,8 +236,11 @@ def _whole(path: Path) -> Iterator[Path]:
     """A path to write to that becomes `path` at the end."""
     # The process is in the name: several of them may write the same file at the same time.
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """The training loop. There is one; objectives, data and evaluators are functions it is given."""
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from negclip_jax.errors import InputError
 from negclip_jax.runtime import sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.interrupt import Interrupted, StopSignal
-from negclip_jax.runtime.timing import Chrono, human_seconds
+from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
 from negclip_jax.runtime.workdir import create as create_workdir
 from negclip_jax.runtime.workdir import disk_errors
 from negclip_jax.runtime.writers import (
@@ -103,11 +104,13 @@ def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
     rows = sharding.local_rows(run.mesh, size)
     batches = run.loader.batches(start, run.clock.total_steps, rows)
     with contextlib.closing(batches):
-        while True:
+        for step in itertools.count(start + 1):
             with chrono.waiting():
                 batch = next(batches, None)
             if batch is None:
                 return
+            # Other processes have as many pairs of the batch as this one.
+            chrono.work(step, run.step_flops(batch) * size / len(rows))
             yield sharding.to_global(run.mesh, batch)
 
 
@@ -122,7 +125,9 @@ class StepLog:
         self._run, self._writers, self._timing, self._progress = run, writers, timing, progress
         self._every = run.clock.steps(run.config.log.every, "log.every")
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self.chrono = Chrono(run.loader.batch_size)
+        devices = run.mesh.devices.flat
+        peak = peak_flops(devices[0].device_kind, run.mesh.size, run.config.model.dtype)
+        self.chrono = Chrono(run.loader.batch_size, peak)
 
     def begin(self, step: int) -> None:
         """Starts the clock: `step` updates are done."""

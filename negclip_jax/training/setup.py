@@ -32,6 +32,7 @@ from negclip_jax.training.evaluation import EvalContext, ValidationLoss
 from negclip_jax.training.ranges import check_ranges
 from negclip_jax.training.state import TrainState
 from negclip_jax.training.step import Objective, make_train_step
+from negclip_jax.training.work import StepWork
 
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
@@ -50,6 +51,7 @@ class Run:
     loader: PairLoader
     checkpoints: checkpoint.Checkpoints
     train_step: Callable
+    step_flops: StepWork
     state: TrainState
     frozen: dict
     validation: ValidationLoss | None
@@ -128,6 +130,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         loader=loader,
         checkpoints=checkpoints,
         train_step=compiled,
+        step_flops=StepWork.of(model_config, trainable),
         state=state,
         frozen=frozen,
         validation=_validation(validation_loader, objective, mesh),

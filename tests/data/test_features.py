@@ -71,6 +71,24 @@ def test_killed_build_continues_where_it_was(images, tmp_path):
     assert np.array_equal(cache.open()[0][:, 0], 10 * np.arange(21))
 
 
+def test_another_run_that_was_faster_has_built_the_same_cache(images, tmp_path):
+    mine, other = (FeatureCache(tmp_path / "cache", NAMES, 2) for _ in range(2))
+    mine.build(Encoder(), images, PREPROCESS, batch_size=4, rows=np.arange(4), threads=2)
+    other.merge()  # and its chunks, which are the same files, are gone
+    mine.merge()
+    assert np.array_equal(mine.open()[0][:, 0], 10 * np.arange(21))
+    assert sorted(p.name for p in mine.directory.iterdir()) == ["features.npy", "manifest.json"]
+
+
+def test_chunks_that_are_missing_are_no_cache(images, tmp_path):
+    cache = FeatureCache(tmp_path / "cache", NAMES, 2)
+    cache.build(Encoder(), images, PREPROCESS, batch_size=4, rows=np.arange(4), threads=2)
+    (cache.directory / "chunk-00001.npy").unlink()
+    with pytest.raises(FileNotFoundError):
+        cache.merge()
+    assert not cache.is_complete
+
+
 def test_unreadable_images_are_known_and_have_no_feature(images, tmp_path):
     (tmp_path / "images" / "05.png").write_bytes(b"not an image")
     cache = FeatureCache(tmp_path / "cache", NAMES, 2)

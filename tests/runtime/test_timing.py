@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.runtime.timing import Chrono, human_seconds
+from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
 
 
 class Clock:
@@ -38,6 +38,7 @@ def test_a_window_counts_steps_and_waiting(chrono, clock):
             "data_wait_share": 0.25,
             "seconds_per_step": 2.0,
             "eta_seconds": 200.0,
+            "teraflops_per_second": 0.0,
         }
     )
 
@@ -79,3 +80,24 @@ def test_the_rate_of_the_estimate_is_smoothed(chrono, clock):
 )
 def test_seconds_for_a_person(seconds, shown):
     assert human_seconds(seconds) == shown
+
+
+def test_operations_count_in_the_window_of_their_step(clock):
+    chrono = Chrono(pairs_per_step=32, peak_flops=4e12, clock=clock)
+    chrono.begin(0)
+    for step in (1, 2, 3):  # the third has been started when the window of two is read
+        chrono.work(step, 3e12)
+    clock.now += 3.0
+    timing = chrono.window(2, total_steps=3)
+    assert timing["teraflops_per_second"] == pytest.approx(2.0)
+    assert timing["mfu"] == pytest.approx(0.5)
+    clock.now += 1.0
+    assert chrono.window(3, total_steps=3)["teraflops_per_second"] == pytest.approx(3.0)
+
+
+def test_peaks_of_known_devices():
+    assert peak_flops("TPU v5 lite", 8, "bfloat16") == 8 * 197e12
+    assert peak_flops("TPU v5p", 1, "bfloat16") == 459e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", 1, "bfloat16") == 989e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", 1, "float32") is None
+    assert peak_flops("cpu", 1, "bfloat16") is None

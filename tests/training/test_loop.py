@@ -84,7 +84,9 @@ def test_speed_is_measured_per_window_and_kept_apart(finished_run):
             "data_wait_share",
             "seconds_per_step",
             "eta_seconds",
+            "teraflops_per_second",
         }
+        assert line["teraflops_per_second"] > 0
         assert line["pairs_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bench import flops
-from negclip_jax.models import clip
+from negclip_jax.models import clip, flops
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +60,3 @@ def test_what_is_read_is_less_and_agrees_where_all_is_read(config):
     assert flops.text_forward_read(config.text, 96, one_token) == pytest.approx(
         flops.text_forward(config.text, 96, one_token)
     )
-
-
-def test_the_matmul_rate_is_of_the_best_product():
-    calls = []
-    rate = flops.matmul_rate(lambda a, b: calls.append(a.shape), np.asarray)
-    assert len(calls) == 6 and calls[0] == (2048, 2048)
-    assert rate > 1e12  # nothing was multiplied, which takes no time

@@ -1,18 +1,16 @@
-"""Floating-point operations of CLIP, counted from its sizes: matrix products only, 2 per product.
+"""Floating-point operations of CLIP, counted from its sizes: matrix products only.
 
-A share of the matmul rate says how much of the machine a step uses. It is counted on real tokens:
-padding, and work that a program does twice, are no use to anyone and count nothing.
+A multiplication and an addition are two operations. Counted is what the model is defined to do on
+real tokens (Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311, appendix B): padding, and
+work that a program does twice, are no use to anyone and count nothing. A backward pass takes twice
+the products of the forward pass, one for the inputs and one for the weights.
 """
-
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from negclip_jax.models.clip import CLIPConfig, TextConfig, TowerConfig
 
-_SIDE = 2048  # of the square matrices that measure the machine
+BACKWARD = 2
 
 
 def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
@@ -53,18 +51,3 @@ def contrastive_forward(batch: int, dim: int) -> float:
 def _dense(config: TowerConfig) -> float:
     """Of one block and token: query, key, value and output projection, and the MLP."""
     return 8 * config.width**2 + 4 * config.width * config.mlp_width
-
-
-def matmul_rate(multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any]) -> float:
-    """FLOP/s of float32 products of square matrices: the best of five, so a pause does not count.
-
-    `multiply` blocks until the product exists; `make` turns a NumPy array into its operand.
-    """
-    operand = make(np.ones((_SIDE, _SIDE), np.float32))
-    multiply(operand, operand)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(operand, operand)
-        seconds.append(time.perf_counter() - start)
-    return 2 * _SIDE**3 / min(seconds)
