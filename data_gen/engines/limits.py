@@ -22,7 +22,7 @@ class AdaptiveLimit:
         self.in_flight = 0
         self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._latencies: list[float] = []
-        self._best = 0.0  # throughput at the limit before this one
+        self._best, self._best_limit = 0.0, self.limit  # the best throughput so far, and where
         self._settled = False  # one more doubling did not help
         self._last_cut = 0.0
 
@@ -74,10 +74,10 @@ class AdaptiveLimit:
             # The server may have more room than at the last look: feel for it, slowly.
             self.limit = min(self._cap, self.limit + max(1, self.limit // 16))
         elif throughput > 1.1 * self._best:
-            self._best = throughput
+            self._best, self._best_limit = throughput, self.limit
             self.limit = min(self._cap, 2 * self.limit)
         else:
-            self.limit, self._settled = max(1, self.limit // 2), True
+            self.limit, self._settled = self._best_limit, True
         self._admit()
 
 

@@ -8,7 +8,6 @@ give freely.
 import dataclasses
 import io
 import json
-from pathlib import Path
 
 from PIL import Image
 
@@ -121,13 +120,6 @@ async def _with_images(engine: OpenAIEngine, can: Capabilities, url: str) -> Cap
         image_tokens=max(0, seen[0].prompt_tokens - plain.prompt_tokens),
         prefix_cache=seen[1].cached_tokens > 0,
     )
-
-
-def save(path: Path, capabilities: dict[str, Capabilities]) -> None:
-    """Keeps what was found beside the run, so that a resumed run asks nothing again."""
-    from data_gen.records import write_json
-
-    write_json(path, {role: dataclasses.asdict(can) for role, can in capabilities.items()})
 
 
 def describe(role: str, can: Capabilities) -> str:

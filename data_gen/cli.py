@@ -1,0 +1,254 @@
+"""The commands of data_gen.
+
+    python -m data_gen probe  --llm-url=http://HOST:8000/v1 --mllm-url=http://HOST:8001/v1
+    python -m data_gen plan   --captions=captions_train2014.json --images=DIR ...
+    python -m data_gen run    --captions=... --images=DIR --out=runs/gen [--pipeline=absence|vqa]
+    python -m data_gen status|report|audit|export --out=runs/gen
+    python -m data_gen retry  --only=server_error --out=runs/gen ...
+    python -m data_gen batch-export|batch-import --out=runs/gen ...
+
+Without --llm-url and --mllm-url, and with --instances, no model is needed: objects are proposed by
+co-occurrence, verified from the annotations and written by a grammar. Any key of
+configs/data_gen.py can be set with --config.SECTION.KEY=VALUE.
+"""
+
+import argparse
+import asyncio
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_gen import settings
+from data_gen.errors import InputError
+
+# Flags for the keys that most runs set; their names are the keys' but for "input.".
+FLAGS = {
+    "--captions": ("input.captions", "COCO captions json"),
+    "--images": ("input.images", "image folder"),
+    "--instances": ("input.instances", "COCO instances json"),
+    "--questions": ("input.questions", "VQAv2 questions json (pipeline vqa)"),
+    "--answers": ("input.answers", "VQAv2 annotations json (pipeline vqa)"),
+    "--objects": ("input.objects", "json of image id to object names to propose"),
+    "--pipeline": ("pipeline", "absence or vqa"),
+    "--limit": ("limit", "images to take, the first ones by id"),
+    "--llm-url": ("llm.url", "OpenAI-compatible server(s) of the LLM, e.g. http://HOST:8000/v1"),
+    "--llm-model": ("llm.model", "its model's name; default: the first that it lists"),
+    "--mllm-url": ("mllm.url", "OpenAI-compatible server(s) of the multimodal model"),
+    "--mllm-model": ("mllm.model", "its model's name"),
+    "--seed": ("seed", "another seed draws other objects and templates"),
+}
+_OVERRIDE = re.compile(r"--config\.([\w.]+)=(.*)", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status.
+
+    0 done; 1 batch answers are awaited; 2 bad input; 3 no usable server; 4 too many errors; 5 the
+    disk does not take it; 128 + N stopped by signal N.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, changes = _parse(argv)
+    from data_gen.runner import Interrupted
+
+    again = shlex.join(["python", "-m", "data_gen", *argv])
+    try:
+        return args.command(args, changes) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.status > 2:
+            print(f"to continue:\n  {again}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(f"error: {_disk(error)}\nto continue:\n  {again}", file=sys.stderr)
+        return 5
+    except Interrupted as stopped:
+        print(f"stopped by {stopped}; to continue:\n  {again}", file=sys.stderr)
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        return 130
+
+
+def _disk(error: OSError) -> str:
+    where = error.filename or "the run directory"
+    return f"{where}: {error.strerror or error}; everything committed so far is kept"
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    args, rest = parser().parse_known_args(argv)
+    changes = {}
+    for text in rest:
+        match = _OVERRIDE.fullmatch(text)
+        if not match:
+            parser().error(f"unknown argument {text}; settings look like --config.KEY=VALUE")
+        changes[match[1]] = match[2]
+    for flag, (key, _) in FLAGS.items():
+        value = getattr(args, flag.strip("-").replace("-", "_"), None)
+        if value is not None:
+            changes[key] = value
+    return args, changes
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m data_gen",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable, summary: str, *, out: bool, inputs: bool = False):
+        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        if out:
+            sub.add_argument("--out", type=Path, required=True, help="the run's directory")
+        if inputs:
+            sub.add_argument(
+                "--config", metavar="FILE[:VARIANT]", help="settings; default: configs/data_gen.py"
+            )
+            for flag, (_, what) in FLAGS.items():
+                sub.add_argument(flag, help=what)
+        return sub
+
+    add("probe", _probe, "ask the servers what they can do", out=False, inputs=True)
+    plan = add("plan", _plan, "calls, tokens, hours and money of a run", out=False, inputs=True)
+    plan.add_argument("--out", type=Path, help="a run to take measured rates from")
+    run = add("run", _run, "write pairs, or go on writing them", out=True, inputs=True)
+    run.add_argument("--runner", choices=("local", "ray"), default="local")
+    run.add_argument("--workers", type=int, default=2, help="--runner=ray: shards at once")
+    add("status", _status, "how far a run is, without touching it", out=True)
+    retry = add("retry", _retry, "run again what failed with an error", out=True, inputs=True)
+    retry.add_argument("--only", required=True, metavar="CODE", help="e.g. server_error")
+    add("report", _report, "write report.html and audit_sample.csv", out=True)
+    audit = add("audit", _audit, "measure the verifier against annotations", out=True)
+    audit.add_argument("--instances", required=True, help="COCO instances json")
+    audit.add_argument("--labels", help="audit_sample.csv with hand labels")
+    export = add("export", _export, "write what launch.py reads", out=True)
+    export.add_argument("--to", type=Path, help="folder; default: OUT/export")
+    add("batch-export", _batch_export, "write requests as batch files", out=True, inputs=True)
+    batch = add("batch-import", _batch_import, "read answers from batch files", out=True)
+    batch.add_argument("files", type=Path, nargs="+", help="output files of the batch service")
+    return top
+
+
+def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.engines.connect import open_engine, probe_engine
+    from data_gen.engines.probe import describe
+
+    config = settings.load(args.config, changes)
+    roles = [role for role in ("llm", "mllm") if config[role].url]
+    if not roles:
+        raise InputError("there is nothing to probe; give --llm-url, --mllm-url or both")
+
+    async def look(role: str) -> str:
+        engine = open_engine(config, role, Path())
+        try:
+            can = await probe_engine(engine, config[role].model, images=role == "mllm")
+        finally:
+            await engine.close()
+        return describe(role, can)
+
+    for role in roles:
+        print(asyncio.run(look(role)))
+    return 0
+
+
+def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.plan import plan
+
+    print(plan(settings.load(args.config, changes), args.out))
+    return 0
+
+
+def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    config = settings.load(args.config, changes)
+    if args.runner == "ray":
+        from data_gen.ray_runner import run
+
+        return _outcome(args.out, run(config, args.out, workers=args.workers))
+    from data_gen.generate import run
+
+    return _outcome(args.out, run(config, args.out))
+
+
+def _outcome(out: Path, outcome) -> int:
+    counts = outcome.counts
+    print(
+        f"{counts.get('accepted', 0)} pairs accepted of {counts.get('pairs', 0)} rewrites, from "
+        f"{counts.get('images', 0)} images ({counts.get('verdicts', 0)} verdicts)"
+    )
+    if outcome.pending:
+        print(
+            f"{outcome.pending} images wait for answers: give the files in {out}/batch to the batch"
+            " service, then `batch-import` its output and run this command again"
+        )
+        return 1
+    print(f"next: python -m data_gen export --out={out}  (and report, audit)")
+    return 0
+
+
+def _status(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.status import status
+
+    print(status(args.out))
+    return 0
+
+
+def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.status import forget_errors
+
+    print(forget_errors(args.out, args.only))
+    args.runner = "local"
+    return _run(args, changes)
+
+
+def _report(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.report import write_report
+
+    print(f"wrote {write_report(args.out)}")
+    return 0
+
+
+def _audit(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.audit import audit
+
+    print(audit(args.out, args.instances, args.labels))
+    return 0
+
+
+def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.export import export
+
+    done = export(args.out, args.to or args.out / "export")
+    print(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
+    print(
+        "train with\n"
+        "  python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=... \\\n"
+        f"      --config.model.checkpoint=... --config.data.pairs={done.files[0]} "
+        "--config.data.images=..."
+    )
+    return 0
+
+
+def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    args.runner = "local"
+    for role in ("llm", "mllm"):
+        changes.setdefault(f"{role}.url", "batch")
+    return _run(args, changes)
+
+
+def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.cache import Cache
+    from data_gen.engines.batchfile import import_answers
+    from data_gen.lock import locked
+
+    with locked(args.out):
+        cache = Cache(args.out / "cache.sqlite")
+        try:
+            counts = import_answers(cache, args.files)
+        finally:
+            cache.close()
+    print(", ".join(f"{number} {what}" for what, number in counts.items()))
+    return 0

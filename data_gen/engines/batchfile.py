@@ -1,0 +1,129 @@
+"""Requests as files for a batch service, and its answers back into the cache.
+
+One request a line, as OpenAI, Together and `vllm run-batch` read it: {"custom_id", "method",
+"url", "body"}, with the cache key as custom_id. Stages build on each other's answers, so a run
+takes a few rounds of export, service and import; each continues where the last one stopped.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from data_gen.cache import Cache
+from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Pending
+from data_gen.engines.openai import body_of, result_of
+from data_gen.engines.transport import Reply
+from data_gen.errors import InputError
+
+MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
+
+
+class BatchEngine:
+    """Writes each request into a file; the answer comes with a later run."""
+
+    def __init__(self, folder: Path, role: str, model: str | None):
+        """Files are `folder`/ROLE-00000.jsonl and so on. Raises InputError without a model."""
+        if not model:
+            raise InputError(f"batch files name the model: give --{role}-model")
+        self._folder, self._role, self._model = folder, role, model
+        self._file, self._lines, self._bytes, self._number = None, 0, 0, 0
+        self._written: set[str] = set()
+
+    def capabilities(self) -> Capabilities:
+        """What batch services can: vLLM and OpenAI return log probabilities."""
+        return Capabilities(self._model, images=self._role == "mllm", logprobs=True)
+
+    async def generate(self, request: ChatRequest) -> ChatResult:
+        """Raises Pending, always."""
+        if request.key not in self._written:
+            self._written.add(request.key)
+            self._write(_line(request))
+        raise Pending(request.key)
+
+    def _write(self, line: bytes) -> None:
+        full = self._lines >= MAX_LINES or self._bytes + len(line) > MAX_BYTES
+        if self._file is None or full:
+            self._next_file()
+        self._file.write(line)
+        self._lines += 1
+        self._bytes += len(line)
+
+    def _next_file(self) -> None:
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for old in self._folder.glob(f"{self._role}-*.jsonl"):
+                old.unlink()  # its answers were imported, or it is written again now
+        else:
+            self._file.close()
+        path = self._folder / f"{self._role}-{self._number:05d}.jsonl"
+        self._file = path.open("wb")
+        self._number += 1
+        self._lines = self._bytes = 0
+
+    async def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(request: ChatRequest) -> bytes:
+    head = {"custom_id": f"{request.stage}-{request.key}", "method": "POST"}
+    text = json.dumps(head | {"url": "/v1/chat/completions"})
+    return b'%s, "body": %s}\n' % (text[:-1].encode(), body_of(request))
+
+
+def import_answers(cache: Cache, files: list[Path]) -> dict[str, int]:
+    """Puts the answers of batch output files, in any order, into the cache.
+
+    Returns how many were "imported", "failed" (asked again by the next export) and "unknown" (no
+    custom_id of ours). Raises InputError for a file that is no JSONL.
+    """
+    counts = {"imported": 0, "failed": 0, "unknown": 0}
+    for path in files:
+        for entry in _entries(path):
+            stage, _, key = str(entry.get("custom_id", "")).partition("-")
+            if len(key) != 32:
+                counts["unknown"] += 1
+                continue
+            result = _result(entry)
+            if result.error is not None and not result.permanent:
+                counts["failed"] += 1
+                continue
+            cache.put(_Answered(stage, key, str(entry.get("model", ""))), result)
+            counts["imported"] += 1
+    cache.flush()
+    return counts
+
+
+class _Answered:
+    """What the cache needs to know of a request whose answer came in a file."""
+
+    def __init__(self, stage: str, key: str, model: str):
+        self.stage, self.key, self.model = stage, key, model
+
+
+def _entries(path: Path) -> Iterator[dict]:
+    number = 0  # of the line that an error is about
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                number += 1
+                if line.strip():
+                    entry = json.loads(line)
+                    if not isinstance(entry, dict):
+                        raise ValueError("no object")
+                    yield entry
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no batch output: line {number} ({error})") from None
+
+
+def _result(entry: dict) -> ChatResult:
+    response = entry.get("response") or {}
+    status, body = response.get("status_code", 200), response.get("body")
+    if status == 200 and isinstance(body, dict) and not entry.get("error"):
+        return replace(result_of(Reply(body)), host="batch")
+    detail = json.dumps(entry.get("error") or body)[:500]
+    refused = status in (400, 413, 422)
+    return ChatResult(error="refused" if refused else "batch", detail=detail, permanent=refused)

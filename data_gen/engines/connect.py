@@ -1,0 +1,108 @@
+"""From addresses in the settings to engines that were seen to work."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from data_gen.build import Models, Roles
+from data_gen.cache import Cache
+from data_gen.engines.base import Capabilities, Engine
+from data_gen.engines.cached import CachedEngine, ErrorShare
+from data_gen.engines.openai import OpenAIEngine
+from data_gen.engines.probe import probe
+from data_gen.engines.transport import TransportSettings
+from data_gen.errors import InputError
+from data_gen.records import write_json
+from data_gen.settings import Settings
+
+_TRANSPORT = tuple(field.name for field in dataclasses.fields(TransportSettings))
+
+
+def open_engine(config: Settings, role: str, out: Path) -> Engine:
+    """The engine of "llm" or "mllm", not yet connected. Raises InputError for a bad address.
+
+    An address is one or several URLs, "vllm" for a model in this process, or "batch" for files in
+    `out` that a batch service answers.
+    """
+    section = config[role]
+    if section.url == "batch":
+        from data_gen.engines.batchfile import BatchEngine
+
+        return BatchEngine(out / "batch", role, section.model)
+    if section.url == "vllm":
+        from data_gen.engines.vllm import VLLMEngine
+
+        return VLLMEngine(section.model)
+    urls = [url.strip() for url in section.url.split(",") if url.strip()]
+    if not urls:
+        raise InputError(f"--{role}-url is empty")
+    values = {name: config.engine[name] for name in _TRANSPORT if name in config.engine}
+    return OpenAIEngine(urls, os.environ.get(section.key_variable), TransportSettings(**values))
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    config: Settings, roles: Roles, cache: Cache | None, out: Path
+) -> AsyncIterator[Models]:
+    """The engines that the roles need, probed, and closed at the end.
+
+    What was found is kept in `capabilities.json` of the run directory `out`: a resumed run with
+    the same addresses does not probe again. Answers come from `cache` first, if there is one.
+
+    Raises EndpointError for a server that cannot do what its role needs.
+    """
+    known = out / "capabilities.json"
+    needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
+    found = _read(known)
+    engines: dict[str, Engine] = {}
+    errors = ErrorShare(config.max_errors)
+    try:
+        for role in needed:
+            # One server for both roles is one engine, with one limit of requests in flight.
+            same = (
+                role == "mllm"
+                and "llm" in engines
+                and _address(config, role) == _address(config, "llm")
+            )
+            engines[role] = engines["llm"] if same else open_engine(config, role, out)
+            if found.get(role, {}).get("address") != _address(config, role):
+                can = await probe_engine(engines[role], config[role].model, images=role == "mllm")
+                found[role] = {"address": _address(config, role), **dataclasses.asdict(can)}
+        if needed:
+            write_json(known, found)
+        can = {role: _capabilities(found[role]) for role in needed}
+        asked = {id(engine): engine for engine in engines.values()}
+        if cache is not None:
+            asked = {i: CachedEngine(engine, cache, errors) for i, engine in asked.items()}
+        by_role = {role: asked[id(engine)] for role, engine in engines.items()}
+        yield Models(by_role.get("llm"), can.get("llm"), by_role.get("mllm"), can.get("mllm"))
+    finally:
+        for engine in {id(e): e for e in engines.values()}.values():
+            await engine.close()
+
+
+async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Capabilities:
+    """What the engine can: a server is asked, other engines know."""
+    if isinstance(engine, OpenAIEngine):
+        return await probe(engine, model, images=images)
+    return engine.capabilities()
+
+
+def _address(config: Settings, role: str) -> list[str | None]:
+    return [config[role].url, config[role].model]
+
+
+def _read(path: Path) -> dict[str, dict]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _capabilities(content: dict) -> Capabilities:
+    names = {field.name for field in dataclasses.fields(Capabilities)}
+    return Capabilities(**{name: value for name, value in content.items() if name in names})

@@ -1,0 +1,112 @@
+"""What a run writes down about itself, so that its pairs can be explained years later."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data_gen import shards
+from data_gen.cache import read_statistics
+from data_gen.engines.base import Capabilities
+from data_gen.errors import InputError
+from data_gen.prompts import Prompt
+from data_gen.records import write_json
+from data_gen.settings import Settings
+
+_PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
+
+
+def file_facts(path: str) -> dict[str, Any]:
+    """Name, size and SHA-256 of an input file. Raises InputError where it cannot be read."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return {"path": path, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def input_facts(config: Settings) -> dict[str, dict[str, Any]]:
+    """Facts of every input file that the settings name."""
+    files = {name: path for name, path in config.input.items() if path and name != "images"}
+    return {name: file_facts(path) for name, path in sorted(files.items())}
+
+
+def write_manifest(
+    run: Path,
+    config: Settings,
+    prompts: Mapping[str, Prompt],
+    capabilities: Mapping[str, Capabilities],
+    about: Mapping[str, Any],
+) -> None:
+    """Writes `manifest.json` of a run directory: settings, prompts in full, versions, counts.
+
+    `about`: what only the run knows (run_id, roles, methods, facts of the input files).
+    """
+    content = {
+        **about,
+        "config": config.to_dict(),
+        "prompts": {p.id: [list(turn) for turn in p.turns] for p in prompts.values()},
+        "capabilities": {role: dataclasses.asdict(can) for role, can in capabilities.items()},
+        "packages": _versions(),
+        "python": platform.python_version(),
+        "git": _revision(),
+        "counts": counts(run),
+        "calls": read_statistics(run / "cache.sqlite"),
+    }
+    write_json(run / "manifest.json", content)
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run. Raises InputError where there is none."""
+    try:
+        return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{run} holds no run of data_gen (no readable manifest.json)") from None
+
+
+def counts(run: Path) -> dict[str, int]:
+    """Rows of all tables, images and accepted pairs, over the finished shards."""
+    total: dict[str, int] = {}
+    for mark in shards.read_marks(run):
+        for name, number in mark["rows"].items():
+            total[name] = total.get(name, 0) + number
+    return total
+
+
+def log_session(run: Path, content: Mapping[str, Any]) -> None:
+    """Adds a line to `sessions.jsonl`: when and where the run was worked on, and how it ended."""
+    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    line |= {"host": socket.gethostname(), "pid": os.getpid(), **content}
+    with (run / "sessions.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

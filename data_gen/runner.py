@@ -1,0 +1,167 @@
+"""The local runner: one process, many images at once, finished shards on disk.
+
+Images are taken in order, at most `window` at a time, so that the questions about one photo come
+close together. The window spans shards: no server waits for the last image of one.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from data_gen import shards
+from data_gen.cache import Cache
+from data_gen.engines.base import Pending
+from data_gen.errors import InputError
+from data_gen.shards import Shard
+from data_gen.work import ImageItem, Rows
+
+DRAIN_SECONDS = 30.0  # that images in work get after Ctrl-C
+_TICK = 0.5
+_REPORT_SECONDS = 5.0
+
+Process = Callable[[ImageItem], Awaitable[Rows]]
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came: everything finished is on disk."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class LocalRunner:
+    """Runs a function over the images of shards and writes what it gives."""
+
+    def __init__(self, run: Path, process: Process, cache: Cache | None, window: int):
+        self._run, self._process, self._cache, self._window = run, process, cache, window
+        self._stop: int | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._failure: BaseException | None = None
+        self._wake = asyncio.Event()
+        self.images_done = self.images_pending = self.accepted = 0
+
+    async def run(self, todo: Sequence[Shard], progress: Callable[["LocalRunner"], None]) -> None:
+        """Processes the shards. Raises what a stage raises, and Interrupted; the rest is kept."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        ticker = asyncio.ensure_future(self._tick(progress))
+        try:
+            with ThreadPoolExecutor(1) as disk:
+                await self._all(todo, disk)
+        finally:
+            ticker.cancel()
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(signum)
+            progress(self)
+
+    async def _all(self, todo: Sequence[Shard], disk: ThreadPoolExecutor) -> None:
+        slots = asyncio.Semaphore(self._window)
+        finishing = []
+        for shard in todo:
+            tasks = []
+            for image in shard.images:
+                await self._slot(slots)
+                if self._stopped:
+                    break
+                tasks.append(self._start(image, slots))
+            if self._stopped:
+                break
+            finishing.append(asyncio.ensure_future(self._finish(shard, tasks, disk)))
+            self._watch(finishing[-1])
+        await self._drain(finishing)
+
+    @property
+    def _stopped(self) -> bool:
+        return self._stop is not None or self._failure is not None
+
+    async def _slot(self, slots: asyncio.Semaphore) -> None:
+        """Waits for a place in the window, or for a reason to stop."""
+        place = asyncio.ensure_future(slots.acquire())
+        woken = asyncio.ensure_future(self._wake.wait())
+        await asyncio.wait((place, woken), return_when=asyncio.FIRST_COMPLETED)
+        woken.cancel()
+        if not place.done():
+            place.cancel()
+
+    def _start(self, image: ImageItem, slots: asyncio.Semaphore) -> asyncio.Task:
+        task = asyncio.ensure_future(self._process(image))
+        task.add_done_callback(lambda _: slots.release())
+        self._watch(task)
+        return task
+
+    def _watch(self, task: asyncio.Task) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._note)
+
+    def _note(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None or isinstance(error, Pending):
+            return
+        if self._failure is None:
+            self._failure = error
+        self._wake.set()
+
+    async def _finish(
+        self, shard: Shard, tasks: Sequence[asyncio.Task], disk: ThreadPoolExecutor
+    ) -> None:
+        parts = await asyncio.gather(*tasks, return_exceptions=True)
+        pending = sum(isinstance(part, Pending) for part in parts)
+        self.images_pending += pending
+        self.images_done += len(parts) - pending
+        if all(isinstance(part, Rows) for part in parts):
+            loop = asyncio.get_running_loop()
+            counts = await loop.run_in_executor(disk, shards.write, self._run, shard, parts)
+            self.accepted += counts["accepted"]
+
+    async def _drain(self, finishing: Sequence[asyncio.Task]) -> None:
+        """Lets what is in work end: all of it, or after Ctrl-C what ends within 30 seconds."""
+        if not self._stopped:
+            gathered = asyncio.ensure_future(asyncio.wait(finishing)) if finishing else None
+            woken = asyncio.ensure_future(self._wake.wait())
+            waits = {woken} | ({gathered} if gathered else set())
+            if gathered:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            woken.cancel()
+        if self._stop is not None and self._failure is None and self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=DRAIN_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=5)
+        if self._failure is not None:
+            raise self._failure
+        if self._stop is not None:
+            raise Interrupted(self._stop)
+
+    def _on_signal(self, signum: int) -> None:
+        if self._stop is not None:  # a second Ctrl-C: at once
+            self._failure = Interrupted(signum)
+        elif self._tasks:
+            sys.stderr.write(f"stopping: up to {DRAIN_SECONDS:.0f} s for what is in work\n")
+        self._stop = signum
+        self._wake.set()
+
+    async def _tick(self, progress: Callable[["LocalRunner"], None]) -> None:
+        """Commits answers in time and reports."""
+        reported = time.monotonic()
+        while True:
+            await asyncio.sleep(_TICK)
+            if self._cache is not None:
+                try:
+                    self._cache.flush_if_due()
+                except InputError as error:
+                    self._failure = error
+                    self._wake.set()
+                    return
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
+                progress(self)
