@@ -28,13 +28,11 @@ from evals.images import DataRoots
 from evals.inputs import Images, Texts
 from evals.models import Model
 from evals.store import EmbeddingStore
-from negclip_jax.data import features
 from negclip_jax.errors import InputError
 from negclip_jax.models import clip
 from negclip_jax.runtime import console, sharding
 
 IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
-_TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
 _BAD_SHOWN = 5
 
 
@@ -68,10 +66,9 @@ class Encoder:
             everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
             params = sharding.put(params, everywhere)
         graphdef, _ = clip.abstract(model.config, dtype=model.dtype)
-        self.fingerprints = {kind: fingerprint(model, kind) for kind in _TOWERS}
 
         def tower(kind: str, inputs: Images | Texts, per_device: int) -> _Tower:
-            name, dim = f"{kind}-{self.fingerprints[kind]}", model.config.projection_dim
+            name, dim = f"{kind}-{model.fingerprints[kind]}", model.config.projection_dim
             if in_memory is not None:
                 store = in_memory.setdefault(name, EmbeddingStore(None, dim))
             else:
@@ -97,26 +94,13 @@ class Encoder:
 
         Raises InputError that names images which cannot be read; others can still be asked for.
         """
-        return self._images.features(images), self._texts.features(texts)
+        text_rows = self._texts.features(texts)  # first: cheap, and they may be all there is
+        return self._images.features(images), text_rows
 
     def close(self) -> None:
         """Ends progress bars and the threads that decode."""
         self._images.close()
         self._texts.close()
-
-
-def fingerprint(model: Model, kind: str) -> str:
-    """Of all that an "image" or "text" embedding depends on but the item itself."""
-    tower, projection = _TOWERS[kind]
-    leaves = jax.tree_util.tree_leaves_with_path({n: model.params[n] for n in (tower, projection)})
-    weights = {
-        jax.tree_util.keystr(path): leaf if isinstance(leaf, np.ndarray) else sharding.to_host(leaf)
-        for path, leaf in leaves
-    }
-    config = getattr(model.config, tower)
-    numerics = f"{config} {model.dtype} {jax.default_backend()} {jax.__version__}"
-    preprocess = model.preprocess if kind == "image" else "token ids"
-    return features.fingerprint(weights, numerics, preprocess, [])
 
 
 class _Tower:

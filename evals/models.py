@@ -6,18 +6,23 @@ checkpoint, shown in every output, and refused where it cannot be right.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
 
+import jax
 import numpy as np
 
+from negclip_jax.data import features
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
+from negclip_jax.runtime.sharding import to_host
 
+_TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
 _PRECISION = {
     "float32": "float32 weights and arithmetic",
     "bfloat16": "bfloat16 arithmetic on float32 weights",
@@ -48,6 +53,23 @@ class Model:
     dtype: str
     facts: dict[str, str]
 
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that an "image" and a "text" embedding depend on but the item itself."""
+        return {kind: self._fingerprint(kind) for kind in _TOWERS}
+
+    def _fingerprint(self, kind: str) -> str:
+        tower, projection = _TOWERS[kind]
+        params = {name: self.params[name] for name in (tower, projection)}
+        weights = {
+            jax.tree_util.keystr(path): leaf if isinstance(leaf, np.ndarray) else to_host(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        config = getattr(self.config, tower)
+        numerics = f"{config} {self.dtype} {jax.default_backend()} {jax.__version__}"
+        preprocess = self.preprocess if kind == "image" else "token ids"
+        return features.fingerprint(weights, numerics, preprocess, [])
+
 
 def load(
     text: str, *, dtype: str = "float32", crop: str = "openai", tokenizer: str | None = None
@@ -77,7 +99,7 @@ def load(
         "training": _training(info),
         "activation": f"{info.activation}, from {info.activation_source}",
         "pooling": f"state at {info.pooling}",
-        "preprocessing": f"{describe(preprocess)}; from {info.preprocessor_source}",
+        "preprocessing": f"{describe_preprocessing(preprocess)}; from {info.preprocessor_source}",
         "precision": _PRECISION[dtype],
     }
     kept = {key: value for key, value in facts.items() if value}
@@ -154,7 +176,12 @@ def check_end_token(config: CLIPConfig, tokenizer: Tokenizer, path: str) -> None
         )
 
 
-def describe(preprocess: Preprocessor) -> str:
+def described(model: Model) -> dict[str, Any]:
+    """What tells a model from others, for `results.json`."""
+    return {"facts": model.facts, "fingerprint": model.fingerprints}
+
+
+def describe_preprocessing(preprocess: Preprocessor) -> str:
     """The preprocessing in words."""
     colours = "CLIP's mean and std"
     if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):

@@ -1,0 +1,301 @@
+"""What an evaluation leaves: `results.json`, `predictions.parquet` and a table for the terminal.
+
+Both files are written whole after each benchmark of each model, so a killed evaluation keeps what
+it had. A second command with the same models and settings adds its benchmarks to the same folder;
+one with others is refused, because rows of different models would stand under one name.
+
+`results.json`:
+
+    settings     models with their facts and fingerprints, seed, whether subsets were allowed
+    environment  versions, devices, command
+    benchmarks   NAME: what it is, items, whether a subset, published values, and
+                 rows        a model or control, {metric: value, low, high, n, method, ...}
+                 comparisons of two models: {metric: difference, low, high, gained, lost, ...}
+                 breakdowns  {column: {group: {row: value, low, high, n}}}
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from evals import stats
+from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
+from negclip_jax.errors import InputError
+
+RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
+_SCHEMA = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("row", pa.string()),  # model or control
+        ("item", pa.string()),
+        ("images", pa.list_(pa.string())),
+        ("boxes", pa.list_(pa.list_(pa.float64()))),
+        ("texts", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float64())),
+        ("answers", pa.list_(pa.int32())),
+        ("predicted", pa.list_(pa.int32())),
+        ("right", pa.float64()),
+        ("subset", pa.bool_()),
+        ("groups", pa.map_(pa.string(), pa.string())),
+    ]
+)
+_MAX_GROUPS = 24  # of a breakdown; a column with more is an id
+
+
+class Results:
+    """The results of one evaluation, kept in a folder."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        writes: bool = True,
+    ):
+        """Opens `out`, with what an earlier command with the same settings left there.
+
+        Args:
+          out: folder, made if need be.
+          settings: {"models": {name: {"facts": ..., "fingerprint": ...}}, "seed": int, ...}; must
+            survive JSON unchanged.
+          environment: versions and devices, for the record only.
+          overwrite: start afresh whatever is there.
+          writes: True on one process.
+
+        Raises InputError where the folder holds results of other models or settings.
+        """
+        self._out, self._seed, self._writes = out, settings["seed"], writes
+        out.mkdir(parents=True, exist_ok=True)
+        old = {} if overwrite else _read(out / RESULTS)
+        if old and old["settings"] != settings:
+            differ = [k for k in settings if old["settings"].get(k) != settings[k]]
+            raise InputError(
+                f"{out} holds results of other {' and '.join(differ)}: give another --out, or "
+                "--overwrite to replace them"
+            )
+        self.document: dict[str, Any] = {
+            "settings": settings,
+            "environment": environment,
+            "benchmarks": old.get("benchmarks", {}),
+        }
+        self._tables = _read_tables(out / PREDICTIONS) if old else {}
+        self._metrics: dict[tuple[str, str], list[Metric]] = {}
+
+    def begin(self, benchmark: Benchmark, problem: Problem) -> None:
+        """Describes a benchmark; rows of an earlier command stay until new ones replace them."""
+        entry = self.document["benchmarks"].setdefault(benchmark.name, {})
+        new = {
+            "title": benchmark.title,
+            "task": benchmark.task,
+            "source": benchmark.source,
+            "licence": benchmark.licence,
+            "download": benchmark.download,
+            "file": problem.file,
+            "total": problem.total,
+            "scored": problem.scored,
+            "subset": problem.scored < problem.total,
+            "missing": len(problem.missing),
+            "notes": list(problem.notes),
+            "published": [dataclasses.asdict(p) for p in benchmark.published],
+        }
+        if any(entry.get(key) != new[key] for key in ("file", "total", "scored")):
+            entry.clear()  # the items are others: rows of before and after could not be compared
+            self._tables = {k: t for k, t in self._tables.items() if k[0] != benchmark.name}
+        entry |= new
+        for key in ("rows", "comparisons", "breakdowns", "sentences", "errors"):
+            entry.setdefault(key, {})
+
+    def add(
+        self, benchmark: str, row: str, problem: Problem, result: Result, *, control: bool = False
+    ) -> None:
+        """Takes what a model or control reached, compares it with the models before, and writes."""
+        entry = self.document["benchmarks"][benchmark]
+        metrics = [metric for metric in result.metrics if len(metric.values)]
+        entry["rows"][row] = {
+            "control": control,
+            "metrics": {metric.name: self._measured(metric) for metric in metrics},
+        }
+        entry["errors"].pop(row, None)
+        if result.predictions:
+            table = _table(benchmark, row, problem, result, subset=entry["subset"])
+            self._tables[benchmark, row] = table
+            for column in result.breakdowns:
+                self._break_down(entry, row, result.predictions, column)
+            entry["sentences"] |= result.breakdowns
+        if not control:
+            self._compare(benchmark, row, metrics)
+        self.write()
+
+    def fail(self, benchmark: str, row: str, message: str) -> None:
+        """Notes that a model could not be scored, and why."""
+        self.document["benchmarks"][benchmark]["errors"][row] = message
+        self.write()
+
+    def write(self) -> None:
+        """Replaces both files."""
+        if not self._writes:
+            return
+        if self._tables:
+            partial = self._out / f"{PREDICTIONS}.partial"
+            pq.write_table(pa.concat_tables(self._tables.values()), partial, compression="zstd")
+            partial.replace(self._out / PREDICTIONS)
+        _write_json(self._out / RESULTS, self.document)
+
+    def _measured(self, metric: Metric) -> dict[str, Any]:
+        found = dataclasses.asdict(stats.estimate(metric, seed=self._seed))
+        return found | {"chance": metric.chance, "headline": metric.headline}
+
+    def _compare(self, benchmark: str, row: str, metrics: Sequence[Metric]) -> None:
+        """Paired comparisons with every model that this command has scored before."""
+        comparisons = self.document["benchmarks"][benchmark]["comparisons"]
+        for (name, before), others in self._metrics.items():
+            if name == benchmark and before != row:
+                by_name = {metric.name: metric for metric in others}
+                comparisons[f"{before} -> {row}"] = {"before": before, "after": row} | {
+                    "metrics": {
+                        m.name: dataclasses.asdict(
+                            stats.compare(by_name[m.name], m, seed=self._seed)
+                        )
+                        for m in metrics
+                        if m.name in by_name
+                    }
+                }
+        self._metrics[benchmark, row] = list(metrics)
+
+    def _break_down(
+        self, entry: dict, row: str, predictions: Mapping[str, Sequence], column: str
+    ) -> None:
+        groups = np.array([str(value) for value in predictions[column]])
+        right = np.asarray(predictions["right"], np.float64)
+        images = np.array([str(list(rows)[:1]) for rows in predictions["images"]])
+        names = np.unique(groups)
+        if len(names) > _MAX_GROUPS:
+            return
+        for name in names:
+            member = groups == name
+            metric = Metric(column, right[member], clusters=images[member])
+            found = dataclasses.asdict(stats.estimate(metric, seed=self._seed))
+            entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})[row] = found
+
+
+def table_text(document: Mapping[str, Any]) -> str:
+    """The headline numbers for a terminal: a line per metric, a column per model, in percent."""
+    names = list(document["settings"]["models"])
+    lines = [["", *names, "n"]]
+    for entry in document["benchmarks"].values():
+        rows = {**entry["rows"], **{n: None for n in names if n not in entry["rows"]}}
+        subset = f" (subset: {entry['scored']:,} of {entry['total']:,} items)"
+        title = entry["title"] + (subset if entry["subset"] else "")
+        for metric in headlines(entry):
+            found = [rows[n] and rows[n]["metrics"].get(metric) for n in names]
+            n = max((value["n"] for value in found if value), default=0)
+            lines.append([f"{title}: {metric}", *map(_cell, found), f"{n:,}"])
+            lines += _separability(entry, metric, names)
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(names) + 2)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=False))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def headlines(entry: Mapping[str, Any]) -> list[str]:
+    """Names of a benchmark's headline metrics, in order; the first metric where none is one."""
+    metrics = [m for row in entry["rows"].values() for m in row["metrics"].items()]
+    names = dict.fromkeys(name for name, value in metrics if value["headline"])
+    return list(names) or list(dict.fromkeys(name for name, _ in metrics))[:1]
+
+
+def _cell(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    low, high = (f"{100 * value[key]:.1f}" for key in ("low", "high"))
+    return f"{100 * value['value']:.1f} [{low}, {high}]"
+
+
+def _separability(entry: Mapping[str, Any], metric: str, names: Sequence[str]) -> list[list[str]]:
+    """Under the numbers, what each model's difference from the first one is worth."""
+    notes = []
+    for name in names[1:]:
+        found = entry["comparisons"].get(f"{names[0]} -> {name}", {}).get("metrics", {})
+        notes.append(change_text(found[metric]) if metric in found else "")
+    return [["", "", *notes]] if any(notes) else []
+
+
+def change_text(comparison: Mapping[str, Any]) -> str:
+    """A paired comparison in a few characters: "+3.2 (40 up, 26 down)"."""
+    flips = f"{comparison['gained']:,} up, {comparison['lost']:,} down"
+    verdict = "" if comparison["separable"] else ", not separable"
+    return f"{100 * comparison['difference']:+.1f} ({flips}{verdict})"
+
+
+def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset: bool) -> pa.Table:
+    """One row an item, in `_SCHEMA`. Groups are all columns without a place of their own."""
+    columns, n = result.predictions, len(result.predictions["item"])
+    refs = [[problem.images[i] for i in rows] for rows in columns["images"]]
+    extra = [name for name in columns if name not in COLUMNS]
+    plain = {name: _lists(columns[name]) for name in ("texts", "scores", "answers", "predicted")}
+    return pa.table(
+        {
+            "benchmark": [benchmark] * n,
+            "row": [row] * n,
+            "item": [str(item) for item in columns["item"]],
+            "images": [[ref.path for ref in each] for each in refs],
+            "boxes": [[ref.box and list(ref.box) for ref in each] for each in refs],
+            **plain,
+            "right": [float(value) for value in columns["right"]],
+            "subset": [subset] * n,
+            "groups": [
+                [(name, str(value)) for name, value in zip(extra, values, strict=True)]
+                for values in zip(*(columns[name] for name in extra), strict=True)
+            ]
+            if extra
+            else [[]] * n,
+        },
+        schema=_SCHEMA,
+    )
+
+
+def _lists(column: Iterable[Any]) -> list[list]:
+    return [np.asarray(x).tolist() if not isinstance(x, list | tuple) else list(x) for x in column]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): remove it, or give --overwrite") from None
+
+
+def _read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
+    """Tables by benchmark and row."""
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path, schema=_SCHEMA)
+    pairs = dict.fromkeys(zip(*(table[c].to_pylist() for c in ("benchmark", "row")), strict=True))
+    equal = pa.compute.equal
+    return {
+        (name, row): table.filter(
+            pa.compute.and_(equal(table["benchmark"], name), equal(table["row"], row))
+        )
+        for name, row in pairs
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
