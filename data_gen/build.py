@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.engines.base import Capabilities, Engine
@@ -47,11 +47,19 @@ class Models:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Instance annotations in the forms that stages need; empty without a file."""
+    """Instance annotations in the forms that stages need; empty without a file.
+
+    Attributes:
+      verifier: a `data_gen.annotations.InstanceVerifier`.
+      statistics: a `data_gen.cooccurrence.Cooccurrence`.
+      present: everything annotated, by image id.
+      visible: what is annotated and plain to see, not tiny and no mere crowd.
+    """
 
     verifier: Any = None
     statistics: Any = None
-    present: Mapping[str, frozenset[str]] = None
+    present: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    visible: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def resolve(config: Settings) -> Roles:
@@ -131,7 +139,7 @@ def build(
             {"pipeline": config.pipeline, "run_id": run_id},
         ),
         PhotoFolder(config.input.images, config.images.long_side) if config.input.images else None,
-        annotations.present,
+        annotations.visible,
         threads,
         source,
     )
@@ -223,12 +231,16 @@ def build_writer(
 def load_annotations(config: Settings) -> Annotations:
     """Instance annotations, if there are any."""
     if config.input.instances is None:
-        return Annotations(present={})
+        return Annotations()
     from data_gen.annotations import InstanceVerifier
     from data_gen.cooccurrence import Cooccurrence
 
     verifier = InstanceVerifier(config.input.instances)
-    return Annotations(verifier, Cooccurrence(verifier.present), verifier.present)
+    visible = {
+        image_id: frozenset(n for n in names if verifier.verdict(image_id, n)[0] == "present")
+        for image_id, names in verifier.present.items()
+    }
+    return Annotations(verifier, Cooccurrence(verifier.present), verifier.present, visible)
 
 
 def token_counter(config: Settings) -> Callable[[str], int]:

@@ -29,7 +29,7 @@ class ImagePipeline:
         verifier: Verifier,
         stage: RewriteStage,
         folder: PhotoFolder | None,
-        present: Mapping[str, frozenset[str]],
+        visible: Mapping[str, frozenset[str]],
         threads: Executor,
         source: str,
     ):
@@ -39,7 +39,7 @@ class ImagePipeline:
             verifier,
             stage,
         )
-        self._folder, self._present, self._threads = folder, present, threads
+        self._folder, self._visible, self._threads = folder, visible, threads
         self._source = source
 
     async def process(self, image: ImageItem) -> Rows:
@@ -88,7 +88,7 @@ class ImagePipeline:
     def _known_present(self, image: ImageItem, verdicts: Sequence[Verdict]) -> list[str]:
         """Objects that are surely in the photo: annotated, seen by the verifier, or mentioned."""
         names = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
-        names |= self._present.get(image.image_id, frozenset())
+        names |= self._visible.get(image.image_id, frozenset())
         if not names:
             names = {n for n in SYNONYMS if any(_names(n).search(text) for text in image.texts)}
         return sorted(names)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_gen.lemmas import FRAME, STOP, words
+from data_gen.lemmas import content
+from data_gen.questions import deny
 from data_gen.rules import cue_of, mentioned
 from data_gen.work import Candidate, ImageItem
 
@@ -22,16 +23,19 @@ class VQAProposer:
 
 
 def focus(question: str) -> str | None:
-    """What the answer "no" denies: the last content word of a yes/no question, or None.
+    """What the answer "no" denies: "Is the man wearing a hat?" gives "hat".
 
-    "Is the man wearing a hat?" gives "hat", "Is the person running?" "running". Not usable, hence
-    None: other questions, choices ("a cat or a dog"), and questions that negate themselves.
+    From the grammar of the question where that is known, else its last content word. Not usable,
+    hence None: other questions, choices ("a cat or a dog"), and questions that negate themselves.
     """
     text = " ".join(question.split())
     if not _YES_NO.fullmatch(text) or " or " in text.lower() or cue_of(text):
         return None
-    content = [word for word in words(text) if word not in STOP and word not in FRAME]
-    return content[-1] if content else None
+    denial = deny(text)
+    if denial is not None:
+        return denial.focus
+    words = content(text)
+    return words[-1] if words else None
 
 
 def filtered_questions(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen import rules
 from data_gen.engines.base import content_hash
-from data_gen.foils import foil
+from data_gen.grammar import foil
 from data_gen.stages.writers import Draft, Writer
 from data_gen.work import Assignment, ImageItem, shuffled
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from data_gen import rules
 from data_gen.engines.base import ChatRequest, Engine
-from data_gen.phrasing import rewrite_by_template
+from data_gen.grammar import merge_question, rewrite_by_template
 from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.replies import numbered
 from data_gen.work import Assignment, ImageItem, chance, shuffled
@@ -140,8 +140,6 @@ class TemplateWriter:
         if candidate.question is None:
             text, name = rewrite_by_template(caption.text, candidate.object, key, avoid)
             return Draft(text, f"template:{name}")
-        from data_gen.questions import merge_question
-
         text = merge_question(caption.text, candidate.question)
         return Draft(text or "", "template:merge", problem=None if text else "unmergeable")
 
