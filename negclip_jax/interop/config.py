@@ -34,8 +34,8 @@ _TEXT_KEYS = _TOWER_KEYS | {
 _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
 
 _OTHER_MODELS = {
-    "clip_text_model": "it holds the text tower alone; give a full CLIPModel",
-    "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel",
+    "clip_text_model": "it holds the text tower alone; give a full CLIPModel as well (--base)",
+    "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel as well (--base)",
     "siglip": "SigLIP pools, masks and scores differently",
     "siglip2": "SigLIP 2 pools, masks and scores differently",
     "blip": "BLIP has other towers",
@@ -65,14 +65,10 @@ def read_config(directory: Path | str) -> CLIPConfig:
     raw = read_json(path)
     _require_clip(path, raw)
     text, vision = (_tower_section(path, raw, name) for name in ("text_config", "vision_config"))
-    if vision.get("num_channels", 3) != 3:
-        raise CheckpointError(
-            f"{path}: vision_config.num_channels is {vision['num_channels']}; only 3 (RGB) is read"
-        )
     try:
         return CLIPConfig(
-            text=TextConfig(**_fields(text, _TEXT_KEYS, "text_config", TextConfig())),
-            vision=VisionConfig(**_fields(vision, _VISION_KEYS, "vision_config", VisionConfig())),
+            text=text_config(text, "text_config."),
+            vision=vision_config(vision, "vision_config."),
             projection_dim=_typed(raw.get("projection_dim", 512), 512, "projection_dim"),
             logit_scale_init=_typed(
                 raw.get("logit_scale_init_value", 2.6592), 2.6592, "logit_scale_init_value"
@@ -98,9 +94,26 @@ def _tower_section(path: Path, raw: dict, name: str) -> dict:
     return section
 
 
+def text_config(section: dict[str, Any], where: str = "") -> TextConfig:
+    """The text tower that a section describes; `where` goes before its keys in messages.
+
+    Raises:
+      ValueError: a value of the wrong type, or values that make no model.
+    """
+    return TextConfig(**_fields(section, _TEXT_KEYS, where, TextConfig()))
+
+
+def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
+    """The vision tower that a section describes; see `text_config`."""
+    channels = section.get("num_channels", 3)
+    if channels != 3:
+        raise ValueError(f"{where}num_channels is {channels}; only 3 (RGB) is read")
+    return VisionConfig(**_fields(section, _VISION_KEYS, where, VisionConfig()))
+
+
 def _fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dict[str, Any]:
     return {
-        ours: _typed(section[theirs], getattr(default, ours), f"{where}.{theirs}")
+        ours: _typed(section[theirs], getattr(default, ours), f"{where}{theirs}")
         for theirs, ours in keys.items()
         if theirs in section
     }
@@ -269,12 +282,23 @@ def write_config(
     write_json(directory / "config.json", config_dict(config, dtype))
     write_json(directory / "preprocessor_config.json", preprocessor_dict(config, preprocessor))
     if tokenizer is not None:
-        _copy_tokenizer(Path(tokenizer), directory, config)
+        write_tokenizer(Path(tokenizer), directory, config)
 
 
-def _copy_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
+def tokenizer_beside(directory: Path) -> Path | None:
+    """The directory itself if it holds a tokenizer that `data.tokens` reads, else None."""
+    pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return directory if pair or (directory / "tokenizer.json").is_file() else None
+
+
+def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
+    """Copies a tokenizer's files; one that has no tokenizer_config.json gets CLIP's.
+
+    Raises:
+      CheckpointError: the source has no vocab.json or no merges.txt, nor a tokenizer.json.
+    """
     absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]
-    if absent:
+    if tokenizer_beside(source) is None:
         raise CheckpointError(f"the tokenizer directory {source} has no {' and no '.join(absent)}")
     write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
     for name in _TOKENIZER_FILES:

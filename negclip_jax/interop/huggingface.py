@@ -56,14 +56,13 @@ def _blocks(theirs: str, ours: str) -> tuple[Key, ...]:
     )
 
 
-KEYS = (
-    Key("logit_scale", "logit_scale"),
-    Key("text_projection.weight", "text_projection", LINEAR),
-    Key("visual_projection.weight", "visual_projection", LINEAR),
+TEXT_KEYS = (
     Key("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
     Key("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
     *_blocks("text_model", "text"),
     *norm("text_model.final_layer_norm", "text/ln_final"),
+)
+VISION_KEYS = (
     Key("vision_model.embeddings.class_embedding", "vision/class_embedding"),
     Key("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", CONV),
     Key("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
@@ -71,9 +70,18 @@ KEYS = (
     *_blocks("vision_model", "vision"),
     *norm("vision_model.post_layernorm", "vision/ln_post"),
 )
+TEXT_PROJECTION = Key("text_projection.weight", "text_projection", LINEAR)
+VISUAL_PROJECTION = Key("visual_projection.weight", "visual_projection", LINEAR)
+KEYS = (
+    Key("logit_scale", "logit_scale"),
+    TEXT_PROJECTION,
+    VISUAL_PROJECTION,
+    *TEXT_KEYS,
+    *VISION_KEYS,
+)
 
 # Constant buffers that transformers before 4.31 saved.
-_BUFFERS = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision"))
+BUFFERS = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision"))
 _LOAD_ADVICE = (
     "The weights must be those of a transformers CLIPModel and belong to the config.json beside "
     "them. Get the checkpoint again, or save it again with transformers' save_pretrained."
@@ -109,7 +117,7 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
 
 def _open(directory: Path) -> dict[str, StoredTensor]:
     opened = open_weights(directory)
-    return {name: tensor for name, tensor in opened.items() if name not in _BUFFERS}
+    return {name: tensor for name, tensor in opened.items() if name not in BUFFERS}
 
 
 def save(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import huggingface, open_clip, openai
+from negclip_jax.interop import huggingface, open_clip, openai, towers
+from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -59,7 +60,13 @@ class CheckpointInfo:
     step: int | None = None
 
 
-def read_any(path: str | Path, *, ema: bool = False, activation: str | None = None) -> Checkpoint:
+def read_any(
+    path: str | Path,
+    *,
+    ema: bool = False,
+    activation: str | None = None,
+    base: str | Path | None = None,
+) -> Checkpoint:
     """Reads a checkpoint of any known layout.
 
     Args:
@@ -68,6 +75,8 @@ def read_any(path: str | Path, *, ema: bool = False, activation: str | None = No
         of open_clip; a `.pt` of OpenAI's clip or of NegationCLIP, or a directory with one.
       ema: of a workdir, the moving average of the weights.
       activation: of both towers, "quick_gelu" or "gelu", for a file that does not say.
+      base: for a Hugging Face directory of one tower (CLIPTextModel and so on), the checkpoint of
+        any layout that the rest of the model comes from.
 
     Returns:
       The configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
@@ -86,6 +95,8 @@ def read_any(path: str | Path, *, ema: bool = False, activation: str | None = No
             f"{path}: @STEP and the moving average choose in a training run, and {name} is not "
             "the --workdir of one"
         )
+    if base is not None and towers.is_tower(local):
+        return _read_tower(local, name, read_any(base, activation=activation))
     file = _state_dict_file(local)
     if file is not None:
         return _read_state_dict(file, name, activation)
@@ -132,6 +143,26 @@ def _read_huggingface(path_or_hub_id: str) -> Checkpoint:
     config = huggingface.read_config(directory)
     params = huggingface.load_params(directory, config)
     return config, params, _info(directory, config, "huggingface", path_or_hub_id)
+
+
+def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
+    """One tower from a directory of its own, everything else from another checkpoint."""
+    config, params, info = rest
+    config, params = towers.graft(directory, config, params)
+    label = f"the tower of {name} in {info.label}"
+    source = f"{info.activation_source}; of the tower, hidden_act in {directory / 'config.json'}"
+    return (
+        config,
+        params,
+        dataclasses.replace(
+            info,
+            label=label,
+            activation=describe_activation(config),
+            activation_source=source,
+            pooling=describe_pooling(config),
+            base=None,
+        ),
+    )
 
 
 def _agreed(found: Checkpoint, activation: str | None) -> Checkpoint:
@@ -280,12 +311,6 @@ def describe_pooling(config: CLIPConfig) -> str:
     if config.text.eos_token_id == LEGACY_EOS_TOKEN_ID:
         return "the first of the largest token id"
     return f"the first token with id {config.text.eos_token_id}"
-
-
-def tokenizer_beside(directory: Path) -> Path | None:
-    """The directory itself if it holds a tokenizer that `data.tokens` reads, else None."""
-    pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
-    return directory if pair or (directory / "tokenizer.json").is_file() else None
 
 
 def _split_step(path: str) -> tuple[str, str | None]:

@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
 
+# A directory that is replaced has one of them: it is an earlier export and no other folder.
+_MARKS = ("config.json", "text_encoder/config.json")
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
 
@@ -77,7 +79,7 @@ def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
         raise CheckpointError(
             f"{out} is not empty; give another directory, or replace it (--overwrite)"
         )
-    if not (out / "config.json").is_file():
+    if not any((out / name).is_file() for name in _MARKS):
         raise CheckpointError(
             f"{out} has no config.json, so it is not an earlier export and is not overwritten"
         )

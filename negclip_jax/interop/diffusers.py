@@ -1,0 +1,106 @@
+"""The text tower as Stable Diffusion pipelines hold it: `text_encoder/` and `tokenizer/`.
+
+Stable Diffusion 1.x and the first encoder of SDXL are the text tower of ViT-L/14 (768 wide), the
+second encoder of SDXL is that of ViT-bigG/14 (1280 wide, with its projection). The U-Net's
+attention is built for that width. All 77 states of the tower are used, padding included, of which
+contrastive fine-tuning supervises the one at the end token: look at pictures, not only at scores.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.interop import towers, writing
+from negclip_jax.interop.config import tokenizer_beside, write_tokenizer
+from negclip_jax.interop.files import CheckpointError
+from negclip_jax.interop.parameters import require_dtype
+from negclip_jax.models.clip import CLIPConfig
+
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+# CLIPTextModel reads it too, and leaves the projection aside.
+ARCHITECTURE = "CLIPTextModelWithProjection"
+
+
+def fitting_pipelines(config: CLIPConfig) -> str:
+    """Which published pipelines take a text tower of this width, in words."""
+    width = config.text.width
+    if width == 768:
+        return "768 wide: fits Stable Diffusion 1.x, and SDXL as its first text encoder"
+    if width == 1280:
+        return "1280 wide: fits SDXL as its second text encoder"
+    return (
+        f"{width} wide: fits neither Stable Diffusion 1.x (768) nor SDXL (768 and 1280), whose "
+        "U-Net would fail at its first attention"
+    )
+
+
+def usage(config: CLIPConfig) -> str:
+    """Code that puts the exported encoder into a pipeline, with `{out}` for the directory."""
+    pipeline, encoder, argument, repository = (
+        "StableDiffusionPipeline",
+        "CLIPTextModel",
+        "text_encoder",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    )
+    if config.text.width == 1280:
+        pipeline, encoder, argument, repository = (
+            "StableDiffusionXLPipeline",
+            "CLIPTextModelWithProjection",
+            "text_encoder_2",
+            "stabilityai/stable-diffusion-xl-base-1.0",
+        )
+    return (
+        f"from diffusers import {pipeline}; from transformers import {encoder}\n"
+        f'encoder = {encoder}.from_pretrained("{{out}}/{ENCODER}")\n'
+        f'pipeline = {pipeline}.from_pretrained("{repository}", {argument}=encoder)'
+    )
+
+
+def save(
+    directory: Path | str,
+    config: CLIPConfig,
+    params: dict[str, Any],
+    *,
+    base: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a directory with `text_encoder/` and, where one is known, `tokenizer/`.
+
+    Args:
+      directory: destination; written whole or not at all.
+      config, params: the whole model.
+      base: directory in Hugging Face's layout whose tokenizer goes along.
+      tokenizer: directory with a tokenizer instead of the base's.
+      preprocessor: of no use here: pictures are made, not read.
+      dtype: of the weights, float32 by default.
+      overwrite: replace an earlier export.
+
+    Raises:
+      CheckpointError: see `huggingface.save`.
+    """
+    del preprocessor
+    require_dtype(dtype)
+    out, base = Path(directory), None if base is None else Path(base)
+    words = tokenizer or (base and tokenizer_beside(base))
+    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
+        (stage / ENCODER).mkdir()
+        towers.write_tower(stage / ENCODER, config, params, ARCHITECTURE, dtype or "float32")
+        if words:
+            (stage / TOKENIZER).mkdir()
+            write_tokenizer(Path(words), stage / TOKENIZER, config)
+    return out
+
+
+def load(directory: Path | str, rest: dict[str, Any], config: CLIPConfig) -> dict[str, Any]:
+    """A model's parameters with the text tower of an export in their place.
+
+    Raises:
+      CheckpointError: an encoder that is damaged, or of another configuration.
+    """
+    read, params = towers.graft(Path(directory) / ENCODER, config, rest)
+    if read != config:
+        raise CheckpointError(f"{directory}/{ENCODER} describes another text tower: {read.text}")
+    return params

@@ -1,0 +1,197 @@
+"""Hugging Face directories of one tower: CLIPTextModel, CLIPTextModelWithProjection, and so on.
+
+    config, params = graft("someones/text_encoder", config, params)
+    save_tower("text_encoder", config, params, architecture="CLIPTextModelWithProjection")
+
+A text encoder is what other software takes out of a CLIP: Stable Diffusion holds a CLIPTextModel.
+Names always keep the prefix `text_model.`: a CLIPTextModel that transformers 5.6 or later saves
+afresh has none, and older versions read such a file as a random encoder without an error. Both
+kinds are read.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+
+from negclip_jax.interop import huggingface, writing
+from negclip_jax.interop.config import (
+    config_dict,
+    preprocessor_dict,
+    preprocessor_of,
+    text_config,
+    tokenizer_beside,
+    vision_config,
+    write_tokenizer,
+)
+from negclip_jax.interop.files import CheckpointError, StoredTensor, open_weights, read_json
+from negclip_jax.interop.layout import Key
+from negclip_jax.interop.parameters import read_params, require_dtype, taker
+from negclip_jax.models.clip import CLIPConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """What a directory of one tower holds.
+
+    Attributes:
+      model_type: in its config.json.
+      name: of the tower, in our parameters and before theirs.
+      keys: its tensors, without the projection.
+      projection: of this tower into the common space.
+    """
+
+    model_type: str
+    name: str
+    keys: tuple[Key, ...]
+    projection: Key
+
+
+TEXT = Tower("clip_text_model", "text", huggingface.TEXT_KEYS, huggingface.TEXT_PROJECTION)
+VISION = Tower(
+    "clip_vision_model", "vision", huggingface.VISION_KEYS, huggingface.VISUAL_PROJECTION
+)
+# Class of transformers: its tower, and whether the projection goes along.
+ARCHITECTURES = {
+    "CLIPTextModel": (TEXT, False),
+    "CLIPTextModelWithProjection": (TEXT, True),
+    "CLIPVisionModel": (VISION, False),
+    "CLIPVisionModelWithProjection": (VISION, True),
+}
+_ADVICE = (
+    "The weights must be those of one tower of a transformers CLIP and belong to the config.json "
+    "beside them."
+)
+
+
+def is_tower(directory: Path) -> bool:
+    """Whether a directory's config.json is that of one tower."""
+    return (directory / "config.json").is_file() and _tower_of(directory) is not None
+
+
+def _tower_of(directory: Path) -> Tower | None:
+    kind = read_json(directory / "config.json").get("model_type")
+    return next((tower for tower in (TEXT, VISION) if tower.model_type == kind), None)
+
+
+def graft(
+    directory: Path | str, config: CLIPConfig, params: dict[str, Any]
+) -> tuple[CLIPConfig, dict[str, Any]]:
+    """A model with the tower that `directory` holds in the place of its own.
+
+    Args:
+      directory: of a CLIPTextModel or CLIPVisionModel, with its projection or without. Without,
+        the model's own projection stays, and the tower must be as wide as the one it replaces.
+      config, params: the model.
+
+    Returns:
+      Configuration and parameters; `params` itself stays as it was.
+
+    Raises:
+      CheckpointError: no tower there, or one whose features do not fit the model.
+    """
+    directory = Path(directory)
+    path = directory / "config.json"
+    tower, raw = _tower_of(directory), read_json(path)
+    if tower is None:
+        raise CheckpointError(f"{path}: model_type is {raw.get('model_type')!r}, not of one tower")
+    try:
+        section = text_config(raw) if tower is TEXT else vision_config(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    grafted = dataclasses.replace(config, **{tower.name: section})
+    stored = _prefixed(open_weights(directory), tower)
+    projected = tower.projection.theirs in stored
+    own_width = getattr(config, tower.name).width
+    if not projected and section.width != own_width:
+        raise CheckpointError(
+            f"{directory} has no {tower.projection.theirs}, and its {tower.name} tower is "
+            f"{section.width} wide where the model's projection takes {own_width}: give a "
+            "directory saved WithProjection"
+        )
+    keys = (tower.projection, *tower.keys) if projected else tower.keys
+    part = read_params(
+        stored, keys, grafted, where=directory, authority="the model", advice=_ADVICE
+    )
+    flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(part)
+    return grafted, traverse_util.unflatten_dict(flat)
+
+
+def _prefixed(stored: Mapping[str, StoredTensor], tower: Tower) -> dict[str, StoredTensor]:
+    """Names as in a full CLIPModel, whichever version of transformers wrote them."""
+    prefix = f"{tower.name}_model."
+    bare = not any(name.startswith(prefix) for name in stored)
+    own = (tower.projection.theirs, *huggingface.BUFFERS)
+    named = {n if n in own or not bare else prefix + n: tensor for n, tensor in stored.items()}
+    return {name: tensor for name, tensor in named.items() if name not in huggingface.BUFFERS}
+
+
+def save_tower(
+    directory: Path | str,
+    config: CLIPConfig,
+    params: dict[str, Any],
+    *,
+    architecture: str,
+    base: Path | str | None = None,
+    tokenizer: Path | str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = writing.SHARD_BYTES,
+) -> Path:
+    """Writes a directory for `from_pretrained` of one of `ARCHITECTURES`.
+
+    Beside the weights stand config.json and the tokenizer of a text tower, or the preprocessor of
+    a vision tower, taken from the base.
+
+    Args:
+      directory: destination; written whole or not at all.
+      config, params: the whole model.
+      architecture: class of transformers.
+      base: directory in Hugging Face's layout whose tokenizer or preprocessor goes along.
+      tokenizer: directory with a tokenizer instead of the base's.
+      dtype: of the weights, float32 by default.
+      overwrite: replace an earlier export.
+      shard_bytes: greatest size of one weight file.
+
+    Raises:
+      CheckpointError: see `huggingface.save`; an unknown architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"architecture {architecture!r} is not one of {known}")
+    require_dtype(dtype)
+    out, base = Path(directory), None if base is None else Path(base)
+    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
+        write_tower(stage, config, params, architecture, dtype or "float32", shard_bytes)
+        if ARCHITECTURES[architecture][0] is VISION:
+            images = preprocessor_dict(config, preprocessor_of(base, config))
+            writing.write_json(stage / "preprocessor_config.json", images)
+        elif source := tokenizer or (base and tokenizer_beside(base)):
+            write_tokenizer(Path(source), stage, config)
+    return out
+
+
+def write_tower(
+    directory: Path,
+    config: CLIPConfig,
+    params: dict[str, Any],
+    architecture: str,
+    dtype: str = "float32",
+    shard_bytes: int = writing.SHARD_BYTES,
+) -> None:
+    """Writes config.json and weights of one tower into a directory that exists.
+
+    Raises:
+      CheckpointError: parameters that do not fit or are not finite.
+    """
+    tower, projected = ARCHITECTURES[architecture]
+    keys = (tower.projection, *tower.keys) if projected else tower.keys
+    places, take = taker(params, config, keys)
+    section = config_dict(config, dtype)[f"{tower.name}_config"]
+    described = {"architectures": [architecture], "torch_dtype": dtype}
+    writing.write_json(directory / "config.json", described | section)
+    sizes = {name: slot.size for name, slot in places.items()}
+    dtypes = dict.fromkeys(places, dtype)
+    writing.write_weights(directory, sizes, dtypes, take, shard_bytes=shard_bytes)
