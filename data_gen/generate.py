@@ -128,11 +128,11 @@ async def _run_shards(
 ) -> int:
     """Processes what is not done yet; returns how many images wait for a batch file."""
     all_shards = job.cut(models)
-    run_id = content_hash([job.settings_print(models), job.inputs["captions"]["sha256"]])[:12]
+    run_id = run_id_of(job, models)
     todo = [shard for shard in all_shards if not shards.is_done(out, shard)]
     shards.remove_others(out, all_shards)
     write_table(out / "rejects" / "part-ingest.parquet", "rejects", job.ingested.rejects)
-    _note(job, models, out, run_id)
+    note(job, models, out, run_id)
     say(_opening(job, len(all_shards), len(todo)))
     with ThreadPoolExecutor(_DECODERS) as threads:
         source = Path(job.config.input.captions).name
@@ -148,11 +148,18 @@ async def _run_shards(
         await runner.run(todo, progress)
     if cache is not None:
         cache.flush()
-    _note(job, models, out, run_id)
+    note(job, models, out, run_id)
     return runner.images_pending
 
 
-def _note(job: Job, models: Models, out: Path, run_id: str) -> None:
+def run_id_of(job: Job, models: Models) -> str:
+    """Twelve hexadecimal digits that name settings, prompts, models and input."""
+    captions = job.inputs["captions"]["sha256"]
+    return content_hash([job.settings_print(models), captions])[:12]
+
+
+def note(job: Job, models: Models, out: Path, run_id: str) -> None:
+    """Writes the manifest of a run."""
     can = {"llm": models.llm_can, "mllm": models.mllm_can}
     method = job.roles.verify
     if models.mllm_can is not None:

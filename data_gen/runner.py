@@ -45,10 +45,20 @@ class LocalRunner:
         self._wake = asyncio.Event()
         self.images_done = self.images_pending = self.accepted = 0
 
-    async def run(self, todo: Sequence[Shard], progress: Callable[["LocalRunner"], None]) -> None:
-        """Processes the shards. Raises what a stage raises, and Interrupted; the rest is kept."""
+    async def run(
+        self,
+        todo: Sequence[Shard],
+        progress: Callable[["LocalRunner"], None],
+        *,
+        signals: bool = True,
+    ) -> None:
+        """Processes the shards. Raises what a stage raises, and Interrupted; the rest is kept.
+
+        `signals`: listen to SIGINT and SIGTERM, which only a main thread can.
+        """
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        listened = (signal.SIGINT, signal.SIGTERM) if signals else ()
+        for signum in listened:
             loop.add_signal_handler(signum, self._on_signal, signum)
         ticker = asyncio.ensure_future(self._tick(progress))
         try:
@@ -56,7 +66,7 @@ class LocalRunner:
                 await self._all(todo, disk)
         finally:
             ticker.cancel()
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in listened:
                 loop.remove_signal_handler(signum)
             progress(self)
 

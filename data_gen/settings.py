@@ -78,6 +78,11 @@ def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
     return config.lock()
 
 
+def from_dict(content: Mapping[str, Any]) -> ConfigDict:
+    """Settings that were loaded elsewhere, e.g. on the machine that started a cluster's job."""
+    return ConfigDict(content).lock()
+
+
 def _from_file(path: Path, variant: str) -> ConfigDict:
     if not path.is_file():
         raise InputError(f"there is no configuration file {path}")

@@ -1,0 +1,120 @@
+"""vLLM inside this process: no server, for machines with a GPU of their own."""
+
+import asyncio
+import base64
+import dataclasses
+import time
+from typing import Any
+
+from data_gen.engines.base import Capabilities, ChatRequest, ChatResult
+from data_gen.engines.openai import fields_of
+from data_gen.errors import InputError
+
+_GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
+_PHOTO_FIELD = "image_url"
+
+
+class VLLMEngine:
+    """Collects requests for a moment and gives them to `vllm.LLM.chat` as one batch."""
+
+    def __init__(self, model: str | None):
+        """`model`: hub id or directory. Raises InputError without one, or without vLLM."""
+        if not model:
+            raise InputError("--llm-url=vllm needs the model: give --llm-model (or --mllm-model)")
+        try:
+            import vllm
+        except ImportError:
+            raise InputError("--llm-url=vllm needs vLLM: pip install 'negclip-jax[vllm]'") from None
+        self._vllm, self._model = vllm, model
+        self._llm = vllm.LLM(model=model, enable_prefix_caching=True)
+        self._waiting: list[tuple[ChatRequest, asyncio.Future]] = []
+        self._task: asyncio.Task | None = None
+
+    def capabilities(self) -> Capabilities:
+        """What vLLM can, whatever the model."""
+        return Capabilities(
+            self._model,
+            images=True,
+            logprobs=True,
+            choice="structured_outputs",
+            schema=True,
+            prefix_cache=True,
+        )
+
+    async def generate(self, request: ChatRequest) -> ChatResult:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(_GATHER_SECONDS)
+            batch, self._waiting = self._waiting, []
+            started = time.monotonic()
+            try:
+                results = await asyncio.to_thread(self._chat, [request for request, _ in batch])
+            except Exception as error:  # one over-long prompt fails the whole call
+                results = [await self._alone(request, error) for request, _ in batch]
+            latency = 1000 * (time.monotonic() - started)
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(dataclasses.replace(result, latency_ms=latency))
+
+    async def _alone(self, request: ChatRequest, error: Exception) -> ChatResult:
+        try:
+            return (await asyncio.to_thread(self._chat, [request]))[0]
+        except Exception as own:
+            detail = str(own or error)[:500]
+            return ChatResult(error="refused", detail=detail, permanent=True)
+
+    def _chat(self, requests: list[ChatRequest]) -> list[ChatResult]:
+        outputs = self._llm.chat(
+            [_messages(request) for request in requests],
+            [self._sampling(request) for request in requests],
+            use_tqdm=False,
+        )
+        return [_result(output) for output in outputs]
+
+    def _sampling(self, request: ChatRequest) -> Any:
+        extra = {}
+        if request.choice:
+            outputs = self._vllm.sampling_params.StructuredOutputsParams
+            extra["structured_outputs"] = outputs(choice=list(request.choice))
+        return self._vllm.SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=request.top_logprobs or None,
+            **extra,
+        )
+
+    async def close(self) -> None:
+        """The model's memory is freed with the process."""
+
+
+def _messages(request: ChatRequest) -> list[dict[str, Any]]:
+    turns = fields_of(request)["messages"]
+    if request.photo is not None:
+        data = base64.b64encode(request.photo.data).decode()
+        url = f"data:{request.photo.mime};base64,{data}"
+        turns[-1]["content"][0][_PHOTO_FIELD] = {"url": url}
+    return turns
+
+
+def _result(output: Any) -> ChatResult:
+    answer = output.outputs[0]
+    top = None
+    if answer.logprobs:
+        top = [(entry.decoded_token, entry.logprob) for entry in answer.logprobs[0].values()]
+    return ChatResult(
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        completion_tokens=len(answer.token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        top=top,
+        host="vllm",
+    )

@@ -1,0 +1,143 @@
+"""What a run will cost: calls, tokens, hours and money, before any of it is spent.
+
+Rates come from a run of the same settings in `--out`, even a small one (`run --limit=200`), whose
+answers the big run then finds in its cache; without one, from the assumptions below, which are
+named as such.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_gen.build import Roles
+from data_gen.cache import read_statistics
+from data_gen.errors import InputError
+from data_gen.generate import prepare
+from data_gen.manifest import counts, read_manifest
+from data_gen.settings import Settings
+
+# The published run kept 35.5 % of its captions (147K of 414K), if it tried them all.
+ABSENT_SHARE = 0.355
+USABLE_SHARE = 0.8  # of the proposed objects, after the local filter
+ACCEPTED_SHARE = 0.9  # of the rewrites
+IMAGE_TOKENS = 600  # a photo, between 300 (Qwen3-VL) and 2,341 (LLaVA-NeXT)
+CAPTION_TOKENS = 14
+_PROMPTS = {"propose": 170, "verify": 25, "rewrite": 180}
+_ANSWERS = {"propose": 30, "verify": 1, "rewrite": 20}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage asks: calls, and tokens in and out."""
+
+    calls: float = 0
+    prompt: float = 0
+    completion: float = 0
+
+    def times(self, factor: float) -> "Stage":
+        return Stage(self.calls * factor, self.prompt * factor, self.completion * factor)
+
+
+def plan(config: Settings, run: Path | None) -> str:
+    """A table for a person. Raises InputError for input that cannot be used."""
+    job = prepare(config)
+    images, captions = len(job.ingested.images), job.ingested.captions
+    measured = run is not None and counts(run).get("images", 0)
+    if measured:
+        stages, pairs, hours = _measured(config, run, images)
+        basis = f"rates measured on {measured} images of {run}"
+    else:
+        stages, pairs, hours = *_assumed(config, job.roles, images, captions), None
+        basis = "rates assumed (data_gen/plan.py); `run --limit=200` with --out measures them"
+    return _table(config, images, captions, stages, pairs, hours, basis)
+
+
+def _measured(
+    config: Settings, run: Path, images: int
+) -> tuple[dict[str, Stage], float, float | None]:
+    manifest = read_manifest(run)
+    if manifest["config"]["pipeline"] != config.pipeline:
+        raise InputError(
+            f"{run} is of pipeline {manifest['config']['pipeline']}; give another --out"
+        )
+    done = counts(run)
+    factor = images / done["images"]
+    statistics = read_statistics(run / "cache.sqlite")
+    stages = {
+        stage: Stage(s["calls"], s["prompt_tokens"], s["completion_tokens"]).times(factor)
+        for stage, s in statistics.items()
+        if stage != "probe"
+    }
+    # One request at a time; a server that takes many at once divides it.
+    seconds = sum(s["calls"] * s["latency_ms_p50"] for s in statistics.values()) / 1000 * factor
+    return stages, done.get("accepted", 0) * factor, seconds / 3600 or None
+
+
+def _assumed(
+    config: Settings, roles: Roles, images: int, captions: int
+) -> tuple[dict[str, Stage], float]:
+    per_image = config.propose.per == "image"
+    asked = config.propose.number * USABLE_SHARE if per_image else captions / max(images, 1)
+    absent = asked * ABSENT_SHARE
+    served = min(captions / max(images, 1), absent * config.assign.captions_per_object)
+    rewrites = images * (served if per_image else absent)
+    stages: dict[str, Stage] = {}
+    if roles.propose == "llm":
+        calls = images if per_image else captions
+        prompt = _PROMPTS["propose"] * calls + CAPTION_TOKENS * captions
+        stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * calls)
+    if roles.verify == "mllm":
+        calls = images if config.verify.method == "multi" else images * asked
+        prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
+        stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
+    if roles.rewrite == "llm":
+        calls = images if config.rewrite.per == "image" and per_image else rewrites
+        calls += rewrites * (1 - ACCEPTED_SHARE) * (config.rewrite.tries - 1)
+        prompt = _PROMPTS["rewrite"] * calls + 2 * CAPTION_TOKENS * rewrites
+        stages["rewrite"] = Stage(calls, prompt, _ANSWERS["rewrite"] * rewrites)
+    return stages, rewrites * ACCEPTED_SHARE
+
+
+def _table(
+    config: Settings,
+    images: int,
+    captions: int,
+    stages: dict[str, Stage],
+    pairs: float,
+    hours: float | None,
+    basis: str,
+) -> str:
+    lines = [f"{images:,} images, {captions:,} captions; {basis}", ""]
+    lines.append(
+        f"{'stage':<10}{'calls':>14}{'prompt tokens':>18}{'answer tokens':>18}{'cost':>12}"
+    )
+    total = 0.0
+    for name, stage in sorted(stages.items()):
+        cost = _cost(config, name, stage)
+        total += cost
+        lines.append(
+            f"{name:<10}{stage.calls:>14,.0f}{stage.prompt:>18,.0f}{stage.completion:>18,.0f}"
+            f"{cost:>12,.2f}"
+        )
+    calls = sum(stage.calls for stage in stages.values())
+    lines += [
+        "",
+        f"{pairs:,.0f} pairs, {calls / max(pairs, 1):.1f} calls a pair, cost {total:,.2f}",
+    ]
+    if hours is not None:
+        many = config.engine.concurrency
+        lines.append(
+            f"{hours:,.2f} hours of waiting if requests went one by one, "
+            f"{hours / many:,.2f} at {many} in flight"
+        )
+    elif calls:
+        lines.append("hours: unknown until a sample has measured the latency")
+    if not calls:
+        lines.append("no model is asked: minutes on one core, and free")
+    return "\n".join(lines)
+
+
+def _cost(config: Settings, stage: str, tokens: Stage) -> float:
+    role = "mllm" if stage == "verify" else "llm"
+    prices = config.prices
+    dear = tokens.prompt * prices[f"{role}_input"] + tokens.completion * prices[f"{role}_output"]
+    return dear / 1e6
