@@ -34,10 +34,10 @@ CHANCES = {"both_polarities": 1 / 4, "absent": 1 / 2, "present": 1 / 2, "all_fou
 def statements(photo: Photo) -> tuple[str, ...]:
     """Two true statements, two false ones, and the wrong options of the choice of three."""
     x, y = noun(photo.absent), noun(photo.present)
-    four = f"there is no {x.one}", f"there is {y.a}", f"there is {x.a}", f"there is no {y.one}"
-    if not photo.second:
-        return four
-    return (*four, x.a, f"{y.a} but no {noun(photo.second).one}")
+    no_x, no_y = (f"there {thing.is_} no {thing.one}" for thing in (x, y))
+    an_x, a_y = (f"there {thing.is_} {thing.some}" for thing in (x, y))
+    wrong = (x.some, f"{y.some} but no {noun(photo.second).one}") if photo.second else ()
+    return (no_x, a_y, an_x, no_y, *wrong)
 
 
 def load(roots: DataRoots) -> Problem:
@@ -47,8 +47,7 @@ def load(roots: DataRoots) -> Problem:
     pictures = Pictures(roots, (photo.image for photo in photos))
     kept = [photo for photo in photos if photo.image in pictures]
     pairs = [(photo.image, text) for photo in kept for text in statements(photo)]
-    texts = list(dict.fromkeys(text for _, text in pairs))
-    row_of = {text: row for row, text in enumerate(texts)}
+    row_of = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in pairs))}
 
     def score(images: np.ndarray, texts: np.ndarray) -> Result:
         image_rows = np.array([pictures.row(ref) for ref, _ in pairs])
@@ -62,7 +61,7 @@ def load(roots: DataRoots) -> Problem:
     }
     return Problem(
         images=pictures.refs,
-        texts=texts,
+        texts=list(row_of),
         score=score,
         total=len(photos),
         scored=len(kept),

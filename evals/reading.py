@@ -115,8 +115,10 @@ class Fields:
             if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
                 shown = f"{where}: {[x, y, w, h]} in {ref.path} of {width} x {height}"
                 outside.append(shown)
+        if not outside:
+            return []
         if len(outside) <= tolerated * len(present):
-            return [f"{len(outside)} boxes reach out of their photo."] if outside else []
+            return [f"{len(outside)} of {len(present)} boxes reach out of their photo."]
         for where in outside:
             self.problem("a box lies outside its photo", where)
         return []
