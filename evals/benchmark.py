@@ -61,6 +61,11 @@ class Metric:
         if len(self.values) and not (np.min(self.values) >= 0 and np.max(self.values) <= 1):
             raise ValueError(f"{self.name}: values must be in [0, 1] and not NaN")
 
+    @property
+    def mean(self) -> float:
+        """The number itself."""
+        return float(np.average(self.values, weights=self.weights))
+
 
 # Columns of `Result.predictions`; any other column is a group or a plain value for the parquet.
 COLUMNS = ("item", "images", "texts", "scores", "answers", "predicted", "right")

@@ -71,7 +71,7 @@ def estimate(metric: Metric, *, seed: int = 0) -> Estimate:
     values, n = np.asarray(metric.values, np.float64), len(metric.values)
     if not n:
         raise ValueError(f"{metric.name}: no items, so there is no number")
-    value = float(np.average(values, weights=metric.weights))
+    value = metric.mean
     sums, sizes = _grouped(values, metric.weights, metric.clusters)
     if np.allclose(sums, value * sizes) or (_is_plain(metric) and _is_graded(values)):
         # A bootstrap of equal values has no width: as many Wilson trials as there are images.

@@ -47,3 +47,19 @@ def one_device_mesh(monkeypatch):
     from tiny_runs import use_one_device
 
     use_one_device(monkeypatch)
+
+
+@pytest.fixture
+def tiny_benchmarks(monkeypatch, photos, tmp_path):
+    """Registers `tiny` and `kept` alone; returns a data folder with their file and photos."""
+    from tiny_benchmark import write_items
+
+    from evals import registry
+
+    known = {"tiny": "tiny_benchmark:BENCHMARK", "kept": "tiny_benchmark:KEPT"}
+    monkeypatch.setattr(registry, "BENCHMARKS", known)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "photos").symlink_to(photos.data / "photos")
+    write_items(data, images=12)
+    return data

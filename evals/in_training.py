@@ -1,0 +1,92 @@
+"""The same benchmarks as evaluators of the training loop.
+
+    train(config, workdir, evaluators=evaluators(["valse"], roots, cache=Path(workdir) / "evals"))
+
+Every evaluation logs the headline numbers as `bench/BENCHMARK/METRIC`, and `bench/BENCHMARK/error`
+(1 minus the first of them) as something whose smallest value is best, for `checkpoint.best`.
+Images are encoded once as long as the vision tower is frozen.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from evals import runner
+from evals.encode import Encoder
+from evals.images import DataRoots
+from evals.models import Model
+from evals.store import EmbeddingStore
+
+NAME = "bench"
+
+
+def evaluators(
+    names: Sequence[str], roots: DataRoots, *, cache: Path, allow_subset: bool = False
+) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
+    """What `training.loop.train` takes as `evaluators`.
+
+    Args:
+      names: of benchmarks; none gives no evaluator.
+      roots: where published files and photos are.
+      cache: folder for the images' digests.
+      allow_subset: score the items whose photos are there.
+
+    Raises InputError at once for a file that is missing or wrong.
+    """
+    if not names:
+        return {}
+    loaded = runner.load_problems(names, roots, allow_subset=allow_subset)
+    return {NAME: lambda context: BenchmarkEvaluator(context, loaded, roots, cache)}
+
+
+class BenchmarkEvaluator:
+    """Scores parameters on benchmarks, with one store of image features over all evaluations."""
+
+    def __init__(self, context: Any, loaded: runner.Loaded, roots: DataRoots, cache: Path):
+        """`context` is `training.evaluation.EvalContext`: graph, mesh, preprocessing, tokenizer."""
+        self._context, self._loaded, self._roots, self._cache = context, loaded, roots, cache
+        self._stores: dict[str, EmbeddingStore] = {}
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        """Headline numbers in [0, 1] by `BENCHMARK/METRIC`."""
+        context = self._context
+        module = nnx.merge(context.graphdef, params)
+        model = Model(
+            name="training",
+            config=module.config,
+            params=params,
+            preprocess=context.preprocess,
+            tokenizer=context.tokenizer,
+            dtype=module.dtype.name,
+            facts={},
+        )
+        problems = [problem for _, problem in self._loaded.values()]
+        encoder = Encoder(
+            model,
+            [ref for problem in problems for ref in problem.images],
+            [text for problem in problems for text in problem.texts],
+            self._roots,
+            cache=self._cache,
+            in_memory=self._stores,
+            mesh=context.mesh,
+        )
+        try:
+            numbers: dict[str, float] = {}
+            for name, (_, problem) in self._loaded.items():
+                result = problem.score(*encoder.features(problem.images, problem.texts))
+                numbers |= _numbers(name, result)
+        finally:
+            encoder.close()
+        current = set(model.fingerprints.values())
+        for name in [n for n in self._stores if n.partition("-")[2] not in current]:
+            del self._stores[name]  # of weights that training has left behind
+        return numbers
+
+
+def _numbers(name: str, result: Any) -> dict[str, float]:
+    metrics = [m for m in result.metrics if len(m.values)]
+    shown = [m for m in metrics if m.headline] or metrics[:1]
+    found = {f"{name}/{metric.name}": metric.mean for metric in shown}
+    return found | ({f"{name}/error": 1 - shown[0].mean} if shown else {})

@@ -1,0 +1,69 @@
+"""SVG that is well formed, in place and escaped."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from evals import plots
+
+
+def estimate(value: float, half: float = 0.1, n: int = 10) -> dict:
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def parse(markup) -> ET.Element:
+    return ET.fromstring(str(markup))
+
+
+def numbers(svg: ET.Element, tag: str, attribute: str) -> list[float]:
+    return [float(node.get(attribute)) for node in svg.iter(tag)]
+
+
+def test_intervals_stand_where_the_numbers_say():
+    svg = parse(plots.intervals([estimate(0.5), None, estimate(0.75)], chance=0.25))
+    width = float(svg.get("viewBox").split()[2])
+    assert numbers(svg, "circle", "cx") == [0.5 * width, 0.75 * width]
+    colours = [node.get("fill") for node in svg.iter("circle")]
+    assert colours == ["var(--m0)", "var(--m2)"]
+    dashed = [node for node in svg.iter("line") if node.get("stroke-dasharray")]
+    assert [float(node.get("x1")) for node in dashed] == [0.25 * width]
+
+
+def test_published_values_are_ticks_with_their_source():
+    published = {"model": "<b>CLIP</b>", "value": 0.4, "source": "a & b"}
+    markup = plots.intervals([estimate(0.5)], published=[published])
+    assert "<b>" not in str(markup)
+    assert parse(markup).find(".//path/title").text == "<b>CLIP</b>: 40.0 (a & b)"
+
+
+def test_a_breakdown_has_a_line_a_group_and_a_mark_a_model():
+    groups = {
+        "<no>": {"a": estimate(0.2, n=1234), "b": estimate(0.9)},
+        "a very long name of a group": {"b": estimate(0.5)},
+    }
+    markup = plots.breakdown(groups, ["a", "b"])
+    svg = parse(markup)
+    texts = ["".join(node.itertext()) for node in svg.iter("text")]
+    assert "<no> n=1,234" in texts and "a very long na… n=10" in texts
+    assert [node.get("fill") for node in svg.iter("circle")] == [
+        "var(--m0)",
+        "var(--m1)",
+        "var(--m1)",
+    ]
+    rows = numbers(svg, "circle", "cy")
+    assert rows == sorted(rows)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_curve_rises_with_negation_and_runs_with_retention(flat):
+    points = [
+        {"alpha": 0, "retention": 0.6, "negation": 0.5},
+        {"alpha": 0.5, "retention": 0.6 if flat else 0.59, "negation": 0.7},
+        {"alpha": 1, "retention": 0.6 if flat else 0.5, "negation": 0.8},
+    ]
+    svg = parse(plots.curve(points, best=0.5))
+    xs, ys = numbers(svg, "circle", "cx"), numbers(svg, "circle", "cy")
+    assert ys[0] > ys[1] > ys[2]  # SVG counts from the top
+    assert xs[0] == xs[1] == xs[2] if flat else xs[0] > xs[1] > xs[2]
+    filled = [node.get("fill") == "var(--m1)" for node in svg.iter("circle")]
+    assert filled == [False, True, False]
