@@ -173,7 +173,7 @@ class LoopbackServer:
                 return options[0], "probe"
         if photo is not None:
             return self._look(text, self._shows.get(_digest(photo), frozenset()))
-        if "Say hello" in text:
+        if "Say hello" in text or "in this image" in text:
             return "Hello there", "probe"
         if match := _PUBLISHED.search(text):
             return _negate(json.loads(match["caption"]), match["object"].strip()), "rewrite"

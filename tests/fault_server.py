@@ -4,6 +4,7 @@ import asyncio
 import collections
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,12 @@ def first(count: int, of: Callable[[dict], bool] = lambda body: True) -> Callabl
     return applies
 
 
+def every(number: int) -> Callable[[dict], bool]:
+    """Applies to each request whose turn it is: one in `number`."""
+    seen = itertools.count(1)
+    return lambda body: next(seen) % number == 0
+
+
 def always(body: dict) -> bool:
     return True
 
@@ -156,3 +163,31 @@ def world(folder: Path, images: int, captions: int = 3) -> dict[str, frozenset[s
     content = {"images": listed, "annotations": annotations}
     (folder / "captions.json").write_text(json.dumps(content))
     return shows
+
+
+def arguments(folder: Path, out: Path, server: LoopbackServer, *more: str) -> list[str]:
+    """The command that runs the world in `folder` into `out` against a server."""
+    return [
+        "run",
+        f"--captions={folder}/captions.json",
+        f"--images={folder}/photos",
+        f"--out={out}",
+        f"--llm-url={server.url}",
+        f"--mllm-url={server.url}",
+        "--config.shard_images=4",
+        "--config.engine.backoff=0.01",
+        "--config.engine.timeout=5",
+        *more,
+    ]
+
+
+def table(out: Path, name: str) -> list[dict]:
+    """The rows of a table of a run."""
+    from data_gen.records import read_table
+
+    return read_table(out, name).to_pylist()
+
+
+def tables(out: Path) -> dict[str, bytes]:
+    """Every Parquet file of a run by its name."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.parquet"))}

@@ -3,7 +3,7 @@
 What each failure gets: refused (401, 403, 404) stops the run; 400, 413, 422 are permanent errors
 of the request; 408, 425, 429, 5xx, resets, time-outs and answers that are no JSON are tried again
 after a wait. A 500 that repeats for one request while others succeed is the request's own fault
-(a poisoned image on `transformers serve`): two tries. While nobody gets an answer, tries are not
+(a poisoned image on `transformers serve`): three tries. While nobody gets an answer, tries are not
 counted: the server is down, the requests wait for it, and after `give_up` seconds the run stops.
 """
 
@@ -24,6 +24,7 @@ from data_gen.errors import InputError
 
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
 _CONGESTED = (429, 503)
+_OWN_FAULT_TRIES = 3
 _DETAIL = 500  # characters of a server's error text that are kept
 
 
@@ -134,7 +135,11 @@ class Transport:
             await asyncio.sleep(max(failed.wait, full_jitter(tries or 1, self._settings.backoff)))
 
     def _is_own_fault(self, failed: _Failed, tries: int, host: Host, begun: float) -> bool:
-        return failed.code == "http_500" and tries >= 2 and host.breaker.last_success > begun
+        return (
+            failed.code == "http_500"
+            and tries >= _OWN_FAULT_TRIES
+            and host.breaker.last_success > begun
+        )
 
     async def get(self, path: str) -> Mapping[str, Any] | None:
         """A JSON object from the first server, or None where there is none (no retry)."""

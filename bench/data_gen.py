@@ -1,0 +1,251 @@
+"""Generation: what a pair costs against the published algorithm, and what the client itself costs.
+
+    python -m bench.data_gen --json=runs/bench/data_gen.json
+
+Cost: the published script's order of calls (variant `per_caption`, one request at a time) and this
+project's variants run on the same captions against the same loopback server, which counts calls and
+the prompt tokens that it has to compute (bench/loopback.py: 2,341 tokens a photo, an object that a
+caption does not mention is absent with probability 0.355, as in the published run). Client: CPU
+time of this process a call with 256 in flight against a server in another process. Ingest: a file
+with as many captions as COCO's train2014.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench import tables
+from bench.loopback import LoopbackServer
+from data_gen import settings
+from data_gen.engines.base import ChatRequest
+from data_gen.engines.openai import OpenAIEngine
+from data_gen.engines.transport import TransportSettings
+from data_gen.generate import run
+from data_gen.images import Photo
+from data_gen.manifest import counts
+from data_gen.stages.ingest import read_captions
+
+ABSENT = 0.355  # share of proposed objects that are absent in the published run
+_NAMES = """
+umbrella dog bicycle kite laptop bus horse clock vase fork oven sheep bear tie zebra bottle truck
+train boat bench backpack skateboard surfboard spoon banana carrot pizza donut cake
+"""
+POOL = _NAMES.split()
+PLACES = ("a wall", "a tower", "a gate", "a fence", "a hill", "a field", "a bridge", "a lake")
+TEXTS = (
+    "A man walks near {}",
+    "A person by {}",
+    "Somebody close to {}",
+    "Grass and {}",
+    "{}, alone",
+)
+COCO_CAPTIONS, COCO_IMAGES = 414_113, 82_783  # train2014
+
+
+def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
+    """Writes photos and five captions each; returns what each photo shows, for the server."""
+    (folder / "photos").mkdir(parents=True)
+    shows, listed, annotations = {}, [], []
+    for i in range(images):
+        rng = np.random.default_rng(i)
+        path = folder / "photos" / f"{i:05d}.jpg"
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shows[digest] = frozenset(name for name in POOL if rng.random() > ABSENT)
+        listed.append({"id": i + 1, "file_name": path.name})
+        for j, text in enumerate(TEXTS):
+            caption = text.format(f"{PLACES[i % len(PLACES)]} number {i}")
+            annotations.append({"id": 10 * i + j, "image_id": i + 1, "caption": caption})
+    content = {"images": listed, "annotations": annotations}
+    (folder / "captions.json").write_text(json.dumps(content))
+    return shows
+
+
+def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cache: bool) -> dict:
+    """Calls, tokens and seconds of one variant; the published order of calls is sequential."""
+    sequential = variant == "per_caption"
+    with LoopbackServer(shows, POOL, latency=latency, prefix_cache=prefix_cache) as server:
+        changes = {
+            "input.captions": str(folder / "captions.json"),
+            "input.images": str(folder / "photos"),
+            "llm.url": server.url,
+            "mllm.url": server.url,
+        }
+        if sequential:
+            changes |= {"engine.concurrency": "1", "engine.window": "1"}
+        config = settings.load(f":{variant}", changes)
+        with tempfile.TemporaryDirectory() as out:
+            started = time.perf_counter()
+            run(config, Path(out), say=lambda line: None)
+            seconds = time.perf_counter() - started
+            pairs = counts(Path(out))["accepted"]
+        asked = server.counts
+    return {
+        "variant": variant,
+        "prefix_cache": prefix_cache,
+        "pairs": pairs,
+        "seconds": seconds,
+        "calls": asked.calls,
+        "computed_tokens": asked.prompt_tokens,
+        "calls_per_pair": asked.calls / pairs,
+        "tokens_per_pair": asked.prompt_tokens / pairs,
+        "pairs_per_second": pairs / seconds,
+    }
+
+
+def client(calls: int, kilobytes: int) -> dict[str, float]:
+    """CPU milliseconds of this process a call, 256 in flight; `kilobytes` of photo, 0 for text."""
+    parent, child = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_serve, args=(child,), daemon=True)
+    process.start()
+    url = parent.recv()
+    photo = None
+    if kilobytes:
+        data = np.random.default_rng(0).bytes(kilobytes * 1024)
+        photo = Photo("0" * 64, 640, 480, "file", data)
+    cpu, seconds, peak = asyncio.run(_ask(url, calls, photo))
+    parent.send(None)
+    process.join(10)
+    return {
+        "cpu_ms_per_call": 1000 * cpu / calls,
+        "calls_per_second": calls / seconds,
+        "in_flight": peak,
+    }
+
+
+def _serve(pipe: Any) -> None:
+    with LoopbackServer({}, POOL) as server:
+        pipe.send(server.url)
+        pipe.recv()
+
+
+async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float, int]:
+    """CPU and wall seconds of `calls` requests, and how many were in flight at most."""
+    patience = TransportSettings(start_concurrency=256, concurrency=256)
+    engine = OpenAIEngine([url], None, patience)
+    numbers, peak = iter(range(calls)), 0
+
+    async def work() -> None:
+        nonlocal peak
+        for i in numbers:
+            turns = (("user", f"Is there a dog number {i} in this image?"),)
+            request = ChatRequest("verify", "loopback", turns, photo, max_tokens=1)
+            peak = max(peak, engine.transport.hosts[0].limit.in_flight)
+            result = await engine.generate(request)
+            assert result.error is None, result
+
+    try:
+        cpu, started = time.process_time(), time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(300)))
+        return time.process_time() - cpu, time.perf_counter() - started, peak
+    finally:
+        await engine.close()
+
+
+def ingest() -> dict[str, float]:
+    """Seconds and megabytes to read as many captions as COCO's train2014, in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "captions.json"
+        images = [
+            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 480, "width": 640}
+            for i in range(COCO_IMAGES)
+        ]
+        rows = [
+            {"id": i, "image_id": i % COCO_IMAGES, "caption": f"A man rides wave number {i} today."}
+            for i in range(COCO_CAPTIONS)
+        ]
+        path.write_text(json.dumps({"images": images, "annotations": rows}))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_ingest, (str(path),))
+
+
+def _ingest(path: str) -> dict[str, float]:
+    started = time.perf_counter()
+    ingested = read_captions(path)
+    seconds = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"captions": ingested.captions, "seconds": seconds, "megabytes": memory}
+
+
+def measure(images: int, latency: float, calls: int) -> dict[str, Any]:
+    """All measurements, as they are written to the JSON file."""
+    with tempfile.TemporaryDirectory() as folder:
+        shows = world(Path(folder) / "world", images)
+        variants = (("per_caption", False), ("per_image", True), ("per_image", False))
+        costs = [
+            cost(Path(folder) / "world", shows, variant, latency, prefix_cache=cached)
+            for variant, cached in (*variants, ("frugal", False))
+        ]
+    return {
+        "machine": tables.machine(),
+        "images": images,
+        "latency_s": latency,
+        "cost": costs,
+        "client": {"text": client(calls, 0), "photo of 120 KB": client(calls // 4, 120)},
+        "ingest": ingest(),
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """Tables for a person."""
+    published = result["cost"][0]
+    rows = []
+    for row in result["cost"]:
+        name = row["variant"] + (", prefix cache" if row["prefix_cache"] else "")
+        rows.append(
+            [
+                "published (per_caption)" if row is published else name,
+                f"{row['pairs']}",
+                f"{row['calls_per_pair']:.2f}",
+                f"{row['calls_per_pair'] / published['calls_per_pair']:.2f}",
+                f"{row['tokens_per_pair']:,.0f}",
+                f"{row['tokens_per_pair'] / published['tokens_per_pair']:.2f}",
+                f"{row['pairs_per_second']:.1f}",
+            ]
+        )
+    header = ["variant", "pairs", "calls/pair", "ratio", "tokens/pair", "ratio", "pairs/s"]
+    clients = [
+        [what, f"{c['cpu_ms_per_call']:.2f}", f"{c['calls_per_second']:,.0f}", f"{c['in_flight']}"]
+        for what, c in result["client"].items()
+    ]
+    read = result["ingest"]
+    return "\n\n".join(
+        [
+            tables.markdown(header, rows),
+            tables.markdown(["request", "CPU ms/call", "calls/s", "in flight"], clients),
+            f"ingest: {read['captions']:,} captions in {read['seconds']:.1f} s, "
+            f"{read['megabytes']:,.0f} MB",
+            tables.describe(result["machine"]),
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.data_gen", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--images", type=int, default=40, help="photos with five captions each")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds of each answer")
+    parser.add_argument("--calls", type=int, default=4000, help="requests of the client's test")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    args = parser.parse_args(argv)
+    result = measure(args.images, args.latency, args.calls)
+    tables.write_json(args.json, result)
+    print(report(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

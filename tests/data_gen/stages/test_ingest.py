@@ -1,0 +1,130 @@
+"""Captions files in: order, every refusal with its code, VQAv2's questions."""
+
+import json
+
+import pytest
+
+from data_gen.errors import InputError
+from data_gen.stages.ingest import id_order, read_captions, with_questions
+
+
+def write(path, annotations, images=None) -> str:
+    images = images or [{"id": i, "file_name": f"{i}.jpg"} for i in (10, 9, 1)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return str(path)
+
+
+def row(i, text, image=1):
+    return {"id": i, "image_id": image, "caption": text}
+
+
+def test_images_come_by_number_with_their_captions_in_order(tmp_path):
+    path = write(tmp_path / "c.json", [row(1, "a  b\n", 10), row(2, "c", 9), row(3, "d", 10)])
+    ingested = read_captions(path)
+    assert [image.image_id for image in ingested.images] == ["9", "10"]
+    assert [caption.text for caption in ingested.images[1].captions] == ["a b", "d"]
+    assert ingested.captions == 3 and ingested.rejects == []
+    assert sorted(["b", "10", "9", "a"], key=id_order) == ["9", "10", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "code"),
+    [
+        ("", "caption_empty"),
+        ("  \n", "caption_empty"),
+        (None, "caption_not_text"),
+        (7, "caption_not_text"),
+        (["a"], "caption_not_text"),
+        ("a" * 513, "caption_too_long"),
+        ("a\x00b", "caption_control"),
+        ("a\x1b[31m", "caption_control"),
+        ("half \ud800 a pair", "caption_control"),
+    ],
+)
+def test_captions_that_cannot_be_used(tmp_path, caption, code):
+    path = write(tmp_path / "c.json", [row(1, "good"), row(2, caption)])
+    ingested = read_captions(path)
+    assert [(r["caption_id"], r["code"]) for r in ingested.rejects] == [("2", code)]
+    assert ingested.captions == 1
+
+
+def test_ids(tmp_path):
+    same = [row(1, "a"), row(1, "a"), row(2, "b", 77), "text"]
+    ingested = read_captions(write(tmp_path / "c.json", same))
+    codes = [reject["code"] for reject in ingested.rejects]
+    assert codes == ["duplicate", "image_unknown", "not_an_object"] and ingested.captions == 1
+    with pytest.raises(InputError, match="two different captions have the id 1"):
+        read_captions(write(tmp_path / "c.json", [row(1, "a"), row(1, "b")]))
+    twice = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
+    with pytest.raises(InputError, match="two images have the id 1"):
+        read_captions(write(tmp_path / "c.json", [row(1, "a")], twice))
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "C:\\b.jpg"])
+def test_image_names_that_leave_the_folder(tmp_path, name):
+    images = [{"id": 1, "file_name": name}, {"id": 2, "file_name": "b.jpg"}]
+    path = write(tmp_path / "c.json", [row(1, "a"), row(2, "b", 2)], images)
+    ingested = read_captions(path)
+    assert [image.file_name for image in ingested.images] == ["b.jpg"]
+    assert ingested.rejects[0]["code"] == "image_outside"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not valid JSON"),
+        ('{"images": []}', 'no list "annotations"'),
+        ("[]", 'no list "images"'),
+        ('{"images": [{}], "annotations": []}', "has no id or no file_name"),
+        ('{"images": [], "annotations": []}', "no usable caption"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, text, said):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_captions(str(path))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_captions(str(tmp_path / "none.json"))
+
+
+def test_too_many_bad_captions_are_an_error(tmp_path):
+    path = write(tmp_path / "c.json", [row(i, "" if i % 3 == 0 else "a") for i in range(30)])
+    with pytest.raises(InputError, match=r"10 of 30 captions cannot be used, more than 20%"):
+        read_captions(path, max_rejects=0.2)
+    assert read_captions(path, max_rejects=0.4).captions == 20
+
+
+def test_jsonl(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "a.jpg", "caption": "y"}\n')
+    (image,) = read_captions(str(path)).images
+    assert image.file_name == "a.jpg" and image.texts == ["x", "y"]
+
+
+def votes(yes: int, no: int) -> list[dict]:
+    said = ["yes"] * yes + ["no"] * no
+    return [{"answer": answer} for answer in said + ["maybe"] * (10 - len(said))]
+
+
+def test_questions_of_vqa(tmp_path):
+    images = read_captions(write(tmp_path / "c.json", [row(1, "a"), row(2, "b", 9)])).images
+    questions = [
+        {"question_id": i, "image_id": 1, "question": text}
+        for i, text in enumerate(["Is it hot?", "What is it?", "Is it red?"])
+    ]
+    answers = [
+        {"question_id": 0, "answers": votes(1, 9)},
+        {"question_id": 1, "answers": [{"answer": "bus"}] * 10},
+        {"question_id": 2, "answers": votes(6, 4)},
+    ]
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
+    (image,) = with_questions(images, str(tmp_path / "q.json"), str(tmp_path / "a.json"))
+    assert [(q.text, q.yes, q.no) for q in image.questions] == [
+        ("Is it hot?", 1, 9),
+        ("Is it red?", 6, 4),
+    ]

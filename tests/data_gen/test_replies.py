@@ -1,0 +1,69 @@
+"""Reading yes and no, lists, and numbered answers out of what models say."""
+
+import math
+
+import pytest
+
+from data_gen.replies import json_answer, numbered, string_list, yes_no_mass, yes_or_no
+
+
+@pytest.mark.parametrize(
+    "text", ["No", "no.", '"No"', "**No**", "No, there is no dog", "Answer: no"]
+)
+def test_no(text):
+    assert yes_or_no(text) == "no"
+
+
+@pytest.mark.parametrize("text", ["Yes", "yes!", "Yes, there is a dog.", "Sure! Yes", "(yes)"])
+def test_yes(text):
+    assert yes_or_no(text) == "yes"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "There is no dog",
+        "No idea",
+        "No problem, let me look",
+        "No, there is a dog",
+        "no, but I see one",
+        "yes and no",
+        "No... yes",
+        "I'm sorry, I cannot",
+        "nope?",
+        "<html>",
+    ],
+)
+def test_neither(text):
+    assert yes_or_no(text) is None
+
+
+def test_mass_of_tokens():
+    top = [("No", 0.4), ("\u0120no", 0.2), ("\u2581NO", 0.1), (" yes", 0.2), ("not", 0.05)]
+    assert yes_no_mass([(token, math.log(p)) for token, p in top]) == pytest.approx((0.2, 0.7))
+    assert yes_no_mass([]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["a", "b"]', '```json\n["a", "b"]\n```', 'Here: ["a", "b",] ok', "['a', 'b']", "- a\n- b"],
+)
+def test_lists(text):
+    assert string_list(text) == ["a", "b"]
+
+
+def test_other_lists():
+    assert string_list('{"objects": ["a", 3]}') == ["a"]
+    assert string_list("1. a dog\n2) a cat") == ["a dog", "a cat"]
+    for text in ("", "a, b", "[]", '{"a": "b"}', "[1, 2]", "[" * 5000):
+        assert string_list(text) is None, text
+
+
+def test_numbered():
+    assert numbered('{"1": "a", "2": "b"}', 2) == ["a", "b"]
+    assert numbered('{"2": "b", "1": 5}', 2) == [None, "b"]
+    assert numbered('["a", "b"]', 2) == ["a", "b"]
+    assert numbered('["a"]', 2) is None
+    assert numbered("a b", 2) is None
+    assert json_answer("{broken") is None

@@ -1,0 +1,168 @@
+"""Killed, interrupted, doubled: nothing is asked twice and the tables are equal byte for byte."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fault_server import POOL, FaultServer, arguments, tables, world
+
+from data_gen.cli import main
+
+IMAGES = 16
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "w"
+    return folder, world(folder, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scene, tmp_path_factory):
+    """Tables and bodies of the calls of a run from beginning to end."""
+    folder, shows = scene
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with FaultServer(shows, POOL) as server:
+        assert main(arguments(folder, out, server)) == 0
+    return tables(out), server.counts.by_body
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "data_gen", *command],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def wait_for_calls(server: FaultServer, number: int, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while server.counts.calls < number and time.monotonic() < until:
+        time.sleep(0.005)
+    assert server.counts.calls >= number
+
+
+def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
+    """Killed after a random number of calls; what the cache had is not asked again."""
+    folder, shows = scene
+    expected, bodies = undisturbed
+    with FaultServer(shows, POOL, latency=0.02) as server:
+        command = arguments(folder, tmp_path / "run", server)
+        moment = random.Random(7).randrange(30, 90)
+        process = start(command)
+        wait_for_calls(server, moment)
+        time.sleep(1.2)  # answers are committed at least every second or two
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        calls = server.counts.calls
+        assert main(command) == 0
+    assert tables(tmp_path / "run") == expected
+    repeated = sum(n - 1 for n in server.counts.by_body.values())
+    usual = sum(n - 1 for n in bodies.values())  # the probe of two roles is the same twice
+    assert set(server.counts.by_body) == set(bodies)
+    assert calls < sum(bodies.values()) or repeated == usual
+    assert repeated - usual <= 64  # those of the last two seconds at most
+
+
+def test_a_finished_run_asks_nothing(scene, undisturbed, tmp_path):
+    folder, shows = scene
+    with FaultServer(shows, POOL) as server:
+        command = arguments(folder, tmp_path / "run", server)
+        assert main(command) == 0
+        calls = server.counts.calls
+        assert main(command) == 0
+        assert server.counts.calls == calls
+    for path in (tmp_path / "run" / "done").iterdir():
+        path.unlink()  # all shards again, from the cache alone
+    assert main(command) == 0  # the server is gone
+    assert tables(tmp_path / "run") == undisturbed[0]
+
+
+def test_ctrl_c_drains_and_says_how_to_continue(scene, undisturbed, tmp_path):
+    folder, shows = scene
+    with FaultServer(shows, POOL, latency=0.05) as server:
+        command = arguments(folder, tmp_path / "run", server, "--config.engine.window=2")
+        process = start(command)
+        wait_for_calls(server, 40)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 130, error
+        assert "stopped by SIGINT; to continue:\n  python -m data_gen run" in error
+        assert "Traceback" not in error
+        stopped = server.counts.calls
+        assert main(command) == 0
+    assert server.counts.calls <= sum(undisturbed[1].values()) and stopped < server.counts.calls
+    assert tables(tmp_path / "run") == undisturbed[0]
+
+
+def test_two_runs_in_one_directory(scene, tmp_path, capsys):
+    folder, shows = scene
+    with FaultServer(shows, POOL, latency=0.1) as server:
+        command = arguments(folder, tmp_path / "run", server)
+        process = start(command)
+        wait_for_calls(server, 5)
+        assert main(command) == 2
+        assert f"is in use by process {process.pid} on" in capsys.readouterr().err
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_more_images_and_other_settings_use_what_is_there(scene, tmp_path):
+    folder, shows = scene
+    out = tmp_path / "run"
+    with FaultServer(shows, POOL) as server:
+        assert main(arguments(folder, out, server, "--limit=6")) == 0
+        few = server.counts.calls
+        assert main(arguments(folder, out, server)) == 0
+        bodies = server.counts.by_body
+        assert sum(bodies.values()) - len(bodies) <= 8 and server.counts.calls > few
+        verified = server.counts.by_stage["verify"]
+        assert main(arguments(folder, out, server, "--config.rewrite.temperature=0.1")) == 0
+        assert server.counts.by_stage["verify"] == verified
+        assert main(arguments(folder, out, server, "--limit=6")) == 0
+    marks = sorted(path.name for path in (out / "done").iterdir())
+    assert marks == ["part-00000.json", "part-00001.json"]
+    assert len(list((out / "pairs").iterdir())) == 2  # the longer run's parts are gone
+
+
+def test_a_full_disk_is_one_sentence(scene, tmp_path):
+    """The limit of a file's size stands for the disk: writing past it fails the same way."""
+    folder, shows = scene
+    with FaultServer(shows, POOL) as server:
+        command = arguments(folder, tmp_path / "run", server)
+        limited = (
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+            "from data_gen.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", limited, *command],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 5, done.stderr
+        assert "Traceback" not in done.stderr and "to continue" in done.stderr
+        assert main(command) == 0
+    sessions = (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()
+    assert json.loads(sessions[-1])["status"] == "done"
+
+
+def test_an_unwritable_directory(scene, tmp_path, capsys):
+    folder, shows = scene
+    (tmp_path / "file").write_text("")
+    with FaultServer(shows, POOL) as server:
+        assert main(arguments(folder, tmp_path / "file" / "run", server)) == 2
+    assert "cannot be written to" in capsys.readouterr().err
