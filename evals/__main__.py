@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace results of other models in --out")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     add("--crop", choices=("openai", "transformers"), default="openai", help="centre-crop rounding")
+    add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
     add("--tokenizer", metavar="DIR", help="vocabulary for a model that has none")
     add("--cache", type=Path, metavar="DIR", help="of embeddings; default: OUT/embeddings")
     add("--seed", type=int, default=0, help="of the bootstrap")

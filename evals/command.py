@@ -38,6 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         crop=args.crop,
         tokenizer=args.tokenizer,
+        activation=args.activation,
     )
     tested, described = sources, {m.name: models.described(m) for m in sources}
     if args.interpolate:

@@ -72,7 +72,12 @@ class Model:
 
 
 def load(
-    text: str, *, dtype: str = "float32", crop: str = "openai", tokenizer: str | None = None
+    text: str,
+    *,
+    dtype: str = "float32",
+    crop: str = "openai",
+    tokenizer: str | None = None,
+    activation: str | None = None,
 ) -> Model:
     """Loads what `--model` names.
 
@@ -82,6 +87,7 @@ def load(
       dtype: of the computation.
       crop: centre-crop convention, see `negclip_jax.data.images`.
       tokenizer: directory with a tokenizer for a model that has none.
+      activation: of both towers, for a checkpoint that does not say.
 
     Raises InputError for what cannot be read and for combinations known to be wrong.
     """
@@ -89,7 +95,7 @@ def load(
         raise InputError(f"the compute type {dtype!r} is not one of {', '.join(_PRECISION)}")
     name, path = split_name(text)
     ema = path.endswith("+ema")
-    config, params, info = read_any(path.removesuffix("+ema"), ema=ema)
+    config, params, info = read_any(path.removesuffix("+ema"), ema=ema, activation=activation)
     preprocess = dataclasses.replace(info.preprocessor, crop=crop)
     check_arithmetic(config, info, preprocess)
     words = _tokenizer(path, config, info, tokenizer)

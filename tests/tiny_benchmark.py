@@ -10,10 +10,15 @@ HTML = "<script>alert('&')</script>"
 
 
 def write_items(folder, images: int, name: str = "tiny.json") -> None:
-    """Two items an image: a caption with markup against another one."""
+    """Two items an image: a random word against another, both with markup after them."""
+    letters = np.random.default_rng(0).choice([*"abcdefgh"], (2 * images, 2, 8))
     items = [
-        {"id": f"item {i}", "image": f"{i // 2}.png", "texts": [f"no {i} {HTML}", f"a {i}"]}
-        for i in range(2 * images)
+        {
+            "id": f"item {i}",
+            "image": f"{i // 2}.png",
+            "texts": [f"{''.join(word)} {HTML}" for word in pair],
+        }
+        for i, pair in enumerate(letters)
     ]
     (folder / name).write_text(json.dumps(items))
 
