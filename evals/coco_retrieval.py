@@ -42,6 +42,7 @@ BENCHMARK = Benchmark(
     licence="captions CC BY 4.0; photos: COCO val2014, Flickr licences",
     download=DOWNLOAD,
     load=load,
+    retention=True,
     published=(
         *_published("CLIP ViT-B/32", 55.85, 74.82),
         *_published("CLIP ViT-B/16", 58.37, 76.82),

@@ -32,6 +32,7 @@ BENCHMARK = Benchmark(
     licence="captions and photos for research only (Flickr's terms)",
     download=DOWNLOAD,
     load=load,
+    retention=True,
     published=(
         Published("CLIP ViT-B/32", "t2i_recall@5", 0.8338, SOURCE),
         Published("CLIP ViT-B/32", "i2t_recall@5", 0.9490, SOURCE),

@@ -62,6 +62,7 @@ BENCHMARK = Benchmark(
     licence="MIT; captions CC BY 4.0; photos: COCO val2017, Flickr licences",
     load=functools.partial(load, names=("COCO_val_retrieval.csv",)),
     published=(Published("CLIP ViT-B/32", "t2i_recall@5", 0.548, "NegBench"),),
+    retention=True,
     task="Which photo does a caption describe?",
     **_COMMON,
 )
@@ -91,6 +92,7 @@ MSRVTT = Benchmark(
     title="NegBench retrieval, MSR-VTT, plain captions",
     licence="MIT; videos: MSR-VTT, for research",
     load=functools.partial(load, names=("msr_vtt_retrieval.csv",), video=True),
+    retention=True,
     task="Which video does a caption describe?",
     **_COMMON,
 )

@@ -56,6 +56,7 @@ def _cifar(name: str, title: str, published: tuple[Published, ...]) -> Benchmark
             download=download,
         ),
         published=published,
+        retention=True,
         task=_TASK,
     )
 
@@ -73,6 +74,7 @@ BENCHMARK = IMAGENET = Benchmark(
         tfds="imagenet2012/validation",
         download="image-net.org",
     ),
+    retention=True,
     published=(
         Published("CLIP ViT-B/32", "top1_ensemble", 0.6333, BENCH),
         Published("CLIP ViT-B/16", "top1_ensemble", 0.6835, BENCH),

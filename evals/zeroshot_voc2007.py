@@ -98,5 +98,6 @@ BENCHMARK = Benchmark(
     licence="photos: Flickr licences; prompts MIT",
     download=DOWNLOAD,
     load=load,
+    retention=True,
     task="Which class is the object that was cut out of the photo?",
 )
