@@ -28,7 +28,7 @@ _REWRITE = re.compile(
 )
 _MERGE = re.compile(rf"Caption: (?P<caption>{_QUOTED})\s+Question: (?P<question>{_QUOTED})")
 _PUBLISHED = re.compile(rf"absence of the (?P<object>.+?) to the caption (?P<caption>{_QUOTED})")
-_OBJECT = re.compile(r"there (?:an? |any |)(.+?) in this image")
+_OBJECT = re.compile(r"there (?:an? |any |)(.+?)(?: in this image)?\?")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data_gen.engines.base import is_transient
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.nouns import SYNONYMS, plural
 from data_gen.settings import Settings
@@ -43,7 +44,17 @@ class ImagePipeline:
         self._source = source
 
     async def process(self, image: ImageItem) -> Rows:
-        """All rows that the image adds to the tables. Raises Pending, EndpointError, InputError."""
+        """All rows that the image adds to the tables. Raises Pending, EndpointError, InputError.
+
+        An image that ends with a transient error goes through once more: what was answered is in
+        the cache, and what failed may be over.
+        """
+        rows = await self._once(image)
+        if any(is_transient(code) for code in rows.codes()):
+            rows = await self._once(image)
+        return rows
+
+    async def _once(self, image: ImageItem) -> Rows:
         rows = Rows()
         photo = None
         if self._folder is not None:

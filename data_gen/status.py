@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from data_gen import shards
 from data_gen.cache import Cache, read_statistics
+from data_gen.engines.base import is_transient
 from data_gen.errors import InputError
 from data_gen.lock import locked
 from data_gen.manifest import counts, read_manifest
@@ -67,22 +68,12 @@ def _last_session(run: Path) -> str:
 
 def error_codes(run: Path) -> collections.Counter:
     """Requests that ended in an error, by code, over candidates, verdicts and rewrites."""
-    found = collections.Counter(_codes(run, "verdicts", "error_code"))
-    known = set(found) | _request_codes(run)
-    found.update(code for code in _codes(run, "candidates", "reject_reason") if code in known)
-    reasons = read_table(run, "pairs", ["reasons"]).column("reasons").to_pylist()
-    found.update(code for codes in reasons for code in codes or () if code in known)
-    return found
-
-
-_TRANSIENT = {"timeout", "connection", "bad_response", "batch"}
-
-
-def _request_codes(run: Path) -> set[str]:
     calls = read_statistics(run / "cache.sqlite").values()
-    cached = {code for stage in calls for code in stage["errors"]}
-    http = {c for c in _codes(run, "candidates", "reject_reason") if c.startswith("http_")}
-    return cached | http | _TRANSIENT
+    permanent = {code for stage in calls for code in stage["errors"]}
+    reasons = read_table(run, "pairs", ["reasons"]).column("reasons").to_pylist()
+    codes = [code for codes in reasons for code in codes or ()]
+    codes += _codes(run, "candidates", "reject_reason") + _codes(run, "verdicts", "error_code")
+    return collections.Counter(c for c in codes if c in permanent or is_transient(c))
 
 
 def _codes(run: Path, table: str, column: str) -> list[str]:

@@ -100,6 +100,13 @@ class Rows:
     verdicts: list[Mapping[str, Any]] = field(default_factory=list)
     pairs: list[Mapping[str, Any]] = field(default_factory=list)
 
+    def codes(self) -> set[str]:
+        """Everything that went wrong with the image, by its codes."""
+        found = {row["reject_reason"] for row in self.candidates}
+        found |= {row["error_code"] for row in self.verdicts}
+        found |= {reason for row in self.pairs for reason in row["reasons"]}
+        return {code for code in found if code}
+
 
 def chance(*parts: Any) -> float:
     """A number in [0, 1) that depends on its arguments only: the same on every machine."""

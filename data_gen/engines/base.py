@@ -102,6 +102,12 @@ class ChatResult:
     host: str = ""
 
 
+def is_transient(code: str | None) -> bool:
+    """Whether an error code stands for a failure that may be over when it is asked again."""
+    known = ("timeout", "connection", "bad_response", "batch")
+    return code is not None and (code in known or code.startswith("http_"))
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a server was seen to do when it was asked to.
