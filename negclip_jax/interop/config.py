@@ -242,12 +242,15 @@ def write_other_files(
 ) -> None:
     """Writes all of an export but its weights: the base's files, or new ones without a base.
 
-    Args and errors are those of `write_config`, with the base that takes its place.
+    Args and errors are those of `write_config`, with the base that takes its place. A tokenizer
+    that is given goes before the base's.
     """
     if base is None:
         write_config(stage, config, dtype=dtype, tokenizer=tokenizer, preprocessor=preprocessor)
         return
     copy_non_weights(base, stage)
+    if tokenizer is not None:
+        write_tokenizer(Path(tokenizer), stage, config)
     raw = read_json(base / "config.json")
     right = corrected(raw, config, dtype)
     if right != raw:

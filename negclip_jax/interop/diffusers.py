@@ -12,7 +12,6 @@ from typing import Any
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import towers, writing
 from negclip_jax.interop.config import tokenizer_beside, write_tokenizer
-from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.parameters import require_dtype
 from negclip_jax.models.clip import CLIPConfig
 
@@ -94,13 +93,6 @@ def save(
     return out
 
 
-def load(directory: Path | str, rest: dict[str, Any], config: CLIPConfig) -> dict[str, Any]:
-    """A model's parameters with the text tower of an export in their place.
-
-    Raises:
-      CheckpointError: an encoder that is damaged, or of another configuration.
-    """
-    read, params = towers.graft(Path(directory) / ENCODER, config, rest)
-    if read != config:
-        raise CheckpointError(f"{directory}/{ENCODER} describes another text tower: {read.text}")
-    return params
+def load(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
+    """Reads an export back; see `towers.load_alone`."""
+    return towers.load_alone(Path(directory) / ENCODER)

@@ -1,14 +1,17 @@
-"""Writes trained weights in a layout that other software reads.
+"""Writes CLIP weights in a layout that other software reads.
 
     python -m negclip_jax.interop.export --workdir=runs/b32 --layout=huggingface --out=exported/b32
+    python -m negclip_jax.interop.export --checkpoint=negationclip.pt --layout=open_clip --out=oc
 
-With `--checkpoint` instead of `--workdir` it converts a checkpoint and needs no run.
+With `--checkpoint` instead of `--workdir` it converts a checkpoint of any layout and needs no run.
+What was written is read back and compared before anything is said about it, and a model card
+beside it records where it came from and how to load it.
 """
 
 import argparse
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +20,22 @@ import numpy as np
 from flax import nnx
 
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface, readers
+from negclip_jax.interop import model_card, readers, towers
+from negclip_jax.interop.layouts import LAYOUTS, Layout, of_tower
+from negclip_jax.interop.parameters import DTYPES, interpolate
 from negclip_jax.models import clip
 
-_DTYPES = ("float32", "float16", "bfloat16")
 _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is exported: a model, the directory whose other files go along, and words for it."""
+    """What is exported: a model, where it came from, and words for it."""
 
     config: clip.CLIPConfig
     params: dict[str, Any]
-    base: Path
+    info: readers.CheckpointInfo
     label: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A way to write weights.
-
-    Attributes:
-      save: `(out, config, params, base=, dtype=, overwrite=)`.
-      load: reads `(config, params)` back from the directory, for the check after writing.
-      usage: code that loads the result, with `{out}` for the directory.
-    """
-
-    save: Callable[..., Any]
-    load: Callable[[Path], tuple[clip.CLIPConfig, dict[str, Any]]]
-    usage: str
-
-
-def _load_huggingface(directory: Path) -> tuple[clip.CLIPConfig, dict[str, Any]]:
-    config = huggingface.read_config(directory)
-    return config, huggingface.load_params(directory, config)
-
-
-LAYOUTS = {
-    "huggingface": Layout(
-        save=huggingface.save,
-        load=_load_huggingface,
-        usage=(
-            "from transformers import AutoProcessor, CLIPModel\n"
-            'model = CLIPModel.from_pretrained("{out}")\n'
-            'processor = AutoProcessor.from_pretrained("{out}")'
-        ),
-    ),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,16 +52,25 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m negclip_jax.interop.export",
-        description="Write trained CLIP weights in a layout that other software reads.",
+        description="Write CLIP weights in a layout that other software reads.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", metavar="DIR", help="directory of a training run")
     source.add_argument(
-        "--checkpoint", metavar="DIR_OR_HUB_ID", help="Hugging Face CLIP to convert instead"
+        "--checkpoint",
+        metavar="PATH_OR_HUB_ID",
+        help="what to convert instead: a Hugging Face or open_clip directory, a .pt of OpenAI's "
+        "clip or of NegationCLIP, a state dict of open_clip, a run's WORKDIR@STEP",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to write")
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--architecture",
+        choices=("CLIPModel", *towers.ARCHITECTURES),
+        default="CLIPModel",
+        help="of --layout=huggingface: the whole model (default) or one tower",
     )
     parser.add_argument(
         "--step",
@@ -101,13 +81,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
     )
+    _add_options(parser)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="mix with the base: (1 - A) base + A tuned, A between 0 and 1",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="PATH_OR_HUB_ID",
+        help="for --alpha, the model before training (default: what the run started from); for a "
+        "checkpoint of one tower, the model that the rest comes from",
+    )
+    parser.add_argument(
+        "--activation", help="quick_gelu or gelu, for a state dict that does not say"
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="for a checkpoint without one")
     parser.add_argument(
         "--dtype",
-        choices=_DTYPES,
+        choices=DTYPES,
         help="of the weights; default: float32, or the checkpoint's own where nothing was trained",
     )
+    parser.add_argument("--license", metavar="ID", help="of the weights, for the model card")
+    parser.add_argument(
+        "--scores", metavar="FILE", type=Path, help="results.json of evals, for the model card"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    return parser
 
 
 def export(args: argparse.Namespace) -> float:
@@ -117,71 +121,159 @@ def export(args: argparse.Namespace) -> float:
       The greatest difference of a feature between the model in memory and the one on disk.
 
     Raises:
-      InputError: no such run, step or checkpoint, an occupied destination, a full disk.
+      InputError: no such run, step or checkpoint, a model that the layout cannot hold, an
+        occupied destination, a full disk.
     """
-    layout = LAYOUTS[args.layout]
-    source = _from_checkpoint(args) if args.checkpoint else _from_workdir(args)
+    layout = _layout(args)
+    # Before the weights are read, which may take a minute.
+    scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
+    source = _interpolated(args, _from_checkpoint(args) if args.checkpoint else _from_workdir(args))
+    info = source.info
+    extras = {} if info.base else {"preprocessor": info.preprocessor}
+    if args.tokenizer or not info.base:
+        extras["tokenizer"] = args.tokenizer or info.tokenizer
     layout.save(
         args.out,
         source.config,
         source.params,
-        base=source.base,
+        base=info.base,
         dtype=args.dtype,
         overwrite=args.overwrite,
+        **extras,
     )
-    difference = _difference(source, *layout.load(args.out))
+    difference = _difference(source, *layout.load(args.out), layout.outputs)
     if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
         raise InputError(
             f"{args.out} does not read back as it was written (features differ by "
             f"{difference:.1e}): do not use it, and check the disk"
         )
-    print(f"wrote {args.out}: {_contents(args.out)}, from {source.label}")
-    print(f"read back: features of a random batch differ by at most {difference:.1e}")
-    print(f"load it with\n\n{layout.usage.format(out=args.out)}\n")
+    contents = _contents(args.out)
+    check = f"read back: features of a random batch differ by at most {difference:.1e}"
+    model_card.write(args.out, _card(args, source, layout, scores, check))
+    print(f"wrote {args.out}: {contents}, from {source.label}")
+    print(check)
+    for line in _notes(args, source, layout):
+        print(line)
+    print(f"load it with\n\n{layout.code(source.config, args.out)}\n")
     return difference
+
+
+def _layout(args: argparse.Namespace) -> Layout:
+    if args.architecture == "CLIPModel":
+        return LAYOUTS[args.layout]
+    if args.layout != "huggingface":
+        raise InputError("--architecture chooses in --layout=huggingface; other layouts have one")
+    return of_tower(args.architecture)
 
 
 def _from_checkpoint(args: argparse.Namespace) -> Source:
     if args.ema or args.step != "best":
         raise InputError("--step and --ema choose in a run: they need --workdir, not --checkpoint")
-    config, params, info = readers.read_any(args.checkpoint)
-    return Source(config, params, info.base, info.label)
+    config, params, info = readers.read_any(
+        args.checkpoint, activation=args.activation, base=args.base
+    )
+    return Source(config, params, info, info.label)
 
 
 def _from_workdir(args: argparse.Namespace) -> Source:
     config, params, info = readers.read_workdir(args.workdir, args.step, ema=args.ema)
-    return Source(config, params, info.base, info.label)
+    return Source(config, params, info, info.label)
+
+
+def _interpolated(args: argparse.Namespace, tuned: Source) -> Source:
+    if args.alpha is None:
+        return tuned
+    if not 0 <= args.alpha <= 1:
+        raise InputError(f"--alpha={args.alpha:g} is not between 0 (the base) and 1 (the tuned)")
+    name = args.base or _base_model(tuned)
+    if not name:
+        raise InputError(f"{tuned.label} does not say what it was tuned from: give --base")
+    config, params, _ = readers.read_any(name)
+    if config != tuned.config:
+        raise InputError(f"{name} and {tuned.label} are different models and cannot be mixed")
+    mixed = interpolate(params, tuned.params, args.alpha)
+    label = f"{args.alpha:g} of {tuned.label} and {1 - args.alpha:g} of {name}"
+    return dataclasses.replace(tuned, params=mixed, label=label)
+
+
+def _base_model(source: Source) -> str:
+    return model_card.base_of_run(source.info.path) if source.info.layout == "workdir" else ""
+
+
+def _card(
+    args: argparse.Namespace, source: Source, layout: Layout, scores: dict[str, str], check: str
+) -> model_card.Card:
+    info, config = source.info, source.config
+    is_run = info.layout == "workdir"
+    if is_run:
+        scores = model_card.scores_of_run(info.path, info.step) | scores
+    pixels = config.vision.image_size
+    return model_card.Card(
+        title=args.out.expanduser().resolve().name,
+        layout=args.layout,
+        source=source.label,
+        base_model=_base_model(source) or args.base or ("" if is_run else info.label),
+        licence=args.license or model_card.licence_of(info.base),
+        facts={
+            "activation": f"{info.activation} ({info.activation_source})",
+            "pooling": f"state at {info.pooling}",
+            "vision tower": f"{config.vision.layers} x {config.vision.width}, {pixels} pixels",
+            "text tower": f"{config.text.layers} x {config.text.width}",
+            "features": f"{config.projection_dim} numbers",
+        },
+        recipe=model_card.recipe_of_run(info.path) if is_run else {},
+        scores=scores,
+        check=check,
+        code=layout.code(config, args.out),
+    )
+
+
+def _notes(args: argparse.Namespace, source: Source, layout: Layout) -> list[str]:
+    """What a person must know to use this export."""
+    notes = [f"text tower {layout.note(source.config)}"] if layout.note else []
+    if not (args.tokenizer or source.info.tokenizer):
+        notes.append("no tokenizer came along: it is CLIP's own, or give --tokenizer=DIR")
+    if source.info.activation_source.startswith("assumed"):
+        notes.append(f"activation {source.info.activation}, {source.info.activation_source}")
+    return notes
 
 
 def _contents(out: Path) -> str:
+    """Sizes and numbers of what was written; the card comes after it."""
     files = [path for path in out.rglob("*") if path.is_file()]
-    weights = [path for path in files if path.suffix == ".safetensors"]
+    weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
     megabytes = sum(path.stat().st_size for path in weights) / 1e6
     return f"{megabytes:,.1f} MB of weights and {len(files) - len(weights)} other files"
 
 
-def _difference(source: Source, config: clip.CLIPConfig, params: dict[str, Any]) -> float:
+def _difference(
+    source: Source, config: clip.CLIPConfig, params: dict[str, Any], outputs: tuple[str, ...]
+) -> float:
     """Greatest difference of a feature between the source and what was read back."""
-    expected = _features(source.config, source.params)
+    expected = _features(source.config, source.params, outputs)
     return max(
         float(np.abs(ours - read).max())
-        for ours, read in zip(expected, _features(config, params), strict=True)
+        for ours, read in zip(expected, _features(config, params, outputs), strict=True)
     )
 
 
-def _features(config: clip.CLIPConfig, params: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _features(
+    config: clip.CLIPConfig, params: dict[str, Any], outputs: tuple[str, ...]
+) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     size, text = config.vision.image_size, config.text
     pixels = rng.standard_normal((2, size, size, 3), np.float32)
-    ids = rng.integers(0, text.vocab_size, (2, text.context_length), np.int32)
+    # A generator of their own: the ids must not depend on the size of the pixels.
+    ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, text.context_length), np.int32)
     graphdef, _ = clip.abstract(config)
+    return jax.device_get(_encode(graphdef, outputs, params, pixels, ids))
 
-    @jax.jit
-    def encode(params):
-        model = nnx.merge(graphdef, params)
-        return model.encode_image(pixels), model.encode_text(ids)
 
-    return jax.device_get(encode(params))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(graphdef, outputs, params, pixels, ids):
+    model = nnx.merge(graphdef, params)
+    of_images = ("encode_image", "vision")
+    return [getattr(model, name)(pixels if name in of_images else ids) for name in outputs]
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def save(
       config: the model; must be the base's.
       params: tree of `models.clip.abstract(config)`, numpy or jax arrays.
       base: directory that the model was made from; its weights may be absent.
-      tokenizer: directory with vocab.json and merges.txt, for a model without a base.
+      tokenizer: directory with vocab.json and merges.txt, instead of the base's.
       preprocessor: for a model without a base, if it is not CLIP's own.
       dtype: `"float32"`, `"float16"` or `"bfloat16"` instead of the rule above.
       overwrite: replace an earlier export.

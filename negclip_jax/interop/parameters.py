@@ -7,6 +7,7 @@ everything that does not fit in one message.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -99,6 +100,22 @@ def taker(
     """
     flat, places = flat_params(params, config, keys), slots(keys, config)
     return places, lambda name: places[name].take(flat)
+
+
+def interpolate(base: Any, tuned: Any, alpha: float) -> Any:
+    """`(1 - alpha) base + alpha tuned`, leaf by leaf, float32.
+
+    Keeps most of what the base could do and most of what fine-tuning taught (Wortsman et al.,
+    2022, https://arxiv.org/abs/2109.01903). Exactly the tuned weights at 1, the base's at 0, and
+    what both share anywhere, so that a frozen tower stays bit-equal.
+
+    Args:
+      base, tuned: trees of one model.
+      alpha: between 0 and 1.
+    """
+    if alpha in (0, 1):
+        return tuned if alpha else base
+    return jax.tree.map(lambda b, t: np.asarray(b + np.float32(alpha) * (t - b)), base, tuned)
 
 
 def require_dtype(dtype: str | None) -> None:

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import huggingface, writing
 from negclip_jax.interop.config import (
     config_dict,
@@ -27,9 +29,9 @@ from negclip_jax.interop.config import (
     write_tokenizer,
 )
 from negclip_jax.interop.files import CheckpointError, StoredTensor, open_weights, read_json
-from negclip_jax.interop.layout import Key
+from negclip_jax.interop.layout import Key, expected_shapes
 from negclip_jax.interop.parameters import read_params, require_dtype, taker
-from negclip_jax.models.clip import CLIPConfig
+from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ ARCHITECTURES = {
     "CLIPVisionModel": (VISION, False),
     "CLIPVisionModelWithProjection": (VISION, True),
 }
+_SMALLEST_TEXT = TextConfig(width=1, layers=1, heads=1, mlp_width=1, vocab_size=1, context_length=1)
+_SMALLEST_VISION = VisionConfig(width=1, layers=1, heads=1, mlp_width=1, image_size=1, patch_size=1)
 _ADVICE = (
     "The weights must be those of one tower of a transformers CLIP and belong to the config.json "
     "beside them."
@@ -97,10 +101,7 @@ def graft(
     tower, raw = _tower_of(directory), read_json(path)
     if tower is None:
         raise CheckpointError(f"{path}: model_type is {raw.get('model_type')!r}, not of one tower")
-    try:
-        section = text_config(raw) if tower is TEXT else vision_config(raw)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    section = _section(directory, tower, raw)
     grafted = dataclasses.replace(config, **{tower.name: section})
     stored = _prefixed(open_weights(directory), tower)
     projected = tower.projection.theirs in stored
@@ -117,6 +118,30 @@ def graft(
     )
     flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(part)
     return grafted, traverse_util.unflatten_dict(flat)
+
+
+def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
+    """A tower's directory as a model whose other half is zeros of the smallest size.
+
+    Raises:
+      CheckpointError: see `graft`.
+    """
+    raw = read_json(Path(directory) / "config.json")
+    tower = _tower_of(Path(directory))
+    sections = {"text": _SMALLEST_TEXT, "vision": _SMALLEST_VISION}
+    if tower is not None:
+        # Only the width matters, which an absent projection must fit.
+        sections[tower.name] = _section(Path(directory), tower, raw)
+    config = CLIPConfig(**sections, projection_dim=raw.get("projection_dim", 512))
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(config).items()}
+    return graft(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
+
+
+def _section(directory: Path, tower: Tower, raw: dict[str, Any]) -> TextConfig | VisionConfig:
+    try:
+        return text_config(raw) if tower is TEXT else vision_config(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
 
 
 def _prefixed(stored: Mapping[str, StoredTensor], tower: Tower) -> dict[str, StoredTensor]:
@@ -136,6 +161,7 @@ def save_tower(
     architecture: str,
     base: Path | str | None = None,
     tokenizer: Path | str | None = None,
+    preprocessor: Preprocessor | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     shard_bytes: int = writing.SHARD_BYTES,
@@ -151,6 +177,7 @@ def save_tower(
       architecture: class of transformers.
       base: directory in Hugging Face's layout whose tokenizer or preprocessor goes along.
       tokenizer: directory with a tokenizer instead of the base's.
+      preprocessor: instead of the base's.
       dtype: of the weights, float32 by default.
       overwrite: replace an earlier export.
       shard_bytes: greatest size of one weight file.
@@ -166,7 +193,7 @@ def save_tower(
     with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
         write_tower(stage, config, params, architecture, dtype or "float32", shard_bytes)
         if ARCHITECTURES[architecture][0] is VISION:
-            images = preprocessor_dict(config, preprocessor_of(base, config))
+            images = preprocessor_dict(config, preprocessor or preprocessor_of(base, config))
             writing.write_json(stage / "preprocessor_config.json", images)
         elif source := tokenizer or (base and tokenizer_beside(base)):
             write_tokenizer(Path(source), stage, config)

@@ -14,7 +14,7 @@ from interop import tiny
 from safetensors.numpy import load_file
 
 from negclip_jax.errors import InputError
-from negclip_jax.interop import export, huggingface
+from negclip_jax.interop import export, huggingface, openai
 from negclip_jax.training import checkpoint
 
 
@@ -126,7 +126,7 @@ def test_errors_are_sentences(flags, reason, base, run, tmp_path, capsys):
         (["--out=x"], "one of the arguments --workdir --checkpoint is required"),
         (["--workdir=a", "--checkpoint=b", "--out=x"], "not allowed with"),
         (["--workdir=a"], "required: --out"),
-        (["--workdir=a", "--out=x", "--layout=openai"], "invalid choice"),
+        (["--workdir=a", "--out=x", "--layout=keras"], "invalid choice"),
     ],
 )
 def test_wrong_flags(flags, reason, capsys):
@@ -139,3 +139,112 @@ def test_as_a_command():
     command = [sys.executable, "-m", "negclip_jax.interop.export", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--workdir" in done.stdout and "best|last|N" in done.stdout
+
+
+def params_of(directory):
+    return tiny.load(directory)[1]
+
+
+def test_interpolation_with_the_base(base, tmp_path, capsys):
+    tuned = tiny.saved(tmp_path / "tuned", tiny.torch_clip(std=0.3))
+    flags = [f"--checkpoint={tuned}", f"--base={base}"]
+    for alpha in ("0", "0.25", "1"):
+        out = tmp_path / alpha
+        assert export.main([*flags, f"--alpha={alpha}", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"from 0.25 of {tuned} and 0.75 of {base}" in printed
+    tiny.assert_equal_params(params_of(tmp_path / "0"), params_of(base))
+    tiny.assert_equal_params(params_of(tmp_path / "1"), params_of(tuned))
+    expected = (
+        0.75 * params_of(base)["text_projection"] + 0.25 * params_of(tuned)["text_projection"]
+    )
+    mixed = params_of(tmp_path / "0.25")
+    np.testing.assert_allclose(mixed["text_projection"], expected, atol=1e-6)
+    assert mixed["logit_scale"] == params_of(base)["logit_scale"], "shared weights stay bit-equal"
+
+
+def test_interpolation_of_a_run_with_what_it_started_from(run, base, tmp_path):
+    (run / "config.json").write_text(json.dumps({"model": {"checkpoint": str(base)}}))
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={run}", "--alpha=0.5", f"--out={out}"]) == 0
+    assert scale_of(out) == pytest.approx((20 + scale_of(base)) / 2)
+
+
+def test_single_towers_and_their_way_back(base, tmp_path, capsys):
+    text, whole = tmp_path / "text", tmp_path / "whole"
+    flags = ["--architecture=CLIPTextModelWithProjection"]
+    assert export.main([f"--checkpoint={base}", f"--out={text}", *flags]) == 0
+    assert "differ by at most 0.0e+00" in capsys.readouterr().out
+    assert export.main([f"--checkpoint={text}", f"--base={base}", f"--out={whole}"]) == 0
+    tiny.assert_equal_params(params_of(whole), params_of(base))
+
+
+@pytest.fixture(scope="module")
+def openai_file(tmp_path_factory):
+    """A bare state dict in OpenAI's names, as NegationCLIP released its weights."""
+    folder = tmp_path_factory.mktemp("openai")
+    model = tiny.torch_clip(tiny.OPENAI_TEXT, tiny.OPENAI_VISION)
+    openai.save(folder / "out", *tiny.load(tiny.saved(folder / "hf", model)))
+    (folder / "alone").mkdir()
+    return (folder / "out" / "model.pt").rename(folder / "alone" / "negationclip.pt")
+
+
+def test_converts_a_lone_state_dict(openai_file, tiny_vocabulary, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [f"--checkpoint={openai_file}", f"--out={out}", "--layout=huggingface"]
+    assert export.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "no tokenizer came along" in printed and "AutoProcessor" not in printed
+    assert "activation quick_gelu, assumed: OpenAI's clip has no other" in printed
+    assert export.main([*flags, f"--tokenizer={tiny_vocabulary}", "--overwrite"]) == 0
+    assert "AutoProcessor" in capsys.readouterr().out
+    assert (out / "vocab.json").is_file() and (out / "preprocessor_config.json").is_file()
+    card = (out / "README.md").read_text()
+    assert "assumed: OpenAI's clip has no other" in card and "differ by at most" in card
+
+
+def test_diffusers_says_what_fits(base, tmp_path, capsys):
+    flags = [f"--checkpoint={base}", "--layout=diffusers", f"--out={tmp_path / 'out'}"]
+    assert export.main(flags) == 0
+    assert "text tower 32 wide: fits neither Stable Diffusion" in capsys.readouterr().out
+
+
+def test_card_of_a_run(run, tmp_path):
+    (run / "config.json").write_text(json.dumps({"model": {"checkpoint": "a/b"}, "seed": 3}))
+    (run / "metrics.jsonl").write_text('{"step": 20, "loss": 1, "val/loss": 0.25}\n')
+    (run / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={run}", f"--out={out}"]) == 0
+    card = (out / "README.md").read_text()
+    for words in ('license: "mit"', 'base_model: "a/b"', "| seed | 3 |", "0.25", "step 20 of"):
+        assert words in card
+    assert (out / "README.base.md").read_text().startswith("---\nlicense: mit")
+    assert export.main([f"--workdir={run}", f"--out={out}", "--overwrite", "--license=x"]) == 0
+    assert 'license: "x"' in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--checkpoint={base}", "--alpha=1.5"], "--alpha=1.5 is not between 0"),
+        (
+            ["--checkpoint={base}", "--alpha=0.5"],
+            "does not say what it was tuned from: give",
+        ),
+        (["--checkpoint={base}", "--layout=openai"], "OpenAI's clip cannot run this model: .*head"),
+        (["--checkpoint={base}", "--layout=openai", "--architecture=CLIPTextModel"], "other lay"),
+        (["--checkpoint={base}", "--activation=gelu"], "says quick_gelu, not gelu"),
+        (["--checkpoint={base}", "--alpha=0.5", "--base={file}"], "different models and cannot"),
+        (["--checkpoint={base}", "--scores={base}/config.json"], r"is no results\.json"),
+        (["--checkpoint={base}", "--tokenizer={tmp}"], r"has no vocab\.json"),
+        (["--checkpoint={file}", "--activation=relu"], "unknown activation 'relu'"),
+    ],
+)
+def test_errors_of_conversions_are_sentences(flags, reason, base, openai_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    places = {"base": base, "file": openai_file, "tmp": tmp_path}
+    flags = [flag.format(**places) for flag in flags]
+    assert export.main([*flags, f"--out={out}"]) == 1
+    printed = capsys.readouterr()
+    assert re.match(f"error: .*{reason}", printed.err, re.DOTALL) and not printed.out
+    assert not out.exists()

@@ -1,0 +1,186 @@
+"""The model card (`README.md`) of an export: what it is, where from, how good, how to load it.
+
+The header is what the Hugging Face Hub reads (https://huggingface.co/docs/hub/model-cards).
+Whatever is not known is said to be not known: a licence above all is never made up.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from negclip_jax.interop.files import CheckpointError, read_json
+
+CARD, BASE_CARD = "README.md", "README.base.md"
+_LIBRARY = {"huggingface": "transformers", "openai": "clip"}
+_RECIPE = (
+    *("data.pairs", "data.images", "data.captions", "data.original_fraction", "data.foils"),
+    *("train.total", "train.batch_size", "train.foil_weight", "train.ema_decay"),
+    *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.freeze"),
+    *("model.dtype", "seed"),
+)
+_MARK = "<!-- written by negclip_jax.interop.export -->"
+_UNKNOWN = "not recorded; fill in before publishing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    Attributes:
+      title: name of the model.
+      layout: key of `layouts.LAYOUTS`.
+      source: words for what was exported.
+      base_model: what it was made from: a Hub name, a path, or "" if not known.
+      licence: of the weights, in the Hub's words ("mit"); "" if not known.
+      facts: what its arithmetic is, {name: words}.
+      recipe: of the training, {key: value}; empty without a run.
+      scores: {name: value in words}.
+      check: result of reading the export back.
+      code: lines that load it.
+    """
+
+    title: str
+    layout: str
+    source: str
+    base_model: str
+    licence: str
+    facts: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    scores: Mapping[str, str]
+    check: str
+    code: str
+
+
+def write(directory: Path, card: Card) -> None:
+    """Writes `README.md`; the base's own, which was copied there, becomes `README.base.md`.
+
+    A card of this command, in an export of an export, is replaced.
+    """
+    path = directory / CARD
+    if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        path.rename(directory / BASE_CARD)
+    path.write_text(text(card), encoding="utf-8")
+
+
+def text(card: Card) -> str:
+    """The card as Markdown with a YAML header."""
+    parts = [
+        _header(card),
+        _MARK,
+        f"# {card.title}",
+        f"A CLIP in the layout `{card.layout}`, written from {card.source}.",
+        "## Load it\n\n```python\n" + card.code + "\n```",
+        "## What it is\n\n" + _table(("", ""), card.facts),
+        "## Base, data and licence\n\n" + _table(("", ""), _origin(card)),
+    ]
+    if card.recipe:
+        parts.append("## Recipe\n\n" + _table(("setting", "value"), card.recipe))
+    scores = _table(("score", "value"), card.scores) if card.scores else "None were recorded."
+    parts += ["## Scores\n\n" + scores, "## Check\n\n" + card.check]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(card: Card) -> str:
+    # JSON is YAML, so quoting is right whatever a name holds.
+    header = {
+        "license": card.licence or "unknown",
+        "library_name": _LIBRARY.get(card.layout, card.layout),
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "negation"],
+    }
+    if card.layout == "diffusers":
+        header["pipeline_tag"] = "text-to-image"
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", card.base_model):
+        header["base_model"] = card.base_model
+    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _origin(card: Card) -> dict[str, str]:
+    return {
+        "base model": card.base_model or _UNKNOWN,
+        "licence of the weights": card.licence or _UNKNOWN,
+        "training data": str(card.recipe.get("data.pairs") or "none: the weights were converted"),
+        "licence of the data": _UNKNOWN if card.recipe else "none: the weights were converted",
+    }
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def recipe_of_run(workdir: Path) -> dict[str, Any]:
+    """Settings of a run that decide what was learned, and the revision of the code."""
+    path = workdir / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    recipe = {key: _at(config, key) for key in _RECIPE}
+    environment = workdir / "environment.json"
+    if environment.is_file():
+        recipe["git_revision"] = read_json(environment).get("git_revision")
+    return {key: value for key, value in recipe.items() if value is not None}
+
+
+def base_of_run(workdir: Path) -> str:
+    """Name of the checkpoint that a run started from; empty where it is not written down."""
+    path = workdir / "config.json"
+    return (_at(read_json(path), "model.checkpoint") if path.is_file() else None) or ""
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def scores_of_run(workdir: Path, step: int) -> dict[str, str]:
+    """What the run's evaluators measured at a step, {name: value}."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row.get("step") == step:
+            found |= {f"{k} (step {step})": f"{v:.4g}" for k, v in row.items() if "/" in k}
+    return found
+
+
+def scores_of_evaluation(path: Path) -> dict[str, str]:
+    """Headline numbers, with their intervals, of the `results.json` that `python -m evals` wrote.
+
+    Raises:
+      CheckpointError: no such file, or another one.
+    """
+    found = {}
+    try:
+        for benchmark, entry in read_json(path)["benchmarks"].items():
+            for row, measured in entry["rows"].items():
+                for metric, value in measured["metrics"].items():
+                    if value["headline"]:
+                        interval = f"({value['low']:.3f} to {value['high']:.3f})"
+                        found[f"{benchmark}, {metric}, {row}"] = f"{value['value']:.3f} {interval}"
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no results.json of `python -m evals`: {error}") from error
+    return found
+
+
+def licence_of(directory: Path | None) -> str:
+    """The licence that the header of a directory's card states; empty where it states none."""
+    for name in (BASE_CARD, CARD):
+        path = directory / name if directory else None
+        if path is not None and path.is_file():
+            content = path.read_text(encoding="utf-8", errors="replace")
+            header = content.split("\n---", 1)[0] if content.startswith("---") else ""
+            stated = re.search(r"^license:\s*[\"']?([\w.-]+)[\"']?\s*$", header, re.MULTILINE)
+            if stated and stated[1] != "unknown":
+                return stated[1]
+    return ""

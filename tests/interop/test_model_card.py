@@ -1,0 +1,103 @@
+"""The card of an export: a header that the Hub reads, and only what is known."""
+
+import dataclasses
+import json
+
+import huggingface_hub
+import pytest
+
+from negclip_jax.interop import model_card
+from negclip_jax.interop.files import CheckpointError
+
+CARD = model_card.Card(
+    title="b32",
+    layout="huggingface",
+    source="step 20 of runs/b32",
+    base_model="openai/clip-vit-base-patch32",
+    licence="mit",
+    facts={"activation": "quick_gelu (hidden_act in config.json)"},
+    recipe={"data.pairs": "a|b.json", "optim.lr": 1e-6},
+    scores={"val/loss (step 20)": "0.5"},
+    check="read back: equal",
+    code='model = CLIPModel.from_pretrained("b32")',
+)
+
+
+def test_the_hub_reads_the_header(tmp_path):
+    model_card.write(tmp_path, CARD)
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit" and card.data.library_name == "transformers"
+    assert card.data.base_model == "openai/clip-vit-base-patch32"
+    assert card.data.tags == ["clip", "negation"]
+    for words in (
+        "# b32\n",
+        '```python\nmodel = CLIPModel.from_pretrained("b32")\n```',
+        "| optim.lr | 1e-06 |",
+        "| data.pairs | a\\|b.json |",
+        "| training data | a\\|b.json |",
+        "| val/loss (step 20) | 0.5 |",
+        "read back: equal",
+    ):
+        assert words in card.content
+
+
+def test_what_is_not_known_is_said_so():
+    text = model_card.text(dataclasses.replace(CARD, base_model="", licence="", recipe={}))
+    assert 'license: "unknown"' in text and "base_model:" not in text
+    assert "| licence of the weights | not recorded; fill in before publishing |" in text
+    assert "| training data | none: the weights were converted |" in text
+    assert "## Recipe" not in text
+    local = model_card.text(dataclasses.replace(CARD, base_model="/data/my clip"))
+    assert "base_model:" not in local and "| base model | /data/my clip |" in local
+
+
+def test_the_header_is_quoted():
+    text = model_card.text(dataclasses.replace(CARD, licence='a"b: c'))
+    assert 'license: "a\\"b: c"' in text.split("---")[1]
+
+
+def test_the_bases_card_is_kept_once(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# CLIP\n")
+    assert model_card.licence_of(tmp_path) == "apache-2.0"
+    model_card.write(tmp_path, dataclasses.replace(CARD, licence=""))
+    model_card.write(tmp_path, dataclasses.replace(CARD, title="again", licence=""))
+    assert (tmp_path / "README.base.md").read_text().endswith("# CLIP\n")
+    assert "# again" in (tmp_path / "README.md").read_text()
+    assert model_card.licence_of(tmp_path) == "apache-2.0"
+
+
+def test_licences_that_are_none(tmp_path):
+    assert model_card.licence_of(None) == model_card.licence_of(tmp_path) == ""
+    (tmp_path / "README.md").write_text("# CLIP\nlicense: mit\n")
+    assert model_card.licence_of(tmp_path) == "", "only the header counts"
+    (tmp_path / "README.md").write_text('---\nlicense: "unknown"\n---\n')
+    assert model_card.licence_of(tmp_path) == ""
+
+
+def test_recipe_and_scores_of_a_real_run(finished_run):
+    recipe = model_card.recipe_of_run(finished_run.workdir)
+    assert recipe["train.total"] == "20 steps" and recipe["optim.lr"] == 1e-2
+    assert recipe["data.captions"] == "mix" and "git_revision" in recipe
+    assert model_card.base_of_run(finished_run.workdir).endswith("tiny")
+    scores = model_card.scores_of_run(finished_run.workdir, 20)
+    assert set(scores) >= {"val/loss (step 20)"}
+    assert all(float(value) >= 0 for value in scores.values())
+    assert model_card.scores_of_run(finished_run.workdir, 19) == {}
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    assert model_card.recipe_of_run(tmp_path) == {}
+    assert model_card.scores_of_run(tmp_path, 3) == {}
+    assert model_card.base_of_run(tmp_path) == ""
+
+
+def test_scores_of_an_evaluation(tmp_path):
+    value = {"value": 0.75, "low": 0.7, "high": 0.8}
+    metrics = {"accuracy": value | {"headline": True}, "strict": value | {"headline": False}}
+    content = {"benchmarks": {"valse": {"rows": {"tuned": {"metrics": metrics}}}}}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    found = model_card.scores_of_evaluation(tmp_path / "results.json")
+    assert found == {"valse, accuracy, tuned": "0.750 (0.700 to 0.800)"}
+    (tmp_path / "results.json").write_text('{"scores": 3}')
+    with pytest.raises(CheckpointError, match=r"is no results\.json of `python -m evals`"):
+        model_card.scores_of_evaluation(tmp_path / "results.json")
