@@ -67,7 +67,9 @@ ARROWS = [
     ("negclip_jax/runtime", ("negclip_jax.interop", "ml_collections", "optax", "flax"), ()),
     ("configs", ("negclip_jax", "data_gen", "evals", "bench", "quickstart", "jax", "numpy"), ()),
     ("data_gen", ("negclip_jax.training", "negclip_jax.models", "negclip_jax.runtime"), ()),
-    ("data_gen", ("bench", "quickstart", "configs", "evals", *JAX), ()),
+    ("data_gen", ("bench", "quickstart", "configs", "evals", "torch", "transformers"), ()),
+    ("data_gen", ("jax", "flax", "optax", "orbax"), ()),  # it runs on machines without them
+    ("data_gen", ("ml_collections",), ("settings.py",)),
     ("evals", ("negclip_jax.training", "bench", "quickstart", "configs"), ()),
     ("evals", ("data_gen",), ("both_polarity.py",)),  # how object names inflect
     ("launch.py", ("torch", "transformers", "quickstart", "bench", "data_gen"), ()),
