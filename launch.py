@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             process_id=runtime.process_id,
             num_processes=runtime.num_processes,
         )
-        state = train(config, workdir)
+        state = train(config, workdir, _benchmarks(config.eval, workdir))
     except InputError as error:
         console.fail(str(error))
         sys.exit(1)
@@ -60,6 +60,16 @@ def main(argv: list[str]) -> None:
         _say_how_to_continue(str(stopped))
         sys.exit(128 + stopped.signum)
     print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
+
+
+def _benchmarks(section, workdir: str) -> dict:
+    """Evaluators of `config.eval.benchmarks`; their files are read before anything is trained."""
+    if not section.benchmarks:
+        return {}
+    from evals import in_training
+
+    keys = ("benchmarks", "data", "allow_subset")
+    return in_training.configured(workdir=workdir, **{key: section[key] for key in keys})
 
 
 def _say_how_to_continue(what: str) -> None:

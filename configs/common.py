@@ -79,6 +79,9 @@ def base() -> ConfigDict:
         "1 epochs"  # validation loss and every evaluator; also before the first step
     )
     config.eval.batch_size = placeholder(int)  # pairs; None: train.batch_size
+    config.eval.benchmarks = ""  # names with commas between them, see python -m evals --help
+    config.eval.data = placeholder(str)  # folders with their files and photos, commas between
+    config.eval.allow_subset = False  # score the items whose photos are there
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = "1 epochs"

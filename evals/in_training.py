@@ -1,12 +1,13 @@
 """The same benchmarks as evaluators of the training loop.
 
-    train(config, workdir, evaluators=evaluators(["valse"], roots, cache=Path(workdir) / "evals"))
+    python launch.py ... --config.eval.benchmarks=valse,pope --config.eval.data=DIR
 
 Every evaluation logs the headline numbers as `bench/BENCHMARK/METRIC`, and `bench/BENCHMARK/error`
 (1 minus the first of them) as something whose smallest value is best, for `checkpoint.best`.
 Images are encoded once as long as the vision tower is frozen.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from evals.encode import Encoder
 from evals.images import DataRoots
 from evals.models import Model
 from evals.store import EmbeddingStore
+from negclip_jax.errors import InputError
 
 NAME = "bench"
 
@@ -41,6 +43,26 @@ def evaluators(
     return {NAME: lambda context: BenchmarkEvaluator(context, loaded, roots, cache)}
 
 
+def configured(
+    *, benchmarks: str, data: str | None, allow_subset: bool, workdir: str
+) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
+    """`evaluators` from the keys of the configuration's section `eval`.
+
+    Args:
+      benchmarks, data: names, and folders, with commas between them.
+      allow_subset: score the items whose photos are there.
+      workdir: of the run; the images' digests are kept in its folder `evals`.
+    """
+    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
+    if names and not data:
+        raise InputError(
+            "config.eval.benchmarks needs config.eval.data=DIR, with the published files and photos"
+        )
+    roots = DataRoots(tuple(Path(folder) for folder in data.split(",")) if data else ())
+    cache = Path(workdir).expanduser() / "evals"
+    return evaluators(names, roots, cache=cache, allow_subset=allow_subset)
+
+
 class BenchmarkEvaluator:
     """Scores parameters on benchmarks, with one store of image features over all evaluations."""
 
@@ -57,7 +79,8 @@ class BenchmarkEvaluator:
             name="training",
             config=module.config,
             params=params,
-            preprocess=context.preprocess,
+            # Training may resize faster; the numbers are to be those of the command.
+            preprocess=dataclasses.replace(context.preprocess, exact=True),
             tokenizer=context.tokenizer,
             dtype=module.dtype.name,
             facts={},

@@ -46,7 +46,7 @@ def given(monkeypatch) -> list:
     """Configurations that reach train(), which does nothing."""
     configs = []
 
-    def train(config, workdir):
+    def train(config, workdir, evaluators):
         configs.append((config.copy_and_resolve_references(), workdir))
         raise launch_end
 
@@ -109,7 +109,7 @@ def test_a_wrong_flag_is_a_sentence(run_launch, given, arguments, message):
 
 
 def test_bad_input_is_a_sentence(run_launch, monkeypatch):
-    def train(config, workdir):
+    def train(config, workdir, evaluators):
         raise InputError("config.data.pairs is not set: pass --config.data.pairs=...")
 
     monkeypatch.setattr(loop, "train", train)
@@ -123,7 +123,7 @@ def test_bad_input_is_a_sentence(run_launch, monkeypatch):
 
 
 def test_how_to_continue_after_a_signal(run_launch, monkeypatch):
-    def train(config, workdir):
+    def train(config, workdir, evaluators):
         raise Interrupted(signal.SIGTERM, 7)
 
     monkeypatch.setattr(loop, "train", train)
