@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface
+from negclip_jax.interop import readers
 from negclip_jax.models import clip
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -34,10 +34,11 @@ _BATCH = 64  # similarity() encodes this many at a time: 38 MB of 224-pixel imag
 def from_pretrained(
     path_or_hub_id: str | Path, *, dtype: DTypeLike = jnp.float32, crop: str = "openai"
 ) -> "PretrainedCLIP":
-    """Loads a Hugging Face CLIP: weights, tokenizer and preprocessing.
+    """Loads a CLIP of any layout: weights, tokenizer and preprocessing.
 
     Args:
-      path_or_hub_id: a local directory, or a repository of the Hugging Face Hub.
+      path_or_hub_id: what `interop.readers.read_any` reads: a directory or Hub name of Hugging
+        Face, a training run (`WORKDIR@STEP`), a file or directory of open_clip or OpenAI's clip.
       dtype: of the computation, float32 or bfloat16; parameters and features stay float32.
       crop: centre-crop convention, "openai" or "transformers", see `data.images`.
 
@@ -47,14 +48,13 @@ def from_pretrained(
     """
     if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
-    directory = huggingface.resolve(path_or_hub_id)
-    config = huggingface.read_config(directory)
-    preprocessor = Preprocessor.from_directory(
-        directory, crop=crop, default_size=config.vision.image_size
-    )
-    params = _to_device(huggingface.load_params(directory, config))
+    config, params, info = readers.read_any(path_or_hub_id)
+    preprocessor = dataclasses.replace(info.preprocessor, crop=crop)
     graphdef, _ = clip.abstract(config, dtype=dtype)
-    return PretrainedCLIP(directory, config, graphdef, params, preprocessor, jnp.dtype(dtype))
+    directory = info.tokenizer or info.base or info.path
+    return PretrainedCLIP(
+        directory, config, graphdef, _to_device(params), preprocessor, jnp.dtype(dtype)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +62,7 @@ class PretrainedCLIP:
     """A loaded model; made by `from_pretrained`.
 
     Attributes:
-      directory: where it was loaded from.
+      directory: where it was loaded from, with the tokenizer if there is one.
       config: sizes and numerics.
       graphdef: static half of the model: `nnx.merge(graphdef, params)` is the module.
       params: nested dict of float32 arrays, the tree of `models.clip.split`.

@@ -12,6 +12,7 @@ from PIL import Image
 from negclip_jax import CLIP
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.errors import InputError
+from negclip_jax.interop import huggingface, open_clip
 from negclip_jax.pretrained import from_pretrained
 
 
@@ -138,6 +139,16 @@ def test_bad_checkpoint_is_a_sentence(tiny_checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "siglip"}))
     with pytest.raises(InputError, match="siglip"):
         from_pretrained(tmp_path)
+
+
+def test_other_layouts_by_the_same_door(model, tiny_checkpoint, tiny_config, images, tmp_path):
+    """open_clip's directory, and its file alone with the tokenizer beside it."""
+    params = huggingface.load_params(tiny_checkpoint, tiny_config)
+    out = open_clip.save(tmp_path / "out", tiny_config, params, base=tiny_checkpoint)
+    expected = model.similarity(images, ["a dog", "no dog"])
+    for path in (out, out / "open_clip_model.safetensors"):
+        other = from_pretrained(path)
+        np.testing.assert_array_equal(other.similarity(images, ["a dog", "no dog"]), expected)
 
 
 def test_real_vocabulary(shared_data, tiny_checkpoint, tmp_path):
