@@ -5,7 +5,7 @@ import pytest
 from interop import tiny
 
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface, readers
+from negclip_jax.interop import huggingface, open_clip, openai, readers
 from negclip_jax.interop.readers import read_any
 from negclip_jax.training import checkpoint
 
@@ -89,3 +89,58 @@ def test_errors_are_sentences(path, ema, reason, directory, tmp_path):
 def test_a_directory_without_base_is_no_run(tmp_path):
     with pytest.raises(InputError, match="has no base/"):
         readers.read_workdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory, tiny_vocabulary):
+    """One model in OpenAI's and in open_clip's layout, in one folder each."""
+    folder = tmp_path_factory.mktemp("layouts")
+    model = tiny.torch_clip(tiny.OPENAI_TEXT, tiny.OPENAI_VISION)
+    config, params = tiny.load(tiny.saved(folder / "hf", model))
+    openai.save(folder / "openai", config, params, tokenizer=tiny_vocabulary)
+    open_clip.save(folder / "open_clip", config, params, tokenizer=tiny_vocabulary)
+    return folder
+
+
+def test_directories_of_other_layouts(layouts):
+    for name in ("openai", "open_clip"):
+        config, params, info = read_any(layouts / name)
+        assert config == read_any(layouts / "hf")[0]
+        tiny.assert_equal_params(params, read_any(layouts / "hf")[1])
+        assert (info.layout, info.tokenizer, info.base) == (name, layouts / name, layouts / name)
+
+
+def test_a_directory_with_several_layouts_is_read_as_transformers_reads_it(layouts, tmp_path):
+    """LAION's repositories hold both."""
+    for source in ("open_clip", "hf"):
+        for path in (layouts / source).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert read_any(tmp_path)[2].layout == "huggingface"
+    info = read_any(tmp_path / "open_clip_model.safetensors")[2]
+    assert info.layout == "open_clip" and info.activation_source.endswith("open_clip_config.json")
+
+
+def test_files_that_need_a_word_of_the_person(layouts, tmp_path):
+    with pytest.raises(InputError, match=r"is read with its config\.json: give"):
+        read_any(layouts / "hf" / "model.safetensors")
+    weights = layouts / "openai" / "model.pt"
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(weights.read_bytes())
+    with pytest.raises(InputError, match=r"several checkpoints \(a\.pt, b\.pt\): give one"):
+        read_any(tmp_path)
+    assert read_any(tmp_path / "a.pt")[2].layout == "openai"
+    (tmp_path / "b.pt").unlink()
+    assert read_any(tmp_path)[2].path == tmp_path / "a.pt"
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"notes\.txt is no weight file"):
+        read_any(tmp_path / "notes.txt")
+
+
+def test_safetensors_alone_do_not_say_their_activation(layouts, tmp_path):
+    """OpenAI never released safetensors, so nothing can be assumed of them."""
+    weights = layouts / "open_clip" / "open_clip_model.safetensors"
+    (tmp_path / "x.safetensors").write_bytes(weights.read_bytes())
+    with pytest.raises(InputError, match="does not say its activation"):
+        read_any(tmp_path / "x.safetensors")
+    config, _, info = read_any(tmp_path / "x.safetensors", activation="quick_gelu")
+    assert config.text.hidden_act == "quick_gelu" and info.activation_source == "given"
