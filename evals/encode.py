@@ -87,6 +87,11 @@ class Encoder:
         """How many images and how many texts are still to encode."""
         return self._images.pending, self._texts.pending
 
+    @property
+    def distinct(self) -> tuple[int, int]:
+        """How many images and texts there are that differ in bytes and in token ids."""
+        return self._images.distinct, self._texts.distinct
+
     def features(
         self, images: Sequence[ImageRef], texts: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +126,7 @@ class _Tower:
         self._resources, self._bar = contextlib.ExitStack(), None
         by_key = {key: item for item, key in reversed(inputs.keys.items())}
         order = list(dict.fromkeys(inputs.keys.values()))
+        self.distinct = len(order)
         _take_from_main(store, order)
         self._left = [by_key[key] for key in order if key not in store]
         self._place = {inputs.keys[item]: i for i, item in enumerate(self._left)}

@@ -103,7 +103,7 @@ def load(
     facts = {
         "weights": f"{info.label} ({info.layout})",
         "training": _training(info),
-        "activation": f"{info.activation}, from {info.activation_source}",
+        "activation": f"{info.activation} ({info.activation_source})",
         "pooling": f"state at {info.pooling}",
         "preprocessing": f"{describe_preprocessing(preprocess)}; from {info.preprocessor_source}",
         "precision": _PRECISION[dtype],
@@ -154,8 +154,9 @@ def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Prepr
         raise InputError(
             f"{info.label}: these are OpenAI's weights, which were trained with quick_gelu, and "
             f"they would be read with {info.activation} ({info.activation_source}): every score "
-            'would be wrong by a few points. Set hidden_act to "quick_gelu" in both towers '
-            "(open_clip: a model name that ends in -quickgelu)"
+            "would be a little wrong. Read them with quick_gelu (config.json: hidden_act in both "
+            "towers; open_clip: a model name that ends in -quickgelu). Weights of LAION in "
+            "OpenAI's layout need their open_clip_config.json beside them"
         )
     if preprocess.size != config.vision.image_size:
         raise InputError(

@@ -124,12 +124,20 @@ def _score(
     images = [ref for _, problem in loaded.values() for ref in problem.images]
     texts = [text for _, problem in loaded.values() for text in problem.texts]
     encoder = Encoder(model, images, texts, roots, cache=cache)
-    pending = encoder.pending
-    logging.info(
-        "%s: %s of %s images and %s of %s texts to encode",
-        *(model.name, f"{pending[0]:,}", f"{len(set(images)):,}"),
-        *(f"{pending[1]:,}", f"{len(set(texts)):,}"),
-    )
+    left = [
+        f"{pending:,} of {distinct:,} {what}"
+        for pending, distinct, what in zip(
+            encoder.pending, encoder.distinct, ("images", "texts"), strict=True
+        )
+    ]
+    logging.info("%s: %s to encode", model.name, " and ".join(left))
+    if encoder.truncated:
+        logging.warning(
+            "%s: %s texts are longer than the %d tokens that the model reads; their ends are cut, "
+            "the first of them %r",
+            *(model.name, f"{len(encoder.truncated):,}"),
+            *(model.config.text.context_length, encoder.truncated[0]),
+        )
     try:
         for name, (_, problem) in loaded.items():
             try:

@@ -97,7 +97,7 @@ def test_equal_items_are_encoded_once(tiny_model, photos, tmp_path, one_device_m
     texts = ["A Cat", "a cat", "a  cat", "a dog", "a cat"]  # the tokenizer lower-cases
     refs = [photos.refs[0]] * 3
     found = encoder(tiny_model, photos, tmp_path, images=refs, texts=texts)
-    assert found.pending == (1, 2)
+    assert found.pending == found.distinct == (1, 2)
     rows = found.features(refs, texts)[1]
     np.testing.assert_array_equal(rows[[0, 1, 2]], rows[[4, 4, 4]])
 

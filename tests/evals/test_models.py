@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from evals import models
 from negclip_jax.errors import InputError
-from negclip_jax.interop import huggingface, readers
+from negclip_jax.interop import huggingface, open_clip, openai, readers
+from negclip_jax.models import clip
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def checkpoint(tiny_checkpoint, tmp_path):
 def test_the_facts_that_numbers_depend_on(tiny_model, tiny_checkpoint):
     facts = tiny_model.facts
     assert facts["weights"] == f"{tiny_checkpoint} (huggingface)"
-    assert facts["activation"].startswith("quick_gelu, from hidden_act in")
+    assert facts["activation"].startswith("quick_gelu (hidden_act in")
     assert facts["pooling"] == "state at the first token with id 599"
     assert "shortest side to 32 px by Pillow's bicubic" in facts["preprocessing"]
     assert "centre crop of 32 px (openai rounding), CLIP's mean and std" in facts["preprocessing"]
@@ -112,6 +114,40 @@ def test_an_openai_file_read_with_gelu_is_refused(tiny_config, tiny_checkpoint):
     openai = dataclasses.replace(info, layout="openai", base=None, label="ViT-B-32.pt")
     with pytest.raises(InputError, match="these are OpenAI's weights"):
         models.check_arithmetic(config, openai, info.preprocessor)
+
+
+@pytest.fixture(scope="module")
+def openai_like(tiny_vocabulary):
+    """Configuration and random weights of a model that OpenAI's code can run."""
+    sizes = {"width": 64, "layers": 1, "heads": 1, "mlp_width": 256}
+    text = clip.TextConfig(**sizes, vocab_size=600, context_length=24, eos_token_id=599)
+    vision = clip.VisionConfig(**sizes, image_size=32, patch_size=16)
+    config = clip.CLIPConfig(text=text, vision=vision, projection_dim=64)
+    return config, clip.split(clip.CLIP(config, rngs=nnx.Rngs(0)))[1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [(openai, "model.pt"), (open_clip, ""), (open_clip, "open_clip_model.safetensors")],
+)
+def test_files_of_other_libraries_are_the_same_model(
+    openai_like, layout, file, tiny_vocabulary, tmp_path
+):
+    plain = huggingface.save(tmp_path / "hf", *openai_like, tokenizer=tiny_vocabulary)
+    other = layout.save(tmp_path / "other", *openai_like, tokenizer=tiny_vocabulary)
+    expected, found = models.load(str(plain)), models.load(str(other / file))
+    assert found.fingerprints == expected.fingerprints
+    assert found.facts["activation"].startswith("quick_gelu")
+
+
+def test_a_bare_file_of_openai(openai_like, tiny_vocabulary, tmp_path):
+    saved = openai.save(tmp_path / "x", *openai_like, tokenizer=tiny_vocabulary)
+    shutil.copy(saved / "model.pt", tmp_path / "ViT-B-32.pt")
+    path, tokenizer = str(tmp_path / "ViT-B-32.pt"), str(tiny_vocabulary)
+    model = models.load(path, tokenizer=tokenizer)
+    assert "quick_gelu (assumed" in model.facts["activation"]
+    with pytest.raises(InputError, match=r"ViT-B-32\.pt: these are OpenAI's weights"):
+        models.load(path, tokenizer=tokenizer, activation="gelu")
 
 
 def test_towers_of_two_activations_are_refused(checkpoint):
