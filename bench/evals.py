@@ -1,0 +1,119 @@
+"""What an evaluation costs beyond encoding: the whole command against encoding alone.
+
+    python -m bench.evals --data=DIR --tokenizer=DIR --json=runs/bench/evals.json
+
+Encoding alone means: load a random model, compile, encode each distinct image and text of all
+benchmarks whose files are there, once, with nothing kept. The command does the same and finds the
+files, keeps embeddings, scores, resamples, and writes results, predictions and the report.
+"""
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bench import material, tables
+from evals import models, runner
+from evals.__main__ import main as evaluate
+from evals.encode import Encoder
+from evals.images import DataRoots
+from negclip_jax.errors import InputError
+
+
+def encode_once(
+    checkpoint: Path, roots: DataRoots, loaded: runner.Loaded, scratch: Path
+) -> dict[str, Any]:
+    """Seconds to load the model and encode, and how many images and texts there were."""
+    images = [ref for _, problem in loaded.values() for ref in problem.images]
+    texts = [text for _, problem in loaded.values() for text in problem.texts]
+    start = time.perf_counter()
+    model = models.load(str(checkpoint))
+    encoder = Encoder(model, images, texts, roots, cache=scratch / "digests", in_memory={})
+    encoder.features(images, texts)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "images": encoder.distinct[0],
+        "texts": encoder.distinct[1],
+        "benchmarks": len(loaded),
+    }
+
+
+def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
+    """Seconds of `python -m evals` in this process, whose compiled programs it does not share."""
+    jax.clear_caches()
+    flags = [*(f"--data={folder}" for folder in data), f"--out={out}", "--allow-subset"]
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = evaluate([f"--model={checkpoint}", *flags])
+    seconds = time.perf_counter() - start
+    if status:
+        raise InputError(f"the evaluation failed with status {status}")
+    return seconds
+
+
+def measure(arch: str, data: Sequence[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]:
+    """Encoding alone, the command, and the command again with all embeddings kept."""
+    checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(data))
+    loaded = runner.load_problems([runner.AVAILABLE], roots, allow_subset=True)
+    material.random_checkpoint(checkpoint, arch, tokenizer=tokenizer)
+    encoding = encode_once(checkpoint, roots, loaded, scratch)
+    command = whole_command(checkpoint, data, out)
+    again = whole_command(checkpoint, data, out)
+    return {
+        "arch": arch,
+        "encoding": encoding,
+        "command_seconds": command,
+        "ratio": command / encoding["seconds"],
+        "again_seconds": again,
+        "machine": tables.machine(),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """What a person reads."""
+    encoding = result["encoding"]
+    what = f"{encoding['images']:,} images, {encoding['texts']:,} texts"
+    rows = [
+        [f"encoding alone ({what})", f"{encoding['seconds']:.1f} s", ""],
+        [
+            f"python -m evals, {encoding['benchmarks']} benchmarks",
+            f"{result['command_seconds']:.1f} s",
+            f"{result['ratio']:.2f} x",
+        ],
+        ["the same command again", f"{result['again_seconds']:.1f} s", ""],
+    ]
+    title = f"{result['arch']}; {tables.describe(result['machine'])}"
+    return f"{title}\n\n{tables.markdown(['evaluation', 'seconds', 'ratio'], rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.evals",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", action="append", type=Path, required=True, help="as for python -m evals")
+    add("--tokenizer", type=Path, required=True, help="folder of vocab.json and merges.txt")
+    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+    add("--json", type=Path, help="where to write all figures")
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+            result = measure(args.arch, args.data, args.tokenizer, Path(scratch))
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"bench.evals: {error}")
+    tables.write_json(args.json, result)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
