@@ -167,10 +167,8 @@ class LoopbackServer:
     def _text(self, body: dict[str, Any]) -> tuple[str, str]:
         """The answer and the stage that asked."""
         text, photo = last_turn(body)
-        if self._choice and body.get("structured_outputs"):
-            options = body["structured_outputs"]["choice"]
-            if photo is None:
-                return options[0], "probe"
+        if self._choice and photo is None and "structured_outputs" in body:
+            return body["structured_outputs"]["choice"][0], "probe"
         if photo is not None:
             return self._look(text, self._shows.get(_digest(photo), frozenset()))
         if "Say hello" in text or "in this image" in text:

@@ -64,6 +64,11 @@ def base() -> ConfigDict:
     config.max_rejects = 0.05  # share of captions that ingest may refuse
     config.shard_images = 500  # images a part of each table; what a lost worker costs
 
+    _stages(config)
+    return config
+
+
+def _stages(config: ConfigDict) -> None:
     config.propose = ConfigDict()
     config.propose.by = "auto"  # "llm", "cooccurrence", "random", "file"; auto: llm if there is one
     config.propose.per = "image"  # "caption": one object for each caption, from that caption alone
@@ -75,8 +80,9 @@ def base() -> ConfigDict:
     config.verify = ConfigDict()
     config.verify.by = "auto"  # "mllm", "instances"; auto: mllm if there is one
     # "logprobs", "choice", "text": one question a call, by the best that the server can.
-    # "multi": all questions about an image in one call. "substring": the published rule, by which
-    # every answer without "yes" is an absence.
+    # "multi": all questions about an image in one call; auto where neither probabilities nor a
+    # prefix cache are seen. "substring": the published rule, by which every answer without "yes"
+    # is an absence.
     config.verify.method = "auto"
     config.verify.absent_at = 0.8  # p_no / (p_yes + p_no) from which an object is absent
     config.verify.present_at = 0.5  # p_yes / (p_yes + p_no) from which it is present
@@ -114,7 +120,6 @@ def base() -> ConfigDict:
     config.prices.llm_output = 0.0
     config.prices.mllm_input = 0.0
     config.prices.mllm_output = 0.0
-    return config
 
 
 def _frugal(config: ConfigDict) -> None:

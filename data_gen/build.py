@@ -192,7 +192,7 @@ def build_verifier(
     thresholds = verify.Thresholds(settings.absent_at, settings.present_at, settings.mass)
     method = verify.method_for(settings.method, can)
     # What a joint answer leaves open is asked alone, by the best way that the server knows.
-    alone = verify.method_for("auto", can) if method == "multi" else method
+    alone = verify.single_method(can) if method == "multi" else method
     verifier = verify.ModelVerifier(
         models.mllm, can, prompts["verify"], thresholds, alone, settings.max_tokens
     )

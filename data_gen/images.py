@@ -99,10 +99,7 @@ def encode(data: bytes, name: str, long_side: int) -> Photo:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
-                raise PhotoError(
-                    "image_too_large",
-                    f"{name} has {image.width} x {image.height} pixels, more than 100 million",
-                )
+                raise Image.DecompressionBombError
             if getattr(image, "n_frames", 1) > 1:
                 raise PhotoError("image_animated", f"{name} is an animation")
             as_it_is = _fits_as_it_is(image, long_side)
@@ -112,6 +109,9 @@ def encode(data: bytes, name: str, long_side: int) -> Photo:
             turned.load()
     except PhotoError:
         raise
+    except Image.DecompressionBombError:
+        detail = f"{name} has more than {MAX_PIXELS // 10**6} million pixels"
+        raise PhotoError("image_too_large", detail) from None
     except Exception as error:  # Pillow's plug-ins raise whatever they meet in damaged files
         raise PhotoError("image_undecodable", f"{name} cannot be decoded ({error})") from None
     if as_it_is:

@@ -189,5 +189,5 @@ def table(out: Path, name: str) -> list[dict]:
 
 
 def tables(out: Path) -> dict[str, bytes]:
-    """Every Parquet file of a run by its name."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.parquet"))}
+    """Every Parquet file of a run's tables by its name."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.glob("*/part-*.parquet")}

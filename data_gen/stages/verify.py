@@ -55,9 +55,18 @@ def question_of(candidate: Candidate) -> str:
 
 
 def method_for(wished: str, can: Capabilities) -> str:
-    """The method of a run: the wished one, or the best that the server was seen to support."""
+    """The method of a run: the wished one, or the best that the server was seen to support.
+
+    Where only text can be read and no prefix is kept, one look at the photo answers all.
+    """
     if wished != "auto":
         return wished
+    single = single_method(can)
+    return "multi" if single == "text" and not can.prefix_cache else single
+
+
+def single_method(can: Capabilities) -> str:
+    """The best way to ask one question."""
     return "logprobs" if can.logprobs else "choice" if can.choice else "text"
 
 

@@ -77,16 +77,22 @@ def test_passing_faults_change_nothing(scene, tmp_path):
         assert table(tmp_path / "calm", name) == table(tmp_path / "shaken", name)
 
 
-@pytest.mark.parametrize("server", [{}, {"logprobs": False}, {"prefix_cache": True}])
-@pytest.mark.parametrize("variant", ["per_image", "frugal"])
-def test_every_way_to_verify_agrees(scene, tmp_path, server, variant):
+@pytest.mark.parametrize(
+    ("server", "variant", "method"),
+    [
+        ({}, "per_image", "logprobs"),
+        ({"logprobs": False, "choice": True}, "per_image", "choice"),
+        ({"logprobs": False, "prefix_cache": True}, "per_image", "text"),
+        ({"logprobs": False}, "per_image", "multi"),
+        ({}, "frugal", "multi"),
+    ],
+)
+def test_every_way_to_verify_agrees(scene, tmp_path, server, variant, method):
     served = run(scene, tmp_path / "run", f"--config=:{variant}", **server)
     assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
-    methods = {row["method"] for row in table(tmp_path / "run", "verdicts")}
-    single = "text" if server.get("logprobs") is False else "logprobs"
-    assert methods == ({"multi"} if variant == "frugal" else {single})
+    assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {method}
     verify = served.counts.by_stage["verify"]
-    assert verify < 3 * IMAGES if variant == "frugal" else verify >= 6 * IMAGES
+    assert verify <= IMAGES + 2 if method == "multi" else verify >= 6 * IMAGES
 
 
 @pytest.mark.parametrize("words", ["prose", "refusal", "nothing"])

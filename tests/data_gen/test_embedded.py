@@ -1,0 +1,121 @@
+"""Without any model: real COCO captions, photos and boxes into pairs that training reads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from fault_server import table, tables
+
+from data_gen.annotations import InstanceVerifier
+from data_gen.cli import main
+from negclip_jax.data.pairs import read_pairs
+
+IMAGES = 341
+
+
+def command(data, out, *more):
+    return [
+        "run",
+        f"--captions={data}/coco/captions.json",
+        f"--images={data}/coco/photos",
+        f"--instances={data}/coco/instances.json",
+        f"--out={out}",
+        "--config.shard_images=100",
+        f"--config.check.tokenizer={data}/clip_tokenizer",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(shared_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("embedded") / "run"
+    assert main(command(shared_data, out)) == 0
+    return out
+
+
+def test_pairs_are_true_of_the_photos_and_training_reads_them(shared_data, finished, capsys):
+    assert main(["export", f"--out={finished}"]) == 0
+    assert "python launch.py" in capsys.readouterr().out
+    pairs = read_pairs(finished / "export" / "pairs.json")
+    boxes = InstanceVerifier(shared_data / "coco" / "instances.json")
+    assert len(pairs) > 3 * IMAGES
+    for pair in pairs:
+        assert pair.object not in boxes.present[pair.image_id]
+        assert (shared_data / "coco" / "photos" / pair.image).is_file()
+    assert sum(bool(pair.foils) for pair in pairs) > 0.95 * len(pairs)
+    assert len({pair.negated for pair in pairs}) > 0.99 * len(pairs)
+
+
+def test_the_grammar_has_many_cues_and_positions(finished):
+    rows = [row for row in table(finished, "pairs") if row["accepted"]]
+    assert len({row["cue"] for row in rows}) >= 6
+    assert {row["cue_position"] for row in rows} >= {"before", "after"}
+    assert all(row["rewriter"].startswith("template:") for row in rows)
+    assert all(row["clip_tokens"] <= 77 for row in rows)
+    assert {row["method"] for row in table(finished, "verdicts")} == {"instances"}
+
+
+def test_the_same_command_writes_the_same_bytes(shared_data, finished, tmp_path):
+    assert main(command(shared_data, tmp_path / "again", "--config.engine.window=3")) == 0
+    assert tables(tmp_path / "again") == tables(finished)
+    assert main(command(shared_data, tmp_path / "other", "--seed=1")) == 0
+    assert tables(tmp_path / "other") != tables(finished)
+
+
+def test_missing_and_broken_photos_are_rejects(shared_data, tmp_path):
+    (tmp_path / "photos" / "val2017").mkdir(parents=True)
+    content = json.loads((shared_data / "coco" / "captions.json").read_text())
+    names = sorted((i["id"], i["file_name"]) for i in content["images"])[:3]
+    source = shared_data / "coco" / "photos"
+    for _, name in names[:2]:
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes((source / name).read_bytes())
+    broken = tmp_path / "photos" / names[1][1]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    more = (f"--images={tmp_path / 'photos'}", "--limit=3")
+    assert main(command(shared_data, tmp_path / "run", *more)) == 0
+    codes = {row["file_name"]: row["code"] for row in table(tmp_path / "run", "rejects")}
+    assert codes == {names[1][1]: "image_undecodable", names[2][1]: "image_missing"}
+    assert {row["file_name"] for row in table(tmp_path / "run", "pairs")} == {names[0][1]}
+
+
+def test_no_jax_is_needed(shared_data, tmp_path):
+    program = (
+        "import sys\n"
+        "for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'torch', 'transformers'):\n"
+        "    sys.modules[name] = None\n"  # an import of it fails
+        "from data_gen.cli import main\n"
+        "sys.exit(main(sys.argv[1:]) or main(['export', sys.argv[5]]))\n"
+    )
+    arguments = command(shared_data, tmp_path / "run", "--limit=5")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_pairs(tmp_path / "run" / "export" / "pairs.parquet")
+
+
+def test_questions_of_vqa_without_a_model(shared_data, tmp_path):
+    content = json.loads((shared_data / "coco" / "captions.json").read_text())
+    image = min(content["images"], key=lambda i: i["id"])["id"]
+    asked = ["Is the man wearing a hat?", "Is it raining?", "Is there a bus?", "What is it?"]
+    said = [("no", 10), ("no", 9), ("no", 5), ("a cat", 10)]
+    questions = [
+        {"question_id": i, "image_id": image, "question": text} for i, text in enumerate(asked)
+    ]
+    answers = [
+        {"question_id": i, "answers": [{"answer": word}] * n + [{"answer": "yes"}] * (10 - n)}
+        for i, (word, n) in enumerate(said)
+    ]
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
+    out = tmp_path / "run"
+    more = ("--pipeline=vqa", f"--questions={tmp_path}/q.json", f"--answers={tmp_path}/a.json")
+    assert main(command(shared_data, out, *more)) == 0
+    rows = [row for row in table(out, "pairs") if row["accepted"]]
+    assert {row["question"] for row in rows} == set(asked[:2])
+    assert {row["object"] for row in rows} == {"hat", "raining"}
+    assert all(
+        "n" in row["cue"] and row["caption"].rstrip(".") in row["negated_caption"] for row in rows
+    )

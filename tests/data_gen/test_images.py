@@ -1,0 +1,112 @@
+"""Photos of every kind: sent, converted, or refused with a code."""
+
+import io
+import os
+import zlib
+
+import numpy as np
+import pytest
+from fault_server import photo
+from PIL import Image
+
+from data_gen.errors import InputError
+from data_gen.images import PhotoError, PhotoFolder, encode
+
+
+def save(image: Image.Image, form: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def gradient(mode: str, size=(60, 40)) -> Image.Image:
+    return Image.radial_gradient("L").resize(size).convert(mode)
+
+
+def test_a_small_jpeg_is_sent_as_it_is():
+    data = photo(0)
+    sent = encode(data, "a.jpg", 672)
+    assert sent.data == data and (sent.width, sent.height, sent.encoding) == (48, 40, "file")
+    assert sent.data_url.startswith(b"data:image/jpeg;base64,/9j/")
+
+
+def test_a_large_photo_is_made_smaller():
+    sent = encode(save(gradient("RGB", (1600, 900)), "JPEG"), "a.jpg", 672)
+    assert (sent.width, sent.height) == (1600, 900)
+    assert Image.open(io.BytesIO(sent.data)).size == (672, 378)
+    assert sent.encoding == "jpeg90-672"
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("CMYK", "JPEG"), ("L", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG")],
+)
+def test_other_modes_become_rgb(mode, form):
+    sent = Image.open(io.BytesIO(encode(save(gradient(mode), form), "a", 672).data))
+    assert (sent.format, sent.mode, sent.size) == ("JPEG", "RGB", (60, 40))
+
+
+def test_16_bits_are_scaled_and_transparency_is_white():
+    deep = Image.fromarray(np.full((20, 20), 32768, np.uint16))
+    middle = Image.open(io.BytesIO(encode(save(deep, "PNG"), "a", 672).data)).getpixel((5, 5))
+    assert all(abs(value - 128) < 3 for value in middle)
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    sent = Image.open(io.BytesIO(encode(save(clear, "PNG"), "a", 672).data))
+    assert min(sent.getpixel((5, 5))) > 250
+
+
+def test_exif_rotation_is_applied():
+    image = gradient("RGB")
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    sent = encode(save(image, "JPEG", exif=exif.tobytes()), "a.jpg", 672)
+    assert (sent.width, sent.height) == (40, 60)
+    assert Image.open(io.BytesIO(sent.data)).size == (40, 60)
+
+
+def huge_png() -> bytes:
+    """The header of a PNG with 20,000 x 20,000 pixels, and nothing more."""
+    data = bytearray(save(Image.new("1", (1, 1)), "PNG"))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    return bytes(data)
+
+
+UNUSABLE = {
+    "no image": (b"no image", "image_undecodable"),
+    "cut": (photo(0)[:300], "image_undecodable"),
+    "huge": (huge_png(), "image_too_large"),
+    "animated": (
+        save(gradient("P"), "GIF", save_all=True, append_images=[Image.new("P", (60, 40))]),
+        "image_animated",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_cannot_be_used(kind):
+    data, code = UNUSABLE[kind]
+    with pytest.raises(PhotoError) as caught:
+        encode(data, "a.jpg", 672)
+    assert caught.value.code == code and "a.jpg" in str(caught.value)
+
+
+def test_a_folder_and_its_borders(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "a.jpg").write_bytes(photo(0))
+    (root / "empty.jpg").write_bytes(b"")
+    (tmp_path / "secret.jpg").write_bytes(photo(1))
+    os.symlink(tmp_path / "secret.jpg", root / "link.jpg")
+    folder = PhotoFolder(root, 672)
+    assert folder.load("a.jpg").width == 48
+    codes = {}
+    for name in ("none.jpg", "empty.jpg", "link.jpg", "../secret.jpg", "/etc/hosts", "a\0b"):
+        with pytest.raises(PhotoError) as caught:
+            folder.load(name)
+        codes[name] = caught.value.code
+    assert codes.pop("none.jpg") == "image_missing"
+    assert codes.pop("empty.jpg") == "image_empty"
+    assert set(codes.values()) == {"image_outside"}
+    with pytest.raises(InputError, match="does not exist; give --images=DIR"):
+        PhotoFolder(tmp_path / "none", 672)
