@@ -12,6 +12,7 @@ with as many captions as COCO's train2014.
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from data_gen import settings
 from data_gen.engines.base import ChatRequest
 from data_gen.engines.openai import OpenAIEngine
 from data_gen.engines.transport import TransportSettings
+from data_gen.errors import InputError
 from data_gen.generate import run
 from data_gen.images import Photo
 from data_gen.manifest import counts
@@ -77,12 +79,7 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
     """Calls, tokens and seconds of one variant; the published order of calls is sequential."""
     sequential = variant == "per_caption"
     with LoopbackServer(shows, POOL, latency=latency, prefix_cache=prefix_cache) as server:
-        changes = {
-            "input.captions": str(folder / "captions.json"),
-            "input.images": str(folder / "photos"),
-            "llm.url": server.url,
-            "mllm.url": server.url,
-        }
+        changes = _inputs(folder) | {"llm.url": server.url, "mllm.url": server.url}
         if sequential:
             changes |= {"engine.concurrency": "1", "engine.window": "1"}
         config = settings.load(f":{variant}", changes)
@@ -105,54 +102,86 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
     }
 
 
-def client(calls: int, kilobytes: int) -> dict[str, float]:
-    """CPU milliseconds of this process a call, 256 in flight; `kilobytes` of photo, 0 for text."""
+@contextlib.contextmanager
+def elsewhere(shows: dict[str, frozenset[str]], latency: float) -> Iterator[tuple[str, list]]:
+    """A server in another process: its URL, and a list that holds its counts after the block."""
     parent, child = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(child,), daemon=True)
+    process = context.Process(target=_serve, args=(child, shows, latency), daemon=True)
     process.start()
-    url = parent.recv()
+    counted: list = []
+    try:
+        yield parent.recv(), counted
+        parent.send(None)
+        counted.append(parent.recv())
+    finally:
+        process.terminate()
+        process.join(10)
+
+
+def _serve(pipe: Any, shows: dict[str, frozenset[str]], latency: float) -> None:
+    with LoopbackServer(shows, POOL, latency=latency, prefix_cache=True) as server:
+        pipe.send(server.url)
+        pipe.recv()
+        pipe.send({"calls": server.counts.calls, "in_flight": server.counts.peak})
+
+
+def client(calls: int, kilobytes: int) -> dict[str, float]:
+    """CPU milliseconds of this process a call, 256 in flight; `kilobytes` of photo, 0 for text."""
     photo = None
     if kilobytes:
         data = np.random.default_rng(0).bytes(kilobytes * 1024)
         photo = Photo("0" * 64, 640, 480, "file", data)
-    cpu, seconds, peak = asyncio.run(_ask(url, calls, photo))
-    parent.send(None)
-    process.join(10)
+    with elsewhere({}, 0.0) as (url, counted):
+        cpu, seconds = asyncio.run(_ask(url, calls, photo))
     return {
         "cpu_ms_per_call": 1000 * cpu / calls,
         "calls_per_second": calls / seconds,
-        "in_flight": peak,
+        "in_flight": counted[0]["in_flight"],
     }
 
 
-def _serve(pipe: Any) -> None:
-    with LoopbackServer({}, POOL) as server:
-        pipe.send(server.url)
-        pipe.recv()
-
-
-async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float, int]:
-    """CPU and wall seconds of `calls` requests, and how many were in flight at most."""
+async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float]:
+    """CPU and wall seconds of `calls` requests."""
     patience = TransportSettings(start_concurrency=256, concurrency=256)
     engine = OpenAIEngine([url], None, patience)
-    numbers, peak = iter(range(calls)), 0
+    numbers = iter(range(calls))
 
     async def work() -> None:
-        nonlocal peak
         for i in numbers:
             turns = (("user", f"Is there a dog number {i} in this image?"),)
             request = ChatRequest("verify", "loopback", turns, photo, max_tokens=1)
-            peak = max(peak, engine.transport.hosts[0].limit.in_flight)
             result = await engine.generate(request)
-            assert result.error is None, result
+            if result.error is not None:
+                raise InputError(f"the loopback server failed: {result.detail}")
 
     try:
         cpu, started = time.process_time(), time.perf_counter()
         await asyncio.gather(*(work() for _ in range(300)))
-        return time.process_time() - cpu, time.perf_counter() - started, peak
+        return time.process_time() - cpu, time.perf_counter() - started
     finally:
         await engine.close()
+
+
+def whole_run(folder: Path, shows: dict[str, frozenset[str]], latency: float) -> dict[str, float]:
+    """The same for a run with everything: decoding, rules, cache, tables."""
+    with elsewhere(shows, latency) as (url, counted), tempfile.TemporaryDirectory() as out:
+        changes = _inputs(folder) | {"llm.url": url, "mllm.url": url}
+        config = settings.load(None, changes)
+        cpu, started = time.process_time(), time.perf_counter()
+        run(config, Path(out), say=lambda line: None)
+        cpu, seconds = time.process_time() - cpu, time.perf_counter() - started
+    calls = counted[0]["calls"]
+    return {
+        "cpu_ms_per_call": 1000 * cpu / calls,
+        "calls_per_second": calls / seconds,
+        "in_flight": counted[0]["in_flight"],
+    }
+
+
+def _inputs(folder: Path) -> dict[str, str]:
+    captions, photos = folder / "captions.json", folder / "photos"
+    return {"input.captions": str(captions), "input.images": str(photos)}
 
 
 def ingest() -> dict[str, float]:
@@ -189,12 +218,18 @@ def measure(images: int, latency: float, calls: int) -> dict[str, Any]:
             cost(Path(folder) / "world", shows, variant, latency, prefix_cache=cached)
             for variant, cached in (*variants, ("frugal", False))
         ]
+        many = world(Path(folder) / "many", 10 * images)
+        whole = whole_run(Path(folder) / "many", many, latency)
     return {
         "machine": tables.machine(),
         "images": images,
         "latency_s": latency,
         "cost": costs,
-        "client": {"text": client(calls, 0), "photo of 120 KB": client(calls // 4, 120)},
+        "client": {
+            "text": client(calls, 0),
+            "photo of 120 KB": client(calls // 4, 120),
+            "whole run, tiny photos": whole,
+        },
         "ingest": ingest(),
     }
 

@@ -1,8 +1,9 @@
-"""The answers of a run, on disk within two seconds, found by the hash of their request.
+"""The answers of a run, soon on disk, found by the hash of their request.
 
-SQLite in WAL mode: a killed process loses what it had not committed, at most 256 answers or two
-seconds of them, and nothing else. Answers and permanent errors are kept; transient errors are not.
-The file is for one process on a local disk (WAL does not work over network file systems).
+SQLite in WAL mode: a killed process loses what it had not committed, at most 256 answers or, as
+the runner flushes four times a second, less than a second of them, and nothing else. Answers and
+permanent errors are kept; transient errors are not. The file is for one process on a local disk
+(WAL does not work over network file systems).
 """
 
 import json
@@ -15,7 +16,7 @@ from data_gen.engines.base import ChatRequest, ChatResult
 from data_gen.errors import InputError
 
 MODES = ("write", "read", "off")
-_COMMIT_ROWS, _COMMIT_SECONDS = 256, 2.0
+_COMMIT_ROWS = 256
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -39,7 +40,6 @@ class Cache:
             raise InputError(f"cache is {mode!r}; choose one of: {', '.join(MODES)}")
         self._mode, self._path = mode, path
         self._pending: dict[str, tuple] = {}
-        self._committed = time.monotonic()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -88,14 +88,8 @@ class Cache:
         if len(self._pending) >= _COMMIT_ROWS:
             self.flush()
 
-    def flush_if_due(self) -> None:
-        """Commits when the oldest uncommitted answer may be two seconds old."""
-        if time.monotonic() - self._committed > _COMMIT_SECONDS / 2:
-            self.flush()
-
     def flush(self) -> None:
         """Commits. Raises InputError where the disk does not take it; nothing committed is lost."""
-        self._committed = time.monotonic()
         if not self._pending:
             return
         rows = list(self._pending.values())

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from data_gen.settings import Settings, fingerprint
 from data_gen.shards import Shard
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
+from data_gen.work import ImageItem
 
 _DECODERS = 4  # threads that read and decode photos
+_LOOKED_FOR = 50  # photos, before anything is asked
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,19 @@ def prepare(config: Settings) -> Job:
                 f"{config.input.captions}: the two must be of the same split"
             )
     ingested = Ingested(images[: config.limit], ingested.rejects)
+    if config.input.images is not None:
+        _check_folder(config.input.images, ingested.images)
     return Job(config, roles, prompts, ingested, manifest.input_facts(config))
+
+
+def _check_folder(folder: str, images: Sequence[ImageItem]) -> None:
+    """Single photos may be missing; where none of the first is there, the folder is wrong."""
+    names = [image.file_name for image in images[:_LOOKED_FOR]]
+    if not any((Path(folder) / name).exists() for name in names):
+        raise InputError(
+            f"none of the first {len(names)} photos is in {folder} (for example {names[0]}); give "
+            "--images the folder that the file names start from"
+        )
 
 
 def run(

@@ -11,6 +11,8 @@ _JSON = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _POLITE = re.compile(
     r"^(sure|certainly|of course|okay|ok|well|the answer is|final answer|answer)[\s,:.!]*", re.I
 )
+_QUESTION = re.compile(r"^\s*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z-]+(?: [A-Za-z-]+)?")
 # "No, there is a dog" and "no, but I see one" are no absence; "no, there is no dog" is one.
 _TAKES_BACK = re.compile(r"\b(but|however|although)\b|\bthere (is|are) (?!no\b|not\b|none\b)")
 _REPEATS = re.compile(r"\s+(there (is|are) no|there (isn|aren)|it (is not|isn)|(he|she|they) )")
@@ -70,9 +72,10 @@ def _repaired(text: str) -> str:
 
 
 def string_list(text: str) -> list[str] | None:
-    """The strings of a JSON list, also one inside an object, or of a plain list of lines.
+    """The strings of a JSON list, also one inside an object, or of a plain list.
 
-    None where there is nothing of the kind.
+    Plain are bullets, numbers, lines that are questions, and a few short names with commas, since
+    models of all sizes are asked. None where there is nothing of the kind.
     """
     content = json_answer(text)
     if isinstance(content, dict):
@@ -80,7 +83,14 @@ def string_list(text: str) -> list[str] | None:
     if isinstance(content, list):
         return [item for item in content if isinstance(item, str)] or None
     bullets = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
-    return [item.strip() for item in bullets] or None
+    items = bullets or _QUESTION.findall(text) or _short_names(text)
+    return [item.strip() for item in items] or None
+
+
+def _short_names(text: str) -> list[str]:
+    """ "umbrella" or "dog, cat and kite", and nothing that looks like a sentence."""
+    items = re.split(r",\s*(?:and\s+)?|\s+and\s+|\n", text.strip().rstrip("."))
+    return items if all(_NAME.fullmatch(item.strip()) for item in items) else []
 
 
 def numbered(text: str, count: int) -> list[str | None] | None:

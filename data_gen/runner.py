@@ -8,9 +8,10 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data_gen import shards
 from data_gen.cache import Cache
@@ -20,10 +21,10 @@ from data_gen.shards import Shard
 from data_gen.work import ImageItem, Rows
 
 DRAIN_SECONDS = 30.0  # that images in work get after Ctrl-C
-_TICK = 0.5
+_TICK = 0.25  # seconds between two commits of the cache
 _REPORT_SECONDS = 5.0
 
-Process = Callable[[ImageItem], Awaitable[Rows]]
+Process = Callable[[ImageItem], Coroutine[Any, Any, Rows]]
 
 
 class Interrupted(Exception):
@@ -72,32 +73,30 @@ class LocalRunner:
 
     async def _all(self, todo: Sequence[Shard], disk: ThreadPoolExecutor) -> None:
         slots = asyncio.Semaphore(self._window)
-        finishing = []
         for shard in todo:
             tasks = []
             for image in shard.images:
-                await self._slot(slots)
+                await self._or_stop(slots.acquire())
                 if self._stopped:
-                    break
+                    return await self._end()
                 tasks.append(self._start(image, slots))
-            if self._stopped:
-                break
-            finishing.append(asyncio.ensure_future(self._finish(shard, tasks, disk)))
-            self._watch(finishing[-1])
-        await self._drain(finishing)
+            self._watch(asyncio.ensure_future(self._finish(shard, tasks, disk)))
+        if self._tasks:
+            await self._or_stop(asyncio.wait(set(self._tasks)))
+        await self._end()
 
     @property
     def _stopped(self) -> bool:
         return self._stop is not None or self._failure is not None
 
-    async def _slot(self, slots: asyncio.Semaphore) -> None:
-        """Waits for a place in the window, or for a reason to stop."""
-        place = asyncio.ensure_future(slots.acquire())
+    async def _or_stop(self, what: Coroutine) -> None:
+        """Waits for something, or for a reason to stop."""
+        task = asyncio.ensure_future(what)
         woken = asyncio.ensure_future(self._wake.wait())
-        await asyncio.wait((place, woken), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, woken), return_when=asyncio.FIRST_COMPLETED)
         woken.cancel()
-        if not place.done():
-            place.cancel()
+        if not task.done():
+            task.cancel()
 
     def _start(self, image: ImageItem, slots: asyncio.Semaphore) -> asyncio.Task:
         task = asyncio.ensure_future(self._process(image))
@@ -132,21 +131,16 @@ class LocalRunner:
             counts = await loop.run_in_executor(disk, shards.write, self._run, shard, parts)
             self.accepted += counts["accepted"]
 
-    async def _drain(self, finishing: Sequence[asyncio.Task]) -> None:
-        """Lets what is in work end: all of it, or after Ctrl-C what ends within 30 seconds."""
-        if not self._stopped:
-            gathered = asyncio.ensure_future(asyncio.wait(finishing)) if finishing else None
-            woken = asyncio.ensure_future(self._wake.wait())
-            waits = {woken} | ({gathered} if gathered else set())
-            if gathered:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            woken.cancel()
+    async def _end(self) -> None:
+        """After Ctrl-C lets what is in work end, 30 seconds at most; raises why the run stopped."""
         if self._stop is not None and self._failure is None and self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=DRAIN_SECONDS)
-        for task in list(self._tasks):
+            self._wake.clear()
+            await self._or_stop(asyncio.wait(set(self._tasks), timeout=DRAIN_SECONDS))
+        left = set(self._tasks)
+        for task in left:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=5)
+        if left:
+            await asyncio.wait(left, timeout=5)
         if self._failure is not None:
             raise self._failure
         if self._stop is not None:
@@ -167,7 +161,7 @@ class LocalRunner:
             await asyncio.sleep(_TICK)
             if self._cache is not None:
                 try:
-                    self._cache.flush_if_due()
+                    self._cache.flush()
                 except InputError as error:
                     self._failure = error
                     self._wake.set()

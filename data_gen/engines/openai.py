@@ -35,7 +35,7 @@ class OpenAIEngine:
     async def generate(self, request: ChatRequest) -> ChatResult:
         """Questions about one photo go to one server, whose cache then knows the photo."""
         affinity = request.photo.sha256 if request.photo else None
-        reply = await self.transport.post(PATH, body_of(request), affinity)
+        reply = await self.transport.post(PATH, lambda: body_of(request), affinity)
         return result_of(reply)
 
     async def models(self) -> Mapping[str, Any] | None:

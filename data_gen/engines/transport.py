@@ -11,7 +11,7 @@ import asyncio
 import email.utils
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -101,8 +101,15 @@ class Transport:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, path: str, body: bytes, affinity: str | None = None) -> Reply:
-        """Sends a JSON body. `affinity`: hexadecimal digits; equal ones go to the same server.
+    async def post(
+        self, path: str, body: Callable[[], bytes], affinity: str | None = None
+    ) -> Reply:
+        """Sends a JSON body.
+
+        Args:
+          path: below the server's URL.
+          body: makes the body when it is its turn: thousands may wait, each with a photo.
+          affinity: hexadecimal digits; equal ones go to the same server.
 
         Raises EndpointError where no request can succeed.
         """
@@ -187,11 +194,11 @@ class Transport:
             ready = min(host.ready_at for host in order)
             await asyncio.sleep(min(max(ready - now, 0.02), 1.0))
 
-    async def _once(self, host: Host, path: str, body: bytes) -> Mapping[str, Any]:
+    async def _once(self, host: Host, path: str, body: Callable[[], bytes]) -> Mapping[str, Any]:
         await host.limit.acquire()
         started = time.monotonic()
         try:
-            content = await self._answer(host, path, body)
+            content = await self._answer(host, path, body())
         except _Failed as failed:
             if failed.congested:
                 host.limit.congested(started)

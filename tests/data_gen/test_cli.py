@@ -34,7 +34,7 @@ def finished(scene, tmp_path_factory):
             "--images is missing",
         ),
         (
-            "run --out={out} --captions={c} --mllm-url=x --llm-url=y --images=/tmp",
+            "run --out={out} --captions={c} --mllm-url=x --llm-url=y --images={p}",
             "no server address",
         ),
         ("run --out={out} --captions={c} --config.verify.mas=1", "no configuration key"),
@@ -44,6 +44,10 @@ def finished(scene, tmp_path_factory):
         ("run --out={out} --captions={c} --pipeline=vqa --questions=q", "belong together"),
         ("run --out={out} --captions={none} --instances={c}", "cannot be read: No such file"),
         ("run --out={out} --captions={c} --config.propose.by=llm", "give --llm-url"),
+        (
+            "run --out={out} --captions={c} --instances={c} --images=.",
+            "none of the first 4 photos is in",
+        ),
         ("status --out={none}", "holds no run of data_gen"),
         ("export --out={none}", "holds no run of data_gen"),
         ("probe", "there is nothing to probe"),
@@ -51,7 +55,8 @@ def finished(scene, tmp_path_factory):
     ],
 )
 def test_mistakes(scene, tmp_path, capsys, command, said):
-    paths = {"out": tmp_path / "out", "c": scene[0] / "captions.json", "none": tmp_path / "none"}
+    paths = {"out": tmp_path / "out", "none": tmp_path / "none", "p": scene[0] / "photos"}
+    paths["c"] = scene[0] / "captions.json"
     status = main(command.format(**paths).split())
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ") and "Traceback" not in error

@@ -56,7 +56,10 @@ def test_lists(text):
 def test_other_lists():
     assert string_list('{"objects": ["a", 3]}') == ["a"]
     assert string_list("1. a dog\n2) a cat") == ["a dog", "a cat"]
-    for text in ("", "a, b", "[]", '{"a": "b"}', "[1, 2]", "[" * 5000):
+    assert string_list("Umbrella.") == ["Umbrella"]
+    assert string_list("dog, traffic light, and kite") == ["dog", "traffic light", "kite"]
+    assert string_list("Is it hot?\nIs he running?") == ["Is it hot?", "Is he running?"]
+    for text in ("", "I cannot help with that", "[]", '{"a": "b"}', "[1, 2]", "[" * 5000):
         assert string_list(text) is None, text
 
 

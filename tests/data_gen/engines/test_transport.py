@@ -24,7 +24,7 @@ def post(*urls: str, bodies=(BODY,), key=None, affinity=None, **patience) -> lis
         settings = dataclasses.replace(IMPATIENT, **patience)
         transport = Transport(list(urls), key, settings)
         try:
-            asked = [transport.post("/chat/completions", body, affinity) for body in bodies]
+            asked = (transport.post("/chat/completions", lambda b=b: b, affinity) for b in bodies)
             return await asyncio.gather(*asked)
         finally:
             await transport.close()
