@@ -4,49 +4,31 @@ The modules define and name the parameters. Training never lets a module cross `
 a model once into a graph definition and a nested dict of arrays (`split`), and calls `nnx.merge`
 inside the traced function, where it is free.
 
-Blocks of a tower have equal shapes, so their parameters are stored stacked (leading axis: layer)
-and run under `jax.lax.scan`: compile time does not grow with depth.
+The blocks themselves are in `models.transformer`.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from negclip_jax.models.transformer import (
+    CAUSAL,
+    Mask,
+    TowerConfig,
+    layer_norm,
+    matmul_precision,
+    normal,
+    run_blocks,
+    stacked_blocks,
+    take,
+)
+
 # Checkpoints whose configuration says `eos_token_id: 2` (all of OpenAI's) were saved before the
 # field had a meaning: transformers pools them at the largest id, and so must we.
 LEGACY_EOS_TOKEN_ID = 2
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerConfig:
-    """Sizes and numerics that the text and the vision transformer share."""
-
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.hidden_act not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"unknown activation {self.hidden_act!r}; known are: {known}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,82 +71,15 @@ class CLIPConfig:
     logit_scale_init: float = 2.6592  # ln(1 / 0.07)
 
 
-CAUSAL = "causal"
-Mask = Array | str | None
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with biases; softmax in float32."""
-
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.heads = config.heads
-        std = config.width**-0.5
-        self.query = _linear(config.width, config.width, std, dtype, rngs)
-        self.key = _linear(config.width, config.width, std, dtype, rngs)
-        self.value = _linear(config.width, config.width, std, dtype, rngs)
-        self.out = _linear(config.width, config.width, _residual_std(config), dtype, rngs)
-
-    def __call__(self, queries: Array, x: Array, mask: Mask) -> Array:
-        q, k, v = (
-            self._split(self.query(queries)),
-            self._split(self.key(x)),
-            self._split(self.value(x)),
-        )
-        if mask is None or isinstance(mask, str):
-            attended = jax.nn.dot_product_attention(q, k, v, is_causal=mask == CAUSAL)
-        else:
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        return self.out(attended.reshape(queries.shape))
-
-    def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1)
-
-
-class MLP(nnx.Module):
-    """Two dense layers around the tower's activation."""
-
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.activation = config.hidden_act
-        std = (2 * config.width) ** -0.5
-        self.fc1 = _linear(config.width, config.mlp_width, std, dtype, rngs)
-        self.fc2 = _linear(config.mlp_width, config.width, _residual_std(config), dtype, rngs)
-
-    def __call__(self, x: Array) -> Array:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-
-
-class Block(nnx.Module):
-    """Pre-LayerNorm transformer block."""
-
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.ln_1 = _layer_norm(config, dtype, rngs)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.ln_2 = _layer_norm(config, dtype, rngs)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array, mask: Mask, at: Array | None = None) -> Array:
-        """Transforms `[B, T, W]`; given columns `at`, int `[B, Q]`, returns only those.
-
-        `mask` says which columns a row attends to: all (None), those before it (`CAUSAL`), or bool
-        `[B, Q or T, T]`.
-        """
-        normalised = self.ln_1(x)
-        queries = normalised
-        if at is not None:
-            queries, x = _take(normalised, at), _take(x, at)
-        x = x + self.attn(queries, normalised, mask)
-        return x + self.mlp(self.ln_2(x))
-
-
 class TextTower(nnx.Module):
     """Token ids to one vector: causal transformer, final LayerNorm, state at the end token."""
 
     def __init__(self, config: TextConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
         self.config, self.dtype, self.remat = config, dtype, remat
-        self.token_embedding = _normal(rngs, (config.vocab_size, config.width), 0.02)
-        self.position_embedding = _normal(rngs, (config.context_length, config.width), 0.01)
-        self.blocks = _stacked_blocks(config, dtype, rngs)
-        self.ln_final = _layer_norm(config, dtype, rngs)
+        self.token_embedding = normal(rngs, (config.vocab_size, config.width), 0.02)
+        self.position_embedding = normal(rngs, (config.context_length, config.width), 0.01)
+        self.blocks = stacked_blocks(config, dtype, rngs)
+        self.ln_final = layer_norm(config, dtype, rngs)
 
     def __call__(self, ids: Array) -> Array:
         """Encodes int `[B, T]` (T up to the context length) to `[B, width]`."""
@@ -195,7 +110,7 @@ class TextTower(nnx.Module):
 
     def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Array) -> Array:
         x = x.astype(self.dtype)
-        x = _run_blocks(self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat)
+        x = run_blocks(self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat)
         return self.ln_final(x)
 
     def end_positions(self, ids: Array) -> Array:
@@ -216,12 +131,12 @@ class VisionTower(nnx.Module):
         self.config, self.dtype, self.remat = config, dtype, remat
         std = config.width**-0.5
         patch = (config.patch_size, config.patch_size, 3, config.width)
-        self.patch_embedding = _normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
-        self.class_embedding = _normal(rngs, (config.width,), std)
-        self.position_embedding = _normal(rngs, (config.positions, config.width), std)
-        self.ln_pre = _layer_norm(config, dtype, rngs)
-        self.blocks = _stacked_blocks(config, dtype, rngs)
-        self.ln_post = _layer_norm(config, dtype, rngs)
+        self.patch_embedding = normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
+        self.class_embedding = normal(rngs, (config.width,), std)
+        self.position_embedding = normal(rngs, (config.positions, config.width), std)
+        self.ln_pre = layer_norm(config, dtype, rngs)
+        self.blocks = stacked_blocks(config, dtype, rngs)
+        self.ln_post = layer_norm(config, dtype, rngs)
 
     def __call__(self, pixels: Array) -> Array:
         """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
@@ -238,7 +153,7 @@ class VisionTower(nnx.Module):
         x = jnp.concatenate([class_token, patches], axis=1)
         x = self.ln_pre(x + self.position_embedding.astype(self.dtype))
         class_token = jnp.zeros((len(pixels), 1), jnp.int32)
-        x = _run_blocks(self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat)
+        x = run_blocks(self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat)
         return self.ln_post(x[:, 0])
 
     def _embed_patches(self, pixels: Array) -> Array:
@@ -274,8 +189,8 @@ class CLIP(nnx.Module):
         self.text = TextTower(config.text, dtype=dtype, remat=remat, rngs=rngs)
         self.vision = VisionTower(config.vision, dtype=dtype, remat=remat, rngs=rngs)
         d, w_text, w_vision = config.projection_dim, config.text.width, config.vision.width
-        self.text_projection = _normal(rngs, (w_text, d), w_text**-0.5)
-        self.visual_projection = _normal(rngs, (w_vision, d), w_vision**-0.5)
+        self.text_projection = normal(rngs, (w_text, d), w_text**-0.5)
+        self.visual_projection = normal(rngs, (w_vision, d), w_vision**-0.5)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
@@ -284,7 +199,7 @@ class CLIP(nnx.Module):
         `text` is one caption a row, int `[B, T]`, or what `data.packing.pack` returns: `ids`,
         `positions`, `segments` `[R, L]`, `ends` `[R, Q]` and `slots` `[S, B / S]`.
         """
-        with _matmul_precision(self.dtype):
+        with matmul_precision(self.dtype):
             packed = isinstance(text, dict)
             pooled = self._pool_packed(text) if packed else self.text(text)
             return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
@@ -294,11 +209,11 @@ class CLIP(nnx.Module):
         in_rows, slots = self.text.packed(**rows), packed["slots"]
         # Each of S shards of the batch has rows of its own, so this gather stays on its device.
         by_shard = in_rows.reshape(len(slots), -1, in_rows.shape[-1])
-        return _take(by_shard, slots).reshape(-1, in_rows.shape[-1])
+        return take(by_shard, slots).reshape(-1, in_rows.shape[-1])
 
     def encode_image(self, pixels: Array) -> Array:
         """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
-        with _matmul_precision(self.dtype):
+        with matmul_precision(self.dtype):
             pooled = self.vision(pixels)
             return (pooled @ self.visual_projection.astype(self.dtype)).astype(jnp.float32)
 
@@ -326,68 +241,3 @@ def abstract(
     """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
     model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
     return split(model)
-
-
-def _linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.normal(std)
-    return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def _layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # fast_variance=False: E[x^2] - E[x]^2 loses digits where the mean is large, torch does not.
-    return nnx.LayerNorm(
-        config.width,
-        epsilon=config.layer_norm_eps,
-        use_fast_variance=False,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-
-def _residual_std(config: TowerConfig) -> float:
-    # Branches add up over depth; OpenAI scales their last layer so that the sum keeps its variance.
-    return config.width**-0.5 * (2 * config.layers) ** -0.5
-
-
-def _stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
-    keys = jax.random.split(rngs.params(), config.layers)
-    return nnx.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(keys)
-
-
-def _run_blocks(
-    blocks: Block, x: Array, mask: Mask, *, at: Array, mask_at: Mask, remat: bool
-) -> Array:
-    """All blocks; returns the columns `at` alone, `[B, Q, W]`, for which `mask_at` is the mask.
-
-    Nobody reads the last block's other columns, so it computes keys and values there, no more.
-    """
-    graphdef, params = nnx.split(blocks)
-
-    def block(x, layer, mask, at=None):
-        return nnx.merge(graphdef, layer)(x, mask, at)
-
-    def body(x, layer):
-        return block(x, layer, mask), None
-
-    # For the backward pass only the linear layers' outputs are kept, or nothing but the block's
-    # input: recomputing the rest is cheaper than writing it to memory and reading it again.
-    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-    kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
-    x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params))
-    return block(x, jax.tree.map(lambda p: p[-1], params), mask_at, at)
-
-
-def _take(x: Array, columns: Array) -> Array:
-    return jnp.take_along_axis(x, columns[:, :, None], axis=1)
-
-
-@contextlib.contextmanager
-def _matmul_precision(dtype: jnp.dtype) -> Iterator[None]:
-    """Makes float32 mean float32: GPUs and TPUs otherwise multiply it in TF32 or bfloat16."""
-    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
-        yield

@@ -1,0 +1,189 @@
+"""The transformer that every tower is made of: pre-LayerNorm blocks, stacked and scanned.
+
+Blocks of a tower have equal shapes, so their parameters are stored stacked (leading axis: layer)
+and run under `jax.lax.scan`: compile time does not grow with depth.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Sizes and numerics that the text and the vision transformer share."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"unknown activation {self.hidden_act!r}; known are: {known}")
+
+
+CAUSAL = "causal"
+Mask = Array | str | None
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with biases; softmax in float32."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.heads = config.heads
+        std = config.width**-0.5
+        self.query = linear(config.width, config.width, std, dtype, rngs)
+        self.key = linear(config.width, config.width, std, dtype, rngs)
+        self.value = linear(config.width, config.width, std, dtype, rngs)
+        self.out = linear(config.width, config.width, residual_std(config), dtype, rngs)
+
+    def __call__(self, queries: Array, x: Array, mask: Mask) -> Array:
+        q, k, v = (
+            self._split(self.query(queries)),
+            self._split(self.key(x)),
+            self._split(self.value(x)),
+        )
+        if mask is None or isinstance(mask, str):
+            attended = jax.nn.dot_product_attention(q, k, v, is_causal=mask == CAUSAL)
+        else:
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        return self.out(attended.reshape(queries.shape))
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+class MLP(nnx.Module):
+    """Two dense layers around the tower's activation."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.activation = config.hidden_act
+        std = (2 * config.width) ** -0.5
+        self.fc1 = linear(config.width, config.mlp_width, std, dtype, rngs)
+        self.fc2 = linear(config.mlp_width, config.width, residual_std(config), dtype, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm transformer block."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.ln_1 = layer_norm(config, dtype, rngs)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.ln_2 = layer_norm(config, dtype, rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, mask: Mask, at: Array | None = None) -> Array:
+        """Transforms `[B, T, W]`; given columns `at`, int `[B, Q]`, returns only those.
+
+        `mask` says which columns a row attends to: all (None), those before it (`CAUSAL`), or bool
+        `[B, Q or T, T]`.
+        """
+        normalised = self.ln_1(x)
+        queries = normalised
+        if at is not None:
+            queries, x = take(normalised, at), take(x, at)
+        x = x + self.attn(queries, normalised, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+def linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer whose weights start normal with `std` and whose bias starts at zero."""
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the tower's width, with the tower's epsilon."""
+    # fast_variance=False: E[x^2] - E[x]^2 loses digits where the mean is large, torch does not.
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.layer_norm_eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter that starts normal with `std`."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def residual_std(config: TowerConfig) -> float:
+    """Standard deviation at the start of the last layer of a residual branch."""
+    # Branches add up over depth; OpenAI scales their last layer so that the sum keeps its variance.
+    return config.width**-0.5 * (2 * config.layers) ** -0.5
+
+
+def stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
+    """The blocks of a tower as one module whose parameters have a leading axis, layer."""
+    keys = jax.random.split(rngs.params(), config.layers)
+    return nnx.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(keys)
+
+
+def run_blocks(
+    blocks: Block, x: Array, mask: Mask, *, at: Array | None, mask_at: Mask, remat: bool
+) -> Array:
+    """Runs all blocks on `[B, T, W]`.
+
+    Args:
+      blocks: of `stacked_blocks`.
+      x: states.
+      mask: what a row attends to, see `Block`.
+      at: columns to return, int `[B, Q]`; None for all. Nobody reads the last block's other
+        columns, so it computes keys and values there, no more.
+      mask_at: the mask of those columns.
+      remat: keep nothing but each block's input for the backward pass.
+
+    Returns:
+      `[B, Q, W]`.
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def block(x, layer, mask, at=None):
+        return nnx.merge(graphdef, layer)(x, mask, at)
+
+    def body(x, layer):
+        return block(x, layer, mask), None
+
+    # For the backward pass only the linear layers' outputs are kept, or nothing but the block's
+    # input: recomputing the rest is cheaper than writing it to memory and reading it again.
+    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+    kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
+    x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params))
+    return block(x, jax.tree.map(lambda p: p[-1], params), mask if at is None else mask_at, at)
+
+
+def take(x: Array, columns: Array) -> Array:
+    """Columns `[B, Q]` of `[B, T, W]`: `[B, Q, W]`."""
+    return jnp.take_along_axis(x, columns[:, :, None], axis=1)
+
+
+@contextlib.contextmanager
+def matmul_precision(dtype: jnp.dtype) -> Iterator[None]:
+    """Makes float32 mean float32: GPUs and TPUs otherwise multiply it in TF32 or bfloat16."""
+    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
+        yield
