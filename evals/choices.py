@@ -67,13 +67,13 @@ Control = Callable[[Sequence[Choice]], Sequence[Sequence[float]]]
 ACCURACY = (Number(headline=True),)
 
 
-def by_group(column: str, values: Sequence[str]) -> tuple[Number, ...]:
+def by_group(column: str, values: Sequence[str], *, headline: bool = False) -> tuple[Number, ...]:
     """An accuracy for each value of a group, named `accuracy_VALUE`."""
 
     def within(value: str) -> Callable[[Choice], bool]:
         return lambda item: item.groups[column] == value
 
-    return tuple(Number(f"accuracy_{value}", within(value)) for value in values)
+    return tuple(Number(f"accuracy_{v}", within(v), headline=headline) for v in values)
 
 
 def choice_problem(
@@ -114,7 +114,7 @@ def choice_problem(
 
 
 class _Table:
-    """Items laid out as rows of distinct texts."""
+    """Items with the rows of their pictures and distinct texts."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Table:
             metrics += self._metrics(number, official, strict)
         return Result(metrics, self._predictions(scores, official, strict), self._breakdowns)
 
-    def _metrics(self, number: Number, official, strict) -> list[Metric]:
+    def _metrics(self, number: Number, official: np.ndarray, strict: np.ndarray) -> list[Metric]:
         kept = [row for row, item in enumerate(self.items) if number.keep(item)]
         weights = None
         if number.macro:
@@ -188,7 +188,9 @@ class _Table:
         weights = 1 / sizes[group][enough]
         return [row for row, keep in zip(kept, enough, strict=True) if keep], weights
 
-    def _predictions(self, scores, official, strict) -> dict[str, list]:
+    def _predictions(
+        self, scores: np.ndarray, official: np.ndarray, strict: np.ndarray
+    ) -> dict[str, list]:
         real = [row[:count] for row, count in zip(scores, self._counts, strict=True)]
         columns = {
             "item": [item.id for item in self.items],

@@ -9,7 +9,8 @@ tight: they are enlarged, and often hold a part of the other object).
 
 Protocol (`negrefcocog_eval.py`): each box is cropped, `crop((x, y, x + w, y + h))`, and scored by
 its cosine with the phrase; right if the first box of the highest score equals `ref_bbox`. That box
-always stands first in the file, so a tie counts as right: the strict number does not look.
+always stands first in the file, so a tie counts as right: the strict number does not look. In 7
+phrases the "negation" is a number ("batter no . 10"); their cue is reported as none.
 
 What a gain is made of: the smaller box alone reaches 57.3 %, as much as CLIP. The controls show
 such rules as rows of their own, and `accuracy_area_balanced` is the mean of the accuracies on items

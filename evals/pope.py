@@ -14,12 +14,13 @@ absent objects that are denied. A liking for the word "no" raises one and lowers
 """
 
 import re
+from pathlib import Path
 
 from evals.benchmark import Benchmark, ImageRef, Problem
 from evals.choices import ACCURACY, Choice, by_group, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots
-from evals.reading import Fields, read_json_lines
+from evals.reading import Fields, find_parts, read_json_lines
 
 DOWNLOAD = "github.com/AoiDragon/POPE (output/coco)"
 SETTINGS = ("random", "popular", "adversarial")
@@ -27,24 +28,28 @@ _QUESTION = re.compile(r"Is there (an?|the) (.+) in the (image|imange)\?")
 
 
 def load(roots: DataRoots) -> Problem:
-    """Reads the three files. Raises InputError where one is not there or bad."""
-    items: list[Choice] = []
-    for setting in SETTINGS:
-        names = (f"coco_pope_{setting}.json", f"pope_{setting}.jsonl")
-        file = roots.find(*names, download=DOWNLOAD)
-        fields = Fields(file)
-        for number, record in enumerate(read_json_lines(file), 1):
-            items.append(_item(fields, f"record {number}", record, setting))
-        fields.done()
+    """Reads those of the three files that are there. Raises InputError."""
+    names = {s: (f"coco_pope_{s}.json", f"pope_{s}.jsonl") for s in SETTINGS}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for setting, file in files.items() for item in _read(file, setting)]
     return choice_problem(
         roots,
-        file.parent,
+        next(iter(files.values())).parent,
         items,
         rule="greater",
         numbers=(*ACCURACY, *by_group("setting", SETTINGS), *by_group("label", ("yes", "no"))),
         breakdowns={"setting": "by how absent objects were drawn", "label": "by the answer"},
+        notes=notes,
         controls=POLARITY_CONTROLS,
     )
+
+
+def _read(file: Path, setting: str) -> list[Choice]:
+    fields = Fields(file)
+    records = enumerate(read_json_lines(file), 1)
+    items = [_item(fields, f"record {number}", record, setting) for number, record in records]
+    fields.done()
+    return items
 
 
 def _item(fields: Fields, where: str, record: dict, setting: str) -> Choice:

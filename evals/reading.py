@@ -4,6 +4,7 @@ Everything wrong with the records of a file is collected and comes in one senten
 """
 
 import ast
+import contextlib
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, FileMissing
 from negclip_jax.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -152,6 +153,24 @@ class Fields:
         else:
             return record[key]
         return None
+
+
+def find_parts(
+    roots: DataRoots, names: Mapping[str, Sequence[str]], download: str
+) -> tuple[dict[str, Path], list[str]]:
+    """Those files of a benchmark that are there.
+
+    `names` gives for each part the file names that it may have. Returns files by part, and a
+    sentence about the parts that are not there. Raises FileMissing where none is.
+    """
+    files: dict[str, Path] = {}
+    for part, wanted in names.items():
+        with contextlib.suppress(FileMissing):
+            files[part] = roots.find(*wanted, download=download)
+    if not files:
+        roots.find(*(wanted[0] for wanted in names.values()), download=download)
+    absent = [part for part in names if part not in files]
+    return files, [f"Parts whose file is not there: {', '.join(absent)}."] if absent else []
 
 
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:

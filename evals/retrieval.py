@@ -60,6 +60,8 @@ def retrieval_problem(
 
 
 class _Gallery:
+    """All photos and captions of a problem, each caption a row of its own."""
+
     def __init__(self, records: Sequence[Captioned], pictures: Pictures, headlines: Sequence[str]):
         self.records, self.pictures, self._headlines = records, pictures, headlines
         self.captions = [caption for record in records for caption in record.captions]
@@ -94,21 +96,24 @@ class _Gallery:
         named = (f"{r.id}#{i}" for r in self.records for i in range(len(r.captions)))
         return np.array(list(named))
 
-    def _metrics(self, direction, ranks: scoring.Ranks, ids, size: int, clusters) -> list[Metric]:
+    def _metrics(
+        self,
+        direction: str,
+        ranks: scoring.Ranks,
+        ids: np.ndarray,
+        size: int,
+        clusters: np.ndarray | None,
+    ) -> list[Metric]:
         positives = [1] * len(ids) if direction == "t2i" else [len(p) for p in self._owned]
         if clusters is not None and len(clusters) == len(self.records):
             clusters = None  # one caption a photo: nothing is shared
         metrics = []
         for k in KS:
-            name, chance = (
-                f"{direction}_recall@{k}",
-                scoring.chance_of_recall(size, positives, k),
-            )
-            shown = name in self._headlines
-            values = (ranks.recall(k), shown), (ranks.recall_strict(k), False)
-            for suffix, (value, headline) in zip(("", "_strict"), values, strict=True):
-                metric = Metric(name + suffix, value, ids, clusters, None, chance, headline)
-                metrics.append(metric)
+            name = f"{direction}_recall@{k}"
+            chance = scoring.chance_of_recall(size, positives, k)
+            for suffix, values in (("", ranks.recall(k)), ("_strict", ranks.recall_strict(k))):
+                headline = not suffix and name in self._headlines
+                metrics.append(Metric(name + suffix, values, ids, clusters, None, chance, headline))
         return metrics
 
     def _predictions(self, ranks: scoring.Ranks, ids: np.ndarray) -> Mapping[str, list]:

@@ -8,7 +8,7 @@ File, one a category: an object from an index to `filename`, `caption`, `negativ
 
 Protocol (`main_eval.py`): the share of items with score(caption) > score(negative caption), so that
 a tie is wrong, for each category. The repository computes no overall number; `accuracy_mean` is the
-mean over the seven categories, as papers report it.
+mean over the seven categories, as papers report it, given only where all files are there.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from evals.benchmark import Benchmark, ImageRef, Problem
 from evals.choices import Choice, Number, by_group, choice_problem
 from evals.images import DataRoots
-from evals.reading import Fields, read_json
+from evals.reading import Fields, find_parts, read_json
 
 DOWNLOAD = "github.com/RAIVNLab/sugar-crepe (data/*.json)"
 CATEGORIES = (
@@ -28,25 +28,23 @@ CATEGORIES = (
     "swap_att",
     "swap_obj",
 )
-NUMBERS = (
-    Number("accuracy_mean", macro="category", headline=True),
-    *by_group("category", CATEGORIES),
-)
 
 
 def load(roots: DataRoots) -> Problem:
-    """Reads all seven files. Raises InputError where one is not there or bad."""
-    items: list[Choice] = []
-    for category in CATEGORIES:
-        file = roots.find(f"{category}.json", f"sugarcrepe_{category}.json", download=DOWNLOAD)
-        items += _read(file, category)
+    """Reads those of the seven files that are there. Raises InputError."""
+    names = {c: (f"{c}.json", f"sugarcrepe_{c}.json") for c in CATEGORIES}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for category, file in files.items() for item in _read(file, category)]
+    mean = Number("accuracy_mean", macro="category", headline=True)
+    each = by_group("category", CATEGORIES, headline=bool(notes))
     return choice_problem(
         roots,
-        file.parent,
+        next(iter(files.values())).parent,
         items,
         rule="greater",
-        numbers=NUMBERS,
+        numbers=each if notes else (mean, *each),
         breakdowns={"category": "by category"},
+        notes=notes,
     )
 
 

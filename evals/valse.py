@@ -10,7 +10,8 @@ Protocol: pairwise accuracy `acc_r`, the share of items with score(caption) > sc
 wrong (`lxmert_valse_eval.py`; the repository has no script for CLIP, for which no other of its
 metrics is defined). VALSE's scripts count only valid items (`mturk.caption >= 2` of 3 annotators:
 505 of 534 existence items); NegationCLIP's published values are multiples of 1/534 and so count
-all. Both are reported: `accuracy` is over all items, `accuracy_valid` over the valid ones.
+all. Both are reported: `accuracy` is over all items, `accuracy_valid` over the valid ones. One
+item's caption and foil are equal ("There are 4."): never right officially, half right strictly.
 """
 
 from pathlib import Path

@@ -10,7 +10,8 @@ Each piece has its pairwise accuracy over all items (its name) and over the vali
 
 from evals.benchmark import Benchmark, Problem
 from evals.choices import Choice, Number, choice_problem
-from evals.images import DataRoots, FileMissing
+from evals.images import DataRoots
+from evals.reading import find_parts
 from evals.valse import COMMON, DOWNLOAD, file_names, is_valid, read_piece
 
 PIECES = (
@@ -28,33 +29,17 @@ PIECES = (
 
 
 def load(roots: DataRoots) -> Problem:
-    """Reads those of the ten other files that are there; raises InputError where none is."""
-    items: list[Choice] = []
-    files, absent = [], []
-    for piece in PIECES:
-        try:
-            files.append(roots.find(*file_names(piece), download=DOWNLOAD))
-        except FileMissing:
-            absent.append(piece)
-            continue
-        items += read_piece(files[-1], piece)
-    if not items:
-        raise FileMissing(
-            f"none of VALSE's files ({', '.join(PIECES)}) is below "
-            f"{', '.join(map(str, roots.data))}: get it from {DOWNLOAD}"
-        )
-    notes = [f"Pieces whose file is not there: {', '.join(absent)}."] if absent else []
-    numbers: list[Number] = []
-    if not absent:
-        numbers.append(Number("accuracy_mean_of_pieces", macro="piece", headline=True))
-    for piece in PIECES:
-        numbers += _numbers(piece)
+    """Reads those of the ten files that are there. Raises InputError."""
+    names = {piece: file_names(piece) for piece in PIECES}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for piece, file in files.items() for item in read_piece(file, piece)]
+    mean = Number("accuracy_mean_of_pieces", macro="piece", headline=True)
     return choice_problem(
         roots,
-        files[0].parent,
+        next(iter(files.values())).parent,
         items,
         rule="greater",
-        numbers=numbers,
+        numbers=[*([] if notes else [mean]), *(n for piece in files for n in _numbers(piece))],
         breakdowns={"piece": "by piece"},
         notes=notes,
     )

@@ -56,6 +56,14 @@ def write(folder, records) -> None:
         (folder / f"coco_pope_{setting}.json").write_text(text)
 
 
+def test_one_file_alone(tmp_path):
+    (tmp_path / "pope_popular.jsonl").write_text(json.dumps(pope_record(1)))
+    problem = pope.load(AllThere((tmp_path,)))
+    assert problem.notes == ("Parts whose file is not there: random, adversarial.",)
+    ours = numbers(problem.score(*features(problem)))
+    assert "accuracy_popular" in ours and "accuracy_random" not in ours
+
+
 def test_statements(tmp_path):
     write(tmp_path, [pope_record(1) | {"text": "Is there an oven in the image?"}])
     problem = pope.load(AllThere((tmp_path,)))

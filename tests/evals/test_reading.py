@@ -6,8 +6,8 @@ import pytest
 from tiny_evals import AllThere, write_photos
 
 from evals.benchmark import ImageRef
-from evals.images import DataRoots
-from evals.reading import Fields, read_csv, read_json, read_json_lines
+from evals.images import DataRoots, FileMissing
+from evals.reading import Fields, find_parts, read_csv, read_json, read_json_lines
 from negclip_jax.errors import InputError
 
 
@@ -20,6 +20,20 @@ def message(action, *rest) -> str:
     with pytest.raises(InputError) as caught:
         action(*rest)
     return str(caught.value)
+
+
+def test_parts_that_are_there(tmp_path):
+    names = {"one": ("one.json", "x_one.json"), "two": ("two.json",)}
+    (tmp_path / "x_one.json").write_text("[]")
+    files, notes = find_parts(DataRoots((tmp_path,)), names, "example.org")
+    assert files == {"one": tmp_path / "x_one.json"}
+    assert notes == ["Parts whose file is not there: two."]
+    (tmp_path / "two.json").write_text("[]")
+    assert find_parts(DataRoots((tmp_path,)), names, "")[1] == []
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileMissing, match=r"one\.json or two\.json is not below .* example\.org"):
+        find_parts(DataRoots((empty,)), names, "example.org")
 
 
 def test_json(path):
