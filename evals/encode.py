@@ -2,8 +2,8 @@
 
 The items of all benchmarks are known before the first is encoded, in the order in which the
 benchmarks need them. A tower works through them in batches of one shape (one compiled program),
-across the borders of benchmarks, and stores each batch before the next. So a benchmark can be
-scored as soon as its own items are done, and what a kill leaves is found again.
+across the borders of benchmarks, and stores each batch before the next: all texts, then images. So
+a benchmark can be scored as soon as its own images are done, and what a kill leaves is found again.
 
 Several processes run the same batches: which items are left is what the main process's store says,
 every batch is filled up to full size, and every process receives all features. None can wait for a
@@ -99,8 +99,9 @@ class Encoder:
 
         Raises InputError that names images which cannot be read; others can still be asked for.
         """
-        text_rows = self._texts.features(texts)  # first: cheap, and they may be all there is
-        return self._images.features(images), text_rows
+        # All texts first, so that there is one bar at a time.
+        self._texts.finish()
+        return self._images.features(images), self._texts.features(texts)
 
     def close(self) -> None:
         """Ends progress bars and the threads that decode."""
@@ -152,6 +153,11 @@ class _Tower:
             reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
             raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
         return self._store.rows(keys)
+
+    def finish(self) -> None:
+        """Encodes all items that are left."""
+        while self.pending:
+            self._encode_next()
 
     def close(self) -> None:
         """Ends the bar and the threads."""

@@ -120,7 +120,7 @@ class Bar:
         self._what, self._total, self._done = what, total, 0
         self._progress = Progress(console=_stderr, disable=not _stderr.is_terminal)
         self._task = self._progress.add_task(what, total=total)
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -136,7 +136,9 @@ class Bar:
         now = time.monotonic()
         if not _stderr.is_terminal and now - self._last_line >= _PLAIN_EVERY_SECONDS:
             self._last_line = now
-            logging.info("%s: %s of %s", self._what, f"{self._done:,}", f"{self._total:,}")
+            eta = (now - self._started) / self._done * (self._total - self._done)
+            done = f"{self._done:,} of {self._total:,}"
+            logging.info("%s: %s, ETA %s", self._what, done, human_seconds(eta))
 
 
 def fail(message: str) -> None:

@@ -74,6 +74,16 @@ def test_on_a_terminal_there_is_a_bar(screen, log, tmp_path):
     assert f"step 20/40  {STATUS}" in (tmp_path / "train.log").read_text()
 
 
+def test_a_plain_bar_says_now_and_then_how_long_it_takes(screen, log, monkeypatch):
+    stream, now = screen(terminal=False), [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Bar("images", 4000) as bar:
+        for _ in range(3):
+            now[0] += 6
+            bar.advance(500)
+    assert stream.getvalue().splitlines() == ["images: 1,000 of 4,000, ETA 0:36"]
+
+
 def test_other_processes_show_nothing(screen, log):
     stream = screen(terminal=False)
     with console.TrainingProgress(start=0, total=40, enabled=False) as progress:
