@@ -70,6 +70,10 @@ class CLIPConfig:
     projection_dim: int = 512
     logit_scale_init: float = 2.6592  # ln(1 / 0.07)
 
+    def build(self, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs) -> "CLIP":
+        """The model of this configuration; see `CLIP`. Families of other modules override it."""
+        return CLIP(self, dtype=dtype, remat=remat, rngs=rngs)
+
 
 class TextTower(nnx.Module):
     """Token ids to one vector: causal transformer, final LayerNorm, state at the end token."""
@@ -140,13 +144,7 @@ class VisionTower(nnx.Module):
 
     def __call__(self, pixels: Array) -> Array:
         """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
-        size = self.config.image_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"pixels have shape {pixels.shape}, but the model reads [B, {size}, {size}, 3]; "
-                "preprocess() resizes and crops"
-            )
-        patches = self._embed_patches(pixels.astype(self.dtype))
+        patches = self._embed_patches(pixels)
         class_token = jnp.broadcast_to(
             self.class_embedding.astype(self.dtype), (len(pixels), 1, self.config.width)
         )
@@ -157,6 +155,13 @@ class VisionTower(nnx.Module):
         return self.ln_post(x[:, 0])
 
     def _embed_patches(self, pixels: Array) -> Array:
+        size = self.config.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels have shape {pixels.shape}, but the model reads [B, {size}, {size}, 3]; "
+                "preprocess() resizes and crops"
+            )
+        pixels = pixels.astype(self.dtype)
         # A convolution whose stride is its kernel is one matrix product over flattened patches.
         batch, side, _, channels = pixels.shape
         p, n = self.config.patch_size, side // self.config.patch_size
@@ -239,5 +244,5 @@ def abstract(
     config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = False
 ) -> tuple[nnx.GraphDef, dict]:
     """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
-    model = nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: config.build(dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
     return split(model)

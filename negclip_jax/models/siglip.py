@@ -1,0 +1,180 @@
+"""SigLIP and SigLIP 2 of fixed resolution, from the modules of CLIP.
+
+Zhai et al., 2023, https://arxiv.org/abs/2303.15343; Tschannen et al., 2025,
+https://arxiv.org/abs/2502.14786. The blocks are CLIP's. What differs:
+
+- text: no causal mask, the state at the last position, padding included, a projection with bias;
+- vision: no class token, no LayerNorm before the blocks, a bias in the patches, and instead of the
+  class token a head in which one learned query attends to all patches; no projection after it;
+- logits have a bias beside their scale, for the sigmoid loss (`training.losses.sigmoid_loss`).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from negclip_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    TextConfig,
+    TextTower,
+    VisionConfig,
+    VisionTower,
+)
+from negclip_jax.models.transformer import (
+    MLP,
+    Attention,
+    layer_norm,
+    linear,
+    matmul_precision,
+    normal,
+    run_blocks,
+    stacked_blocks,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigLIPTextConfig(TextConfig):
+    """Text transformer; the defaults are SigLIP's base model."""
+
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    vocab_size: int = 32000
+    context_length: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigLIPVisionConfig(VisionConfig):
+    """Vision transformer; the defaults are SigLIP's base model."""
+
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def positions(self) -> int:
+        """Number of tokens: one per patch."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigLIPConfig(CLIPConfig):
+    """Everything that shapes a SigLIP or changes its arithmetic.
+
+    The vision tower has no projection, so `projection_dim`, where the text tower's leads, is its
+    width. Scale and bias start at ln 10 and -10 (Zhai et al., section 3.2).
+    """
+
+    text: SigLIPTextConfig = SigLIPTextConfig()
+    vision: SigLIPVisionConfig = SigLIPVisionConfig()
+    projection_dim: int = 768
+    logit_scale_init: float = 2.302585
+    logit_bias_init: float = -10.0
+
+    def __post_init__(self):
+        if self.projection_dim != self.vision.width:
+            raise ValueError(
+                f"the text tower projects to {self.projection_dim}, but features of the vision "
+                f"tower have {self.vision.width} numbers"
+            )
+
+    def build(self, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs) -> "SigLIP":
+        """The model of this configuration; see `SigLIP`."""
+        return SigLIP(self, dtype=dtype, remat=remat, rngs=rngs)
+
+
+class SigLIPTextTower(TextTower):
+    """Token ids to one vector: bidirectional transformer, LayerNorm, state at the last position."""
+
+    def __call__(self, ids: Array) -> Array:
+        """Encodes int `[B, T]` to `[B, width]`; T is the context length, padding included.
+
+        The model was trained on padded rows and attends to the padding, so that shorter rows would
+        be another input: ValueError.
+        """
+        length = self.config.context_length
+        if ids.shape[1] != length:
+            raise ValueError(
+                f"{ids.shape[1]} tokens a row, but the model reads exactly {length}: pad the "
+                "captions to the full length"
+            )
+        x = self.token_embedding[ids] + self.position_embedding[...]
+        last = jnp.full((len(ids), 1), length - 1)
+        return self._run(x, None, last, None)[:, 0]
+
+
+class PoolingHead(nnx.Module):
+    """One learned query attends to all positions; then an MLP beside it."""
+
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.probe = normal(rngs, (1, 1, config.width), config.width**-0.5)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.ln = layer_norm(config, dtype, rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Pools `[B, T, W]` to `[B, W]`."""
+        probe = jnp.broadcast_to(self.probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
+        pooled = self.attn(probe, x, None)
+        return (pooled + self.mlp(self.ln(pooled)))[:, 0]
+
+
+class SigLIPVisionTower(VisionTower):
+    """Pixels to one vector: patches, transformer, LayerNorm, attention pooling."""
+
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        patch = (config.patch_size, config.patch_size, 3, config.width)
+        self.patch_embedding = normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
+        self.patch_bias = nnx.Param(jnp.zeros(config.width))
+        std = config.width**-0.5
+        self.position_embedding = normal(rngs, (config.positions, config.width), std)
+        self.blocks = stacked_blocks(config, dtype, rngs)
+        self.ln_post = layer_norm(config, dtype, rngs)
+        self.head = PoolingHead(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pixels: Array) -> Array:
+        """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
+        added = (self.patch_bias + self.position_embedding).astype(self.dtype)
+        x = self._embed_patches(pixels) + added
+        x = run_blocks(self.blocks, x, None, at=None, mask_at=None, remat=self.remat)
+        return self.head(self.ln_post(x))
+
+
+class SigLIP(CLIP):
+    """Text and vision tower with one space, a logit scale and a logit bias."""
+
+    def __init__(
+        self,
+        config: SigLIPConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises float32 parameters at random; the arguments are those of `CLIP`."""
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.text = SigLIPTextTower(config.text, dtype=dtype, remat=remat, rngs=rngs)
+        self.vision = SigLIPVisionTower(config.vision, dtype=dtype, remat=remat, rngs=rngs)
+        width, dim = config.text.width, config.projection_dim
+        self.text_projection = linear(width, dim, width**-0.5, dtype, rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+        self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init, jnp.float32))
+
+    def encode_text(self, text: Array | dict[str, Array]) -> Array:
+        """Unnormalised text features, float32 `[B, D]`, of int `[B, context length]`."""
+        if isinstance(text, dict):
+            raise ValueError("SigLIP reads the padding of a caption: data.packing=False")
+        with matmul_precision(self.dtype):
+            return self.text_projection(self.text(text)).astype(jnp.float32)
+
+    def encode_image(self, pixels: Array) -> Array:
+        """Unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
+        with matmul_precision(self.dtype):
+            return self.vision(pixels).astype(jnp.float32)
