@@ -11,7 +11,8 @@ and so can run no code; torch is not needed.
 
 Protocol (`score_over_loader`): the last 40,000 of 228,246 triplets; commas are removed from the
 negated caption only; argmax of two cosines with the true caption first, so that a tie is right. The
-negated caption is always the false one: whatever dislikes negation wins, as the controls show.
+negated caption is always the false one, and commas are only in true ones: whatever dislikes
+negation, or likes commas, gains, as the controls show.
 """
 
 import pickle
@@ -21,7 +22,7 @@ from typing import Any
 
 from evals.benchmark import Benchmark, ImageRef, Problem, Published
 from evals.choices import Choice, choice_problem
-from evals.controls import POLARITY_CONTROLS
+from evals.controls import POLARITY_CONTROLS, prefers_commas
 from evals.images import DataRoots
 from evals.reading import Fields
 from negclip_jax.errors import InputError
@@ -45,7 +46,8 @@ def load(roots: DataRoots) -> Problem:
         _item(fields, i, {"image": paths[i]}, annotations[i]) for i in range(first, len(paths))
     ]
     fields.done()
-    return choice_problem(roots, file, items, rule="argmax", controls=POLARITY_CONTROLS)
+    controls = POLARITY_CONTROLS | {"prefers the text with commas": prefers_commas}
+    return choice_problem(roots, file, items, rule="argmax", controls=controls)
 
 
 def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:

@@ -100,6 +100,9 @@ def choice_problem(
     pictures = Pictures(roots, (ref for item in items for ref in item.images), views)
     kept = [item for item in items if all(ref in pictures for ref in item.images)]
     table = _Table(kept, pictures, rule, tuple(numbers), dict(breakdowns or {}))
+    repeated = sum(len(set(item.options)) < len(item.options) for item in kept)
+    if repeated:
+        notes = [*notes, f"{repeated} items have two equal options, which no model can tell apart."]
     return Problem(
         images=pictures.refs,
         texts=table.texts,

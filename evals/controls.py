@@ -36,6 +36,11 @@ def prefers_affirmed(items: Sequence[Choice]) -> Scores:
     return [[-score for score in row] for row in prefers_negated(items)]
 
 
+def prefers_commas(items: Sequence[Choice]) -> Scores:
+    """The text with more commas."""
+    return [[float(text.count(",")) for text in item.texts] for item in items]
+
+
 # For benchmarks that let captions with and without negation compete.
 POLARITY_CONTROLS: dict[str, Control] = {
     "prefers the negated text": prefers_negated,

@@ -89,10 +89,11 @@ def test_items_equal_the_official_loop(tmp_path, monkeypatch):
     assert "a cat, and a dog 20" in problem.texts and "a cat and not a dog 20" in problem.texts
 
 
-def test_disliking_negation_wins_everything(tmp_path):
+def test_disliking_negation_or_liking_commas_wins_everything(tmp_path):
     controls = cc_neg.load(save(tmp_path, cc_neg_content())).controls
     assert numbers(controls["prefers the affirmed text"]())["accuracy_strict"] == 1
     assert numbers(controls["prefers the negated text"]())["accuracy_strict"] == 0
+    assert numbers(controls["prefers the text with commas"]())["accuracy_strict"] == 1
 
 
 @pytest.mark.parametrize(

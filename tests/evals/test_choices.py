@@ -108,6 +108,14 @@ def test_cue_columns_only_where_a_text_negates(roots):
     assert set(result.breakdowns) == {"cue", "position", "negated"}
 
 
+def test_equal_options_are_told(roots):
+    items = [choice(0), Choice("x", (ImageRef("x.jpg"),), ("a cat", "a cat"), 0)]
+    assert build(roots, items).notes == (
+        "1 items have two equal options, which no model can tell apart.",
+    )
+    assert build(roots, items[:1]).notes == ()
+
+
 def test_controls_are_scored_like_models(roots):
     items = [choice(i) for i in range(4)]
     problem = build(roots, items, controls={"last": lambda items: [[0.0, 1.0]] * len(items)})
