@@ -6,15 +6,17 @@ compare this reader with its class on every case below.
 """
 
 import copy
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from negclip_jax.data.images import Preprocessor
+from negclip_jax.interop import siglip
 from negclip_jax.interop.files import CheckpointError, read_json
+from negclip_jax.interop.json_fields import fields, typed
 from negclip_jax.interop.writing import copy_non_weights, write_json
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+from negclip_jax.models.siglip import SigLIPConfig
 
 # Their key to our field; what a config.json leaves out has transformers' default, which is
 # ViT-B/32 and the default of our classes too.
@@ -36,8 +38,8 @@ _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_s
 _OTHER_MODELS = {
     "clip_text_model": "it holds the text tower alone; give a full CLIPModel as well (--base)",
     "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel as well (--base)",
-    "siglip": "SigLIP pools, masks and scores differently",
-    "siglip2": "SigLIP 2 pools, masks and scores differently",
+    "siglip2": "SigLIP 2 of flexible resolution (NaFlex) takes patches instead of pixels; those "
+    "of fixed resolution, whose model_type is 'siglip', are read",
     "blip": "BLIP has other towers",
     "clipseg": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
 }
@@ -48,8 +50,8 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "spiece.model",
 )
-_WORDS = {int: "one whole number", float: "a number", str: "a name"}
 
 
 def read_config(directory: Path | str) -> CLIPConfig:
@@ -63,14 +65,16 @@ def read_config(directory: Path | str) -> CLIPConfig:
     """
     path = Path(directory) / "config.json"
     raw = read_json(path)
+    if raw.get("model_type") == siglip.MODEL_TYPE:
+        return siglip.config_of(path, raw)
     _require_clip(path, raw)
     text, vision = (_tower_section(path, raw, name) for name in ("text_config", "vision_config"))
     try:
         return CLIPConfig(
             text=text_config(text, "text_config."),
             vision=vision_config(vision, "vision_config."),
-            projection_dim=_typed(raw.get("projection_dim", 512), 512, "projection_dim"),
-            logit_scale_init=_typed(
+            projection_dim=typed(raw.get("projection_dim", 512), 512, "projection_dim"),
+            logit_scale_init=typed(
                 raw.get("logit_scale_init_value", 2.6592), 2.6592, "logit_scale_init_value"
             ),
         )
@@ -100,7 +104,7 @@ def text_config(section: dict[str, Any], where: str = "") -> TextConfig:
     Raises:
       ValueError: a value of the wrong type, or values that make no model.
     """
-    return TextConfig(**_fields(section, _TEXT_KEYS, where, TextConfig()))
+    return TextConfig(**fields(section, _TEXT_KEYS, where, TextConfig()))
 
 
 def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
@@ -108,30 +112,7 @@ def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
     channels = section.get("num_channels", 3)
     if channels != 3:
         raise ValueError(f"{where}num_channels is {channels}; only 3 (RGB) is read")
-    return VisionConfig(**_fields(section, _VISION_KEYS, where, VisionConfig()))
-
-
-def _fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dict[str, Any]:
-    return {
-        ours: _typed(section[theirs], getattr(default, ours), f"{where}{theirs}")
-        for theirs, ours in keys.items()
-        if theirs in section
-    }
-
-
-def _typed(value: Any, example: Any, where: str) -> Any:
-    """Checks a JSON value against the type of our default; sizes may be written `[224, 224]`."""
-    if where.endswith("_size") and isinstance(value, list) and len(set(map(repr, value))) == 1:
-        value = value[0]
-    kinds = (int, float) if isinstance(example, float) else type(example)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ValueError(f"{where} is {value!r}, which is not {_WORDS[type(example)]}")
-    # Token ids may be 0, every other whole number is a size.
-    if isinstance(example, int) and value < (0 if where.endswith("_id") else 1):
-        raise ValueError(f"{where} is {value}, which is too small")
-    if isinstance(example, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, which is not finite")
-    return value
+    return VisionConfig(**fields(section, _VISION_KEYS, where, VisionConfig()))
 
 
 def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
@@ -141,6 +122,8 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
       config: the model.
       dtype: of the weights beside it, `"float32"`, `"float16"` or `"bfloat16"`.
     """
+    if isinstance(config, SigLIPConfig):
+        return siglip.config_dict(config, dtype)
     text = {theirs: getattr(config.text, ours) for theirs, ours in _TEXT_KEYS.items()}
     vision = {theirs: getattr(config.vision, ours) for theirs, ours in _VISION_KEYS.items()}
     legacy = config.text.eos_token_id == LEGACY_EOS_TOKEN_ID
@@ -168,16 +151,19 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
       Where the base has none it is `torch_dtype`, which every version reads.
     """
     raw = copy.deepcopy(raw)
+    projection = (
+        {} if isinstance(config, SigLIPConfig) else {"projection_dim": config.projection_dim}
+    )
     raw.setdefault("architectures", ["CLIPModel"])
     raw.setdefault("model_type", "clip")
-    raw["projection_dim"] = config.projection_dim
+    raw |= projection
     if "dtype" not in raw:
         raw["torch_dtype"] = dtype
     for tower in ("text_config", "vision_config"):
         raw[tower] = raw.get(tower) or {}
         for section in (raw[tower], raw.get(f"{tower}_dict")):
             if section is not None:
-                section["projection_dim"] = config.projection_dim
+                section |= projection
                 _restate_dtype(section, dtype)
     _restate_dtype(raw, dtype)
     return raw
@@ -303,7 +289,8 @@ def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
     absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]
     if tokenizer_beside(source) is None:
         raise CheckpointError(f"the tokenizer directory {source} has no {' and no '.join(absent)}")
-    write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
+    if not isinstance(config, SigLIPConfig):
+        write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)

@@ -1,13 +1,13 @@
-"""CLIP checkpoints of Hugging Face transformers, both ways.
+"""CLIP and SigLIP checkpoints of Hugging Face transformers, both ways.
 
     directory = resolve("openai/clip-vit-base-patch32")
     config = read_config(directory)
     params = load_params(directory, config)
     save("exported", config, params, base=directory)
 
-`KEYS` is the only place that knows transformers' tensor names. They are the same in every version
-from 4.30 to 5.x as long as a file holds a full `CLIPModel` with its `text_model.` prefix: since
-5.6 a bare `CLIPTextModel` writes other names, which older versions read as a random encoder.
+`KEYS` (for SigLIP: `siglip.KEYS`) holds transformers' tensor names. They are the same in every
+version from 4.30 to 5.x as long as a file holds a full `CLIPModel` with its `text_model.` prefix:
+since 5.6 a bare `CLIPTextModel` writes other names, which older versions read as a random encoder.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import writing
+from negclip_jax.interop import siglip, writing
 from negclip_jax.interop.config import read_config, write_config, write_other_files
 from negclip_jax.interop.files import (
     CheckpointError,
@@ -26,10 +26,11 @@ from negclip_jax.interop.files import (
     open_weights,
     resolve,
 )
-from negclip_jax.interop.layout import CONV, LINEAR, Key, Slot, linear, norm
+from negclip_jax.interop.layout import CONV, LINEAR, Key, Slot, encoder_blocks, norm
 from negclip_jax.interop.parameters import DTYPES, fits, read_params, require_dtype, taker
 from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
 
 __all__ = [
     "CheckpointError",
@@ -42,24 +43,10 @@ __all__ = [
 ]
 
 
-def _blocks(theirs: str, ours: str) -> tuple[Key, ...]:
-    theirs, ours = f"{theirs}.encoder.layers.{{layer}}", f"{ours}/blocks"
-    return (
-        *norm(f"{theirs}.layer_norm1", f"{ours}/ln_1"),
-        *linear(f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
-        *linear(f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
-        *linear(f"{theirs}.self_attn.v_proj", f"{ours}/attn/value"),
-        *linear(f"{theirs}.self_attn.out_proj", f"{ours}/attn/out"),
-        *norm(f"{theirs}.layer_norm2", f"{ours}/ln_2"),
-        *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/fc1"),
-        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/fc2"),
-    )
-
-
 TEXT_KEYS = (
     Key("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
     Key("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
-    *_blocks("text_model", "text"),
+    *encoder_blocks("text_model", "text"),
     *norm("text_model.final_layer_norm", "text/ln_final"),
 )
 VISION_KEYS = (
@@ -67,7 +54,7 @@ VISION_KEYS = (
     Key("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", CONV),
     Key("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
     *norm("vision_model.pre_layrnorm", "vision/ln_pre"),  # sic, in every version
-    *_blocks("vision_model", "vision"),
+    *encoder_blocks("vision_model", "vision"),
     *norm("vision_model.post_layernorm", "vision/ln_post"),
 )
 TEXT_PROJECTION = Key("text_projection.weight", "text_projection", LINEAR)
@@ -83,9 +70,15 @@ KEYS = (
 # Constant buffers that transformers before 4.31 saved.
 BUFFERS = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision"))
 _LOAD_ADVICE = (
-    "The weights must be those of a transformers CLIPModel and belong to the config.json beside "
-    "them. Get the checkpoint again, or save it again with transformers' save_pretrained."
+    "The weights must be those of a transformers CLIPModel (of a SiglipModel where model_type is "
+    "siglip) and belong to the config.json beside them. Get the checkpoint again, or save it again "
+    "with transformers' save_pretrained."
 )
+
+
+def keys_of(config: CLIPConfig) -> tuple[Key, ...]:
+    """The table of a model's family."""
+    return siglip.KEYS if isinstance(config, SigLIPConfig) else KEYS
 
 
 def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     """
     return read_params(
         _open(Path(directory)),
-        KEYS,
+        keys_of(config),
         config,
         where=directory,
         authority="config.json",
@@ -161,7 +154,7 @@ def save(
     out, base = Path(directory), None if base is None else Path(base)
     if base is not None and read_config(base) != config:
         raise CheckpointError(f"{base}/config.json does not describe the model to be saved")
-    places, take = taker(params, config, KEYS)
+    places, take = taker(params, config, keys_of(config))
     dtypes = _dtypes(places, take, base, dtype)
     sizes = {name: slot.size for name, slot in places.items()}
     with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:

@@ -24,11 +24,13 @@ class Key:
 
     `{layer}` in the name means one tensor a block; ours is then their stack, leading axis layer.
     Several paths mean that theirs is made of ours, one after the other along its first axis.
+    `shape`, where given, is theirs, and has the elements of ours in the same order.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     axes: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def linear(theirs: str, ours: str) -> tuple[Key, Key]:
@@ -39,6 +41,21 @@ def linear(theirs: str, ours: str) -> tuple[Key, Key]:
 def norm(theirs: str, ours: str) -> tuple[Key, Key]:
     """Weight and bias of torch's LayerNorm."""
     return Key(f"{theirs}.weight", f"{ours}/scale"), Key(f"{theirs}.bias", f"{ours}/bias")
+
+
+def encoder_blocks(theirs: str, ours: str) -> tuple[Key, ...]:
+    """Blocks of transformers' encoders, which CLIP and SigLIP name alike."""
+    theirs, ours = f"{theirs}.encoder.layers.{{layer}}", f"{ours}/blocks"
+    return (
+        *norm(f"{theirs}.layer_norm1", f"{ours}/ln_1"),
+        *linear(f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
+        *linear(f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
+        *linear(f"{theirs}.self_attn.v_proj", f"{ours}/attn/value"),
+        *linear(f"{theirs}.self_attn.out_proj", f"{ours}/attn/out"),
+        *norm(f"{theirs}.layer_norm2", f"{ours}/ln_2"),
+        *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/fc2"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +73,15 @@ class Slot:
         parts = [tensor] if len(self.paths) == 1 else np.split(tensor, len(self.paths))
         for path, part in zip(self.paths, parts, strict=True):
             ours = part if self.axes is None else part.transpose(self.axes)
-            np.copyto(self._view(params, path), ours, casting="same_kind")
+            view = self._view(params, path)
+            np.copyto(view, ours.reshape(view.shape), casting="same_kind")
 
     def take(self, params: dict[str, np.ndarray]) -> np.ndarray:
         """Their tensor out of our flat arrays: mostly a view, often not contiguous."""
         parts = [self._view(params, path) for path in self.paths]
         if self.axes is not None:
             parts = [part.transpose(np.argsort(self.axes)) for part in parts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0].reshape(self.shape) if len(parts) == 1 else np.concatenate(parts)
 
     def _view(self, params: dict[str, np.ndarray], path: str) -> np.ndarray:
         # [...] keeps a 0-d array an array.
@@ -93,7 +111,8 @@ def _expand(key: Key, shapes: dict[str, tuple[int, ...]]) -> list[Slot]:
     paths = (key.ours,) if isinstance(key.ours, str) else key.ours
     shape = shapes[paths[0]]
     if "{layer}" not in key.theirs:
-        return [Slot(key.theirs, paths, None, _their_shape(shape, key.axes, len(paths)), key.axes)]
+        theirs = key.shape or _their_shape(shape, key.axes, len(paths))
+        return [Slot(key.theirs, paths, None, theirs, key.axes)]
     layers, *rest = shape
     theirs = _their_shape(tuple(rest), key.axes, len(paths))
     names = [key.theirs.format(layer=layer) for layer in range(layers)]

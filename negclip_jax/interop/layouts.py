@@ -9,6 +9,7 @@ from typing import Any
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai, readers, towers
 from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.models.clip import CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
 
 Loaded = tuple[CLIPConfig, dict[str, Any]]
 
@@ -47,16 +48,15 @@ def _load_any(directory: Path) -> Loaded:
     return readers.read_any(directory)[:2]
 
 
-def _transformers_usage(_: CLIPConfig, out: Path) -> str:
+def _transformers_usage(config: CLIPConfig, out: Path) -> str:
     """The processor needs a tokenizer and an image processor, which not every base has."""
-    images = any((out / f"{name}_config.json").is_file() for name in ("processor", "preprocessor"))
+    name = "SiglipModel" if isinstance(config, SigLIPConfig) else "CLIPModel"
+    model = f'model = {name}.from_pretrained("{{out}}")'
+    images = any((out / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
     if not (images and tokenizer_beside(out)):
-        return 'from transformers import CLIPModel\nmodel = CLIPModel.from_pretrained("{out}")'
-    return (
-        "from transformers import AutoProcessor, CLIPModel\n"
-        'model = CLIPModel.from_pretrained("{out}")\n'
-        'processor = AutoProcessor.from_pretrained("{out}")'
-    )
+        return f"from transformers import {name}\n{model}"
+    processor = 'processor = AutoProcessor.from_pretrained("{out}")'
+    return f"from transformers import AutoProcessor, {name}\n{model}\n{processor}"
 
 
 LAYOUTS = {

@@ -21,7 +21,7 @@ from negclip_jax.errors import InputError
 from negclip_jax.interop import openai, writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
-from negclip_jax.interop.parameters import require_dtype, taker
+from negclip_jax.interop.parameters import require_clip, require_dtype, taker
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 
 CONFIG = "open_clip_config.json"
@@ -179,6 +179,7 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
     Raises:
       CheckpointError: a model that open_clip cannot express, with all reasons.
     """
+    require_clip(config, "this layout of open_clip")
     text, vision = config.text, config.vision
     quick = {tower.hidden_act == openai.HIDDEN_ACT for tower in (text, vision)}
     if len(quick) == 2:

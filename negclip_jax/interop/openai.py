@@ -21,7 +21,7 @@ from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, import_torch, problem_report
 from negclip_jax.interop.layout import CONV, Key, linear, norm
-from negclip_jax.interop.parameters import read_params, require_dtype, taker
+from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 
 WEIGHTS = "model.pt"
@@ -145,6 +145,7 @@ def load_params(
 
 def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
     """Raises CheckpointError, with all reasons, for a model that OpenAI's code cannot run."""
+    require_clip(config, "OpenAI's layout")
     reasons = [
         f"the {name} tower's {what} is {value} where its code has {theirs}"
         for name, tower in (("text", config.text), ("vision", config.vision))

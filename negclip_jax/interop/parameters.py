@@ -14,6 +14,7 @@ from flax import traverse_util
 from negclip_jax.interop.files import FLOAT_TYPES, CheckpointError, StoredTensor, problem_report
 from negclip_jax.interop.layout import Key, Slot, expected_shapes, slots
 from negclip_jax.models.clip import CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -116,6 +117,14 @@ def interpolate(base: Any, tuned: Any, alpha: float) -> Any:
     if alpha in (0, 1):
         return tuned if alpha else base
     return jax.tree.map(lambda b, t: np.asarray(b + np.float32(alpha) * (t - b)), base, tuned)
+
+
+def require_clip(config: CLIPConfig, layout: str) -> None:
+    """Raises CheckpointError for a SigLIP in a layout that holds CLIPs; `layout` is its name."""
+    if isinstance(config, SigLIPConfig):
+        raise CheckpointError(
+            f"{layout} holds CLIPs, and this is a SigLIP: write it with --layout=huggingface"
+        )
 
 
 def require_dtype(dtype: str | None) -> None:

@@ -30,7 +30,7 @@ from negclip_jax.interop.config import (
 )
 from negclip_jax.interop.files import CheckpointError, StoredTensor, open_weights, read_json
 from negclip_jax.interop.layout import Key, expected_shapes
-from negclip_jax.interop.parameters import read_params, require_dtype, taker
+from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
 
@@ -213,6 +213,7 @@ def write_tower(
     Raises:
       CheckpointError: parameters that do not fit or are not finite.
     """
+    require_clip(config, architecture)
     tower, projected = ARCHITECTURES[architecture]
     keys = (tower.projection, *tower.keys) if projected else tower.keys
     places, take = taker(params, config, keys)
