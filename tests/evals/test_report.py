@@ -120,8 +120,8 @@ document.title = JSON.stringify([...document.querySelectorAll('iframe')].map(fra
 
 
 @pytest.fixture(scope="module")
-def browse(evaluated, tmp_path_factory):
-    """Function of a flag to what a browser prints of the page in frames of `WIDTHS`."""
+def browsed(evaluated, tmp_path_factory):
+    """What a browser makes of the page in frames of `WIDTHS`: the document and a picture."""
     if BROWSER is None:
         pytest.skip("no Chromium here")
     folder = tmp_path_factory.mktemp("browser")
@@ -130,29 +130,24 @@ def browse(evaluated, tmp_path_factory):
     frame = '<iframe src="page.html" style="border:0; height:1500px; width:{}px"></iframe>'
     frames = "".join(map(frame.format, WIDTHS))
     (folder / "frames.html").write_text(f'<body style="margin:0; display:flex">{frames}{PROBE}')
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    flags += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
-    flags += [f"--window-size={sum(WIDTHS)},1500"]
-
-    def run(flag: str) -> str:
-        command = [BROWSER, *flags, flag, (folder / "frames.html").as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout
-
-    return run
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
+    command += [f"--window-size={sum(WIDTHS)},1500", f"--screenshot={folder / 'shot.png'}"]
+    command += ["--dump-dom", (folder / "frames.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, np.asarray(Image.open(folder / "shot.png").convert("RGB"))
 
 
-def test_it_fits_shows_its_photos_and_runs_no_caption(browse):
-    title = re.search(r"<title>(.*?)</title>", browse("--dump-dom"))[1]
+def test_it_fits_shows_its_photos_and_runs_no_caption(browsed):
+    title = re.search(r"<title>(.*?)</title>", browsed[0])[1]
     for found, width in zip(json.loads(html.unescape(title)), WIDTHS, strict=True):
         assert found["title"] == "negclip_jax evaluation"
         assert found["scroll"] == width, "wider than the screen"
         assert len(found["photos"]) == 8 and min(found["photos"]) > 0
 
 
-def test_it_is_drawn(browse, tmp_path):
-    browse(f"--screenshot={tmp_path / 'shot.png'}")
-    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB"))
+def test_it_is_drawn(browsed):
+    pixels = browsed[1]
     for part in (pixels[:, : WIDTHS[0]], pixels[:, WIDTHS[0] :]):
         colours = len(np.unique(part.reshape(-1, 3), axis=0))
         assert colours > 500  # of photos, plots and text
