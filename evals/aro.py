@@ -79,6 +79,7 @@ def load_order(roots: DataRoots, name: str) -> Problem:
 _COMMON = {
     "source": "Yuksekgonul et al., ICLR 2023, github.com/mertyg/vision-language-models-are-bows",
     "download": DOWNLOAD,
+    "retention": True,
 }
 BENCHMARK = RELATION = Benchmark(
     name="aro_relation",

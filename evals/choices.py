@@ -13,7 +13,7 @@ import numpy as np
 
 from evals import scoring
 from evals.benchmark import ImageRef, Metric, Problem, Result
-from evals.cues import CUE_BREAKDOWNS, cue_columns
+from evals.cues import cue_breakdowns, cue_columns
 from evals.images import DataRoots
 from evals.pictures import Pictures, Views
 
@@ -93,7 +93,7 @@ def choice_problem(
     Args:
       rule: the official one for ties, see `scoring.official`.
       breakdowns: groups to draw, with their sentence. Cue and position of the negation are added
-        where any text negates.
+        where texts negate.
       controls: scorers without a model, by title.
       views: the photos whose mean embedding stands for an image, such as the frames of a video.
     """
@@ -132,9 +132,8 @@ class _Table:
         self._text_rows = {text: row for row, text in enumerate(self.texts)}
         self._answers = np.array([item.answer for item in items], np.int64)
         self._counts = np.array([len(item.options) for item in items], np.int64)
-        cues = cue_columns([(item.texts, item.answer) for item in items])
-        self._cues = cues
-        self._breakdowns = breakdowns | (CUE_BREAKDOWNS if cues else {})
+        self._cues = cue_columns([(item.texts, item.answer) for item in items])
+        self._breakdowns = breakdowns | cue_breakdowns(self._cues)
 
     def score(self, images: np.ndarray, texts: np.ndarray) -> Result:
         """The result of unit features `[len(images), D]` and `[len(texts), D]`."""

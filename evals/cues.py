@@ -6,7 +6,7 @@ before the noun if what follows it in its clause names anything.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 BEFORE, AFTER, INSTEAD = "before the noun", "after the noun", "instead of the noun"
 NONE = "none"
@@ -80,7 +80,7 @@ def count_cues(text: str) -> int:
 
 
 # Group columns that `cue_columns` makes, with the sentence that the report gives them.
-CUE_BREAKDOWNS = {
+_SENTENCES = {
     "cue": "by the negating word (of the right text, else of a wrong one)",
     "position": "by where the negating word stands",
     "negated": "by which texts negate",
@@ -92,7 +92,7 @@ def cue_columns(items: Sequence[tuple[Sequence[str], int]]) -> dict[str, list[st
 
     An item with one text has that text as right. Empty if no text of any item negates.
     """
-    columns: dict[str, list[str]] = {name: [] for name in CUE_BREAKDOWNS}
+    columns: dict[str, list[str]] = {name: [] for name in _SENTENCES}
     for texts, answer in items:
         cues = [find_cue(text) for text in texts]
         right = cues[answer] if len(cues) > 1 else cues[0]
@@ -103,3 +103,14 @@ def cue_columns(items: Sequence[tuple[Sequence[str], int]]) -> dict[str, list[st
         where = ("right and wrong" if wrong else "right") if right else "wrong" if wrong else NONE
         columns["negated"].append(where)
     return columns if any(cue != NONE for cue in columns["cue"]) else {}
+
+
+def cue_breakdowns(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Those of `cue_columns` that are worth a drawing, with their sentences.
+
+    None where fewer than a twentieth of the items negate; no column whose value is always the same.
+    """
+    cues = columns.get("cue", ())
+    if sum(cue != NONE for cue in cues) < len(cues) / 20:
+        return {}
+    return {name: text for name, text in _SENTENCES.items() if len(set(columns.get(name, ()))) > 1}

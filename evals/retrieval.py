@@ -11,7 +11,7 @@ import numpy as np
 
 from evals import scoring
 from evals.benchmark import ImageRef, Metric, Problem, Result
-from evals.cues import CUE_BREAKDOWNS, cue_columns
+from evals.cues import cue_breakdowns, cue_columns
 from evals.images import DataRoots
 from evals.pictures import Pictures, Views
 
@@ -46,7 +46,7 @@ def retrieval_problem(
     kept = [record for record in records if record.image in pictures]
     gallery = _Gallery(kept, pictures, tuple(headlines))
     total = sum(len(record.captions) for record in records)
-    notes = [*notes, f"{len(kept)} photos and {len(gallery.captions)} captions."]
+    notes = [*notes, f"{len(kept):,} images and {len(gallery.captions):,} captions."]
     return Problem(
         images=pictures.refs,
         texts=gallery.texts,
@@ -90,7 +90,7 @@ class _Gallery:
         metrics.sort(key=lambda m: m.name not in self._headlines)
         cues = cue_columns([((caption,), 0) for caption in self.captions])
         columns = self._predictions(to_images, caption_ids) | cues
-        return Result(metrics, columns, CUE_BREAKDOWNS if cues else {})
+        return Result(metrics, columns, cue_breakdowns(cues))
 
     def _caption_ids(self) -> np.ndarray:
         named = (f"{r.id}#{i}" for r in self.records for i in range(len(r.captions)))

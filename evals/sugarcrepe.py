@@ -66,5 +66,6 @@ BENCHMARK = Benchmark(
     licence="MIT; photos: COCO val2017, Flickr licences",
     download=DOWNLOAD,
     load=load,
+    retention=True,
     task="Is the caption closer to the photo than its wrong variant?",
 )

@@ -55,4 +55,6 @@ def _numbers(piece: str) -> list[Number]:
     ]
 
 
-BENCHMARK = Benchmark(name="valse_pieces", title="VALSE, other pieces", load=load, **COMMON)
+BENCHMARK = Benchmark(
+    name="valse_pieces", title="VALSE, other pieces", load=load, retention=True, **COMMON
+)

@@ -44,4 +44,4 @@ def test_both_directions_are_shown(tmp_path):
     problem = coco_retrieval.load(AllThere((tmp_path,)))
     metrics = problem.score(*features(problem)).metrics
     assert [m.name for m in metrics if m.headline] == ["t2i_recall@5", "i2t_recall@5"]
-    assert "7 photos and 14 captions." in problem.notes
+    assert "7 images and 14 captions." in problem.notes

@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from evals.cues import AFTER, BEFORE, INSTEAD, Cue, count_cues, cue_columns, find_cue, split_at_cue
+from evals.cues import (
+    AFTER,
+    BEFORE,
+    INSTEAD,
+    Cue,
+    count_cues,
+    cue_breakdowns,
+    cue_columns,
+    find_cue,
+    split_at_cue,
+)
 from evals.reading import Fields
 
 
@@ -62,6 +72,16 @@ def test_columns_prefer_the_right_text():
         "negated": ["wrong", "right and wrong", "right", "none", "right"],
     }
     assert cue_columns([(("a", "b"), 0)]) == {}
+
+
+def test_what_is_worth_a_drawing():
+    items = [(("a cat", "no cat"), 0)] * 2 + [(("a", "not b"), 1)] * 3
+    columns = cue_columns(items)
+    assert set(cue_breakdowns(columns)) == {"cue", "negated"}  # the position is always the same
+    few = cue_columns([*items[:1], *[(("a", "b"), 0)] * 20])
+    assert few["cue"].count("no") == 1 and cue_breakdowns(few) == {}
+    assert set(cue_breakdowns(cue_columns([*items[:1], *[(("a", "b"), 0)] * 19]))) == set(few)
+    assert cue_breakdowns({}) == {}
 
 
 def test_positions_agree_with_the_labels_of_real_negated_captions(shared_data):
