@@ -6,9 +6,9 @@ licences; host.robots.ox.ac.uk/pascal/VOC/voc2007); class names and the one temp
 `JPEGImages`, or a data set prepared with tensorflow-datasets (`voc/2007`, split test).
 
 Protocol (CLIP_benchmark, its `voc2007`): every object of the test split, difficult ones included,
-cropped to its box `(xmin, ymin, xmax, ymax)`; top-1 and top-5 over 20 classes. OpenAI gives a
-single template for VOC2007, so that there is no ensemble. CLIP's own number is another task, the
-mean average precision of whole photos.
+cropped to its box `(xmin, ymin, xmax, ymax)`; top-1 and top-5 over 20 classes. OpenAI gives one
+template for VOC2007 (`top1_single`); `top1_imagenet_templates` is the ensemble of ImageNet's 80.
+CLIP's own number is another task, the mean average precision of whole photos.
 """
 
 import io
@@ -40,9 +40,11 @@ def load(roots: DataRoots) -> Problem:
         where = Path(f"tfds:{TFDS}/test")
         rows = prepared(roots, ("VOCdevkit/VOC2007",), f"{TFDS}/test", DOWNLOAD)
         items = _from_tfds(rows, prompts.classes)
-    return classification_problem(
-        roots, where, items, prompts.classes, {"single": prompts.templates}
-    )
+    sets = {
+        "single": prompts.templates,
+        "imagenet_templates": read_prompts("imagenet").templates,
+    }
+    return classification_problem(roots, where, items, prompts.classes, sets)
 
 
 def _from_folder(folder: Path, classes: Sequence[str]) -> list[Labelled]:

@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_evals import AllThere, voc_annotation, write_benchmark
+from tiny_evals import AllThere, features, voc_annotation, write_benchmark
 
 from evals import labelled, zeroshot_voc2007
 from evals.images import DataRoots
@@ -17,7 +17,11 @@ CLASSES = labelled.read_prompts("voc2007").classes
 def test_objects_are_cut_out(tmp_path):
     roots = write_benchmark("voc2007", tmp_path)
     problem = zeroshot_voc2007.load(roots)
-    assert problem.total == 14
+    assert problem.total == 14 and len(problem.texts) == 80 * 20  # "a photo of a {}." is in both
+    assert {metric.name for metric in problem.score(*features(problem)).metrics} >= {
+        "top1_single",
+        "top1_imagenet_templates",
+    }
     assert problem.images[0].box == (1, 2, 29, 38)  # xmin, ymin, xmax - xmin, ymax - ymin
     assert roots.open(problem.images[0]).size == (29, 38)
     assert problem.images[0].path == "VOC2007/JPEGImages/000000.jpg"
