@@ -1,7 +1,8 @@
 """Controls: what rules that see no pixels, or no text, already reach.
 
 A control scores the options of a benchmark's items from their file alone. It appears as a row
-beside the models, so that a gain which a rule could have made is recognised as one.
+beside the models, so that a gain which a rule could have made is recognised as one. Its ties are
+shared under both rules.
 """
 
 import re

@@ -122,3 +122,11 @@ def test_controls_are_scored_like_models(roots):
     (last,) = problem.controls.values()
     assert [mean(m) for m in last().metrics] == [0, 0]
     assert last().predictions["scores"] == [[0.0, 1.0]] * 4
+
+
+def test_ties_of_controls_are_shared_under_both_names(roots):
+    items = [choice(i) for i in range(4)]
+    problem = build(roots, items, controls={"equal": lambda items: [[1.0, 1.0]] * len(items)})
+    (equal,) = problem.controls.values()
+    assert [mean(m) for m in equal().metrics] == [0.5, 0.5]
+    assert equal().predictions["right_official"] == [0.5] * 4
