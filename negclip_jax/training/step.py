@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from negclip_jax.training import patterns
-from negclip_jax.training.losses import contrastive_loss
+from negclip_jax.training.losses import contrastive_loss, sigmoid_loss
 from negclip_jax.training.microbatch import map_microbatches
 from negclip_jax.training.state import TrainState
 
@@ -41,7 +41,7 @@ class Objective:
     foil_weight: float = 1.0
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
-        """Contrastive loss of all parameters on a batch, and its accuracies."""
+        """Loss of all parameters on a batch, contrastive or SigLIP's, and its accuracies."""
         model = nnx.merge(self.graphdef, params)
         rows = {name: batch[name] for name in ("image", "feature", "text") if name in batch}
         features = map_microbatches(
@@ -49,15 +49,16 @@ class Objective:
         )
         texts = features["text"].reshape(len(features["image"]), -1, features["text"].shape[-1])
         has_foils = texts.shape[1] > 1
-        return contrastive_loss(
-            features["image"],
-            texts[:, 0],
-            params["logit_scale"],
-            foil_BxKxD=texts[:, 1:] if has_foils else None,
-            foil_mask_BxK=batch["foil_mask"] if has_foils else None,
-            foil_weight=self.foil_weight,
-            mask_B=batch.get("mask"),
-        )
+        captions = {
+            "foil_BxKxD": texts[:, 1:] if has_foils else None,
+            "foil_mask_BxK": batch["foil_mask"] if has_foils else None,
+            "foil_weight": self.foil_weight,
+            "mask_B": batch.get("mask"),
+        }
+        scored = (features["image"], texts[:, 0], params["logit_scale"])
+        if "logit_bias" in params:  # SigLIP, which is defined by it
+            return sigmoid_loss(*scored, params["logit_bias"], **captions)
+        return contrastive_loss(*scored, **captions)
 
     def encode_image(self, params: dict, image: Array) -> Array:
         """Features float32 `[B, D]` of pixels, uint8 `[B, H, W, 3]`."""

@@ -15,42 +15,11 @@ from negclip_jax.interop import diffusers, huggingface, open_clip, openai
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.models import clip, siglip
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 99,
-    "max_position_embeddings": 12,
-    "projection_size": 40,
-}
-VISION = {
-    "hidden_size": 40,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 5,
-    "image_size": 16,
-    "patch_size": 4,
-}
-
-
-def torch_siglip(text=(), vision=()):
-    """A SiglipModel with normal weights, biases and LayerNorms included."""
-    config = transformers.SiglipConfig(
-        text_config=TEXT | dict(text), vision_config=VISION | dict(vision)
-    )
-    torch.manual_seed(0)
-    model = transformers.SiglipModel(config).eval()
-    for name, parameter in model.named_parameters():
-        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        torch.nn.init.normal_(parameter, centre, 0.2)
-    return model
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """`(model of transformers, its directory, configuration, parameters)`."""
-    model = torch_siglip()
+    model = tiny.torch_siglip()
     directory = tiny.saved(tmp_path_factory.mktemp("siglip") / "base", model)
     return model, directory, *tiny.load(directory)
 
@@ -92,7 +61,7 @@ def test_config_is_read_as_transformers_reads_it(saved):
 
 
 def test_numerics_that_a_config_changes(batch, tmp_path):
-    model = torch_siglip({"hidden_act": "gelu"}, {"layer_norm_eps": 1e-2})
+    model = tiny.torch_siglip({"hidden_act": "gelu"}, {"layer_norm_eps": 1e-2})
     config, params = tiny.load(tiny.saved(tmp_path, model))
     expected = tiny.torch_features(model, *batch)
     assert tiny.difference(tiny.our_features(config, params, *batch), expected) < 1e-5

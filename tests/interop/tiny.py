@@ -10,7 +10,7 @@ import torch
 import transformers
 from flax import nnx
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
+from transformers import CLIPModel, SiglipModel
 
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
@@ -56,6 +56,23 @@ def torch_clip(text=(), vision=(), *, std=0.2, projection_dim=24) -> CLIPModel:
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         if parameter.ndim:
             torch.nn.init.normal_(parameter, centre, std)
+    return model
+
+
+SIGLIP_TEXT = {name: value for name, value in TEXT.items() if not name.endswith("_token_id")}
+SIGLIP_TEXT |= {"projection_size": 40}
+
+
+def torch_siglip(text=(), vision=()) -> SiglipModel:
+    """A SiglipModel whose weights are normal, biases and LayerNorms included."""
+    config = transformers.SiglipConfig(
+        text_config=SIGLIP_TEXT | dict(text), vision_config=VISION | dict(vision)
+    )
+    torch.manual_seed(0)
+    model = SiglipModel(config).eval()
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        torch.nn.init.normal_(parameter, centre, 0.2)
     return model
 
 
