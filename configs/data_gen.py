@@ -87,6 +87,7 @@ def _stages(config: ConfigDict) -> None:
     config.verify.absent_at = 0.8  # p_no / (p_yes + p_no) from which an object is absent
     config.verify.present_at = 0.5  # p_yes / (p_yes + p_no) from which it is present
     config.verify.mass = 0.5  # p_yes + p_no below which the answer means nothing
+    config.verify.wave = 2  # questions before a look whether enough objects are absent; 0: all
     config.verify.max_tokens = 10  # where text is read
     config.verify.instances_first = True  # COCO's 80 classes cost no call where boxes are given
     config.verify.min_no_votes = 8  # "vqa": of the ten annotators of a VQAv2 question
@@ -134,6 +135,7 @@ def _per_caption(config: ConfigDict) -> None:
     config.propose.top_p = 0.9
     config.propose.filter = False
     config.verify.method = "substring"
+    config.verify.wave = 0
     config.verify.instances_first = False
     config.assign.skip_negated = False
     config.rewrite.per = "caption"

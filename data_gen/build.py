@@ -16,6 +16,7 @@ from data_gen.settings import Settings, require
 from data_gen.stages import propose, verify, writers
 from data_gen.stages.questions import VQAProposer
 from data_gen.stages.rewrite import Checker, RewriteStage
+from data_gen.stages.waves import UntilEnough
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ def build_verifier(
     if method == "multi":
         many = prompts["verify_many"]
         verifier = verify.ManyVerifier(models.mllm, can, many, thresholds, verifier, config.seed)
+    elif settings.wave:
+        verifier = UntilEnough(verifier, settings.wave, config.assign.captions_per_object)
     if annotations.verifier is not None and settings.instances_first:
         return verify.AnnotationVerifier(annotations.verifier, verifier)
     return verifier

@@ -46,6 +46,8 @@ class Cache:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_TABLE)
+        except sqlite3.OperationalError as error:  # the disk, or the right to write there
+            raise InputError(f"{path} cannot be written ({error}); is the disk full?", 5) from None
         except sqlite3.Error as error:
             raise InputError(
                 f"{path} cannot be used as a cache ({error}); remove it, at the price of asking "

@@ -236,6 +236,7 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     args.runner = "local"
     for role in ("llm", "mllm"):
         changes.setdefault(f"{role}.url", "batch")
+    changes.setdefault("verify.wave", "0")  # a wave would be a round of its own
     return _run(args, changes)
 
 

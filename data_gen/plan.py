@@ -17,6 +17,7 @@ from data_gen.settings import Settings
 
 # The published run kept 35.5 % of its captions (147K of 414K), if it tried them all.
 ABSENT_SHARE = 0.355
+ASKED_SHARE = 0.81  # of the usable ones in waves of two, at that share and five captions an image
 USABLE_SHARE = 0.8  # of the proposed objects, after the local filter
 ACCEPTED_SHARE = 0.9  # of the rewrites
 IMAGE_TOKENS = 600  # a photo, between 300 (Qwen3-VL) and 2,341 (LLaVA-NeXT)
@@ -86,7 +87,8 @@ def _assumed(
         prompt = _PROMPTS["propose"] * calls + CAPTION_TOKENS * captions
         stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * calls)
     if roles.verify == "mllm":
-        calls = images if config.verify.method == "multi" else images * asked
+        share = ASKED_SHARE if config.verify.wave else 1.0
+        calls = images if config.verify.method == "multi" else images * asked * share
         prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
         stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
     if roles.rewrite == "llm":

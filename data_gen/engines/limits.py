@@ -106,11 +106,17 @@ class Breaker:
         self._trying = True
         return True
 
-    def success(self) -> None:
+    def alive(self) -> None:
+        """The server answered, though not as one would wish."""
         self._failures, self._pause, self._trying = 0, self._first_pause, False
+
+    def success(self) -> None:
+        """The server answered a request."""
+        self.alive()
         self.last_success = time.monotonic()
 
     def failure(self) -> None:
+        """The server did not answer at all, or only its proxy did."""
         self._failures += 1
         if self.is_open and (self._trying or self._failures == self._threshold):
             self.open_until = time.monotonic() + self._pause

@@ -3,8 +3,9 @@
 What each failure gets: refused (401, 403, 404) stops the run; 400, 413, 422 are permanent errors
 of the request; 408, 425, 429, 5xx, resets, time-outs and answers that are no JSON are tried again
 after a wait. A 500 that repeats for one request while others succeed is the request's own fault
-(a poisoned image on `transformers serve`): three tries. While nobody gets an answer, tries are not
-counted: the server is down, the requests wait for it, and after `give_up` seconds the run stops.
+(a poisoned image on `transformers serve`): three tries, then one for each further question about
+the photo. While nobody gets an answer, tries are not counted: the server is down, the requests
+wait for it, and after `give_up` seconds the run stops.
 """
 
 import asyncio
@@ -100,6 +101,7 @@ class Transport:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
+        self._poisoned: set[str] = set()  # photos on which the server stumbles
 
     async def post(
         self, path: str, body: Callable[[], bytes], affinity: str | None = None
@@ -132,7 +134,7 @@ class Transport:
                 failed = caught
             if not host.breaker.is_open:
                 tries += 1
-                if self._is_own_fault(failed, tries, host, begun):
+                if self._is_own_fault(failed, tries, host, begun, affinity):
                     detail = f"{failed}, {tries} times, while other requests succeed"
                     return Reply(
                         None, "server_error", detail, permanent=True, attempts=sent, host=host.url
@@ -141,12 +143,18 @@ class Transport:
                     return Reply(None, failed.code, str(failed), attempts=sent, host=host.url)
             await asyncio.sleep(max(failed.wait, full_jitter(tries or 1, self._settings.backoff)))
 
-    def _is_own_fault(self, failed: _Failed, tries: int, host: Host, begun: float) -> bool:
-        return (
-            failed.code == "http_500"
-            and tries >= _OWN_FAULT_TRIES
-            and host.breaker.last_success > begun
-        )
+    def _is_own_fault(
+        self, failed: _Failed, tries: int, host: Host, begun: float, affinity: str | None
+    ) -> bool:
+        """Whether a 500 comes from the request: others succeed, or the photo is known for it."""
+        if failed.code != "http_500":
+            return False
+        if affinity in self._poisoned:
+            return True
+        own = tries >= _OWN_FAULT_TRIES and host.breaker.last_success > begun
+        if own and affinity is not None:
+            self._poisoned.add(affinity)
+        return own
 
     async def get(self, path: str) -> Mapping[str, Any] | None:
         """A JSON object from the first server, or None where there is none (no retry)."""
@@ -202,8 +210,8 @@ class Transport:
         except _Failed as failed:
             if failed.congested:
                 host.limit.congested(started)
-            if failed.code == "http_429":  # a server that says "later" is alive
-                host.breaker.success()
+            if failed.code in ("http_429", "http_500"):  # "later" and "not this": it is alive
+                host.breaker.alive()
             else:
                 host.breaker.failure()
             if failed.wait:

@@ -129,7 +129,7 @@ def test_batch_files_there_and_back(scene, finished, tmp_path, capsys):
     folder, shows = scene
     out = tmp_path / "run"
     inputs = [f"--captions={folder}/captions.json", f"--images={folder}/photos"]
-    models = ["--llm-model=loopback", "--mllm-model=loopback", "--config.shard_images=4"]
+    models = ["--llm-model=loopback", "--mllm-model=loopback", "--config.verify.wave=2"]
     rounds = 0
     with FaultServer(shows, POOL) as server:
         while main(["batch-export", f"--out={out}", *inputs, *models]) == 1:
@@ -142,6 +142,6 @@ def test_batch_files_there_and_back(scene, finished, tmp_path, capsys):
                 path.unlink()
             assert main(["batch-import", f"--out={out}", str(tmp_path / "output.jsonl")]) == 0
             assert f"{len(requests)} imported, 0 failed" in capsys.readouterr().out
-    assert rounds == 3  # propose, verify, rewrite
+    assert rounds == 4  # propose, verify in two waves, rewrite
     ours, live = table(out, "pairs"), table(finished, "pairs")
     assert [row["negated_caption"] for row in ours] == [row["negated_caption"] for row in live]

@@ -92,7 +92,7 @@ def test_every_way_to_verify_agrees(scene, tmp_path, server, variant, method):
     assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
     assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {method}
     verify = served.counts.by_stage["verify"]
-    assert verify <= IMAGES + 2 if method == "multi" else verify >= 6 * IMAGES
+    assert verify <= IMAGES + 2 if method == "multi" else verify >= 2 * IMAGES
 
 
 @pytest.mark.parametrize("words", ["prose", "refusal", "nothing"])
@@ -150,7 +150,7 @@ def test_one_poisoned_image_among_good_ones(tmp_path, capsys):
     assert {row["image_id"] for row in pairs} == {str(i + 1) for i in range(IMAGES) if i != 2}
     errors = [r for r in table(tmp_path / "run", "verdicts") if r["verdict"] == "error"]
     assert {r["error_code"] for r in errors} == {"server_error"} and len(errors) == 6
-    assert server.given["500"] <= 3 * 6
+    assert server.given["500"] <= 2 * 3 + 4  # two at once, then one a question
     # The server is repaired: retry asks for this photo alone.
     with FaultServer(scene[1], POOL) as repaired:
         retry = arguments(folder, tmp_path / "run", repaired)[1:]

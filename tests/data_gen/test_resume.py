@@ -58,10 +58,10 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
     expected, bodies = undisturbed
     with FaultServer(shows, POOL, latency=0.02) as server:
         command = arguments(folder, tmp_path / "run", server)
-        moment = random.Random(7).randrange(30, 90)
+        moment = random.Random(7).randrange(25, 60)
         process = start(command)
         wait_for_calls(server, moment)
-        time.sleep(1.2)  # answers are committed at least every second or two
+        time.sleep(0.5)  # answers are committed four times a second
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
@@ -72,7 +72,7 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
     usual = sum(n - 1 for n in bodies.values())  # the probe of two roles is the same twice
     assert set(server.counts.by_body) == set(bodies)
     assert calls < sum(bodies.values()) or repeated == usual
-    assert repeated - usual <= 64  # those of the last two seconds at most
+    assert repeated - usual <= 64  # what was in flight or not yet committed
 
 
 def test_a_finished_run_asks_nothing(scene, undisturbed, tmp_path):
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_sentence(scene, tmp_path):
     with FaultServer(shows, POOL) as server:
         command = arguments(folder, tmp_path / "run", server)
         limited = (
-            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (33_500, 33_500));"
             "from data_gen.cli import main; sys.exit(main(sys.argv[1:]))"
         )
         done = subprocess.run(

@@ -1,0 +1,36 @@
+"""Questions stop when enough is known."""
+
+import asyncio
+
+from data_gen.stages.waves import UntilEnough
+from data_gen.work import Candidate, Caption, ImageItem, Verdict
+
+IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), "a man") for i in range(5)))
+
+
+class Told:
+    """A verifier that counts; names in capitals are absent."""
+
+    def __init__(self):
+        self.waves = []
+
+    async def verify(self, image, photo, candidates):
+        self.waves.append([c.object for c in candidates])
+        verdict = {True: "absent", False: "present"}
+        return [Verdict(c.object, verdict[c.object.isupper()], 0, 1, "t") for c in candidates]
+
+
+def ask(names: str, most: int = 3):
+    told = Told()
+    candidates = [Candidate(name, "llm") for name in names]
+    found = asyncio.run(UntilEnough(told, 2, most).verify(IMAGE, None, candidates))
+    assert [v.object for v in found] == [name for wave in told.waves for name in wave]
+    return ["".join(wave) for wave in told.waves]
+
+
+def test_five_captions_need_two_objects_that_serve_three_each():
+    assert ask("ABcdef") == ["AB"]
+    assert ask("aBcDef") == ["aB", "cD"]
+    assert ask("aBcdef") == ["aB", "cd", "ef"]
+    assert ask("ABcdef", most=1) == ["AB", "cd", "ef"]
+    assert ask("abc") == ["ab", "c"]
