@@ -79,10 +79,10 @@ def _coco(fields: Fields, content: dict) -> list[Captioned]:
 
 def _lines(fields: Fields) -> Sequence[Captioned]:
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(fields.path).splitlines()[1:], 2):
+    for number, line in enumerate(read_text(fields.path).split("\n")[1:], 2):
         name, found, caption = line.partition(".jpg,")
         if found and caption.strip():
-            captions.setdefault(f"{name}.jpg", []).append(caption)
+            captions.setdefault(f"{name}.jpg", []).append(caption.removesuffix("\r"))
         elif line.strip():
             fields.problem('a line is not "image.jpg,caption"', f"line {number}")
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]

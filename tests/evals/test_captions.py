@@ -58,6 +58,12 @@ def test_only_the_split_is_taken(tmp_path):
         read_captions(karpathy(tmp_path), "val")
 
 
+def test_lines_of_another_system(tmp_path):
+    path = tmp_path / "flickr30k_test_karpathy.txt"
+    path.write_text("image,caption\r\na.jpg,one\u2028two\r\n", newline="")
+    assert plain(read_captions(path, "test")) == [("a.jpg", ("one\u2028two",))]
+
+
 def test_captions_stay_raw(tmp_path):
     text = '  A "Big" dog,  caf\u00e9!'
     content = [{"image": "a.jpg", "caption": [text]}]

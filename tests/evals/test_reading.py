@@ -83,6 +83,21 @@ def test_csv(path):
     assert "has no column a" in message(read_csv, path, ("a",))
 
 
+def test_line_ends_inside_captions(tmp_path):
+    """U+2028 and form feeds end no record, in any of the layouts."""
+    odd = "a\u2028b\x0cc\x85d"
+    path = tmp_path / "f.csv"
+    path.write_text(f"a,b\r\n{odd},2\r\n", newline="")
+    assert read_csv(path, ("a", "b")) == [{"a": odd, "b": "2"}]
+    path.write_text(json.dumps({"a": odd}, ensure_ascii=False) + "\r\n{}\n", newline="")
+    assert read_json_lines(path)[0] == {"a": odd}
+
+
+def test_a_file_that_is_no_csv(path):
+    path.write_text("a,b\n1,2\n" + '"' + "x" * (1 << 24) + "x")  # a quote that never closes
+    assert "line 3 is not CSV: field larger than" in message(read_csv, path, ("a",))
+
+
 def test_a_row_that_is_cut_short(path):
     path.write_text("a,b\n1\n")
     fields = Fields(path)
