@@ -199,7 +199,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         names = reader.fieldnames or []
         rows = list(reader)
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV: {error}.") from None
+        raise InputError(f"{path} is not CSV after line {reader.line_num}: {error}.") from None
     missing = [name for name in columns if name not in names]
     if missing:
         raise InputError(

@@ -95,7 +95,7 @@ def test_line_ends_inside_captions(tmp_path):
 
 def test_a_file_that_is_no_csv(path):
     path.write_text("a,b\n1,2\n" + '"' + "x" * (1 << 24) + "x")  # a quote that never closes
-    assert "line 3 is not CSV: field larger than" in message(read_csv, path, ("a",))
+    assert "is not CSV after line 2: field larger than" in message(read_csv, path, ("a",))
 
 
 def test_a_row_that_is_cut_short(path):
