@@ -46,7 +46,12 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
     ]
     page = environment.get_template(PAGE).render(
         models=[
-            {"name": name, "colour": plots.colour(i), "facts": model["facts"]}
+            {
+                "name": name,
+                "colour": plots.colour(i),
+                "facts": model["facts"],
+                "training": model["facts"].get("training", ""),
+            }
             for i, (name, model) in enumerate(document["settings"]["models"].items())
         ],
         summary=[row for name, entry in entries.items() for row in _summary(name, entry, models)],
@@ -132,6 +137,7 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
             {"rows": [_metric(name, entry, m, models) for m in part], "folded": folded}
             for part, folded in ((first, False), (others, True))
         ],
+        "others": _other_comparisons(entry, shown, models),
         "controls": [
             {"title": row, "metrics": [_control(entry, row, metric) for metric in shown]}
             for row in controls
@@ -142,6 +148,19 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
             if len(groups) > 1
         ],
     }
+
+
+def _other_comparisons(
+    entry: Mapping[str, Any], metrics: Sequence[str], models: Sequence[str]
+) -> list[str]:
+    """What the tables leave out: pairs without the first model, such as control and tuned."""
+    return [
+        f"{found['before']} → {found['after']}: {metric.replace('_', ' ')} {change_text(change)}"
+        for found in entry["comparisons"].values()
+        if found["before"] != models[0] and len(models) <= plots.COLOURS
+        for metric in metrics
+        if (change := found["metrics"].get(metric))
+    ]
 
 
 def _control(entry: Mapping[str, Any], row: str, metric: str) -> str:

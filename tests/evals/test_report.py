@@ -13,7 +13,7 @@ from tiny_benchmark import HTML
 
 from evals import registry, report
 from evals.images import DataRoots
-from evals.results import Results
+from evals.results import Results, change_text
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAPTION = "<img src=x onerror=\"document.title='taken over'\"> & 'no' dog"
@@ -39,6 +39,7 @@ def evaluated(photos, tmp_path_factory):
     problem = benchmark.load(roots)
     names = ["before", "control", "a model with quite a long name and <b>markup</b>"]
     described = {name: {"facts": {"activation": "gelu"}, "fingerprint": name} for name in names}
+    described["control"]["facts"] = {"activation": "gelu", "training": "original captions"}
     settings = {"models": described, "seed": 0}
     environment = {
         "command": ["evals", "--out=x"],
@@ -82,6 +83,15 @@ def test_numbers_are_those_of_the_results(evaluated, page):
     assert f"({change['gained']} up, {change['lost']} down, not separable)" in seen
     assert "takes the first : accuracy 100.0 %" in seen
     assert "published: somebody's 75.0" in seen and "activation gelu" in seen
+
+
+def test_the_control_is_named_and_compared_with_what_was_tuned(evaluated, page):
+    seen = text_of(page)
+    assert "control original captions" in seen
+    entry = json.loads((evaluated[0] / "results.json").read_text())["benchmarks"]["tiny"]
+    (pair,) = (c for c in entry["comparisons"].values() if c["before"] == "control")
+    change = change_text(pair["metrics"]["accuracy"])
+    assert f"control → {pair['after']}: accuracy {change}" in seen
 
 
 def test_captions_notes_and_names_are_escaped(page):
