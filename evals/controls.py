@@ -6,7 +6,7 @@ shared under both rules.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evals.choices import Choice, Control
 from evals.cues import AFTER, count_cues, find_cue, split_at_cue
@@ -14,7 +14,7 @@ from evals.cues import AFTER, count_cues, find_cue, split_at_cue
 Scores = Sequence[Sequence[float]]
 
 
-def _by_box(rule) -> Control:
+def _by_box(rule: Callable[[float, float, float, float], float]) -> Control:
     return lambda items: [[rule(*ref.box) for ref in item.images] for item in items]
 
 

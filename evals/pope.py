@@ -24,7 +24,7 @@ from evals.reading import Fields, find_parts, read_json_lines
 
 DOWNLOAD = "github.com/AoiDragon/POPE (output/coco)"
 SETTINGS = ("random", "popular", "adversarial")
-_QUESTION = re.compile(r"Is there (an?|the) (.+) in the (image|imange)\?")
+_QUESTION = re.compile(r"Is there (an?) (.+) in the (?:image|imange)\?")  # some copies misspell it
 
 
 def load(roots: DataRoots) -> Problem:

@@ -1,4 +1,8 @@
-"""All benchmarks by name. A new one is a file with `BENCHMARK` and a line here."""
+"""All benchmarks by name. A new one is a file with `BENCHMARK` and a line here.
+
+Generated images and segmentation masks are not scored from rows of features: their benchmarks will
+have a table of their own beside this one.
+"""
 
 import importlib
 

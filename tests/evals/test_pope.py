@@ -65,7 +65,7 @@ def test_one_file_alone(tmp_path):
 
 
 def test_statements(tmp_path):
-    write(tmp_path, [pope_record(1) | {"text": "Is there an oven in the image?"}])
+    write(tmp_path, [pope_record(1) | {"text": "Is there an oven in the imange?"}])
     problem = pope.load(AllThere((tmp_path,)))
     assert "There is an oven in the image." in problem.texts
     assert "There is no oven in the image." in problem.texts
