@@ -15,10 +15,9 @@ long side would pass 32,768 pixels (thinner than 1:146 at 224) only the part und
 resized, which rounds differently between Pillow's two passes: a level or two in smooth parts.
 """
 
-import json
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,11 +26,10 @@ import cykooz_resizer
 import numpy as np
 from PIL import Image, ImageOps
 
+from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageError, settings_of
 from negclip_jax.data.records import unsafe_name
-from negclip_jax.errors import InputError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CROPS = ("openai", "transformers")
 
 # A longer side than this is never made: 22 MB at 224 pixels, where a 1x5000 image would need
@@ -46,10 +44,6 @@ _CATMULL_ROM = cykooz_resizer.ResizeOptions(
 )
 
 
-class ImageError(InputError):
-    """An image that cannot be read or used; the message names it and says why."""
-
-
 @dataclass(frozen=True)
 class Preprocessor:
     """CLIP's preprocessing: shortest side to `resize`, centre crop to `size`, mean and std.
@@ -59,6 +53,8 @@ class Preprocessor:
       resize: shortest side after the bicubic resize, in pixels, at least `size`.
       crop: "openai" or "transformers", see the module's docstring.
       mean, std: of red, green and blue, for values in 0..1.
+      squash: resize both sides to `size` instead, and crop nothing: SigLIP's preprocessing.
+      resample: filter of the resize, "bicubic" or "bilinear" (some of SigLIP 2).
       exif: turn the image as its EXIF orientation says. CLIP's own pipelines do not.
       exact: resize with Pillow, bit-equal to the references. False uses the same filter and passes
         in SIMD code: five times the speed, at most 2 of 255 levels off, 0.004 on average over
@@ -72,10 +68,14 @@ class Preprocessor:
     std: tuple[float, float, float] = CLIP_STD
     exif: bool = False
     exact: bool = True
+    squash: bool = False
+    resample: str = "bicubic"
 
     def __post_init__(self):
         if self.crop not in CROPS:
             raise ImageError(f"crop is {self.crop!r}: it must be one of {', '.join(CROPS)}.")
+        if self.resample not in RESAMPLES:
+            raise ImageError(f"resample is {self.resample!r}: it must be bicubic or bilinear.")
         if not 0 < self.size <= self.resize:
             raise ImageError(
                 f"size is {self.size} and resize {self.resize}: the crop must be at least one "
@@ -97,14 +97,12 @@ class Preprocessor:
         From the `image_processor` section of `processor_config.json` (transformers 5) or from
         `preprocessor_config.json`, in transformers' order. Where neither exists, CLIP's settings
         at `default_size`, the model's image size. Raises ImageError, naming file and setting, for
-        anything but CLIP's pipeline.
+        anything but CLIP's pipeline or SigLIP's.
         """
         directory = Path(directory)
-        for file, section in (("processor_config.json", "image_processor"), (None, None)):
-            path = directory / (file or "preprocessor_config.json")
-            settings = _read_settings(path, section) if path.is_file() else None
-            if settings is not None:
-                return cls(crop=crop, **_clip_settings(settings, path))
+        settings = settings_of(directory)
+        if settings is not None:
+            return cls(crop=crop, **settings)
         if default_size is None:
             raise ImageError(
                 f"{directory} has no preprocessor_config.json: copy it from the checkpoint, or "
@@ -115,6 +113,8 @@ class Preprocessor:
     def uint8(self, image: Image.Image) -> np.ndarray:
         """Resized and cropped pixels, uint8 `[size, size, 3]`; see `exact`."""
         image = to_rgb(_upright(image) if self.exif else image)
+        if self.squash:
+            return np.asarray(self._resized(image, self.size, self.size))
         width, height = image.size
         short = min(width, height)
         # int(), not round(): torchvision's and transformers' rule for the long side.
@@ -128,7 +128,7 @@ class Preprocessor:
         else:
             x, y = width / new_width, height / new_height
             box = (left * x, top * y, (left + self.size) * x, (top + self.size) * y)
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+            image = image.resize((self.size, self.size), RESAMPLES[self.resample], box=box)
         return np.asarray(image)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
@@ -155,8 +155,8 @@ class Preprocessor:
         return self.normalise(np.stack(pixels))
 
     def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        if self.exact:
-            return image.resize((width, height), Image.Resampling.BICUBIC)
+        if self.exact or self.resample != "bicubic":
+            return image.resize((width, height), RESAMPLES[self.resample])
         # Pillow works in two passes and rounds after each. One call here would take them in the
         # other order, which is 50 times as far off.
         for size in ((width, image.height), (width, height)):
@@ -336,57 +336,3 @@ def _as_image(image) -> Image.Image:
             f"An image must be a PIL image, a path or a uint8 array [H, W, 3], got {what}."
         )
     return Image.fromarray(np.ascontiguousarray(image))
-
-
-def _read_settings(path: Path, section: str | None) -> dict | None:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read as JSON: {error}.") from None
-    if isinstance(settings, dict) and section is not None:
-        settings = settings.get(section)
-        if settings is None:  # written before transformers 5: no nested section
-            return None
-    if not isinstance(settings, dict):
-        raise ImageError(f"{path} does not hold a table of preprocessing settings.")
-    return settings
-
-
-def _clip_settings(settings: dict, path: Path) -> dict:
-    """Arguments of Preprocessor from transformers' settings, absent ones being CLIP's."""
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
-    expected = {
-        "do_resize": (True,),
-        "do_center_crop": (True,),
-        "do_rescale": (True,),
-        "do_normalize": (True,),
-        "resample": (3,),
-    }
-    wrong = {k: v for k, v in settings.items() if k in expected and v not in expected[k]}
-    if "CLIP" not in kind:
-        wrong["image_processor_type"] = kind
-    if abs((settings.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-6:
-        wrong["rescale_factor"] = settings["rescale_factor"]
-    if wrong:
-        shown = ", ".join(f"{k}={v!r}" for k, v in wrong.items())
-        raise ImageError(
-            f"{path} asks for preprocessing that is not CLIP's ({shown}): only bicubic resize, "
-            "centre crop, division by 255 and normalisation are supported."
-        )
-    return {
-        "resize": _side(settings.get("size", 224), ("shortest_edge",), "size", path),
-        "size": _side(settings.get("crop_size", 224), ("height", "width"), "crop_size", path),
-        "mean": tuple(settings.get("image_mean", CLIP_MEAN)),
-        "std": tuple(settings.get("image_std", CLIP_STD)),
-    }
-
-
-def _side(value: int | dict, keys: Sequence[str], setting: str, path: Path) -> int:
-    sides = {value} if not isinstance(value, dict) else {value.get(key) for key in keys}
-    side = sides.pop()
-    if sides or type(side) is not int or (isinstance(value, dict) and set(value) != set(keys)):
-        raise ImageError(
-            f"{path}: {setting} is {value!r}; CLIP's is a number of pixels or "
-            f"{dict.fromkeys(keys, 224)!r} (the crop is square)."
-        )
-    return side

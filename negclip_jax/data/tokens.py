@@ -104,9 +104,14 @@ class Tokenizer:
         """Reads the vocabulary of a checkpoint directory, without network.
 
         From `vocab.json` and `merges.txt`, or, where transformers 5 saved only that, from
-        `tokenizer.json`. Raises TokenizerError if neither is there or the files are unusable.
+        `tokenizer.json`; SigLIP's by `siglip_tokens`. Raises TokenizerError if there is none or
+        the files are unusable.
         """
         directory = Path(directory)
+        from negclip_jax.data import siglip_tokens  # it is made of this module
+
+        if siglip_tokens.is_siglip(directory):
+            return siglip_tokens.SigLIPTokenizer.from_directory(directory, context_length)
         vocab_file, merges_file = directory / "vocab.json", directory / "merges.txt"
         if vocab_file.is_file() and merges_file.is_file():
             vocab, merges = _vocab_table(_read_json(vocab_file), vocab_file), _merges(merges_file)

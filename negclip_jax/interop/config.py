@@ -6,11 +6,13 @@ compare this reader with its class on every case below.
 """
 
 import copy
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.preprocessing import SIGLIP_MEAN, SIGLIP_STD, settings_of
 from negclip_jax.interop import siglip
 from negclip_jax.interop.files import CheckpointError, read_json
 from negclip_jax.interop.json_fields import fields, typed
@@ -174,19 +176,22 @@ def _restate_dtype(section: dict[str, Any], dtype: str) -> None:
 
 
 def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
-    """Preprocessing of a base directory; CLIP's own where it has none or there is no base."""
+    """Preprocessing of a base directory; the family's own where it has none or there is no base."""
     size = config.vision.image_size
-    if base is None:
-        return Preprocessor(size=size, resize=size)
-    return Preprocessor.from_directory(base, default_size=size)
+    own = Preprocessor(size=size, resize=size)
+    if isinstance(config, SigLIPConfig):
+        own = dataclasses.replace(own, mean=SIGLIP_MEAN, std=SIGLIP_STD, squash=True)
+    settings = None if base is None else settings_of(Path(base))
+    return own if settings is None else Preprocessor(**settings)
 
 
 def preprocessor_dict(
     config: CLIPConfig, preprocessor: Preprocessor | None = None
 ) -> dict[str, Any]:
-    """A `preprocessor_config.json`; by default CLIP's own pipeline at the model's image size."""
-    size = config.vision.image_size
-    images = preprocessor or Preprocessor(size=size, resize=size)
+    """A `preprocessor_config.json`; by default the family's own at the model's image size."""
+    images = preprocessor or preprocessor_of(None, config)
+    if images.squash:
+        return siglip.preprocessor_dict(images)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "feature_extractor_type": "CLIPFeatureExtractor",
@@ -277,7 +282,8 @@ def write_config(
 def tokenizer_beside(directory: Path) -> Path | None:
     """The directory itself if it holds a tokenizer that `data.tokens` reads, else None."""
     pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
-    return directory if pair or (directory / "tokenizer.json").is_file() else None
+    alone = any((directory / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+    return directory if pair or alone else None
 
 
 def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:

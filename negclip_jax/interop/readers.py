@@ -14,7 +14,7 @@ from typing import Any
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import huggingface, open_clip, openai, towers
-from negclip_jax.interop.config import tokenizer_beside
+from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -24,6 +24,7 @@ from negclip_jax.interop.files import (
     read_json,
 )
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
 
 Checkpoint = tuple[CLIPConfig, dict[str, Any], "CheckpointInfo"]
 
@@ -42,7 +43,7 @@ class CheckpointInfo:
       tokenizer: directory that holds the tokenizer's files; None where nothing came along.
       preprocessor: images to pixels; `dataclasses.replace(preprocessor, crop=...)` for another
         crop rule.
-      preprocessor_source: the file that says so, or "CLIP's own" where nothing came along.
+      preprocessor_source: the file that says so; "CLIP's own" or "SigLIP's own" where none does.
       base: directory whose other files belong to an export of the model; None if there is none.
       step: of the run, for a workdir.
     """
@@ -285,7 +286,7 @@ def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
 def _info(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
     """What a directory in Hugging Face's layout says about its model."""
     names = ("processor_config.json", "preprocessor_config.json")
-    source = next((str(directory / n) for n in names if (directory / n).is_file()), "CLIP's own")
+    source = next((str(directory / n) for n in names if (directory / n).is_file()), _own(config))
     return CheckpointInfo(
         path=directory,
         label=label,
@@ -294,10 +295,14 @@ def _info(directory: Path, config: CLIPConfig, layout: str, label: str) -> Check
         activation_source=f"hidden_act in {directory / 'config.json'}",
         pooling=describe_pooling(config),
         tokenizer=tokenizer_beside(directory),
-        preprocessor=Preprocessor.from_directory(directory, default_size=config.vision.image_size),
+        preprocessor=preprocessor_of(directory, config),
         preprocessor_source=source,
         base=directory,
     )
+
+
+def _own(config: CLIPConfig) -> str:
+    return "SigLIP's own" if isinstance(config, SigLIPConfig) else "CLIP's own"
 
 
 def describe_activation(config: CLIPConfig) -> str:
@@ -308,6 +313,8 @@ def describe_activation(config: CLIPConfig) -> str:
 
 def describe_pooling(config: CLIPConfig) -> str:
     """The rule by which a caption's end token is found, in words."""
+    if isinstance(config, SigLIPConfig):
+        return "the last position, padding included"
     if config.text.eos_token_id == LEGACY_EOS_TOKEN_ID:
         return "the first of the largest token id"
     return f"the first token with id {config.text.eos_token_id}"

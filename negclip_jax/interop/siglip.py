@@ -8,6 +8,7 @@ tokenizer and resampling, the model knows nothing.
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.json_fields import fields
 from negclip_jax.interop.layout import CONV, LINEAR, Key, encoder_blocks, linear, norm
@@ -98,4 +99,20 @@ def config_dict(config: SigLIPConfig, dtype: str) -> dict[str, Any]:
         "initializer_factor": 1.0,
         "text_config": text,
         "vision_config": {"model_type": "siglip_vision_model"} | vision,
+    }
+
+
+def preprocessor_dict(images: Preprocessor) -> dict[str, Any]:
+    """A `preprocessor_config.json` that resizes both sides to one size."""
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": images.size, "width": images.size},
+        "resample": {"bilinear": 2, "bicubic": 3}[images.resample],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from negclip_jax.errors import InputError
 from negclip_jax.models.clip import (
     CLIP,
     CLIPConfig,
@@ -170,7 +171,7 @@ class SigLIP(CLIP):
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
         """Unnormalised text features, float32 `[B, D]`, of int `[B, context length]`."""
         if isinstance(text, dict):
-            raise ValueError("SigLIP reads the padding of a caption: data.packing=False")
+            raise InputError("SigLIP reads the padding of its captions: set data.packing=False")
         with matmul_precision(self.dtype):
             return self.text_projection(self.text(text)).astype(jnp.float32)
 
