@@ -20,6 +20,7 @@ from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
 from negclip_jax.runtime.sharding import to_host
 
 _TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
@@ -96,6 +97,10 @@ def load(
     name, path = split_name(text)
     ema = path.endswith("+ema")
     config, params, info = read_any(path.removesuffix("+ema"), ema=ema, activation=activation)
+    if isinstance(config, SigLIPConfig):
+        raise InputError(
+            f"{path} is a SigLIP, whose tokenizer and preprocessing are not read: give a CLIP"
+        )
     preprocess = dataclasses.replace(info.preprocessor, crop=crop)
     check_arithmetic(config, info, preprocess)
     words = _tokenizer(path, config, info, tokenizer)

@@ -11,7 +11,7 @@ from flax import nnx
 from evals import models
 from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
-from negclip_jax.models import clip
+from negclip_jax.models import clip, siglip
 
 
 @pytest.fixture
@@ -148,6 +148,13 @@ def test_a_bare_file_of_openai(openai_like, tiny_vocabulary, tmp_path):
     assert "quick_gelu (assumed" in model.facts["activation"]
     with pytest.raises(InputError, match=r"ViT-B-32\.pt: these are OpenAI's weights"):
         models.load(path, tokenizer=tokenizer, activation="gelu")
+
+
+def test_a_siglip_is_refused(tiny_checkpoint, monkeypatch):
+    _, _, info = readers.read_any(tiny_checkpoint)
+    monkeypatch.setattr(models, "read_any", lambda *a, **k: (siglip.SigLIPConfig(), {}, info))
+    with pytest.raises(InputError, match=r"here is a SigLIP, .* give a CLIP"):
+        models.load("here")
 
 
 def test_towers_of_two_activations_are_refused(checkpoint):
