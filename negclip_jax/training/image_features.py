@@ -24,8 +24,13 @@ _IMAGES_PER_DEVICE = 32
 
 def are_constant(trainable: dict) -> bool:
     """Whether nothing that an image passes through is trained."""
-    leaves = jax.tree.leaves({name: trainable[name] for name in _PARAMETERS})
+    leaves = jax.tree.leaves(_of_images(trainable))
     return not any(np.any(leaf) for leaf in leaves)
+
+
+def _of_images(tree: dict) -> dict:
+    """What an image passes through. SigLIP's vision tower has no projection after it."""
+    return {name: tree[name] for name in _PARAMETERS if name in tree}
 
 
 def use_cache(
@@ -53,11 +58,12 @@ def use_cache(
     loader = loaders[0]
     root = Path(data.cache_dir.format(workdir=workdir))
     names = loader.examples.images
-    tower = patterns.flatten({name: params[name] for name in _PARAMETERS})
+    tower = patterns.flatten(_of_images(params))
     weights = {"/".join(path): sharding.to_host(leaf) for path, leaf in tower.items()}
     digests = features.image_digests(loader.images, names, root)
     name = features.fingerprint(weights, numerics, loader.preprocess, digests)
-    cache = features.FeatureCache(root / name, names, params["visual_projection"].shape[1])
+    last = params.get("visual_projection", params["vision"]["ln_post"]["scale"])
+    cache = features.FeatureCache(root / name, names, last.shape[-1])
     if not cache.is_complete:
         _build(cache, loader, objective, params, mesh)
     array, unreadable = cache.open()

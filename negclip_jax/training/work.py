@@ -30,7 +30,7 @@ class StepWork:
         """`trainable` is a tree of booleans (one an array's layer) over the parameters."""
 
         def any_of(*names: str) -> bool:
-            leaves = jax.tree.leaves([trainable[name] for name in names])
+            leaves = jax.tree.leaves([trainable[name] for name in names if name in trainable])
             return any(bool(np.any(leaf)) for leaf in leaves)
 
         return cls(config, any_of("text", "text_projection"), any_of("vision", "visual_projection"))
