@@ -174,7 +174,7 @@ def build_proposer(
         return propose.CaptionProposer(models.llm, model, prompts["propose_caption"], **sampling)
     else:
         prompt = prompts["propose"]
-    return propose.LLMProposer(models.llm, model, prompt, settings.number, **sampling)
+    return propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
 
 
 def build_verifier(
@@ -217,7 +217,7 @@ def build_writer(
     settings = config.rewrite
     llm = writers.LLMWriter(
         models.llm,
-        models.llm_can.model,
+        models.llm_can,
         prompts,
         many=settings.per == "image",
         one="rewrite" if config.rewrite.enforce else "rewrite_caption",

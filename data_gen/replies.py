@@ -93,6 +93,26 @@ def _short_names(text: str) -> list[str]:
     return items if all(_NAME.fullmatch(item.strip()) for item in items) else []
 
 
+LIST_SCHEMA = {
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": {"type": "string"}}},
+    "required": ["items"],
+    "additionalProperties": False,
+}
+
+
+def numbered_schema(count: int, options: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON schema of an object with the strings "1".."count", of `options` if there are some."""
+    value = {"type": "string", **({"enum": list(options)} if options else {})}
+    names = [str(i) for i in range(1, count + 1)]
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(names, value),
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
 def numbered(text: str, count: int) -> list[str | None] | None:
     """Answers 1..count of a JSON object or list, None for those that are not strings.
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from data_gen.engines.base import ChatRequest, Engine
+from data_gen.engines.base import Capabilities, ChatRequest, Engine
 from data_gen.errors import InputError
 from data_gen.prompts import Prompt, lines, quoted
-from data_gen.replies import string_list
+from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
 
@@ -29,15 +29,16 @@ class LLMProposer:
     def __init__(
         self,
         engine: Engine,
-        model: str,
+        can: Capabilities,
         prompt: Prompt,
         number: int,
         temperature: float,
         top_p: float,
     ):
         """`prompt`: "propose" for objects or "questions" for yes/no questions."""
-        self._engine, self._model, self._prompt, self._number = engine, model, prompt, number
+        self._engine, self._model, self._prompt, self._number = engine, can.model, prompt, number
         self._sampling = {"temperature": temperature, "top_p": top_p}
+        self._schema = LIST_SCHEMA if can.schema else None
         self._asks = prompt.name == "questions"
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
@@ -45,7 +46,13 @@ class LLMProposer:
         size = self._number * _TOKENS_AN_OBJECT * (3 if self._asks else 1)
         for sample in range(SAMPLES):
             request = ChatRequest(
-                "propose", self._model, messages, max_tokens=size, sample=sample, **self._sampling
+                "propose",
+                self._model,
+                messages,
+                max_tokens=size,
+                schema=self._schema,
+                sample=sample,
+                **self._sampling,
             )
             result = await self._engine.generate(request)
             about = {"source": "llm", "key": request.key, "model": self._model}

@@ -13,11 +13,12 @@ from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Engine
 from data_gen.images import Photo
 from data_gen.nouns import noun
 from data_gen.prompts import Prompt, lines
-from data_gen.replies import numbered, yes_no_mass, yes_or_no
+from data_gen.replies import numbered, numbered_schema, yes_no_mass, yes_or_no
 from data_gen.work import Candidate, ImageItem, Verdict, shuffled
 
 TOP_LOGPROBS = 20
 _OPTIONS = ("yes", "no")
+_ANSWERS = (*_OPTIONS, "unsure")  # a schema must leave a way to be unsure: it is asked again
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class ManyVerifier:
             self._prompt.fill(questions=lines(questions, numbered=True)),
             photo,
             max_tokens=12 * len(order) + 10,
+            schema=numbered_schema(len(order), _ANSWERS) if self._can.schema else None,
         )
         result = await self._engine.generate(request)
         items = None if result.error else numbered(result.text, len(order))

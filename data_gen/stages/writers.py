@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_gen import rules
-from data_gen.engines.base import ChatRequest, Engine
+from data_gen.engines.base import Capabilities, ChatRequest, Engine
 from data_gen.grammar import merge_question, rewrite_by_template
 from data_gen.prompts import STYLES, Prompt, quoted
-from data_gen.replies import numbered
+from data_gen.replies import numbered, numbered_schema
 from data_gen.work import Assignment, ImageItem, chance, shuffled
 
 
@@ -41,7 +41,7 @@ class LLMWriter:
     def __init__(
         self,
         engine: Engine,
-        model: str,
+        can: Capabilities,
         prompts: Mapping[str, Prompt],
         *,
         many: bool,
@@ -52,7 +52,8 @@ class LLMWriter:
         seed: int,
     ):
         """`one`: name of the prompt for a single caption; `many`: use "rewrite_many" first."""
-        self._engine, self._model, self._many = engine, model, many
+        self._engine, self._model, self._many = engine, can.model, many
+        self._keeps_schema = can.schema
         self._prompt, self._prompt_many = prompts[one], prompts["rewrite_many"]
         self._merge = prompts["merge"]
         self._max_tokens, self._seed = max_tokens, seed
@@ -78,6 +79,7 @@ class LLMWriter:
             self._model,
             self._prompt_many.fill(lines="\n".join(rows)),
             max_tokens=self._max_tokens * len(rows),
+            schema=numbered_schema(len(rows)) if self._keeps_schema else None,
             **self._sampling,
         )
         result = await self._engine.generate(request)

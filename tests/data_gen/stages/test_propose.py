@@ -1,0 +1,107 @@
+"""Candidates: from a model's lists, at random, from files; and the filter that costs nothing."""
+
+import asyncio
+import json
+
+import pytest
+
+from data_gen.engines.base import Capabilities, ChatResult
+from data_gen.engines.scripted import ScriptedEngine
+from data_gen.errors import InputError
+from data_gen.prompts import load_prompts
+from data_gen.stages.propose import (
+    CaptionProposer,
+    FileProposer,
+    LLMProposer,
+    RandomProposer,
+    filtered,
+)
+from data_gen.work import Candidate, Caption, ImageItem
+
+PROMPTS = load_prompts()
+TEXTS = ("A man rides a bike.", "Someone on a road")
+IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enumerate(TEXTS)))
+
+
+def propose(proposer):
+    return asyncio.run(proposer.propose(IMAGE))
+
+
+def llm(*answers, schema=False):
+    said = iter(answers)
+    engine = ScriptedEngine(lambda request: next(said))
+    can = Capabilities("m", schema=schema)
+    return LLMProposer(engine, can, PROMPTS["propose"], 3, 0.7, 0.9), engine
+
+
+def test_one_request_for_all_captions():
+    proposer, engine = llm('["dog", "car", "hat"]')
+    assert [c.object for c in propose(proposer)] == ["dog", "car", "hat"]
+    (request,) = engine.requests
+    assert all(json.dumps(text) in request.messages[-1][1] for text in TEXTS)
+    assert "Name 3 objects" in request.messages[-1][1] and request.schema is None
+
+
+def test_a_schema_where_the_server_keeps_to_one():
+    proposer, engine = llm('{"items": ["dog"]}', schema=True)
+    assert [c.object for c in propose(proposer)] == ["dog"]
+    assert engine.requests[0].schema["required"] == ["items"]
+
+
+def test_what_is_no_list_is_asked_for_once_more():
+    proposer, engine = llm("I would rather not say.", '["dog"]')
+    assert [c.object for c in propose(proposer)] == ["dog"]
+    assert engine.requests[0].key != engine.requests[1].key
+    proposer, _ = llm("I would rather not say.", "No.way at all!")
+    assert [c.reject_reason for c in propose(proposer)] == ["unparsable"]
+
+
+def test_an_error_is_a_reason():
+    proposer, engine = llm(ChatResult(error="refused", permanent=True))
+    assert [c.reject_reason for c in propose(proposer)] == ["refused"]
+    assert len(engine.requests) == 1
+
+
+def test_the_published_way():
+    engine = ScriptedEngine(lambda r: "Helmet." if "bike" in r.messages[-1][1] else "")
+    found = propose(CaptionProposer(engine, "m", PROMPTS["propose_caption"], 0.6, 0.9))
+    assert [(c.caption_id, c.object, c.reject_reason) for c in found] == [
+        ("0", "Helmet", None),
+        ("1", "", "unparsable"),
+    ]
+
+
+def test_random_objects_depend_on_the_seed_alone():
+    names = ["a", "b", "c", "d", "e"]
+
+    def draw(seed):
+        return [c.object for c in propose(RandomProposer(names, 3, seed, per_caption=False))]
+
+    assert draw(1) == draw(1) and len(set(draw(1))) == 3
+    assert len({tuple(draw(seed)) for seed in range(6)}) > 1
+    each = propose(RandomProposer(names, 3, 0, per_caption=True))
+    assert [c.caption_id for c in each] == ["0", "1"]
+
+
+def test_a_file_of_objects(tmp_path):
+    path = tmp_path / "o.json"
+    path.write_text('{"1": ["dog", "sofa"], "2": []}')
+    assert [c.object for c in propose(FileProposer(str(path)))] == ["dog", "sofa"]
+    for text in ("[]", '{"1": "dog"}', "{"):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            FileProposer(str(path))
+
+
+def test_the_filter_gives_reasons():
+    names = ["Dogs", "dog", "bicycle", "cars", "sky", "a very long sentence", "sofa"]
+    found = filtered([Candidate(name, "llm") for name in names], TEXTS)
+    assert [(c.object, c.reject_reason) for c in found] == [
+        ("dog", None),
+        ("dog", "duplicate"),
+        ("bicycle", "mentioned"),  # "bike"
+        ("car", None),
+        ("sky", "unusable"),
+        ("a very long sentence", "unusable"),
+        ("couch", None),
+    ]
