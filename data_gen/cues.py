@@ -68,7 +68,7 @@ _ARTICLES = word_set("a an any the its their his her one two three some")
 
 
 class Token(NamedTuple):
-    """A word in lower case, its place, and the punctuation between it and the word before."""
+    """A word in lower case without "'s", its place, and the punctuation before it."""
 
     word: str
     start: int
@@ -92,7 +92,8 @@ def tokenize(text: str) -> list[Token]:
         start = match.start()
         mark = text[end:start].strip()
         end = match.end()
-        tokens.append(Token(match.group().lower().replace("’", "'"), start, end, mark))
+        word = match.group().lower().replace("’", "'").removesuffix("'s")
+        tokens.append(Token(word, start, end, mark))
     return tokens
 
 

@@ -25,6 +25,10 @@ _OTHER_THING = {
 }
 
 
+# "A couple of monitors" are no people.
+_AMOUNTS = {"couple", "pair"}
+
+
 class _Forms:
     """The word sequences that name something, for a search over tokens."""
 
@@ -36,8 +40,11 @@ class _Forms:
             if len(phrase) > 1:
                 self.multiple.setdefault(phrase[0], []).append(phrase)
         self.stems = frozenset(stems)
+        self._starts = self.single | self.multiple.keys()
 
     def find(self, words: Sequence[str]) -> list[Span]:
+        if not self.stems and self._starts.isdisjoint(words):  # nearly always
+            return [(i, i) for i, word in enumerate(words) if self._is_free_of(word)]
         spans = []
         i = 0
         while i < len(words):
@@ -49,15 +56,17 @@ class _Forms:
 
     def _match(self, words: Sequence[str], i: int) -> int:
         """How many words from the i-th on name the thing; 0 if they do not."""
-        word = words[i].removesuffix("'s")
+        word = words[i]
         for phrase in self.multiple.get(word, ()):
             if tuple(words[i : i + len(phrase)]) == phrase:
                 return len(phrase)
         if word in self.single:
-            return int(not i or words[i - 1] not in _OTHER_THING.get(word, ()))
-        if word.endswith("-free"):
-            return int(word.removesuffix("-free") in self.single)
-        return int(bool(self.stems) and stem(word) in self.stems)
+            of_things = word in _AMOUNTS and words[i + 1 : i + 2] == ["of"]
+            return int(not of_things and (not i or words[i - 1] not in _OTHER_THING.get(word, ())))
+        return int(self._is_free_of(word) or (bool(self.stems) and stem(word) in self.stems))
+
+    def _is_free_of(self, word: str) -> bool:
+        return word.endswith("-free") and word.removesuffix("-free") in self.single
 
 
 @lru_cache(maxsize=100_000)
@@ -95,5 +104,5 @@ def mentioned(obj: str, captions: Iterable[str]) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(token.word for token in tokenize(text))
+def _words(text: str) -> list[str]:
+    return [token.word for token in tokenize(text)]

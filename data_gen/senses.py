@@ -52,7 +52,7 @@ SAME = {
 
 # Words that are said of other things too, or that only go with the category.
 WIDER = {
-    "person": "player worker officer cook pilot driver",
+    "person": "player worker officer cook pilot driver pitcher batter",
     "bicycle": "bmx",
     "car": "vehicle van suv cab taxi minivan",
     "motorcycle": "bike scooter moped",
