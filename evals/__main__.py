@@ -10,6 +10,7 @@ continues: nothing that was encoded is encoded again.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,4 +126,5 @@ def _alphas(text: str) -> list[float]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the page is written
     sys.exit(main())

@@ -24,6 +24,7 @@ def evaluate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if bool(args.model) == bool(args.interpolate):
         raise InputError("give one or more --model=[NAME=]PATH, or --interpolate=BASE,TUNED")
+    _require_writable(args.out)
     roots = DataRoots(tuple(args.data), tuple(args.images))
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
@@ -71,6 +72,17 @@ def _tell(out: Path, results: Results, failures: list[runner.Failure], seconds: 
     for failure in failures:
         logging.error("%s on %s: %s", failure.model, failure.benchmark, failure.message)
     logging.info("%s; open %s", human_seconds(seconds), out / report.PAGE)
+
+
+def _require_writable(out: Path) -> None:
+    """Says at once, not after an hour, that nothing can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write_test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --out={out}: {error.strerror or error}") from error
 
 
 def _use_compilation_cache(cache: Path) -> None:

@@ -61,7 +61,8 @@ class DataRoots:
         for root in self.data:
             for name in names:
                 wanted = PurePosixPath(name).parts
-                found = [p for p in self._files[root] if p.parts[-len(wanted) :] == wanted]
+                named = self._files[root].get(wanted[-1], ())
+                found = [p for p in named if p.parts[-len(wanted) :] == wanted]
                 if found:
                     return min(found, key=lambda p: (len(p.parts), -p.stat().st_size, str(p)))
         raise FileMissing(
@@ -107,7 +108,8 @@ class DataRoots:
         """The least deep folder whose path ends in `name`, "imagenet/val"; None without one."""
         wanted = PurePosixPath(name).parts
         for root in (*self.images, *self.data):
-            folders = {parent for file in self._files[root] for parent in file.parents}
+            folders = {p.parent for named in self._files[root].values() for p in named}
+            folders |= {parent for folder in folders for parent in folder.parents}
             found = [p for p in folders if p.parts[-len(wanted) :] == wanted and root in p.parents]
             if found:
                 return min(found, key=lambda p: (len(p.parts), str(p)))
@@ -148,16 +150,23 @@ class DataRoots:
         return file
 
     @functools.cached_property
-    def _files(self) -> dict[Path, list[Path]]:
-        return {root: list(_walk(root)) for root in dict.fromkeys((*self.images, *self.data))}
+    def _files(self) -> dict[Path, dict[str, list[Path]]]:
+        """All files of each root by their name."""
+        files: dict[Path, dict[str, list[Path]]] = {}
+        for root in dict.fromkeys((*self.images, *self.data)):
+            by_name = files[root] = defaultdict(list)
+            for file in _walk(root):
+                by_name[file.name].append(file)
+        return files
 
     @functools.cached_property
     def _photos(self) -> dict[str, list[Path]]:
-        photos = defaultdict(dict)
-        for files in self._files.values():
-            for file in files:
-                if file.suffix.lower() in IMAGE_SUFFIXES:
-                    photos[_key(file.name)][file] = None
+        """All photos by the name that their benchmarks may call them."""
+        photos: dict[str, dict[Path, None]] = defaultdict(dict)
+        for by_name in self._files.values():
+            for name, files in by_name.items():
+                if name.lower().endswith(IMAGE_SUFFIXES):
+                    photos[_key(name)] |= dict.fromkeys(files)
         return {key: list(files) for key, files in photos.items()}
 
 

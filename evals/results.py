@@ -78,9 +78,10 @@ class Results:
         old = {} if overwrite else _read(out / RESULTS)
         if old and old["settings"] != settings:
             differ = [k for k in settings if old["settings"].get(k) != settings[k]]
+            names = ", ".join(old["settings"]["models"])
             raise InputError(
-                f"{out} holds results of other {' and '.join(differ)}: give another --out, or "
-                "--overwrite to replace them"
+                f"{out} holds results of {names} with other {' and '.join(differ)}: give another "
+                "--out, or --overwrite to replace them"
             )
         self.document: dict[str, Any] = {
             "settings": settings,

@@ -163,6 +163,13 @@ def test_mistakes_are_sentences(evaluate, flags, message, capsys):
     assert err.startswith("error: ") and message in err and "Traceback" not in err
 
 
+def test_an_output_folder_that_cannot_be_written(evaluate, tmp_path, capsys):
+    evaluate.out = tmp_path / "file"
+    evaluate.out.write_text("")
+    assert evaluate("--model=x") == 1
+    assert capsys.readouterr().err == f"error: cannot write to --out={evaluate.out}: File exists\n"
+
+
 def test_a_failure_on_one_benchmark_is_status_1(
     evaluate, tiny_benchmarks, tiny_checkpoint, caplog, tmp_path
 ):

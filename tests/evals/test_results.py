@@ -146,7 +146,9 @@ def test_other_items_start_a_benchmark_afresh(filled):
 def test_results_of_other_models_are_not_mixed_or_lost(filled):
     other = SETTINGS | {"models": {"a": {"facts": {}, "fingerprint": "3"}}}
     before = (filled / "results.json").read_bytes()
-    with pytest.raises(InputError, match=r"holds results of other models: give another --out"):
+    with pytest.raises(
+        InputError, match=r"holds results of a, b with other models: give another --out"
+    ):
         opened(filled, other)
     assert (filled / "results.json").read_bytes() == before
     assert opened(filled, other, overwrite=True).document["benchmarks"] == {}
