@@ -143,8 +143,7 @@ async def _run_shards(
     """Processes what is not done yet; returns how many images wait for a batch file."""
     all_shards = job.cut(models)
     run_id = run_id_of(job, models)
-    todo = [shard for shard in all_shards if not shards.is_done(out, shard)]
-    shards.remove_others(out, all_shards)
+    todo = shards.left_to_do(out, all_shards)
     write_table(out / "rejects" / "part-ingest.parquet", "rejects", job.ingested.rejects)
     note(job, models, out, run_id)
     say(_opening(job, len(all_shards), len(todo)))

@@ -47,12 +47,11 @@ def run(config: Settings, out: Path, *, workers: int) -> Outcome:
 async def _first_look(job: Job, out: Path) -> tuple[list[shards.Shard], str]:
     """Probes once for all workers, writes the manifest, and finds what is to be done."""
     async with connected(job.config, job.roles, None, out) as models:
-        all_shards = job.cut(models)
-        shards.remove_others(out, all_shards)
+        todo = shards.left_to_do(out, job.cut(models))
         write_table(out / "rejects" / "part-ingest.parquet", "rejects", job.ingested.rejects)
         run_id = run_id_of(job, models)
         note(job, models, out, run_id)
-    return [shard for shard in all_shards if not shards.is_done(out, shard)], run_id
+    return todo, run_id
 
 
 async def _last_look(job: Job, out: Path) -> None:

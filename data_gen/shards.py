@@ -5,6 +5,7 @@ tables. The mark holds the fingerprint of settings and images that it was made w
 of either the shard is made again, from cached answers as far as they still fit.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -79,25 +80,37 @@ def write(run: Path, shard: Shard, parts: Iterable[Rows]) -> dict[str, Any]:
     return counts
 
 
-def remove_others(run: Path, shards: Sequence[Shard]) -> None:
-    """Removes parts of a former, longer run: they belong to no shard of this one."""
-    known = {shard.name for shard in shards}
+def left_to_do(run: Path, every: Sequence[Shard]) -> list[Shard]:
+    """The shards that are not done; parts in the run directory that belong to none are removed."""
+    done, left = [], []
+    for shard in every:
+        (done if is_done(run, shard) else left).append(shard)
+    remove_others(run, done)
+    return left
+
+
+def remove_others(run: Path, done: Sequence[Shard]) -> None:
+    """Removes every part but those of the shards that are done.
+
+    What is left of a longer run, or of one with other settings, must not be counted or exported
+    while the run is on its way.
+    """
+    tables = {shard.name for shard in done}
     for name in SCHEMAS:
-        for path in (run / name).glob("part-*.parquet"):
-            if path.name not in known:
+        for path in (run / name).glob("part-[0-9]*.parquet"):
+            if path.name not in tables:
                 path.unlink()
-    marks = {mark_path(run, shard).name for shard in shards}
+    marks = {mark_path(run, shard).name for shard in done}
     for path in (run / "done").glob("part-*.json"):
         if path.name not in marks:
             path.unlink()
 
 
 def read_marks(run: Path) -> list[dict[str, Any]]:
-    """The marks of all finished shards, in order."""
+    """Fingerprints and counts in the marks of all finished shards, in order."""
     marks = []
     for path in sorted((run / "done").glob("part-*.json")):
-        try:
-            marks.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:  # not written by us, or damaged: its shard is not done
-            continue
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # damaged: its shard is not done
+            mark = json.loads(path.read_text(encoding="utf-8"))
+            marks.append({"fingerprint": mark["fingerprint"], "rows": dict(mark["rows"])})
     return marks

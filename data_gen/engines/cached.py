@@ -59,4 +59,9 @@ class CachedEngine:
         return result
 
     async def close(self) -> None:
+        """Ends what nobody waits for any more, then the engine."""
+        left = list(self._in_flight.values())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await self._engine.close()

@@ -57,31 +57,24 @@ async def connected(
     known = out / "capabilities.json"
     needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
     found = _read(known)
-    engines: dict[str, Engine] = {}
     errors = ErrorShare(config.max_errors)
-    try:
+    bare: dict[tuple, Engine] = {}
+    asked: dict[tuple, Engine] = {}
+    async with contextlib.AsyncExitStack() as stack:
         for role in needed:
-            # One server for both roles is one engine, with one limit of requests in flight.
-            same = (
-                role == "mllm"
-                and "llm" in engines
-                and _address(config, role) == _address(config, "llm")
-            )
-            engines[role] = engines["llm"] if same else open_engine(config, role, out)
-            if found.get(role, {}).get("address") != _address(config, role):
-                can = await probe_engine(engines[role], config[role].model, images=role == "mllm")
-                found[role] = {"address": _address(config, role), **dataclasses.asdict(can)}
+            address = _address(config, role)
+            if address not in bare:  # a server for both roles is one engine, with one limit
+                bare[address] = engine = open_engine(config, role, out)
+                asked[address] = CachedEngine(engine, cache, errors) if cache else engine
+                stack.push_async_callback(asked[address].close)
+            if found.get(role, {}).get("address") != list(address):
+                can = await probe_engine(bare[address], config[role].model, images=role == "mllm")
+                found[role] = {"address": list(address), **dataclasses.asdict(can)}
         if needed:
             write_json(known, found)
         can = {role: _capabilities(found[role]) for role in needed}
-        asked = {id(engine): engine for engine in engines.values()}
-        if cache is not None:
-            asked = {i: CachedEngine(engine, cache, errors) for i, engine in asked.items()}
-        by_role = {role: asked[id(engine)] for role, engine in engines.items()}
+        by_role = {role: asked[_address(config, role)] for role in needed}
         yield Models(by_role.get("llm"), can.get("llm"), by_role.get("mllm"), can.get("mllm"))
-    finally:
-        for engine in {id(e): e for e in engines.values()}.values():
-            await engine.close()
 
 
 async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Capabilities:
@@ -91,8 +84,8 @@ async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Ca
     return engine.capabilities()
 
 
-def _address(config: Settings, role: str) -> list[str | None]:
-    return [config[role].url, config[role].model]
+def _address(config: Settings, role: str) -> tuple[str | None, str | None]:
+    return config[role].url, config[role].model
 
 
 def _read(path: Path) -> dict[str, dict]:
