@@ -172,10 +172,14 @@ def _from_checkpoint(args: argparse.Namespace) -> Source:
     config, params, info = readers.read_any(
         args.checkpoint, activation=args.activation, base=args.base
     )
+    if args.base and args.alpha is None and not towers.is_tower(Path(args.checkpoint)):
+        raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
     return Source(config, params, info, info.label)
 
 
 def _from_workdir(args: argparse.Namespace) -> Source:
+    if args.activation:
+        raise InputError("a run knows its activation: --activation goes with --checkpoint")
     config, params, info = readers.read_workdir(args.workdir, args.step, ema=args.ema)
     return Source(config, params, info, info.label)
 

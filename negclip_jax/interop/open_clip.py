@@ -32,17 +32,18 @@ CUSTOM_TEXT_KEYS = (
     *openai.OTHER_KEYS,
 )
 
-# Their defaults (CLIPTextCfg, CLIPVisionCfg), and what our modules compute: any other value of a
-# key that is not among `_READ` would be another architecture.
+# What is read, with open_clip's defaults (CLIPTextCfg, CLIPVisionCfg).
 _TOWER = {"mlp_ratio": 4.0, "norm_kwargs": None, "act_kwargs": None, "layers": 12}
 _TEXT = _TOWER | {"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}
 _TEXT |= {"pool_type": "argmax", "eos_id": 2}
 _VISION = _TOWER | {"width": 768, "head_width": 64, "image_size": 224, "patch_size": 16}
+# Without influence on a plain transformer's features, whatever their value. Every other key that is
+# set to something else than nothing, or than the value below, makes another architecture.
 _INERT = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "output_tokens", "pad_id"}
 _INERT |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "patch_dropout"}
 _INERT |= {"attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool"}
 _INERT |= {"timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"}
-_OURS = {"proj_type": "linear", "block_type": "default"} | {"pool_type": "tok"}
+_OURS = {"proj_type": "linear", "block_type": "default", "pool_type": "tok"}
 _TANH = {"approximate": "tanh"}
 _PIPELINE = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"}
 

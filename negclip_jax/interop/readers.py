@@ -14,7 +14,7 @@ from typing import Any
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import huggingface, open_clip, openai, towers
-from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
+from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -23,42 +23,16 @@ from negclip_jax.interop.files import (
     open_file,
     read_json,
 )
-from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
-from negclip_jax.models.siglip import SigLIPConfig
+from negclip_jax.interop.origin import (
+    CheckpointInfo,
+    describe_activation,
+    describe_pooling,
+    of_directory,
+    with_activation,
+)
+from negclip_jax.models.clip import CLIPConfig
 
-Checkpoint = tuple[CLIPConfig, dict[str, Any], "CheckpointInfo"]
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointInfo:
-    """Where a model came from, and what its arithmetic was taken to be.
-
-    Attributes:
-      path: the directory or file that was read.
-      label: words for it, e.g. "step 500 of runs/b32".
-      layout: "workdir", "huggingface", "openai" or "open_clip".
-      activation: "quick_gelu", or "gelu in the text tower, quick_gelu in the vision tower".
-      activation_source: where that was read, or the reason why it was assumed.
-      pooling: the rule that finds a caption's end token.
-      tokenizer: directory that holds the tokenizer's files; None where nothing came along.
-      preprocessor: images to pixels; `dataclasses.replace(preprocessor, crop=...)` for another
-        crop rule.
-      preprocessor_source: the file that says so; "CLIP's own" or "SigLIP's own" where none does.
-      base: directory whose other files belong to an export of the model; None if there is none.
-      step: of the run, for a workdir.
-    """
-
-    path: Path
-    label: str
-    layout: str
-    activation: str
-    activation_source: str
-    pooling: str
-    tokenizer: Path | None
-    preprocessor: Preprocessor
-    preprocessor_source: str
-    base: Path | None = None
-    step: int | None = None
+Checkpoint = tuple[CLIPConfig, dict[str, Any], CheckpointInfo]
 
 
 def read_any(
@@ -135,7 +109,7 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     params, number = checkpoint.restore_params(workdir, step, ema=ema)
     average = ", moving average" if ema else ""
     label = f"step {number} of {workdir}{average}"
-    info = _info(base, config, "workdir", label)
+    info = of_directory(base, config, "workdir", label)
     return config, params, dataclasses.replace(info, path=base.parent, step=number)
 
 
@@ -143,7 +117,7 @@ def _read_huggingface(path_or_hub_id: str) -> Checkpoint:
     directory = huggingface.resolve(path_or_hub_id)
     config = huggingface.read_config(directory)
     params = huggingface.load_params(directory, config)
-    return config, params, _info(directory, config, "huggingface", path_or_hub_id)
+    return config, params, of_directory(directory, config, "huggingface", path_or_hub_id)
 
 
 def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
@@ -224,7 +198,7 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
         return config, _with_base(info, ours)
     if ours.is_file() and read_json(ours).get("model_type") == "clip":
         config = huggingface.read_config(folder)
-        return config, dataclasses.replace(_info(folder, config, "openai", label), path=file)
+        return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
     return None
 
 
@@ -269,55 +243,6 @@ def _undescribed(
         preprocessor_source="CLIP's own",
     )
     return config, info
-
-
-def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
-    """The model with one activation in both towers; raises CheckpointError for an unknown one."""
-    try:
-        text, vision = (
-            dataclasses.replace(tower, hidden_act=activation)
-            for tower in (config.text, config.vision)
-        )
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    return dataclasses.replace(config, text=text, vision=vision)
-
-
-def _info(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
-    """What a directory in Hugging Face's layout says about its model."""
-    names = ("processor_config.json", "preprocessor_config.json")
-    source = next((str(directory / n) for n in names if (directory / n).is_file()), _own(config))
-    return CheckpointInfo(
-        path=directory,
-        label=label,
-        layout=layout,
-        activation=describe_activation(config),
-        activation_source=f"hidden_act in {directory / 'config.json'}",
-        pooling=describe_pooling(config),
-        tokenizer=tokenizer_beside(directory),
-        preprocessor=preprocessor_of(directory, config),
-        preprocessor_source=source,
-        base=directory,
-    )
-
-
-def _own(config: CLIPConfig) -> str:
-    return "SigLIP's own" if isinstance(config, SigLIPConfig) else "CLIP's own"
-
-
-def describe_activation(config: CLIPConfig) -> str:
-    """The towers' activation in words."""
-    text, vision = config.text.hidden_act, config.vision.hidden_act
-    return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
-
-
-def describe_pooling(config: CLIPConfig) -> str:
-    """The rule by which a caption's end token is found, in words."""
-    if isinstance(config, SigLIPConfig):
-        return "the last position, padding included"
-    if config.text.eos_token_id == LEGACY_EOS_TOKEN_ID:
-        return "the first of the largest token id"
-    return f"the first token with id {config.text.eos_token_id}"
 
 
 def _split_step(path: str) -> tuple[str, str | None]:

@@ -237,6 +237,8 @@ def test_card_of_a_run(run, tmp_path):
         (["--checkpoint={base}", "--alpha=0.5", "--base={file}"], "different models and cannot"),
         (["--checkpoint={base}", "--scores={base}/config.json"], r"is no results\.json"),
         (["--checkpoint={base}", "--tokenizer={tmp}"], r"has no vocab\.json"),
+        (["--checkpoint={base}", "--base={base}"], "--base goes with --alpha"),
+        (["--workdir={tmp}", "--activation=gelu"], "a run knows its activation"),
         (["--checkpoint={file}", "--activation=relu"], "unknown activation 'relu'"),
     ],
 )
