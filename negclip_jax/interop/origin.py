@@ -74,40 +74,10 @@ def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
     return dataclasses.replace(config, text=text, vision=vision)
 
 
-def describe_activation(config: CLIPConfig) -> str:
-    """The towers' activation in words."""
-    text, vision = config.text.hidden_act, config.vision.hidden_act
-    return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
-
-
-def describe_pooling(config: CLIPConfig) -> str:
-    """The rule by which a caption's end token is found, in words."""
-    if isinstance(config, SigLIPConfig):
-        return "the last position, padding included"
-    if config.text.eos_token_id == LEGACY_EOS_TOKEN_ID:
-        return "the first of the largest token id"
-    return f"the first token with id {config.text.eos_token_id}"
-
-
-def with_activation(config: CLIPConfig, activation: str) -> CLIPConfig:
-    """The model with one activation in both towers; raises CheckpointError for an unknown one."""
-    try:
-        text, vision = (
-            dataclasses.replace(tower, hidden_act=activation)
-            for tower in (config.text, config.vision)
-        )
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    return dataclasses.replace(config, text=text, vision=vision)
-
-
 def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
     """What a directory in Hugging Face's layout says about its model."""
     names = ("processor_config.json", "preprocessor_config.json")
-    source = next(
-        (str(directory / n) for n in names if (directory / n).is_file()),
-        describe_own_preprocessing(config),
-    )
+    found = (str(directory / name) for name in names if (directory / name).is_file())
     return CheckpointInfo(
         path=directory,
         label=label,
@@ -117,6 +87,6 @@ def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -
         pooling=describe_pooling(config),
         tokenizer=tokenizer_beside(directory),
         preprocessor=preprocessor_of(directory, config),
-        preprocessor_source=next(files, describe_own_preprocessing(config)),
+        preprocessor_source=next(found, describe_own_preprocessing(config)),
         base=directory,
     )
