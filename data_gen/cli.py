@@ -115,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
     add("probe", _probe, "ask the servers what they can do", out=False, inputs=True)
     plan = add("plan", _plan, "calls, tokens, hours and money of a run", out=False, inputs=True)
     plan.add_argument("--out", type=Path, help="a run to take measured rates from")
+    plan.add_argument(
+        "--sample", type=int, help="images to run into --out first; their answers stay"
+    )
     run = add("run", _run, "write pairs, or go on writing them", out=True, inputs=True)
     run.add_argument("--runner", choices=("local", "ray"), default="local")
     run.add_argument("--workers", type=int, default=2, help="--runner=ray: shards at once")
@@ -156,9 +159,15 @@ def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.generate import run
     from data_gen.plan import plan
 
-    print(plan(settings.load(args.config, changes), args.out))
+    config = settings.load(args.config, changes)
+    if args.sample is not None:
+        if args.out is None:
+            raise InputError("--sample needs --out, where its answers stay for the run to come")
+        run(settings.load(args.config, {**changes, "limit": str(args.sample)}), args.out)
+    print(plan(config, args.out))
     return 0
 
 

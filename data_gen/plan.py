@@ -1,8 +1,8 @@
 """What a run will cost: calls, tokens, hours and money, before any of it is spent.
 
-Rates come from a run of the same settings in `--out`, even a small one (`run --limit=200`), whose
-answers the big run then finds in its cache; without one, from the assumptions below, which are
-named as such.
+Rates come from a run of the same settings in `--out`, even a small one (`--sample=200` makes it),
+whose answers the big run then finds in its cache; without one, from the assumptions below, which
+are named as such.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from data_gen.cache import read_statistics
 from data_gen.errors import InputError
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
+from data_gen.records import read_table
 from data_gen.settings import Settings
 
 # The published run kept 35.5 % of its captions (147K of 414K), if it tried them all.
@@ -45,10 +46,10 @@ def plan(config: Settings, run: Path | None) -> str:
     measured = run is not None and counts(run).get("images", 0)
     if measured:
         stages, pairs, hours = _measured(config, run, images)
-        basis = f"rates measured on {measured} images of {run}"
+        basis = f"rates measured on {measured} images of {run}{_absent_share(run)}"
     else:
         stages, pairs, hours = *_assumed(config, job.roles, images, captions), None
-        basis = "rates assumed (data_gen/plan.py); `run --limit=200` with --out measures them"
+        basis = "rates assumed (data_gen/plan.py); --sample=200 --out=DIR measures them"
     return _table(config, images, captions, stages, pairs, hours, basis)
 
 
@@ -71,6 +72,13 @@ def _measured(
     # One request at a time; a server that takes many at once divides it.
     seconds = sum(s["calls"] * s["latency_ms_p50"] for s in statistics.values()) / 1000 * factor
     return stages, done.get("accepted", 0) * factor, seconds / 3600 or None
+
+
+def _absent_share(run: Path) -> str:
+    verdicts = read_table(run, "verdicts", ["verdict"]).column("verdict").to_pylist()
+    if not verdicts:
+        return ""
+    return f" ({verdicts.count('absent') / len(verdicts):.1%} of {len(verdicts):,} verdicts absent)"
 
 
 def _assumed(

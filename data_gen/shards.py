@@ -6,7 +6,6 @@ of either the shard is made again, from cached answers as far as they still fit.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -43,7 +42,7 @@ def cut(images: Sequence[ImageItem], size: int, settings: str) -> list[Shard]:
     shards = []
     for number, start in enumerate(range(0, len(images), size)):
         part = tuple(images[start : start + size])
-        content = [dataclasses.astuple(image) for image in part]
+        content = [image.content for image in part]
         shards.append(Shard(number, part, content_hash([settings, content])))
     return shards
 

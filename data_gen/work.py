@@ -37,7 +37,15 @@ class ImageItem:
 
     @property
     def texts(self) -> list[str]:
+        """The captions' texts."""
         return [caption.text for caption in self.captions]
+
+    @property
+    def content(self) -> list:
+        """Everything in it, for a hash."""
+        captions = [[caption.id, caption.text] for caption in self.captions]
+        questions = [[q.id, q.text, q.yes, q.no, q.votes] for q in self.questions]
+        return [self.image_id, self.file_name, captions, questions]
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,19 @@ def test_plan_from_assumptions_and_from_a_run(scene, finished, capsys):
     assert f"{tokens:,}" in measured and "hours of waiting" in measured
 
 
+def test_plan_measures_a_sample_that_the_run_then_has(scene, tmp_path, capsys):
+    folder, shows = scene
+    with FaultServer(shows, POOL) as server:
+        command = arguments(folder, tmp_path / "run", server)
+        assert main(["plan", *command[1:], "--sample=2"]) == 0
+        said = capsys.readouterr().out
+        assert "rates measured on 2 images" in said and "verdicts absent" in said
+        sampled = server.counts.by_stage.copy()
+        assert main(command) == 0
+        assert server.counts.by_stage["propose"] == 2 * sampled["propose"] == 4
+    assert main(["plan", *command[1:3], "--sample=2", "--instances=x"]) == 2
+
+
 def test_the_manifest_explains_the_run(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
     rows = table(finished, "pairs")
