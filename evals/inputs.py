@@ -23,6 +23,7 @@ from evals.store import key
 from negclip_jax.data import features
 from negclip_jax.data.images import ImageError, Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.siglip_tokens import SigLIPTokenizer
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
@@ -50,8 +51,10 @@ class EncodeImages:
 class EncodeTexts:
     """Features `[B, D]` of a batch of `Texts`."""
 
+    packed: bool
+
     def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
-        return model.encode_text(batch)
+        return model.encode_text(batch if self.packed else batch["ids"])
 
 
 class Images:
@@ -103,22 +106,32 @@ class Images:
 class Texts:
     """Distinct texts, tokenized once. Texts of the same token ids have the same key."""
 
-    name, encode = "texts", EncodeTexts()
+    name = "texts"
 
     def __init__(self, texts: Sequence[str], tokenizer: Tokenizer):
+        # SigLIP reads the padding of its captions, so they cannot share rows.
+        self.encode = EncodeTexts(packed=not isinstance(tokenizer, SigLIPTokenizer))
         self._tokens = Ragged(*tokenizer.encode_ragged(texts))
         self._row = {text: i for i, text in enumerate(texts)}
         ids, ends = self._tokens.ids, self._tokens.offsets
         self.keys = {t: key(ids[ends[i] : ends[i + 1]].tobytes()) for t, i in self._row.items()}
         full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
-        room = tokenizer.context_length - 2
+        room = tokenizer.context_length - (2 if self.encode.packed else 1)  # special tokens
         self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
 
     def batches(self, texts: Sequence[str], size: int, mesh: Mesh) -> Iterator[Batch]:
-        """This process's share of each packed batch, see `data.packing`; the last is filled up."""
+        """This process's share of each batch, packed as `data.packing` says or `ids` `[r, T]`.
+
+        The last batch is filled up with its last text.
+        """
         rows = np.array([self._row[text] for text in texts])
         parts = rows[np.minimum(np.arange(-(-len(rows) // size) * size), len(rows) - 1)]
         parts = parts.reshape(-1, size)
+        if not self.encode.packed:
+            local = sharding.local_rows(mesh, size)
+            length = int(self._tokens.lengths[0])  # that of every row
+            yield from ({"ids": self._tokens.padded(part[local], length)} for part in parts)
+            return
         packing = _packing(self._tokens.lengths, parts, mesh.size)
         for part in parts:
             packed = packing.pack(self._tokens, part)

@@ -61,7 +61,8 @@ class Model:
 
     def _fingerprint(self, kind: str) -> str:
         tower, projection = _TOWERS[kind]
-        params = {name: self.params[name] for name in (tower, projection)}
+        # SigLIP's vision tower has no projection after it.
+        params = {n: self.params[n] for n in (tower, projection) if n in self.params}
         weights = {
             jax.tree_util.keystr(path): leaf if isinstance(leaf, np.ndarray) else to_host(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -97,10 +98,6 @@ def load(
     name, path = split_name(text)
     ema = path.endswith("+ema")
     config, params, info = read_any(path.removesuffix("+ema"), ema=ema, activation=activation)
-    if isinstance(config, SigLIPConfig):
-        raise InputError(
-            f"{path} is a SigLIP, whose tokenizer and preprocessing are not read: give a CLIP"
-        )
     preprocess = dataclasses.replace(info.preprocessor, crop=crop)
     check_arithmetic(config, info, preprocess)
     words = _tokenizer(path, config, info, tokenizer)
@@ -178,6 +175,8 @@ def check_end_token(config: CLIPConfig, tokenizer: Tokenizer, path: str) -> None
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
             f"{text.vocab_size}: they do not belong together"
         )
+    if isinstance(config, SigLIPConfig):
+        return  # it reads the last position, whatever stands there
     legacy = text.eos_token_id == LEGACY_EOS_TOKEN_ID
     found = tokenizer.vocab_size - 1 if legacy else text.eos_token_id
     if found != tokenizer.eos_id:
@@ -198,7 +197,9 @@ def describe_preprocessing(preprocess: Preprocessor) -> str:
     colours = "CLIP's mean and std"
     if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):
         colours = f"mean {tuple(preprocess.mean)}, std {tuple(preprocess.std)}"
-    resize = "Pillow's bicubic" if preprocess.exact else "SIMD bicubic"
+    resize = f"{'Pillow' if preprocess.exact else 'SIMD'} {preprocess.resample}"
+    if preprocess.squash:
+        return f"both sides to {preprocess.size} px by {resize}, {colours}"
     return (
         f"shortest side to {preprocess.resize} px by {resize}, centre crop of {preprocess.size} px "
         f"({preprocess.crop} rounding), {colours}"

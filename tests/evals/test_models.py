@@ -11,7 +11,7 @@ from flax import nnx
 from evals import models
 from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
-from negclip_jax.models import clip, siglip
+from negclip_jax.models import clip
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_facts_that_numbers_depend_on(tiny_model, tiny_checkpoint):
     assert facts["weights"] == f"{tiny_checkpoint} (huggingface)"
     assert facts["activation"].startswith("quick_gelu (hidden_act in")
     assert facts["pooling"] == "state at the first token with id 599"
-    assert "shortest side to 32 px by Pillow's bicubic" in facts["preprocessing"]
+    assert "shortest side to 32 px by Pillow bicubic" in facts["preprocessing"]
     assert "centre crop of 32 px (openai rounding), CLIP's mean and std" in facts["preprocessing"]
     assert facts["precision"] == "float32 weights and arithmetic"
     assert "training" not in facts
@@ -148,13 +148,6 @@ def test_a_bare_file_of_openai(openai_like, tiny_vocabulary, tmp_path):
     assert "quick_gelu (assumed" in model.facts["activation"]
     with pytest.raises(InputError, match=r"ViT-B-32\.pt: these are OpenAI's weights"):
         models.load(path, tokenizer=tokenizer, activation="gelu")
-
-
-def test_a_siglip_is_refused(tiny_checkpoint, monkeypatch):
-    _, _, info = readers.read_any(tiny_checkpoint)
-    monkeypatch.setattr(models, "read_any", lambda *a, **k: (siglip.SigLIPConfig(), {}, info))
-    with pytest.raises(InputError, match=r"here is a SigLIP, .* give a CLIP"):
-        models.load("here")
 
 
 def test_towers_of_two_activations_are_refused(checkpoint):
