@@ -1,4 +1,9 @@
 """Writes negation pairs: captions that say, truly, what is not in the picture.
 
-`data_gen.from_annotations` needs no model. This package runs on a machine without jax.
+`python -m data_gen` (see `cli`) runs with any OpenAI-compatible servers, or with no model at all;
+`data_gen.from_annotations` is the quickstart's small command. Neither needs jax.
+
+A run is `generate`: `stages.ingest` reads captions, `pipeline` takes each image through the other
+stages (propose, verify, assign, rewrite), `runner` keeps many images in work and `shards` writes
+their rows (`records`). `build` chooses who does what; `engines` answer, through a `cache`.
 """

@@ -69,7 +69,7 @@ def resolve(config: Settings) -> Roles:
     llm, mllm = config.llm.url, config.mllm.url
     annotated = config.input.instances is not None
     roles = Roles(
-        _proposer(config, annotated),
+        _proposer(config),
         _auto(config.verify.by, "mllm" if mllm else "instances"),
         _auto(config.rewrite.by, "llm" if llm else "template"),
     )
@@ -94,7 +94,7 @@ def _auto(wished: str, best: str) -> str:
     return best if wished == "auto" else wished
 
 
-def _proposer(config: Settings, annotated: bool) -> str:
+def _proposer(config: Settings) -> str:
     if config.input.objects is not None and config.propose.by == "auto":
         return "file"
     return _auto(config.propose.by, "llm" if config.llm.url else "cooccurrence")

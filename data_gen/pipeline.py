@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data_gen.cues import tokenize
 from data_gen.engines.base import is_transient
 from data_gen.images import Photo, PhotoError, PhotoFolder
+from data_gen.mentions import find_same
 from data_gen.nouns import SYNONYMS, plural
 from data_gen.settings import Settings
 from data_gen.stages.assign import assign
@@ -21,7 +23,11 @@ from data_gen.work import Candidate, ImageItem, Rows, Verdict
 
 
 class ImagePipeline:
-    """Takes an image through all stages. One object serves a whole run."""
+    """Takes an image through all stages; one object serves a whole run.
+
+    `visible`: annotated objects that are plain to see, by image id. `threads` decode photos.
+    `source`: name of the captions file, for the table.
+    """
 
     def __init__(
         self,
@@ -34,12 +40,8 @@ class ImagePipeline:
         threads: Executor,
         source: str,
     ):
-        self._config, self._proposer, self._verifier, self._stage = (
-            config,
-            proposer,
-            verifier,
-            stage,
-        )
+        self._config, self._proposer = config, proposer
+        self._verifier, self._stage = verifier, stage
         self._folder, self._visible, self._threads = folder, visible, threads
         self._source = source
 
@@ -101,13 +103,22 @@ class ImagePipeline:
         names = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
         names |= self._visible.get(image.image_id, frozenset())
         if not names:
-            names = {n for n in SYNONYMS if any(_names(n).search(text) for text in image.texts)}
+            names = {name for text in image.texts for name in _named(text)}
         return sorted(names)
 
 
+def _named(caption: str) -> set[str]:
+    """COCO's categories that a caption names by their own names.
+
+    A "vehicle" is not surely a car, and a hot dog is no dog.
+    """
+    found = {name for name in SYNONYMS if _words(name).search(caption)}
+    tokens = tokenize(caption) if found else ()
+    return {name for name in found if find_same(name, tokens)}
+
+
 @cache
-def _names(name: str) -> re.Pattern[str]:
-    """The word itself or its plural, not its synonyms: a "vehicle" is not surely a car."""
+def _words(name: str) -> re.Pattern[str]:
     return re.compile(rf"\b({re.escape(name)}|{re.escape(plural(name))})\b", re.IGNORECASE)
 
 

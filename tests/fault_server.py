@@ -177,6 +177,7 @@ def arguments(folder: Path, out: Path, server: LoopbackServer, *more: str) -> li
         "--config.shard_images=4",
         "--config.engine.backoff=0.01",
         "--config.engine.timeout=5",
+        "--config.engine.give_up=5",
         *more,
     ]
 

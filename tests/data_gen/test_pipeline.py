@@ -1,0 +1,128 @@
+"""One image through all stages, with everything scripted."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from data_gen import settings
+from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
+from data_gen.engines.base import Capabilities, ChatResult
+from data_gen.engines.scripted import ScriptedEngine
+from data_gen.errors import InputError
+from data_gen.pipeline import _named
+from data_gen.prompts import load_prompts
+from data_gen.work import Caption, ImageItem
+
+IMAGE = ImageItem("7", "train/7.jpg", (Caption("1", "A man on a horse."), Caption("2", "A rider")))
+CAN = Capabilities("m", images=True)
+
+
+def process(answer, photos, **changes):
+    base = {"input.captions": "c", "input.images": str(photos), "llm.url": "x", "mllm.url": "y"}
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    config = settings.load(None, base | {"verify.method": "text", "rewrite.per": "caption"} | named)
+    engine = ScriptedEngine(answer)
+    models = Models(engine, CAN, engine, CAN)
+    with ThreadPoolExecutor(1) as threads:
+        pipeline = build(config, load_prompts(), models, threads, "run", "captions.json")
+        return asyncio.run(pipeline.process(IMAGE)), engine
+
+
+@pytest.fixture
+def photos(tmp_path):
+    from fault_server import photo
+
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "7.jpg").write_bytes(photo(0))
+    return tmp_path
+
+
+def answer(request):
+    if request.stage == "propose":
+        return '["dog", "car", "rider", "sky"]'
+    if request.stage == "verify":
+        return "Yes" if "car" in request.messages[-1][1] else "No"
+    return request.messages[-1][1].split('"')[1].rstrip(".") + " without a dog"
+
+
+def test_all_rows_of_an_image(photos):
+    rows, engine = process(answer, photos)
+    assert [(r["caption_id"], r["split"], r["width"]) for r in rows.items] == [
+        ("1", "train", 48),
+        ("2", "train", 48),
+    ]
+    reasons = {r["object"]: r["reject_reason"] for r in rows.candidates}
+    assert reasons == {"dog": None, "car": None, "rider": "mentioned", "sky": "unusable"}
+    assert {r["object"]: r["verdict"] for r in rows.verdicts} == {"dog": "absent", "car": "present"}
+    assert [r["object"] for r in rows.pairs] == ["dog", "dog"]
+    assert all(r["accepted"] and "car" in r["foils"][0] for r in rows.pairs)
+    assert rows.rejects == [] and rows.codes() == {"mentioned", "unusable"}
+    assert len({r.photo.sha256 for r in engine.requests if r.photo}) == 1
+
+
+def test_a_missing_photo_costs_no_call(tmp_path):
+    rows, engine = process(answer, tmp_path)
+    assert [r["code"] for r in rows.rejects] == ["image_missing"]
+    assert rows.items == [] and engine.requests == []
+
+
+def test_a_transient_error_gets_one_more_chance(photos):
+    failed = []
+
+    def shaky(request):
+        if request.stage == "verify" and len(failed) < 2:
+            failed.append(request)
+            return ChatResult(error="timeout")
+        return answer(request)
+
+    rows, _ = process(shaky, photos)
+    assert len(failed) == 2 and len(rows.pairs) == 2 and "timeout" not in rows.codes()
+
+
+def test_no_more_objects_than_asked_for(photos):
+    many = '["dog", "sky", "car", "bus", "kite", "vase"]'
+    rows, _ = process(
+        lambda r: many if r.stage == "propose" else answer(r), photos, propose__number="2"
+    )
+    assert [r["object"] for r in rows.candidates] == ["dog", "sky", "car"]
+
+
+def test_what_a_caption_names():
+    assert _named("Two dogs and a vehicle") == {"dog"}
+    assert _named("A hot dog on a plate") == {"hot dog"}
+
+
+def test_token_counters(shared_data):
+    exact = token_counter(
+        settings.load(None, {"check.tokenizer": str(shared_data / "clip_tokenizer")})
+    )
+    assert exact("a dog") == 4
+    for text in ("a skateboarder photographed beneath an umbrella", "it's 10:30, isn't it?"):
+        assert exact(text) <= estimated_tokens(text)
+    with pytest.raises(InputError, match=r"check\.tokenizer: "):
+        token_counter(settings.load(None, {"check.tokenizer": "nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "roles"),
+    [
+        ({"input.instances": "i"}, ("cooccurrence", "instances", "template")),
+        ({"llm.url": "l", "input.instances": "i"}, ("llm", "instances", "llm")),
+        (
+            {"mllm.url": "m", "input.images": "d", "input.objects": "o"},
+            ("file", "mllm", "template"),
+        ),
+        (
+            {"pipeline": "vqa", "input.questions": "q", "input.answers": "a"},
+            ("vqa", "votes", "template"),
+        ),
+        (
+            {"llm.url": "l", "mllm.url": "m", "input.images": "d", "rewrite.by": "template"},
+            ("llm", "mllm", "template"),
+        ),
+    ],
+)
+def test_who_does_what(flags, roles):
+    found = resolve(settings.load(None, {"input.captions": "c", **flags}))
+    assert (found.propose, found.verify, found.rewrite) == roles
