@@ -77,7 +77,8 @@ def _download(hub_id: str) -> Path:
         # Named as the loader reads them: repositories also hold model.fp16.safetensors and such.
         path = snapshot("*.json", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
         if not any(path.glob("*.safetensors")):
-            path = snapshot("*.json", "*.txt", "pytorch_model.bin", "pytorch_model-*.bin")
+            others = ("pytorch_model.bin", "pytorch_model-*.bin", "open_clip_*")
+            path = snapshot("*.json", "*.txt", *others)
     except Exception as error:  # httpx, OSError, ValueError: the Hub's errors have no common base
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(

@@ -72,10 +72,12 @@ def read_any(
         )
     if base is not None and towers.is_tower(local):
         return _read_tower(local, name, read_any(base, activation=activation))
-    file = _state_dict_file(local)
+    # A name that is nothing here may be a repository of the Hub, of either library.
+    place = local if local.exists() else huggingface.resolve(name)
+    file = _state_dict_file(place)
     if file is not None:
         return _read_state_dict(file, name, activation)
-    return _agreed(_read_huggingface(name), activation)
+    return _agreed(_read_huggingface(place, name), activation)
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -113,11 +115,10 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     return config, params, dataclasses.replace(info, path=base.parent, step=number)
 
 
-def _read_huggingface(path_or_hub_id: str) -> Checkpoint:
-    directory = huggingface.resolve(path_or_hub_id)
+def _read_huggingface(directory: Path, label: str) -> Checkpoint:
     config = huggingface.read_config(directory)
     params = huggingface.load_params(directory, config)
-    return config, params, of_directory(directory, config, "huggingface", path_or_hub_id)
+    return config, params, of_directory(directory, config, "huggingface", label)
 
 
 def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
@@ -156,7 +157,7 @@ def _state_dict_file(path: Path) -> Path | None:
         if beside:
             raise CheckpointError(f"{path} is read with its config.json: give {path.parent}")
         return path
-    if not path.is_dir() or find_weights(path):
+    if _is_transformers(path):
         return None
     named = [path / name for name in (*open_clip.WEIGHTS, openai.WEIGHTS)]
     found = [file for file in named if file.is_file()] or sorted(path.glob("*.pt"))
@@ -164,6 +165,15 @@ def _state_dict_file(path: Path) -> Path | None:
         names = ", ".join(file.name for file in found)
         raise CheckpointError(f"{path} holds several checkpoints ({names}): give one of them")
     return found[0] if found else None
+
+
+def _is_transformers(directory: Path) -> bool:
+    """Whether transformers' weights are those to read. timm's, beside open_clip's, are not."""
+    config = directory / "config.json"
+    if (directory / open_clip.CONFIG).is_file() and config.is_file():
+        kind = read_json(config).get("model_type")
+        return kind is not None and find_weights(directory) is not None
+    return find_weights(directory) is not None
 
 
 def _read_state_dict(file: Path, label: str, activation: str | None) -> Checkpoint:

@@ -120,6 +120,22 @@ def test_a_directory_with_several_layouts_is_read_as_transformers_reads_it(layou
     assert info.layout == "open_clip" and info.activation_source.endswith("open_clip_config.json")
 
 
+def test_repositories_of_the_hub(layouts, tmp_path, monkeypatch):
+    """open_clip's, with a classifier of timm in the files that transformers would take."""
+    for path in (layouts / "open_clip").iterdir():
+        if path.name != "config.json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch32_clip_224"}')
+    (tmp_path / "model.safetensors").write_bytes(b"of timm")
+    monkeypatch.setattr(huggingface, "resolve", lambda name: tmp_path)
+    _, params, info = read_any("timm/vit_base_patch32_clip_224.openai")
+    assert info.layout == "open_clip" and info.base is None
+    assert info.label == "timm/vit_base_patch32_clip_224.openai"
+    tiny.assert_equal_params(params, read_any(layouts / "hf")[1])
+    monkeypatch.setattr(huggingface, "resolve", lambda name: layouts / "hf")
+    assert read_any("openai/clip")[2].layout == "huggingface"
+
+
 def test_files_that_need_a_word_of_the_person(layouts, tmp_path):
     with pytest.raises(InputError, match=r"is read with its config\.json: give"):
         read_any(layouts / "hf" / "model.safetensors")
