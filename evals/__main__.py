@@ -94,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="POINTS",
         help="of retention, that the best alpha may cost; default: %(default)s",
     )
+    hosts = parser.add_argument_group("several hosts: the same command on each of them")
+    hosts.add_argument(
+        "--distributed",
+        default="off",
+        metavar="auto|HOST:PORT",
+        help="auto on TPU pods and Slurm, else the first host's address with the next two",
+    )
+    hosts.add_argument("--process-id", type=int, metavar="I", help="of this host, from 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="hosts in all")
     return parser
 
 

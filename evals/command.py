@@ -24,7 +24,12 @@ def evaluate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if bool(args.model) == bool(args.interpolate):
         raise InputError("give one or more --model=[NAME=]PATH, or --interpolate=BASE,TUNED")
-    _require_writable(args.out)
+    sharding.start_distributed(
+        args.distributed, process_id=args.process_id, num_processes=args.num_processes
+    )
+    is_main = sharding.is_main_process()
+    if is_main:
+        _require_writable(args.out)
     roots = DataRoots(tuple(args.data), tuple(args.images))
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
@@ -46,7 +51,6 @@ def evaluate(args: argparse.Namespace) -> int:
         tested = interpolate.Mixtures(*sources, alphas=args.alphas)
         described = tested.described()
     settings = {"models": described, "seed": args.seed, "allow_subset": args.allow_subset}
-    is_main = sharding.is_main_process()
     results = Results(args.out, settings, environment(), overwrite=args.overwrite, writes=is_main)
     for name, model in described.items():
         logging.info("%s: %s", name, "; ".join(model["facts"].values()))

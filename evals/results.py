@@ -64,7 +64,7 @@ class Results:
         """Opens `out`, with what an earlier command with the same settings left there.
 
         Args:
-          out: folder, made if need be.
+          out: folder, made if need be; without `writes` it may be another machine's.
           settings: {"models": {name: {"facts": ..., "fingerprint": ...}}, "seed": int, ...}; must
             survive JSON unchanged.
           environment: versions and devices, for the record only.
@@ -74,7 +74,8 @@ class Results:
         Raises InputError where the folder holds results of other models or settings.
         """
         self._out, self._seed, self._writes = out, settings["seed"], writes
-        out.mkdir(parents=True, exist_ok=True)
+        if writes:
+            out.mkdir(parents=True, exist_ok=True)
         old = {} if overwrite else _read(out / RESULTS)
         if old and old["settings"] != settings:
             differ = [k for k in settings if old["settings"].get(k) != settings[k]]

@@ -49,13 +49,15 @@ def load_problems(
     """
     skips = list(names) == [AVAILABLE]
     loaded: Loaded = {}
-    problems, missing = [], []
+    problems, missing, absent = [], [], []
     for name in registry.names() if skips else names:
         try:
             benchmark = registry.get(name)
             problem = benchmark.load(roots)
         except FileMissing as error:
-            if not skips:
+            if skips:
+                absent.append(name)
+            else:
                 problems.append(f"{name}: {error}")
             continue
         except InputError as error:
@@ -63,15 +65,19 @@ def load_problems(
             continue
         missing += [f"{name}\t{path}" for path in problem.missing]
         complaint = _complaint(name, problem, allow_subset)
-        if complaint and not (skips and not problem.scored):
-            problems.append(complaint)
-        elif not complaint:
+        if not complaint:
             loaded[name] = benchmark, problem
+        elif skips and not problem.scored:
+            absent.append(name)
+        else:
+            problems.append(complaint)
     if missing and out is not None and sharding.is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         (out / "missing_photos.txt").write_text("\n".join(missing) + "\n", encoding="utf-8")
     if problems:
         raise InputError("\n".join(problems))
+    if absent:
+        logging.info("left out, for their files or photos are not there: %s", ", ".join(absent))
     if not loaded:
         raise InputError(f"no benchmark has its files below {', '.join(map(str, roots.data))}")
     return loaded

@@ -1,4 +1,4 @@
-"""Two small benchmarks for tests of the evaluation, in the shape that real ones have."""
+"""Small benchmarks for tests of the evaluation, in the shape that real ones have."""
 
 import json
 
@@ -78,9 +78,19 @@ def load_kept(roots) -> Problem:
     return Problem(**fields, score=score, scored=problem.scored, missing=problem.missing)
 
 
+def load_broken(roots) -> Problem:
+    """One item whose photo is there and cannot be read."""
+
+    def score(images: np.ndarray, texts: np.ndarray) -> Result:
+        raise AssertionError("features of an image that nobody can read")
+
+    return Problem([ImageRef("bad.png")], ["x"], score=score, total=1, scored=1)
+
+
 COMMON = {"source": "here", "licence": "none", "download": "nowhere"}
 PUBLISHED = (Published("somebody's", "accuracy", 0.75, "a paper"),)
 BENCHMARK = Benchmark(
     name="tiny", title="Tiny", load=load, task="Which?", published=PUBLISHED, **COMMON
 )
 KEPT = Benchmark(name="kept", title="Kept", load=load_kept, retention=True, **COMMON)
+BROKEN = Benchmark(name="broken", title="Broken", load=load_broken, **COMMON)

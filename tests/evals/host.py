@@ -1,6 +1,8 @@
-"""One of two processes that encode together; what `test_many_hosts` starts.
+"""One of two processes that evaluate together; what `test_many_hosts` starts.
 
-python host.py INDEX PORT CHECKPOINT DATA OUT
+    python host.py INDEX PORT CHECKPOINT DATA OUT
+
+Runs the command twice and writes what each run encoded to `OUT/INDEX.json`.
 """
 
 import json
@@ -8,33 +10,32 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
+
+from evals import __main__ as command_line
+from evals import encode, registry
+from negclip_jax.runtime import sharding
 
 
 def main(index: str, port: str, checkpoint: str, data: str, out: str) -> None:
-    jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    from evals import encode, models
-    from evals.benchmark import ImageRef
-    from evals.images import DataRoots
-    from negclip_jax.errors import InputError
+    names = {"tiny": "BENCHMARK", "broken": "BROKEN", "kept": "KEPT"}
+    registry.BENCHMARKS = {k: f"tiny_benchmark:{v}" for k, v in names.items()}
+    encode.IMAGES_PER_DEVICE = encode.TEXTS_PER_DEVICE = 2  # batches of eight
+    encoded = []
+    original = encode._Tower._encode_next
 
-    encode.IMAGES_PER_DEVICE = encode.TEXTS_PER_DEVICE = 1  # batches of four
-    model, cache = models.load(checkpoint), Path(out, f"cache{index}")
-    refs = [*(ImageRef(f"{i}.png") for i in range(7)), ImageRef("bad.png")]
-    texts = [f"no {'x' * i}" for i in range(9)]
+    def counted(tower: encode._Tower) -> None:
+        encoded[-1].append(tower.inputs.name)
+        original(tower)
 
-    def encoder() -> encode.Encoder:
-        return encode.Encoder(model, refs, texts, DataRoots((Path(data),)), cache=cache)
-
-    first = encoder()
-    rows = first.features(refs[:7], texts)
-    message = ""
-    try:
-        first.features(refs, texts)
-    except InputError as error:
-        message = str(error)
-    np.save(Path(out, f"{index}.npy"), np.concatenate(rows))
-    found = {"message": message, "pending": encoder().pending}
+    encode._Tower._encode_next = counted
+    hosts = [f"--distributed=localhost:{port}", f"--process-id={index}", "--num-processes=2"]
+    flags = [f"--model=m={checkpoint}", f"--data={data}", f"--out={out}/{index}"]
+    statuses = []
+    for _ in range(2):
+        encoded.append([])
+        statuses.append(command_line.main([*flags, *hosts]))
+        sharding.start_distributed = lambda *_, **__: None  # a process joins once
+    found = {"statuses": statuses, "encoded": encoded, "processes": jax.process_count()}
     Path(out, f"{index}.json").write_text(json.dumps(found))
 
 

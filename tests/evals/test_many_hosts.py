@@ -1,4 +1,4 @@
-"""Two processes with two devices each and no disk in common encode together."""
+"""Two processes with two devices each and no disk in common evaluate together."""
 
 import json
 import os
@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
+from tiny_benchmark import write_items
 from tiny_runs import ROOT
 
-from evals.encode import Encoder
-from evals.images import DataRoots
+from evals import __main__ as command_line
 
 
 def free_port() -> int:
@@ -24,12 +23,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def hosts(tiny_checkpoint, photos, tmp_path_factory) -> Path:
-    """Folder with `INDEX.npy` (features), `INDEX.json` and `cacheINDEX` of both."""
+    """Folder with `INDEX.json` and the output folder `INDEX` of both."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
     (data / "photos").symlink_to(photos.data / "photos")
     (data / "bad.png").write_bytes(b"no image")
+    write_items(data, images=12)
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
     env["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, Path(__file__).with_name("host.py")]
     arguments = [str(free_port()), tiny_checkpoint, data, out]
@@ -47,21 +47,31 @@ def left(out: Path, index: int) -> dict:
     return json.loads((out / f"{index}.json").read_text())
 
 
-def test_both_have_all_features(hosts, tiny_model, photos, tmp_path):
-    first, second = (np.load(hosts / f"{i}.npy") for i in range(2))
-    np.testing.assert_array_equal(first, second)
-    texts = [f"no {'x' * i}" for i in range(9)]
-    alone = Encoder(tiny_model, photos.refs[:7], texts, DataRoots((photos.data,)), cache=tmp_path)
-    expected = np.concatenate(alone.features(photos.refs[:7], texts))
-    np.testing.assert_allclose(first, expected, atol=2e-6)
-
-
-def test_both_know_the_image_that_one_of_them_could_not_read(hosts):
-    for i in range(2):
-        assert left(hosts, i)["message"].startswith("1 images cannot be used: bad.png: ")
+def test_both_run_the_same_batches(hosts):
+    """13 images and 49 texts in batches of at most 8, and both find the photo that is broken."""
+    first, second = (left(hosts, i) for i in range(2))
+    assert first == second
+    assert first["processes"] == 2 and first["statuses"] == [1, 1]
+    assert first["encoded"][0].count("images") == 2 and first["encoded"][0].count("texts") == 7
 
 
 def test_what_the_main_process_kept_is_sent_to_the_other(hosts):
-    assert [left(hosts, i)["pending"] for i in range(2)] == [[1, 0], [1, 0]]
-    assert {p.suffix for p in (hosts / "cache0").iterdir()} == {".bin", ".json"}
-    assert {p.suffix for p in (hosts / "cache1").iterdir()} == {".json"}
+    assert left(hosts, 1)["encoded"][1] == ["images"]  # the broken one is tried again
+    assert {p.suffix for p in (hosts / "0" / "embeddings").glob("*.*")} == {".bin", ".json"}
+    assert {p.suffix for p in (hosts / "1" / "embeddings").glob("*.*")} == {".json"}
+
+
+def test_the_main_process_writes_the_numbers_of_one_process_alone(
+    hosts, tiny_checkpoint, tiny_benchmarks, tmp_path, one_device_mesh, monkeypatch
+):
+    monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
+    assert not (hosts / "1" / "results.json").exists()
+    alone = tmp_path / "out"
+    flags = [f"--model=m={tiny_checkpoint}", f"--data={tiny_benchmarks}", f"--out={alone}"]
+    assert command_line.main(flags) == 0
+    found, expected = (
+        json.loads((out / "results.json").read_text())["benchmarks"] for out in (hosts / "0", alone)
+    )
+    for name in ("tiny", "kept"):
+        assert found[name]["rows"] == expected[name]["rows"]
+    assert "bad.png" in found["broken"]["errors"]["m"]

@@ -135,10 +135,12 @@ def test_without_any_photo_there_is_no_subset(tiny_benchmarks):
         load(tiny_benchmarks, allow_subset=True)
 
 
-def test_available_skips_what_is_not_there(tiny_benchmarks, monkeypatch):
+def test_available_skips_what_is_not_there(tiny_benchmarks, monkeypatch, caplog):
+    caplog.set_level("INFO")
     known = registry.BENCHMARKS | {"negrefcocog": "evals.negrefcocog:BENCHMARK"}
     monkeypatch.setattr(registry, "BENCHMARKS", known)
     assert list(load(tiny_benchmarks, names=["available"])) == ["tiny", "kept"]
+    assert "left out, for their files or photos are not there: negrefcocog" in caplog.text
     with pytest.raises(InputError, match=r"negrefcocog: NegRefCOCOg\.json.* is not below"):
         load(tiny_benchmarks, names=["tiny", "negrefcocog"])
     (tiny_benchmarks / "tiny.json").unlink()
