@@ -115,26 +115,24 @@ class Transport:
 
         Raises EndpointError where no request can succeed.
         """
-        tries, failed = 0, None
-        begun = time.monotonic()
-        sent = 0
+        tries = sent = 0
+        failed, first_failure = None, 0.0
         while True:
             host = await self._host(affinity, failed)
-            started = time.monotonic()
             sent += 1
             try:
-                content = await self._once(host, path, body)
-                latency = 1000 * (time.monotonic() - started)
-                return Reply(content, latency_ms=latency, attempts=sent, host=host.url)
+                content, seconds = await self._once(host, path, body)
+                return Reply(content, latency_ms=1000 * seconds, attempts=sent, host=host.url)
             except _Refused as refused:
                 return Reply(
                     None, "refused", str(refused), permanent=True, attempts=sent, host=host.url
                 )
             except _Failed as caught:
-                failed = caught
+                failed, first_failure = caught, first_failure or time.monotonic()
             if not host.breaker.is_open:
                 tries += 1
-                if self._is_own_fault(failed, tries, host, begun, affinity):
+                others_succeed = host.breaker.last_success > first_failure
+                if self._is_own_fault(failed, tries, others_succeed, affinity):
                     detail = f"{failed}, {tries} times, while other requests succeed"
                     return Reply(
                         None, "server_error", detail, permanent=True, attempts=sent, host=host.url
@@ -144,14 +142,14 @@ class Transport:
             await asyncio.sleep(max(failed.wait, full_jitter(tries or 1, self._settings.backoff)))
 
     def _is_own_fault(
-        self, failed: _Failed, tries: int, host: Host, begun: float, affinity: str | None
+        self, failed: _Failed, tries: int, others_succeed: bool, affinity: str | None
     ) -> bool:
         """Whether a 500 comes from the request: others succeed, or the photo is known for it."""
         if failed.code != "http_500":
             return False
         if affinity in self._poisoned:
             return True
-        own = tries >= _OWN_FAULT_TRIES and host.breaker.last_success > begun
+        own = tries >= _OWN_FAULT_TRIES and others_succeed
         if own and affinity is not None:
             self._poisoned.add(affinity)
         return own
@@ -222,9 +220,10 @@ class Transport:
             raise
         finally:
             host.limit.release()
-        host.limit.answered(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        host.limit.answered(seconds)
         host.breaker.success()
-        return content
+        return content, seconds
 
     async def _answer(self, host: Host, path: str, body: bytes) -> Mapping[str, Any]:
         try:

@@ -145,7 +145,8 @@ def test_one_poisoned_image_among_good_ones(tmp_path, capsys):
     def poisoned(body):
         return has_photo(body) and poison in json.dumps(body)
 
-    server = run(scene, tmp_path / "run", "--config.max_errors=0.5", faults={"500": poisoned})
+    more = ("--config.max_errors=0.5", "--config.engine.start_concurrency=2")
+    server = run(scene, tmp_path / "run", *more, faults={"500": poisoned}, latency=0.02)
     pairs = check_truth(scene, tmp_path / "run")
     assert {row["image_id"] for row in pairs} == {str(i + 1) for i in range(IMAGES) if i != 2}
     errors = [r for r in table(tmp_path / "run", "verdicts") if r["verdict"] == "error"]

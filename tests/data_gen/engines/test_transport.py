@@ -83,6 +83,13 @@ def test_500_for_one_request_among_good_ones_is_its_own_fault():
     assert all(reply.error is None for reply in replies[1:])
 
 
+def test_500_for_everybody_is_no_requests_own_fault():
+    """Else a server that stumbles for a minute would mark what it was asked as wrong for good."""
+    with serve(**{"500": always}) as server:
+        replies = post(server.url, bodies=[BODY] * 4)
+    assert all(reply.error == "http_500" and not reply.permanent for reply in replies)
+
+
 @pytest.mark.parametrize(("fault", "said"), [("401", "refuses the key"), ("404", "no such model")])
 def test_nobody_can_be_answered(fault, said):
     with serve(**{fault: always}) as server, pytest.raises(EndpointError, match=said) as caught:

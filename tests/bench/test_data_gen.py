@@ -1,0 +1,41 @@
+"""The benchmark of generation, in small: what the issue of cost promises is held to here."""
+
+import pytest
+
+from bench import data_gen, tables
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "w"
+    shows = data_gen.world(folder, 24)
+    wanted = [("per_caption", False), ("per_image", True), ("frugal", False)]
+    return [
+        data_gen.cost(folder, shows, variant, 0.0, prefix_cache=cached)
+        for variant, cached in wanted
+    ]
+
+
+def test_a_pair_costs_a_third_of_the_calls_and_a_fifth_of_the_tokens(costs):
+    published, *ours = costs
+    assert published["pairs"] > 20
+    for row in ours:
+        assert row["pairs"] > published["pairs"]
+        assert row["calls_per_pair"] <= published["calls_per_pair"] / 3
+        assert row["tokens_per_pair"] <= published["tokens_per_pair"] / 5
+
+
+def test_the_client_is_cheap_and_keeps_many_in_flight():
+    """Times a generous factor, as tests share their machine."""
+    measured = data_gen.client(600, 0)
+    assert measured["in_flight"] > 100
+    assert measured["cpu_ms_per_call"] < 3
+
+
+def test_the_report_shows_every_row(costs):
+    client = {"text": {"cpu_ms_per_call": 0.5, "calls_per_second": 2000.0, "in_flight": 256}}
+    ingest = {"captions": 10, "seconds": 1.0, "megabytes": 50.0}
+    result = {"cost": costs, "client": client, "ingest": ingest, "machine": tables.machine()}
+    said = data_gen.report(result)
+    assert "published (per_caption)" in said and "per_image, prefix cache" in said
+    assert "frugal" in said and "10 captions in 1.0 s" in said
