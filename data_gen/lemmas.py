@@ -17,7 +17,7 @@ _IRREGULAR = {
     "took": "take", "taken": "take", "made": "make", "caught": "catch",
     "threw": "throw", "thrown": "throw", "hung": "hang", "kept": "keep", "left": "leave",
     "gotten": "get", "slept": "sleep", "swung": "swing", "spread": "spread", "cut": "cut",
-    "tied": "tie", "tying": "tie", "t.v": "tv",
+    "tied": "tie", "tying": "tie", "t.v": "tv", "skis": "ski",
 }  # fmt: skip
 
 

@@ -71,14 +71,14 @@ class _Forms:
 
 @lru_cache(maxsize=100_000)
 def _forms(obj: str, strength: str) -> _Forms:
+    # "running" of a question is denied by "does not run".
+    verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
     if strength == "same":
-        # "running" of a question is denied by "does not run".
-        verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
         return _Forms(same(obj), verbs)
     if strength == "kind":
-        return _forms(obj, "same") if kinds(obj) == same(obj) else _Forms(kinds(obj))
+        return _Forms(kinds(obj), verbs)
     head = obj.rpartition(" ")[2]  # "a ball" may be the tennis ball
-    return _Forms({*kinds(obj), *wider(obj), *(() if obj in _COMPOUND else (head,))})
+    return _Forms({*kinds(obj), *wider(obj), *(() if obj in _COMPOUND else (head,))}, verbs)
 
 
 _COMPOUND = {"hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign"}

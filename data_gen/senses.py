@@ -253,6 +253,10 @@ shorts
 shoe, sneaker, boot, sandal
 sock
 belt
+collar
+leash
+buckle
+strap
 watch, wristwatch
 ring
 necklace

@@ -1,0 +1,78 @@
+"""From what models answer to captions and object names."""
+
+import pytest
+
+from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A dog with no cat.",
+        '"A dog with no cat."',
+        "“A dog with no cat.”",
+        'Sure! Here is the updated caption:\n\n"A dog with no cat."',
+        "Sure, here's the rewritten caption: A dog with no cat.",
+        "**Caption:** A dog with no cat.",
+        "Updated caption: A dog with no cat.",
+        "1. A dog with no cat.\n2. A cat with no dog.",
+        "- A dog with no cat.",
+        "<s>A dog with no cat.</s>",
+        "```\nA dog with no cat.\n```",
+        '"A dog with no cat." # Note: I kept the tone',
+        "  A dog   with no cat.  \nLet me know if you need more!",
+    ],
+)
+def test_clean(answer):
+    assert clean(answer) == "A dog with no cat."
+
+
+@pytest.mark.parametrize("answer", ["", "\n \n", "**", "Here is the caption:"])
+def test_nothing_to_clean(answer):
+    assert clean(answer) in ("", "**")
+
+
+def test_what_belongs_to_a_caption_stays():
+    for text in ("A sign that says 8:25", "A 'no smoking' sign", "The man said: jump"):
+        assert clean(text) == text
+
+
+@pytest.mark.parametrize("text", ["I'm sorry, but I can't", "As an AI, I", "I cannot assist"])
+def test_refusals(text):
+    assert REFUSAL.search(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["No car is in sight as a large elephant walks", "A man sorry for himself"]
+)
+def test_no_refusals(text):
+    assert not REFUSAL.search(text)
+    assert not CHATTER.search(text)
+
+
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ("Umbrella", "umbrella"),
+        ("a Sofa.", "couch"),
+        ("wine glasses", "wine glass"),
+        ("- trees", "tree"),
+        ('"Traffic lights"', "traffic light"),
+        ("people", "person"),
+        ("scissors", "scissors"),
+        ("sunglasses", "sunglasses"),
+        ("TV", "tv"),
+        ("building", "building"),
+    ],
+)
+def test_object_names(item, name):
+    assert normalise_object(item) == name
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["", "None", "sky", "blue sky", "surfing", "a dog and a cat", "I think it is a dog", "7", "x",
+     "I'm sorry", "cat, dog", "a very large and old tree in the park", None, 5],
+)  # fmt: skip
+def test_no_object(item):
+    assert normalise_object(item) is None

@@ -1,0 +1,159 @@
+"""What is accepted and what is not, on written cases, on recorded answers and on noise."""
+
+import ast
+import csv
+import json
+import random
+
+import pytest
+
+from data_gen.cues import find_cues, tokenize
+from data_gen.mentions import find_same
+from data_gen.rules import REASONS, check, clean, cue_of, mentioned
+from negclip_jax.data.tokens import Tokenizer
+
+
+def reasons(text, caption="A dog on a street", obj="cat", **more):
+    return check(text, caption=caption, obj=obj, count_tokens=lambda t: len(t.split()), **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "obj", "expected"),
+    [
+        ("A dog on a street with no cat.", "cat", []),
+        ("No cats are visible, but a dog is on a street.", "cat", []),
+        ("A dog on a road without a kitty or a cat", "cat", ["affirmed"]),
+        ("A dog on a street, with nobody in sight", "person", []),
+        ("", "cat", ["empty"]),
+        ("...", "cat", ["empty"]),
+        ("A dog on a street", "cat", ["unchanged", "no_cue", "object_missing"]),
+        ("A dog on a street with a cat", "cat", ["no_cue", "affirmed"]),
+        ("A dog on a street, not only with a cat", "cat", ["no_cue", "affirmed"]),
+        ("A dog on a street with no car", "cat", ["object_missing"]),
+        ("A dog not sitting beside a cat on a street", "cat", ["out_of_scope"]),
+        ("A dog on a street with no cat, but a kitten", "cat", ["affirmed"]),
+        ("A dog, not a cat, on a street without anything", "cat", ["double_negation"]),
+        ("A view with no cat", "cat", ["lost"]),
+        ("A dog on a street with a tree, a bench and no cat", "cat", ["invented"]),
+        ("A dog on a street without a umbrella", "umbrella", ["grammar"]),
+        ("A dog on a street, but no cats is there", "cat", ["grammar"]),
+        ("A dog on a street with no dog", "dog", ["affirmed", "mentioned"]),
+        ("A dog on a street. I have added the absence: no cat", "cat", ["chatter"]),
+        ("Sure, here is the new caption with no cat: a dog on a street", "cat", ["chatter"]),
+        ("I cannot rewrite this: a dog on a street, a cat", "cat", ["refusal", "out_of_scope"]),
+    ],
+)
+def test_reasons(text, obj, expected):
+    found = reasons(text, obj=obj)
+    assert set(found) >= set(expected)
+    assert bool(found) == bool(expected)
+
+
+def test_all_reasons_come_at_once_in_their_order():
+    found = reasons("As an AI language model, I cannot help with `umbrellas`.")
+    assert found == ["refusal", "chatter", "object_missing", "lost"]
+    assert set(found) < set(REASONS)
+
+
+def test_length_counts_the_end_token():
+    text = "A dog on a street with no cat"
+    arguments = {"caption": "A dog on a street", "obj": "cat"}
+    assert check(text, **arguments, count_tokens=lambda t: 77) == []
+    assert check(text, **arguments, count_tokens=lambda t: 78) == ["too_long"]
+
+
+def test_objects_of_other_captions_are_mentioned_and_known():
+    text = "A dog on a street with a tree, a bench and no cat"
+    assert reasons(text, other_captions=["A tree and a bench"]) == []
+    assert "mentioned" in reasons(text, other_captions=["two kittens and a tree with a bench"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A bus with no dog", ("no", "after")),
+        ("Nobody is there, just a bus", ("nobody", "before")),
+        ("there isn't a dog", ("isn't", "alone")),
+        ("A bus", None),
+    ],
+)
+def test_cue_of(text, expected):
+    assert cue_of(text) == expected
+
+
+# What a small model really wrote (greedy and sampled), see also the captions further below.
+@pytest.mark.parametrize(
+    ("caption", "obj", "answer", "expected"),
+    [
+        ("A laptop on a table", "fork", "A laptop on a table with a fork", "affirmed"),
+        ("A laptop on a table", "fork", "A laptop on a table", "unchanged"),
+        ("A red parachute in the sky", "person",
+         '"No person is in the image, but a red parachute is visible in the sky." # Note: I added '
+         "a minor modification here for style consistency", None),
+        ("Two cups filled with veggies", "cup",
+         "This seems to be a contradictory statement since it both affirms and denies a cup. "
+         "Therefore I cannot rephrase the caption.", "refusal"),
+        ("A brown dog on a couch", "person",
+         "(Note: This caption is self-contradictory. Please correct the sentence.)", "chatter"),
+    ],
+)  # fmt: skip
+def test_recorded_answers(caption, obj, answer, expected):
+    found = reasons(clean(answer), caption, obj)
+    assert expected in found if expected else found == []
+
+
+def test_noise_never_raises_and_nothing_without_a_cue_is_accepted():
+    rng = random.Random(0)
+    noise = """no not without cat cats a the , . ; : but and is are n't isn’t with dog street on
+    none 'No' nor neither -free {obj} %s é ß 你好 <|end|> ** # 77 absent of missing one no cat"""
+    pieces = [*noise.split(), "\x00", "\ud83d", "\n", "\t", ""]
+    accepted = 0
+    for _ in range(4000):
+        text = " ".join(rng.choices(pieces, k=rng.randrange(14)))
+        found = reasons(text)
+        if not found:
+            accepted += 1
+            tokens = tokenize(text)
+            assert cue_of(text) is not None
+            assert len(find_cues(tokens)) == 1
+            assert find_same("cat", tokens)
+        assert reasons(clean(text)) is not None
+    assert accepted > 0
+
+
+@pytest.fixture(scope="module")
+def count(shared_data):
+    tokenizer = Tokenizer.from_directory(shared_data / "clip_tokenizer")
+    return lambda text: len(tokenizer.encode(text)) + 2
+
+
+def test_real_negated_captions_are_recognised(shared_data):
+    """A wide pattern finds a cue in 24,621 of NegBench's 25,014 captions; these are 24,890.
+
+    The others say "unoccupied", "instead of" and the like, or are no captions.
+    """
+    folder = shared_data / "benchmarks" / "negbench"
+    path = folder / "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        lists = [ast.literal_eval(row["captions"]) for row in csv.DictReader(file)]
+    texts = [text for captions in lists[::5] for text in captions]
+    assert sum(cue_of(text) is not None for text in texts) > 0.99 * len(texts)
+
+
+def test_real_pairs_are_rarely_rejected(shared_data, count):
+    """1,055 real rewrites by an LLM, each with the denied one of COCO's classes."""
+    content = json.loads((shared_data / "coco" / "negation_pairs.json").read_text())
+    instances = json.loads((shared_data / "coco" / "instances.json").read_text())
+    names = [category["name"] for category in instances["categories"]]
+    rejected = total = 0
+    for row in content["annotations"]:
+        text, caption = row["updated_caption"], row["caption"]
+        tokens = tokenize(text)
+        named = [name for name in names if find_same(name, tokens)] or ["person"]
+        fresh = [name for name in named if not mentioned(name, [caption])]
+        if fresh:
+            total += 1
+            found = [check(text, caption=caption, obj=n, count_tokens=count) for n in fresh]
+            rejected += bool(min(found, key=len))
+    assert total > 900
+    assert rejected < 0.02 * total
