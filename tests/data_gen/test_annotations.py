@@ -1,0 +1,90 @@
+"""What instance annotations tell, and where they cannot."""
+
+import json
+
+import pytest
+
+from data_gen.annotations import InstanceVerifier, Scene, read_coco
+from data_gen.errors import InputError
+
+NAMES = ["person", "cat", "couch", "laptop", "keyboard", "hot dog"]
+SIZES = {"large": 2000, "tiny": 100}
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory):
+    ids = {name: i for i, name in enumerate(NAMES, 1)}
+    boxes = [(1, "cat", "large", 0), (1, "couch", "tiny", 0), (1, "person", "large", 1),
+             (2, "laptop", "large", 0), (2, "cat", "tiny", 0), (2, "cat", "large", 0)]  # fmt: skip
+    content = {
+        "images": [{"id": i, "width": 640, "height": 480} for i in (1, 2, 3)],
+        "categories": [{"id": i, "name": name} for name, i in ids.items()],
+        "annotations": [
+            {"id": k, "image_id": image, "category_id": ids[name], "area": SIZES[size],
+             "bbox": [0, 0, 9, 9], "iscrowd": crowd}
+            for k, (image, name, size, crowd) in enumerate(boxes)
+        ],
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("boxes") / "instances.json"
+    path.write_text(json.dumps(content))
+    return InstanceVerifier(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "obj", "verdict", "p_yes"),
+    [
+        (1, "cat", "present", 1.0),
+        ("1", "cat", "present", 1.0),
+        (3, "cat", "absent", 0.0),
+        (3, "sofa", "absent", 0.0),
+        (1, "couch", "unsure", 0.5),  # tiny
+        (1, "person", "unsure", 0.5),  # a crowd
+        (2, "cat", "present", 1.0),  # one tiny, one large
+        (1, "kitten", "unsure", 0.5),  # a cat, maybe a kitten
+        (3, "kitten", "absent", 0.0),  # no cat, so no kitten
+        (3, "computer", "unsure", 0.5),  # no laptop, maybe another computer
+        (2, "computer", "unsure", 0.5),
+        (3, "umbrella", "unsure", 0.5),  # not annotated
+        (3, "dog", "unsure", 0.5),  # a hot dog is none
+        (9, "cat", "unsure", 0.5),  # not in the file
+    ],
+)
+def test_verdicts(verifier, image, obj, verdict, p_yes):
+    assert verifier.verdict(image, obj) == (verdict, p_yes)
+
+
+def test_what_is_present_counts_however_small(verifier):
+    assert verifier.present == {"1": {"cat", "couch", "person"}, "2": {"cat", "laptop"}, "3": set()}
+    assert verifier.names == tuple(NAMES)
+
+
+def test_a_scene_lacks_what_is_neither_annotated_nor_mentioned():
+    scene = Scene(frozenset(["cat"]), ("a man on a sofa",))
+    assert [scene.lacks(name) for name in ("cat", "couch", "person", "dog")] == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "no list 'images'"), ('{"images": 1}', "no list 'images'")],
+)
+def test_files_of_another_layout(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_coco(tmp_path / "x.json", ("images",))
+    with pytest.raises(InputError, match="cannot read"):
+        InstanceVerifier(tmp_path / "none.json")
+
+
+def test_real_boxes_and_captions_agree(shared_data):
+    """Where five people wrote of a photo, an object that all name is seldom judged absent."""
+    verifier = InstanceVerifier(shared_data / "coco" / "instances.json")
+    captions = json.loads((shared_data / "coco" / "captions.json").read_text())["annotations"]
+    named = [
+        (row["image_id"], name)
+        for row in captions
+        for name in ("cat", "train", "giraffe", "zebra", "pizza", "toilet")
+        if f"a {name} " in row["caption"] and str(row["image_id"]) in verifier.present
+    ]
+    verdicts = [verifier.verdict(image, name)[0] for image, name in named]
+    assert len(verdicts) > 30
+    assert verdicts.count("absent") < 0.1 * len(verdicts)
