@@ -24,6 +24,8 @@ def evaluate(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if bool(args.model) == bool(args.interpolate):
         raise InputError("give one or more --model=[NAME=]PATH, or --interpolate=BASE,TUNED")
+    if args.distributed not in ("off", "auto") and None in (args.process_id, args.num_processes):
+        raise InputError("--distributed=HOST:PORT needs --process-id and --num-processes as well")
     sharding.start_distributed(
         args.distributed, process_id=args.process_id, num_processes=args.num_processes
     )

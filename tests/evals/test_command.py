@@ -154,6 +154,7 @@ def test_the_ends_of_a_mixture_are_the_models(evaluate, tiny_checkpoint, tuned_c
         (["--model=x", "--interpolate=a,b"], "give one or more --model"),
         (["--model=x", "--benchmarks=nothing"], "there is no benchmark 'nothing'; --benchmarks"),
         (["--model=gone/model"], "gone/model"),
+        (["--model=x", "--distributed=host:1"], "needs --process-id and --num-processes as well"),
         (["--interpolate=a,b", "--benchmarks=tiny"], "none measures retention"),
     ],
 )
