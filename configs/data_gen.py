@@ -49,6 +49,7 @@ def base() -> ConfigDict:
     config.engine = ConfigDict()
     config.engine.concurrency = 256  # requests in flight to each server, at most
     config.engine.start_concurrency = 8  # doubled while the throughput grows
+    config.engine.per_minute = 0.0  # requests to each server, 0: as many as it takes
     config.engine.timeout = 120.0  # seconds for one answer
     config.engine.tries = 5  # of one request, while others succeed
     config.engine.give_up = 300.0  # seconds without any answer before the run stops

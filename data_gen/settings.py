@@ -61,7 +61,14 @@ _AT_LEAST_ONE = (
     "rewrite.tries",
     "check.max_tokens",
 )
-_NOT_NEGATIVE = ("verify.wave", "engine.timeout", "engine.give_up", "engine.backoff", "foils")
+_NOT_NEGATIVE = (
+    "verify.wave",
+    "engine.per_minute",
+    "engine.timeout",
+    "engine.give_up",
+    "engine.backoff",
+    "foils",
+)
 
 
 def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""How many requests a server gets at once, and when it is left alone."""
+"""How many requests a server gets at once and a minute, and when it is left alone."""
 
 import asyncio
 import collections
@@ -122,6 +122,23 @@ class Breaker:
             self.open_until = time.monotonic() + self._pause
             self._pause = min(self._longest, 2 * self._pause)
         self._trying = False
+
+
+class Pace:
+    """Spaces requests out where a provider allows only so many a minute."""
+
+    def __init__(self, per_minute: float):
+        """`per_minute`: requests; 0 for no limit."""
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Waits for the next free moment."""
+        if self._gap:
+            now = time.monotonic()
+            moment = max(now, self._next)
+            self._next = moment + self._gap
+            await asyncio.sleep(moment - now)
 
 
 _jitter = random.Random(0)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from data_gen.engines.base import EndpointError
-from data_gen.engines.limits import AdaptiveLimit, Breaker, full_jitter
+from data_gen.engines.limits import AdaptiveLimit, Breaker, Pace, full_jitter
 from data_gen.errors import InputError
 
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
@@ -31,7 +31,7 @@ _DETAIL = 500  # characters of a server's error text that are kept
 
 @dataclass(frozen=True)
 class TransportSettings:
-    """Patience: tries a request, seconds, requests in flight to each server."""
+    """Patience: tries a request, seconds, requests in flight and a minute to each server."""
 
     concurrency: int = 256
     start_concurrency: int = 8
@@ -42,6 +42,7 @@ class TransportSettings:
     breaker_failures: int = 20
     breaker_pause: float = 5.0
     longest_retry_after: float = 120.0
+    per_minute: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Refused(Exception):
 
 
 class Host:
-    """One server: its address, its limit and its breaker."""
+    """One server: its address, its limits and its breaker."""
 
     def __init__(self, url: str, settings: TransportSettings):
         """`url` ends before /chat/completions, e.g. http://HOST:8000/v1. Raises InputError."""
@@ -80,6 +81,7 @@ class Host:
         self.url = url.rstrip("/")
         self.limit = AdaptiveLimit(settings.start_concurrency, settings.concurrency)
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
+        self.pace = Pace(settings.per_minute)
         self.paused_until = 0.0
 
     def admits(self, now: float) -> bool:
@@ -201,6 +203,7 @@ class Transport:
             await asyncio.sleep(min(max(ready - now, 0.02), 1.0))
 
     async def _once(self, host: Host, path: str, body: Callable[[], bytes]) -> Mapping[str, Any]:
+        await host.pace.turn()
         await host.limit.acquire()
         started = time.monotonic()
         try:

@@ -1,8 +1,9 @@
 """Concurrency by feedback, the breaker, and back-off."""
 
 import asyncio
+import time
 
-from data_gen.engines.limits import AdaptiveLimit, Breaker, full_jitter
+from data_gen.engines.limits import AdaptiveLimit, Breaker, Pace, full_jitter
 
 
 def answers(limit: AdaptiveLimit, latency, windows: int) -> None:
@@ -60,6 +61,16 @@ def test_a_cancelled_waiter_keeps_no_place():
         await asyncio.wait_for(limit.acquire(), 1)
 
     asyncio.run(run())
+
+
+def test_requests_a_minute():
+    async def run(per_minute):
+        pace, started = Pace(per_minute), time.monotonic()
+        await asyncio.gather(*(pace.turn() for _ in range(6)))
+        return time.monotonic() - started
+
+    assert asyncio.run(run(6000)) >= 0.05  # five gaps of 10 ms
+    assert asyncio.run(run(0)) < 0.05
 
 
 def test_the_breaker_lets_one_request_try_after_the_pause():
