@@ -236,7 +236,7 @@ def _notes(args: argparse.Namespace, source: Source, layout: Layout) -> list[str
     """What a person must know to use this export."""
     notes = [f"text tower {layout.note(source.config)}"] if layout.note else []
     if not (args.tokenizer or source.info.tokenizer):
-        notes.append("no tokenizer came along: it is CLIP's own, or give --tokenizer=DIR")
+        notes.append("no tokenizer came along: --tokenizer=DIR adds one")
     if source.info.activation_source.startswith("assumed"):
         notes.append(f"activation {source.info.activation}, {source.info.activation_source}")
     return notes
@@ -247,7 +247,8 @@ def _contents(out: Path) -> str:
     files = [path for path in out.rglob("*") if path.is_file()]
     weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
     megabytes = sum(path.stat().st_size for path in weights) / 1e6
-    return f"{megabytes:,.1f} MB of weights and {len(files) - len(weights)} other files"
+    others = len(files) - len(weights)
+    return f"{megabytes:,.1f} MB of weights and {others} other file{'' if others == 1 else 's'}"
 
 
 def _difference(

@@ -73,8 +73,8 @@ def text(card: Card) -> str:
         f"# {card.title}",
         f"A CLIP in the layout `{card.layout}`, written from {card.source}.",
         "## Load it\n\n```python\n" + card.code + "\n```",
-        "## What it is\n\n" + _table(("", ""), card.facts),
-        "## Base, data and licence\n\n" + _table(("", ""), _origin(card)),
+        "## What it is\n\n" + _table(("what", "value"), card.facts),
+        "## Base, data and licence\n\n" + _table(("what", "value"), _origin(card)),
     ]
     if card.recipe:
         parts.append("## Recipe\n\n" + _table(("setting", "value"), card.recipe))
