@@ -122,8 +122,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--runner", choices=("local", "ray"), default="local")
     run.add_argument("--workers", type=int, default=2, help="--runner=ray: shards at once")
     add("status", _status, "how far a run is, without touching it", out=True)
-    retry = add("retry", _retry, "run again what failed with an error", out=True, inputs=True)
-    retry.add_argument("--only", required=True, metavar="CODE", help="e.g. server_error")
+    retry = add("retry", _retry, "ask again what failed, or a whole stage", out=True, inputs=True)
+    what = retry.add_mutually_exclusive_group(required=True)
+    what.add_argument("--only", metavar="CODE", help="what ended with it, e.g. server_error")
+    what.add_argument("--stage", help="all answers of propose, verify, rewrite or merge")
     add("report", _report, "write report.html and audit_sample.csv", out=True)
     audit = add("audit", _audit, "measure the verifier against annotations", out=True)
     audit.add_argument("--instances", required=True, help="COCO instances json")
@@ -206,9 +208,12 @@ def _status(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.status import forget_errors
+    from data_gen.status import forget_errors, forget_stage
 
-    print(forget_errors(args.out, args.only))
+    if args.only:
+        print(forget_errors(args.out, args.only))
+    else:
+        print(forget_stage(args.out, args.stage))
     args.runner = "local"
     return _run(args, changes)
 

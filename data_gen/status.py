@@ -109,6 +109,22 @@ def forget_errors(run: Path, code: str) -> str:
     return f"{forgotten} cached errors forgotten, {len(touched)} shards to do again"
 
 
+def forget_stage(run: Path, stage: str) -> str:
+    """Makes the next run ask everything of a stage again; returns a line for a person.
+
+    Raises InputError for a stage that asked nothing.
+    """
+    with locked(run):
+        cache = Cache(run / "cache.sqlite")
+        forgotten = cache.forget(stage=stage)
+        cache.close()
+        if not forgotten:
+            known = ", ".join(read_statistics(run / "cache.sqlite")) or "nothing"
+            raise InputError(f"{run} has no answers of stage {stage!r}; it has those of: {known}")
+        shards.remove_others(run, [])
+    return f"{forgotten} answers forgotten"
+
+
 def _parts(run: Path, table: str, column: str) -> Iterator[tuple[Path, set]]:
     """Paths of the parts of a table, each with all the values of a column in it."""
     for path in table_paths(run, table):

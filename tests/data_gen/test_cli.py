@@ -88,6 +88,21 @@ def test_status(finished, capsys):
     assert "absent" in said and "verify      " in said and "done at" in said
 
 
+def test_retry_of_a_stage(scene, tmp_path, capsys):
+    folder, shows = scene
+    out = tmp_path / "run"
+    with FaultServer(shows, POOL) as server:
+        command = arguments(folder, out, server)
+        assert main(command) == 0
+        before = server.counts.by_stage.copy()
+        assert main(["retry", "--stage=rewrite", *command[1:]]) == 0
+        assert "4 answers forgotten" in capsys.readouterr().out
+        assert server.counts.by_stage["rewrite"] == 2 * before["rewrite"]
+        assert server.counts.by_stage["verify"] == before["verify"]
+        assert main(["retry", "--stage=nothing", *command[1:]]) == 2
+    assert "it has those of: propose, rewrite, verify" in capsys.readouterr().err
+
+
 def test_plan_from_assumptions_and_from_a_run(scene, finished, capsys):
     folder, _ = scene
     base = ["plan", f"--captions={folder}/captions.json", f"--images={folder}/photos"]
