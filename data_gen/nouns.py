@@ -207,7 +207,7 @@ def plural(name: str) -> str:
 
 # Words in -s that are singular, and those in -ies that only lose an s.
 _SINGULAR = re.compile(
-    r"(ss|us|is|tennis|gas|lens|canvas|christmas|always|news|series|dais|as|was|has)$"
+    r"\w*(ss|us|is)|gas|lens|canvas|christmas|always|news|series|dais|as|was|has"
 )
 _BY_PLURAL = {many: one for one, many in PLURALS.items()}
 _IE = re.compile(r"(^|.*[^a-z])(movie|cookie|brownie|pie|tie|necktie|bowtie|hoodie|smoothie)s$")
@@ -225,7 +225,7 @@ def singular(name: str) -> str:
 def _singular(word: str) -> str:
     if word in _BY_PLURAL:
         return _BY_PLURAL[word]
-    if word in PLURAL_ONLY or word in MASS or len(word) < 3 or _SINGULAR.search(word):
+    if word in PLURAL_ONLY or word in MASS or len(word) < 3 or _SINGULAR.fullmatch(word):
         return word
     if word.endswith("men"):
         return f"{word[:-2]}an"

@@ -126,11 +126,11 @@ def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
     many = not invariant and head == plural(one)
     if before in ("a", "an") and (many or before != article(tokens[first].word)):
         return True
-    if before == "no" and first > 1 and tokens[first - 2].word in ("is", "isn't"):
-        return many and tokens[first - 3].word == "there" if first > 2 else False
-    if before == "no" and after == "is":
-        return many
-    return False
+    if before != "no" or invariant:
+        return False
+    there = [token.word for token in tokens[max(first - 3, 0) : first - 1]]
+    wrong = ("is", "isn't", "was") if many else ("are", "aren't", "were")
+    return after in wrong or (there[:1] == ["there"] and there[-1] in wrong)
 
 
 def _faithfulness(rewrite: str, captions: Sequence[str], obj: str) -> set[str]:

@@ -75,6 +75,14 @@ def test_files_of_another_layout(tmp_path, text, message):
         InstanceVerifier(tmp_path / "none.json")
 
 
+def test_polygons_are_not_kept(tmp_path):
+    row = {"id": 1, "segmentation": [[1, 2, 3]], "area": 3}
+    (tmp_path / "x.json").write_text(json.dumps({"annotations": [row]}))
+    read = read_coco(tmp_path / "x.json", ("annotations",), "segmentation")
+    assert read == {"annotations": [{"id": 1, "area": 3}]}
+    assert read_coco(tmp_path / "x.json", ("annotations",)) == {"annotations": [row]}
+
+
 def test_real_boxes_and_captions_agree(shared_data):
     """Where five people wrote of a photo, an object that all name is seldom judged absent."""
     verifier = InstanceVerifier(shared_data / "coco" / "instances.json")

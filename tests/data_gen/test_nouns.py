@@ -1,6 +1,6 @@
 import pytest
 
-from data_gen.nouns import article, mention, noun, plural
+from data_gen.nouns import SYNONYMS, article, mention, noun, plural, singular
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,17 @@ def test_article_follows_the_sound(name, expected):
 )
 def test_plural(one, many):
     assert plural(one) == many
+
+
+def test_singular_undoes_plural():
+    names = """dog bus bench knife potato tomato cookie shoe vase house horse glove leaf fireman
+    woman sheep dress box dish tie person mouse goose loaf movie lens zebra sofa pizza"""
+    assert [n for n in (*names.split(), *SYNONYMS) if singular(plural(n)) != n] == []
+
+
+@pytest.mark.parametrize("name", ["tennis", "grass", "sunglasses", "canvas", "snow", "gas"])
+def test_singular_leaves_singulars(name):
+    assert singular(name) == name
 
 
 def test_forms_of_mass_and_plural_only_nouns():
