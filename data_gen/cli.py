@@ -196,7 +196,10 @@ def _outcome(out: Path, outcome) -> int:
             " service, then `batch-import` its output and run this command again"
         )
         return 1
-    print(f"next: python -m data_gen export --out={out}  (and report, audit)")
+    if not counts.get("accepted"):
+        print(f"no pair was accepted: `python -m data_gen report --out={out}` shows why")
+    else:
+        print(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
 

@@ -25,11 +25,12 @@ def yes_no_mass(top: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """
     p_yes = p_no = 0.0
     for token, logprob in top:
+        p = math.exp(min(logprob, 0.0))
         word = token.strip(" \t\n\u0120\u2581\"'`*.,:!").lower()
         if word == "yes":
-            p_yes += math.exp(logprob)
+            p_yes += p
         elif word == "no":
-            p_no += math.exp(logprob)
+            p_no += p
     return min(p_yes, 1.0), min(p_no, 1.0)
 
 

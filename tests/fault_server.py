@@ -101,6 +101,7 @@ _WORDS = {
     "200 words": lambda text: text + " and a street" * 66,
     "markup": lambda text: f"**{text}**<end_of_turn>",
     "nothing": lambda text: "",
+    "half a pair": lambda text: "\ud83d" + text + " \x00 \udc00",
 }
 
 

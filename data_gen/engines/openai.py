@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_gen.engines.base import ChatRequest, ChatResult
-from data_gen.engines.transport import Reply, Transport, TransportSettings
+from data_gen.engines.transport import Reply, Transport, TransportSettings, valid
 
 PATH = "/chat/completions"
 _PHOTO = "\ue000photo\ue000"  # stands for the photo in the JSON text; private use, in no caption
@@ -97,7 +97,7 @@ def result_of(reply: Reply) -> ChatResult:
         usage = reply.body.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
         return ChatResult(
-            text=text if isinstance(text, str) else "",
+            text=valid(text) if isinstance(text, str) else "",
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),

@@ -278,7 +278,12 @@ def _error_text(data: bytes) -> str:
         text = error.get("message", str(error)) if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError):
         pass
-    return " ".join(text.split())[:_DETAIL]
+    return " ".join(valid(text).split())[:_DETAIL]
+
+
+def valid(text: str) -> str:
+    """The text with "?" for halves of surrogate pairs, which JSON can hold and no file can."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _seconds(retry_after: str | None) -> float:

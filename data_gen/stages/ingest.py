@@ -184,19 +184,29 @@ def with_questions(
     Files: VQAv2's `questions` (`question_id`, `image_id`, `question`) and `annotations`
     (`question_id`, `answers` of ten annotators). Raises InputError.
     """
-    texts = {
-        row["question_id"]: (str(row["image_id"]), row["question"])
-        for row in read_json(questions, ("questions",))["questions"]
-    }
-    by_image: dict[str, list[Question]] = {}
-    for row in read_json(answers, ("annotations",))["annotations"]:
+    asked = read_json(questions, ("questions",))["questions"]
+    answered = read_json(answers, ("annotations",))["annotations"]
+    try:
+        by_image = _by_image(asked, answered)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{questions} and {answers} are not in VQAv2's layout ({error!r} in one of their rows)"
+        ) from None
+    for image in images:
+        if image.image_id in by_image:
+            asked = tuple(by_image[image.image_id])
+            yield ImageItem(image.image_id, image.file_name, image.captions, asked)
+
+
+def _by_image(asked: Sequence[dict], answered: Sequence[dict]) -> dict[str, list[Question]]:
+    """The questions that most annotators answered with yes or no, by image id."""
+    texts = {row["question_id"]: (str(row["image_id"]), row["question"]) for row in asked}
+    found: dict[str, list[Question]] = {}
+    for row in answered:
         votes = [str(answer.get("answer", "")).strip().lower() for answer in row["answers"]]
         yes, no = votes.count("yes"), votes.count("no")
         if row["question_id"] in texts and yes + no > len(votes) / 2:
             image_id, text = texts[row["question_id"]]
             question = Question(str(row["question_id"]), text, yes, no, len(votes))
-            by_image.setdefault(image_id, []).append(question)
-    for image in images:
-        if image.image_id in by_image:
-            asked = tuple(by_image[image.image_id])
-            yield ImageItem(image.image_id, image.file_name, image.captions, asked)
+            found.setdefault(image_id, []).append(question)
+    return found

@@ -127,6 +127,12 @@ def test_wrappings_are_taken_off(scene, tmp_path, words):
     assert not any("*" in row["negated_caption"] or ":" in row["negated_caption"] for row in pairs)
 
 
+def test_halves_of_characters_break_nothing(scene, tmp_path):
+    """JSON can hold what neither UTF-8 nor Parquet nor SQLite can."""
+    run(scene, tmp_path / "run", faults={"half a pair": always})
+    assert table(tmp_path / "run", "candidates") and table(tmp_path / "run", "items")
+
+
 def test_a_second_try_is_another_question(scene, tmp_path):
     run(scene, tmp_path / "run", faults={"no negation": says('1. Caption: "A man')})
     rows = table(tmp_path / "run", "pairs")

@@ -43,6 +43,7 @@ def test_mass_of_tokens():
     top = [("No", 0.4), ("\u0120no", 0.2), ("\u2581NO", 0.1), (" yes", 0.2), ("not", 0.05)]
     assert yes_no_mass([(token, math.log(p)) for token, p in top]) == pytest.approx((0.2, 0.7))
     assert yes_no_mass([]) == (0, 0)
+    assert yes_no_mass([("no", 5000.0)]) == (0, 1)  # no logarithm of a probability
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_an_answer_with_everything():
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(None, ""), ([{"type": "text", "text": "a"}], "a"), (5, "")]
+    ("content", "text"),
+    [(None, ""), ([{"type": "text", "text": "a"}], "a"), (5, ""), ("half \ud800 é", "half ? é")],
 )
 def test_answers_without_plain_text(content, text):
     assert result_of(reply({"content": content})).text == text

@@ -14,12 +14,14 @@ def write(path, annotations, images=None) -> str:
     return str(path)
 
 
-def row(i, text, image=1):
+def row_of(i, text, image=1):
     return {"id": i, "image_id": image, "caption": text}
 
 
 def test_images_come_by_number_with_their_captions_in_order(tmp_path):
-    path = write(tmp_path / "c.json", [row(1, "a  b\n", 10), row(2, "c", 9), row(3, "d", 10)])
+    path = write(
+        tmp_path / "c.json", [row_of(1, "a  b\n", 10), row_of(2, "c", 9), row_of(3, "d", 10)]
+    )
     ingested = read_captions(path)
     assert [image.image_id for image in ingested.images] == ["9", "10"]
     assert [caption.text for caption in ingested.images[1].captions] == ["a b", "d"]
@@ -42,28 +44,28 @@ def test_images_come_by_number_with_their_captions_in_order(tmp_path):
     ],
 )
 def test_captions_that_cannot_be_used(tmp_path, caption, code):
-    path = write(tmp_path / "c.json", [row(1, "good"), row(2, caption)])
+    path = write(tmp_path / "c.json", [row_of(1, "good"), row_of(2, caption)])
     ingested = read_captions(path)
     assert [(r["caption_id"], r["code"]) for r in ingested.rejects] == [("2", code)]
     assert ingested.captions == 1
 
 
 def test_ids(tmp_path):
-    same = [row(1, "a"), row(1, "a"), row(2, "b", 77), "text"]
+    same = [row_of(1, "a"), row_of(1, "a"), row_of(2, "b", 77), "text"]
     ingested = read_captions(write(tmp_path / "c.json", same))
     codes = [reject["code"] for reject in ingested.rejects]
     assert codes == ["duplicate", "image_unknown", "not_an_object"] and ingested.captions == 1
     with pytest.raises(InputError, match="two different captions have the id 1"):
-        read_captions(write(tmp_path / "c.json", [row(1, "a"), row(1, "b")]))
+        read_captions(write(tmp_path / "c.json", [row_of(1, "a"), row_of(1, "b")]))
     twice = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
     with pytest.raises(InputError, match="two images have the id 1"):
-        read_captions(write(tmp_path / "c.json", [row(1, "a")], twice))
+        read_captions(write(tmp_path / "c.json", [row_of(1, "a")], twice))
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "C:\\b.jpg"])
 def test_image_names_that_leave_the_folder(tmp_path, name):
     images = [{"id": 1, "file_name": name}, {"id": 2, "file_name": "b.jpg"}]
-    path = write(tmp_path / "c.json", [row(1, "a"), row(2, "b", 2)], images)
+    path = write(tmp_path / "c.json", [row_of(1, "a"), row_of(2, "b", 2)], images)
     ingested = read_captions(path)
     assert [image.file_name for image in ingested.images] == ["b.jpg"]
     assert ingested.rejects[0]["code"] == "image_outside"
@@ -92,7 +94,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_too_many_bad_captions_are_an_error(tmp_path):
-    path = write(tmp_path / "c.json", [row(i, "" if i % 3 == 0 else "a") for i in range(30)])
+    path = write(tmp_path / "c.json", [row_of(i, "" if i % 3 == 0 else "a") for i in range(30)])
     with pytest.raises(InputError, match=r"10 of 30 captions cannot be used, more than 20%"):
         read_captions(path, max_rejects=0.2)
     assert read_captions(path, max_rejects=0.4).captions == 20
@@ -111,7 +113,7 @@ def votes(yes: int, no: int) -> list[dict]:
 
 
 def test_questions_of_vqa(tmp_path):
-    images = read_captions(write(tmp_path / "c.json", [row(1, "a"), row(2, "b", 9)])).images
+    images = read_captions(write(tmp_path / "c.json", [row_of(1, "a"), row_of(2, "b", 9)])).images
     questions = [
         {"question_id": i, "image_id": 1, "question": text}
         for i, text in enumerate(["Is it hot?", "What is it?", "Is it red?"])
@@ -128,3 +130,13 @@ def test_questions_of_vqa(tmp_path):
         ("Is it hot?", 1, 9),
         ("Is it red?", 6, 4),
     ]
+
+
+@pytest.mark.parametrize("row", [{"question_id": 0}, "text", {"question_id": 0, "answers": ["no"]}])
+def test_files_that_are_not_of_vqa(tmp_path, row):
+    images = read_captions(write(tmp_path / "c.json", [row_of(1, "a")])).images
+    asked = {"questions": [{"question_id": 0, "image_id": 1, "question": "Is it hot?"}]}
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [row]}))
+    with pytest.raises(InputError, match="not in VQAv2's layout"):
+        list(with_questions(images, str(tmp_path / "q.json"), str(tmp_path / "a.json")))
