@@ -127,12 +127,13 @@ def build(
     """The pipeline of a run. Raises InputError for input files that cannot be used."""
     roles = resolve(config)
     annotations = load_annotations(config)
+    for_llm, for_mllm = fitting(prompts, models.llm_can), fitting(prompts, models.mllm_can)
     return ImagePipeline(
         config,
-        build_proposer(config, roles, prompts, models, annotations),
-        build_verifier(config, roles, prompts, models, annotations),
+        build_proposer(config, roles, for_llm, models, annotations),
+        build_verifier(config, roles, for_mllm, models, annotations),
         RewriteStage(
-            build_writer(config, roles, prompts, models),
+            build_writer(config, roles, for_llm, models),
             Checker(token_counter(config), config.check.max_tokens, config.rewrite.enforce),
             config.rewrite.tries,
             config.foils,
@@ -144,6 +145,13 @@ def build(
         threads,
         source,
     )
+
+
+def fitting(prompts: Mapping[str, Prompt], can: Capabilities | None) -> Mapping[str, Prompt]:
+    """The prompts in the form that the model takes."""
+    if can is None or can.system:
+        return prompts
+    return {name: prompt.without_system() for name, prompt in prompts.items()}
 
 
 def build_proposer(

@@ -8,7 +8,7 @@ quotes and line ends in a caption cannot become part of the prompt's form.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_gen.engines.base import content_hash
@@ -67,6 +67,13 @@ class Prompt:
         role, text = self.turns[-1]
         filled = _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
         return (*self.turns[:-1], (role, filled))
+
+    def without_system(self) -> "Prompt":
+        """The same words for a model that takes no system turn: they open the first user turn."""
+        if self.turns[0][0] != "system":
+            return self
+        (_, system), (role, text), *rest = self.turns
+        return replace(self, turns=((role, f"{system}\n\n{text}"), *rest))
 
 
 def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:

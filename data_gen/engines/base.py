@@ -120,6 +120,7 @@ class Capabilities:
       choice: dialect in which it keeps to a list of answers, "" for none.
       schema: it kept to a JSON schema.
       prefix_cache: it reported cached tokens for a repeated prefix.
+      system: it takes a system turn; the chat templates of some models refuse one.
       context: tokens it accepts, 0 if it does not say.
     """
 
@@ -130,6 +131,7 @@ class Capabilities:
     choice: str = ""
     schema: bool = False
     prefix_cache: bool = False
+    system: bool = True
     context: int = 0
 
 

@@ -27,7 +27,7 @@ _LOOK = (("user", 'Is there a dog in this image? Answer only with "yes" or "no".
 
 
 async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Capabilities:
-    """Asks a server for everything that a run could use: six to nine short requests.
+    """Asks a server for everything that a run could use: seven to ten short requests.
 
     Args:
       model: its name; None for the first one that the server lists.
@@ -49,8 +49,12 @@ async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Cap
     schema = await engine.generate(
         ChatRequest("probe", name, _HELLO, max_tokens=40, schema=_SCHEMA)
     )
+    system = await engine.generate(
+        ChatRequest("probe", name, (("system", "Be brief."), *_HELLO), max_tokens=1)
+    )
     can = dataclasses.replace(
         can,
+        system=system.error is None,
         logprobs=top.error is None and top.top is not None and len(top.top) > 1,
         choice=choice,
         schema=_keeps_to_schema(schema),
@@ -132,6 +136,8 @@ def describe(role: str, can: Capabilities) -> str:
     if can.images:
         cached = "yes" if can.prefix_cache else "not reported"
         known += [f"{can.image_tokens} tokens a photo", f"prefix cache {cached}"]
+    if not can.system:
+        known.append("no system turn")
     if can.context:
         known.append(f"context {can.context}")
     return f"{role}: {can.model} ({', '.join(known)})"

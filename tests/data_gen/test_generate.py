@@ -229,6 +229,15 @@ def test_captions_are_data(scene, tmp_path):
     assert len(check_truth((folder, shows), tmp_path / "run")) == 2
 
 
+def test_a_model_without_a_system_turn(scene, tmp_path):
+    def has_system(body):
+        return body["messages"][0]["role"] == "system"
+
+    server = run(scene, tmp_path / "run", faults={"400": has_system})
+    assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
+    assert server.given["400"] == 2  # the probes of the two roles
+
+
 def test_the_published_semantics(scene, tmp_path):
     """`per_caption`: an object a caption, every answer without "yes" an absence, no rules."""
     server = run(scene, tmp_path / "run", "--config=:per_caption", faults={"prose": has_photo})

@@ -48,6 +48,15 @@ def test_prompts_that_cannot_work(tmp_path, name, text, said):
         load_prompts(write(tmp_path / "p", name, text))
 
 
+def test_without_a_system_turn():
+    prompts = load_prompts()
+    folded = prompts["rewrite"].without_system()
+    assert [role for role, _ in folded.turns] == ["user", "assistant", "user", "assistant", "user"]
+    assert folded.turns[0][1].startswith("You rewrite captions.")
+    assert folded.id == prompts["rewrite"].id and folded.turns[1:] == prompts["rewrite"].turns[2:]
+    assert prompts["verify"].without_system() == prompts["verify"]
+
+
 def test_a_missing_folder(tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         load_prompts(str(tmp_path / "none"))
