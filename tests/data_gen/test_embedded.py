@@ -47,6 +47,34 @@ def test_pairs_are_true_of_the_photos_and_training_reads_them(shared_data, finis
     assert len({pair.negated for pair in pairs}) > 0.99 * len(pairs)
 
 
+def test_training_starts_from_the_export_as_it_is(
+    shared_data, finished, make_config, one_device, tmp_path
+):
+    from negclip_jax.training.loop import train
+
+    assert main(["export", f"--out={finished}", f"--to={tmp_path}"]) == 0
+    changes = {
+        "data.pairs": str(tmp_path / "pairs.json"),
+        "data.images": str(shared_data / "coco" / "photos"),
+        "data.foils": 2,
+        "train.total": "2 steps",
+        "eval.every": "2 steps",
+    }
+    assert int(train(make_config(changes), str(tmp_path / "run")).step) == 2
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "val/foil_accuracy" in metrics
+
+
+def test_report_and_audit_of_the_run(shared_data, finished, capsys):
+    instances = shared_data / "coco" / "instances.json"
+    assert main(["audit", f"--out={finished}", f"--instances={instances}"]) == 0
+    assert "accepted pairs whose object is there  0.0 %" in capsys.readouterr().out
+    assert main(["report", f"--out={finished}"]) == 0
+    page = (finished / "report.html").read_text()
+    accepted = sum(row["accepted"] for row in table(finished, "pairs"))
+    assert f"{accepted:,}" in page and (finished / "audit_sample.csv").is_file()
+
+
 def test_the_grammar_has_many_cues_and_positions(finished):
     rows = [row for row in table(finished, "pairs") if row["accepted"]]
     assert len({row["cue"] for row in rows}) >= 6
