@@ -65,6 +65,7 @@ but while where which who whose although though yet as when because however inst
 featuring showing leaving
 """)
 _ARTICLES = word_set("a an any the its their his her one two three some")
+_INVERSION = FRAME | _BE | _FRONT | _ARTICLES | _EXISTENCE | {"there", "to"}
 
 
 class Token(NamedTuple):
@@ -139,15 +140,10 @@ def _follows(cue: Cue, tokens: Sequence[Token], first: int, last: int) -> bool:
         return False
     words = [token.word for token in between]
     marks = [token.mark for token in tokens[cue.last + 1 : first + 1]]
-    if cue.kind in (SUBJECT, VERB) or cue.word == "lacking":
-        inverted = bool(_BE.intersection(words)) and all(
-            w in FRAME or w in _BE or w in _FRONT or w in _ARTICLES or w in _EXISTENCE
-            or w in ("there", "to") for w in words
-        )  # fmt: skip
-        if inverted and not any(mark.strip(",") for mark in marks):
-            return True
-        if cue.kind == SUBJECT and not _takes_object(cue, words):
-            return False
+    if _inverted(cue, words, marks):
+        return True
+    if cue.kind == SUBJECT and not _takes_object(cue, words):
+        return False
     if cue.kind == PEOPLE and _BE.intersection(words[:1]):
         words = words[1:]  # "nobody is in a car"
     if cue.word in _NEEDS or (cue.kind in (VERB, PEOPLE) and _DIRECT.intersection(words[:1])):
@@ -157,6 +153,17 @@ def _follows(cue: Cue, tokens: Sequence[Token], first: int, last: int) -> bool:
     if cue.kind == NOUN and _PREDICATE.intersection(words):
         return False
     return len(words) <= 6 and not _PHRASE.intersection(words)
+
+
+def _inverted(cue: Cue, words: Sequence[str], marks: Sequence[str]) -> bool:
+    """ "Absent from the scene is a dog", "not pictured is a dog", "one thing is absent: a dog"."""
+    if cue.kind not in (SUBJECT, VERB) and cue.word not in ("lacking", "absence"):
+        return False
+    if marks[0] == ":" and _ARTICLES.issuperset(words):
+        return True
+    if not _BE.intersection(words) or any(mark.strip(",") for mark in marks):
+        return False
+    return all(word in _INVERSION for word in words)
 
 
 def _takes_object(cue: Cue, words: Sequence[str]) -> bool:

@@ -6,8 +6,9 @@ from functools import lru_cache
 
 from data_gen.cues import Token, tokenize
 from data_gen.lemmas import stem
-from data_gen.nouns import plural
-from data_gen.senses import kinds, same, wider
+from data_gen.lexicon import word_set
+from data_gen.nouns import plural, singular
+from data_gen.senses import concepts, kinds, same, wider
 
 Span = tuple[int, int]  # first and last token
 
@@ -21,12 +22,17 @@ _OTHER_THING = {
     "phone": {"ear"},
     "horse": {"rocking", "saw"},
     "mouse": {"mickey", "minnie"},
-    "car": {"train", "rail", "cable", "subway"},
+    "car": {"train", "rail", "railway", "cable", "subway"},
 }
-
-
-# "A couple of monitors" are no people.
-_AMOUNTS = {"couple", "pair"}
+# And of the word before: a bus stop is no bus, a couple of monitors are no people.
+_MADE_OTHER = {
+    "bus": {"stop", "station", "lane", "shelter"},
+    "train": {"track", "tracks", "station"},
+    "couple": {"of"},
+    "pair": {"of"},
+}
+# Before an animal or a vehicle these are no people: "a baby elephant", "a passenger train".
+_AGES = word_set("baby adult child mother father male female infant young passenger")
 
 
 class _Forms:
@@ -43,6 +49,7 @@ class _Forms:
         self._starts = self.single | self.multiple.keys()
 
     def find(self, words: Sequence[str]) -> list[Span]:
+        """The spans of words that name the thing, from left to right."""
         if not self.stems and self._starts.isdisjoint(words):  # nearly always
             return [(i, i) for i, word in enumerate(words) if self._is_free_of(word)]
         spans = []
@@ -61,12 +68,22 @@ class _Forms:
             if tuple(words[i : i + len(phrase)]) == phrase:
                 return len(phrase)
         if word in self.single:
-            of_things = word in _AMOUNTS and words[i + 1 : i + 2] == ["of"]
-            return int(not of_things and (not i or words[i - 1] not in _OTHER_THING.get(word, ())))
+            return int(not _is_other_thing(words, i))
         return int(self._is_free_of(word) or (bool(self.stems) and stem(word) in self.stems))
 
     def _is_free_of(self, word: str) -> bool:
         return word.endswith("-free") and word.removesuffix("-free") in self.single
+
+
+def _is_other_thing(words: Sequence[str], i: int) -> bool:
+    """Whether the words around the i-th make another thing of it."""
+    one = singular(words[i])
+    if i and words[i - 1] in _OTHER_THING.get(one, ()):
+        return True
+    follows = words[i + 1] if i + 1 < len(words) else ""
+    if follows in _MADE_OTHER.get(one, ()):
+        return True
+    return one in _AGES and bool(found := concepts(follows)) and "person" not in found
 
 
 @lru_cache(maxsize=100_000)

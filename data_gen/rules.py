@@ -120,7 +120,7 @@ def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
     first, last = span
     head = tokens[last].word
     before = tokens[first - 1].word if first else ""
-    after = tokens[last + 1].word if last + 1 < len(tokens) else ""
+    after = "".join(token.word for token in tokens[last + 1 : last + 2] if not token.mark)
     one = singular(head)
     invariant = plural(one) == one
     many = not invariant and head == plural(one)

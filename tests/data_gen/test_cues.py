@@ -55,6 +55,8 @@ def test_cues(text, words):
         ("A bus, and the dog is nowhere to be seen", "dog"),
         ("A bus, but dogs are not in the picture", "dog"),
         ("Noticeably absent from the scene is a dog", "dog"),
+        ("A bus, but one thing is noticeably absent: a dog", "dog"),
+        ("A bus, and notable by its absence is a dog", "dog"),
         ("Not pictured in this image is a dog", "dog"),
         ("A bus, and as for dogs, there are none", "dog"),
         ("Absent a dog, the image shows a bus", "dog"),

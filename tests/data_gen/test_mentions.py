@@ -19,6 +19,10 @@ from data_gen.mentions import find_kinds, find_same, mentioned
         ("cat", "a category", False, False, False),
         ("person", "a couple of monitors", False, False, False),
         ("person", "a couple on a bench", False, True, True),
+        ("person", "a baby elephant in a passenger train", False, False, False),
+        ("person", "a baby in a train", False, True, True),
+        ("bus", "a bus stop", False, False, False),
+        ("dog", "two hot dogs", False, False, False),
         ("car", "a car-free street", True, True, True),
         ("running", "he runs", True, True, True),
         ("red umbrella", "an umbrella", False, False, True),
@@ -29,7 +33,7 @@ def test_mentions(obj, text, same, kind, mention):
     tokens = tokenize(text)
     assert bool(find_same(obj, tokens)) == same
     assert bool(find_kinds(obj, tokens)) == kind
-    assert mentioned(obj, ["a bus", text]) == mention
+    assert mentioned(obj, ["a street", text]) == mention
 
 
 def test_spans_are_of_tokens():
