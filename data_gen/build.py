@@ -208,10 +208,10 @@ def build_verifier(
     if method == "multi":
         many = prompts["verify_many"]
         verifier = verify.ManyVerifier(models.mllm, can, many, thresholds, verifier, config.seed)
-    elif settings.wave:
-        verifier = UntilEnough(verifier, settings.wave, config.assign.captions_per_object)
     if annotations.verifier is not None and settings.instances_first:
-        return verify.AnnotationVerifier(annotations.verifier, verifier)
+        verifier = verify.AnnotationVerifier(annotations.verifier, verifier)
+    if settings.wave and method != "multi":
+        return UntilEnough(verifier, settings.wave, config.assign.captions_per_object)
     return verifier
 
 

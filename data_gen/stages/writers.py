@@ -102,9 +102,9 @@ class LLMWriter:
             messages = prompt.fill(caption=caption, question=quoted(candidate.question))
         else:
             prompt = self._prompt
+            published = prompt.name == "rewrite_caption"  # it names the object inside a sentence
+            name = candidate.object if published else quoted(candidate.object)
             style = self._style(assignment, attempt)
-            name = candidate.object
-            name = quoted(name) if "style" in str(prompt.turns) else name
             messages = prompt.fill(caption=caption, object=name, style=style)
         stage = "merge" if candidate.question is not None else "rewrite"
         request = ChatRequest(

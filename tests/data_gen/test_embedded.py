@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from fault_server import table, tables
+from fault_server import FaultServer, table, tables
 
 from data_gen.annotations import InstanceVerifier
 from data_gen.cli import main
@@ -147,3 +147,19 @@ def test_questions_of_vqa_without_a_model(shared_data, tmp_path):
     assert all(
         "n" in row["cue"] and row["caption"].rstrip(".") in row["negated_caption"] for row in rows
     )
+
+
+def test_boxes_answer_first_and_the_model_what_they_leave_open(shared_data, tmp_path):
+    names = {"dog": "annotated", "lamp": "not annotated", "kite": "annotated", "curtain": "not"}
+    content = json.loads((shared_data / "coco" / "captions.json").read_text())
+    objects = {str(image["id"]): list(names) for image in content["images"]}
+    (tmp_path / "objects.json").write_text(json.dumps(objects))
+    with FaultServer({}, ["dog"]) as server:
+        more = (f"--objects={tmp_path / 'objects.json'}", f"--mllm-url={server.url}", "--limit=40")
+        assert main(command(shared_data, tmp_path / "run", *more)) == 0
+    verdicts = table(tmp_path / "run", "verdicts")
+    methods = {(row["object"], row["method"]) for row in verdicts}
+    assert ("lamp", "logprobs") in methods and ("dog", "instances") in methods
+    boxes = InstanceVerifier(shared_data / "coco" / "instances.json")
+    for row in table(tmp_path / "run", "pairs"):
+        assert row["object"] not in boxes.present.get(row["image_id"], ())
