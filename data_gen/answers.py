@@ -2,6 +2,7 @@
 
 import re
 
+from data_gen.lemmas import is_participle
 from data_gen.lexicon import ABSTRACT, word_set
 from data_gen.nouns import PLURAL_ONLY, singular
 from data_gen.senses import canonical
@@ -45,12 +46,6 @@ CHATTER = re.compile(
 _NEVER = ABSTRACT - word_set("light hand eye face place line piece top wall sun air face hair")
 _NAME = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
 _LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+")
-# Words in -ing that name things.
-_GERUND = re.compile(r".*ing$")
-ING_THINGS = word_set("""
-building painting railing ceiling clothing awning pudding string ring wing king earring swing
-sling icing dressing ironing-board lightning drawing carving wedding bearing dining living parking evening morning spring
-""")
 
 
 def clean(answer: str) -> str:
@@ -89,7 +84,7 @@ def normalise_object(item: str) -> str | None:
     head = name.rpartition(" ")[2]
     if name in ABSTRACT or head in _NEVER or (len(name) < 3 and name != "tv"):
         return None
-    if _GERUND.match(head) and head not in ING_THINGS and " " not in name:
+    if is_participle(name):
         return None
     words = set(re.split(r"[ -]", name))
     if words & {"is", "are", "and", "or", "not", "no", "with", "of", "in", "on", "i", "the"}:

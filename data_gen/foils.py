@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from data_gen.answers import ING_THINGS
 from data_gen.cues import Token, tokenize
+from data_gen.lemmas import is_participle
 from data_gen.lexicon import STOP, word_set
 from data_gen.mentions import find_kinds, mentioned
 from data_gen.phrasing import pick, rewrite_by_template, state_absence
@@ -92,13 +92,9 @@ def _deny_action(caption: str, tokens: Sequence[Token], present: str) -> str | N
             return _cut(caption, token.end, token.end, " not")
         if token.word in _BASES:
             return _cut(caption, token.start, token.end, f"does not {_BASES[token.word]}")
-        if _is_participle(token.word) or token.word in _PREPOSITIONS:
+        if is_participle(token.word) or token.word in _PREPOSITIONS:
             return _cut(caption, token.start, token.start, "not ")
     return None
-
-
-def _is_participle(word: str) -> bool:
-    return word.endswith("ing") and len(word) > 4 and word not in ING_THINGS and not concepts(word)
 
 
 def _cut(text: str, start: int, end: int, replacement: str) -> str:

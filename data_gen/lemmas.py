@@ -3,7 +3,7 @@
 import re
 from functools import cache
 
-from data_gen.lexicon import FRAME, STOP
+from data_gen.lexicon import FRAME, ING_NOUNS, STOP
 from data_gen.nouns import singular
 from data_gen.senses import concepts
 
@@ -48,6 +48,12 @@ def stem(word: str) -> str:
 def is_content(word: str) -> bool:
     """Whether a word says something about what the photo shows."""
     return word not in STOP and word not in FRAME and len(word) > 1 and "n't" not in word
+
+
+def is_participle(word: str) -> bool:
+    """Whether a word in -ing is a form of a verb: "riding", but not "building" or "king"."""
+    known = word in ING_NOUNS or " " in word or concepts(word)
+    return word.endswith("ing") and len(word) > 4 and not known
 
 
 def content(text: str) -> list[str]:

@@ -44,3 +44,10 @@ scenery activity action event game fun love life happiness smile face hand head 
 eye hair body skin finger sun sunlight daylight darkness noise sound silence smell wind
 word text answer example name noun model floor ceiling wall left right
 """)
+
+# Words in -ing that are no forms of a verb, or stand before nouns ("a dining table").
+ING_NOUNS = word_set("""
+building painting railing ceiling clothing awning pudding string ring wing king earring swing
+sling icing dressing lightning drawing carving wedding bearing dining living parking evening
+morning spring thing
+""")

@@ -1,26 +1,17 @@
 """Captions rewritten without a model: natural English, one negation, correct article and number.
 
 `templates.TEMPLATES` covers many words and orders for a rendered world whose captions are short
-noun phrases. The templates here fit captions that people wrote about photos, phrase or sentence,
-and `foil` says the false: that something is absent that the photo shows.
+noun phrases, and its output is pinned by that world's figures. The templates here fit captions
+that people wrote about photos, phrase or sentence.
 """
 
 import hashlib
 from collections.abc import Collection, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import TypeVar
 
 from data_gen.nouns import noun
-from data_gen.templates import (
-    AFTER,
-    ALONE,
-    BEFORE,
-    Template,
-    is_about_picture,
-    is_phrase,
-    is_sentence,
-    parse,
-)
+from data_gen.templates import AFTER, ALONE, BEFORE, Shape, Template, parse, shape_of
 
 T = TypeVar("T")
 BEFORE_SHARE = 35  # percent of rewrites whose negation comes first
@@ -153,7 +144,7 @@ def rewrite_by_template(
     if _number(seed_key, "side") % 100 < BEFORE_SHARE:
         sides = (BEFORE, AFTER)
     known = noun(obj)
-    options = [_fitting(side, *_shape(caption), known.human) for side in sides]
+    options = [_fitting(side, shape_of(caption), known.human) for side in sides]
     for banned in (frozenset(avoid), frozenset()):
         for fit in options:
             if left := [t for t in fit if t.name not in banned]:
@@ -164,7 +155,7 @@ def rewrite_by_template(
 
 def state_absence(obj: str, seed_key: str, like: str = "") -> str:
     """A sentence about the object alone: "there is no dog in the picture", styled as `like`."""
-    fit = _fitting(ALONE, *_shape(""), noun(obj).human)
+    fit = _fitting(ALONE, shape_of(""), noun(obj).human)
     return pick(fit, seed_key, "alone").fill(like, noun(obj))
 
 
@@ -178,23 +169,6 @@ def _number(seed_key: str, purpose: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-@lru_cache(maxsize=4096)
-def _shape(caption: str) -> tuple[bool, bool, bool]:
-    """What decides which templates fit: a phrase, a sentence, said of a picture itself."""
-    return is_phrase(caption), is_sentence(caption), is_about_picture(caption)
-
-
 @cache
-def _fitting(
-    position: str, phrase: bool, sentence: bool, about_picture: bool, human: bool
-) -> tuple[Template, ...]:
-    def fits(template: Template) -> bool:
-        return (
-            template.position == position
-            and (human or not template.people)
-            and (phrase or not ("{p}" in template.text or "{o}" in template.text))
-            and (sentence or "{s}" not in template.text)
-            and not (about_picture and "{o}" in template.text)
-        )
-
-    return tuple(t for t in GRAMMAR if fits(t))
+def _fitting(position: str, shape: Shape, human: bool) -> tuple[Template, ...]:
+    return tuple(t for t in GRAMMAR if t.position == position and t.suits(shape, human))

@@ -10,8 +10,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from data_gen.answers import ING_THINGS
-from data_gen.lemmas import is_content
+from data_gen.lemmas import is_content, is_participle
 from data_gen.lexicon import STOP, word_set
 from data_gen.nouns import singular
 from data_gen.senses import concepts
@@ -127,19 +126,19 @@ def _subject_end(words: list[str]) -> int:
     """How many words belong to the subject; 0 if that cannot be told."""
     first = words[0]
     after = words[1]
-    bare = after in _DETERMINERS | _PREPOSITIONS or _is_participle(after) or len(words) == 2
+    bare = after in _DETERMINERS | _PREPOSITIONS or is_participle(after) or len(words) == 2
     if first in _PRONOUNS and (first not in _POINTING or bare):
         return 1
     i = 1 if first in _DETERMINERS or first.endswith(("'s", "’s")) else 0
     while i < len(words) and (words[i] in _ADJECTIVES or words[i].endswith(("'s", "’s", "s'"))):
         i += 1
-    if i >= len(words) - 1 or not is_content(words[i]) or _is_participle(words[i]):
+    if i >= len(words) - 1 or not is_content(words[i]) or is_participle(words[i]):
         return 0
     i += 1
     while i < len(words) - 1 and concepts(words[i]):  # "the fire hydrant", "the tennis player"
         i += 1
     if words[i] in _PREPOSITIONS:  # "the man on the left wearing a hat"
-        later = [j for j in range(i + 2, len(words)) if _is_participle(words[j])]
+        later = [j for j in range(i + 2, len(words)) if is_participle(words[j])]
         return later[0] if later else i
     return i
 
@@ -149,7 +148,7 @@ def _focus(predicate: list[str]) -> str | None:
     words = [word.lower().strip(",") for word in predicate]
     if words[0] in _DETERMINERS:
         return _head(words[1:])
-    if len(words) > 1 and (_is_participle(words[0]) or words[0] in _PREPOSITIONS | {"have", "be"}):
+    if len(words) > 1 and (is_participle(words[0]) or words[0] in _PREPOSITIONS | {"have", "be"}):
         rest = words[1:]
         if words[0] in _PREPOSITIONS or rest[0] not in _PREPOSITIONS:
             return _head([word for word in rest if word not in _DETERMINERS]) or words[0]
@@ -160,14 +159,10 @@ def _head(words: list[str]) -> str | None:
     """The noun of a phrase: its last word before a preposition or verb, singular."""
     head = None
     for word in (word.lower().strip(",") for word in words):
-        if head and (word in STOP or _is_participle(word)):
+        if head and (word in STOP or is_participle(word)):
             break
         head = word if is_content(word) else head
     return singular(head) if head else None
-
-
-def _is_participle(word: str) -> bool:
-    return word.endswith("ing") and len(word) > 4 and word not in ING_THINGS and not concepts(word)
 
 
 def _choice(text: str) -> int:

@@ -14,6 +14,8 @@ A template rewrites a caption so that it also says that an object is absent. Its
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from data_gen.nouns import Noun
 
@@ -35,11 +37,17 @@ class Template:
 
     def fits(self, caption: str, noun: Noun) -> bool:
         """Whether the filled template would be grammatical."""
-        if self.people and not noun.human:
-            return False
-        if "{p}" in self.text or "{o}" in self.text:
-            return is_phrase(caption) and not ("{o}" in self.text and is_about_picture(caption))
-        return "{s}" not in self.text or is_sentence(caption)
+        return self.suits(shape_of(caption), noun.human)
+
+    def suits(self, shape: "Shape", human: bool) -> bool:
+        """Whether it fits captions of this shape and objects that are, or are not, human."""
+        slots = [slot for slot in ("{p}", "{o}", "{s}") if slot in self.text]
+        return (
+            (human or not self.people)
+            and (shape.phrase or not {"{p}", "{o}"}.intersection(slots))
+            and (shape.sentence or "{s}" not in slots)
+            and not (shape.picture and "{o}" in slots)
+        )
 
     def fill(self, caption: str, noun: Noun) -> str:
         """The rewritten caption, in the caption's own style of capital letter and full stop."""
@@ -56,6 +64,20 @@ def in_style(caption: str, text: str, **slots: str) -> str:
     if capital:
         filled = filled[0].upper() + filled[1:]
     return f"{filled}." if stop else filled
+
+
+class Shape(NamedTuple):
+    """What decides which templates fit a caption."""
+
+    phrase: bool  # surely a noun phrase about one thing
+    sentence: bool  # surely a sentence
+    picture: bool  # said of the picture itself
+
+
+@lru_cache(maxsize=4096)
+def shape_of(caption: str) -> Shape:
+    """The shape of a caption."""
+    return Shape(is_phrase(caption), is_sentence(caption), is_about_picture(caption))
 
 
 def is_phrase(caption: str) -> bool:
