@@ -201,7 +201,4 @@ def _opening(job: Job, total: int, todo: int) -> str:
 
 def _progress(runner: LocalRunner, total: int, seconds: float) -> str:
     rate = runner.images_done / max(seconds, 1e-9)
-    return (
-        f"{runner.images_done}/{total} images in finished shards, {runner.accepted} pairs, "
-        f"{rate:.1f} images/s"
-    )
+    return f"{runner.images_done}/{total} images, {runner.accepted} pairs, {rate:.1f} images/s"

@@ -99,10 +99,20 @@ class LocalRunner:
             task.cancel()
 
     def _start(self, image: ImageItem, slots: asyncio.Semaphore) -> asyncio.Task:
-        task = asyncio.ensure_future(self._process(image))
+        task = asyncio.ensure_future(self._counted(image))
         task.add_done_callback(lambda _: slots.release())
         self._watch(task)
         return task
+
+    async def _counted(self, image: ImageItem) -> Rows:
+        try:
+            rows = await self._process(image)
+        except Pending:
+            self.images_pending += 1
+            raise
+        self.images_done += 1
+        self.accepted += sum(row["accepted"] for row in rows.pairs)
+        return rows
 
     def _watch(self, task: asyncio.Task) -> None:
         self._tasks.add(task)
@@ -123,13 +133,9 @@ class LocalRunner:
         self, shard: Shard, tasks: Sequence[asyncio.Task], disk: ThreadPoolExecutor
     ) -> None:
         parts = await asyncio.gather(*tasks, return_exceptions=True)
-        pending = sum(isinstance(part, Pending) for part in parts)
-        self.images_pending += pending
-        self.images_done += len(parts) - pending
         if all(isinstance(part, Rows) for part in parts):
             loop = asyncio.get_running_loop()
-            counts = await loop.run_in_executor(disk, shards.write, self._run, shard, parts)
-            self.accepted += counts["accepted"]
+            await loop.run_in_executor(disk, shards.write, self._run, shard, parts)
 
     async def _end(self) -> None:
         """After Ctrl-C lets what is in work end, 30 seconds at most; raises why the run stopped."""

@@ -1,0 +1,69 @@
+"""The runner: a window of images, whole shards on disk, and the first failure stops it."""
+
+import asyncio
+
+import pytest
+
+from data_gen import shards
+from data_gen.engines.base import Pending
+from data_gen.runner import LocalRunner
+from data_gen.work import Caption, ImageItem, Rows
+
+IMAGES = [ImageItem(str(i), f"{i}.jpg", (Caption(str(i), "a man"),)) for i in range(10)]
+
+
+def run(out, process, window=4):
+    cut = shards.cut(IMAGES, 4, "s")
+    runner = LocalRunner(out, process, None, window)
+    asyncio.run(runner.run(cut, lambda _: None))
+    return runner, [shards.is_done(out, shard) for shard in cut]
+
+
+def test_a_window_that_spans_shards(tmp_path):
+    at_work, peak = 0, 0
+
+    async def process(image):
+        nonlocal at_work, peak
+        at_work += 1
+        peak = max(peak, at_work)
+        await asyncio.sleep(0.005)
+        at_work -= 1
+        return Rows(items=[{"image_id": image.image_id}])
+
+    runner, done = run(tmp_path, process)
+    assert done == [True, True, True] and peak == 4
+    assert (runner.images_done, runner.images_pending) == (10, 0)
+
+
+def test_images_that_wait_for_a_batch_leave_their_shard_open(tmp_path):
+    async def process(image):
+        if image.image_id == "5":
+            raise Pending
+        return Rows()
+
+    runner, done = run(tmp_path, process)
+    assert done == [True, False, True]
+    assert (runner.images_done, runner.images_pending) == (9, 1)
+
+
+def test_a_failure_stops_the_run_and_keeps_what_was_finished(tmp_path):
+    started = []
+
+    async def process(image):
+        started.append(image.image_id)
+        await asyncio.sleep(0.001)
+        if image.image_id == "6":
+            raise ValueError("six")
+        return Rows()
+
+    with pytest.raises(ValueError, match="six"):
+        run(tmp_path, process, window=1)
+    assert started == [str(i) for i in range(7)]
+    cut = shards.cut(IMAGES, 4, "s")
+    assert [shards.is_done(tmp_path, shard) for shard in cut] == [True, False, False]
+
+
+def test_nothing_to_do(tmp_path):
+    runner = LocalRunner(tmp_path, None, None, 4)
+    asyncio.run(runner.run([], lambda _: None))
+    assert runner.images_done == 0
