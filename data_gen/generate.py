@@ -12,7 +12,7 @@ from typing import Any
 from data_gen import manifest, shards
 from data_gen.build import Models, Roles, build, resolve
 from data_gen.cache import Cache
-from data_gen.engines.base import content_hash
+from data_gen.engines.base import Capabilities, content_hash
 from data_gen.engines.connect import connected
 from data_gen.errors import InputError
 from data_gen.lock import locked
@@ -49,10 +49,7 @@ class Job:
 
     def settings_print(self, models: Models) -> str:
         """The fingerprint of everything that decides the tables, but for the images."""
-        can = [
-            models.llm_can and asdict(models.llm_can),
-            models.mllm_can and asdict(models.mllm_can),
-        ]
+        can = [_decisive(models.llm_can), _decisive(models.mllm_can), _method(self, models)]
         files = {n: f["sha256"] for n, f in self.inputs.items() if n != "captions"}
         return fingerprint(self.config, self.prompts, [asdict(self.roles), can, files])
 
@@ -60,6 +57,18 @@ class Job:
         """The shards of the job."""
         size = self.config.shard_images
         return shards.cut(self.ingested.images, size, self.settings_print(models))
+
+
+def _decisive(can: Capabilities | None) -> list | None:
+    """What of a model's capabilities changes the requests; the rest is for people."""
+    return can and [can.model, can.schema, can.system, can.choice]
+
+
+def _method(job: Job, models: Models) -> str:
+    """How absence is verified."""
+    if models.mllm_can is None:
+        return job.roles.verify
+    return method_for(job.config.verify.method, models.mllm_can)
 
 
 @dataclass(frozen=True)
@@ -174,13 +183,10 @@ def run_id_of(job: Job, models: Models) -> str:
 def note(job: Job, models: Models, out: Path, run_id: str) -> None:
     """Writes the manifest of a run."""
     can = {"llm": models.llm_can, "mllm": models.mllm_can}
-    method = job.roles.verify
-    if models.mllm_can is not None:
-        method = method_for(job.config.verify.method, models.mllm_can)
     about = {
         "run_id": run_id,
         "roles": asdict(job.roles),
-        "verify_method": method,
+        "verify_method": _method(job, models),
         "inputs": job.inputs,
         "captions": job.ingested.captions,
         "images": len(job.ingested.images),
