@@ -232,6 +232,8 @@ cookie, biscuit
 pie
 ice cream
 chocolate
+food, meal
+toy
 candy
 wine
 beer
