@@ -23,6 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	# Reference libraries of the weight layouts, without torchvision, which they need for images only.
+	$(PIP) install --quiet --constraint constraints.txt --no-deps open_clip_torch clip-anytorch
 	touch $@
 
 quickstart: setup
