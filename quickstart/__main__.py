@@ -18,7 +18,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from quickstart.evaluate import table_text
 from quickstart.questions import HOLD_OUT
 from quickstart.report import Story, write_report
 
@@ -143,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds=time.monotonic() - started,
     )
     write_report(story, path)
-    _console.print("\n[bold]Right answers on held-out scenes, percent [95 % interval][/bold]\n")
-    print(table_text(evaluation["models"]))
     _console.print(f"\n{story.seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
 
 

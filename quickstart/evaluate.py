@@ -206,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"quickstart.evaluate: {error}")
+    print("\nRight answers on held-out scenes, percent [95 % interval]\n")
     print(table_text(results["models"]))
 
 
