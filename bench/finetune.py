@@ -9,6 +9,7 @@ ones read it; the published recipe does in every epoch what it does in the first
 
 import argparse
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -46,6 +47,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         args.reference_workers,
         tables.cores(),
     )
+    # On a GPU JAX would take most of the memory at once, and the other side needs some too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(Side("bench.ours:Ours", settings, str(scratch / "run")))
         theirs = None if args.no_reference else stack.enter_context(Side(*reference))

@@ -54,7 +54,7 @@ class PublishedRecipe:
     def step(self, pixels: torch.Tensor, ids: torch.Tensor) -> float:
         """One update on float32 `[B, 3, H, W]` and int64 `[B, 77]`; returns the loss before it."""
         output = self.model(input_ids=ids, pixel_values=pixels)
-        own = torch.arange(len(pixels))
+        own = torch.arange(len(pixels), device=pixels.device)
         loss = F.cross_entropy(output.logits_per_image, own)
         loss = (loss + F.cross_entropy(output.logits_per_text, own)) / 2
         self.optimizer.zero_grad()

@@ -16,9 +16,18 @@ class Reference:
     """A run of the published recipe on given batches."""
 
     def __init__(self, checkpoint: str, images: str, workers: int, threads: int):
-        """`workers` processes decode photos, as `DataLoader` takes them; 0 is this process."""
+        """Trains on a GPU if PyTorch sees one.
+
+        Args:
+          checkpoint: Hugging Face directory.
+          images: of the photos.
+          workers: processes that decode, as `DataLoader` takes them; 0 is this process.
+          threads: of PyTorch on the CPU.
+        """
         torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._recipe = PublishedRecipe(Path(checkpoint))
+        self._recipe.model.to(self._device)
         self._images, self._workers = Path(images), workers
 
     def epoch(self, batches: list[list[tuple[str, str]]]) -> dict[str, Any]:
@@ -35,7 +44,7 @@ class Reference:
             pixels, indices = next(loader)
             ids = recipe.tokenize([pairs[i][1] for i in indices])
             waited += time.perf_counter() - asked
-            losses.append(recipe.step(pixels, ids))
+            losses.append(recipe.step(pixels.to(self._device), ids.to(self._device)))
         return {
             "seconds": time.perf_counter() - begin,
             "waited": waited,
@@ -45,4 +54,10 @@ class Reference:
 
     def matmul_rate(self) -> float:
         """FLOP/s of large float32 products with this library, at this moment."""
-        return matmul_rate(torch.matmul, torch.from_numpy)
+
+        def multiply(a: torch.Tensor, b: torch.Tensor) -> None:
+            torch.matmul(a, b)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+
+        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device))
