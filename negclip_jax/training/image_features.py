@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -80,15 +81,10 @@ def _build(
     mesh: Mesh,
 ) -> None:
     size = mesh.size * _IMAGES_PER_DEVICE
-
-    def encode(pixels: jax.Array, bad: jax.Array) -> jax.Array:
-        encoded = objective.encode_image(params, pixels)
-        return jnp.where(bad[:, None], jnp.nan, encoded)
-
-    compiled = jax.jit(encode, out_shardings=sharding.replicated(mesh))
+    encode = encoder(objective, mesh)
     with console.Bar("image features", len(cache.names)) as bar:
         cache.build(
-            lambda *batch: compiled(*sharding.to_global(mesh, batch)),
+            lambda *batch: encode(params, *sharding.to_global(mesh, batch)),
             loader.images,
             loader.preprocess,
             batch_size=size,
@@ -101,6 +97,20 @@ def _build(
     if sharding.is_main_process():
         cache.merge()
     sharding.barrier("image features merged")
+
+
+def encoder(objective: Objective, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Compiled `(params, pixels, bad)` to features float32 `[B, D]` on every device.
+
+    `pixels` are uint8 `[B, H, W, 3]`; where `bad`, bool `[B]`, the feature is NaN. The parameters
+    are an argument: closed over, they would be copied into the program as constants.
+    """
+
+    def encode(params: dict, pixels: jax.Array, bad: jax.Array) -> jax.Array:
+        encoded = objective.encode_image(params, pixels)
+        return jnp.where(bad[:, None], jnp.nan, encoded)
+
+    return jax.jit(encode, out_shardings=sharding.replicated(mesh))
 
 
 def _check(unreadable: np.ndarray, loader: PairLoader) -> None:

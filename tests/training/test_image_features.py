@@ -139,3 +139,13 @@ def test_unreadable_images_count_against_their_share(parts, tmp_path):
     message = r"1 of 40 images could not be read, .*max_bad_images=0\.01 allows: 005\.png"
     with pytest.raises(InputError, match=message):
         use_cache((objective, params, strict), tmp_path)
+
+
+def test_the_weights_are_no_constants_of_the_program(tiny_config):
+    """Closed over, they would be copied on the host, and could not be sharded over hosts."""
+    graphdef, params = clip.abstract(tiny_config)
+    objective = Objective(graphdef, (0.5,) * 3, (0.5,) * 3)
+    encode = image_features.encoder(objective, sharding.make_mesh(data=-1, fsdp=1))
+    pixels = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
+    traced = encode.trace(params, pixels, jax.ShapeDtypeStruct((8,), bool))
+    assert sum(np.size(constant) for constant in traced.jaxpr.consts) < 100
