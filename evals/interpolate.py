@@ -11,23 +11,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from evals.models import Model
 from evals.results import headlines
 from negclip_jax.errors import InputError
-
-
-def mix(base: Any, tuned: Any, alpha: float) -> Any:
-    """`base + alpha (tuned - base)` leaf by leaf, float32.
-
-    Exactly the base at 0 and the tuned model at 1, and exact where both have the same weights, so
-    that a frozen tower stays the same tower and is not encoded again.
-    """
-    if alpha in (0, 1):
-        return tuned if alpha else base
-    return jax.tree.map(lambda a, b: np.asarray(a + np.float32(alpha) * (b - a)), base, tuned)
+from negclip_jax.interop.parameters import interpolate
 
 
 def row_name(alpha: float) -> str:
@@ -66,7 +55,7 @@ class Mixtures:
 
     def __iter__(self) -> Iterator[Model]:
         for alpha in self.alphas:
-            params = mix(self.base.params, self.tuned.params, alpha)
+            params = interpolate(self.base.params, self.tuned.params, alpha)
             yield dataclasses.replace(
                 self.base, name=row_name(alpha), params=params, facts=self._facts(alpha)
             )

@@ -18,24 +18,12 @@ from typing import Any
 import numpy as np
 
 from data_gen.nouns import noun
+from evals.stats import wilson
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].
 Scorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 BATCH = 250  # images or captions encoded at once
-
-
-def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share by Wilson (1927); `correct` may hold halves from ties.
-
-    Raises ValueError for n = 0: a share of nothing has no interval.
-    """
-    if n == 0:
-        raise ValueError("no questions were asked, so there is no accuracy")
-    p, z2 = correct / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def credit(scores: Sequence[float]) -> float:

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evals import interpolate
-from evals.interpolate import Mixtures, curve, mix, row_name
+from evals.interpolate import Mixtures, check_kinds, curve, row_name, sentence
 from negclip_jax.errors import InputError
+from negclip_jax.interop.parameters import interpolate
 
 
 def test_ends_and_equal_parts_are_exact(tiny_model, other_model):
     base, tuned = tiny_model.params, other_model.params
-    assert mix(base, tuned, 0) is base and mix(base, tuned, 1) is tuned
-    half = mix(base, tuned, 0.3)
+    assert interpolate(base, tuned, 0) is base and interpolate(base, tuned, 1) is tuned
+    half = interpolate(base, tuned, 0.3)
     same = half["text"]["position_embedding"], base["text"]["position_embedding"]
     np.testing.assert_array_equal(*same)
     expected = 0.7 * base["text_projection"] + 0.3 * tuned["text_projection"]
@@ -51,11 +51,11 @@ def test_different_models_cannot_be_mixed(tiny_model, other_model):
 
 
 def test_both_kinds_of_benchmark_are_needed():
-    interpolate.check_kinds({"valse": False, "coco_retrieval": True})
+    check_kinds({"valse": False, "coco_retrieval": True})
     with pytest.raises(InputError, match="among valse none measures retention"):
-        interpolate.check_kinds({"valse": False})
+        check_kinds({"valse": False})
     with pytest.raises(InputError, match="among cifar10 none measures negation"):
-        interpolate.check_kinds({"cifar10": True})
+        check_kinds({"cifar10": True})
 
 
 ALPHAS = [0, 0.5, 0.75, 1]
@@ -93,6 +93,6 @@ def test_of_equal_negation_the_smaller_alpha():
 
 def test_the_sentence_states_gain_loss_and_limit():
     benchmarks = document(valse=[0.5, 0.6, 0.7, 0.7], mcq=[0.3] * 4, coco=[0.6, 0.6, 0.594, 0.5])
-    text = interpolate.sentence(curve(benchmarks, ALPHAS, RETENTION, 0.01))
+    text = sentence(curve(benchmarks, ALPHAS, RETENTION, 0.01))
     assert text.startswith("best alpha 0.75: negation +10.0, retention -0.6 points against alpha 0")
     assert "at most 1.0 may be lost" in text
