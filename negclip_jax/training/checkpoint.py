@@ -220,11 +220,11 @@ def _metrics(manager: ocp.CheckpointManager, step: int) -> dict[str, float]:
 def _to_host(path: epath.Path) -> dict:
     # One CPU device, whatever mesh the arrays were saved from.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    # The handler, because a checkpointer would also look for a step's metadata: this is an item.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        saved = handler.metadata(path).tree
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved
-        )
         return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
 
 
