@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from evals import gallery as galleries
-from evals import plots
+from evals import pages, plots
 from evals.images import DataRoots
 from evals.interpolate import sentence
 from evals.results import PREDICTIONS, RESULTS, change_text, headlines
@@ -31,12 +29,6 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
     """
     document = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     thumbnails = galleries.Thumbnails(roots)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     models = list(document["settings"]["models"])
     entries = {n: e for n, e in document["benchmarks"].items() if e["rows"] or e["errors"]}
     sections = [
@@ -44,7 +36,8 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
         | {"gallery": _gallery(out, name, entry, models, thumbnails, gallery)}
         for name, entry in entries.items()
     ]
-    page = environment.get_template(PAGE).render(
+    page = pages.render(
+        PAGE,
         models=[
             {
                 "name": name,
