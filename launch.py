@@ -8,10 +8,8 @@ Any key of configs/common.py can be set with --config.SECTION.KEY=VALUE. The sam
 again continues from the newest checkpoint in --workdir.
 """
 
-import os
 import re
 import shlex
-import signal
 import sys
 import time
 
@@ -109,8 +107,10 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    from negclip_jax import signals  # needs nothing itself
+
+    signals.end_on_signals(_say_how_to_continue)  # until the training loop listens to them
     try:
         app.run(main, flags_parser=parse_flags)
-    except KeyboardInterrupt:  # before the loop listens to signals, or a second Ctrl-C
-        _say_how_to_continue("stopped at once")
-        os._exit(128 + signal.SIGINT)  # threads may be anywhere: an orderly exit can crash or hang
+    except signals.Stopped as stopped:
+        signals.end(stopped.signum, _say_how_to_continue)

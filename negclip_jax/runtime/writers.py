@@ -44,9 +44,13 @@ class JsonlWriter:
         self._path = path
         self._lines = _lines_up_to(path, resume_step, evaluated) if resume_step else []
         self._open: dict[str, Any] = {}
+        self._resumed = json.loads(self._lines[-1]) if self._lines else {}
         self._rewrite()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._resumed.get("step") == step:
+            self._complete(metrics)
+            return
         if self._open and self._open["step"] != step:
             self._close_line()
         self._open = {"step": step} | self._open | metrics
@@ -65,6 +69,13 @@ class JsonlWriter:
     def _close_line(self) -> None:
         self._lines.append(json.dumps(self._open) + "\n")
         self._open = {}
+
+    def _complete(self, metrics: dict[str, float]) -> None:
+        """Adds to the last line of the former process, which was stopped before an evaluation."""
+        self._resumed |= metrics
+        self._lines = self._path.read_text().splitlines(keepends=True)[:-1]
+        self._lines.append(json.dumps(self._resumed) + "\n")
+        self._rewrite()
 
     def _rewrite(self) -> None:
         # A crash between these two lines leaves the old file, never half of the new one.
@@ -151,6 +162,13 @@ class Writers:
         for writer in self._writers:
             with contextlib.suppress(OSError):
                 writer.close()
+
+
+def is_evaluated(path: epath.Path, step: int) -> bool:
+    """Whether the line of a step has numbers of evaluators (`NAME/...`)."""
+    last = _lines_up_to(path, step, True)[-1:]
+    numbers = json.loads(last[0]) if last else {}
+    return numbers.get("step") == step and any("/" in name for name in numbers)
 
 
 def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import logging
 import math
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -22,6 +24,7 @@ from negclip_jax.runtime.writers import (
     TensorBoardWriter,
     WandbWriter,
     Writers,
+    is_evaluated,
 )
 from negclip_jax.training import patterns
 from negclip_jax.training.evaluation import EvalContext, Evaluator
@@ -55,47 +58,70 @@ def train(
         writers, timing = _writers(run, start) if is_main else (Writers([]), Writers([]))
         stack.callback(writers.close)
         stack.callback(timing.close)
-        with StopSignal() as stop:
-            built = {name: build(run.context) for name, build in (evaluators or {}).items()}
-            if run.validation is not None:
-                built = {"val": run.validation} | built
-            progress = TrainingProgress(start=start, total=run.clock.total_steps, enabled=is_main)
-            with progress:
-                log = StepLog(run, writers, timing, progress)
-                return _loop(run, log, built, stop)
+        built = {name: build(run.context) for name, build in (evaluators or {}).items()}
+        if run.validation is not None:
+            built = {"val": run.validation} | built
+        progress = TrainingProgress(start=start, total=run.clock.total_steps, enabled=is_main)
+        with StopSignal() as stop, progress:
+            log = StepLog(run, writers, timing, progress)
+            return _loop(run, log, built, stop)
 
 
 def _loop(
     run: Run, log: "StepLog", evaluators: dict[str, Evaluator], stop: StopSignal
 ) -> TrainState:
-    """Step, then look, then save: `step` always counts the updates that `state` has seen."""
+    """Step, then look and save: `step` always counts the updates that `state` has seen."""
     state, total = run.state, run.clock.total_steps
     eval_every = run.clock.steps(run.config.eval.every, "eval.every")
     save_every = run.clock.steps(run.config.checkpoint.every, "checkpoint.every")
     best = run.checkpoints.best_value()
     start = int(state.step)
-    if start == 0 and evaluators and eval_every:
-        log.evaluate(0, state, evaluators)
+
+    def look_and_save(step: int, state: TrainState) -> float:
+        is_eval_due = run.clock.due(step, eval_every) or (step == 0 and eval_every)
+        results: dict[str, float] | None = {}
+        if evaluators and is_eval_due:
+            results = log.evaluate(step, state, evaluators, stop)
+        is_asked = stop.received is not None and (step < total or results is None)
+        value = (results or {}).get(run.config.checkpoint.best, math.inf)
+        is_due = run.clock.due(step, save_every) or value < best or step == total
+        if step and (is_due or is_asked):
+            _save(run, log, step, state, results or {}, stop.received if is_asked else None)
+        if is_asked:
+            raise Interrupted(stop.received, step)
+        return min(best, value) if step else best
+
+    if evaluators and (start == 0 or log.is_evaluation_missing(start, eval_every)):
+        best = look_and_save(start, state)
     log.begin(start)
     for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
         with jax.transfer_guard_device_to_host("disallow"):  # a read would make the host wait
             state, metrics = run.train_step(state, run.frozen, batch)
         log.push(step, metrics)
-        results: dict[str, float] = {}
-        if evaluators and run.clock.due(step, eval_every):
-            results = log.evaluate(step, state, evaluators)
-        value = results.get(run.config.checkpoint.best, math.inf)
-        interrupted = stop.received is not None and step < total
-        if interrupted or run.clock.due(step, save_every) or value < best or step == total:
-            log.flush()  # raises on a loss that is not finite, so no such state is ever saved
-            with log.chrono.pause():
-                run.checkpoints.save(step, state, results)
-            best = min(best, value)
-        if interrupted:
-            run.checkpoints.wait()
-            raise Interrupted(stop.received, step)
+        best = look_and_save(step, state)
     run.checkpoints.wait()
     return state
+
+
+def _save(
+    run: Run,
+    log: "StepLog",
+    step: int,
+    state: TrainState,
+    results: dict[str, float],
+    signum: int | None,
+) -> None:
+    """Saves while the run goes on, or where a signal came, before it ends."""
+    log.flush()  # raises on a loss that is not finite, so no such state is ever saved
+    started = time.monotonic()
+    if signum is not None:
+        name = signal.Signals(signum).name
+        logging.info("%s: saving step %d; until that is done, the one before counts", name, step)
+    with log.chrono.pause():
+        run.checkpoints.save(step, state, results)
+    if signum is not None:
+        run.checkpoints.wait()
+        logging.info("saved step %d in %.1f s", step, time.monotonic() - started)
 
 
 def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
@@ -145,19 +171,37 @@ class StepLog:
         self._writers.flush()
         self._timing.flush()
 
+    def is_evaluation_missing(self, step: int, every: int) -> bool:
+        """Whether the run was stopped before the evaluation that belongs to this step."""
+        is_due = step > 0 and self._run.clock.due(step, every)
+        return is_due and not is_evaluated(self._run.workdir / "metrics.jsonl", step)
+
     def evaluate(
-        self, step: int, state: TrainState, evaluators: dict[str, Evaluator]
-    ) -> dict[str, float]:
-        """Runs the evaluators on the averaged parameters if there are any, else on the current."""
+        self, step: int, state: TrainState, evaluators: dict[str, Evaluator], stop: StopSignal
+    ) -> dict[str, float] | None:
+        """Runs the evaluators on the averaged parameters if there are any, else on the current.
+
+        None where a signal came first: the grace time may be shorter than an evaluation.
+        """
         self._drain()
         params = state.params if state.ema is None else state.ema
-        with self.chrono.pause():
+
+        def all_results() -> dict[str, float]:
             full = patterns.merge(self._run.frozen, params)
-            results = {
+            return {
                 f"{name}/{key}": value
                 for name, evaluator in evaluators.items()
                 for key, value in evaluator(full).items()
             }
+
+        logging.info("step %d: evaluating", step, extra={"file_only": True})
+        with self.chrono.pause():
+            # Of several processes none may leave an evaluation that the others wait in.
+            is_alone = jax.process_count() == 1
+            results = stop.unless_asked(all_results) if is_alone else all_results()
+        if results is None:
+            logging.info("step %d: not evaluated; the run begins with it when it goes on", step)
+            return None
         self._writers.write(step, results)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
         logging.info("step %d: %s", step, shown)

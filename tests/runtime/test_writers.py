@@ -10,7 +10,13 @@ from etils import epath
 from tensorboardX.proto import event_pb2
 
 from negclip_jax.errors import InputError
-from negclip_jax.runtime.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
+from negclip_jax.runtime.writers import (
+    JsonlWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    Writers,
+    is_evaluated,
+)
 
 
 @pytest.fixture
@@ -77,6 +83,24 @@ def test_an_evaluation_at_the_former_end_is_dropped(path):
     assert lines(path)[2:] == [
         {"step": 3, "loss": 1 / 3, "val/loss": 3.0},
         {"step": 4, "loss": 0.25},
+    ]
+
+
+def test_an_evaluation_that_a_stopped_run_left_out_completes_its_line(path):
+    writer = JsonlWriter(path, resume_step=0)
+    for step in (1, 2):
+        writer.write(step, {"loss": 1 / step})
+    writer.close()
+    assert not is_evaluated(path, 2) and not is_evaluated(path, 9)
+    writer = JsonlWriter(path, resume_step=2)
+    writer.write(2, {"val/loss": 0.25})
+    assert is_evaluated(path, 2), "at once: a killed run must not evaluate again"
+    writer.write(3, {"loss": 1 / 3})
+    writer.close()
+    assert lines(path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5, "val/loss": 0.25},
+        {"step": 3, "loss": 1 / 3},
     ]
 
 

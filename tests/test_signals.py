@@ -1,0 +1,72 @@
+"""A signal ends a command with a sentence and its status, even inside a compiler."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_runs import ROOT
+
+# What the main thread does: Python, or C++ that looks at no signal, as a compiler.
+COMMAND = """
+import hashlib, signal, sys, time
+from negclip_jax import signals
+
+def say(what):
+    print(what + "; to continue: again", file=sys.stderr)
+
+def compile():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+signals._UNWIND_SECONDS = 0.3
+signals.end_on_signals(say)
+assert signals.is_watched()
+if sys.argv[2] == "listener":
+    heard = []
+    signals.add_listener(lambda signum: not heard and not heard.append(signum))
+    for signum in signals.SIGNALS:
+        signal.signal(signum, lambda *_: print("heard", flush=True))
+try:
+    print("ready", flush=True)
+    {"python": lambda: time.sleep(60), "compiler": compile}[sys.argv[1]]()
+except KeyboardInterrupt as stopped:
+    print("cleaned up", flush=True)
+    signals.end(stopped.signum, say)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["python", "compiler"])
+def test_a_signal_ends_the_process_wherever_it_is(place, signum):
+    process = start(place, "nobody listens")
+    started = time.monotonic()
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert err == f"stopped at once by {signal.Signals(signum).name}; to continue: again\n"
+    assert out == ("cleaned up\n" if place == "python" else "")
+    assert time.monotonic() - started < 10
+
+
+def test_a_listener_takes_the_first_signal_only():
+    process = start("python", "listener")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "heard\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert err == "stopped at once by SIGINT; to continue: again\n"
