@@ -72,6 +72,7 @@ ARROWS = [
     ("data_gen", ("ml_collections",), ("settings.py",)),
     ("evals", ("negclip_jax.training", "bench", "quickstart", "configs"), ()),
     ("evals", ("data_gen",), ("both_polarity.py",)),  # how object names inflect
+    ("evals/generation", ("torch", "diffusers", "transformers"), ()),  # extras, at call time
     ("launch.py", ("torch", "transformers", "quickstart", "bench", "data_gen"), ()),
 ]
 
