@@ -43,6 +43,7 @@ class Metric:
         a macro mean over groups; None: all equal.
       chance: what guessing reaches.
       headline: whether the summary table shows it; the others are in the details.
+      unit: what clusters are, for the words of an interval.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     weights: np.ndarray | None = None
     chance: float | None = None
     headline: bool = False
+    unit: str = "images"
 
     def __post_init__(self):
         for name in ("items", "clusters", "weights"):

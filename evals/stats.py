@@ -78,7 +78,7 @@ def estimate(metric: Metric, *, seed: int = 0) -> Estimate:
         low, high = wilson(value * len(sums), len(sums))
         return Estimate(value, low, high, n, "Wilson")
     low, high = np.quantile(_resampled(sums, sizes, seed), _tails())
-    over = "items" if metric.clusters is None else f"{len(sums):,} images"
+    over = "items" if metric.clusters is None else f"{len(sums):,} {metric.unit}"
     return Estimate(value, float(low), float(high), n, f"bootstrap over {over}")
 
 
