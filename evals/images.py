@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from evals.benchmark import ImageRef
+from negclip_jax.data.decoding import opened
 from negclip_jax.data.images import ImageError, decode
 from negclip_jax.errors import InputError
 
@@ -70,6 +71,11 @@ class DataRoots:
             f"{download} and put it into the folder that --data names"
         )
 
+    def find_all(self, *names: str) -> list[Path]:
+        """Every file below `data` that has one of these names, in the order of folders, names."""
+        found = [p for root in self.data for name in names for p in self._files[root].get(name, ())]
+        return list(dict.fromkeys(found))
+
     def resolve(self, path: str) -> Path | None:
         """The photo that a published file calls `path`; None where it is not there.
 
@@ -97,12 +103,8 @@ class DataRoots:
 
     def size(self, path: str) -> tuple[int, int]:
         """Width and height of a photo, from its header."""
-        file = self._located(path)
-        try:
-            with Image.open(file) as image:
-                return image.size
-        except Exception as error:  # Pillow raises nearly every type on a malformed file
-            raise ImageError(f"{file}: this is not an image that Pillow can read") from error
+        with opened(self._located(path)) as image:
+            return image.size
 
     def folder(self, name: str) -> Path | None:
         """The least deep folder whose path ends in `name`, "imagenet/val"; None without one."""
