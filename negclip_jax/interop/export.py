@@ -4,8 +4,8 @@
     python -m negclip_jax.interop.export --checkpoint=negationclip.pt --layout=open_clip --out=oc
 
 With `--checkpoint` instead of `--workdir` it converts a checkpoint of any layout and needs no run.
-What was written is read back and compared before anything is said about it, and a model card
-beside it records where it came from and how to load it.
+What was written is read back and compared, and a model card beside it records where it came from
+and how to load it, before any of it appears under its name.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from negclip_jax import signals
 from negclip_jax.errors import InputError
-from negclip_jax.interop import model_card, readers, towers
+from negclip_jax.interop import model_card, readers, towers, writing
 from negclip_jax.interop.layouts import LAYOUTS, Layout, of_tower
 from negclip_jax.interop.parameters import DTYPES, interpolate
 from negclip_jax.models import clip
@@ -132,29 +133,22 @@ def export(args: argparse.Namespace) -> float:
     extras = {} if info.base else {"preprocessor": info.preprocessor}
     if args.tokenizer or not info.base:
         extras["tokenizer"] = args.tokenizer or info.tokenizer
-    layout.save(
-        args.out,
-        source.config,
-        source.params,
-        base=info.base,
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-        **extras,
-    )
-    difference = _difference(source, *layout.load(args.out), layout.outputs)
-    if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
-        raise InputError(
-            f"{args.out} does not read back as it was written (features differ by "
-            f"{difference:.1e}): do not use it, and check the disk"
-        )
-    contents = _contents(args.out)
-    check = f"read back: features of a random batch differ by at most {difference:.1e}"
-    model_card.write(args.out, _card(args, source, layout, scores, check))
+    with writing.export_directory(args.out, overwrite=args.overwrite, keep=info.base) as stage:
+        layout.save(stage, source.config, source.params, base=info.base, dtype=args.dtype, **extras)
+        difference = _difference(source, *layout.load(stage), layout.outputs)
+        if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
+            raise InputError(
+                f"what was written does not read back as it was (features differ by "
+                f"{difference:.1e}): check the disk; {args.out} is as it was before"
+            )
+        contents, code = _contents(stage), layout.code(source.config, stage, args.out)
+        check = f"read back: features of a random batch differ by at most {difference:.1e}"
+        model_card.write(stage, _card(args, source, scores, check, code))
     print(f"wrote {args.out}: {contents}, from {source.label}")
     print(check)
     for line in _notes(args, source, layout):
         print(line)
-    print(f"load it with\n\n{layout.code(source.config, args.out)}\n")
+    print(f"load it with\n\n{code}\n")
     return difference
 
 
@@ -205,7 +199,7 @@ def _base_model(source: Source) -> str:
 
 
 def _card(
-    args: argparse.Namespace, source: Source, layout: Layout, scores: dict[str, str], check: str
+    args: argparse.Namespace, source: Source, scores: dict[str, str], check: str, code: str
 ) -> model_card.Card:
     info, config = source.info, source.config
     is_run = info.layout == "workdir"
@@ -228,7 +222,7 @@ def _card(
         recipe=model_card.recipe_of_run(info.path) if is_run else {},
         scores=scores,
         check=check,
-        code=layout.code(config, args.out),
+        code=code,
     )
 
 
@@ -281,7 +275,15 @@ def _encode(graphdef, outputs, params, pixels, ids):
     return [getattr(model, name)(pixels if name in of_images else ids) for name in outputs]
 
 
+def _say_how_to_continue(what: str) -> None:
+    print(f"{what}; no export is there in part, start the same command again", file=sys.stderr)
+
+
 if __name__ == "__main__":
+    signals.end_on_signals(_say_how_to_continue)
     # The accelerator may be busy with the run whose checkpoint this is, and is not needed.
     jax.config.update("jax_platforms", "cpu")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except signals.Stopped as stopped:
+        signals.end(stopped.signum, _say_how_to_continue)

@@ -33,9 +33,9 @@ class Layout:
     outputs: tuple[str, ...] = ("encode_image", "encode_text")
     note: Callable[[CLIPConfig], str] | None = None
 
-    def code(self, config: CLIPConfig, out: Path) -> str:
-        """The lines that load an export."""
-        usage = self.usage if isinstance(self.usage, str) else self.usage(config, out)
+    def code(self, config: CLIPConfig, stage: Path, out: Path) -> str:
+        """The lines that load an export that lies in `stage` and will be `out`."""
+        usage = self.usage if isinstance(self.usage, str) else self.usage(config, stage)
         return usage.format(out=out)
 
 

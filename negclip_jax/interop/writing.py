@@ -1,7 +1,8 @@
 """Writing a model directory so that it is either whole or not there.
 
-Everything goes into a hidden sibling of the destination, which is renamed at the end: a full
-disk, Ctrl-C or a crash leaves the destination as it was.
+Everything goes into a hidden folder beside the destination, which it is renamed to at the end: a
+full disk, Ctrl-C or a crash leaves the destination as it was, and what a killed process left is
+cleared away by the next one.
 """
 
 import contextlib
@@ -16,16 +17,21 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from negclip_jax import partial
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
 _MARKS = ("config.json", "text_encoder/config.json")
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
+_stages: set[Path] = set()  # that are open in this process
+
 
 @contextlib.contextmanager
 def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) -> Iterator[Path]:
     """Yields an empty directory that becomes `out` when the block ends without an error.
+
+    A stage within the block, whose `out` is that directory, is the same one.
 
     Args:
       out: destination; it must not exist, or be empty, or be an earlier export (`overwrite`).
@@ -33,36 +39,67 @@ def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
       keep: a directory that must survive, e.g. the one that is being converted.
 
     Raises:
-      CheckpointError: `out` is occupied or would destroy `keep`.
+      CheckpointError: `out` is occupied, would destroy `keep`, or is being written already.
     """
     out = out.expanduser().resolve()
+    if out in _stages:
+        yield out
+        return
+    if _claim(out).is_dir():
+        with _claimed(out) as (stage, old):
+            _undo(stage, old, out)  # what a killed process left
     _require_free(out, overwrite, keep and keep.resolve())
     out.parent.mkdir(parents=True, exist_ok=True)
-    stage, old = (out.parent / f".{out.name}.{word}-{os.getpid()}" for word in ("partial", "old"))
-    stage.mkdir()
-    try:
-        yield stage
-        if out.exists():
-            out.rename(old)
+    with _claimed(out) as (stage, old):
+        stage.mkdir()
+        _stages.add(stage)
         try:
+            yield stage
+            if out.exists():
+                out.rename(old)
             stage.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        finally:
+            _stages.remove(stage)
+            _undo(stage, old, out)
+
+
+def _claim(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+@contextlib.contextmanager
+def _claimed(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Two paths beside `out` for this process alone: of the new directory and of the old one."""
+    claim = _claim(out)
+    claim.mkdir(exist_ok=True)
+    descriptor = partial.lock(claim / "lock")
+    if descriptor is None:
+        raise CheckpointError(f"another process is writing {out}: wait for it or end it")
+    try:
+        yield claim / "new", claim / "old"
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(claim, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _undo(stage: Path, old: Path, out: Path) -> None:
+    """Brings back an `out` that was moved away and not replaced; removes the rest."""
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for leftover in (stage, old):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def export_directory(out: Path, *, overwrite: bool, keep: Path | None = None) -> Iterator[Path]:
     """`staged_directory`, with a CheckpointError for a disk that is full or cannot be written."""
+    is_inner = out.expanduser().resolve() in _stages
     try:
         with staged_directory(out, overwrite=overwrite, keep=keep) as stage:
             yield stage
     except (OSError, SafetensorError) as error:
+        if is_inner:
+            raise  # the outer one knows what it is that was not written
         raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
 
 
@@ -95,18 +132,37 @@ def copy_non_weights(source: Path | str, destination: Path | str) -> list[str]:
       destination: directory, created if need be; files of the same name are replaced.
 
     Raises:
-      CheckpointError: a file that cannot be read or written.
+      CheckpointError: a file that cannot be read or written, or a link out of the directory.
     """
     source, destination, copied = Path(source), Path(destination), []
     try:
         for name in _non_weights(source):
             (destination / name).parent.mkdir(parents=True, exist_ok=True)
-            # copyfile follows links: a Hub snapshot is a folder of links into its cache.
-            shutil.copyfile(source / name, destination / name)
+            copy_file(source, name, destination / name)
             copied.append(str(name))
     except OSError as error:
         raise CheckpointError(f"cannot copy {source} to {destination}: {error}") from error
     return copied
+
+
+def copy_file(source: Path, name: Path | str, destination: Path) -> None:
+    """Copies one file of a checkpoint directory.
+
+    Links are followed, as a Hub snapshot is a folder of links into its cache, but not to anywhere
+    else: a stranger's folder must not carry this machine's files into what is published.
+
+    Raises:
+      CheckpointError: a link that leads out of the directory.
+      OSError: a file that cannot be read or written.
+    """
+    folder, real = source.resolve(), (source / name).resolve()
+    roots = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if not any(real.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{source / name} is a link that leads out of the directory, to {real}: put the file "
+            "itself there, or remove the link"
+        )
+    shutil.copyfile(real, destination)
 
 
 def _non_weights(source: Path) -> Iterator[Path]:

@@ -185,5 +185,6 @@ def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):
 
 
 def test_usage_may_depend_on_the_model(base):
-    layout = dataclasses.replace(LAYOUTS["openai"], usage=lambda config, _: f"{config} in {{out}}")
-    assert layout.code("model", "here") == "model in here"
+    usage = lambda config, stage: f"{config} of {stage} in {{out}}"  # noqa: E731
+    layout = dataclasses.replace(LAYOUTS["openai"], usage=usage)
+    assert layout.code("model", "there", "here") == "model of there in here"

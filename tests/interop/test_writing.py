@@ -2,11 +2,15 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from interop import tiny
 from safetensors.numpy import load_file
+from tiny_runs import ROOT
 
 from negclip_jax.interop import huggingface, writing
 from negclip_jax.interop.files import CheckpointError
@@ -72,6 +76,83 @@ def test_overwriting_replaces_an_export_whole_or_keeps_it(tmp_path):
     assert names(out) == ["new"] and names(tmp_path) == ["out"]
 
 
+def test_a_stage_within_a_stage_is_the_same(tmp_path):
+    """The export command writes a card beside what a layout saves, and both appear at once."""
+    out = tmp_path / "out"
+    with writing.export_directory(out, overwrite=False) as stage:
+        with writing.export_directory(stage, overwrite=False) as inner:
+            assert inner == stage
+            (inner / "model").touch()
+        (stage / "card").touch()
+        assert not out.exists()
+    assert names(out) == ["card", "model"] and names(tmp_path) == ["out"]
+    message = r"out was not written and is as it was: \[Errno 28\]"
+    with (
+        pytest.raises(CheckpointError, match=message),
+        writing.export_directory(tmp_path / "other-out", overwrite=False) as stage,
+        writing.export_directory(stage, overwrite=False),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_two_processes_do_not_write_the_same_directory(tmp_path):
+    out = tmp_path / "out"
+    with writing.staged_directory(out, overwrite=False) as stage:
+        (stage / "mine").touch()
+        with (
+            pytest.raises(CheckpointError, match=r"another process is writing .*out: wait"),
+            writing.staged_directory(out, overwrite=False),
+        ):
+            pass
+    assert names(out) == ["mine"] and names(tmp_path) == ["out"]
+
+
+KILLED_WHILE = """
+import os, pathlib, signal, sys
+from negclip_jax.interop import writing
+out, when = pathlib.Path(sys.argv[1]), sys.argv[2]
+rename = pathlib.Path.rename
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename_then_kill(path, target):
+    rename(path, target)
+    kill()
+
+with writing.staged_directory(out, overwrite=True) as stage:
+    (stage / "config.json").write_text("new")
+    if when == "writing":
+        kill()
+    if when == "between the renames":
+        pathlib.Path.rename = rename_then_kill
+    if when == "clearing up":
+        writing._undo = kill
+"""
+
+
+@pytest.mark.parametrize("when", ["writing", "between the renames", "clearing up"])
+@pytest.mark.parametrize("again", [True, False])
+def test_killed_while(when, again, tmp_path):
+    """What is there is an export, the former or the new; the next one clears up."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("former")
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE, out, when], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".out.partial"] + ["out"] * (when != "between the renames")
+    if again:
+        with writing.staged_directory(out, overwrite=True) as stage:
+            assert names(stage) == []
+            (stage / "config.json").write_text("newest")
+    else:
+        with pytest.raises(CheckpointError), writing.staged_directory(out, overwrite=False):
+            pass
+    now = "newest" if again else "new" if when == "clearing up" else "former"
+    assert (out / "config.json").read_text() == now
+    assert names(tmp_path) == ["out"], "nothing is left"
+
+
 @pytest.mark.parametrize("out", ["base", "base/inside", "."])
 def test_the_converted_checkpoint_is_never_touched(out, base, tmp_path):
     before = names(base)
@@ -102,17 +183,29 @@ def test_full_disk_leaves_nothing_and_keeps_the_earlier_export(base, tmp_path, m
 
 
 def test_copy_follows_links_as_a_hub_snapshot_has_them(tmp_path):
-    (tmp_path / "blob").write_text("content")
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "config.json").symlink_to(tmp_path / "blob")
-    assert writing.copy_non_weights(tmp_path / "snapshot", tmp_path / "out") == ["config.json"]
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/c0", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "5e").write_text("content")
+    (snapshot / "config.json").symlink_to("../../blobs/5e")
+    assert writing.copy_non_weights(snapshot, tmp_path / "out") == ["config.json"]
     copy = tmp_path / "out" / "config.json"
     assert copy.read_text() == "content" and not copy.is_symlink()
 
 
+def test_links_that_lead_out_of_a_checkpoint_are_not_copied(tmp_path):
+    """Else a stranger's folder could carry private files into a published export."""
+    (tmp_path / "id_rsa").write_text("secret")
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "README.md").symlink_to("../id_rsa")
+    with pytest.raises(CheckpointError, match=r"README\.md is a link that leads out .*id_rsa"):
+        writing.copy_non_weights(tmp_path / "from", tmp_path / "out")
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
 def test_copy_failure_is_a_sentence(tmp_path):
     (tmp_path / "from").mkdir()
-    (tmp_path / "from" / "config.json").symlink_to(tmp_path / "gone")
+    (tmp_path / "from" / "config.json").symlink_to("gone")
     with pytest.raises(CheckpointError, match=r"cannot copy .*from to .*out"):
         writing.copy_non_weights(tmp_path / "from", tmp_path / "out")
 
