@@ -4,10 +4,8 @@ When nothing on the way from file to feature is trained or random, an epoch comp
 features as the one before. This file computes them once, in parallel with decoding, and training
 then reads rows of a memory map.
 
-    ROOT/digests.json                  identity and SHA-256 of each image file seen
-    ROOT/FINGERPRINT/chunk-00000.npy   float32 [up to 512, D], while the cache is being built
-    ROOT/FINGERPRINT/features.npy      float32 [U, D], when it is complete
-    ROOT/FINGERPRINT/manifest.json     checksum, unreadable images, what the features are of
+    ROOT/digests.json     identity and SHA-256 of each image file seen
+    ROOT/FINGERPRINT/     the cache itself, see `feature_files`
 
 The fingerprint covers the tower's weights and numerics, the preprocessing and every image's bytes:
 what was computed from anything else lies in another directory and is never read. Files appear
@@ -15,26 +13,25 @@ whole or not at all, so a killed build continues where it was.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 import PIL
+from etils import epath
 
+from negclip_jax import storage
+from negclip_jax.data import feature_files
+from negclip_jax.data.feature_files import FeatureFiles
 from negclip_jax.data.images import ImageError, Preprocessor
-from negclip_jax.errors import InputError
-
-CHUNK = 512  # images per file while building; a killed build loses at most one
 
 Encode = Callable[[np.ndarray, np.ndarray], Any]
+Gather = Callable[[list[str]], list[str]]
 
 
 def fingerprint(
@@ -58,19 +55,51 @@ def fingerprint(
     return sha.hexdigest()[:24]
 
 
-def image_digests(images: Any, names: Sequence[str], root: Path) -> list[str]:
-    """SHA-256 of each image; those whose `images.identity` is known are not read again."""
+def image_digests(
+    images: Any,
+    names: Sequence[str],
+    root: epath.Path,
+    *,
+    share: slice = slice(None),
+    gather: Gather = list,
+    writes: bool = True,
+) -> list[str]:
+    """SHA-256 of each image; those whose `images.identity` is known are not read again.
+
+    Args:
+      images, names: of which the digests are.
+      root: keeps them for the next time.
+      share: names that this process reads.
+      gather: the digests of this process's share to those of all names.
+      writes: True on one process.
+    """
     path = root / "digests.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    identities = {name: images.identity(name) for name in names}
-    changed = [n for n in names if n not in known or known[n][0] != identities[n]]
-    if changed:
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            hashes = pool.map(lambda name: hashlib.sha256(images.read(name)).hexdigest(), changed)
-            known |= {n: [identities[n], h] for n, h in zip(changed, hashes, strict=True)}
-        root.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, json.dumps(known).encode())
-    return [known[name][1] for name in names]
+    known, mine = _known_digests(path), names[share]
+    before = dict(known)
+    identities = {name: images.identity(name) for name in mine}
+    changed = [n for n in mine if n not in known or known[n][0] != identities[n]]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        hashes = pool.map(lambda name: hashlib.sha256(images.read(name)).hexdigest(), changed)
+        known |= {n: [identities[n], h] for n, h in zip(changed, hashes, strict=True)}
+    digests = gather([known[name][1] for name in mine])
+    if writes:
+        others = [n for n in names if n not in identities]
+        identities |= {name: images.identity(name) for name in others}
+        known |= {n: [identities[n], d] for n, d in zip(names, digests, strict=True)}
+        if known != before:
+            root.mkdir(parents=True, exist_ok=True)
+            storage.write_whole(path, json.dumps(known).encode())
+    return digests
+
+
+def _known_digests(path: epath.Path) -> dict[str, list]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: all images are read again", path)
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,30 +112,33 @@ class FeatureCache:
       dim: D.
     """
 
-    directory: Path
+    directory: epath.Path
     names: Sequence[str]
     dim: int
 
     @property
+    def _files(self) -> FeatureFiles:
+        return FeatureFiles(self.directory, len(self.names), self.dim)
+
+    @property
     def is_complete(self) -> bool:
-        """Whether `open` would succeed."""
-        return (self.directory / "manifest.json").is_file()
+        """Whether `open` would find a cache."""
+        return self._files.is_complete
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
         """Features float32 `[U, D]`, memory-mapped, and which images could not be read, bool `[U]`.
 
         Raises InputError when the file is not the one that was written.
         """
-        manifest = json.loads((self.directory / "manifest.json").read_text())
-        path = self.directory / "features.npy"
-        if not path.is_file() or _sha256(path) != manifest["sha256"]:
-            raise InputError(
-                f"{path} is damaged: its checksum is not that in manifest.json. Delete "
-                f"{self.directory} to compute it again"
-            )
-        bad = np.zeros(len(self.names), bool)
-        bad[manifest["unreadable"]] = True
-        return np.load(path, mmap_mode="r"), bad
+        array = self._files.open()
+        return array, np.isnan(np.asarray(array[:, 0]))
+
+    def mend(self) -> None:
+        """Takes a damaged cache apart: what is intact stays, `build` computes the rest again.
+
+        One process calls this before `is_complete` is asked.
+        """
+        self._files.take_apart_if_damaged()
 
     def build(
         self,
@@ -135,8 +167,8 @@ class FeatureCache:
           progress: is told how many more images are done.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        pending = [c for c in range(self._chunks) if not self._chunk(c).exists()]
-        progress(len(self.names) - sum(map(self._size, pending)))
+        pending = self._files.missing()
+        progress(len(self.names) - sum(map(self._files.size, pending)))
         wanted = [self._padded_rows(c, batch_size).reshape(-1, batch_size) for c in pending]
         local = np.concatenate([batch[:, rows].ravel() for batch in wanted] or [[]])
         source = _Pixels(images, preprocess, self.names, local.astype(np.int64))
@@ -146,54 +178,18 @@ class FeatureCache:
         for chunk, batch_rows in zip(pending, wanted, strict=True):
             features = np.concatenate([np.asarray(next(encoded)) for _ in batch_rows])
             if writes:
-                with _whole(self._chunk(chunk)) as path:
-                    np.save(path, features[: self._size(chunk)])
-            progress(self._size(chunk))
+                self._files.write_chunk(chunk, features[: self._files.size(chunk)])
+            progress(self._files.size(chunk))
 
     def merge(self) -> None:
-        """Joins all chunks into one file; one process calls this when all have built theirs.
-
-        Another run that builds the same cache may be faster: then its result is kept.
-        """
-        chunks = [self._chunk(c) for c in range(self._chunks)]
-        try:
-            self._join(chunks)
-        except FileNotFoundError:
-            if not self.is_complete:
-                raise
-        for chunk in chunks:
-            chunk.unlink(missing_ok=True)
-        logging.debug("merged %d chunks in %s", len(chunks), self.directory)
-
-    def _join(self, chunks: list[Path]) -> None:
-        with _whole(self.directory / "features.npy") as path:
-            shape = (len(self.names), self.dim)
-            whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-            for c, chunk in enumerate(chunks):
-                whole[c * CHUNK : (c + 1) * CHUNK] = np.load(chunk)
-            whole.flush()
-            unreadable = np.flatnonzero(np.isnan(whole[:, 0])).tolist()
-        manifest = {
-            "sha256": _sha256(self.directory / "features.npy"),
-            "shape": list(shape),
-            "unreadable": unreadable,
-        }
-        _write_whole(self.directory / "manifest.json", json.dumps(manifest).encode())
-
-    @property
-    def _chunks(self) -> int:
-        return -(-len(self.names) // CHUNK)
-
-    def _size(self, chunk: int) -> int:
-        return min(CHUNK, len(self.names) - chunk * CHUNK)
-
-    def _chunk(self, chunk: int) -> Path:
-        return self.directory / f"chunk-{chunk:05d}.npy"
+        """Makes the cache complete; one process calls this when all have built their rows."""
+        self._files.merge()
 
     def _padded_rows(self, chunk: int, batch_size: int) -> np.ndarray:
         """Rows of a chunk, the last repeated until they fill whole batches."""
-        padded = -(-self._size(chunk) // batch_size) * batch_size
-        return chunk * CHUNK + np.minimum(np.arange(padded), self._size(chunk) - 1)
+        size = self._files.size(chunk)
+        padded = -(-size // batch_size) * batch_size
+        return chunk * feature_files.CHUNK + np.minimum(np.arange(padded), size - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,25 +225,3 @@ def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
         previous = item
     if previous is not None:
         yield previous
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` at the end."""
-    # The process is in the name: several of them may write the same file at the same time.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    with _whole(path) as partial:
-        partial.write_bytes(content)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
 
-import contextlib
 import logging
 import sys
+import threading
 import time
 from typing import Any
 
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from negclip_jax import storage
+from negclip_jax.errors import printable
 from negclip_jax.runtime.timing import human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0
@@ -18,21 +20,47 @@ _PLAIN_EVERY_SECONDS = 10.0
 _stderr = Console(stderr=True, highlight=False)
 
 
-class LogFile(logging.FileHandler):
-    """`train.log`: every message with its time. Remote directories get none: they cannot append."""
+class LogFile(logging.Handler):
+    """`train.log`: every message with its time, after what earlier processes wrote.
+
+    Lines are lost on a disk that takes none: that is reported where it matters, when metrics are
+    written.
+    """
 
     def __init__(self, path: epath.Path):
-        super().__init__(str(path), encoding="utf-8")
+        super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        earlier = path.read_text().splitlines(keepends=True) if path.exists() else []
+        self._file = storage.LineFile(path, earlier)
+        self._lines: list[str] = []
+        self._writing = threading.Lock()
+
+    def createLock(self) -> None:
+        """No lock: while one thread waits for a bucket, the bucket's client must be able to log."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(printable(self.format(record)) + "\n")
+        # A thread of the client could not wait for itself: its lines go with the next message.
+        if threading.current_thread() is threading.main_thread():
+            self._write(durable=False)
 
     def detach(self) -> None:
-        """Stops logging to the file and closes it."""
+        """Stops logging to the file and writes what is left."""
         logging.getLogger().removeHandler(self)
-        with contextlib.suppress(OSError):
-            self.close()
+        self._write(durable=True)
+        self.close()
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Loses the line: a full disk is reported where it matters, when metrics are written."""
+    def _write(self, *, durable: bool) -> None:
+        if not self._writing.acquire(blocking=durable):
+            return  # the next message takes this line along
+        try:
+            lines, self._lines = self._lines, []
+            self._file.append(lines, durable=durable)
+        except storage.errors():
+            pass
+        finally:
+            self._writing.release()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -42,25 +70,23 @@ class _ConsoleHandler(logging.Handler):
         if getattr(record, "file_only", False):
             return
         style = "yellow" if record.levelno >= logging.WARNING else ""
-        _stderr.print(Text(record.getMessage(), style=style), soft_wrap=True)
+        _stderr.print(Text(printable(record.getMessage()), style=style), soft_wrap=True)
 
 
-def set_up_logging() -> None:
-    """Routes the root logger to the console."""
+def set_up_logging(*, only_warnings: bool = False) -> None:
+    """Routes the root logger to the console; from a process that is not the main one, warnings."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING if only_warnings else logging.INFO)
     # The libraries below us narrate at INFO; their warnings still pass.
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "httpx", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)
     root.addHandler(_ConsoleHandler())
 
 
-def log_to_file(directory: epath.Path) -> LogFile | None:
-    """Also routes it to `directory/train.log`; None where the directory is remote."""
-    if "://" in str(directory):
-        return None
+def log_to_file(directory: epath.Path) -> LogFile:
+    """Also routes it to `directory/train.log`."""
     handler = LogFile(directory / "train.log")
     logging.getLogger().addHandler(handler)
     return handler
@@ -143,4 +169,4 @@ class Bar:
 
 def fail(message: str) -> None:
     """Prints an error sentence for a person."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)

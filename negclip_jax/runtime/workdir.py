@@ -15,38 +15,70 @@ from typing import Any
 import jax
 from etils import epath
 
+from negclip_jax import storage
 from negclip_jax.errors import InputError
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "negclip-jax")
 
 
 def create(workdir: str) -> epath.Path:
     """Makes the directory and proves that it can be written to."""
-    path = epath.Path(workdir)
-    if "://" not in workdir:
-        path = path.expanduser().absolute()  # orbax writes to absolute paths only
+    path = storage.path(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".write_test"
         probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir={workdir}: {error}") from error
+        probe.unlink(missing_ok=True)  # several processes may do this at once
+    except storage.errors() as error:
+        raise InputError(
+            f"cannot write to --workdir={workdir}: {error}; make it writable or give another"
+        ) from error
     return path
 
 
 @contextlib.contextmanager
 def disk_errors(workdir: str) -> Iterator[None]:
-    """Makes a sentence of what the system says of a full, read-only or broken disk."""
+    """Makes a sentence of what the system says of a full, read-only, broken or vanished disk.
+
+    In a bucket every failure is one of the storage; on a disk other errors stay as they are.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except storage.errors() as error:
+        path = storage.path(workdir)
+        number = getattr(error, "errno", None)
+        if _has_vanished(path):
+            raise InputError(
+                f"{workdir} has vanished while the run wrote to it ({error}): nothing could be "
+                "saved since its last checkpoint. Bring it back and run the same command again to "
+                "continue, or run it to start over"
+            ) from error
+        if number not in _DISK_ERRORS and not storage.is_remote(path):
             raise
+        where = getattr(error, "filename", None) or workdir
         raise InputError(
-            f"cannot write to {workdir}: {error}; checkpoints that were complete stay usable. "
-            "Mend the disk and run the same command again to continue"
+            f"cannot write to {where}: {storage.root_cause(error)}; checkpoints that were complete "
+            "stay usable. Mend the disk and run the same command again to continue"
+        ) from error
+
+
+def _has_vanished(path: epath.Path) -> bool:
+    try:
+        return not path.exists()
+    except storage.errors():  # the storage does not answer, which is another matter
+        return False
+
+
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """The configuration that a run was started with; raises InputError where it is unreadable."""
+    file = path / "config.json"
+    try:
+        return dict(json.loads(file.read_text()))
+    except (*storage.errors(), ValueError, TypeError) as error:
+        raise InputError(
+            f"{file}, which says how this run was started, cannot be read ({error}): bring it back "
+            "from a copy, or start over in another --workdir"
         ) from error
 
 
@@ -93,9 +125,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes JSON so that a crash leaves the old file or the new one."""
-    partial = path.parent / (path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    partial.replace(path)
+    storage.write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
     logging.debug("wrote %s", path)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from negclip_jax import storage
 from negclip_jax.errors import InputError
 
 
@@ -22,8 +23,8 @@ class MetricWriter(Protocol):
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds metrics of a step; steps never go back."""
 
-    def flush(self) -> None:
-        """Makes everything written so far durable."""
+    def flush(self, *, durable: bool = True) -> None:
+        """Makes everything written so far durable; otherwise just visible, when that is cheap."""
 
     def close(self) -> None:
         """Flushes and releases the destination."""
@@ -42,10 +43,11 @@ class JsonlWriter:
             evaluators (`NAME/...`) are dropped from that line.
         """
         self._path = path
-        self._lines = _lines_up_to(path, resume_step, evaluated) if resume_step else []
+        self._lines: list[str] = []
         self._open: dict[str, Any] = {}
-        self._resumed = json.loads(self._lines[-1]) if self._lines else {}
-        self._rewrite()
+        kept = _lines_up_to(path, resume_step, evaluated) if resume_step else []
+        self._resumed = json.loads(kept[-1]) if kept else {}
+        self._file = storage.LineFile(path, kept)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self._resumed.get("step") == step:
@@ -55,13 +57,11 @@ class JsonlWriter:
             self._close_line()
         self._open = {"step": step} | self._open | metrics
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         if self._open:
             self._close_line()
-        if self._lines:
-            with self._path.open("a") as file:
-                file.writelines(self._lines)
-            self._lines = []
+        self._file.append(self._lines, durable=durable)
+        self._lines = []
 
     def close(self) -> None:
         self.flush()
@@ -73,16 +73,8 @@ class JsonlWriter:
     def _complete(self, metrics: dict[str, float]) -> None:
         """Adds to the last line of the former process, which was stopped before an evaluation."""
         self._resumed |= metrics
-        self._lines = self._path.read_text().splitlines(keepends=True)[:-1]
-        self._lines.append(json.dumps(self._resumed) + "\n")
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        # A crash between these two lines leaves the old file, never half of the new one.
-        partial = self._path.parent / (self._path.name + ".partial")
-        partial.write_text("".join(self._lines))
-        partial.replace(self._path)
-        self._lines = []
+        lines = self._path.read_text().splitlines(keepends=True)[:-1]
+        self._file = storage.LineFile(self._path, [*lines, json.dumps(self._resumed) + "\n"])
 
 
 class TensorBoardWriter:
@@ -107,7 +99,7 @@ class TensorBoardWriter:
         ]
         self._add(step, summary=summary_pb2.Summary(value=values))
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         self._events.flush()
 
     def close(self) -> None:
@@ -136,7 +128,7 @@ class WandbWriter:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         """wandb uploads by itself."""
 
     def close(self) -> None:
@@ -153,14 +145,14 @@ class Writers:
         for writer in self._writers:
             writer.write(step, metrics)
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         for writer in self._writers:
-            writer.flush()
+            writer.flush(durable=durable)
 
     def close(self) -> None:
         """Closes what can be closed: a disk that fails now has already failed a flush."""
         for writer in self._writers:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*storage.errors()):
                 writer.close()
 
 

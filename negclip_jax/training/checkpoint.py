@@ -3,16 +3,15 @@
     WORKDIR/frozen/             parameters that are not trained, written once
     WORKDIR/checkpoints/STEP/   trained parameters, optimizer state, moving average
 
-An item that a step has is a subdirectory of its own, so exporting reads no optimizer state.
+An item that a step has is a subdirectory of its own, so exporting reads no optimizer state. Each
+of these directories holds a `manifest` with the checksums of its files.
 """
 
 import contextlib
 import errno
 import logging
 import math
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,11 +20,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from negclip_jax import storage
 from negclip_jax.errors import InputError
-from negclip_jax.training import patterns
+from negclip_jax.runtime import agreement, sharding
+from negclip_jax.training import manifest, patterns
+from negclip_jax.training.frozen import check_frozen, check_space
 from negclip_jax.training.state import TrainState
 
-_METADATA_BYTES = 2**20  # more than orbax writes beside the arrays
 _ITEMS = ("params", "opt_state", "ema")
 
 
@@ -43,14 +44,41 @@ class Checkpoints:
         self._directory = workdir / "checkpoints"
         self._best = best
         self._last_good: int | None = None
+        self._saving: int | None = None
         with self._disk_errors("open"):
-            self._manager = _manager(self._directory, keep, best)
+            self._manager = _manager(self._directory, keep, best, self._list_files)
         self._last_good = self._manager.latest_step()
 
     @property
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def skip_damaged(self) -> None:
+        """Makes the newest checkpoint whose files are intact the latest step.
+
+        A damaged one after it is set aside and named in a warning. Raises InputError where there
+        are checkpoints and none is intact, or the newest is of another version's format.
+        """
+        step, damaged = manifest.newest_intact(self._directory, self._manager.all_steps())
+        if not damaged:
+            return
+        found = "; ".join(damaged.values())
+        if step is None:
+            raise InputError(
+                f"no checkpoint in {self._directory} can be used: {found}. Bring the files back "
+                "from a copy, or start over in another --workdir"
+            )
+        agreement.barrier("checkpoints checked")  # before any of them is moved
+        if sharding.is_main_process():
+            for number, problem in damaged.items():
+                done = manifest.set_aside(self._directory, number)
+                logging.warning(
+                    "the checkpoint of step %d is skipped: %s; %s", number, problem, done
+                )
+        agreement.barrier("damaged checkpoints set aside")
+        self._manager.reload()
+        self._last_good = step
 
     def best_value(self) -> float:
         """Smallest value of the `best` metric among the checkpoints kept; infinity if none."""
@@ -64,12 +92,12 @@ class Checkpoints:
         were complete before stay as they are.
         """
         with self._disk_errors(f"save step {step} to"):
-            self._manager.wait_until_finished()
-            self._last_good = self._manager.latest_step()
+            self._finish()
+            self._saving = step
             items = {"params": state.params, "opt_state": state.opt_state}
             if state.ema is not None:
                 items["ema"] = state.ema
-            _check_space(self._directory, items)
+            check_space(self._directory, items)
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             kept = {self._best: metrics[self._best]} if self._best in metrics else {}
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=kept, force=True)
@@ -78,12 +106,12 @@ class Checkpoints:
         """The state at a step, placed as `abstract` (shapes with shardings) says."""
         items = {name: getattr(abstract, name) for name in _ITEMS}
         args = {n: ocp.args.StandardRestore(t) for n, t in items.items() if t is not None}
+        directory = self._directory / str(step)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            with storage.announced(f"the checkpoint {directory} to be read"):
+                restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(
-                f"checkpoint {self._directory / str(step)} does not fit this run: {error}"
-            ) from error
+            raise InputError(f"checkpoint {directory} does not fit this run: {error}") from error
         counter = jax.make_array_from_callback(
             (), abstract.step.sharding, lambda _: np.asarray(step, np.int32)
         )
@@ -92,13 +120,31 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until everything is on disk; raises InputError if it is not."""
         with self._disk_errors("finish writing to"):
-            self._manager.wait_until_finished()
-            self._last_good = self._manager.latest_step()
+            self._finish()
 
     def close(self) -> None:
         """Releases threads; does not raise for a save that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
+
+    def _finish(self) -> None:
+        """Waits for the save that was started last, and says so where that takes long."""
+        step = self._saving
+        with storage.announced(f"the checkpoint of step {step} to reach {self._directory}"):
+            self._manager.wait_until_finished()
+        self._last_good = self._manager.latest_step()
+        if self._last_good is not None and not self._has(self._last_good):
+            raise FileNotFoundError(errno.ENOENT, "it has vanished")
+
+    def _has(self, step: int) -> bool:
+        return (self._directory / str(step)).exists()
+
+    def _list_files(self) -> None:
+        """Called by orbax when the files of a step are complete and it is about to commit them."""
+        name = str(self._saving)
+        names = [p.name for p in self._directory.iterdir()]
+        unfinished = [n for n in names if n.startswith(f"{name}.orbax-checkpoint-tmp")]
+        manifest.write(self._directory / (unfinished or [name])[-1])
 
     @contextlib.contextmanager
     def _disk_errors(self, action: str) -> Iterator[None]:
@@ -106,38 +152,16 @@ class Checkpoints:
             yield
         except Exception as error:
             # Orbax wraps what the disk said in exceptions of several kinds.
-            good = "there is no earlier checkpoint"
+            good, advice = "there is no earlier checkpoint", "Mend the disk and run"
             if self._last_good is not None:
                 good = f"the checkpoint of step {self._last_good} is intact"
+                if not self._has(self._last_good):
+                    good = f"the checkpoint of step {self._last_good} is gone as well"
+                    advice = "Bring the directory back, or start over: run"
             raise InputError(
-                f"cannot {action} {self._directory}: {_root_cause(error)}; {good}. "
-                "Mend the disk and run the same command again to continue"
+                f"cannot {action} {self._directory}: {storage.root_cause(error)}; {good}. "
+                f"{advice} the same command again to continue"
             ) from error
-
-
-def save_frozen(workdir: epath.Path, frozen: dict) -> None:
-    """Writes the parameters that never change, once, when a run starts.
-
-    What an earlier attempt left, which may have started from other weights, is replaced.
-    """
-    path = workdir / "frozen"
-    try:
-        if not frozen:
-            path.rmtree(missing_ok=True)
-            return
-        _check_space(workdir, frozen)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, frozen, force=True)
-    except Exception as error:
-        raise InputError(f"cannot write {path}: {_root_cause(error)}") from error
-
-
-def restore_frozen(workdir: epath.Path, abstract: dict) -> dict:
-    """The parameters of `save_frozen`, placed as `abstract` says."""
-    if not abstract:
-        return {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir / "frozen", abstract)
 
 
 def restore_params(
@@ -153,7 +177,7 @@ def restore_params(
 
     Raises InputError where there is no such run, step or average.
     """
-    root = epath.Path(workdir).absolute() if "://" not in workdir else epath.Path(workdir)
+    root = storage.path(workdir)
     directory = root / "checkpoints"
     if not directory.exists():
         raise InputError(f"{workdir} has no checkpoints/: it is not the --workdir of a run")
@@ -164,12 +188,31 @@ def restore_params(
             raise InputError(
                 f"step {number} of {workdir} holds no moving average (train.ema_decay)"
             )
+        _check_item(directory, number, item, manager.all_steps())
         trained = _to_host(directory / str(number) / item)
-    frozen = root / "frozen"
-    return patterns.merge(_to_host(frozen) if frozen.exists() else {}, trained), number
+    path = root / "frozen"
+    if not path.exists():
+        return trained, number
+    check_frozen(path)
+    return patterns.merge(_to_host(path), trained), number
 
 
-def _manager(directory: epath.Path, keep: int | None, best: str) -> ocp.CheckpointManager:
+def _check_item(directory: epath.Path, number: int, item: str, steps: list[int]) -> None:
+    try:
+        manifest.check(directory / str(number), item)
+    except manifest.DamagedError as error:
+        others = ", ".join(str(step) for step in steps if step != number) or "none"
+        raise InputError(
+            f"step {number} cannot be used: {error}. Other steps of this run: {others}"
+        ) from error
+
+
+def _manager(
+    directory: epath.Path,
+    keep: int | None,
+    best: str,
+    before_commit: Callable[[], None] | None = None,
+) -> ocp.CheckpointManager:
     def value(metrics: dict[str, float]) -> float:
         return metrics.get(best, math.inf)
 
@@ -193,6 +236,7 @@ def _manager(directory: epath.Path, keep: int | None, best: str) -> ocp.Checkpoi
         best_mode="min",
         cleanup_tmp_directories=keep is not None,
         create=keep is not None,
+        async_options=ocp.AsyncOptions(post_finalization_callback=before_commit),
     )
     return ocp.CheckpointManager(directory, options=options)
 
@@ -226,25 +270,6 @@ def _to_host(path: epath.Path) -> dict:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
-
-
-def _check_space(directory: epath.Path, tree: Any) -> None:
-    """OSError where the disk is too full: orbax notices too, but by way of a hundred log lines."""
-    if "://" in str(directory):
-        return
-    needed = sum(x.nbytes for x in jax.tree.leaves(tree)) + _METADATA_BYTES
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        sizes = f"{needed / 2**20:.1f} MiB to write, {free / 2**20:.1f} MiB free"
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({sizes})")
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    logging.debug("disk error", exc_info=error)
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first_line[:300]}"
 
 
 def abstract_of(state: Any, placements: Any) -> Any:

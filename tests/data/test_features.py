@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from negclip_jax.data import features
+from negclip_jax.data import feature_files
 from negclip_jax.data.features import FeatureCache, fingerprint, image_digests
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.errors import InputError
@@ -18,7 +18,7 @@ PREPROCESS = Preprocessor(size=8, resize=8)
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """21 images of constant grey, in chunks of 8."""
-    monkeypatch.setattr(features, "CHUNK", 8)
+    monkeypatch.setattr(feature_files, "CHUNK", 8)
     (tmp_path / "images").mkdir()
     for i in range(21):
         Image.new("RGB", (8, 8), (10 * i,) * 3).save(tmp_path / "images" / f"{i:02d}.png")

@@ -3,11 +3,13 @@
 import io
 import logging
 import os
+import threading
 
 import pytest
 from etils import epath
 from rich.console import Console
 
+from negclip_jax import storage
 from negclip_jax.runtime import console
 
 TIMING = {
@@ -105,14 +107,40 @@ def test_messages_reach_console_and_file_but_libraries_only_warn(screen, log, tm
     assert "chatter" not in logged and "after the run" not in logged
 
 
-def test_a_remote_directory_has_no_log_file():
-    assert console.log_to_file("gs://bucket/run") is None
+def test_a_log_continues_that_of_the_process_before(log, tmp_path):
+    for message in ("first", "second"):
+        file = console.log_to_file(epath.Path(tmp_path))
+        logging.info(message)
+        file.detach()
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" INFO ")[1] for line in lines] == ["first", "second"]
+
+
+def test_what_is_logged_while_the_log_is_written_is_not_lost(log, tmp_path, monkeypatch):
+    """The client of a bucket speaks of its requests, from a thread that is being waited for."""
+    file = console.log_to_file(epath.Path(tmp_path))
+    append = storage.LineFile.append
+
+    def talkative(self, lines, **options):
+        if "first" in "".join(lines):
+            thread = threading.Thread(target=logging.info, args=("request",))
+            thread.start()
+            thread.join(timeout=10)
+            assert not thread.is_alive(), "the two threads wait for each other"
+        append(self, lines, **options)
+
+    monkeypatch.setattr(storage.LineFile, "append", talkative)
+    logging.info("first")
+    file.detach()
+    text = (tmp_path / "train.log").read_text()
+    assert text.index("first") < text.index("request")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
 def test_a_log_file_on_a_full_disk_is_quiet(log, tmp_path, capsys):
     file = console.log_to_file(epath.Path(tmp_path))
-    file.setStream(open("/dev/full", "w"))  # noqa: SIM115  the handler closes it
+    (tmp_path / "train.log").unlink()
+    (tmp_path / "train.log").symlink_to("/dev/full")
     logging.info("lost")
     file.detach()
     assert "Traceback" not in capsys.readouterr().err

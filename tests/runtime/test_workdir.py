@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -36,15 +37,35 @@ def test_a_directory_that_is_read_only(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_the_disk_gets_a_sentence(code):
-    message = "cannot write to runs/x: .*checkpoints that were complete stay usable"
-    with pytest.raises(InputError, match=message), workdir.disk_errors("runs/x"):
+def test_the_disk_gets_a_sentence(tmp_path, code):
+    message = f"cannot write to {tmp_path}: .*checkpoints that were complete stay usable"
+    with pytest.raises(InputError, match=message), workdir.disk_errors(str(tmp_path)):
         raise OSError(code, "what the system says")
+    with (
+        pytest.raises(InputError, match=r"cannot write to /shared/f\.npy: .*Mend the disk"),
+        workdir.disk_errors(str(tmp_path)),
+    ):
+        raise OSError(code, "what the system says", "/shared/f.npy")
 
 
-def test_other_errors_are_not_the_disk():
-    with pytest.raises(FileNotFoundError), workdir.disk_errors("runs/x"):
+def test_other_errors_are_not_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError), workdir.disk_errors(str(tmp_path)):
         raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
+def test_a_directory_that_has_vanished_is_named(tmp_path):
+    path = str(tmp_path / "run")
+    message = f"{path} has vanished while the run wrote to it .*: nothing could be saved since"
+    with pytest.raises(InputError, match=message), workdir.disk_errors(path):
+        (tmp_path / "run" / "metrics.jsonl").write_text("")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "\xff"])
+def test_a_run_that_does_not_say_how_it_was_started(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content, "latin-1")
+    with pytest.raises(InputError, match=r"config\.json, which says how .* cannot be read .* copy"):
+        workdir.read_config(epath.Path(tmp_path))
 
 
 def test_configuration_and_environment_are_recorded(tmp_path):
@@ -90,7 +111,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     def crash(self, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(path), "replace", crash)
+    monkeypatch.setattr(pathlib.Path, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         workdir.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}

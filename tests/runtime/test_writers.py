@@ -161,7 +161,7 @@ class Recorder:
     def write(self, step, metrics):
         self.calls.append("write")
 
-    def flush(self):
+    def flush(self, *, durable=True):
         self.calls.append("flush")
 
     def close(self):

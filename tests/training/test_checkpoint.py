@@ -18,6 +18,7 @@ from negclip_jax.errors import InputError
 from negclip_jax.training import checkpoint, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.checkpoint import Checkpoints, restore_params
+from negclip_jax.training.frozen import save_frozen
 
 TX = optax.adam(1e-3)
 
@@ -138,7 +139,7 @@ def test_a_disk_without_space_is_noticed_before_writing(opened, monkeypatch):
     with pytest.raises(InputError, match=message + r"\); there is no earlier checkpoint"):
         opened.save(3, make_state(3), {})
     with pytest.raises(InputError, match=r"cannot write .*/frozen: .*No space left"):
-        checkpoint.save_frozen(epath.Path("/tmp"), make_state(3).params)
+        save_frozen(epath.Path("/tmp"), make_state(3).params)
 
 
 def test_what_orbax_says_of_the_disk_is_passed_on(opened, monkeypatch):

@@ -1,0 +1,106 @@
+"""Remote folders as a whole: what a bucket says of them, copies on this machine, uploads."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from negclip_jax.errors import InputError
+from negclip_jax.storage import announced, is_remote
+
+
+def listed(folder: epath.Path) -> dict[str, dict[str, Any]]:
+    """What a bucket says of each object below a remote folder, by relative name.
+
+    One request per 1,000 objects. The name is "" where `folder` is itself an object. Raises
+    InputError for a name that would leave the folder.
+    """
+    system, root = _system(folder)
+    found = {}
+    for name, info in system.find(root, detail=True).items():
+        if info["type"] != "file" or name.endswith("/"):
+            continue  # consoles put objects where they show folders
+        relative = name[len(root) :].strip("/")
+        if ".." in relative.split("/"):
+            raise InputError(f"{folder} holds an object named {relative!r}: refused")
+        found[relative] = info
+    return found
+
+
+def _system(folder: epath.Path) -> tuple[Any, str]:
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(os.fspath(folder))
+    return system, root.rstrip("/")
+
+
+def checksum(info: dict[str, Any]) -> str:
+    """What changes whenever an object's bytes do."""
+    keys = ("md5Hash", "crc32c", "ETag", "etag", "generation", "mtime")
+    return next(f"{key}:{info[key]}" for key in keys if info.get(key))
+
+
+def local_copy(place: epath.Path) -> Path:
+    """A local file or folder with the content of `place`, which is left alone where it is local.
+
+    A copy of each version that was asked for stays in `cache_folder()`, which may be deleted at any
+    time. Raises InputError where there is nothing.
+    """
+    if not is_remote(place):
+        return Path(place)
+    found = listed(place)
+    if not found:
+        raise InputError(f"there is nothing at {place}")
+    version = {name: [info["size"], checksum(info)] for name, info in found.items()}
+    described = json.dumps([str(place), version], sort_keys=True).encode()
+    kept = cache_folder() / hashlib.sha256(described).hexdigest()[:24]
+    if not kept.exists():
+        stage = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+        try:
+            _download(place, sorted(found), stage / place.name)
+            with contextlib.suppress(OSError):  # another process was faster
+                stage.rename(kept)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+        size = sum(info["size"] for info in found.values())
+        logging.info("copied %s (%.1f MB) to %s", place, size / 1e6, kept)
+    return kept / place.name
+
+
+def forget_copy(copy: Path) -> None:
+    """Removes what `local_copy` returned, so that it is fetched again."""
+    shutil.rmtree(copy.parent, ignore_errors=True)
+
+
+def _download(place: epath.Path, names: list[str], to: Path) -> None:
+    system, root = _system(place)
+    targets = [to / name if name else to for name in names]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with announced(f"the copy of {place}"):
+        system.get([f"{root}/{name}".rstrip("/") for name in names], [str(t) for t in targets])
+
+
+def upload(folder: Path, to: epath.Path, *, last: Sequence[str] = ()) -> None:
+    """Copies a local folder into a bucket; the files named in `last` when all others are there."""
+    system, root = _system(to)
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    with announced(f"the upload to {to}"):
+        for group in ([n for n in names if n not in last], [n for n in last if n in names]):
+            if group:
+                system.put([str(folder / n) for n in group], [f"{root}/{n}" for n in group])
+
+
+def cache_folder() -> Path:
+    """Where copies of remote files are kept: `$XDG_CACHE_HOME/negclip_jax`, else in `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "negclip_jax"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
