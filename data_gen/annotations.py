@@ -12,6 +12,7 @@ from typing import Any
 from data_gen.errors import InputError
 from data_gen.nouns import mention
 from data_gen.senses import canonical, kinds, same
+from negclip_jax.data import strict_json
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 # Share of the image's area below which an object counts as neither seen nor absent: 17 x 17 pixels
@@ -48,10 +49,17 @@ class InstanceVerifier:
         content = read_coco(
             Path(instances_path), ("images", "annotations", "categories"), "segmentation"
         )
-        scenes = read_scenes({"annotations": []}, content)
-        self.names = tuple(category["name"] for category in content["categories"])
-        self.present = {str(i): scene.present for i, scene in scenes.items()}
-        self._plain = _plainly_visible(content)
+        try:
+            scenes = read_scenes({"annotations": []}, content)
+            self.names = tuple(str(category["name"]) for category in content["categories"])
+            self.present = {str(i): scene.present for i, scene in scenes.items()}
+            self._plain = _plainly_visible(content)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{instances_path} is not in COCO's layout ({error!r} in one of its rows)"
+            ) from None
 
     def verdict(self, image_id: str | int, obj: str) -> tuple[str, float]:
         """("absent" | "present" | "unsure", probability that it is present: 0, 1 or 0.5).
@@ -131,11 +139,11 @@ def read_coco(path: Path, keys: Sequence[str], drop: str | None = None) -> dict[
         return entry
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = strict_json.read(path).decode("utf-8-sig")
         content = json.loads(text, object_hook=dropped if drop else None)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):

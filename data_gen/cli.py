@@ -19,9 +19,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from data_gen import settings
 from data_gen.errors import InputError
+from negclip_jax.errors import printable
 
 # Flags for the keys that most runs set; their names are the keys' but for "input.".
 FLAGS = {
@@ -56,18 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.command(args, changes) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}", file=sys.stderr)
         if error.status > 2:
-            print(f"to continue:\n  {again}", file=sys.stderr)
+            _say(f"to continue:\n  {again}", file=sys.stderr)
         return error.status
     except OSError as error:
-        print(f"error: {_disk(error)}\nto continue:\n  {again}", file=sys.stderr)
+        _say(f"error: {_disk(error)}\nto continue:\n  {again}", file=sys.stderr)
         return 5
     except Interrupted as stopped:
-        print(f"stopped by {stopped}; to continue:\n  {again}", file=sys.stderr)
+        _say(f"stopped by {stopped}; to continue:\n  {again}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Prints what may quote models and files of strangers."""
+    print(printable(text), file=file)
 
 
 def _disk(error: OSError) -> str:
@@ -156,7 +163,7 @@ def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
         return describe(role, can)
 
     for role in roles:
-        print(asyncio.run(look(role)))
+        _say(asyncio.run(look(role)))
     return 0
 
 
@@ -169,7 +176,7 @@ def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
         if args.out is None:
             raise InputError("--sample needs --out, where its answers stay for the run to come")
         run(settings.load(args.config, {**changes, "limit": str(args.sample)}), args.out)
-    print(plan(config, args.out))
+    _say(plan(config, args.out))
     return 0
 
 
@@ -186,27 +193,27 @@ def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 def _outcome(out: Path, outcome) -> int:
     counts = outcome.counts
-    print(
+    _say(
         f"{counts.get('accepted', 0)} pairs accepted of {counts.get('pairs', 0)} rewrites, from "
         f"{counts.get('images', 0)} images ({counts.get('verdicts', 0)} verdicts)"
     )
     if outcome.pending:
-        print(
+        _say(
             f"{outcome.pending} images wait for answers: give the files in {out}/batch to the batch"
             " service, then `batch-import` its output and run this command again"
         )
         return 1
     if not counts.get("accepted"):
-        print(f"no pair was accepted: `python -m data_gen report --out={out}` shows why")
+        _say(f"no pair was accepted: `python -m data_gen report --out={out}` shows why")
     else:
-        print(f"next: python -m data_gen export --out={out}  (and report, audit)")
+        _say(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
 
 def _status(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.status import status
 
-    print(status(args.out))
+    _say(status(args.out))
     return 0
 
 
@@ -214,9 +221,9 @@ def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.status import forget_errors, forget_stage
 
     if args.only:
-        print(forget_errors(args.out, args.only))
+        _say(forget_errors(args.out, args.only))
     else:
-        print(forget_stage(args.out, args.stage))
+        _say(forget_stage(args.out, args.stage))
     args.runner = "local"
     return _run(args, changes)
 
@@ -224,14 +231,14 @@ def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
 def _report(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.report import write_report
 
-    print(f"wrote {write_report(args.out)}")
+    _say(f"wrote {write_report(args.out)}")
     return 0
 
 
 def _audit(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.audit import audit
 
-    print(audit(args.out, args.instances, args.labels))
+    _say(audit(args.out, args.instances, args.labels))
     return 0
 
 
@@ -239,8 +246,8 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.export import export
 
     done = export(args.out, args.to or args.out / "export")
-    print(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
-    print(
+    _say(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
+    _say(
         "train with\n"
         "  python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=... \\\n"
         f"      --config.model.checkpoint=... --config.data.pairs={done.files[0]} "
@@ -268,5 +275,5 @@ def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
             counts = import_answers(cache, args.files)
         finally:
             cache.close()
-    print(", ".join(f"{number} {what}" for what, number in counts.items()))
+    _say(", ".join(f"{number} {what}" for what, number in counts.items()))
     return 0

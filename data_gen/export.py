@@ -10,6 +10,7 @@ from data_gen.engines.base import content_hash
 from data_gen.errors import InputError
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table, replacing
+from negclip_jax.data import strict_json
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
 
 _COLUMNS = [
@@ -94,7 +95,7 @@ def _pair(row: dict[str, Any]) -> Pair:
 def _write_published(path: Path, captions: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """The input with one key more in annotations that were rewritten; the first of several."""
     try:
-        content = json.loads(captions.read_bytes())
+        content = strict_json.load(captions)
     except (OSError, ValueError):
         raise InputError(f"{captions}, the input of the run, is no longer readable there") from None
     by_caption: dict[str, str] = {}

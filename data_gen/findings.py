@@ -1,7 +1,6 @@
 """What there is to say about a run: the numbers and examples of its report."""
 
 import collections
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_gen.errors import InputError
 from data_gen.intervals import wilson
 from data_gen.labels import sample
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
 from data_gen.rules import REASONS
+from negclip_jax.data import strict_json
 
 GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
 _COLUMNS = [
@@ -51,7 +52,10 @@ class Findings:
     def audit(self) -> dict[str, Any] | None:
         """What `audit` wrote into the run, if it was called."""
         path = self.run / "audit.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return strict_json.load(path) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); run `audit` again") from None
 
     @cached_property
     def rewrites(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import os
+import stat
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +13,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from data_gen.errors import InputError
+from negclip_jax.data.decoding import MAX_BYTES, MAX_PIXELS, formats
 from negclip_jax.data.records import unsafe_name
 
-MAX_PIXELS = 100_000_000
 _QUALITY = 90
 
 
@@ -76,6 +77,10 @@ class PhotoFolder:
         """Reads, checks and, where needed, converts one photo. Raises PhotoError."""
         path = self.path(name)
         try:
+            state = path.stat()
+            if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_BYTES:
+                detail = f"{name} is no file of at most {MAX_BYTES:,} bytes"
+                raise PhotoError("image_unreadable", detail)
             data = path.read_bytes()
         except FileNotFoundError:
             raise PhotoError("image_missing", f"{name} is not in {self.root}") from None
@@ -97,7 +102,7 @@ def encode(data: bytes, name: str, long_side: int) -> Photo:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=formats())
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if getattr(image, "n_frames", 1) > 1:
@@ -127,7 +132,7 @@ def _fits_as_it_is(image: Image.Image, long_side: int) -> bool:
 
 def _upright_size(data: bytes) -> tuple[int, int]:
     """Width and height of the whole photo, which a draft decode no longer knows."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=formats()) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 

@@ -20,7 +20,9 @@ from data_gen.errors import InputError
 from data_gen.prompts import Prompt
 from data_gen.records import write_json
 from data_gen.settings import Settings
+from negclip_jax.data import strict_json
 
+_KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 _PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
 
 
@@ -71,9 +73,12 @@ def write_manifest(
 def read_manifest(run: Path) -> dict[str, Any]:
     """The manifest of a run. Raises InputError where there is none."""
     try:
-        return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        content = strict_json.load(run / "manifest.json")
+        if not isinstance(content, dict) or not content.keys() >= _KEYS:
+            raise ValueError
     except (OSError, ValueError):
         raise InputError(f"{run} holds no run of data_gen (no readable manifest.json)") from None
+    return content
 
 
 def counts(run: Path) -> dict[str, int]:

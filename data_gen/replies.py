@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 _WORD = re.compile(r"[a-z]+")
-_JSON = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _POLITE = re.compile(
     r"^(sure|certainly|of course|okay|ok|well|the answer is|final answer|answer)[\s,:.!]*", re.I
 )
-_QUESTION = re.compile(r"^\s*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
+_QUESTION = re.compile(r"^[^\S\n]*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z-]+(?: [A-Za-z-]+)?")
 # "No, there is a dog" and "no, but I see one" are no absence; "no, there is no dog" is one.
 _TAKES_BACK = re.compile(r"\b(but|however|although)\b|\bthere (is|are) (?!no\b|not\b|none\b)")
@@ -56,15 +55,25 @@ def json_answer(text: str) -> Any:
 
     One repair: a code fence, words around it, single quotes, a trailing comma.
     """
-    found = _JSON.search(text)
+    found = _bracketed(text)
     if not found:
         return None
-    for candidate in (found[0], _repaired(found[0])):
+    for candidate in (found, _repaired(found)):
         try:
             return json.loads(candidate)
         except (ValueError, RecursionError):
             continue
     return None
+
+
+def _bracketed(text: str) -> str:
+    """From the first bracket that is closed somewhere to the last one that closes it.
+
+    A regular expression would look for the end anew from each of a million brackets.
+    """
+    places = [(text.find(start), text.rfind(end)) for start, end in ("[]", "{}")]
+    first, last = min((p for p in places if 0 <= p[0] < p[1]), default=(0, -1))
+    return text[first : last + 1]
 
 
 def _repaired(text: str) -> str:
@@ -83,7 +92,7 @@ def string_list(text: str) -> list[str] | None:
         content = next((value for value in content.values() if isinstance(value, list)), None)
     if isinstance(content, list):
         return [item for item in content if isinstance(item, str)] or None
-    bullets = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s+(.+)$", text, re.MULTILINE)
+    bullets = re.findall(r"^[^\S\n]*(?:[-*•]|\d{1,9}[.)])[^\S\n]+(.+)$", text, re.MULTILINE)
     items = bullets or _QUESTION.findall(text) or _short_names(text)
     return [item.strip() for item in items] or None
 

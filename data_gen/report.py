@@ -13,13 +13,15 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from data_gen.findings import Findings, histogram
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.intervals import Share
 from data_gen.labels import write_sample
 from data_gen.records import replacing
+from negclip_jax.data.decoding import opened
+from negclip_jax.data.preprocessing import ImageError
 
 THUMBNAIL = 160  # pixels, the longer side
 _WIDTH, _HEIGHT = 320, 110  # of a histogram, in SVG units
@@ -82,11 +84,11 @@ class Thumbnails:
         if self._folder is None:
             return None
         try:
-            with Image.open(self._folder.path(name)) as image:
+            with opened(self._folder.path(name)) as image:
                 image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
                 small = ImageOps.exif_transpose(image).convert("RGB")
                 small.thumbnail((THUMBNAIL, THUMBNAIL))
-        except (PhotoError, OSError, ValueError, Image.DecompressionBombError):
+        except (PhotoError, ImageError):
             return None
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=72)

@@ -59,8 +59,12 @@ def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:
     return Choice(str(index), (image,), (caption, negated.replace(",", "")))
 
 
-class _Plain(pickle.Unpickler):
-    """Reads numbers, strings, lists and dicts; refuses classes, and with them any code."""
+class _Plain(pickle._Unpickler):
+    """Reads numbers, strings, lists and dicts; refuses classes, and with them any code.
+
+    Python's own unpickler, not the one in C: that one fills a table as long as the largest number
+    in the pickle, so that ten bytes could ask for 30 GB.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -79,6 +83,8 @@ def read_plain_pickle(file: Path) -> Any:
             if zipfile.is_zipfile(stream):
                 with zipfile.ZipFile(stream) as archive:
                     name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+                    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                        raise pickle.UnpicklingError("it is compressed, which torch does not do")
                     with archive.open(name) as data:
                         return _Plain(data, encoding="utf-8").load()
             stream.seek(0)

@@ -21,6 +21,11 @@ from evals.benchmark import ImageRef
 from negclip_jax.errors import InputError
 
 FRAMES = 4
+# By its content a file may be a playlist, whatever it is called, and name files and addresses.
+_CONTAINERS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm",
+    "protocol_whitelist": "file",
+}
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv")
 
 
@@ -47,10 +52,10 @@ def extract(video: Path, out: Path) -> None:
         return
     try:
         # Containers often do not know their number of frames, so they are counted by decoding.
-        with av.open(str(video)) as container:
+        with av.open(str(video), container_options=_CONTAINERS) as container:
             total = sum(1 for _ in container.decode(video=0))
         wanted = frame_numbers(total) if total else []
-        with av.open(str(video)) as container:
+        with av.open(str(video), container_options=_CONTAINERS) as container:
             frames = {
                 i: frame.to_image()
                 for i, frame in enumerate(container.decode(video=0))

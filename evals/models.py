@@ -7,7 +7,6 @@ checkpoint, shown in every output, and refused where it cannot be right.
 
 import dataclasses
 import functools
-import json
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ from negclip_jax.data import features
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
+from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -221,7 +221,7 @@ def _names_openai(info: CheckpointInfo) -> bool:
     config = (info.base or info.path) / "config.json"
     named = [info.label]
     if config.is_file():
-        raw = json.loads(config.read_text(encoding="utf-8"))
+        raw = read_json(config)
         named += [str(raw.get("_name_or_path", ""))]
     return any(_OPENAI.search(name) for name in named)
 
@@ -231,12 +231,16 @@ def _training(info: CheckpointInfo) -> str:
     path = info.path / "config.json"
     if info.layout != "workdir" or not path.is_file():
         return ""
-    data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
+    data = read_json(path).get("data")
+    if not isinstance(data, dict):
+        return ""
+    share = data.get("original_fraction")
+    share = share if isinstance(share, float) else 0.0
     captions = {
         "original": "original captions alone: the affirmative-only control",
         "negated": "negated captions",
-        "mix": f"negated captions, {data.get('original_fraction', 0):.0%} original ones",
-    }.get(data.get("captions"), "")
+        "mix": f"negated captions, {share:.0%} original ones",
+    }.get(str(data.get("captions")), "")
     foils = data.get("foils")
     return captions + (f", {foils} foils each" if captions and foils else "")
 

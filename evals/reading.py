@@ -8,15 +8,21 @@ import contextlib
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.benchmark import ImageRef
 from evals.images import DataRoots, FileMissing
+from negclip_jax.data import strict_json
 from negclip_jax.errors import InputError
 
 Box = tuple[float, float, float, float]
+
+_SHOWN = 5  # places of each problem that are kept and named
+_LONGEST_TEXT = 100_000  # characters of a caption
+_LONGEST_LITERAL = 2**20  # characters of a list written in Python; parsing takes 200 bytes for each
 
 
 class Fields:
@@ -28,20 +34,26 @@ class Fields:
     def __init__(self, path: Path):
         self.path = path
         self._problems: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
         self._ids: dict[str, str] = {}
 
     def problem(self, what: str, where: str) -> None:
         """Notes that `what` is wrong at the record `where`."""
-        self._problems.setdefault(what, []).append(where)
+        places = self._problems.setdefault(what, [])
+        self._counts[what] = self._counts.get(what, 0) + 1
+        if len(places) < _SHOWN:  # a file of nothing but problems must not fill the memory
+            places.append(where[:300])
 
     def text(self, record: Any, key: str, where: str) -> str:
         """A string that is not blank, unchanged."""
         value = self._value(record, key, where)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and len(value) <= _LONGEST_TEXT:
             return value
-        if value is not None:
-            blank = "is empty" if isinstance(value, str) else "is not a string"
-            self.problem(f'"{key}" {blank}', where)
+        if isinstance(value, str):
+            wrong = f"is longer than {_LONGEST_TEXT:,} characters" if value.strip() else "is empty"
+            self.problem(f'"{key}" {wrong}', where)
+        elif value is not None:
+            self.problem(f'"{key}" is not a string', where)
         return ""
 
     def texts(self, record: Any, key: str, where: str) -> list[str]:
@@ -49,7 +61,7 @@ class Fields:
         value = self._value(record, key, where)
         if isinstance(value, str):
             try:
-                value = ast.literal_eval(value)
+                value = _literal(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 self.problem(f'"{key}" is not a Python list', where)
                 return []
@@ -138,9 +150,10 @@ class Fields:
             return
         parts = []
         for what, places in self._problems.items():
-            more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-            parts.append(f"{what} ({len(places)}): {', '.join(places[:5])}{more}")
-        total = sum(map(len, self._problems.values()))
+            count = self._counts[what]
+            more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
+            parts.append(f"{what} ({count}): {', '.join(places)}{more}")
+        total = sum(self._counts.values())
         raise InputError(
             f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. Is it the "
             "published file? Correct these records or get it again; nothing was scored."
@@ -218,34 +231,36 @@ def _number(value: Any) -> float:
     return number
 
 
+def _literal(text: str) -> Any:
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of "\d", on the terminal
+        return ast.literal_eval(text)
+
+
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte order mark. Raises InputError."""
+    """A UTF-8 file, with or without byte order mark, that fits into memory. Raises InputError."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return strict_json.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
 
 
 def _parsed(text: str, where: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict:
-        content = dict(items)
-        if len(content) < len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in content if keys.count(key) > 1)
-            raise InputError(f"{where}: the id {twice!r} occurs twice. Correct the file.")
-        return content
-
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return strict_json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where} is not valid JSON at line {error.lineno} column {error.colno}: {error.msg}. "
             "If it was cut short, get it again."
         ) from None
-    except RecursionError:
-        raise InputError(f"{where} is nested too deeply to be read as JSON.") from None
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read as JSON: {error}.") from None
 
 
 def _nonempty(path: Path, content: Any, kind: type | tuple[type, ...]) -> Any:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from evals import stats
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
+from negclip_jax.data import strict_json
 from negclip_jax.errors import InputError
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
@@ -277,16 +278,24 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json.load(path)
+        if not isinstance(content, dict) or not all(
+            isinstance(content.get(key), dict) for key in ("settings", "environment", "benchmarks")
+        ):
+            raise ValueError("it is in another layout")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): remove it, or give --overwrite") from None
+    return content
 
 
 def _read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
     """Tables by benchmark and row."""
     if not path.is_file():
         return {}
-    table = pq.read_table(path, schema=_SCHEMA)
+    try:
+        table = pq.read_table(path, schema=_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it, or give --overwrite") from None
     pairs = dict.fromkeys(zip(*(table[c].to_pylist() for c in ("benchmark", "row")), strict=True))
     equal = pa.compute.equal
     return {

@@ -15,6 +15,7 @@ from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Pending
 from data_gen.engines.openai import body_of, result_of
 from data_gen.engines.transport import Reply
 from data_gen.errors import InputError
+from negclip_jax.data import strict_json
 
 MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
 
@@ -106,10 +107,10 @@ def _entries(path: Path) -> Iterator[dict]:
     number = 0  # of the line that an error is about
     try:
         with path.open("rb") as file:
-            for line in file:
+            for line in strict_json.lines(file):
                 number += 1
                 if line.strip():
-                    entry = json.loads(line)
+                    entry = strict_json.loads(line)
                     if not isinstance(entry, dict):
                         raise ValueError("no object")
                     yield entry
@@ -120,7 +121,8 @@ def _entries(path: Path) -> Iterator[dict]:
 
 
 def _result(entry: dict) -> ChatResult:
-    response = entry.get("response") or {}
+    response = entry.get("response")
+    response = response if isinstance(response, dict) else {}
     status, body = response.get("status_code", 200), response.get("body")
     if status == 200 and isinstance(body, dict) and not entry.get("error"):
         return replace(result_of(Reply(body)), host="batch")

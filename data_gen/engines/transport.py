@@ -26,6 +26,7 @@ from data_gen.errors import InputError
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
 _CONGESTED = (429, 503)
 _OWN_FAULT_TRIES = 3
+_LONGEST_ANSWER = 2**24  # bytes
 _DETAIL = 500  # characters of a server's error text that are kept
 
 
@@ -160,9 +161,9 @@ class Transport:
         """A JSON object from the first server, or None where there is none (no retry)."""
         try:
             async with self._client().get(self.hosts[0].url + path) as response:
-                content = json.loads(await response.read())
+                content = json.loads(await _bounded(response))
                 return content if response.status == 200 and isinstance(content, dict) else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
             return None
 
     async def close(self) -> None:
@@ -231,7 +232,7 @@ class Transport:
     async def _answer(self, host: Host, path: str, body: bytes) -> Mapping[str, Any]:
         try:
             async with self._client().post(host.url + path, data=body) as response:
-                data = await response.read()
+                data = await _bounded(response)
                 status, retry_after = response.status, response.headers.get("Retry-After")
         except TimeoutError:
             seconds = self._settings.timeout
@@ -258,10 +259,21 @@ class Transport:
         raise _Failed(f"http_{status}", said, wait=wait, congested=status in _CONGESTED)
 
 
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as an answer can be long; the rest of an endless one is not read."""
+    data = bytearray()
+    async for block in response.content.iter_any():
+        data += block
+        if len(data) > _LONGEST_ANSWER:
+            response.close()
+            break
+    return bytes(data[:_LONGEST_ANSWER])
+
+
 def _json_object(data: bytes) -> Mapping[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         start = data[:60].decode("utf-8", "replace")
@@ -276,7 +288,7 @@ def _error_text(data: bytes) -> str:
         content = json.loads(text)
         error = content.get("error", content.get("detail", content))
         text = error.get("message", str(error)) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError, AttributeError):
         pass
     return " ".join(valid(text).split())[:_DETAIL]
 

@@ -1,6 +1,5 @@
 """Captions files into images with usable captions; what is not usable is a row with its reason."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from data_gen.errors import InputError
 from data_gen.work import Caption, ImageItem, Question
+from negclip_jax.data import strict_json
 from negclip_jax.data.records import unsafe_name
 
 LONGEST_CAPTION = 512  # characters
@@ -138,10 +138,10 @@ def _problem(text: Any) -> tuple[str, str] | None:
 def read_json(path: str, keys: Sequence[str]) -> dict[str, Any]:
     """A JSON object with these lists. Raises InputError that says what is missing."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = strict_json.load(Path(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):

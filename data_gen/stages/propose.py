@@ -1,6 +1,5 @@
 """What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
+from negclip_jax.data import strict_json
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more
@@ -127,7 +127,7 @@ class FileProposer:
     def __init__(self, path: str):
         """`path`: JSON object of image id to list of names. Raises InputError for another."""
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = strict_json.load(Path(path))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read as JSON ({error})") from None
         if not isinstance(content, dict) or not all(

@@ -19,13 +19,13 @@ import os
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import cykooz_resizer
 import numpy as np
 from PIL import Image, ImageOps
 
+from negclip_jax.data.decoding import decode, to_rgb
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageError, settings_of
 from negclip_jax.data.records import unsafe_name
 
@@ -171,78 +171,11 @@ class Preprocessor:
         return (length - self.size) // 2
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB.
-
-    Alpha is dropped, not composited, and palette images take their colours: what OpenAI's
-    `convert("RGB")` does. Grey of more than 8 bits is scaled, see `_grey_to_8_bits`. Of an
-    animated image the current frame is taken, the first one after opening.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        grey = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
-        grey.info.update(image.info)
-        image = grey
-    elif image.mode in ("P", "PA", "La", "RGBa"):
-        # Premultiplied modes have no direct conversion, and palettes with transparency warn
-        # without this step. The colours are the same.
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    return image.convert("RGB")
-
-
-def _grey_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of modes I;16, I and F to uint8.
-
-    I;16 spans 0..65535. I and F do not say what they span: 0..1 (F only), 0..255 and 0..65535 are
-    taken as such by their extremes, anything else is stretched from its own least to greatest.
-    """
-    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = values.min(), values.max()
-    if mode.startswith("I;16"):
-        low, high = 0, 65_535
-    else:
-        spans = ([1] if mode == "F" else []) + [255, 65_535]
-        low, high = next(((0, span) for span in spans if low >= 0 and high <= span), (low, high))
-    return np.rint((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-
-
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not say how to turn the image
         return image
-
-
-def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Image:
-    """Decodes an image file, or its bytes, to a PIL image in mode RGB.
-
-    `name` is what messages call it, by default the path. Every failure is an ImageError that
-    names the image and the reason: missing, empty, not an image, truncated, too large to trust
-    (Pillow's decompression-bomb limit).
-    """
-    in_memory = isinstance(data, (bytes, bytearray, memoryview))
-    name = name or ("image in memory" if in_memory else os.fspath(data))
-    try:
-        with Image.open(BytesIO(data) if in_memory else data) as image:
-            image.load()
-            return to_rgb(image)
-    except Exception as error:  # Pillow's decoders raise nearly every type on a malformed file
-        raise ImageError(f"{name}: {_reason(error, data, in_memory)}.") from error
-
-
-def _reason(error: Exception, data, in_memory: bool) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such image file"
-    if isinstance(error, OSError) and error.errno:
-        return f"the image cannot be read ({error.strerror})"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"the image is too large to decode safely ({str(error).rstrip('.')})"
-    if isinstance(error, Image.UnidentifiedImageError):
-        if not (len(data) if in_memory else os.path.getsize(data)):
-            return "the image file is empty"
-        return "this is not an image that Pillow can read"
-    return f"the image is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
 
 
 class ImageDirectory:

@@ -13,13 +13,17 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from negclip_jax.data import pair_tables, strict_json
+from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
 
 __all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "write_pairs"]
 
 _log = logging.getLogger(__name__)
 
-FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")
+LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
+_LONGEST_ID = 1000
+_SHOWN = 10  # places of each problem that are kept and named
 
 
 def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
@@ -61,6 +65,7 @@ class _File:
     def __init__(self, path: Path, require_negated: bool):
         self.path, self.require_negated, self.dropped = path, require_negated, 0
         self._problems: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
         self._names: dict[str, str] = {}  # checked name to normalised, one string an image
 
     def leaves_out(self, negated) -> bool:
@@ -69,7 +74,10 @@ class _File:
         return skip
 
     def problem(self, what: str, where: str) -> None:
-        self._problems.setdefault(what, []).append(where)
+        places = self._problems.setdefault(what, [])
+        self._counts[what] = self._counts.get(what, 0) + 1
+        if len(places) < _SHOWN:  # a file of nothing but problems must not fill the memory
+            places.append(where[:300])
 
     def pair(self, where: str, record: dict) -> Pair | None:
         """The pair of a record with the fields of Pair, or None with its problems noted."""
@@ -86,6 +94,8 @@ class _File:
         for key in ("object", "provenance"):
             if not isinstance(record[key], str | None):
                 self.problem(f"{key} is not a string", where)
+            elif record[key] and _is_half(record[key]):
+                self.problem(f"{key} is not valid Unicode", where)
         image_id = image if record["image_id"] is None else _identity(record["image_id"])
         if image_id is None and image is not None:
             self.problem("image_id is neither a string nor a whole number", where)
@@ -108,7 +118,7 @@ class _File:
             return known
         reason = unsafe_name(name)
         if reason is not None:
-            shown = f" {name!r}" if isinstance(name, str) and name else ""
+            shown = f" {name[:100]!r}" if isinstance(name, str) and name else ""
             self.problem(f"the image name {reason}", where + shown)
             return None
         self._names[name] = posixpath.normpath(name)
@@ -119,7 +129,9 @@ class _File:
             self.problem(f"the {what} is {'missing' if text is None else 'not a string'}", where)
         elif not text.strip():
             self.problem(f"the {what} is empty", where)
-        elif not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        elif len(text) > LONGEST_TEXT:
+            self.problem(f"the {what} is longer than {LONGEST_TEXT:,} characters", where)
+        elif _is_half(text):
             self.problem(f"the {what} is not valid Unicode (half a surrogate pair)", where)
         else:
             return text
@@ -130,19 +142,26 @@ class _File:
             return
         parts = []
         for what, places in self._problems.items():
-            shown = 5 if what.startswith("image_id") else 10
-            more = f" and {len(places) - shown} more" if len(places) > shown else ""
-            parts.append(f"{what} ({len(places)}): {', '.join(places[:shown])}{more}")
-        total = sum(map(len, self._problems.values()))
+            count, shown = self._counts[what], 5 if what.startswith("image_id") else _SHOWN
+            more = f" and {count - shown} more" if count > shown else ""
+            parts.append(f"{what} ({count}): {', '.join(places[:shown])}{more}")
+        total = sum(self._counts.values())
         raise PairError(
             f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. "
             "Correct or remove these records; nothing was read."
         )
 
 
+def _is_half(text: str) -> bool:
+    """Whether it holds half a surrogate pair, which JSON can and no file can."""
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _identity(value) -> str | None:
     """Image ids are compared as strings: COCO's are numbers, other files' are not."""
-    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return None
+    return str(value) if len(str(value)) <= _LONGEST_ID and not _is_half(str(value)) else None
 
 
 def _format_of(path: Path) -> str:
@@ -151,6 +170,8 @@ def _format_of(path: Path) -> str:
         raise PairError(f"There is no file of pairs at {path}.")
     if path.is_dir():
         raise PairError(f"{path} is a directory: give the file of pairs itself.")
+    if not path.is_file():
+        raise PairError(f"{path} is a device or a pipe: write the pairs into a file first.")
     try:
         with path.open("rb") as file:
             start = file.readline(1 << 20)
@@ -163,31 +184,28 @@ def _format_of(path: Path) -> str:
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return "jsonl"
     try:
-        first = json.loads(start)
-    except (ValueError, RecursionError):
+        first = strict_json.loads(start)
+    except ValueError:
         return "coco"
     return "jsonl" if isinstance(first, dict) and "image" in first else "coco"
 
 
 def _load_json(path: Path):
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if not text.strip():
-            raise PairError(f"{path} is empty: it holds only white space.")
-        return json.loads(text)
+        return strict_json.load(path)
     except UnicodeDecodeError as error:
         raise PairError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
     except json.JSONDecodeError as error:
+        if not error.doc.strip():
+            raise PairError(f"{path} is empty: it holds only white space.") from None
         # A file that was cut ends inside a value, or inside a string that never closes.
-        cut = error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
+        cut = not error.doc[error.pos :].strip() or "Unterminated" in error.msg
         raise PairError(
             f"{path} is not valid JSON at line {error.lineno} column {error.colno} (character "
-            f"{error.pos} of {len(text)}): {error.msg}."
+            f"{error.pos} of {len(error.doc)}): {error.msg}."
             + (" The file seems to be cut short: copy or write it again." if cut else "")
         ) from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, PairError):
-            raise
+    except ValueError as error:
         raise PairError(f"{path} cannot be read as JSON: {error}.") from None
 
 
@@ -209,7 +227,7 @@ def _read_coco(file: _File) -> Iterator[Pair | None]:
             file.problem("not an object", where)
             continue
         if "id" in annotation:
-            where += f" (id {annotation['id']})"
+            where += f" (id {str(annotation['id'])[:40]})"
         if file.leaves_out(annotation.get("updated_caption")):
             continue
         image_id = _identity(annotation.get("image_id"))
@@ -249,70 +267,37 @@ def _record(source: dict, negated_key: str = "negated") -> dict:
 
 
 def _read_jsonl(file: _File) -> Iterator[Pair | None]:
-    with file.path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"line {number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                source = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                column = f" column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                file.problem("not valid JSON", where + column)
-                continue
-            if source is None and not text.strip():
-                continue
-            if not isinstance(source, dict):
-                file.problem("not an object", where)
-            elif not file.leaves_out(source.get("negated")):
-                yield file.pair(where, _record(source))
+    number = 0
+    with file.path.open("rb") as stream:
+        try:
+            for number, line in enumerate(strict_json.lines(stream), 1):
+                source = _line(file, line, f"line {number}")
+                if source is not None and not file.leaves_out(source.get("negated")):
+                    yield file.pair(f"line {number}", _record(source))
+        except ValueError as error:
+            raise PairError(f"{file.path}, line {number + 1}: {error}; nothing was read.") from None
+
+
+def _line(file: _File, line: bytes, where: str) -> dict | None:
+    """The object of a line; None for a blank line, and for another with its problem noted."""
+    try:
+        text = line.decode("utf-8-sig" if where == "line 1" else "utf-8")
+        source = strict_json.loads(text) if text.strip() else None
+    except ValueError as error:
+        syntax = isinstance(error, json.JSONDecodeError)
+        column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
+        file.problem("not valid JSON", where + column)
+        return None
+    if text.strip() and not isinstance(source, dict):
+        file.problem("not an object", where)
+        return None
+    return source
 
 
 def _read_parquet(file: _File) -> Iterator[Pair | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(file.path)
-        _check_columns(parquet.schema_arrow, file.path)
-        columns = [name for name in parquet.schema_arrow.names if name in (*FIELDS, "foil")]
-        row = 0
-        for batch in parquet.iter_batches(columns=columns):
-            for source in batch.to_pylist():
-                if not file.leaves_out(source.get("negated")):
-                    yield file.pair(f"row {row}", _record(source))
-                row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise PairError(
-            f"{file.path} cannot be read as Parquet ({str(error).rstrip('.')}): it is damaged, cut "
-            "short or of another format."
-        ) from None
-
-
-def _check_columns(schema, path: Path) -> None:
-    from pyarrow import types
-
-    def is_text(kind) -> bool:
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-    def is_usable(name: str, kind) -> bool:
-        if name == "image_id" and types.is_integer(kind):
-            return True
-        if name == "foils" and (types.is_list(kind) or types.is_large_list(kind)):
-            return is_text(kind.value_type) or types.is_null(kind.value_type)
-        return is_text(kind) or (types.is_null(kind) and name not in ("image", "caption"))
-
-    missing = [name for name in ("image", "caption") if name not in schema.names]
-    wrong = [
-        f.name for f in schema if f.name in (*FIELDS, "foil") and not is_usable(f.name, f.type)
-    ]
-    if missing:
-        raise PairError(f'{path} has no column "{missing[0]}"; it has: {", ".join(schema.names)}.')
-    if wrong:
-        shown = ", ".join(f'"{name}" ({schema.field(name).type})' for name in wrong)
-        raise PairError(
-            f"{path}: wrong type of column {shown}: all are strings, foils a list of strings."
-        )
+    for row, source in enumerate(pair_tables.rows(file.path)):
+        if not file.leaves_out(source.get("negated")):
+            yield file.pair(f"row {row}", _record(source))
 
 
 _READERS = {"coco": _read_coco, "jsonl": _read_jsonl, "parquet": _read_parquet}
@@ -334,9 +319,10 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer(unfinished, pairs)
         os.replace(unfinished, path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise PairError(
-            f"{path} could not be written ({error.strerror or error}); a former file is untouched."
+            f"{path} could not be written ({reason}); a former file is untouched."
         ) from None
     finally:
         unfinished.unlink(missing_ok=True)

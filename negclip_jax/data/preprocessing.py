@@ -1,9 +1,9 @@
 """What a checkpoint's preprocessor files say, as arguments of `data.images.Preprocessor`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from negclip_jax.data import strict_json
 from negclip_jax.errors import InputError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,7 +36,7 @@ def settings_of(directory: Path) -> dict | None:
 
 def _read(path: Path, section: str | None) -> dict | None:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = strict_json.load(path)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path} cannot be read as JSON: {error}.") from None
     if isinstance(settings, dict) and section is not None:
@@ -59,10 +59,11 @@ def _clip(settings: dict, path: Path) -> dict:
         "resample": (3,),
     }
     wrong = {k: v for k, v in settings.items() if k in expected and v not in expected[k]}
-    if "CLIP" not in kind:
+    if "CLIP" not in str(kind):
         wrong["image_processor_type"] = kind
-    if abs((settings.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-6:
-        wrong["rescale_factor"] = settings["rescale_factor"]
+    factor = settings.get("rescale_factor") or 1 / 255
+    if not isinstance(factor, (int, float)) or not abs(factor * 255 - 1) <= 1e-6:
+        wrong["rescale_factor"] = factor
     if wrong:
         raise ImageError(
             f"{path} asks for preprocessing that is not CLIP's ({_shown(wrong)}): only bicubic "
@@ -71,15 +72,22 @@ def _clip(settings: dict, path: Path) -> dict:
     return {
         "resize": _side(settings.get("size", 224), ("shortest_edge",), "size", path),
         "size": _side(settings.get("crop_size", 224), ("height", "width"), "crop_size", path),
-        "mean": tuple(settings.get("image_mean", CLIP_MEAN)),
-        "std": tuple(settings.get("image_std", CLIP_STD)),
+        "mean": _colours(settings, "image_mean", CLIP_MEAN, path),
+        "std": _colours(settings, "image_std", CLIP_STD, path),
     }
 
 
+def _colours(settings: dict, key: str, default: Sequence[float], path: Path) -> tuple:
+    value = settings.get(key, default)
+    if not isinstance(value, (list, tuple, str)):  # what is in it is checked by Preprocessor
+        raise ImageError(f"{path}: {key} is {value!r}, not a list of three numbers.")
+    return tuple(value)
+
+
 def _side(value: int | dict, keys: Sequence[str], setting: str, path: Path) -> int:
-    sides = {value} if not isinstance(value, dict) else {value.get(key) for key in keys}
-    side = sides.pop()
-    if sides or type(side) is not int or (isinstance(value, dict) and set(value) != set(keys)):
+    sides = [value.get(key) for key in keys] if isinstance(value, dict) else [value]
+    side, named = sides[0], not isinstance(value, dict) or set(value) == set(keys)
+    if not named or type(side) is not int or any(other != side for other in sides):
         raise ImageError(
             f"{path}: {setting} is {value!r}; CLIP's is a number of pixels or "
             f"{dict.fromkeys(keys, 224)!r} (the crop is square)."
@@ -103,8 +111,8 @@ def _siglip(settings: dict, path: Path) -> dict:
     return {
         "resize": size,
         "size": size,
-        "mean": tuple(settings.get("image_mean", SIGLIP_MEAN)),
-        "std": tuple(settings.get("image_std", SIGLIP_STD)),
+        "mean": _colours(settings, "image_mean", SIGLIP_MEAN, path),
+        "std": _colours(settings, "image_std", SIGLIP_STD, path),
         "squash": True,
         "resample": _SIGLIP_RESAMPLES[settings.get("resample", 3)],
     }

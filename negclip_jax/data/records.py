@@ -47,6 +47,8 @@ def unsafe_name(name) -> str | None:
         return "is an absolute path"
     if ".." in name.split("/"):
         return "climbs out of the image directory"
+    if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+        return "is not valid Unicode"
     return "names no file" if posixpath.normpath(name) == "." else None
 
 

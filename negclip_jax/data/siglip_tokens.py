@@ -5,13 +5,13 @@ padding: rows are always whole. A caption cannot place a special token; it is to
 characters that it is.
 """
 
-import json
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from negclip_jax.data import strict_json
 from negclip_jax.data.tokens import TokenizerError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -105,7 +105,7 @@ def _from_json(directory: Path) -> dict:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # captions come from files that others wrote
-    is_first = settings.get("tokenizer_class", "").startswith("SiglipTokenizer")
+    is_first = str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer")
     clean = _without_punctuation if is_first else str.lower
 
     def encode(text: str) -> list[int]:
@@ -149,7 +149,7 @@ def _without_punctuation(text: str) -> str:
 def _settings(directory: Path) -> dict:
     path = directory / "tokenizer_config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        settings = strict_json.load(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read as JSON: {error}.") from None
     return settings if isinstance(settings, dict) else {}
@@ -157,4 +157,7 @@ def _settings(directory: Path) -> dict:
 
 def _name(settings: dict, key: str, default: str) -> str:
     value = settings.get(key) or default
-    return value["content"] if isinstance(value, dict) else value
+    name = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise TokenizerError(f"tokenizer_config.json: {key} is {value!r}, not the name of a token.")
+    return name

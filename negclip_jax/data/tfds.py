@@ -10,17 +10,23 @@ a process and is shared by `read_tfds_pairs` and `TfdsImages`.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from negclip_jax.data import strict_json
 from negclip_jax.data.images import ImageError, decode
 from negclip_jax.data.records import Pair
 from negclip_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+_FEATURES = "tensorflow_datasets.core.features."
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 class _Record(NamedTuple):
@@ -126,8 +132,11 @@ def open_split(
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import file_utils
 
     where = _shown(name, split, data_dir)
+    for folder in file_utils.list_data_dirs(given_data_dir=data_dir):
+        _refuse_foreign_features(Path(folder) / re.split("[/:]", name)[0], where)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -151,6 +160,34 @@ def open_split(
         ) from None
     except ValueError as error:  # TFDS names the splits that there are
         raise InputError(f"{where} cannot be opened: {error}") from None
+
+
+def _refuse_foreign_features(folder: Path, where: str) -> None:
+    """Raises InputError where a `features.json` names other classes than TFDS' own.
+
+    TFDS imports whatever module such a file names, which runs its code.
+    """
+    for path in folder.glob("**/features.json"):
+        try:
+            foreign = _classes(strict_json.load(path))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{where}: {path} cannot be read as JSON: {error}.") from None
+        foreign = [name for name in foreign if not name.startswith(_FEATURES)]
+        if foreign:
+            raise InputError(
+                f"{where}: {path} asks for the class {foreign[0]}, and loading it would run its "
+                "code: prepare the data set with TFDS' own features."
+            )
+
+
+def _classes(value: Any) -> list[str]:
+    """All Python classes that a `features.json` names, at any depth."""
+    if isinstance(value, list):
+        return [name for item in value for name in _classes(item)]
+    if not isinstance(value, dict):
+        return []
+    named = [str(value[key]) for key in _CLASS_KEYS if key in value and "." in str(value[key])]
+    return named + [name for item in value.values() for name in _classes(item)]
 
 
 def _text(value: bytes | str) -> str:

@@ -8,21 +8,21 @@ reads its text feature at the end token: a caption must not be able to place one
 """
 
 import html
-import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import ftfy
 import numpy as np
 import regex
 
+from negclip_jax.data import bpe, strict_json
 from negclip_jax.errors import InputError
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
+_MOST_IDS = 2**31  # ids are int32
 # Bounds of the word cache: at most ~30 MB, and no word long enough to matter alone.
 _CACHED_WORDS, _CACHED_WORD_LENGTH = 100_000, 64
 
@@ -180,7 +180,7 @@ class Tokenizer:
         parts = [symbols[byte] for byte in word.encode("utf-8")]
         parts[-1] += WORD_END
         try:
-            ids = [self._vocab[part] for part in self._merge(parts)]
+            ids = [self._vocab[part] for part in bpe.merge(parts, self._ranks)]
         except KeyError as error:
             raise TokenizerError(
                 f"The vocabulary of {self._source} has no symbol {error.args[0]!r}, needed for "
@@ -191,28 +191,6 @@ class Tokenizer:
                 self._words.clear()
             self._words[word] = ids
         return ids
-
-    def _merge(self, parts: list[str]) -> list[str]:
-        """Joins the neighbours of lowest rank, everywhere at once, until no merge applies."""
-        ranks, never = self._ranks, len(self._ranks)
-        while len(parts) > 1:
-            best = min(pairwise(parts), key=lambda p: ranks.get(p, never))
-            if best not in ranks:
-                break
-            parts = _join(parts, *best)
-        return parts
-
-
-def _join(parts: list[str], first: str, second: str) -> list[str]:
-    joined, i = [], 0
-    while i < len(parts):
-        if parts[i] == first and i + 1 < len(parts) and parts[i + 1] == second:
-            joined.append(first + second)
-            i += 2
-        else:
-            joined.append(parts[i])
-            i += 1
-    return joined
 
 
 def _check_length(length: int, context_length: int) -> None:
@@ -247,7 +225,7 @@ def _check_vocabulary(vocab, merges, specials, source) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json.load(path)
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:  # broken JSON and broken UTF-8 alike
@@ -260,7 +238,7 @@ def _read_json(path: Path) -> dict:
 def _vocab_table(vocab, path: Path) -> dict[str, int]:
     if not isinstance(vocab, dict):
         raise TokenizerError(f"{path} does not hold a table of symbols and their ids.")
-    bad = [symbol for symbol, i in vocab.items() if type(i) is not int or i < 0]
+    bad = [s for s, i in vocab.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
     if bad:
         raise TokenizerError(f"{path}: the id of {bad[0]!r} is {vocab[bad[0]]!r}, not a number.")
     if len(set(vocab.values())) < len(vocab):
@@ -270,8 +248,8 @@ def _vocab_table(vocab, path: Path) -> dict[str, int]:
 
 def _merges(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = strict_json.read(path).decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}.") from None
     # Only the first line can be a comment: "#" is a symbol like any other after it.
     first = 1 if lines[0].startswith("#version") else 0
@@ -283,16 +261,17 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _merge_pair(merge, where: str) -> tuple[str, str]:
-    pair = tuple(merge.split(" ") if isinstance(merge, str) else merge)
+    given = merge.split(" ") if isinstance(merge, str) else merge
+    pair = tuple(given) if isinstance(given, list) else ()
     if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-        raise TokenizerError(f"{where}: {merge!r} is not a merge of two symbols.")
+        raise TokenizerError(f"{where}: {str(merge)[:80]!r} is not a merge of two symbols.")
     return pair
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     content = _read_json(path)
     try:
-        vocab, merges = dict(content["model"]["vocab"]), content["model"]["merges"]
+        vocab, merges = dict(content["model"]["vocab"]), list(content["model"]["merges"])
         vocab |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
     except (KeyError, TypeError, ValueError):
         raise TokenizerError(
@@ -306,6 +285,8 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, st
 def _special_tokens(path: Path) -> tuple[str, str]:
     """Names of start and end token from `tokenizer_config.json`, CLIP's where it says nothing."""
     config = _read_json(path) if path.is_file() else {}
-    names = (config.get("bos_token") or START, config.get("eos_token") or END)
-    start, end = (n["content"] if isinstance(n, dict) else n for n in names)
+    values = (config.get("bos_token") or START, config.get("eos_token") or END)
+    start, end = (v.get("content") if isinstance(v, dict) else v for v in values)
+    if not (isinstance(start, str) and isinstance(end, str)):
+        raise TokenizerError(f"{path}: bos_token and eos_token must be names of tokens.")
     return start, end

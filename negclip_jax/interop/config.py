@@ -7,7 +7,6 @@ compare this reader with its class on every case below.
 
 import copy
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from negclip_jax.data.preprocessing import SIGLIP_MEAN, SIGLIP_STD, settings_of
 from negclip_jax.interop import siglip
 from negclip_jax.interop.files import CheckpointError, read_json
 from negclip_jax.interop.json_fields import fields, typed
-from negclip_jax.interop.writing import copy_non_weights, write_json
+from negclip_jax.interop.writing import copy_file, copy_non_weights, write_json
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig
 
@@ -299,4 +298,4 @@ def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
         write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+            copy_file(source, name, directory / name)

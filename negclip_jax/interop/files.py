@@ -4,7 +4,6 @@ Nothing here knows what CLIP is. Tensors are opened lazily and read one at a tim
 second copy of a checkpoint is ever held.
 """
 
-import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from negclip_jax.data import strict_json
 from negclip_jax.interop.stored import CheckpointError, StoredTensor
 from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
 
@@ -92,7 +92,7 @@ def _download(hub_id: str) -> Path:
 def read_json(path: Path) -> dict:
     """Reads a JSON object; a missing, truncated or other file is a `CheckpointError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json.load(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} has no {path.name}") from error
     except OSError as error:
@@ -221,10 +221,18 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
 def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
-    others = [str(name) for name, value in state.items() if not hasattr(value, "untyped_storage")]
+    others = [str(n) for n, v in state.items() if not (isinstance(n, str) and _is_plain(v))]
     if others:
         raise CheckpointError(f"{path} holds values that are not tensors: {_listed(others)}")
     return {name: _stored_torch(tensor) for name, tensor in state.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with elements in memory: not sparse, quantized, nested or meta."""
+    import torch
+
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_nested
+    return plain and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def import_torch(why: str) -> ModuleType:
@@ -257,15 +265,27 @@ def _unpickle(path: Path) -> object:
     try:
         # Only the zip format (torch >= 1.6) can be mapped instead of read whole.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            _require_unpacked(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: torch's weights-only loader found something else than tensors "
             "in it, and loading it otherwise could run code. Convert it to safetensors where it "
             f"came from. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on a damaged file torch raises nearly every type
         raise CheckpointError(_damaged(path, error)) from error
+
+
+def _require_unpacked(path: Path) -> None:
+    """torch.save packs nothing: what is packed was put there by hand and may become any size."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise CheckpointError(f"{path} is refused: it holds compressed parts: {_listed(packed)}")
 
 
 def _stored_torch(tensor) -> StoredTensor:

@@ -47,10 +47,13 @@ def read_params(
     """
     places = slots(keys, config)
     problems = _misfits(stored, places, authority)
+    fitting = [slot for slot in places.values() if fits(stored.get(slot.name), slot)]
+    if 2 * sum(slot.size for slot in fitting) < sum(slot.size for slot in places.values()):
+        # A config.json may name any sizes: memory is taken for what the file mostly holds.
+        raise CheckpointError(problem_report(where, problems, advice))
     shapes = expected_shapes(config)
     wanted = {path for slot in places.values() for path in slot.paths}
     params = {path: np.empty(shapes[path], np.float32) for path in shapes if path in wanted}
-    fitting = [slot for slot in places.values() if fits(stored.get(slot.name), slot)]
     for slot in fitting:
         slot.put(params, stored[slot.name].read().reshape(slot.shape))
     problems["with NaN or infinity"] = _not_finite(params, fitting)

@@ -11,9 +11,9 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 import numpy as np
@@ -34,7 +34,8 @@ _STORAGES = {
 }
 # Typed lists and dicts of TorchScript arrive as the plain ones that they wrap.
 _LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
-_DAMAGED = (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError)
+_LARGEST_PICKLE = 2**26  # bytes; OpenAI's largest has 300,000
+_MOST_TENSORS, _MOST_MODULES = 100_000, 1_000_000
 
 
 def is_torchscript(path: Path) -> bool:
@@ -54,23 +55,35 @@ def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+                raise pickle.UnpicklingError(f"{name} is larger than {_LARGEST_PICKLE:,} bytes")
             root = name.removesuffix("data.pkl")
             reader = _Unpickler(archive.read(name), lambda key: _read(path, f"{root}data/{key}"))
-            return dict(_tensors(reader.load(), ""))
+            return _tensors(reader.load())
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: its archive asks for something else than tensors ({error})"
         ) from error
-    except (StopIteration, zipfile.BadZipFile, *_DAMAGED) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no archive of a model ({type(error).__name__}: {error}); "
-            "download it again"
-        ) from error
+    except Exception as error:  # a damaged pickle raises nearly every type
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path} is damaged or no archive of a model ({type(error).__name__}: {error}); "
+        "download it again"
+    )
 
 
 def _read(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
+    """The bytes of a storage. torch stores them as they are: packed, a few could become many."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path} is refused: its tensor {name} is compressed")
+            return archive.read(name)
+    except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(_damaged(path, error)) from error
 
 
 class _Module:
@@ -83,7 +96,12 @@ class _Storage:
     read: Callable[[], bytes]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler, not the one in C: that one fills a table as long as the largest
+    number in the pickle, so that ten bytes could ask for 30 GB."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
     def __init__(self, content: bytes, read: Callable[[str], bytes]):
         super().__init__(io.BytesIO(content))
         self._read = read
@@ -104,7 +122,19 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: tuple) -> _Storage:
         _, dtype, key, _, _ = pid
+        if dtype not in _STORAGES.values() or not isinstance(key, str):
+            raise pickle.UnpicklingError(f"a storage of {dtype!r}")
         return _Storage(dtype, lambda: self._read(key))
+
+    def _build(self) -> None:
+        """Attributes are given to modules only: to a class or function they would stay for ever."""
+        state = self.stack.pop()
+        module = self.stack[-1]
+        if type(module) is not _Module or not isinstance(state, dict):
+            raise pickle.UnpicklingError(f"attributes of a {type(module).__name__}")
+        vars(module).update(state)
+
+    dispatch[pickle.BUILD[0]] = _build
 
 
 def _rebuild_tensor(
@@ -112,8 +142,15 @@ def _rebuild_tensor(
 ) -> StoredTensor:
     """torch._utils._rebuild_tensor_v2, lazily; offset and strides count elements."""
 
+    numbers = (offset, *shape, *strides)
+    if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
+
     def read() -> np.ndarray:
-        flat = np.frombuffer(storage.read(), np.dtype(storage.dtype))
+        content = storage.read()
+        if len(content) % np.dtype(storage.dtype).itemsize:
+            raise CheckpointError("a storage of the archive is cut short")
+        flat = np.frombuffer(content, np.dtype(storage.dtype))
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if math.prod(shape) and not 0 <= offset <= last < len(flat):
             raise CheckpointError("a tensor of the archive points outside of its storage")
@@ -123,9 +160,19 @@ def _rebuild_tensor(
     return StoredTensor(tuple(shape), storage.dtype, read)
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, StoredTensor]]:
-    if isinstance(value, StoredTensor):
-        yield name, value
-    elif isinstance(value, _Module):
-        for key, child in vars(value).items():
-            yield from _tensors(child, f"{name}.{key}" if name else key)
+def _tensors(root: Any) -> dict[str, StoredTensor]:
+    """All tensors below a module by their dotted names, shared ones under each of them."""
+    found: dict[str, StoredTensor] = {}
+    waiting, modules = [("", root)], 0
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, StoredTensor):
+            found[name] = value
+        elif isinstance(value, _Module):
+            modules += 1
+            prefix = f"{name}." if name else ""
+            waiting += [(f"{prefix}{key}", child) for key, child in reversed(vars(value).items())]
+        # Modules that share modules, thirty levels deep, are a billion paths.
+        if len(found) > _MOST_TENSORS or modules > _MOST_MODULES:
+            raise pickle.UnpicklingError(f"more than {_MOST_TENSORS:,} tensors or too many modules")
+    return found

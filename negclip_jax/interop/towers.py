@@ -132,7 +132,10 @@ def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     if tower is not None:
         # Only the width matters, which an absent projection must fit.
         sections[tower.name] = _section(Path(directory), tower, raw)
-    config = CLIPConfig(**sections, projection_dim=raw.get("projection_dim", 512))
+    try:
+        config = CLIPConfig(**sections, projection_dim=raw.get("projection_dim", 512))
+    except ValueError as error:
+        raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from error
     zeros = {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(config).items()}
     return graft(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
 

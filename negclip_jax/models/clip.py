@@ -18,6 +18,7 @@ from negclip_jax.models.transformer import (
     CAUSAL,
     Mask,
     TowerConfig,
+    check_size,
     layer_norm,
     matmul_precision,
     normal,
@@ -69,6 +70,9 @@ class CLIPConfig:
     vision: VisionConfig = VisionConfig()
     projection_dim: int = 512
     logit_scale_init: float = 2.6592  # ln(1 / 0.07)
+
+    def __post_init__(self):
+        check_size("projection_dim", self.projection_dim)
 
     def build(self, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs) -> "CLIP":
         """The model of this configuration; see `CLIP`. Families of other modules override it."""

@@ -34,11 +34,28 @@ class TowerConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                check_size(field.name, getattr(self, field.name))
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {self.hidden_act!r}; known are: {known}")
+
+
+# Far beyond any model. What a stranger's config.json says is built, layer by layer, before its
+# weights are compared with it.
+_LARGEST = {"layers": 1000, "image_size": 2**14, "context_length": 2**16}
+_LARGEST_SIZE = 2**24
+
+
+def check_size(name: str, value: int) -> None:
+    """Raises ValueError for a value that no model has; `name` is the field of a configuration."""
+    smallest = 0 if name.endswith("_id") else 1
+    largest = _LARGEST.get(name, _LARGEST_SIZE)
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+        raise ValueError(f"{name} is {value!r}, not a whole number from {smallest} to {largest:,}")
 
 
 CAUSAL = "causal"

@@ -48,7 +48,7 @@ def test_json(path):
         (b"[]", list, "holds no items"),
         (b"[1]", dict, "holds a JSON list where an object belongs"),
         (b"3", (list, dict), "holds a JSON int where a list or an object belongs"),
-        (b'{"x": {"a": 1, "a": 2}}', dict, "the id 'a' occurs twice"),
+        (b'{"x": {"a": 1, "a": 2}}', dict, "the key 'a' occurs twice"),
         (b'"\xff"', list, "is not UTF-8 text: byte 1"),
         (b"[" * 100_000, list, "is nested too deeply"),
     ],

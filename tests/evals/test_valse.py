@@ -70,7 +70,7 @@ def error(folder, content) -> str:
 
 def test_the_same_id_twice(tmp_path):
     record = json.dumps(valse_record(0))
-    assert "the id 'a' occurs twice" in error(tmp_path, f'{{"a": {record}, "a": {record}}}')
+    assert "the key 'a' occurs twice" in error(tmp_path, f'{{"a": {record}, "a": {record}}}')
 
 
 @pytest.mark.parametrize(
