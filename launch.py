@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
     from negclip_jax.errors import InputError
-    from negclip_jax.runtime import console, sharding
+    from negclip_jax.runtime import agreement, console, sharding
     from negclip_jax.runtime.interrupt import Interrupted
     from negclip_jax.training.loop import describe_end, train
 
@@ -49,15 +49,21 @@ def main(argv: list[str]) -> None:
             runtime.distributed,
             process_id=runtime.process_id,
             num_processes=runtime.num_processes,
+            timeout=runtime.timeout,
+            silence=runtime.silence,
         )
-        state = train(config, workdir, _benchmarks(config.eval, workdir))
+        if not sharding.is_main_process():
+            console.set_up_logging(only_warnings=True)
+        with agreement.shared_fate():
+            state = train(config, workdir, _benchmarks(config.eval, workdir))
     except InputError as error:
         console.fail(str(error))
-        sys.exit(1)
+        agreement.leave(1)
     except Interrupted as stopped:
         _say_how_to_continue(str(stopped))
         sys.exit(128 + stopped.signum)
-    print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
+    if sharding.is_main_process():
+        print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
 
 
 def _benchmarks(section, workdir: str) -> dict:

@@ -14,7 +14,8 @@ from negclip_jax.interop import huggingface
 from negclip_jax.models import flops
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
-from negclip_jax.training.setup import prepare, read_data
+from negclip_jax.training.inputs import read_data
+from negclip_jax.training.setup import prepare
 from negclip_jax.training.step import Objective
 
 

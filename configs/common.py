@@ -61,6 +61,7 @@ def _train() -> ConfigDict:
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them
     train.total = "15 epochs"
     train.microbatches = 1  # gradient cache: exact big-batch gradient in this many parts
+    train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
     train.foil_weight = 1.0  # of the choice between a caption and its foils (data.foils > 0)
     train.logit_scale_max = placeholder(float)  # upper bound, ln(100)=4.6052 in most CLIP code
     train.ema_decay = placeholder(float)  # per step; keeps averaged weights beside the others
@@ -122,10 +123,15 @@ def _mesh() -> ConfigDict:
 
 def _runtime() -> ConfigDict:
     runtime = ConfigDict()
-    # jax.distributed: "off"; "auto" on TPU pods and Slurm; else "HOST:PORT" with the next two.
+    # jax.distributed: "off"; "auto" on TPU pods, Slurm and MPI, where JAX finds the others; else
+    # "HOST:PORT" of process 0, the same in all processes, with the next two.
     runtime.distributed = "off"
-    runtime.process_id = placeholder(int)
+    runtime.process_id = placeholder(int)  # of this process, from 0
     runtime.num_processes = placeholder(int)
+    # Several processes end together. Seconds that one waits for another, or for an input, and
+    # seconds without a sign of life after which a process counts as dead.
+    runtime.timeout = 300.0
+    runtime.silence = 60.0
     runtime.compilation_cache = "{workdir}/compilation_cache"  # "": off
     # Continue a run although keys that change its result differ from those it was started with.
     runtime.allow_config_change = False

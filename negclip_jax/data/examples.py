@@ -1,6 +1,7 @@
 """Tokenized pairs: everything about the examples but their pixels, in arrays."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,6 +15,7 @@ from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 
 CAPTIONS = ("negated", "original", "mix")
+_SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 
 
 class ImageSource(Protocol):
@@ -61,11 +63,29 @@ class Examples:
         """Tokens of the longest caption."""
         return int(self.texts.lengths.max())
 
-    @property
-    def shown_lengths(self) -> np.ndarray:
-        """Tokens of the captions and foils that examples show, int64: what packing is sized for."""
-        shown = self.captions if self.foils is None else [*self.captions, *self.foils.T]
-        return self.texts.lengths[np.concatenate(list(shown))]
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Tokens of the captions and foils of each example, int64 `[N, C + K]`."""
+        texts = self.captions.T
+        if self.foils is not None:
+            texts = np.concatenate([texts, self.foils], axis=1)
+        return self.texts.lengths[texts]
+
+    @functools.cached_property
+    def room(self) -> np.ndarray:
+        """Tokens that packing keeps for the captions and foils of each example, as `sizes`.
+
+        Never less than a few short examples need: one of them can take the place of any other
+        without changing a batch's shape.
+        """
+        count = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self)))
+        shortest = np.argsort(self.sizes.sum(axis=1), kind="stable")[:count]
+        return np.maximum(self.sizes, self.sizes[shortest].max(axis=0))
+
+    def room_of(self, pairs: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+        """What of `room` these examples take, int64 `[B * (1 + K)]`, in the order of `texts_of`."""
+        shown = self.room[pairs, kinds][:, None]
+        return np.concatenate([shown, self.room[pairs, len(self.captions) :]], axis=1).reshape(-1)
 
     def texts_of(self, pairs: np.ndarray, kinds: np.ndarray) -> np.ndarray:
         """Texts that these examples show, indices int64 `[B * (1 + K)]`: caption, foils, caption...

@@ -5,6 +5,10 @@ whatever the number of worker processes or hosts was before. Which pair stands w
 is decided here, by counter-based random bits that no library version changes; grain runs the image
 work in threads or processes. Captions are tokenized once and gathered per batch, not per record;
 with cached features nothing else is left to do.
+
+Several processes load rows of one batch and must agree on its shapes without a word. So the packing
+of captions follows the pairs that are planned, and a pair whose image cannot be read, which one
+process alone finds out, is replaced by one whose captions fit in the room of the planned ones.
 """
 
 import dataclasses
@@ -129,15 +133,13 @@ class PairLoader:
         return pairs, shows_original[pairs].astype(np.int64)
 
     def load(self, pair: int) -> Batch:
-        """Pixels of one pair; one whose image cannot be read is replaced by the next that can.
+        """Pixels of one pair; one whose image cannot be read is replaced by the next that fits.
 
         `pair` is then the other pair and `bad` the first; else `bad` is -1. Validation masks such a
         pair (`pair` is -1) instead: a replacement would count another pair twice.
         """
         bad = -1
-        tries = min(_MAX_REPLACEMENTS, len(self.examples)) if self.shuffle else 1
-        for index in range(pair, pair + tries) if pair >= 0 else ():
-            index %= len(self.examples)
+        for index in self._candidates(pair) if pair >= 0 else ():
             try:
                 name = self.examples.images[self.examples.image_of[index]]
                 pixels = self.preprocess.uint8(self.images.open(name))
@@ -184,6 +186,14 @@ class PairLoader:
         batch = {"feature": feature, "pair": used, "bad": np.where(used != pairs, pairs, -1)}
         return self._complete(batch, step, rows, kinds)
 
+    def _candidates(self, pair: int) -> Iterator[int]:
+        """The pair itself, and in training those that may replace it, in the order of trial."""
+        yield pair
+        if self.shuffle:
+            following = np.roll(np.arange(len(self.examples)), -pair)[1:]
+            fits = (self.examples.sizes[following] <= self.examples.room[pair]).all(axis=1)
+            yield from following[fits][: _MAX_REPLACEMENTS - 1].tolist()
+
     def _readable(self, pairs: np.ndarray) -> np.ndarray:
         """Pairs with a feature: as they are, replaced, or -1 where validation leaves them out."""
         if self.shuffle:
@@ -192,13 +202,14 @@ class PairLoader:
 
     @functools.cached_property
     def _replacement(self) -> np.ndarray:
-        """The pair that `load` would take for each pair, int64 `[N]`."""
-        n = len(self.examples)
-        readable = np.flatnonzero(~self.unreadable[self.examples.image_of])
-        if not len(readable):
+        """The pair that `load` would take for each pair, int64 `[N]`; -1 if there is none."""
+        chosen = np.arange(len(self.examples))
+        unreadable = self.unreadable[self.examples.image_of]
+        if unreadable.all():
             raise InputError("none of the images could be read")
-        following = np.searchsorted(readable, np.arange(n))
-        return readable[following % len(readable)]
+        for pair in np.flatnonzero(unreadable).tolist():
+            chosen[pair] = next((c for c in self._candidates(pair) if not unreadable[c]), -1)
+        return chosen
 
     def _complete(
         self, batch: Batch, step: int, rows: np.ndarray, kinds: np.ndarray | None = None
@@ -206,26 +217,31 @@ class PairLoader:
         """Adds the captions of the pairs that the images belong to."""
         kinds = self.pairs_at(step)[1][rows] if kinds is None else kinds
         pairs = batch.pop("pair")
-        texts = self.examples.texts_of(pairs, kinds)
+        if self.shuffle and (pairs < 0).any():
+            raise InputError(
+                "too many images cannot be read: no pair with short captions is left to take the "
+                "place of one of them. Mend or remove them"
+            )
+        planned = self.pairs_at(step)[0][rows]
+        # What validation masks keeps its own captions: they fit, and nobody reads them.
+        texts = self.examples.texts_of(np.where(pairs >= 0, pairs, planned), kinds)
         if self.packing is None:
             batch["text"] = self.examples.texts.padded(texts, self._padded_length)
         else:
-            batch["text"] = self.packing.pack(self.examples.texts, texts, self._rows(step, rows))
+            room = self.examples.room_of(planned, kinds)
+            shape = self._packed_rows(step, rows)
+            batch["text"] = self.packing.pack(self.examples.texts, texts, room, shape)
         if self.examples.foil_mask is not None:
             batch["foil_mask"] = self.examples.foil_mask[pairs]
         if not self.shuffle:
             batch["mask"] = pairs >= 0
         return batch
 
-    def _rows(self, step: int, rows: np.ndarray) -> int | None:
+    def _packed_rows(self, step: int, rows: np.ndarray) -> int | None:
         """Packed rows a shard that all processes agree on; None where this is the only one."""
         if len(rows) == self.batch_size:
             return None
-        pairs, kinds = self.pairs_at(step)
-        pairs = self._readable(pairs) if self._is_cached else pairs
-        return self.packing.rows_needed(
-            self.examples.texts.lengths[self.examples.texts_of(pairs, kinds)]
-        )
+        return self.packing.rows_needed(self.examples.room_of(*self.pairs_at(step)))
 
     def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
         """A batch of the right shapes, for the compiler: no image is read."""

@@ -91,11 +91,19 @@ class Packing:
         return self._rows([_assign(part, self)[0] for part in parts])
 
     def pack(
-        self, texts: Ragged, captions: np.ndarray, rows: int | None = None
+        self,
+        texts: Ragged,
+        captions: np.ndarray,
+        room: np.ndarray | None = None,
+        rows: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Packs the captions with these indices, int `[B]`.
 
-        `rows` of each shard, where a shard elsewhere needs more than the ones here.
+        Args:
+          texts: all captions.
+          captions: to pack.
+          room: tokens to keep for each, int `[B]`, at least its length, which is the default.
+          rows: of each shard, where a shard elsewhere needs more than the ones here.
 
         Returns int32 arrays:
           ids, positions, segments `[R, L]`: token, its position in its caption, and the number of
@@ -104,7 +112,10 @@ class Packing:
           slots `[S, B / S]`: where a caption's end is among the `R / S * Q` of its shard.
         """
         lengths = texts.lengths[captions]
-        assigned = [_assign(part, self) for part in lengths.reshape(-1, self.per_shard)]
+        room = lengths if room is None else room
+        if (lengths > room).any():
+            raise ValueError("a caption is longer than the room that was planned for it")
+        assigned = [_assign(part, self) for part in room.reshape(-1, self.per_shard)]
         rows = max(rows or 0, self._rows([row for row, _, _ in assigned]))
         in_shard, slot, column = (np.stack(x) for x in zip(*assigned, strict=True))
         row = (in_shard + rows * np.arange(len(assigned))[:, None]).ravel()

@@ -5,6 +5,7 @@ The batch is split over both axes. Parameters are replicated along `data` and, w
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,44 +14,64 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from negclip_jax.errors import InputError
+from negclip_jax.runtime import agreement
 
 BATCH_AXES = ("data", "fsdp")
 
 
 def start_distributed(
-    distributed: str, *, process_id: int | None, num_processes: int | None
+    distributed: str,
+    *,
+    process_id: int | None,
+    num_processes: int | None,
+    timeout: float = 300.0,
+    silence: float = 60.0,
 ) -> None:
     """Joins the processes of a TPU pod or a GPU cluster; call before JAX is used.
 
     Args:
       distributed: "off" (one process), "auto" (TPU pods, Slurm, MPI: JAX finds the others), or the
-        coordinator as "HOST:PORT", for which the other two arguments are required.
+        coordinator, which is process 0, as "HOST:PORT", for which the next two are required.
+      process_id: number of this process, from 0.
+      num_processes: how many there are.
+      timeout, silence: seconds, see `agreement.connect`.
+
+    Where the others do not come in time, the process ends with a sentence.
     """
     if distributed == "off":
         return
-    if distributed == "auto":
-        jax.distributed.initialize()
-    elif process_id is None or num_processes is None:
-        raise InputError(
-            f"runtime.distributed={distributed!r} needs runtime.process_id and "
-            "runtime.num_processes as well (or 'auto' where JAX can find them)"
+    place: tuple = ()
+    if distributed != "auto":
+        if process_id is None or num_processes is None:
+            raise InputError(
+                f"runtime.distributed={distributed!r} needs runtime.process_id and "
+                "runtime.num_processes as well (or 'auto' where JAX can find them)"
+            )
+        place = (distributed, num_processes, process_id)
+    # JAX would take SIGTERM for itself and know nothing of SIGINT: see `agreement.agreed_stop`.
+    jax.config.update("jax_enable_preemption_service", False)
+    with agreement.joining(distributed, timeout):
+        # JAX too ends all processes when one is silent, without a reason: we do it first, with one.
+        jax.distributed.initialize(
+            *place,
+            initialization_timeout=round(timeout) + 30,
+            heartbeat_timeout_seconds=round(2 * silence) + 30,
+            shutdown_timeout_seconds=round(silence),
         )
-    else:
-        jax.distributed.initialize(distributed, num_processes, process_id)
-    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+    index, count = jax.process_index(), jax.process_count()
+    if count > 1:
+        agreement.connect(index=index, count=count, timeout=timeout, silence=silence)
+    logging.info("process %d of %d", index, count)
+
+
+def process_place() -> tuple[int, int]:
+    """Number of this process and how many there are."""
+    return jax.process_index(), jax.process_count()
 
 
 def is_main_process() -> bool:
     """True on the one process that writes logs and shared files."""
     return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here; nothing to wait for with one process."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(*, data: int, fsdp: int, devices: list | None = None) -> Mesh:
@@ -74,6 +95,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch(mesh: Mesh) -> NamedSharding:
     """The leading axis split over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def per_device(mesh: Mesh | None, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`function(shared, rows)` run by every device on its own rows; to be called under `jax.jit`.
+
+    What loops in `function` loops without communication: the gradient of `shared` is summed over
+    the devices once, behind all of it, where the compiler left to itself would sum in every round.
+
+    Args:
+      mesh: the devices; None stands for one.
+      function: of a tree that each device has as a whole (parameters that `fsdp` split are gathered
+        first) and a tree of arrays `[B / devices, ...]`; returns a tree of arrays whose leading
+        axes are then joined in the order of the devices.
+    """
+
+    def on_device(shared: Any, rows: Any) -> Any:
+        return function(jax.lax.pcast(shared, BATCH_AXES, to="varying"), rows)
+
+    if mesh is None:
+        mesh = make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    specs = {"in_specs": (P(), P(BATCH_AXES)), "out_specs": P(BATCH_AXES)}
+    return jax.shard_map(on_device, mesh=mesh, **specs)
+
+
+def gather_rows(rows: Any) -> Any:
+    """Inside `per_device`: the rows of all devices, in their order, on each of them."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, BATCH_AXES, tiled=True), rows)
+
+
+def first_row(rows: jax.Array) -> jax.Array:
+    """Inside `per_device`: index, in the whole batch, of the first of this device's rows."""
+    return jax.lax.axis_index(BATCH_AXES) * len(rows)
 
 
 def of_parameters(mesh: Mesh, params: Any, rules: Any, *, min_shard_size: int) -> Any:
@@ -143,3 +196,10 @@ def to_host(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def from_all(array: np.ndarray) -> np.ndarray:
+    """Arrays of one shape, one of each process, stacked in the order of the processes."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array)).reshape(-1, *array.shape)

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from negclip_jax import storage
 from negclip_jax.data import features
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.errors import InputError
-from negclip_jax.runtime import console, sharding
+from negclip_jax.runtime import agreement, console, sharding
 from negclip_jax.training import patterns
 from negclip_jax.training.step import Objective
 
@@ -57,20 +57,44 @@ def use_cache(
     if not data.cache_features:
         return loaders
     loader = loaders[0]
-    root = Path(data.cache_dir.format(workdir=workdir))
+    root = storage.path(data.cache_dir.format(workdir=workdir))
     names = loader.examples.images
     tower = patterns.flatten(_of_images(params))
     weights = {"/".join(path): sharding.to_host(leaf) for path, leaf in tower.items()}
-    digests = features.image_digests(loader.images, names, root)
+    digests = _digests(loader, root)
     name = features.fingerprint(weights, numerics, loader.preprocess, digests)
     last = params.get("visual_projection", params["vision"]["ln_post"]["scale"])
     cache = features.FeatureCache(root / name, names, last.shape[-1])
+    if sharding.is_main_process():
+        cache.mend()
+    agreement.barrier("image features checked")
+    agreement.require_same("feature cache", {"name": name, "complete": cache.is_complete})
     if not cache.is_complete:
         _build(cache, loader, objective, params, mesh)
     array, unreadable = cache.open()
     _check(unreadable, loader)
     logging.info("image features of %s images come from %s", f"{len(names):,}", cache.directory)
     return [x and dataclasses.replace(x, features=array, unreadable=unreadable) for x in loaders]
+
+
+def _digests(loader: PairLoader, root: epath.Path) -> list[str]:
+    """SHA-256 of each image; every process reads its share of them."""
+    names = loader.examples.images
+    if agreement.is_alone():
+        return features.image_digests(loader.images, names, root)
+    index, count = sharding.process_place()
+
+    def gather(mine: list[str]) -> list[str]:
+        own = np.zeros((-(-len(names) // count), 32), np.uint8)
+        own[: len(mine)] = np.frombuffer(bytes.fromhex("".join(mine)), np.uint8).reshape(-1, 32)
+        # Image i was read by process i modulo `count`.
+        every = sharding.from_all(own).swapaxes(0, 1).reshape(-1, 32)
+        return [row.tobytes().hex() for row in every[: len(names)]]
+
+    share = slice(index, None, count)
+    return features.image_digests(
+        loader.images, names, root, share=share, gather=gather, writes=index == 0
+    )
 
 
 def _build(
@@ -82,9 +106,15 @@ def _build(
 ) -> None:
     size = mesh.size * _IMAGES_PER_DEVICE
     encode = encoder(objective, mesh)
-    with console.Bar("image features", len(cache.names)) as bar:
+    waited = agreement.within_time("the next images of the feature cache")
+    with console.Bar("image features", len(cache.names)) as bar, waited as again:
+
+        def encoded(*batch: np.ndarray) -> jax.Array:
+            again()
+            return encode(params, *sharding.to_global(mesh, batch))
+
         cache.build(
-            lambda *batch: encode(params, *sharding.to_global(mesh, batch)),
+            encoded,
             loader.images,
             loader.preprocess,
             batch_size=size,
@@ -93,10 +123,10 @@ def _build(
             writes=sharding.is_main_process(),
             progress=bar.advance,
         )
-    sharding.barrier("image features written")
+    agreement.barrier("image features written")
     if sharding.is_main_process():
         cache.merge()
-    sharding.barrier("image features merged")
+    agreement.barrier("image features merged")
 
 
 def encoder(objective: Objective, mesh: Mesh) -> Callable[..., jax.Array]:

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from negclip_jax.errors import InputError
-from negclip_jax.runtime import sharding
+from negclip_jax.runtime import agreement, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.interrupt import Interrupted, StopSignal
 from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
@@ -50,8 +50,8 @@ def train(
     """
     is_main = sharding.is_main_process()
     with disk_errors(workdir), contextlib.ExitStack() as stack:
-        if is_main and (log_file := log_to_file(create_workdir(workdir))):
-            stack.callback(log_file.detach)
+        if is_main:
+            stack.callback(log_to_file(create_workdir(workdir)).detach)
         run = prepare(config, workdir)
         stack.callback(run.checkpoints.close)
         start = int(run.state.step)
@@ -82,16 +82,19 @@ def _loop(
         results: dict[str, float] | None = {}
         if evaluators and is_eval_due:
             results = log.evaluate(step, state, evaluators, stop)
-        is_asked = stop.received is not None and (step < total or results is None)
+        signum = agreement.agreed_stop(step, stop.received)
+        is_asked = signum is not None and (step < total or results is None)
         value = (results or {}).get(run.config.checkpoint.best, math.inf)
         is_due = run.clock.due(step, save_every) or value < best or step == total
         if step and (is_due or is_asked):
-            _save(run, log, step, state, results or {}, stop.received if is_asked else None)
+            _save(run, log, step, state, results or {}, signum if is_asked else None)
         if is_asked:
-            raise Interrupted(stop.received, step)
+            raise Interrupted(signum, step)
         return min(best, value) if step else best
 
-    if evaluators and (start == 0 or log.is_evaluation_missing(start, eval_every)):
+    is_missing = sharding.is_main_process() and log.is_evaluation_missing(start, eval_every)
+    is_missing = agreement.from_main("what the log holds", is_missing)
+    if evaluators and (start == 0 or is_missing):
         best = look_and_save(start, state)
     log.begin(start)
     for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
@@ -131,7 +134,7 @@ def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
     batches = run.loader.batches(start, run.clock.total_steps, rows)
     with contextlib.closing(batches):
         for step in itertools.count(start + 1):
-            with chrono.waiting():
+            with chrono.waiting(), agreement.within_time(f"the input of step {step}"):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -162,14 +165,14 @@ class StepLog:
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step that has just been started."""
         if self._pending and self._run.clock.due(self._pending[-1][0], self._every):
-            self.flush()
+            self.flush(durable=False)
         self._pending.append((step, metrics))
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         """Reads and writes everything; afterwards all steps so far are known to be sound."""
         self._drain()
-        self._writers.flush()
-        self._timing.flush()
+        self._writers.flush(durable=durable)
+        self._timing.flush(durable=durable)
 
     def is_evaluation_missing(self, step: int, every: int) -> bool:
         """Whether the run was stopped before the evaluation that belongs to this step."""
@@ -197,8 +200,9 @@ class StepLog:
         logging.info("step %d: evaluating", step, extra={"file_only": True})
         with self.chrono.pause():
             # Of several processes none may leave an evaluation that the others wait in.
-            is_alone = jax.process_count() == 1
-            results = stop.unless_asked(all_results) if is_alone else all_results()
+            results = stop.unless_asked(all_results) if agreement.is_alone() else all_results()
+            # Whether to save depends on them: no last digit may differ between processes.
+            results = agreement.from_main(f"results of step {step}", results)
         if results is None:
             logging.info("step %d: not evaluated; the run begins with it when it goes on", step)
             return None

@@ -13,6 +13,7 @@ _RANGES = {
     "data.max_bad_images": (0, 1),
     "data.workers": (0, math.inf),
     "data.threads": (1, math.inf),
+    "train.logit_block_mib": (0, math.inf),
     "train.ema_decay": (0, 1),
     "optim.lr": (0, math.inf),
     "optim.end_lr": (0, math.inf),
@@ -23,6 +24,8 @@ _RANGES = {
     "optim.weight_decay": (0, math.inf),
     "checkpoint.keep": (1, math.inf),
     "mesh.min_shard_size": (0, math.inf),
+    "runtime.timeout": (1, math.inf),
+    "runtime.silence": (1, math.inf),
 }
 
 

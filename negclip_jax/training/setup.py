@@ -14,21 +14,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs
-from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.packing import Packing
-from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
-from negclip_jax.runtime import sharding, workdir
-from negclip_jax.training import checkpoint, image_features, optim, patterns
+from negclip_jax.runtime import agreement, compilation_cache, sharding, workdir
+from negclip_jax.training import checkpoint, image_features, inputs, optim, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.compiled import CompiledStep
 from negclip_jax.training.durations import Clock
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
+from negclip_jax.training.frozen import restore_frozen, save_frozen
 from negclip_jax.training.ranges import check_ranges
 from negclip_jax.training.state import TrainState
 from negclip_jax.training.step import Objective, make_train_step
@@ -37,7 +35,11 @@ from negclip_jax.training.work import StepWork
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
-_FREE += ("model.remat", "data.packing", "data.cache_")
+_FREE += ("model.remat", "data.packing", "data.cache_", "train.microbatches")
+_FREE += ("train.logit_block_mib",)
+# Keys that may differ between processes: paths, for what they lead to is compared, and speed.
+_OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
+_OF_ONE_HOST += ("eval.data", "runtime.process_id", "runtime.compilation_cache")
 
 
 @dataclasses.dataclass
@@ -65,15 +67,21 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     """
     _require(config, "model.checkpoint", "data.pairs", "data.images")
     check_ranges(config)
+    agreement.require_same("configuration", _of_all_processes(config))
+    agreement.require_same("installed packages", workdir.environment()["packages"])
     path = workdir.create(directory)
+    agreement.require_one_folder(path)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     _check_batches(config, mesh)
-    _use_compilation_cache(config.runtime.compilation_cache, path)
+    if config.runtime.compilation_cache:
+        compilation_cache.use(config.runtime.compilation_cache.format(workdir=path))
 
     checkpoints = checkpoint.Checkpoints(
         path, keep=config.checkpoint.keep, best=config.checkpoint.best
     )
+    checkpoints.skip_damaged()
     resumes = checkpoints.latest_step is not None
+    agreement.require_same("newest checkpoint", {"step": checkpoints.latest_step})
     base = _base_files(path, config.model.checkpoint, resumes)
     model_config = huggingface.read_config(base)
     tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
@@ -81,7 +89,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         base, crop=config.data.crop, default_size=model_config.vision.image_size
     )
     preprocess = dataclasses.replace(preprocess, exact=config.data.exact_resize)
-    loader, validation_loader = _loaders(config, tokenizer, preprocess, mesh)
+    loader, validation_loader = inputs.loaders(config, tokenizer, preprocess, mesh)
     _compare_with_start(config, path, loader, resumes)
     clock = _clock(config, loader)
 
@@ -93,7 +101,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         preprocess.mean,
         preprocess.std,
         microbatches=config.train.microbatches,
-        devices=mesh.size,
+        mesh=mesh,
+        logit_block_mib=config.train.logit_block_mib,
         foil_weight=config.train.foil_weight,
     )
     trainable = patterns.trainable(abstract, config.optim.freeze)
@@ -138,42 +147,20 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
 
 
-def read_data(
-    *, pairs: str, images: str, captions: str, max_bad_images: float
-) -> tuple[list[Pair], ImageSource]:
-    """Pairs and where their images are, with pairs whose image is missing left out.
-
-    Raises InputError when more images are missing than `max_bad_images` (a share) allows.
-    """
-    needs_negated = captions != "original"
-    if pairs.startswith("tfds:"):
-        if needs_negated:
-            raise InputError("data.pairs=tfds:... has no negated captions; data.captions=original")
-        from negclip_jax.data import tfds
-
-        all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
-    else:
-        all_pairs = read_pairs(pairs, require_negated=needs_negated)
-    is_tfds = images.startswith("tfds:")
-    if is_tfds:
-        from negclip_jax.data import tfds
-    source = tfds.TfdsImages(*_tfds_name(images)) if is_tfds else ImageDirectory(images)
-    names = {pair.image for pair in all_pairs}
-    missing = set(source.missing(sorted(names)))
-    if missing:
-        shown = ", ".join(sorted(missing)[:5])
-        found = f"{len(missing)} of {len(names)} images are not in {images}: {shown}"
-        if len(missing) > max_bad_images * len(names):
-            raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
-        logging.warning("%s; their pairs are left out", found)
-    return [pair for pair in all_pairs if pair.image not in missing], source
-
-
 def _require(config: ConfigDict, *keys: str) -> None:
     for key in keys:
         section, name = key.split(".")
         if config[section][name] is None:
             raise InputError(f"config.{key} is not set: pass --config.{key}=...")
+
+
+def _of_all_processes(config: ConfigDict) -> dict:
+    """The configuration without what may differ from host to host."""
+    described = config.to_dict()
+    for key in _OF_ONE_HOST:
+        section, name = key.split(".")
+        del described[section][name]
+    return described
 
 
 def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
@@ -183,77 +170,16 @@ def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
         sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
 
 
-def _use_compilation_cache(cache: str, path: epath.Path) -> None:
-    if not cache:
-        return
-    jax.config.update("jax_compilation_cache_dir", cache.format(workdir=path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def _base_files(path: epath.Path, name: str, resumes: bool) -> epath.Path:
     """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else."""
     base = path / "base"
     if not resumes:
         if sharding.is_main_process():
             huggingface.copy_non_weights(huggingface.resolve(name), base)
-        sharding.barrier("base files copied")
+        agreement.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
     return base
-
-
-def _loaders(
-    config: ConfigDict, tokenizer: Tokenizer, preprocess: Preprocessor, mesh: Mesh
-) -> tuple[PairLoader, PairLoader | None]:
-    data = config.data
-    pairs, images = read_data(
-        pairs=data.pairs,
-        images=data.images,
-        captions=data.captions,
-        max_bad_images=data.max_bad_images,
-    )
-    train, validation = split_pairs(
-        pairs,
-        validation_fraction=data.validation_fraction,
-        by=data.split_by,
-        seed=data.split_seed,
-    )
-    names = sorted({pair.image for pair in pairs})
-    logging.info(
-        "%s pairs of %s images: %s to train on, %s to validate",
-        *(f"{n:,}" for n in (len(pairs), len(names), len(train), len(validation))),
-    )
-
-    def loader(part: list[Pair], batch_size: int, shuffle: bool) -> PairLoader:
-        examples = tokenize_pairs(part, names, tokenizer, captions=data.captions, foils=data.foils)
-        return PairLoader(
-            examples=examples,
-            images=images,
-            preprocess=preprocess,
-            batch_size=batch_size,
-            seed=config.seed,
-            shuffle=shuffle,
-            original_fraction=data.original_fraction if data.captions == "mix" else 0.0,
-            workers=data.workers if shuffle else 0,
-            threads=data.threads,
-            max_bad_images=data.max_bad_images,
-            packing=_packing(config, examples, batch_size, mesh),
-        )
-
-    batch_size = config.train.batch_size
-    if not validation:
-        return loader(train, batch_size, True), None
-    eval_size = config.eval.batch_size or batch_size
-    return loader(train, batch_size, True), loader(validation, eval_size, False)
-
-
-def _packing(config: ConfigDict, examples: Examples, batch_size: int, mesh: Mesh) -> Packing | None:
-    if not config.data.packing:
-        return None
-    captions = batch_size * (1 + config.data.foils)
-    return Packing.suited_to(
-        examples.shown_lengths, captions, mesh.size * config.train.microbatches
-    )
 
 
 def _clock(config: ConfigDict, loader: PairLoader) -> Clock:
@@ -305,18 +231,25 @@ def _restore_or_load(
     _log_parameters(trained_shapes, frozen_shapes)
     step = checkpoints.latest_step
     if step is not None:
-        frozen = checkpoint.restore_frozen(
-            path, checkpoint.abstract_of(frozen_shapes, frozen_places)
-        )
+        frozen = restore_frozen(path, checkpoint.abstract_of(frozen_shapes, frozen_places))
         shapes = jax.eval_shape(create, trained_shapes)
         logging.info("continuing from step %d in %s", step, path)
         return checkpoints.restore(step, checkpoint.abstract_of(shapes, state_places)), frozen
     params = huggingface.load_params(huggingface.resolve(config.model.checkpoint), model_config)
+    if not agreement.is_alone():
+        agreement.require_same("model.checkpoint", {"digest of the weights": _digest(params)})
     trained, frozen = patterns.partition(params, trainable)
     frozen = sharding.put(frozen, frozen_places)
-    checkpoint.save_frozen(path, frozen)
+    save_frozen(path, frozen)
     trained = sharding.put(trained, trained_places)
     return jax.jit(create, out_shardings=state_places)(trained), frozen
+
+
+def _digest(params: dict) -> str:
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        sha.update(np.ascontiguousarray(leaf).data)
+    return sha.hexdigest()[:16]
 
 
 def _validation(
@@ -330,9 +263,9 @@ def _compare_with_start(
 ) -> None:
     """Writes down what the run is, or refuses to continue it as another one."""
     described = json.loads(json.dumps(config.to_dict()))
-    described["data_fingerprint"] = _fingerprint(loader.examples)
+    described["data_fingerprint"] = inputs.fingerprint(loader.examples)
     if resumes:
-        old = json.loads((path / "config.json").read_text())
+        old = workdir.read_config(path)
         changed = workdir.differences(old, described)
         lines = [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
         recipe = config.optim
@@ -346,17 +279,9 @@ def _compare_with_start(
             )
         for line in lines:
             logging.warning("changed since the start of this run: %s", line)
-    sharding.barrier("configurations compared")
+    agreement.barrier("configurations compared")
     if sharding.is_main_process():
         workdir.record(path, described)
-
-
-def _fingerprint(examples: Examples) -> str:
-    digest = hashlib.sha256("\n".join(examples.images).encode())
-    arrays = (examples.image_of, examples.texts.ids, examples.captions, examples.foils)
-    for array in arrays:
-        digest.update(b"" if array is None else np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
 
 
 def _log_parameters(trained: dict, frozen: dict) -> None:
@@ -364,12 +289,3 @@ def _log_parameters(trained: dict, frozen: dict) -> None:
         return sum(x.size for x in jax.tree.leaves(tree)) / 1e6
 
     logging.info("%.2f M parameters trained, %.2f M frozen", millions(trained), millions(frozen))
-
-
-def _tfds_name(text: str) -> tuple[str, str]:
-    name, _, split = text.removeprefix("tfds:").rpartition("/")
-    if not name:
-        raise InputError(
-            f"cannot read {text!r}: write tfds:NAME/SPLIT, e.g. tfds:coco_captions/train"
-        )
-    return name, split

@@ -31,7 +31,7 @@ def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tok
         .sum(axis=1)
         .max()
     )
-    assert examples.longest == longest == examples.shown_lengths.max()
+    assert examples.longest == longest == examples.sizes.max()
 
 
 def test_unknown_captions(pairs, tokenizer):

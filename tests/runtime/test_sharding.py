@@ -121,18 +121,37 @@ def test_put_places_host_arrays(mesh):
 
 
 @pytest.fixture
-def joined(monkeypatch) -> list:
+def joined(monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
-    return calls
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **seconds: calls.append((args, seconds))
+    )
+    yield calls
+    jax.config.update("jax_enable_preemption_service", True)
 
 
 def test_processes_join_only_when_asked(joined):
     sharding.start_distributed("off", process_id=None, num_processes=None)
     assert joined == []
     sharding.start_distributed("auto", process_id=None, num_processes=None)
-    sharding.start_distributed("host:1234", process_id=0, num_processes=2)
-    assert joined == [(), ("host:1234", 2, 0)]
+    sharding.start_distributed("host:1234", process_id=0, num_processes=2, timeout=50, silence=10)
+    assert [place for place, _ in joined] == [(), ("host:1234", 2, 0)]
+    assert joined[1][1] == {
+        "initialization_timeout": 80,  # our own sentences come first
+        "heartbeat_timeout_seconds": 50,
+        "shutdown_timeout_seconds": 10,
+    }
+
+
+def test_jax_leaves_sigterm_to_us(joined):
+    sharding.start_distributed("auto", process_id=None, num_processes=None)
+    assert jax.config.jax_enable_preemption_service is False
+
+
+def test_arrays_of_all_processes_are_stacked():
+    array = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    np.testing.assert_array_equal(sharding.from_all(array), array[None])
+    assert sharding.process_place() == (0, 1)
 
 
 @pytest.mark.parametrize("given", [{}, {"process_id": 0}, {"num_processes": 2}])
@@ -142,3 +161,27 @@ def test_a_coordinator_needs_number_and_count_of_processes(joined, given):
     with pytest.raises(InputError, match=message):
         sharding.start_distributed("host:1", **arguments)
     assert joined == []
+
+
+def test_each_device_works_on_its_own_rows_and_sees_those_of_all(mesh):
+    def function(shared, rows):
+        everything = sharding.gather_rows({"x": rows})["x"]
+        first = sharding.first_row(rows)
+        return {"own": everything[first + np.arange(2)] * shared, "sum": everything.sum()[None]}
+
+    rows = sharding.to_global(mesh, np.arange(16.0, dtype=np.float32))
+    result = jax.jit(sharding.per_device(mesh, function))(np.float32(3), rows)
+    np.testing.assert_array_equal(result["own"], 3 * np.arange(16))
+    np.testing.assert_array_equal(result["sum"], np.full(8, 120))
+
+
+@pytest.mark.parametrize("devices", [8, None])
+def test_what_is_shared_gets_the_gradient_of_all_rows(mesh, devices):
+    def loss(shared, rows):
+        squares = sharding.per_device(mesh if devices else None, lambda w, x: (w * x) ** 2)
+        return squares(shared, rows).sum()
+
+    rows = np.arange(16.0, dtype=np.float32)
+    rows = sharding.to_global(mesh, rows) if devices else rows
+    gradient = jax.jit(jax.grad(loss))(np.float32(2), rows)
+    assert gradient == 2 * 2 * sum(i**2 for i in range(16))

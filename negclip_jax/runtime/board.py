@@ -1,0 +1,80 @@
+"""A board that all processes of a run read and write: the key-value store of JAX's coordinator.
+
+JAX keeps it below `jax._src`, and its public helpers (`jax.experimental.multihost_utils`) are
+collectives: they have no time-out and carry no reason. This is the one file that reaches for it.
+"""
+
+import json
+import re
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+_ROOT = "negclip_jax"
+_WAITING = ("blocking_key_value_get", "wait_at_barrier")
+_LATE = re.compile(r"timed out task names:((?:\s*\d+)+)")
+
+
+class Unreachable(Exception):
+    """The coordinator, which lives in process 0, does not answer."""
+
+
+class Late(Exception):
+    """Something did not happen in time; `processes` did not come, where that is known."""
+
+    def __init__(self, processes: list[int]):
+        super().__init__(f"late: {processes}")
+        self.processes = processes
+
+
+class Board:
+    """JSON values by key. Keys are paths; a folder of them can be read at once."""
+
+    def __init__(self, client: Any = None):
+        """`client` of the coordinator; by default that of `jax.distributed`."""
+        self._client = distributed.global_state.client if client is None else client
+
+    def put(self, key: str, value: Any) -> None:
+        """Writes or overwrites."""
+        self._call("key_value_set", key, json.dumps(value), True)
+
+    def put_first(self, key: str, value: Any) -> bool:
+        """Writes unless another process was faster; returns whether this one wrote."""
+        return self._call("key_value_set", key, json.dumps(value), absent="ALREADY") is not None
+
+    def get(self, key: str) -> Any:
+        """The value, or None where there is none."""
+        text = self._call("key_value_try_get", key, absent="NOT_FOUND")
+        return None if text is None else json.loads(text)
+
+    def wait_for(self, key: str, seconds: float) -> Any:
+        """The value, as soon as there is one; raises Late after so many seconds."""
+        return json.loads(self._call("blocking_key_value_get", key, _milliseconds(seconds)))
+
+    def folder(self, name: str) -> dict[str, Any]:
+        """All values directly below a folder, by the last part of their keys."""
+        found = self._call("key_value_dir_get", f"{name}/")
+        return {key.rpartition("/")[2]: json.loads(text) for key, text in found}
+
+    def barrier(self, name: str, seconds: float) -> None:
+        """Returns when all processes have called it; raises Late after so many seconds."""
+        self._call("wait_at_barrier", name, _milliseconds(seconds))
+
+    def _call(self, method: str, key: str, *arguments: Any, absent: str | None = None) -> Any:
+        """Calls the client; None where the answer is the status `absent`."""
+        try:
+            answer = getattr(self._client, method)(f"{_ROOT}/{key}", *arguments)
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error)
+            if absent is not None and message.startswith(absent):
+                return None
+            if "DEADLINE_EXCEEDED" in message and method in _WAITING:
+                named = _LATE.search(message)
+                raise Late([int(n) for n in named[1].split()] if named else []) from None
+            raise Unreachable(message.partition("\n")[0]) from None
+        return True if answer is None else answer
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(1000 * seconds))

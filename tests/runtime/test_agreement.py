@@ -1,0 +1,192 @@
+"""What the processes of a run agree on, with two of them as threads of this one."""
+
+import concurrent.futures
+import threading
+
+import jax
+import pytest
+from boards import connected
+from etils import epath
+
+from negclip_jax.errors import InputError
+from negclip_jax.runtime import agreement, watch
+from negclip_jax.runtime.interrupt import Interrupted
+
+_here = threading.local()
+
+
+class TeamOfThread:
+    """Stands in `agreement._team` for the team of the thread that asks."""
+
+    def __getattr__(self, name):
+        return getattr(_here.team, name)
+
+    def __setattr__(self, name, value):
+        setattr(_here.team, name, value)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """Function that runs a function of the process number in two threads, as two processes.
+
+    Returns what each returned or raised.
+    """
+    monkeypatch.setattr(agreement, "_team", TeamOfThread())
+    with connected(2) as boards:
+        teams = [
+            agreement._Team(
+                board, watch.Watch(board, index=i, count=2, timeout=1.0, silence=60.0), i, 1.0
+            )
+            for i, board in enumerate(boards)
+        ]
+
+        def run(function):
+            def one(index: int):
+                _here.team = teams[index]
+                try:
+                    return function(index)
+                except BaseException as error:
+                    return error
+
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                return list(pool.map(one, range(2)))
+
+        yield run
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert agreement.is_alone()
+    agreement.barrier("here")
+    agreement.require_same("configuration", {"a": 1})
+    agreement.require_one_folder(epath.Path(tmp_path))
+    assert agreement.from_main("value", {"a": 1}) == {"a": 1}
+    assert [agreement.agreed_stop(3, received) for received in (None, 15)] == [None, 15]
+    with agreement.within_time("nothing") as again, agreement.shared_fate():
+        again()
+    with pytest.raises(SystemExit) as left:
+        agreement.leave(4)
+    assert left.value.code == 4
+
+
+def test_the_main_process_decides(together):
+    assert (
+        together(lambda i: agreement.from_main("loss", {"loss": 0.25 + i})) == [{"loss": 0.25}] * 2
+    )
+
+
+def test_rounds_do_not_mix(together):
+    def several(i: int) -> list:
+        found = []
+        for n in range(5):
+            agreement.barrier("again")
+            found.append(agreement.from_main("again", n + 100 * i))
+        return found
+
+    assert together(several) == [list(range(5))] * 2
+
+
+def test_a_difference_is_named_by_its_keys(together):
+    def check(i: int) -> None:
+        config = {"optim": {"lr": [1e-3, 2e-3][i], "eps": 1e-8}, "seed": i}
+        agreement.require_same("configuration", config)
+
+    main, other = together(check)
+    assert isinstance(other, InputError) and str(other) == (
+        "process 1 differs from process 0 in its configuration: optim.lr: 0.002 instead of 0.001; "
+        "seed: 1 instead of 0. All processes need the same"
+    )
+    # The other one is ended by its watch, or here by the time-out.
+    assert "process 1 did not come to the point 'configuration' within 1 s" in str(main)
+
+
+def test_many_and_long_differences_are_cut_short(together):
+    def check(i: int) -> None:
+        value = {f"k{n}": "x" * (1000 * i) for n in range(9)}
+        agreement.require_same("data", value)
+
+    _, other = together(check)
+    assert str(other).count("instead of") == 5 and "and 4 more" in str(other)
+    assert len(str(other)) < 1500
+
+
+def test_the_same_value_passes(together):
+    values = ({"b": (1, 2), "a": None}, {"a": None, "b": [1, 2]})  # as JSON they are equal
+    assert together(lambda i: agreement.require_same("data", values[i])) == [None, None]
+
+
+def test_a_process_that_does_not_come_is_named(together):
+    ends = together(lambda i: agreement.barrier("meeting") if i == 0 else None)
+    assert "process 1 did not come to the point 'meeting' within 1 s (runtime.timeout)" in str(
+        ends[0]
+    )
+    ends = together(lambda i: agreement.from_main("value", 0) if i == 1 else None)
+    assert "process 0 did not come to the point 'value'" in str(ends[1])
+
+
+def test_one_folder_is_one_folder(together, tmp_path):
+    same = epath.Path(tmp_path)
+    assert together(lambda i: agreement.require_one_folder(same)) == [None, None]
+    assert list(tmp_path.iterdir()) == []
+    folders = [same / "a", same / "b"]
+    for folder in folders:
+        folder.mkdir()
+    ends = together(lambda i: agreement.require_one_folder(folders[i]))
+    assert str(ends[1]).startswith(f"process 1 does not see what process 0 writes to {same}/b")
+
+
+def test_all_stop_together_when_interrupted(together):
+    def run(i: int) -> None:
+        with agreement.shared_fate():
+            raise Interrupted(15, 7)
+
+    ends = together(run)
+    assert [(type(e), e.step) for e in ends] == [(Interrupted, 7)] * 2
+
+
+def test_an_error_is_told_and_raised(together, monkeypatch):
+    left: list = []
+    told = threading.Event()
+
+    def leave(status: int) -> None:
+        left.append(status)
+        told.set()
+        raise SystemExit  # ends the watching thread
+
+    monkeypatch.setattr(watch, "leave", leave)
+
+    def run(i: int) -> None:
+        with agreement.shared_fate():
+            if i == 1:
+                raise InputError("photo 7 is broken")
+            told.wait(10)  # as in a collective
+            _here.team.watch.stop()
+            raise InputError("woken for the test")
+
+    ends = together(run)
+    assert str(ends[1]) == "photo 7 is broken" and 1 in left
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_jax"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo"), True),
+        (InputError("a sentence"), False),
+        (OSError("disk"), False),
+    ],
+)
+def test_errors_of_the_runtime_are_known_through_what_wraps_them(error, is_of_jax):
+    assert agreement._is_of_jax(error) is is_of_jax
+    wrapped = InputError("cannot save")
+    wrapped.__cause__ = error
+    assert agreement._is_of_jax(wrapped) is is_of_jax
+
+
+def test_joining_gives_up_with_a_sentence(monkeypatch, capsys):
+    gone = threading.Event()
+    monkeypatch.setattr(watch, "leave", lambda status: gone.set())
+    with agreement.joining("host:1", 0.05):
+        assert gone.wait(5)
+    assert "error: not all processes came to host:1 within 0.05 s" in capsys.readouterr().err
+    refused = pytest.raises(InputError, match=r"runtime\.distributed='auto': no cluster here")
+    with refused, agreement.joining("auto", 5.0):
+        raise ValueError("no cluster here\nand more")

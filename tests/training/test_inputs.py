@@ -1,0 +1,81 @@
+"""What is trained on: pairs without their missing images, captions by kind, and a fingerprint."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from negclip_jax.data.packing import Ragged
+from negclip_jax.errors import InputError
+from negclip_jax.training.inputs import fingerprint, read_data
+from negclip_jax.training.setup import prepare
+
+
+@pytest.fixture
+def gappy(tiny_pairs, tmp_path):
+    """The tiny pairs without three of their forty images."""
+    path = tmp_path / "gappy"
+    shutil.copytree(tiny_pairs, path)
+    for name in ("007.png", "011.png", "031.png"):
+        (path / "images" / name).unlink()
+    return {"pairs": str(path / "pairs.json"), "images": str(path / "images")}
+
+
+def test_missing_images_are_left_out_and_listed(gappy, caplog):
+    pairs, _ = read_data(**gappy, captions="negated", max_bad_images=0.075)
+    assert len(pairs) == 74 and not {"007.png", "011.png", "031.png"} & {p.image for p in pairs}
+    assert "3 of 40 images are not in" in caplog.text
+    assert "007.png, 011.png, 031.png; their pairs are left out" in caplog.text
+
+
+def test_too_many_missing_images_stop_the_run(gappy):
+    message = r"3 of 40 images are not in .*: 007\.png, 011.*data\.max_bad_images=0\.05 allows"
+    with pytest.raises(InputError, match=message):
+        read_data(**gappy, captions="negated", max_bad_images=0.05)
+
+
+def test_pairs_without_negation_serve_only_a_control_run(tiny_pairs, tmp_path):
+    content = json.loads((tiny_pairs / "pairs.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["updated_caption"]
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(content))
+    arguments = {"pairs": str(plain), "images": str(tiny_pairs / "images"), "max_bad_images": 0.0}
+    assert len(read_data(**arguments, captions="original")[0]) == 80
+    for captions in ("negated", "mix"):
+        with pytest.raises(InputError, match=r"has \"updated_caption\".*data\.captions=\"original"):
+            read_data(**arguments, captions=captions)
+
+
+def test_tfds_has_no_negated_captions(tiny_pairs):
+    with pytest.raises(InputError, match=r"tfds:\.\.\. has no negated captions"):
+        read_data(
+            pairs="tfds:coco_captions/train",
+            images=str(tiny_pairs),
+            captions="negated",
+            max_bad_images=0.0,
+        )
+    with pytest.raises(InputError, match="write tfds:NAME/SPLIT"):
+        read_data(pairs="tfds:coco", images="tfds:x/y", captions="original", max_bad_images=0.0)
+
+
+def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):
+    loader = prepare(make_config({"data.foils": 1}), str(tmp_path)).loader
+    examples = loader.examples
+    before = fingerprint(examples)
+    other_word = examples.texts.ids.copy()
+    other_word[1] += 1
+    assert examples.foil_mask.any()
+    changed = [
+        dataclasses.replace(examples, images=examples.images[::-1]),
+        dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
+        dataclasses.replace(examples, texts=Ragged(other_word, examples.texts.offsets)),
+        dataclasses.replace(examples, captions=np.roll(examples.captions, 1, axis=1)),
+        dataclasses.replace(examples, foils=np.roll(examples.foils, 1, axis=0)),
+        dataclasses.replace(examples, foils=None),
+    ]
+    prints = [fingerprint(e) for e in changed]
+    assert len({before, *prints}) == 7
+    assert len(before) == 16 and fingerprint(examples) == before

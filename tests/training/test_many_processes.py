@@ -1,0 +1,189 @@
+"""One process, two and four, on any mesh: the same numbers, and each process does its part."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from processes import Nursery, commands, nursery, run_alone
+from tiny_benchmark import write_items
+from tiny_runs import assert_close, read_metrics
+
+from evals import registry
+from evals.in_training import configured
+from negclip_jax.runtime import sharding
+from negclip_jax.training.checkpoint import restore_params
+from negclip_jax.training.loop import train
+
+STEPS, HALF = 8, 4
+CHANGES = {
+    "train.total": f"{STEPS} steps",
+    "train.ema_decay": 0.8,
+    "data.captions": "mix",
+    "data.foils": 1,
+    "data.validation_fraction": 0.025,  # one image, two pairs: fewer than there are processes
+    "optim.lr": 2e-3,
+    "optim.eps": 1e-3,  # large, so that updates are smooth in the gradient
+    "eval.every": f"{HALF} steps",
+    "eval.batch_size": 8,
+    "eval.benchmarks": "tiny",
+    "checkpoint.every": f"{HALF} steps",
+    "log.every": "3 steps",
+    "mesh.min_shard_size": 64,
+    "runtime.timeout": 60.0,
+}
+
+
+@pytest.fixture(scope="module")
+def settings(short_run, tiny_pairs, tmp_path_factory) -> dict:
+    """Of all runs here: everything that can be on is on, and nothing divides by anything."""
+    data = tmp_path_factory.mktemp("benchmark")
+    (data / "photos").mkdir()
+    for i in range(3):
+        shutil.copy(tiny_pairs / "images" / f"{i:03d}.png", data / "photos" / f"{i}.png")
+    write_items(data, images=3)
+    return short_run | CHANGES | {"eval.data": str(data)}
+
+
+@pytest.fixture(scope="module")
+def train_here(settings, make_config, tmp_path_factory):
+    """Function of mesh and changes to the workdir of a run in this process, on some devices."""
+
+    def run(data: int, fsdp: int, changes: dict | None = None, workdir: Path | None = None) -> Path:
+        workdir = workdir or tmp_path_factory.mktemp("here") / "run"
+        config = make_config(settings | {"mesh.data": data, "mesh.fsdp": fsdp} | (changes or {}))
+        make_mesh, devices = sharding.make_mesh, jax.devices()[: data * fsdp]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sharding, "make_mesh", lambda **axes: make_mesh(**axes, devices=devices))
+            patch.setattr(registry, "BENCHMARKS", {"tiny": "tiny_benchmark:BENCHMARK"})
+            keys = ("benchmarks", "data", "allow_subset")
+            evaluators = configured(workdir=str(workdir), **{key: config.eval[key] for key in keys})
+            train(config, str(workdir), evaluators)
+        return workdir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(train_here) -> Path:
+    """Workdir of the undisturbed run of one process."""
+    return train_here(4, 1)
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    with nursery(tmp_path_factory.mktemp("logs")) as opened:
+        yield opened
+
+
+def assert_all_well(ends) -> None:
+    assert [end.status for end in ends] == [0] * len(ends), "\n\n".join(e.output for e in ends)
+
+
+def assert_same_run(workdir: Path, expected: Path, *, first: int = 0) -> None:
+    """Same numbers from step `first` on, and the same parameters, to 1e-6."""
+    ours, theirs = read_metrics(workdir), read_metrics(expected)
+    assert ours.keys() == theirs.keys() and max(ours) == STEPS
+    for step in range(first, STEPS + 1):
+        assert ours[step].keys() == theirs[step].keys()
+        for name, value in ours[step].items():
+            tolerance = 1e-6 if "loss" in name else 1e-5
+            np.testing.assert_allclose(
+                value, theirs[step][name], tolerance, 1e-6, err_msg=f"{step} {name}"
+            )
+    for ema in (False, True):
+        (a, step), (b, _) = (restore_params(str(w), "last", ema=ema) for w in (workdir, expected))
+        assert step == STEPS
+        assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_the_reference_trains_and_evaluates(alone):
+    metrics = read_metrics(alone)
+    assert list(metrics) == list(range(STEPS + 1))
+    assert abs(metrics[1]["loss"] - metrics[STEPS]["loss"]) > 1e-2
+    for step in (0, HALF, STEPS):
+        assert {"val/loss", "bench/tiny/accuracy"} <= metrics[step].keys()
+    assert (alone / "features").is_dir()
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2), (2, 4)])
+def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
+    assert_same_run(train_here(data, fsdp), alone)
+
+
+@pytest.fixture(scope="module")
+def by_four(forked: Nursery, settings, tmp_path_factory) -> Path:
+    """Workdir of four processes of one device each, whose parameters lie in parts on two."""
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    events = {
+        i: {"tiny_benchmark": True, "count_reads": str(workdir.parent / f"reads{i}.json")}
+        for i in range(4)
+    }
+    changes = {"mesh.data": 2, "mesh.fsdp": 2}
+    ends = forked.run(
+        settings | changes, workdir, processes=4, devices=1, events=events, seconds=120
+    )
+    assert_all_well(ends)
+    assert "done: 8 steps" in ends[0].output
+    assert not any("done" in end.output or "step " in end.output for end in ends[1:])
+    return workdir
+
+
+def test_four_processes_equal_one(by_four, alone):
+    assert_same_run(by_four, alone)
+
+
+def test_each_process_reads_its_part(by_four):
+    reads = [json.loads((by_four.parent / f"reads{i}.json").read_text()) for i in range(4)]
+    names = {f"{i:03d}.png" for i in range(40)}
+    hashed = [set(r["read"]) for r in reads]
+    assert [len(part) for part in hashed] == [10] * 4 and set.union(*hashed) == names
+    # The cache's batch holds 128 images: its last rows repeat the last image.
+    opened = [[name for name in r["open"] if name in names] for r in reads]
+    assert set().union(*opened) == names
+    for i, part in enumerate(opened):
+        assert len(part) == 32 and all(
+            not set(part) & set(other) - {"039.png"} for other in opened[:i]
+        )
+
+
+def test_only_the_main_process_writes(by_four):
+    described = json.loads((by_four / "config.json").read_text())
+    assert described["runtime"]["process_id"] == 0
+    assert json.loads((by_four / "environment.json").read_text())["processes"] == 4
+    log = (by_four / "train.log").read_text()
+    assert log.count("compiled the training step") == 1 and log.count("step 4: val/loss") == 1
+
+
+@pytest.fixture(scope="module")
+def half_by_two(settings, tmp_path_factory) -> Path:
+    """Workdir of half a run of two processes, each started like any command."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    changes = {"train.total": f"{HALF} steps", "eval.benchmarks": "", "mesh.fsdp": 4}
+    arguments = commands(settings | changes, workdir, 2, {})
+    assert_all_well(run_alone(arguments, devices=2, seconds=120))
+    return workdir
+
+
+def test_two_processes_equal_one(half_by_two, alone):
+    ours, theirs = read_metrics(half_by_two), read_metrics(alone)
+    assert list(ours) == list(range(HALF + 1))
+    for step, numbers in ours.items():
+        for name in numbers.keys() & {"loss", "val/loss"}:
+            np.testing.assert_allclose(numbers[name], theirs[step][name], rtol=1e-6)
+
+
+def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, tmp_path):
+    workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
+    assert_same_run(train_here(1, 1, workdir=workdir), alone, first=HALF + 1)
+
+
+def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
+    workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
+    events = {i: {"tiny_benchmark": True} for i in range(4)}
+    ends = forked.run(settings, workdir, processes=4, devices=1, events=events, seconds=120)
+    assert_all_well(ends)
+    assert "continuing from step 4" in ends[0].output
+    assert_same_run(workdir, alone, first=HALF + 1)
