@@ -1,0 +1,185 @@
+"""Starts a command again and again and kills it at moments that are observed from outside.
+
+Nothing in the commands knows of it: what a process was doing when SIGKILL reached it is read from
+what it left, its log and its files.
+"""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tiny_runs import ROOT
+
+_POLL_SECONDS = 0.001
+_ATTEMPTS = 6  # at one moment, which may have passed by the time that the signal arrives
+_TIMEOUT_SECONDS = 120.0
+# What may lie about while a process is at work, and after one was killed.
+_LEFTOVERS = ("*partial*", "*orbax-checkpoint-tmp*", ".write_test", "*.lock", "*.tmp")
+
+
+@dataclasses.dataclass
+class Site:
+    """A folder in which the real commands train a run and export it.
+
+    Attributes:
+      root: the commands' working directory; they write to `run` and `exported`.
+      settings: of the run, as {"section.key": value}.
+    """
+
+    root: Path
+    settings: dict
+
+    @property
+    def workdir(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def train(self) -> list[str]:
+        """The command that trains."""
+        config = f"--config={ROOT}/configs/negationclip.py"
+        overrides = [f"--config.{k}={v}" for k, v in self.settings.items() if v is not None]
+        return [sys.executable, str(ROOT / "launch.py"), config, "--workdir=run", *overrides]
+
+    @property
+    def export(self) -> list[str]:
+        """The command that exports."""
+        module = "negclip_jax.interop.export"
+        return [sys.executable, "-m", module, "--workdir=run", "--out=exported"]
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        """A process in a session of its own, whose output is kept in `output.txt`."""
+        with (self.root / "output.txt").open("w") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ
+                | {
+                    "PYTHONPATH": str(ROOT),
+                    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                },
+            )
+
+    def finish(self, command: list[str]) -> str:
+        """Runs a command to its end, which must be good; returns what it printed."""
+        process = self.start(command)
+        process.wait(_TIMEOUT_SECONDS)
+        assert process.returncode == 0, self.output
+        return self.output
+
+    @property
+    def output(self) -> str:
+        """What the last process printed."""
+        return (self.root / "output.txt").read_text()
+
+    def leftovers(self) -> list[str]:
+        """What is neither finished nor anything that the next process could not do without."""
+        found = (path for pattern in _LEFTOVERS for path in self.root.rglob(pattern))
+        return sorted({str(path.relative_to(self.root)) for path in found})
+
+
+def _log(site: Site) -> str:
+    path = site.workdir / "train.log"
+    return path.read_text() if path.exists() else ""
+
+
+def _holds(directory: Path, pattern: str) -> bool:
+    return directory.is_dir() and next(directory.glob(pattern), None) is not None
+
+
+@dataclasses.dataclass
+class Victim:
+    """One process of a site.
+
+    Attributes:
+      site, process: where and what.
+      log_start: characters of the log that are of processes before.
+    """
+
+    site: Site
+    process: subprocess.Popen
+    log_start: int
+
+    @property
+    def log(self) -> str:
+        """What this process has logged."""
+        return _log(self.site)[self.log_start :]
+
+    def is_building_cache(self) -> bool:
+        if "M parameters trained" not in self.log or "compiled the training step" in self.log:
+            return False
+        features = self.site.workdir / "features"
+        folders = [path for path in features.glob("*") if path.is_dir()]
+        return any(not (folder / "manifest.json").exists() for folder in folders)
+
+    def is_saving(self) -> bool:
+        return _holds(self.site.workdir / "checkpoints", "*.orbax-checkpoint-tmp*")
+
+    def is_evaluating(self) -> bool:
+        return self.log.rstrip().endswith(": evaluating")
+
+    def is_stepping(self) -> bool:
+        return "compiled the training step" in self.log and not self.is_evaluating()
+
+    def is_exporting(self) -> bool:
+        return (self.site.root / ".exported.partial" / "new").exists()
+
+    def is_starting(self) -> bool:
+        return "compiled the training step" not in self.log and not self.is_building_cache()
+
+
+# By phase: how to see that a process is in it, and for how long it lasts about, in seconds.
+PHASES: dict[str, tuple[Callable[[Victim], bool], float]] = {
+    "start-up": (Victim.is_starting, 2.0),
+    "cache building": (Victim.is_building_cache, 0.3),
+    "steps": (Victim.is_stepping, 0.1),
+    "save": (Victim.is_saving, 0.05),
+    "evaluation": (Victim.is_evaluating, 0.05),
+    "export": (Victim.is_exporting, 0.4),
+}
+
+
+def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[str]:
+    """Runs a command and kills it at a random time in a phase; returns the phases it was in.
+
+    Raises AssertionError where the command ends before.
+    """
+    victim = Victim(site, site.start(command), len(_log(site)))
+    is_in_phase, duration = PHASES[phase]
+    skipped = rng.choice((0, 0, 1)) if phase in ("save", "evaluation") else 0
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    was_in_phase = False
+    while True:
+        assert victim.process.poll() is None, f"ended before {phase}: {site.output}"
+        assert time.monotonic() < deadline, f"{phase} never came: {site.output}"
+        now_in_phase = is_in_phase(victim)
+        if now_in_phase and not was_in_phase:
+            if not skipped:
+                break
+            skipped -= 1
+        was_in_phase = now_in_phase
+        time.sleep(_POLL_SECONDS)
+    time.sleep(rng.uniform(0, duration))
+    os.killpg(victim.process.pid, signal.SIGKILL)
+    assert victim.process.wait() == -signal.SIGKILL, f"ended in {phase}: {site.output}"
+    if command == site.export:
+        return {"export"} if victim.is_exporting() else set()
+    return {name for name, (seen, _) in PHASES.items() if name != "export" and seen(victim)}
+
+
+def kill_in(site: Site, command: list[str], phase: str, rng: random.Random) -> list[set[str]]:
+    """Kills until one kill was in the phase; returns the phases of each kill."""
+    kills = []
+    while not kills or phase not in kills[-1]:
+        assert len(kills) < _ATTEMPTS, f"{phase} was missed {_ATTEMPTS} times: {kills}"
+        kills.append(kill(site, command, phase, rng))
+    return kills
