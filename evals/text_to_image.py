@@ -91,7 +91,7 @@ def _add_judging(group: argparse._ArgumentGroup) -> None:
     who.add_argument("--stand-in", metavar="CLIP", help="checkpoint that compares in its place")
     add = group.add_argument
     add("--judge-model", default="", metavar="NAME", help="default: the only one it offers")
-    add("--judge-timeout", type=float, default=120.0, metavar="S", help="default: %(default)s")
+    add("--judge-timeout", type=_seconds, default=120.0, metavar="S", help="default: %(default)s")
     add("--judge-tries", type=_positive, default=5, metavar="N", help="default: %(default)s")
     add(
         "--judge-concurrency",
@@ -103,10 +103,19 @@ def _add_judging(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -165,8 +165,8 @@ class Chat:
                 "check the address, which usually ends in /v1, and --judge-model"
             )
         if status in _LATER or status >= 500:
-            wait = float(later) if later.isdigit() else 0.0
-            raise _NoAnswer(f"status {status}: {_start(body)}", min(wait, self._patience.longest))
+            wait = min(_seconds(later), self._patience.longest)
+            raise _NoAnswer(f"status {status}: {_start(body)}", wait)
         return status, body
 
     def _wait(self, attempt: int) -> float:
@@ -184,6 +184,14 @@ def _completion(status: int, body: bytes) -> str:
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
+
+
+def _seconds(retry_after: str) -> float:
+    """Retry-After where it is a number; it may be a date as well, which our own wait serves."""
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        return 0.0
 
 
 def _start(body: bytes) -> str:

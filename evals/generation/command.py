@@ -106,8 +106,8 @@ def _report(
     if content["blank"]:
         content["notes"] = [
             *content["notes"],
-            f"{content['blank']} pictures are of one colour, as after an overflow of numbers: "
-            "--dtype=float32 has more room",
+            f"{content['blank']} of {content['drawn']} pictures are of one colour, as after an "
+            "overflow of numbers: --dtype=float32 has more room",
         ]
     scores.write(args.out, content)
     print(scores.table_text(content))

@@ -89,8 +89,8 @@ class Judge:
         bare = [prompt.text for prompt in prompts if not (prompt.present and prompt.absent)]
         if bare:
             raise InputError(
-                f"{len(bare)} prompts have no questions for a judge ({bare[0]!r}): give Question1 "
-                "and Question2 in --prompts, or use --stand-in instead of --judge"
+                f"{len(bare)} of {len(prompts)} prompts have no questions for a judge, such as "
+                f"{bare[0]!r}: give Question1 and Question2 in --prompts, or --stand-in instead"
             )
         self._chat = Chat(url, os.environ.get("OPENAI_API_KEY"), patience or Patience())
         self._out, self._concurrency = out, concurrency

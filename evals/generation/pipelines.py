@@ -128,7 +128,7 @@ class Pipelines:
             ).images
         except self._torch.OutOfMemoryError as error:
             raise InputError(
-                f"{len(seeds)} pictures of {self._size} pixels do not fit into the memory of "
+                f"a batch of {len(seeds)} at {self._size} pixels does not fit into the memory of "
                 f"{self._device}: give a smaller --batch-size or --size, or --dtype=float16"
             ) from error
 
@@ -141,7 +141,7 @@ class Pipelines:
         ids = {text: self._tokenizer(text).input_ids for text in prompts}
         cut = [text for text in prompts if len(ids[text]) > limit]
         if cut:
-            shown = f"{len(cut)} prompts are longer than {limit} tokens and are cut"
+            shown = f"{len(cut)} of {len(prompts)} prompts are cut at {limit} tokens"
             self.notes.append(f"{shown}, such as {cut[0][:60]!r}")
         if self._info.tokenizer is None:
             return
@@ -173,13 +173,13 @@ class Pipelines:
             options = {"add_watermarker": False}
         try:
             pipeline = getattr(self._diffusers, kind).from_pretrained(
-                directory, torch_dtype=self._dtype, local_files_only=True, **options
+                directory, local_files_only=True, **options
             )
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{directory} cannot be loaded as a {kind}: {reason}") from error
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(self._device)
+        return pipeline.to(self._device, self._dtype)
 
     def _chosen_size(self, size: int | None) -> int:
         scale = self._pipeline.vae_scale_factor

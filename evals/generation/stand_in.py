@@ -54,8 +54,9 @@ class StandIn:
         bare = [prompt.text for prompt in prompts if not (prompt.affirmative and prompt.affirmed)]
         if bare:
             raise InputError(
-                f"{len(bare)} prompts do not say what is there and what is not ({bare[0]!r}): a "
-                'stand-in needs a negating word and the keys "affirmative" or "Question1"'
+                f"{len(bare)} of {len(prompts)} prompts do not say what is there and what is not, "
+                f"such as {bare[0]!r}: a stand-in needs a negating word, and the key Question1 or "
+                "Affirmative where the words before it do not say what is there"
             )
         self._out = out
         self._prompts = {prompt.text: prompt for prompt in prompts}
