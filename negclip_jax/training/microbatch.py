@@ -7,37 +7,43 @@ time (Gao et al., 2021, https://arxiv.org/abs/2101.06983). In JAX this is `lax.m
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+from jax.sharding import Mesh
+
+from negclip_jax.runtime import sharding
 
 Batch = TypeVar("Batch")
 Features = TypeVar("Features")
 
 
 def map_microbatches(
-    encode: Callable[[Batch], Features], batch: Batch, count: int, devices: int = 1
+    encode: Callable[[Any, Batch], Features],
+    params: Any,
+    batch: Batch,
+    count: int,
+    mesh: Mesh | None = None,
 ) -> Features:
-    """`encode(batch)`, computed in `count` parts and differentiated one part at a time.
+    """`encode(params, batch)`, computed in `count` parts and differentiated one part at a time.
+
+    Each device cuts its own rows into parts, so no row moves, and adds up the gradient of `params`
+    by itself; the devices' gradients are summed once, after the last part.
 
     Args:
-      encode: function of a tree of arrays `[B, ...]` that treats the parts of the batch
-        independently, returning such a tree.
+      encode: function of parameters and a tree of arrays `[B, ...]` that treats the parts of the
+        batch independently, returning such a tree.
+      params: tree of arrays.
       batch: tree of arrays whose leading axes `devices * count` divides.
       count: number of micro-batches; 1 calls `encode` as it is.
-      devices: over which the leading axes are split; each gives a part of its own to every
-        micro-batch, so no row moves.
+      mesh: over which the leading axes are split; None stands for one device.
     """
     if count == 1:
-        return encode(batch)
+        return encode(params, batch)
 
-    def split(x: jax.Array) -> jax.Array:
-        by_device = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
-        return by_device.reshape(count, -1, *x.shape[1:])
+    def on_device(params: Any, rows: Batch) -> Features:
+        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+        features = jax.lax.map(jax.checkpoint(lambda part: encode(params, part)), parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
 
-    def join(x: jax.Array) -> jax.Array:
-        by_device = x.reshape(count, devices, -1, *x.shape[2:]).swapaxes(0, 1)
-        return by_device.reshape(-1, *x.shape[2:])
-
-    features = jax.lax.map(jax.checkpoint(encode), jax.tree.map(split, batch))
-    return jax.tree.map(join, features)
+    return sharding.per_device(mesh, on_device)(params, batch)

@@ -1,6 +1,7 @@
 """The only compiled training code: one update, and the loss of a validation batch."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from negclip_jax.training import patterns
+from negclip_jax.training.logits import Blocks
 from negclip_jax.training.losses import contrastive_loss, sigmoid_loss
 from negclip_jax.training.microbatch import map_microbatches
 from negclip_jax.training.state import TrainState
@@ -29,7 +32,8 @@ class Objective:
       graphdef: static part of the model, see `models.clip.split`.
       mean, std: per-channel constants of the preprocessing, in units of pixel / 255.
       microbatches: parts in which the towers run, see `microbatch`.
-      devices: over which batches are split.
+      mesh: over which batches are split; None stands for one device.
+      logit_block_mib: bound on the logits that a device holds at a time, see `logits`.
       foil_weight: see `losses.contrastive_loss`.
     """
 
@@ -37,16 +41,14 @@ class Objective:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     microbatches: int = 1
-    devices: int = 1
+    mesh: Mesh | None = None
+    logit_block_mib: float = math.inf
     foil_weight: float = 1.0
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Loss of all parameters on a batch, contrastive or SigLIP's, and its accuracies."""
-        model = nnx.merge(self.graphdef, params)
         rows = {name: batch[name] for name in ("image", "feature", "text") if name in batch}
-        features = map_microbatches(
-            lambda part: self._encode(model, part), rows, self.microbatches, self.devices
-        )
+        features = map_microbatches(self._encode, params, rows, self.microbatches, self.mesh)
         texts = features["text"].reshape(len(features["image"]), -1, features["text"].shape[-1])
         has_foils = texts.shape[1] > 1
         captions = {
@@ -54,6 +56,7 @@ class Objective:
             "foil_mask_BxK": batch["foil_mask"] if has_foils else None,
             "foil_weight": self.foil_weight,
             "mask_B": batch.get("mask"),
+            "blocks": Blocks(self.mesh, self.logit_block_mib),
         }
         scored = (features["image"], texts[:, 0], params["logit_scale"])
         if "logit_bias" in params:  # SigLIP, which is defined by it
@@ -69,7 +72,8 @@ class Objective:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return (image.astype(jnp.float32) / 255 - mean) / std
 
-    def _encode(self, model: nnx.Module, rows: Batch) -> Batch:
+    def _encode(self, params: dict, rows: Batch) -> Batch:
+        model = nnx.merge(self.graphdef, params)
         text = model.encode_text(rows["text"])
         if "feature" in rows:
             return {"image": rows["feature"], "text": text}

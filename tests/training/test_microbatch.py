@@ -8,6 +8,7 @@ from tiny_runs import random_batch
 
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.models import clip
+from negclip_jax.runtime import sharding
 from negclip_jax.training.microbatch import map_microbatches
 from negclip_jax.training.step import Objective
 
@@ -71,13 +72,18 @@ def test_towers_never_see_the_whole_batch(model, tiny_config):
 
 def test_rows_come_back_in_order():
     batch = {"x": jnp.arange(24.0).reshape(12, 2), "y": jnp.arange(12)}
+
+    def encode(factor, part):
+        return {"z": part["x"][:, 0] + factor * part["y"]}
+
     for count in (1, 2, 3, 4):
-        result = map_microbatches(lambda b: {"z": b["x"][:, 0] + 100 * b["y"]}, batch, count)
+        result = jax.jit(map_microbatches, static_argnums=(0, 3))(encode, 100.0, batch, count)
         np.testing.assert_array_equal(result["z"], batch["x"][:, 0] + 100 * batch["y"])
 
 
 def test_each_device_gives_a_contiguous_share_of_its_own_to_every_part():
     # 16 rows on 4 devices, in 2 parts: the first part holds rows 0, 1, 4, 5, 8, 9, 12, 13.
-    rows = jnp.arange(16)
-    from_first = map_microbatches(lambda x: x - x[0], rows, 2, 4)
-    np.testing.assert_array_equal(from_first, [i - 2 * (i % 4 // 2) for i in range(16)])
+    mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+    rows = sharding.to_global(mesh, np.arange(16))
+    run = jax.jit(lambda x: map_microbatches(lambda _, part: part - part[0], {}, x, 2, mesh))
+    np.testing.assert_array_equal(run(rows), [i % 2 for i in range(16)])

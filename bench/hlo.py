@@ -1,0 +1,182 @@
+"""Reads a compiled program's text (XLA's HLO): what its devices send, multiply and hold.
+
+XLA's own cost analysis counts the body of a loop once, and towers are loops over their blocks.
+Here everything is multiplied by how often it runs. Sizes in the text of a partitioned program are
+those of one device.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
+_INSTRUCTION = re.compile(rf"^\s+(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\(([^)]*)\)(.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One communication of a program.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      size: bytes of its result on each device.
+      devices: that take part in one group.
+      times: how often it runs in one execution of the program.
+      loops: loops around it.
+    """
+
+    kind: str
+    size: int
+    devices: int
+    times: int
+    loops: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in all, by the bandwidth-optimal algorithms (rings).
+
+        Of n devices (Thakur et al., 2005, https://doi.org/10.1177/1094342005051521): a gather
+        sends every other device's part once, a reduction that scatters as much, and an all-reduce
+        is the two in a row.
+        """
+        n = self.devices
+        share = {
+            "all-reduce": 2 * (n - 1) / n,
+            "all-gather": (n - 1) / n,
+            "reduce-scatter": n - 1,  # its result is one of n parts
+            "all-to-all": (n - 1) / n,
+            "collective-permute": 1,
+        }
+        return self.times * self.size * share[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    type: str
+    kind: str
+    operands: tuple[str, ...]
+    rest: str
+
+
+class Program:
+    """The text of a compiled program, `jax.stages.Compiled.as_text()`."""
+
+    def __init__(self, text: str, devices: int):
+        """`devices` is how many run it: groups of a collective that are not named are all."""
+        self._devices = devices
+        self._computations, self._entry = _parse(text)
+
+    @functools.cached_property
+    def collectives(self) -> list[Collective]:
+        """Every communication, in no order."""
+        found = []
+        for instruction, times, loops in self._instructions():
+            kind = instruction.kind.removesuffix("-start")
+            if kind in COLLECTIVES:
+                size = sum(_bytes(instruction.type))
+                if kind != instruction.kind:
+                    raise ValueError(f"{instruction.name} is asynchronous, which this cannot read")
+                group = _group_size(instruction.rest, self._devices)
+                found.append(Collective(kind, size, group, times, loops))
+        return found
+
+    @functools.cached_property
+    def matmul_flops(self) -> float:
+        """Floating-point operations of all matrix products: two for each multiplication."""
+        total = 0.0
+        for name, times, _ in self._runs():
+            types = {i.name: i.type for i in self._computations[name]}
+            dots = [i for i in self._computations[name] if i.kind == "dot"]
+            for dot in dots:
+                (_, left), (_, result) = _arrays(types[dot.operands[0]])[0], _arrays(dot.type)[0]
+                axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.rest)
+                contracted = [left[int(axis)] for axis in axes[1].split(",") if axis]
+                total += times * 2.0 * math.prod(result) * math.prod(contracted)
+        return total
+
+    @functools.cached_property
+    def largest_array(self) -> int:
+        """Elements of the largest array that any instruction reads or writes on one device."""
+        types = [i.type for instructions in self._computations.values() for i in instructions]
+        return max(math.prod(shape) for type_ in types for _, shape in _arrays(type_))
+
+    def _instructions(self) -> Iterator[tuple[_Instruction, int, int]]:
+        for name, times, loops in self._runs():
+            for instruction in self._computations[name]:
+                yield instruction, times, loops
+
+    def _runs(self) -> Iterator[tuple[str, int, int]]:
+        """Each call of a computation: its name, how often it runs, and the loops around it."""
+        waiting = [(self._entry, 1, 0)]
+        while waiting:
+            name, times, loops = waiting.pop()
+            yield name, times, loops
+            for instruction in self._computations[name]:
+                is_loop = instruction.kind == "while"
+                rounds = _rounds(instruction) if is_loop else 1
+                for called in _CALLED.findall(instruction.rest):
+                    waiting.append((called, times * rounds, loops + is_loop))
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    computations: dict[str, list[_Instruction]] = {}
+    entry, current = "", []
+    for line in text.splitlines():
+        if begin := _COMPUTATION.match(line):
+            current = computations.setdefault(begin[2], [])
+            entry = begin[2] if begin[1] else entry
+        elif match := _INSTRUCTION.match(line):
+            name, type_, kind, operands, rest = match.groups()
+            names = tuple(re.findall(r"%([\w.\-]+)", operands))
+            current.append(_Instruction(name, type_, kind, names, rest))
+    if not entry:
+        raise ValueError("this is not the text of a compiled program: it has no entry")
+    return computations, entry
+
+
+def _rounds(loop: _Instruction) -> int:
+    if found := _TRIPS.search(loop.rest):
+        return int(found[1])
+    raise ValueError(f"the compiler does not know how often {loop.name} runs")
+
+
+def _arrays(type_: str) -> list[tuple[float, tuple[int, ...]]]:
+    """Bytes an element and shape of each array of a type; a tuple has several."""
+    return [
+        (1 if name == "pred" else int(bits) / 8, tuple(int(n) for n in dims.split(",") if n))
+        for name, bits, dims in _ARRAY.findall(type_)
+    ]
+
+
+def _bytes(type_: str) -> Iterator[int]:
+    return (int(width * math.prod(shape)) for width, shape in _arrays(type_))
+
+
+def _group_size(attributes: str, devices: int) -> int:
+    """Devices in each group of a collective, from any of the ways in which XLA writes them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(listed[1].split(","))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(
+            int(part or sizes[name])
+            for name, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        )
+    return devices
