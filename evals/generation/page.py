@@ -15,8 +15,7 @@ from PIL import Image
 
 from evals import pages, plots
 from evals.generation.pipelines import MODELS
-from evals.generation.scores import METRICS, RESULTS
-from evals.results import change_text
+from evals.generation.scores import METRICS, RESULTS, difference_text
 
 PAGE, _TEMPLATE = "report.html", "text_to_image.html"
 _SIDE, _QUALITY = 176, 72  # of a small copy: pixels of the longer side, JPEG quality
@@ -90,7 +89,7 @@ def _row(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         "title": METRICS[name],
         "cells": [_cell(model, value) for model, value in zip(MODELS, found, strict=True)],
-        "change": change and change_text(change),
+        "change": change and difference_text(change),
         "separable": bool(change and change["separable"]),
         "plot": plots.intervals(found),
     }
@@ -122,12 +121,13 @@ def _prompt(out: Path, prompt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(out: Path, prompt: Mapping[str, Any], model: str) -> dict[str, Any]:
-    score = prompt["score"][model]
+    pictures = [_picture(out, picture) for picture in prompt["pictures"][model]]
     return {
         "model": model,
         "colour": _COLOURS[model],
-        "score": None if score is None else f"{100 * score:.0f}",
-        "pictures": [_picture(out, picture) for picture in prompt["pictures"][model]],
+        "right": sum(bool(picture["both"]) for picture in pictures),
+        "judged": sum(picture["judged"] for picture in pictures),
+        "pictures": pictures,
     }
 
 

@@ -228,7 +228,7 @@ class Pipelines:
             "tuned": {
                 "text encoder": f"{slot.name} from {info.label} ({info.layout})",
                 "activation": f"{self._config.text.hidden_act} ({info.activation_source})",
-                "change of its weights": f"{distance:.2%} of their norm",
+                "moved by": f"{distance:.2%} of its weights' norm",
                 **common,
             },
         }

@@ -19,7 +19,6 @@ from evals.generation.judge import Verdict, count_answers
 from evals.generation.pictures import Picture
 from evals.generation.pipelines import MODELS
 from evals.generation.prompts import Prompt
-from evals.results import change_text
 
 RESULTS = "results.json"
 METRICS = {
@@ -147,7 +146,7 @@ def table_text(content: Mapping[str, Any]) -> str:
     for name, words in METRICS.items():
         cells = [f"{model} {_cell(found[name])}" for model, found in content["scores"].items()]
         if name in content["difference"]:
-            cells.append(change_text(content["difference"][name]))
+            cells.append(difference_text(content["difference"][name]))
         lines.append("  ".join([words.ljust(width), *cells]))
     for model, counts in content["answers"].items():
         if counts["other"]:
@@ -156,6 +155,14 @@ def table_text(content: Mapping[str, Any]) -> str:
                 "yes or no and count as wrong"
             )
     return "\n".join(lines)
+
+
+def difference_text(change: Mapping[str, Any]) -> str:
+    """Tuned minus base: "+4.7 [-0.2, 9.6] (234 up, 194 down, not separable)"."""
+    value, low, high = (f"{100 * change[key]:+.1f}" for key in ("difference", "low", "high"))
+    flips = f"{change['gained']:,} up, {change['lost']:,} down"
+    verdict = "" if change["separable"] else ", not separable"
+    return f"{value} [{low}, {high}] ({flips}{verdict})"
 
 
 def _cell(estimate: Mapping[str, float]) -> str:

@@ -51,13 +51,19 @@ def test_pictures_stand_side_by_side_with_their_verdicts(written, drawn):
     text = written(VQA, verdicts)
     assert text.count('<section class="prompt">') == 3
     assert text.count('class="right"') == 6 and text.count('class="wrong"') == 6
-    assert text.count("there ✓ absent ✗") == 6 and text.count("there ✓ absent ✓") == 6
+    assert text.count(">there ✓<") == 12
+    assert text.count(">absent ✓<") == text.count(">absent ✗<") == 6
+    assert text.count("0 of 2 right") == text.count("2 of 2 right") == 3
     assert text.count("data:image/jpeg;base64,") == 12
     for picture in pictures:
         assert f'href="{picture.file}"' in text and (out / picture.file).is_file()
     section = text.split('<section class="prompt">')[1]
     assert section.index("<b>base</b>") < section.index("<b>tuned</b>")
-    assert "VQA judge gemma" in text and "100.0 %" in text and "+100.0 (6 up, 0 down)" in text
+    assert (
+        "VQA judge gemma" in text
+        and "100.0 %" in text
+        and "+100.0 [+100.0, +100.0] (6 up, 0 down)" in text
+    )
 
 
 def test_losses_come_first(written, drawn, prompts):
