@@ -19,6 +19,7 @@ from evals.encode import Encoder
 from evals.images import DataRoots
 from evals.models import Model
 from evals.store import EmbeddingStore
+from negclip_jax import remote, storage
 from negclip_jax.errors import InputError
 
 NAME = "bench"
@@ -59,7 +60,7 @@ def configured(
             "config.eval.benchmarks needs config.eval.data=DIR, with the published files and photos"
         )
     roots = DataRoots(tuple(Path(folder) for folder in data.split(",")) if data else ())
-    cache = Path(workdir).expanduser() / "evals"
+    cache = remote.folder_for(storage.path(workdir)) / "evals"
     return evaluators(names, roots, cache=cache, allow_subset=allow_subset)
 
 

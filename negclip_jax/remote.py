@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from negclip_jax import storage
 from negclip_jax.errors import InputError
 from negclip_jax.storage import announced, is_remote
 
@@ -47,15 +49,21 @@ def checksum(info: dict[str, Any]) -> str:
     return next(f"{key}:{info[key]}" for key in keys if info.get(key))
 
 
-def local_copy(place: epath.Path) -> Path:
+def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
     """A local file or folder with the content of `place`, which is left alone where it is local.
 
     A copy of each version that was asked for stays in `cache_folder()`, which may be deleted at any
-    time. Raises InputError where there is nothing.
+    time.
+
+    Args:
+      place: a file or a folder.
+      only: what the names of its files begin with that are needed; () for all.
+
+    Raises InputError where there is nothing.
     """
     if not is_remote(place):
         return Path(place)
-    found = listed(place)
+    found = {name: i for name, i in listed(place).items() if not only or name.startswith(only)}
     if not found:
         raise InputError(f"there is nothing at {place}")
     version = {name: [info["size"], checksum(info)] for name, info in found.items()}
@@ -74,6 +82,23 @@ def local_copy(place: epath.Path) -> Path:
     return kept / place.name
 
 
+@contextlib.contextmanager
+def copied(place: str) -> Iterator[Path]:
+    """`local_copy`, about which errors in the block speak by the name of what it is a copy of."""
+    copy = local_copy(storage.path(place))
+    try:
+        yield copy
+    except InputError as error:
+        raise type(error)(str(error).replace(str(copy), place)) from error
+
+
+def folder_for(place: epath.Path) -> Path:
+    """Where on this machine to keep files that belong to `place`: there, or in `cache_folder()`."""
+    if not is_remote(place):
+        return Path(place)
+    return cache_folder() / hashlib.sha256(str(place).encode()).hexdigest()[:24]
+
+
 def forget_copy(copy: Path) -> None:
     """Removes what `local_copy` returned, so that it is fetched again."""
     shutil.rmtree(copy.parent, ignore_errors=True)
@@ -89,13 +114,27 @@ def _download(place: epath.Path, names: list[str], to: Path) -> None:
 
 
 def upload(folder: Path, to: epath.Path, *, last: Sequence[str] = ()) -> None:
-    """Copies a local folder into a bucket; the files named in `last` when all others are there."""
+    """Copies a local folder into a bucket; the files named in `last` when all others are there.
+
+    What was there before stays where it has no namesake.
+    """
     system, root = _system(to)
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     with announced(f"the upload to {to}"):
         for group in ([n for n in names if n not in last], [n for n in last if n in names]):
             if group:
                 system.put([str(folder / n) for n in group], [f"{root}/{n}" for n in group])
+
+
+@contextlib.contextmanager
+def uploaded(place: epath.Path) -> Iterator[Path]:
+    """A local folder whose files are in `place` when the block ends: itself where that is local."""
+    if not is_remote(place):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        yield Path(folder)
+        upload(Path(folder), place)
 
 
 def cache_folder() -> Path:

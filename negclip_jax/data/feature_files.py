@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import logging
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,9 +129,8 @@ class FeatureFiles:
 
     def _join(self) -> None:
         if storage.is_remote(self.directory):
-            with tempfile.TemporaryDirectory(dir=remote.cache_folder()) as folder:
-                checksums = self._concatenate(Path(folder) / self._file.name)
-                remote.upload(Path(folder), self.directory)
+            with remote.uploaded(self.directory) as folder:
+                checksums = self._concatenate(folder / self._file.name)
         else:
             with whole_file(Path(self._file)) as unfinished:
                 checksums = self._concatenate(unfinished)

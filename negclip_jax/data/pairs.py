@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from negclip_jax import remote, storage
 from negclip_jax.data import pair_tables, strict_json
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
@@ -39,6 +40,9 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its records.
     """
+    if storage.is_remote(path):
+        with remote.copied(path) as copy:
+            return read_pairs(copy, require_negated=require_negated)
     file = _File(Path(path), require_negated)
     form = _format_of(file.path)
     try:

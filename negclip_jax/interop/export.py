@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
-from negclip_jax import signals
+from negclip_jax import signals, storage
 from negclip_jax.errors import InputError
 from negclip_jax.interop import model_card, readers, towers, writing
 from negclip_jax.interop.layouts import LAYOUTS, Layout, of_tower
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what to convert instead: a Hugging Face or open_clip directory, a .pt of OpenAI's "
         "clip or of NegationCLIP, a state dict of open_clip, a run's WORKDIR@STEP",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where to write")
+    parser.add_argument(
+        "--out", metavar="DIR", type=_destination, required=True, help="where to write"
+    )
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s"
     )
@@ -84,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_options(parser)
     return parser
+
+
+def _destination(text: str) -> Path | epath.Path:
+    return storage.path(text) if storage.is_remote(text) else Path(text)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from negclip_jax import remote, storage
 from negclip_jax.data import strict_json
 from negclip_jax.interop.stored import CheckpointError, StoredTensor
 from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
@@ -50,12 +51,14 @@ def _listed(names: list[str]) -> str:
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """Directory of a checkpoint: a local one, or a snapshot of a Hugging Face Hub repository.
+    """Directory of a checkpoint: a local one, or a copy of one in a bucket or on the Hub.
 
     Raises:
       CheckpointError: no such directory, or the Hub has no such model or cannot be reached.
     """
     name, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
+    if storage.is_remote(name):
+        return remote.local_copy(storage.path(name))
     if name and path.is_dir():  # Path("") would be the working directory
         return path
     if name and path.exists():

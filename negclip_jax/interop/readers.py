@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax import remote, storage
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import huggingface, open_clip, openai, towers
 from negclip_jax.interop.config import tokenizer_beside
@@ -62,14 +63,15 @@ def read_any(
         the checkpoint does not say or contradicts; the message says what was found.
     """
     name, step = _split_step(str(path))
+    if storage.is_remote(name) and not is_workdir(name):
+        _require_no_step(step, ema, path)
+        with remote.copied(name) as copy:
+            found = read_any(copy, activation=activation, base=base)
+        return (*found[:2], dataclasses.replace(found[2], label=name))
     local = Path(name).expanduser()
-    if is_workdir(local):
+    if is_workdir(name):
         return _agreed(read_workdir(name, step or "best", ema=ema), activation)
-    if step is not None or ema:
-        raise CheckpointError(
-            f"{path}: @STEP and the moving average choose in a training run, and {name} is not "
-            "the --workdir of one"
-        )
+    _require_no_step(step, ema, path)
     if base is not None and towers.is_tower(local):
         return _read_tower(local, name, read_any(base, activation=activation))
     # A name that is nothing here may be a repository of the Hub, of either library.
@@ -82,7 +84,7 @@ def read_any(
 
 def is_workdir(path: str | Path) -> bool:
     """Whether a directory is that of a training run."""
-    return Path(path).expanduser().joinpath("checkpoints").is_dir()
+    return (storage.path(path) / "checkpoints").is_dir()
 
 
 def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = False) -> Checkpoint:
@@ -99,7 +101,11 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     # Deferred: this and nothing else in `interop` knows training, and orbax is slow to import.
     from negclip_jax.training import checkpoint
 
-    base = Path(workdir).expanduser() / "base"
+    run = Path(workdir).expanduser()
+    if storage.is_remote(workdir):
+        small = ("base/", "config.json", "metrics.jsonl")
+        run = remote.local_copy(storage.path(workdir), only=small)
+    base = run / "base"
     if not base.parent.is_dir():
         raise CheckpointError(f"there is no directory {workdir}")
     if not base.is_dir():
@@ -258,6 +264,14 @@ def _undescribed(
 def _split_step(path: str) -> tuple[str, str | None]:
     """`runs/b32@500` to its parts; a path that exists as it stands has no step."""
     directory, mark, step = path.rpartition("@")
-    if not mark or Path(path).expanduser().exists():
+    if not mark or storage.path(path).exists():
         return path, None
     return directory, step
+
+
+def _require_no_step(step: str | None, ema: bool, path: str | Path) -> None:
+    if step is not None or ema:
+        raise CheckpointError(
+            f"{path}: @STEP and the moving average choose in a training run, and this is not the "
+            "--workdir of one"
+        )

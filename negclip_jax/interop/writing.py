@@ -9,15 +9,17 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from negclip_jax import partial
+from negclip_jax import partial, remote, storage
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
@@ -91,8 +93,17 @@ def _undo(stage: Path, old: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def export_directory(out: Path, *, overwrite: bool, keep: Path | None = None) -> Iterator[Path]:
-    """`staged_directory`, with a CheckpointError for a disk that is full or cannot be written."""
+def export_directory(
+    out: Path | epath.Path, *, overwrite: bool, keep: Path | None = None
+) -> Iterator[Path]:
+    """`staged_directory`, with a CheckpointError for a disk that is full or cannot be written.
+
+    `out` may be in a bucket.
+    """
+    if storage.is_remote(out):
+        with _bucket_directory(out, overwrite=overwrite) as stage:
+            yield stage
+        return
     is_inner = out.expanduser().resolve() in _stages
     try:
         with staged_directory(out, overwrite=overwrite, keep=keep) as stage:
@@ -101,6 +112,34 @@ def export_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
         if is_inner:
             raise  # the outer one knows what it is that was not written
         raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
+
+
+@contextlib.contextmanager
+def _bucket_directory(out: epath.Path, *, overwrite: bool) -> Iterator[Path]:
+    """The same in a bucket, which has no renames: the file that marks an export comes last.
+
+    An earlier export loses its mark first, so that no mixture of the two looks like a model.
+    """
+    found = remote.listed(out)
+    marks = [name for name in _MARKS if name in found]
+    if found and not (overwrite and marks):
+        raise CheckpointError(
+            f"{out} is not empty; give another folder, or replace an earlier export (--overwrite)"
+        )
+    with tempfile.TemporaryDirectory(dir=remote.cache_folder()) as folder:
+        whole = Path(folder) / out.name
+        with staged_directory(whole, overwrite=False) as stage:
+            yield stage
+        new = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+        try:
+            for name in (*marks, *found.keys() - new - {*marks}):
+                (out / name).unlink()
+            remote.upload(whole, out, last=_MARKS)
+        except storage.errors() as error:
+            raise CheckpointError(
+                f"{out} was not written, or in part and without the file that marks an export: "
+                f"{storage.root_cause(error)}. Run the same command again, with --overwrite"
+            ) from error
 
 
 def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from negclip_jax import storage
+from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
@@ -33,10 +35,7 @@ def read_data(
         all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
     else:
         all_pairs = read_pairs(pairs, require_negated=needs_negated)
-    is_tfds = images.startswith("tfds:")
-    if is_tfds:
-        from negclip_jax.data import tfds
-    source = tfds.TfdsImages(*_tfds_name(images)) if is_tfds else ImageDirectory(images)
+    source = _image_source(images)
     names = {pair.image for pair in all_pairs}
     missing = set(source.missing(sorted(names)))
     listed = {"count": len(missing), "first of them": sorted(missing)[:5]}
@@ -48,6 +47,14 @@ def read_data(
             raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
         logging.warning("%s; their pairs are left out", found)
     return [pair for pair in all_pairs if pair.image not in missing], source
+
+
+def _image_source(images: str) -> ImageSource:
+    if images.startswith("tfds:"):
+        from negclip_jax.data import tfds
+
+        return tfds.TfdsImages(*_tfds_name(images))
+    return BucketImages(images) if storage.is_remote(images) else ImageDirectory(images)
 
 
 def loaders(

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from negclip_jax import remote
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokens import Tokenizer
@@ -82,6 +84,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     checkpoints.skip_damaged()
     resumes = checkpoints.latest_step is not None
     agreement.require_same("newest checkpoint", {"step": checkpoints.latest_step})
+    checkpoints.remove_superseded()
     base = _base_files(path, config.model.checkpoint, resumes)
     model_config = huggingface.read_config(base)
     tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
@@ -170,16 +173,17 @@ def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
         sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
 
 
-def _base_files(path: epath.Path, name: str, resumes: bool) -> epath.Path:
+def _base_files(path: epath.Path, name: str, resumes: bool) -> Path:
     """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else."""
     base = path / "base"
     if not resumes:
         if sharding.is_main_process():
-            huggingface.copy_non_weights(huggingface.resolve(name), base)
+            with remote.uploaded(base) as folder:
+                huggingface.copy_non_weights(huggingface.resolve(name), folder)
         agreement.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
-    return base
+    return remote.local_copy(base)
 
 
 def _clock(config: ConfigDict, loader: PairLoader) -> Clock:

@@ -1,0 +1,68 @@
+"""Photos that lie in a bucket, read one by one as they are needed."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from PIL import Image
+
+from negclip_jax import remote, storage
+from negclip_jax.data.decoding import decode
+from negclip_jax.data.preprocessing import ImageError
+from negclip_jax.data.records import unsafe_name
+
+
+class BucketImages:
+    """Images by their name below an address such as `gs://bucket/train2014`. Pickles to it."""
+
+    def __init__(self, root: str):
+        """Raises InputError where the storage is unknown and ImageError where nothing is there."""
+        self.root = root.rstrip("/")
+        self._folder = storage.path(self.root)
+        if not self._listed:
+            raise ImageError(f"There are no images at {self.root}.")
+
+    def open(self, name: str) -> Image.Image:
+        """The image `name` in mode RGB; raises ImageError for whatever `decode` refuses."""
+        address = f"{self.root}/{self._checked(name)}"
+        try:
+            content = (self._folder / name).read_bytes()
+        except storage.errors() as error:
+            cause = storage.root_cause(error)
+            raise ImageError(f"{address}: the image cannot be read ({cause}).") from error
+        return decode(content, name=address)
+
+    def read(self, name: str) -> bytes:
+        """The object's bytes, empty where it cannot be read."""
+        try:
+            return (self._folder / self._checked(name)).read_bytes()
+        except storage.errors():
+            return b""
+
+    def identity(self, name: str) -> list:
+        """Size and the bucket's own checksum, of the time when this object was made."""
+        info = self._listed.get(self._checked(name))
+        return [] if info is None else [info["size"], remote.checksum(info)]
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are not there, each once and in order."""
+        return [name for name in dict.fromkeys(names) if self._checked(name) not in self._listed]
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        with storage.announced(f"the list of the images in {self.root}"):
+            return remote.listed(self._folder)
+
+    def _checked(self, name: str) -> str:
+        reason = unsafe_name(name)
+        if reason:
+            raise ImageError(f"The image name {name!r} {reason}: refused.")
+        return name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the list, which a worker that opens images does not need."""
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.root = state["root"]
+        self._folder = storage.path(self.root)
