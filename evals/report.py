@@ -73,10 +73,10 @@ def _gallery(
 
 
 def _summary(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
-    return [_metric(name, entry, metric, models) for metric in headlines(entry)]
+    return [metric_row(name, entry, metric, models) for metric in headlines(entry)]
 
 
-def _metric(
+def metric_row(
     name: str, entry: Mapping[str, Any], metric: str, models: Sequence[str]
 ) -> dict[str, Any]:
     """One line of a table: a value per model, its change, published values and a plot."""
@@ -127,7 +127,7 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
         **{k: entry[k] for k in ("scored", "total", "missing", "errors", "file")},
         "anchor": name,
         "metrics": [
-            {"rows": [_metric(name, entry, m, models) for m in part], "folded": folded}
+            {"rows": [metric_row(name, entry, m, models) for m in part], "folded": folded}
             for part, folded in ((first, False), (others, True))
         ],
         "others": _other_comparisons(entry, shown, models),

@@ -1,0 +1,1 @@
+"""Referring segmentation with CLIPSeg; the door is `python -m evals.segmentation`."""

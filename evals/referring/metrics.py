@@ -1,0 +1,248 @@
+"""Metrics of masks over phrases, as CLIPSeg's evaluation defines them, with intervals.
+
+Source: timojl/clipseg, `metrics.py`, `FixedIntervalMetrics`. A pixel is foreground where its
+probability is above the threshold; thresholds are 0.02, 0.04, ..., 0.98. With tp, fp and fn the
+pixels of one phrase, and TP, FP and FN their sums over all phrases:
+
+    miou@t   mean over phrases of tp / (1 + tp + fp + fn), the 1 being in the published code
+    fgiou@t  TP / (1 + TP + FP + FN): large objects weigh more
+    ap       Simpson's rule over the curve of precision TP / (1 + TP + FP) against recall
+             TP / (1 + TP + FN), equal points once, thresholds that find nothing left out
+    miou_best, fgiou_best   the largest over the thresholds, chosen on these very phrases
+
+Not published, and free of the 1: `iou@t`, the mean over phrases of tp / (tp + fp + fn), which is 1
+where there is nothing to find and nothing found.
+
+Intervals are percentiles of a bootstrap over images, because phrases share them. Two models are
+compared in the same draws; a difference counts as separable where its interval leaves out 0.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evals.stats import LEVEL
+
+THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
+SHOWN = (0.3, 0.5)
+RESAMPLES = 2_000
+_CHUNK = 200  # draws at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Pixels of N phrases at T thresholds.
+
+    Attributes:
+      tp, fp: int64 `[N, T]`.
+      positives: pixels of the true mask, int64 `[N]`.
+    """
+
+    tp: np.ndarray
+    fp: np.ndarray
+    positives: np.ndarray
+
+    @property
+    def fn(self) -> np.ndarray:
+        """Pixels that were missed, int64 `[N, T]`."""
+        return self.positives[:, None] - self.tp
+
+    def ious(self, extra: int = 0) -> np.ndarray:
+        """tp / (extra + tp + fp + fn), float64 `[N, T]`; 1 for 0 / 0."""
+        union = extra + self.positives[:, None] + self.fp
+        return np.divide(self.tp, union, out=np.ones(union.shape), where=union > 0)
+
+
+def count(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """tp and fp of one mask at every threshold, int64 `[T]` each.
+
+    Args:
+      probabilities: float32, of any shape.
+      truth: bool, of the same shape.
+    """
+    # float32, as torch compares a float32 tensor with a number; above j thresholds: reaches j.
+    reached = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities.ravel(), side="left")
+    bins = len(THRESHOLDS) + 1
+    true = np.bincount(reached[truth.ravel()], minlength=bins)
+    every = np.bincount(reached, minlength=bins)
+    above = [np.cumsum(x[::-1])[::-1][1:] for x in (true, every - true)]
+    return above[0], above[1]
+
+
+def column(threshold: float) -> int:
+    """Place of a threshold in `THRESHOLDS`."""
+    return int(np.argmin(np.abs(THRESHOLDS - threshold)))
+
+
+def measure(
+    models: Mapping[str, Counts],
+    images: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """All metrics of several models on the same N phrases.
+
+    Args:
+      models: counts by model; the first is what the others are compared with.
+      images: of each phrase; phrases of one image are drawn together.
+      seed: of the bootstrap.
+      resamples: how many draws.
+
+    Returns:
+      `rows`: `{model: {metric: {value, low, high, n, method}}}`; for `*_best` also `threshold`.
+      `comparisons`: `{"A -> B": {"before", "after", "metrics": {metric: {difference, low, high,
+      gained, lost, separable, n}}}}`, gained and lost being phrases whose IoU at the metric's
+      threshold (0.5 where it has none) rose or fell by more than a hundredth.
+      `curves`: `{model: {"miou", "fgiou", "precision", "recall"}}`, a value a threshold.
+    """
+    names, images = list(models), np.asarray(images)
+    photos, unit = np.unique(images, return_inverse=True)
+    sums = {name: _sums(counts, unit, len(photos)) for name, counts in models.items()}
+    whole = {name: _metrics(s.sum(axis=0, keepdims=True)) for name, s in sums.items()}
+    drawn = _drawn(sums, len(photos), seed, resamples)
+    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    method = f"bootstrap over {len(photos):,} images"
+
+    def row(name: str) -> dict[str, Any]:
+        found = {}
+        for metric, value in whole[name].items():
+            low, high = map(float, np.quantile(drawn[name][metric], tails))
+            entry = {"value": float(value[0]), "low": low, "high": high, "n": len(images)}
+            found[metric] = entry | {"method": method}
+        for metric, values in (("miou_best", "miou"), ("fgiou_best", "fgiou")):
+            best = THRESHOLDS[int(np.argmax(curves[name][values]))]
+            found[metric]["threshold"] = round(float(best), 2)
+        return found
+
+    def comparison(before: str, after: str) -> dict[str, Any]:
+        found = {}
+        for metric in whole[before]:
+            difference = drawn[after][metric] - drawn[before][metric]
+            low, high = map(float, np.quantile(difference, tails))
+            rise = _rise(models[before], models[after], metric)
+            found[metric] = {
+                "difference": float((whole[after][metric] - whole[before][metric])[0]),
+                "low": low,
+                "high": high,
+                "gained": int((rise > 0.01).sum()),
+                "lost": int((rise < -0.01).sum()),
+                "separable": not low <= 0 <= high,
+                "n": len(images),
+            }
+        return {"before": before, "after": after, "metrics": found}
+
+    curves = {name: _curves(s.sum(axis=0)) for name, s in sums.items()}
+    return {
+        "rows": {name: row(name) for name in names},
+        "comparisons": {f"{names[0]} -> {n}": comparison(names[0], n) for n in names[1:]},
+        "curves": curves,
+    }
+
+
+def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
+    """`ap` from the sums over phrases at each threshold, `[T]` each; 0 where nothing is found."""
+    found = tp + fp > 0
+    precision, recall = (tp / (1 + tp + other) for other in (fp, fn))
+    points = np.unique(np.stack([recall, precision], axis=1)[found], axis=0)
+    return simpson(points[:, 1], points[:, 0])
+
+
+def simpson(y: np.ndarray, x: np.ndarray) -> float:
+    """Simpson's rule for points at any distance, as `scipy.integrate.simps` had it in 2022.
+
+    An even number of points leaves one interval over: the mean of taking the last and the first one
+    by the trapezoidal rule (SciPy 1.11 replaced that). Points with equal x add nothing.
+    """
+    if len(x) < 2:
+        return 0.0
+    if len(x) % 2:
+        return _simpson(y, x)
+    ends = np.diff(x)[[0, -1]] * [y[0] + y[1], y[-2] + y[-1]] / 2
+    return (_simpson(y[1:], x[1:]) + ends[0] + _simpson(y[:-1], x[:-1]) + ends[1]) / 2
+
+
+def _simpson(y: np.ndarray, x: np.ndarray) -> float:
+    h = np.diff(x)
+    first, second = h[::2], h[1::2]
+
+    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.divide(a, b, out=np.zeros(len(a)), where=b != 0)
+
+    both, share = first + second, ratio(first, second)
+    left = y[:-2:2] * (2 - ratio(np.ones(len(share)), share))
+    middle = y[1:-1:2] * both * ratio(both, first * second)
+    return float((both / 6 * (left + middle + y[2::2] * (2 - share))).sum())
+
+
+# What the metrics are made of, each `[T]` after the number of phrases.
+_PARTS = ("official", "plain", "tp", "fp", "fn")
+
+
+def _sums(counts: Counts, unit: np.ndarray, units: int) -> np.ndarray:
+    """Sums over each image's phrases, float64 `[images, 1 + 5 T]`; exact, being below 2^53."""
+    parts = (counts.ious(extra=1), counts.ious(), counts.tp, counts.fp, counts.fn)
+    rows = np.concatenate([np.ones((len(unit), 1)), *parts], axis=1)
+    sums = np.zeros((units, rows.shape[1]))
+    np.add.at(sums, unit, rows)
+    return sums
+
+
+def _parts(sums: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Phrases `[...]` and the rest by name `[..., T]`."""
+    parts = np.split(sums[..., 1:], len(_PARTS), axis=-1)
+    return sums[..., 0], dict(zip(_PARTS, parts, strict=True))
+
+
+def _curves(sums: np.ndarray) -> dict[str, list[float]]:
+    n, part = _parts(sums)
+    tp, fp, fn = (part[name] for name in ("tp", "fp", "fn"))
+    values = {
+        "miou": part["official"] / n,
+        "fgiou": tp / (1 + tp + fp + fn),
+        "precision": tp / (1 + tp + fp),
+        "recall": tp / (1 + tp + fn),
+    }
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric of R rows of sums, float64 `[R]` each, headline ones first."""
+    n, part = _parts(sums)
+    tp, fp, fn = (part[name] for name in ("tp", "fp", "fn"))
+    miou, plain = part["official"] / n[:, None], part["plain"] / n[:, None]
+    fgiou = tp / (1 + tp + fp + fn)
+    at = [(f"{t:g}", column(t)) for t in SHOWN]
+    return {
+        **{f"miou@{t}": miou[:, j] for t, j in at},
+        **{f"fgiou@{t}": fgiou[:, j] for t, j in at},
+        "ap": np.array([average_precision(*row) for row in zip(tp, fp, fn, strict=True)]),
+        **{f"iou@{t}": plain[:, j] for t, j in at},
+        "miou_best": miou.max(axis=1),
+        "fgiou_best": fgiou.max(axis=1),
+    }
+
+
+def _drawn(
+    sums: Mapping[str, np.ndarray], units: int, seed: int, resamples: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Metrics of every model in the same draws of images, float64 `[resamples]` each."""
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in sums}
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        weights = rng.multinomial(units, np.full(units, 1 / units), size=size).astype(np.float64)
+        for name, s in sums.items():
+            parts[name].append(_metrics(weights @ s))
+    return {
+        name: {metric: np.concatenate([c[metric] for c in chunks]) for metric in chunks[0]}
+        for name, chunks in parts.items()
+    }
+
+
+def _rise(before: Counts, after: Counts, metric: str) -> np.ndarray:
+    threshold = float(metric.partition("@")[2] or 0.5)
+    j = column(threshold)
+    return after.ious()[:, j] - before.ious()[:, j]

@@ -1,0 +1,69 @@
+"""Ranks a folder of photos by their similarity with a text, before and after fine-tuning.
+
+    python -m evals.search --base=openai/clip-vit-base-patch32 --model=runs/b32 \\
+        --images=PHOTOS "a dog without a leash" "a street with no cars"
+
+Prints the first photos with their cosines and writes report.html, a page that shows them side by
+side, and results.json into --out. Embeddings are kept there and found again by the content of a
+photo and the weights, so that the next search encodes what is new. Photos are looked for at any
+depth, hidden folders aside; what cannot be read is listed and left out, and links that lead out of
+the folder are not followed.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    # Deferred, so that --help and a misspelled flag need no JAX.
+    from evals.searching.command import run
+    from negclip_jax.errors import InputError
+    from negclip_jax.runtime import console
+
+    console.set_up_logging()
+    try:
+        run(args)
+    except (InputError, OSError) as error:
+        console.fail(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what was encoded is kept, and the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
+    add("--model", required=True, metavar="[NAME=]PATH", help="as in python -m evals")
+    add("--base", metavar="[NAME=]PATH", help="model to show beside it")
+    add("--images", required=True, type=Path, metavar="DIR", help="folder of photos")
+    add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/search"),
+        metavar="DIR",
+        help="folder to write into; default: %(default)s",
+    )
+    add("--cache", type=Path, metavar="DIR", help="of embeddings; default: OUT/embeddings")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    add("--crop", choices=("openai", "transformers"), default="openai", help="centre-crop rounding")
+    add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
+    add("--tokenizer", metavar="DIR", help="vocabulary for a model that has none")
+    return parser
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
+    sys.exit(main())
