@@ -33,7 +33,7 @@ def run(config: Settings, out: Path, *, workers: int) -> Outcome:
     try:
         import ray
     except ImportError:
-        raise InputError("--runner=ray needs Ray: pip install 'negclip-jax[ray]'") from None
+        raise InputError('--runner=ray needs Ray: pip install "negclip-jax[ray]"') from None
     job = prepare(config)
     with locked(out):
         todo, run_id = asyncio.run(_first_look(job, out))

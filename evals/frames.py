@@ -3,7 +3,7 @@
     python -m evals.frames --videos=MSRVTT/videos/all --out=MSRVTT/frames
 
 writes four JPEG frames of each video, `video7960_frame0.jpg` to `_frame3.jpg`, which the video
-benchmarks then find below the data folders. Needs PyAV (`pip install -e '.[video]'`).
+benchmarks then find below the data folders. Needs PyAV (`pip install "negclip-jax[video]"`).
 
 Rule (negbench, `benchmarks/src/evaluation`): five ticks from the first to the last frame, as whole
 numbers; the frame half-way between two ticks, rounded half to even; the embedding of a video is the
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from evals.benchmark import ImageRef
+from negclip_jax import extras
 from negclip_jax.errors import InputError
 
 FRAMES = 4
@@ -43,10 +44,7 @@ def frame_numbers(total: int) -> list[int]:
 
 def extract(video: Path, out: Path) -> None:
     """Writes the frames of one video. Raises InputError for one that cannot be decoded."""
-    try:
-        import av
-    except ImportError:
-        raise InputError("reading videos needs PyAV: pip install av") from None
+    av = extras.require("av", extra="video", why="reading videos")
     targets = [out / PurePosixPath(ref.path) for ref in frames_of(ImageRef(video.name))]
     if all(target.exists() for target in targets):
         return

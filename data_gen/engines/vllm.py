@@ -24,7 +24,7 @@ class VLLMEngine:
         try:
             import vllm
         except ImportError:
-            raise InputError("--llm-url=vllm needs vLLM: pip install 'negclip-jax[vllm]'") from None
+            raise InputError('--llm-url=vllm needs vLLM: pip install "negclip-jax[vllm]"') from None
         self._vllm, self._model = vllm, model
         self._llm = vllm.LLM(model=model, enable_prefix_caching=True)
         self._waiting: list[tuple[ChatRequest, asyncio.Future]] = []

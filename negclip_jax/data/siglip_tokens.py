@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from negclip_jax import extras
 from negclip_jax.data import strict_json
 from negclip_jax.data.tokens import TokenizerError
 
@@ -125,7 +126,7 @@ def _from_sentencepiece(directory: Path) -> dict:
         import sentencepiece
     except ImportError:
         raise TokenizerError(
-            f"{path} needs the package sentencepiece: `pip install sentencepiece`, or put the "
+            f"{path} needs the package sentencepiece: {extras.install('siglip')}, or put the "
             "checkpoint's tokenizer.json beside it."
         ) from None
     try:

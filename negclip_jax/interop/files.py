@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from negclip_jax import remote, storage
+from negclip_jax import extras, remote, storage
 from negclip_jax.data import strict_json
 from negclip_jax.interop.stored import CheckpointError, StoredTensor
 from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
@@ -251,7 +251,7 @@ def import_torch(why: str) -> ModuleType:
         import torch
     except ImportError as error:
         raise CheckpointError(
-            f"{why} PyTorch: `pip install 'torch>=2.6'`; or use model.safetensors, which "
+            f"{why} PyTorch: {extras.install('torch')}; or use model.safetensors, which "
             "transformers' save_pretrained writes"
         ) from error
     return torch
@@ -263,7 +263,7 @@ def _unpickle(path: Path) -> object:
         # CVE-2025-32434: before 2.6 `weights_only=True` could still run code.
         raise CheckpointError(
             f"{path} is a pickle, and PyTorch {torch.__version__} cannot read one safely: "
-            "`pip install 'torch>=2.6'`"
+            f"{extras.install('torch')}"
         )
     try:
         # Only the zip format (torch >= 1.6) can be mapped instead of read whole.

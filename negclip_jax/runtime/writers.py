@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from negclip_jax import storage
+from negclip_jax import extras, storage
 from negclip_jax.errors import InputError
 
 
@@ -120,7 +120,7 @@ class WandbWriter:
             import wandb
         except ImportError as error:
             raise InputError(
-                "log.wandb is set, but wandb is not installed: pip install 'negclip-jax[wandb]'"
+                f"log.wandb is set, but wandb is not installed: {extras.install('wandb')}"
             ) from error
         name = workdir.name
         self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)

@@ -81,5 +81,5 @@ def test_without_pyav(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match="pip install av"):
+    with pytest.raises(InputError, match=r'pip install "negclip-jax\[video\]"'):
         frames.extract(tmp_path / "a.mp4", tmp_path)

@@ -96,7 +96,9 @@ def test_pickle_with_code_is_refused_and_not_run(zipped, tmp_path):
 def test_pickle_without_torch(tmp_path, monkeypatch):
     write(tmp_path / "pytorch_model.bin", TENSORS)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'torch>=2\.6'.*save_pretrained"):
+    with pytest.raises(
+        CheckpointError, match=r'pip install "negclip-jax\[torch\]".*save_pretrained'
+    ):
         open_weights(tmp_path)
 
 
