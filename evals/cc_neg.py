@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from evals import plain_pickle
 from evals.benchmark import Benchmark, ImageRef, Problem, Published
 from evals.choices import Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS, prefers_commas
@@ -59,20 +60,6 @@ def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:
     return Choice(str(index), (image,), (caption, negated.replace(",", "")))
 
 
-class _Plain(pickle._Unpickler):
-    """Reads numbers, strings, lists and dicts; refuses classes, and with them any code.
-
-    Python's own unpickler, not the one in C: that one fills a table as long as the largest number
-    in the pickle, so that ten bytes could ask for 30 GB.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it holds tensors")
-
-
 def read_plain_pickle(file: Path) -> Any:
     """What `torch.save` wrote, in either of its layouts, if it is made of plain values.
 
@@ -86,11 +73,11 @@ def read_plain_pickle(file: Path) -> Any:
                     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                         raise pickle.UnpicklingError("it is compressed, which torch does not do")
                     with archive.open(name) as data:
-                        return _Plain(data, encoding="utf-8").load()
+                        return plain_pickle.load(data)
             stream.seek(0)
             for _ in range(3):  # before 1.6: magic number, version and machine come first
-                _Plain(stream, encoding="utf-8").load()
-            return _Plain(stream, encoding="utf-8").load()
+                plain_pickle.load(stream)
+            return plain_pickle.load(stream)
     except Exception as error:  # a damaged pickle raises nearly every type
         raise InputError(
             f"{file} is no torch file of plain lists and strings ({error}): get it again from "

@@ -21,6 +21,8 @@ from evals.images import DataRoots
 from evals.labelled import prepared, read_prompts
 from evals.reading import Box, Fields, read_text
 from negclip_jax.data.decoding import opened
+from negclip_jax.data.records import unsafe_name
+from negclip_jax.errors import InputError
 
 DOWNLOAD = "host.robots.ox.ac.uk/pascal/VOC/voc2007"
 TFDS = "voc/2007"
@@ -48,6 +50,8 @@ def load(roots: DataRoots) -> Problem:
 def _from_folder(folder: Path, classes: Sequence[str]) -> list[Labelled]:
     items = []
     for name in read_text(folder / "ImageSets" / "Main" / "test.txt").split():
+        if unsafe_name(name):
+            raise InputError(f"{folder}: test.txt names {name!r}, which {unsafe_name(name)}")
         file = folder / "Annotations" / f"{name}.xml"
         fields = Fields(file)
         for i, thing in enumerate(_objects(fields)):

@@ -18,6 +18,7 @@ LONGEST_LINE = 2**24  # bytes of a JSON line: one record, thousands of captions
 _COSTS = ((b"{", 120), (b"[", 70), (b",", 64), (b":", 130))
 _SMALL = 2**24  # bytes of a file that is read without asking how much memory is free
 _BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*[\[{]")
+_TOO_LITTLE = "it needs more memory than there is"
 _MEMORY = Path("/proc/meminfo")
 
 
@@ -36,7 +37,7 @@ def loads(text: bytes | str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except MemoryError:
-        raise ValueError("it needs more memory than there is") from None
+        raise ValueError(_TOO_LITTLE) from None
 
 
 def load(path: Path, *, memory: int | None = None) -> Any:
@@ -70,13 +71,16 @@ def read(path: Path, *, memory: int | None = None, begins: re.Pattern | None = N
     if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
         raise ValueError("it is a device or a pipe, not a file")
     _require(2 * state.st_size, _allowance(path) if memory is None else memory)
-    with path.open("rb") as file:
-        content = file.read(min(_SMALL, state.st_size))
-        if state.st_size > _SMALL:
-            if begins is not None and not begins.match(content):
-                raise ValueError(f"it does not begin like JSON: {content[:20]!r}")
-            content += file.read(state.st_size - len(content))
-    return content
+    try:
+        with path.open("rb") as file:
+            content = file.read(min(_SMALL, state.st_size))
+            if state.st_size > _SMALL:
+                if begins is not None and not begins.match(content):
+                    raise ValueError(f"it does not begin like JSON: {content[:20]!r}")
+                content += file.read(state.st_size - len(content))
+        return content
+    except MemoryError:  # a limit of this process, which the system's free memory does not show
+        raise ValueError(_TOO_LITTLE) from None
 
 
 def memory_needed(content: bytes) -> int:

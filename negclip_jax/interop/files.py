@@ -234,8 +234,10 @@ def _is_plain(value: object) -> bool:
     """Whether it is a tensor with elements in memory: not sparse, quantized, nested or meta."""
     import torch
 
-    plain = type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_nested
-    return plain and value.layout is torch.strided and value.device.type == "cpu"
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    odd = value.is_nested or value.is_quantized or value.layout is not torch.strided
+    return not odd and value.device.type == "cpu"
 
 
 def import_torch(why: str) -> ModuleType:
