@@ -103,6 +103,11 @@ def _report(
         **described,
         **scores.document(prompts, drawn, verdicts, seed=args.seed),
     }
+    if args.stand_in and Path(args.stand_in).resolve() == Path(args.model).resolve():
+        content["notes"] = [
+            *content["notes"],
+            "the stand-in is the model that draws: it shares the faults that it should see",
+        ]
     if content["blank"]:
         content["notes"] = [
             *content["notes"],

@@ -86,8 +86,13 @@ def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
         if name == "text_encoder_2" or raw.get(name, [None])[0] is not None
     ]
     width = read_json(directory / "unet" / "config.json").get("cross_attention_dim")
-    if not isinstance(width, int):
-        raise InputError(f"{directory}/unet/config.json: cross_attention_dim is {width!r}")
+    together = sum(slot.config.width for slot in slots)
+    if width != together:  # the first attention would fail, with any text encoder
+        raise InputError(
+            f"{directory}: the U-Net reads states of width {width} (cross_attention_dim in "
+            f"unet/config.json), and the pipeline's own text encoders give {together}: its parts "
+            "do not belong together"
+        )
     return kind, slots, width
 
 

@@ -167,7 +167,8 @@ def test_another_family(sd, tower):
         ("model_index.json", {"_class_name": "FluxPipeline"}, "the pipeline is a FluxPipeline"),
         ("model_index.json", {"text_encoder": ["transformers", "T5"]}, "text_encoder is a T5, not"),
         ("model_index.json", {"text_encoder": "x"}, "text_encoder is a None"),
-        ("unet/config.json", {"cross_attention_dim": None}, "cross_attention_dim is None"),
+        ("unet/config.json", {"cross_attention_dim": None}, "the U-Net reads states of width None"),
+        ("unet/config.json", {"cross_attention_dim": 768}, "width 768 .* text encoders give 32"),
         ("text_encoder/config.json", {"hidden_size": "x"}, "hidden_size"),
     ],
 )
