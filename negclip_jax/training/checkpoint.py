@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ from negclip_jax.training.frozen import check_frozen, check_space
 from negclip_jax.training.state import TrainState
 
 _ITEMS = ("params", "opt_state", "ema")
+_WRITING_THREADS = ("array_type_handler", "write_metadata_after_commits")  # orbax's
+_CLOSE_SECONDS = 30.0
 
 
 class Checkpoints:
@@ -42,7 +45,7 @@ class Checkpoints:
           best: metric whose smallest value marks one more to keep.
         """
         self._directory = workdir / "checkpoints"
-        self._best = best
+        self._keep, self._best = max(1, keep), best
         self._last_good: int | None = None
         self._saving: int | None = None
         with self._disk_errors("open"):
@@ -80,19 +83,35 @@ class Checkpoints:
         self._manager.reload()
         self._last_good = step
 
+    def remove_superseded(self) -> None:
+        """Ends what a kill cut short: the deletion of a checkpoint that a newer one replaces."""
+        steps = sorted(self._manager.all_steps())
+        best = min(steps, key=lambda step: (self._value(step), -step), default=None)
+        with self._disk_errors("clear up"):
+            for step in steps[: -self._keep]:
+                if step != best:
+                    self._manager.delete(step)
+
     def best_value(self) -> float:
         """Smallest value of the `best` metric among the checkpoints kept; infinity if none."""
-        values = [_metrics(self._manager, s).get(self._best) for s in self._manager.all_steps()]
-        return min((v for v in values if v is not None), default=float("inf"))
+        return min(map(self._value, self._manager.all_steps()), default=math.inf)
+
+    def _value(self, step: int) -> float:
+        return _metrics(self._manager, step).get(self._best, math.inf)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the device memory may be overwritten.
 
+        A checkpoint of the same step is replaced: a run that is asked to stop saves before the
+        evaluation of that step, and once more with its results when it goes on.
+
         Raises InputError if this save or an earlier one could not be written; checkpoints that
         were complete before stay as they are.
         """
+        self.wait()
         with self._disk_errors(f"save step {step} to"):
-            self._finish()
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
             self._saving = step
             items = {"params": state.params, "opt_state": state.opt_state}
             if state.ema is not None:
@@ -119,22 +138,24 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything is on disk; raises InputError if it is not."""
-        with self._disk_errors("finish writing to"):
-            self._finish()
+        step = self._saving
+        waited = storage.announced(f"the checkpoint of step {step} to reach {self._directory}")
+        with self._disk_errors(f"finish saving step {step} to"), waited:
+            self._manager.wait_until_finished()
+            self._last_good = self._manager.latest_step()
+            if self._last_good is not None and not self._has(self._last_good):
+                raise FileNotFoundError(errno.ENOENT, "it has vanished")
 
     def close(self) -> None:
         """Releases threads; does not raise for a save that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
-
-    def _finish(self) -> None:
-        """Waits for the save that was started last, and says so where that takes long."""
-        step = self._saving
-        with storage.announced(f"the checkpoint of step {step} to reach {self._directory}"):
-            self._manager.wait_until_finished()
-        self._last_good = self._manager.latest_step()
-        if self._last_good is not None and not self._has(self._last_good):
-            raise FileNotFoundError(errno.ENOENT, "it has vanished")
+        # Of a save that failed orbax awaits the first error only: its other threads would go on
+        # writing into what the next one to open the directory clears away.
+        for thread in threading.enumerate():
+            if thread.name.startswith(_WRITING_THREADS):
+                with contextlib.suppress(Exception):  # its join raises what it died of
+                    thread.join(_CLOSE_SECONDS)
 
     def _has(self, step: int) -> bool:
         return (self._directory / str(step)).exists()

@@ -78,13 +78,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     if config.runtime.compilation_cache:
         compilation_cache.use(config.runtime.compilation_cache.format(workdir=path))
 
-    checkpoints = checkpoint.Checkpoints(
-        path, keep=config.checkpoint.keep, best=config.checkpoint.best
-    )
-    checkpoints.skip_damaged()
+    checkpoints = _open_checkpoints(config, path)
     resumes = checkpoints.latest_step is not None
-    agreement.require_same("newest checkpoint", {"step": checkpoints.latest_step})
-    checkpoints.remove_superseded()
     base = _base_files(path, config.model.checkpoint, resumes)
     model_config = huggingface.read_config(base)
     tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
@@ -171,6 +166,16 @@ def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
     sharding.check_batch(mesh, config.train.batch_size, micro, "train.batch_size")
     if config.eval.batch_size is not None:
         sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
+
+
+def _open_checkpoints(config: ConfigDict, path: epath.Path) -> checkpoint.Checkpoints:
+    """What a killed or damaged run left is cleared away; all processes see the same newest one."""
+    section = config.checkpoint
+    checkpoints = checkpoint.Checkpoints(path, keep=section.keep, best=section.best)
+    checkpoints.skip_damaged()
+    agreement.require_same("newest checkpoint", {"step": checkpoints.latest_step})
+    checkpoints.remove_superseded()
+    return checkpoints
 
 
 def _base_files(path: epath.Path, name: str, resumes: bool) -> Path:

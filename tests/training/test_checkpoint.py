@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import logging
 import resource
 import shutil
 import subprocess
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,45 @@ def test_more_recent_ones_on_request(tmp_path):
     assert checkpoint_steps(tmp_path) == [1, 4, 5, 6]
 
 
+@pytest.mark.parametrize("how_far", ["not begun", "half"])
+def test_a_deletion_that_a_kill_cut_short_is_ended(tmp_path, how_far):
+    """After the last save of a run nothing else would delete what it replaced."""
+    checkpoints = Checkpoints(epath.Path(tmp_path), keep=1, best="val/loss")
+    directory = tmp_path / "checkpoints"
+    for step, loss in [(1, 2.0), (2, 1.0), (3, 3.0)]:
+        checkpoints.save(step, make_state(step), {"val/loss": loss})
+        checkpoints.wait()
+        shutil.copytree(directory / str(step), tmp_path / "copies" / str(step))
+    checkpoints.close()
+    shutil.move(tmp_path / "copies" / "1", directory)
+    if how_far == "half":
+        (directory / "1" / "metrics" / "metrics").unlink()
+        shutil.rmtree(directory / "1" / "params")
+    assert checkpoint_steps(tmp_path) == [1, 2, 3]
+    again = Checkpoints(epath.Path(tmp_path), keep=1, best="val/loss")
+    assert again.best_value() == 1.0
+    again.remove_superseded()
+    again.close()
+    assert checkpoint_steps(tmp_path) == [2, 3]
+
+
+def test_a_step_that_is_saved_again_has_the_later_metrics(opened, tmp_path):
+    """A run that is asked to stop saves before it evaluates; continued, it evaluates first."""
+    opened.save(1, make_state(1), {})
+    opened.save(1, make_state(1), {"val/loss": 2.0})
+    opened.wait()
+    assert checkpoint_steps(tmp_path) == [1] and opened.best_value() == 2.0
+    assert_equal(opened.restore(1, abstract(make_state(1))), make_state(1))
+
+
+def test_reading_a_run_prints_nothing(opened, tmp_path, caplog):
+    opened.save(1, make_state(1), {})
+    opened.wait()
+    caplog.clear()
+    restore_params(str(tmp_path), "last")
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_a_state_comes_back_bit_by_bit(tmp_path, ema):
     state = make_state(7, ema=ema)
@@ -106,6 +147,11 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def running_threads() -> set[threading.Thread]:
+    """Without those of asyncio, which wait for work."""
+    return {t for t in threading.enumerate() if not t.name.startswith("asyncio")}
+
+
 def random_state(step: int) -> train_state.TrainState:
     """Like `make_state`, but numbers that do not compress."""
     state = make_state(step)
@@ -119,10 +165,12 @@ def test_a_disk_that_fails_while_saving(opened, tmp_path):
     opened.save(1, good, {"val/loss": 1.0})
     opened.wait()
     message = r"checkpoints: .*; the checkpoint of step 1 is intact\. Mend the disk and run the"
+    before = running_threads()
     with largest_file(8_000), pytest.raises(InputError, match=message):
         opened.save(2, random_state(2), {"val/loss": 0.5})
         opened.wait()
     opened.close()
+    assert running_threads() <= before, "whoever still writes would disturb the next one"
     # The same directory, after the disk was mended: nothing is lost and saving goes on.
     again = Checkpoints(epath.Path(tmp_path), keep=1, best="val/loss")
     assert again.latest_step == 1
