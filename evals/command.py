@@ -11,7 +11,7 @@ from evals import interpolate, models, report, runner
 from evals.images import DataRoots
 from evals.results import Results, table_text
 from negclip_jax.errors import InputError
-from negclip_jax.runtime import sharding
+from negclip_jax.runtime import agreement, sharding
 from negclip_jax.runtime.timing import human_seconds
 from negclip_jax.runtime.workdir import environment
 
@@ -29,9 +29,14 @@ def evaluate(args: argparse.Namespace) -> int:
     sharding.start_distributed(
         args.distributed, process_id=args.process_id, num_processes=args.num_processes
     )
+    with agreement.shared_fate():
+        return _evaluate(args, started)
+
+
+def _evaluate(args: argparse.Namespace, started: float) -> int:
     is_main = sharding.is_main_process()
     if is_main:
-        _require_writable(args.out)
+        require_writable(args.out)
     roots = DataRoots(tuple(args.data), tuple(args.images))
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
@@ -40,7 +45,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.interpolate:
         interpolate.check_kinds(kinds)
     cache = args.cache or args.out / "embeddings"
-    _use_compilation_cache(cache)
+    use_compilation_cache(cache)
     sources = models.load_all(
         args.interpolate or args.model,
         dtype=args.dtype,
@@ -80,7 +85,7 @@ def _tell(out: Path, results: Results, failures: list[runner.Failure], seconds: 
     logging.info("%s; open %s", human_seconds(seconds), out / report.PAGE)
 
 
-def _require_writable(out: Path) -> None:
+def require_writable(out: Path) -> None:
     """Says at once, not after an hour, that nothing can be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,8 @@ def _require_writable(out: Path) -> None:
         raise InputError(f"cannot write to --out={out}: {error.strerror or error}") from error
 
 
-def _use_compilation_cache(cache: Path) -> None:
+def use_compilation_cache(cache: Path) -> None:
+    """Keeps compiled programs beside the embeddings, unless JAX was told another place."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str((cache / "compiled").absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -12,6 +12,7 @@ batch that another does not run.
 
 import contextlib
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from evals.models import Model
 from evals.store import EmbeddingStore
 from negclip_jax.errors import InputError
 from negclip_jax.models import clip
-from negclip_jax.runtime import console, sharding
+from negclip_jax.runtime import agreement, console, sharding
 
 IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
 _BAD_SHOWN = 5
@@ -103,6 +104,11 @@ class Encoder:
         self._texts.finish()
         return self._images.features(images), self._texts.features(texts)
 
+    def unusable_images(self, images: Sequence[ImageRef]) -> dict[ImageRef, str]:
+        """Those of the images that cannot be encoded, with the reason; encodes all of them."""
+        self._texts.finish()
+        return self._images.unusable(images)
+
     def close(self) -> None:
         """Ends progress bars and the threads that decode."""
         self._images.close()
@@ -154,6 +160,11 @@ class _Tower:
             raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
         return self._store.rows(keys)
 
+    def unusable(self, items: Sequence[Hashable]) -> dict[Hashable, str]:
+        """What is wrong with those items that have no features; encodes all that are left."""
+        self.finish()
+        return {i: self.inputs.why_bad(i) for i in items if self.inputs.keys[i] in self._bad}
+
     def finish(self) -> None:
         """Encodes all items that are left."""
         while self.pending:
@@ -199,6 +210,8 @@ def _batch_size(items: int, devices: int, per_device: int) -> int:
 
 def _take_from_main(store: EmbeddingStore, keys: Sequence[bytes]) -> None:
     """Gives every process what the main process's store holds of these keys."""
+    digest = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+    agreement.require_same("items to encode", {"how many, and their digest": [len(keys), digest]})
     if jax.process_count() == 1 or not keys:
         return
     from jax.experimental import multihost_utils

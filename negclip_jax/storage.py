@@ -79,7 +79,9 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     logging.debug("storage error", exc_info=error)
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first_line[:300]}"
+    if len(first_line) > 300:  # what the system said comes last
+        first_line = f"{first_line[:140]} ... {first_line[-150:]}"
+    return f"{type(error).__name__}: {first_line}"
 
 
 def write_whole(file: epath.Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ import os
 import resource
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import jax
 
+from negclip_jax.data.features import FeatureCache
 from negclip_jax.data.images import ImageDirectory, ImageError
 from negclip_jax.training import loop
 from negclip_jax.training.compiled import CompiledStep
@@ -130,8 +132,23 @@ def _replace_open(name: str, act: Callable[[], None]) -> None:
 
 def full_disk() -> None:
     """From now on no file of this process can grow beyond a kilobyte."""
+    jax.config.update("jax_enable_compilation_cache", False)  # all tests share it
+    log = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # which no limit binds
+    for target in (1, 2):
+        os.dup2(log.stdin.fileno(), target)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def full_disk_at_cache(_: bool) -> None:
+    """The disk is full when the image features are to be written."""
+    original = FeatureCache.build
+
+    def build(*arguments, **keywords):
+        full_disk()
+        original(*arguments, **keywords)
+
+    FeatureCache.build = build
 
 
 def tiny_benchmark(_: bool) -> None:
@@ -146,7 +163,7 @@ EVENTS = {
     "exits_at_step": lambda n: at_step(n, lambda: os._exit(3)),
     "sigterm_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "disk_full_at_step": lambda n: at_step(n, full_disk),
-    "disk_full": lambda _: full_disk(),
+    "disk_full_at_cache": full_disk_at_cache,
     "images_that_hang": images_that_hang,
     "images_that_break": images_that_break,
     "count_reads": count_reads,

@@ -54,6 +54,7 @@ class Nursery:
         devices: int,
         events: dict[int, dict[str, Any]] | None = None,
         differing: dict[int, dict[str, Any]] | None = None,
+        started: Sequence[int] | None = None,
         seconds: float = 60.0,
     ) -> list[Ended]:
         """Runs the command as several processes, to the end of all.
@@ -64,15 +65,15 @@ class Nursery:
           processes, devices: how many, and how many devices each has.
           events: what happens to some processes, by their number; see `nursery.EVENTS`.
           differing: settings of some processes, by their number.
+          started: numbers of those that are started at all; default: all.
           seconds: after which what is left is killed.
         """
         self._groups += 1
         log = str(self._folder / f"{self._groups}-{{}}.log")
         argvs = commands(settings, workdir, processes, differing or {})
+        numbers = range(processes) if started is None else started
         request = {
-            "processes": [
-                {"argv": argv, "events": (events or {}).get(i, {})} for i, argv in enumerate(argvs)
-            ],
+            "processes": [{"argv": argvs[i], "events": (events or {}).get(i, {})} for i in numbers],
             "devices": devices,
             "log": log,
             "seconds": seconds,

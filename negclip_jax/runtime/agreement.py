@@ -7,6 +7,7 @@ time-out, and a failure of one process ends all of them with its reason, see `wa
 import contextlib
 import dataclasses
 import json
+import logging
 import secrets
 import sys
 import threading
@@ -182,29 +183,47 @@ def within_time(what: str) -> Iterator[Callable[[], None]]:
 def shared_fate() -> Iterator[None]:
     """In this block a failure of one process ends all of them, each with that reason.
 
-    Whatever ends the block with an exception is told to the others first.
+    An exception is told to the others and printed, and the process ends there and then: closing
+    files, which comes after the block, may wait for processes that are gone. Only `Interrupted`,
+    which all raise at one step, and a second signal pass. Such blocks may be nested.
     """
     if _team is None:
         yield
         return
-    _team.watch.start()
+    is_outermost = not _team.watch.is_running
+    if is_outermost:
+        _team.watch.start()
     stopped: Interrupted | None = None
     try:
         try:
             yield
-        except Interrupted as agreed:  # all processes stop at the same step
+        except Interrupted as agreed:
             stopped = agreed
-        barrier("end of the run")
+        if is_outermost:
+            barrier("end of the run")
     except BaseException as error:
-        _team.watch.fail(_sentence(error), suspicious=_is_of_jax(error))
-        if isinstance(error, InputError | KeyboardInterrupt):
-            raise  # for the command to print
-        traceback.print_exc()
-        leave(1)
+        if isinstance(error, KeyboardInterrupt):
+            _team.watch.fail(_sentence(error), suspicious=False)
+            raise
+        if not isinstance(error, InputError):
+            traceback.print_exc()
+        end_all(_sentence(error), error)
     finally:
-        _team.watch.stop()
+        if is_outermost:
+            _team.watch.stop()
     if stopped is not None:
         raise stopped
+
+
+def end_all(reason: str, error: BaseException) -> NoReturn:
+    """Ends all processes with this reason, or with that of another one which caused `error`.
+
+    For a failure in a thread, where nobody would catch an exception.
+    """
+    _team.watch.fail(reason, suspicious=_is_of_jax(error))
+    console.fail(reason)
+    logging.error(reason, extra={"file_only": True})
+    watch.leave(1)
 
 
 def leave(status: int) -> NoReturn:

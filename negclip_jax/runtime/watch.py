@@ -48,7 +48,7 @@ class Watch:
         self._board, self._index, self._count = board, index, count
         self._timeout, self._silence = timeout, silence
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread: threading.Thread | None = None
         self._beats, self._answered = 0, time.monotonic()
         self._last: dict[int, tuple[int, float]] = {}
         self._deadline: tuple[float, str] | None = None
@@ -58,15 +58,24 @@ class Watch:
         self._signum: int | None = None
         self._stop_at: int | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._thread is not None and not self._over.is_set()
+
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, after `stop` once more."""
         self._answered = time.monotonic()
         self._last = {i: (0, self._answered) for i in self._watched}
+        self._over.clear()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Ends the thread: what the other processes do no longer matters."""
         self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_FAREWELL_SECONDS)
 
     def fail(self, reason: str, *, suspicious: bool) -> None:
         """Tells all processes why this one ends, and returns when they know.

@@ -26,7 +26,7 @@ from negclip_jax.runtime.writers import (
     Writers,
     is_evaluated,
 )
-from negclip_jax.training import patterns
+from negclip_jax.training import failed_saves, patterns
 from negclip_jax.training.evaluation import EvalContext, Evaluator
 from negclip_jax.training.setup import Run, prepare
 from negclip_jax.training.state import TrainState
@@ -49,9 +49,10 @@ def train(
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     is_main = sharding.is_main_process()
-    with disk_errors(workdir), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, agreement.shared_fate(), disk_errors(workdir):
         if is_main:
             stack.callback(log_to_file(create_workdir(workdir)).detach)
+        stack.enter_context(failed_saves.end_the_run(workdir))
         run = prepare(config, workdir)
         stack.callback(run.checkpoints.close)
         start = int(run.state.step)

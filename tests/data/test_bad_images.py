@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tiny_batches import BATCH, assert_same, batches
 
+from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, ImageError
+from negclip_jax.data.packing import Packing
 from negclip_jax.errors import InputError
 
 
@@ -93,6 +95,64 @@ def test_cached_features_belong_to_the_same_pairs(make_loader, broken, caplog, s
     assert masked == (0 if shuffle else 10)  # six pairs of three images, and four of padding
     named = [r.getMessage() for r in caplog.records if "the image is damaged" in r.getMessage()]
     assert len(named) == 6, "each of both loaders names each image once"
+
+
+@pytest.fixture
+def uneven(pairs, tokenizer, make_loader, broken):
+    """Function of arguments to a packing loader of captions of very different lengths."""
+    rng = np.random.default_rng(3)
+    changed = [
+        dataclasses.replace(
+            pair,
+            caption="a" * rng.integers(1, 22),
+            negated="b" * rng.integers(1, 22),
+            foils=("c" * rng.integers(1, 22),),
+        )
+        for pair in pairs
+    ]
+    names = sorted({pair.image for pair in pairs})
+    examples = tokenize_pairs(changed, names, tokenizer, captions="mix", foils=1)
+    packing = Packing(per_shard=BATCH, row_length=24, slots=12)  # two shards, no row to spare
+
+    def make(**arguments):
+        settings = {"images": broken, "max_bad_images": 0.1, "packing": packing}
+        return make_loader(examples=examples, **(settings | arguments))
+
+    return make
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_agree_on_shapes_though_one_alone_meets_a_bad_image(uneven, shuffle):
+    """What replaces a pair never needs more rows than all planned for it."""
+    loader = uneven(shuffle=shuffle)
+    whole = batches(loader, 0, 7)
+    shares = [batches(loader, 0, 7, rows) for rows in np.split(np.arange(BATCH), 2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name, expected in batch["text"].items():
+            joined = np.concatenate([part["text"][name] for part in parts])
+            np.testing.assert_array_equal(joined, expected, err_msg=name)
+    planned = [loader.examples.room_of(*loader.pairs_at(step)) for step in range(7)]
+    rows = [len(batch["text"]["ids"]) // 2 for batch in whole]
+    assert rows == [loader.packing.rows_needed(room) for room in planned]
+
+
+def test_a_longer_pair_is_passed_over(uneven):
+    loader = uneven()
+    sizes, room = loader.examples.sizes, loader.examples.room
+    following = {6: 10, 7: 10, 8: 10, 9: 10, 42: 44, 43: 44}  # the next readable pair
+    chosen = {pair: int(loader.load(pair)["pair"]) for pair in following}
+    assert all((sizes[new] <= room[old]).all() for old, new in chosen.items())
+    assert any((sizes[new] > room[old]).any() for old, new in following.items())
+    assert chosen != following
+
+
+def test_where_no_pair_fits_the_run_stops(uneven, broken):
+    loader = uneven()
+    fits_all = (loader.examples.sizes[:, None] <= loader.examples.room[None]).all(axis=2)
+    images = loader.examples.image_of[fits_all.any(axis=1)]
+    broken.broken = frozenset(loader.examples.images[i] for i in images)
+    with pytest.raises(InputError, match="no pair with short captions is left to take the place"):
+        batches(uneven(max_bad_images=1.0), 0, 6)
 
 
 def test_too_many_bad_images_stop_the_run(make_loader, broken):

@@ -1,5 +1,7 @@
 """Captions and foils of examples, tokenized once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,25 @@ def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tok
         .max()
     )
     assert examples.longest == longest == examples.sizes.max()
+
+
+def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
+    words = ["a" * (3 + i % 15) for i in range(len(pairs))]
+    changed = [
+        dataclasses.replace(p, negated=w, caption=w[1:], foils=(w,) if i % 3 else ())
+        for i, (p, w) in enumerate(zip(pairs, words, strict=True))
+    ]
+    names = sorted({pair.image for pair in pairs})
+    examples = tokenize_pairs(changed, names, tokenizer, captions="mix", foils=1)
+    assert examples.sizes.shape == examples.room.shape == (80, 3)
+    np.testing.assert_array_equal(examples.sizes[4], [3 + 4 + 2, 2 + 4 + 2, 3 + 4 + 2])
+    assert (examples.room >= examples.sizes).all()
+    fits = (examples.sizes[:, None] <= examples.room[None]).all(axis=2)
+    assert (fits.all(axis=1)).sum() >= 8, "so many fit everywhere"
+    # Little is given away for it, where captions are not short themselves.
+    assert (examples.room > examples.sizes).any(axis=1).mean() < 0.5
+    taken = examples.room_of(np.array([4, 79]), np.array([1, 0]))
+    assert taken.tolist() == examples.room[[4, 4, 79, 79], [1, 2, 0, 2]].tolist()
 
 
 def test_unknown_captions(pairs, tokenizer):

@@ -55,6 +55,22 @@ def test_rows_are_as_declared_and_grow_in_steps(texts):
     assert packing.rows_needed(texts.lengths[long]) == 7
 
 
+def test_room_alone_decides_the_shape_and_the_places(texts):
+    """So that a caption can be exchanged for a shorter one where others know only the first."""
+    packing = Packing(per_shard=8, row_length=48, slots=6, row_step=1)
+    long = np.flatnonzero(texts.lengths >= 16)[:8]
+    short = np.flatnonzero(texts.lengths <= 8)[:8]
+    room = texts.lengths[long]
+    planned, exchanged = packing.pack(texts, long), packing.pack(texts, short, room)
+    assert planned["ids"].shape == exchanged["ids"].shape != packing.pack(texts, short)["ids"].shape
+    np.testing.assert_array_equal(planned["slots"], exchanged["slots"])
+    for caption, ids in zip(short, unpack(exchanged, 8), strict=True):
+        expected = texts.ids[texts.offsets[caption] : texts.offsets[caption + 1]]
+        np.testing.assert_array_equal(ids, expected)
+    with pytest.raises(ValueError, match="longer than the room"):
+        packing.pack(texts, long, texts.lengths[short])
+
+
 def test_one_number_of_rows_serves_nearly_all_batches(texts):
     packing = Packing.suited_to(texts.lengths, 128, 1)
     rng = np.random.default_rng(2)

@@ -15,6 +15,10 @@ from negclip_jax.runtime.interrupt import Interrupted
 _here = threading.local()
 
 
+class Left(BaseException):
+    """Stands for the end of a process."""
+
+
 class TeamOfThread:
     """Stands in `agreement._team` for the team of the thread that asks."""
 
@@ -136,23 +140,24 @@ def test_one_folder_is_one_folder(together, tmp_path):
 
 def test_all_stop_together_when_interrupted(together):
     def run(i: int) -> None:
-        with agreement.shared_fate():
+        with agreement.shared_fate(), agreement.shared_fate():
             raise Interrupted(15, 7)
 
     ends = together(run)
     assert [(type(e), e.step) for e in ends] == [(Interrupted, 7)] * 2
 
 
-def test_an_error_is_told_and_raised(together, monkeypatch):
+def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys):
     left: list = []
     told = threading.Event()
 
     def leave(status: int) -> None:
         left.append(status)
         told.set()
-        raise SystemExit  # ends the watching thread
+        raise Left
 
     monkeypatch.setattr(watch, "leave", leave)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
     def run(i: int) -> None:
         with agreement.shared_fate():
@@ -163,7 +168,10 @@ def test_an_error_is_told_and_raised(together, monkeypatch):
             raise InputError("woken for the test")
 
     ends = together(run)
-    assert str(ends[1]) == "photo 7 is broken" and 1 in left
+    assert [type(end) for end in ends] == [Left, Left] and set(left) == {1}
+    err = capsys.readouterr().err
+    assert "error: photo 7 is broken\n" in err and "error: process 1: photo 7 is broken\n" in err
+    assert "woken" not in err
 
 
 @pytest.mark.parametrize(

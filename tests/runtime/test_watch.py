@@ -83,10 +83,11 @@ def test_the_first_of_two_failures_is_the_reason(team, ends, capsys):
 
 def test_one_that_vanished_is_the_reason_of_a_broken_collective(team, ends, capsys):
     team[2]._over.set()  # beats no more
-    team[1].fail("JaxRuntimeError: Connection closed by peer", suspicious=True)
-    wait_until(lambda: len(threads(ends)) == 2)
+    with pytest.raises(Left):  # by then its thread has ended it already
+        team[1].fail("JaxRuntimeError: Connection closed by peer", suspicious=True)
+    wait_until(lambda: {team[0]._thread, team[1]._thread} <= threads(ends))
     err = capsys.readouterr().err
-    assert err.count("process 2: no sign of life for 0 s: killed, crashed, or its host") == 2
+    assert err.count("process 2: no sign of life for 0 s: killed, crashed, or its host") >= 2
     assert "Connection closed" not in err
 
 

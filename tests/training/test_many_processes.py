@@ -17,7 +17,7 @@ from negclip_jax.runtime import sharding
 from negclip_jax.training.checkpoint import restore_params
 from negclip_jax.training.loop import train
 
-STEPS, HALF = 8, 4
+STEPS, HALF = 6, 3
 CHANGES = {
     "train.total": f"{STEPS} steps",
     "train.ema_decay": 0.8,
@@ -30,10 +30,12 @@ CHANGES = {
     "eval.batch_size": 8,
     "eval.benchmarks": "tiny",
     "checkpoint.every": f"{HALF} steps",
-    "log.every": "3 steps",
+    "log.every": "2 steps",
     "mesh.min_shard_size": 64,
     "runtime.timeout": 60.0,
 }
+# For runs that are compared by their updates alone: compiling evaluators is what takes time here.
+UPDATES_ONLY = {"eval.every": "0 steps", "eval.benchmarks": ""}
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +84,13 @@ def assert_all_well(ends) -> None:
     assert [end.status for end in ends] == [0] * len(ends), "\n\n".join(e.output for e in ends)
 
 
-def assert_same_run(workdir: Path, expected: Path, *, first: int = 0) -> None:
+def assert_same_run(workdir: Path, expected: Path, *, first: int = 1) -> None:
     """Same numbers from step `first` on, and the same parameters, to 1e-6."""
     ours, theirs = read_metrics(workdir), read_metrics(expected)
-    assert ours.keys() == theirs.keys() and max(ours) == STEPS
+    assert max(ours) == max(theirs) == STEPS
     for step in range(first, STEPS + 1):
-        assert ours[step].keys() == theirs[step].keys()
+        assert "val/loss" in ours[step] if step == 0 else "loss" in ours[step]
+        assert ours[step].keys() <= theirs[step].keys()
         for name, value in ours[step].items():
             tolerance = 1e-6 if "loss" in name else 1e-5
             np.testing.assert_allclose(
@@ -110,7 +113,7 @@ def test_the_reference_trains_and_evaluates(alone):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2), (2, 4)])
 def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
-    assert_same_run(train_here(data, fsdp), alone)
+    assert_same_run(train_here(data, fsdp, UPDATES_ONLY), alone)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +129,15 @@ def by_four(forked: Nursery, settings, tmp_path_factory) -> Path:
         settings | changes, workdir, processes=4, devices=1, events=events, seconds=120
     )
     assert_all_well(ends)
-    assert "done: 8 steps" in ends[0].output
+    assert f"done: {STEPS} steps" in ends[0].output
     assert not any("done" in end.output or "step " in end.output for end in ends[1:])
     return workdir
 
 
 def test_four_processes_equal_one(by_four, alone):
-    assert_same_run(by_four, alone)
+    assert_same_run(by_four, alone, first=0)
+    ours, theirs = read_metrics(by_four), read_metrics(alone)
+    assert [numbers.keys() for numbers in ours.values()] == [n.keys() for n in theirs.values()]
 
 
 def test_each_process_reads_its_part(by_four):
@@ -154,7 +159,7 @@ def test_only_the_main_process_writes(by_four):
     assert described["runtime"]["process_id"] == 0
     assert json.loads((by_four / "environment.json").read_text())["processes"] == 4
     log = (by_four / "train.log").read_text()
-    assert log.count("compiled the training step") == 1 and log.count("step 4: val/loss") == 1
+    assert log.count("compiled the training step") == 1 and log.count("step 3: val/") == 1
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +182,13 @@ def test_two_processes_equal_one(half_by_two, alone):
 
 def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
-    assert_same_run(train_here(1, 1, workdir=workdir), alone, first=HALF + 1)
+    train_here(1, 1, UPDATES_ONLY, workdir)
+    assert_same_run(workdir, alone, first=HALF + 1)
 
 
 def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
-    events = {i: {"tiny_benchmark": True} for i in range(4)}
-    ends = forked.run(settings, workdir, processes=4, devices=1, events=events, seconds=120)
+    ends = forked.run(settings | UPDATES_ONLY, workdir, processes=4, devices=1, seconds=120)
     assert_all_well(ends)
-    assert "continuing from step 4" in ends[0].output
+    assert f"continuing from step {HALF} " in ends[0].output
     assert_same_run(workdir, alone, first=HALF + 1)
