@@ -89,8 +89,19 @@ def write_whole(file: epath.Path, content: bytes) -> None:
     if is_remote(file):
         file.write_bytes(content)
         return
-    with partial.whole_file(Path(file)) as unfinished:
+    with _named(file), partial.whole_file(Path(file)) as unfinished:
         unfinished.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _named(file: epath.Path) -> Iterator[None]:
+    """Adds the file to what the system says of a disk that is full: it does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(file)
+        raise
 
 
 class LineFile:
@@ -107,7 +118,7 @@ class LineFile:
         """Adds lines; unless `durable`, a bucket may get them half a minute later."""
         if not self._remote:
             if lines:
-                with self._file.open("a") as file:
+                with _named(self._file), self._file.open("a") as file:
                     file.writelines(lines)
             return
         self._text += "".join(lines)

@@ -1,6 +1,7 @@
 """Photos that lie in a bucket, read one by one as they are needed."""
 
 import functools
+import posixpath
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +25,8 @@ class BucketImages:
 
     def open(self, name: str) -> Image.Image:
         """The image `name` in mode RGB; raises ImageError for whatever `decode` refuses."""
-        address = f"{self.root}/{self._checked(name)}"
+        name = self._checked(name)
+        address = f"{self.root}/{name}"
         try:
             content = (self._folder / name).read_bytes()
         except storage.errors() as error:
@@ -46,7 +48,8 @@ class BucketImages:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""
-        return [name for name in dict.fromkeys(names) if self._checked(name) not in self._listed]
+        distinct = dict.fromkeys(names)
+        return [name for name in distinct if self._checked(name) not in self._listed]
 
     @functools.cached_property
     def _listed(self) -> dict[str, dict[str, Any]]:
@@ -57,7 +60,7 @@ class BucketImages:
         reason = unsafe_name(name)
         if reason:
             raise ImageError(f"The image name {name!r} {reason}: refused.")
-        return name
+        return posixpath.normpath(name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the list, which a worker that opens images does not need."""

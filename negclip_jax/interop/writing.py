@@ -108,8 +108,9 @@ def export_directory(
     try:
         with staged_directory(out, overwrite=overwrite, keep=keep) as stage:
             yield stage
-    except (OSError, SafetensorError) as error:
-        if is_inner:
+    except (OSError, SafetensorError, CheckpointError) as error:
+        of_disk = not isinstance(error, CheckpointError) or isinstance(error.__cause__, OSError)
+        if is_inner or not of_disk:
             raise  # the outer one knows what it is that was not written
         raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
 

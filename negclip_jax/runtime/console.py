@@ -16,6 +16,8 @@ from negclip_jax.errors import printable
 from negclip_jax.runtime.timing import human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0
+_LIBRARIES = ("absl", "jax", "orbax", "grain", "tensorboardX", "httpx", "asyncio")
+_LIBRARIES += ("fsspec", "gcsfs", "google")
 
 _stderr = Console(stderr=True, highlight=False)
 
@@ -80,7 +82,7 @@ def set_up_logging(*, only_warnings: bool = False) -> None:
         root.removeHandler(handler)
     root.setLevel(logging.WARNING if only_warnings else logging.INFO)
     # The libraries below us narrate at INFO; their warnings still pass.
-    for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "httpx", "asyncio"):
+    for library in _LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     root.addHandler(_ConsoleHandler())
 

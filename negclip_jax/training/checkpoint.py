@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,7 @@ from negclip_jax.training.state import TrainState
 _ITEMS = ("params", "opt_state", "ema")
 _WRITING_THREADS = ("array_type_handler", "write_metadata_after_commits")  # orbax's
 _CLOSE_SECONDS = 30.0
+_UNPACKED_PER_BYTE, _UNPACKED_FREE = 100, 2**26  # bytes that an item may become
 
 
 class Checkpoints:
@@ -288,9 +290,21 @@ def _to_host(path: epath.Path) -> dict:
     # The handler, because a checkpointer would also look for a step's metadata: this is an item.
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         saved = handler.metadata(path).tree
+    _check_claims(path, saved)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
+
+
+def _check_claims(path: epath.Path, saved: Any) -> None:
+    """A stranger's run may name arrays of any size; a trained one takes about its size on disk."""
+    if "://" in str(path):
+        return
+    sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved))
+    files = (os.path.join(folder, f) for folder, _, names in os.walk(path) for f in names)
+    claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
+    if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
+        raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
 
 
 def abstract_of(state: Any, placements: Any) -> Any:

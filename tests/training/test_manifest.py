@@ -184,8 +184,8 @@ def test_frozen_parameters_come_back_or_are_refused(workdir):
 def test_a_directory_that_vanishes_is_not_called_intact(workdir):
     checkpoints = opened(workdir)
     shutil.rmtree(workdir)
-    message = "cannot save step 3 to .*: the checkpoint of step 2 is gone as well. Bring the dir"
-    with pytest.raises(InputError, match=message.replace(": ", ": .*; ")):
+    message = r"cannot .* to .*it has vanished; the checkpoint of step 2 is gone as well\. Bring"
+    with pytest.raises(InputError, match=message):
         checkpoints.save(3, make_state(3), {})
     checkpoints.close()
     assert not workdir.exists(), "a run must not go on in a directory that lacks what it needs"

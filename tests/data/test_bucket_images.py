@@ -1,0 +1,62 @@
+"""Photos in a bucket behave as photos in a folder do; see `fake_bucket`."""
+
+import pickle
+
+import numpy as np
+import pytest
+from fake_bucket import bucket, served
+
+from negclip_jax.data.bucket_images import BucketImages
+from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.preprocessing import ImageError
+
+__all__ = ["bucket", "served"]  # fixtures
+
+
+@pytest.fixture
+def photos(bucket, tiny_pairs):
+    bucket.put_folder(tiny_pairs / "images", "tiny", "photos/train")
+    return BucketImages("gs://tiny/photos")
+
+
+def test_the_same_pixels(photos, tiny_pairs):
+    local = ImageDirectory(tiny_pairs / "images")
+    for name in ("000.png", "001.png"):
+        remote = np.asarray(photos.open(f"train/{name}"))
+        assert np.array_equal(remote, np.asarray(local.open(name)))
+        assert photos.read(f"train/{name}") == local.read(name)
+
+
+def test_one_listing_says_what_is_missing(photos, bucket):
+    bucket.requests.clear()
+    names = ["train/003.png", "train/x.png", "003.png", "train/x.png", "train//003.png"]
+    assert photos.missing(names) == ["train/x.png", "003.png"]
+    assert not bucket.requests, "asked when it was made, once for all images"
+
+
+def test_identity_follows_the_content(photos, bucket):
+    before = photos.identity("train/004.png")
+    assert before and photos.identity("train/005.png") != before
+    assert photos.identity("train/none.png") == []
+    bucket.flip_bit("gs://tiny/photos/train/004.png")
+    assert BucketImages("gs://tiny/photos").identity("train/004.png") != before
+
+
+def test_problems_name_the_image(photos, bucket):
+    bucket.put("tiny", "photos/bad.png", b"no image")
+    with pytest.raises(ImageError, match=r"^gs://tiny/photos/bad\.png: this is not an image"):
+        photos.open("bad.png")
+    with pytest.raises(ImageError, match=r"^gs://tiny/photos/none\.png: the image cannot be read"):
+        photos.open("none.png")
+    assert photos.read("none.png") == b""
+    for call in (photos.open, photos.read, photos.identity, lambda name: photos.missing([name])):
+        with pytest.raises(ImageError, match=r"'\.\./x\.png' climbs out of the image directory"):
+            call("../x.png")
+    with pytest.raises(ImageError, match="There are no images at gs://tiny/nowhere"):
+        BucketImages("gs://tiny/nowhere/")
+
+
+def test_a_worker_gets_no_list(photos):
+    packed = pickle.dumps(photos)
+    assert len(packed) < 200
+    assert pickle.loads(packed).open("train/000.png").size == (36, 36)
