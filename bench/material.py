@@ -104,11 +104,16 @@ def photo(rng: np.random.Generator, size: tuple[int, int] = (640, 480)) -> Image
     return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def negated_caption(rng: np.random.Generator) -> str:
-    """Words of the quickstart's world, as many as tokens of NegBench's negated captions.
+def caption_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Tokens of captions with their start and end token, int64 `[count]`: NegBench's negated ones.
 
-    Those have 22.4 tokens on average with the start and end token, and a standard deviation of 3.6.
+    Those have 22.4 on average and a standard deviation of 3.6.
     """
-    tokens = int(np.clip(round(rng.gamma(39, 22.4 / 39)), 8, 60))
+    return np.clip(np.round(rng.gamma(39, 22.4 / 39, count)), 8, 60).astype(np.int64)
+
+
+def negated_caption(rng: np.random.Generator) -> str:
+    """Words of the quickstart's world, as many as tokens of NegBench's negated captions."""
+    tokens = int(caption_lengths(rng, 1)[0])
     words = [_WORDS[i] for i in rng.integers(len(_WORDS), size=tokens - 4)]
     return " ".join([*words, "no", "circle"])

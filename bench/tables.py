@@ -15,7 +15,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": cores(),
         "python": platform.python_version(),
-        "versions": _versions("jax", "jaxlib", "torch", "transformers", "pillow", "numpy"),
+        "versions": versions("jax", "jaxlib", "torch", "transformers", "pillow", "numpy"),
     }
 
 
@@ -58,7 +58,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions(*packages: str) -> dict[str, str]:
+def versions(*packages: str) -> dict[str, str]:
     found = {}
     for package in packages:
         try:

@@ -97,6 +97,15 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def whole(mesh: Mesh | None, params: Any) -> Any:
+    """Parameters that `fsdp` split, gathered on every device; to be called under `jax.jit`.
+
+    Left to itself the compiler would rather move activations to the parts of the parameters, which
+    at a few hundred million parameters is far more. None stands for one device.
+    """
+    return params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
 def per_device(mesh: Mesh | None, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """`function(shared, rows)` run by every device on its own rows; to be called under `jax.jit`.
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
 from negclip_jax.training.logits import Blocks
 from negclip_jax.training.losses import contrastive_loss, sigmoid_loss
@@ -47,6 +48,7 @@ class Objective:
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Loss of all parameters on a batch, contrastive or SigLIP's, and its accuracies."""
+        params = sharding.whole(self.mesh, params)
         rows = {name: batch[name] for name in ("image", "feature", "text") if name in batch}
         features = map_microbatches(self._encode, params, rows, self.microbatches, self.mesh)
         texts = features["text"].reshape(len(features["image"]), -1, features["text"].shape[-1])
@@ -65,7 +67,8 @@ class Objective:
 
     def encode_image(self, params: dict, image: Array) -> Array:
         """Features float32 `[B, D]` of pixels, uint8 `[B, H, W, 3]`."""
-        return nnx.merge(self.graphdef, params).encode_image(self.normalise(image))
+        model = nnx.merge(self.graphdef, sharding.whole(self.mesh, params))
+        return model.encode_image(self.normalise(image))
 
     def normalise(self, image: Array) -> Array:
         """uint8 pixels to the model's input, float32; bytes travel to the device, not floats."""

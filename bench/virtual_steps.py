@@ -1,0 +1,178 @@
+"""The training step compiled for devices that are not there, from shapes and placements alone.
+
+Nothing is computed and no parameter exists: a thousand virtual CPU devices compile on one core in
+seconds. What is read from the compiled program is what one device does in one step: it is the
+program that `launch.py` would run, with the collectives that XLA's partitioner put into it.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from bench.hlo import Program
+from bench.material import ARCHITECTURES, caption_lengths
+from configs import negationclip
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
+from negclip_jax.data.packing import Packing
+from negclip_jax.models import clip, flops
+from negclip_jax.runtime import sharding
+from negclip_jax.training import checkpoint, optim, patterns
+from negclip_jax.training import state as train_state
+from negclip_jax.training.compiled import CompiledStep
+from negclip_jax.training.step import Objective, make_train_step
+
+# Machine code is not looked at: making none of it fast halves the time to compile.
+_XLA_FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
+_CAPTIONS = 20_000  # whose lengths stand for those of all
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One training step.
+
+    Attributes:
+      arch: key of `material.ARCHITECTURES`.
+      trains: "text", the published recipe on cached image features, or "all", both towers.
+      pairs: of each device.
+      fsdp: devices that share parameters and optimizer state.
+      microbatches, logit_block_mib: as in `configs/common.py`.
+    """
+
+    arch: str
+    trains: str
+    pairs: int
+    fsdp: int = 1
+    microbatches: int = 1
+    logit_block_mib: float = 64.0
+
+
+class VirtualDevices:
+    """A process with so many CPU devices; made with `sides.Side`, in a process of its own."""
+
+    def __init__(self, devices: int):
+        os.environ["XLA_FLAGS"] = _XLA_FLAGS.format(devices)
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_enable_compilation_cache", False)
+        assert jax.device_count() == devices, "JAX was in use before"
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """What one device does in one step, by name; see `measure`."""
+        return measure(case)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Compiles the step of all devices of this process and reads the program.
+
+    Returns:
+      Of one device and step: `arguments` and `temporaries`, bytes; `program_flops` of the matrix
+      products in the program and `model_flops` of the model on real tokens (see `models.flops`);
+      `tokens` of text in its rows, filled or not; `collectives`, a list of their fields; beside
+      them `devices` and the fields of the case, and `trained`, parameters of the whole model.
+    """
+    config = _config(case)
+    mesh = sharding.make_mesh(data=-1, fsdp=case.fsdp)
+    model = ARCHITECTURES[case.arch]
+    graphdef, abstract = clip.abstract(model, dtype="bfloat16", remat=config.model.remat)
+    trainable = patterns.trainable(abstract, config.optim.freeze)
+    step, state, frozen = _step(config, mesh, graphdef, abstract, trainable)
+    batch = _batch(case, model, mesh)
+    compiled = CompiledStep(step, state, frozen, mesh).compiled_for(state, frozen, batch)
+    program, memory = Program(compiled.as_text(), mesh.size), compiled.memory_analysis()
+    return {
+        "devices": mesh.size,
+        **dataclasses.asdict(case),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program_flops": program.matmul_flops,
+        "model_flops": case.pairs * flops_per_pair(case.arch, case.trains, case.pairs * mesh.size),
+        "tokens": batch["text"]["ids"].size // mesh.size,
+        "collectives": [dataclasses.asdict(c) for c in program.collectives],
+        "trained": sum(x.size for x in jax.tree.leaves(state.params)),
+    }
+
+
+def flops_per_pair(arch: str, trains: str, batch: int) -> float:
+    """Operations that a pair takes by the definition of the model, forward and backward.
+
+    `batch` is what the pair is contrasted with; `arch` and `trains` are those of `Case`.
+    """
+    model, lengths = ARCHITECTURES[arch], _lengths()
+    forward = flops.text_forward(model.text, model.projection_dim, lengths) / len(lengths)
+    forward += flops.contrastive_forward(batch, model.projection_dim) / batch
+    if trains == "all":
+        forward += flops.vision_forward(model)
+    return float((1 + flops.BACKWARD) * forward)
+
+
+def _lengths() -> np.ndarray:
+    """Tokens of negated captions, int64 `[N]`, always the same."""
+    return caption_lengths(np.random.default_rng(0), _CAPTIONS)
+
+
+def _config(case: Case) -> Any:
+    known = case.arch in negationclip.VARIANTS
+    config = negationclip.get_config(case.arch if known else "vit_b_32")
+    config.train.microbatches = case.microbatches
+    config.train.logit_block_mib = case.logit_block_mib
+    if case.trains == "all":
+        config.optim.freeze = ()
+    return config
+
+
+def _step(
+    config: Any, mesh: Mesh, graphdef: Any, abstract: dict, trainable: dict
+) -> tuple[Any, Any, dict]:
+    """The step, and the shapes and placements of its state and of the frozen parameters."""
+    size = config.mesh.min_shard_size
+    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
+    places = sharding.of_parameters(mesh, abstract, rules, min_shard_size=size)
+    trained, frozen = patterns.partition(abstract, trainable)
+    _, frozen_places = patterns.partition(places, trainable)
+    rate = optax.constant_schedule(config.optim.lr)
+    keys = ("beta1", "beta2", "eps", "clip_norm", "weight_decay", "weight_decay_rules", "lr_rules")
+    tx = optim.adamw(abstract, trainable, rate, **{key: config.optim[key] for key in keys})
+    state_places = train_state.shardings(
+        trained, tx, mesh, patterns.trained_part(rules, trainable), ema=False, min_shard_size=size
+    )
+    shapes = jax.eval_shape(lambda p: train_state.create(p, tx, ema=False), trained)
+    step = make_train_step(
+        Objective(
+            graphdef,
+            CLIP_MEAN,
+            CLIP_STD,
+            microbatches=config.train.microbatches,
+            mesh=mesh,
+            logit_block_mib=config.train.logit_block_mib,
+        ),
+        tx,
+        schedule=rate,
+        logit_scale_max=None,
+        ema_decay=None,
+    )
+    state = checkpoint.abstract_of(shapes, state_places)
+    return step, state, checkpoint.abstract_of(frozen, frozen_places)
+
+
+def _batch(case: Case, model: clip.CLIPConfig, mesh: Mesh) -> dict:
+    """Shapes and placements of a batch of packed captions."""
+    pairs, shards = case.pairs * mesh.size, mesh.size * case.microbatches
+    packing = Packing.suited_to(_lengths(), pairs, shards)
+    rows = packing.rows * shards
+    shapes = {name: (rows, packing.row_length) for name in ("ids", "positions", "segments")}
+    shapes |= {"ends": (rows, packing.slots), "slots": (shards, packing.per_shard)}
+    placed = sharding.batch(mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+    batch = {"text": {name: array(shape, jnp.int32) for name, shape in shapes.items()}}
+    if case.trains == "all":
+        side = model.vision.image_size
+        return batch | {"image": array((pairs, side, side, 3), jnp.uint8)}
+    return batch | {"feature": array((pairs, model.projection_dim), jnp.float32)}
