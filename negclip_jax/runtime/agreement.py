@@ -205,9 +205,7 @@ def shared_fate() -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             _team.watch.fail(_sentence(error), suspicious=False)
             raise
-        if not isinstance(error, InputError):
-            traceback.print_exc()
-        end_all(_sentence(error), error)
+        end_all(_sentence(error), error, trace=not isinstance(error, InputError))
     finally:
         if is_outermost:
             _team.watch.stop()
@@ -215,12 +213,14 @@ def shared_fate() -> Iterator[None]:
         raise stopped
 
 
-def end_all(reason: str, error: BaseException) -> NoReturn:
+def end_all(reason: str, error: BaseException, *, trace: bool = False) -> NoReturn:
     """Ends all processes with this reason, or with that of another one which caused `error`.
 
-    For a failure in a thread, where nobody would catch an exception.
+    For a failure in a thread, where nobody would catch an exception. `trace` prints where it was.
     """
-    _team.watch.fail(reason, suspicious=_is_of_jax(error))
+    _team.watch.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
+    if trace:
+        traceback.print_exception(error)
     console.fail(reason)
     logging.error(reason, extra={"file_only": True})
     watch.leave(1)

@@ -28,8 +28,9 @@ from typing import Any
 from negclip_jax.runtime import console
 from negclip_jax.runtime.board import Board, Unreachable
 
-_POLL_SECONDS = 0.5
-_SUSPECT_SECONDS = 5.0  # silence that counts once a collective has broken
+_POLL_SECONDS = 0.5  # between two looks; longer where many processes look at one board
+_POLLED_SO_BY = 64
+_SUSPECT_SECONDS, _SUSPECT_POLLS = 5.0, 6  # silence that counts once a collective has broken
 _FAREWELL_SECONDS = 10.0  # that process 0, which holds the board, waits for the others to read it
 
 
@@ -47,6 +48,7 @@ class Watch:
         """
         self._board, self._index, self._count = board, index, count
         self._timeout, self._silence = timeout, silence
+        self._poll = _POLL_SECONDS * max(1.0, count / _POLLED_SO_BY)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._beats, self._answered = 0, time.monotonic()
@@ -90,8 +92,8 @@ class Watch:
         if suspicious:
             with contextlib.suppress(Unreachable):
                 self._board.put("news/suspicion", self._index)
-            self._silence = min(self._silence, _SUSPECT_SECONDS)
-            time.sleep(self._silence + 8 * _POLL_SECONDS)  # in which the thread may end us
+            self._look_sharp()
+            time.sleep(self._silence + 8 * self._poll)  # in which the thread may end us
         self.stop()
         with contextlib.suppress(Unreachable):
             failure = {"process": self._index, "reason": reason}
@@ -134,7 +136,7 @@ class Watch:
         return range(1, self._count) if self._index == 0 else range(1)
 
     def _run(self) -> None:
-        while not self._over.wait(_POLL_SECONDS):
+        while not self._over.wait(self._poll):
             try:
                 self._look()
                 self._answered = time.monotonic()
@@ -151,7 +153,7 @@ class Watch:
         if "failure" in news and not self._over.is_set():
             self._end(news["failure"])
         if "suspicion" in news:
-            self._silence = min(self._silence, _SUSPECT_SECONDS)
+            self._look_sharp()
         if "stop" in news and self._stop_at is None:
             self._settle(news)
         self._listen()
@@ -159,6 +161,10 @@ class Watch:
         if deadline is not None and time.monotonic() > deadline[0]:
             reason = f"waited longer than {self._timeout:g} s (runtime.timeout) for {deadline[1]}"
             self._accuse(self._index, f"{reason}; is a disk slow or gone?")
+
+    def _look_sharp(self) -> None:
+        suspect = max(_SUSPECT_SECONDS, _SUSPECT_POLLS * self._poll)
+        self._silence = min(self._silence, suspect)
 
     def _listen(self) -> None:
         """Accuses processes whose count has stood still for too long."""
@@ -212,11 +218,11 @@ class Watch:
         self._board.put(f"heard/{self._index}", True)
         if self._index != 0:
             return
-        until = time.monotonic() + _FAREWELL_SECONDS
+        until = time.monotonic() + max(_FAREWELL_SECONDS, 3 * self._poll)
         others = {str(i) for i in range(self._count)} - {str(failure["process"])}
         while time.monotonic() < until and others - self._board.folder("heard").keys():
             time.sleep(0.1)
-        time.sleep(_POLL_SECONDS)  # from hearing to being gone
+        time.sleep(self._poll)  # from hearing to being gone
 
 
 def leave(status: int) -> None:

@@ -147,7 +147,14 @@ def test_all_stop_together_when_interrupted(together):
     assert [(type(e), e.step) for e in ends] == [(Interrupted, 7)] * 2
 
 
-def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (InputError("photo 7 is broken"), "photo 7 is broken"),
+        (KeyError("a bug"), "KeyError: 'a bug'"),
+    ],
+)
+def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys, error, sentence):
     left: list = []
     told = threading.Event()
 
@@ -162,7 +169,7 @@ def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys):
     def run(i: int) -> None:
         with agreement.shared_fate():
             if i == 1:
-                raise InputError("photo 7 is broken")
+                raise error
             told.wait(10)  # as in a collective
             _here.team.watch.stop()
             raise InputError("woken for the test")
@@ -170,8 +177,9 @@ def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys):
     ends = together(run)
     assert [type(end) for end in ends] == [Left, Left] and set(left) == {1}
     err = capsys.readouterr().err
-    assert "error: photo 7 is broken\n" in err and "error: process 1: photo 7 is broken\n" in err
+    assert f"error: {sentence}\n" in err and f"error: process 1: {sentence}\n" in err
     assert "woken" not in err
+    assert ("Traceback" in err) is isinstance(error, KeyError), "a bug shows where it is"
 
 
 @pytest.mark.parametrize(
