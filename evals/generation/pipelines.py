@@ -173,7 +173,7 @@ class Pipelines:
             options = {"add_watermarker": False}
         try:
             pipeline = getattr(self._diffusers, kind).from_pretrained(
-                directory, local_files_only=True, **options
+                directory, local_files_only=True, variant=_variant(directory), **options
             )
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -240,6 +240,13 @@ class Pipelines:
         norm = sum(float(own[n].square().sum()) for n in own)
         change = sum(float((tuned[n] - own[n]).square().sum()) for n in own)
         return (change / norm) ** 0.5
+
+
+def _variant(directory: Path) -> str | None:
+    """ "fp16" where only such files were downloaded, else None for the plain ones."""
+    names = {path.name for path in (directory / "unet").glob("diffusion_pytorch_model*")}
+    plain = [name for name in names if ".fp16" not in name]
+    return "fp16" if names and not plain else None
 
 
 def _digest(torch: ModuleType, tensors: dict[str, Any]) -> str:

@@ -199,6 +199,15 @@ def test_mistakes_are_sentences(command, arguments, message, capsys, monkeypatch
     assert not command.out.exists()
 
 
+@pytest.mark.parametrize("package", ["diffusers", "torch", "transformers"])
+def test_a_missing_extra_is_a_sentence(command, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert command() == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: drawing pictures needs the package {package}")
+    assert 'pip install "negclip-jax[diffusers]"' in shown and shown.count("\n") == 1
+
+
 def test_a_tower_of_another_width(command, sd_of_width_48, capsys):
     assert command(base=sd_of_width_48) == 1
     shown = capsys.readouterr().err

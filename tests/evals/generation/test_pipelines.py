@@ -90,6 +90,23 @@ def test_a_swap_with_the_same_weights_changes_nothing(sd):
     assert same.settings["tuned encoder"] == same.settings["weights"]["text_encoder"]
 
 
+def test_a_download_of_halved_weights_is_read(sd, tiny_checkpoint, painter, tmp_path):
+    halved = tmp_path / "sd"
+    shutil.copytree(sd, halved)
+    for path in list(halved.rglob("*.safetensors")):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    same = Pipelines(str(halved), str(tiny_checkpoint), device="cpu", steps=2)
+    assert same.settings == painter.settings
+
+
+def test_bfloat16_draws_nearly_the_same(sd, tiny_checkpoint, painter):
+    half = Pipelines(str(sd), str(tiny_checkpoint), device="cpu", steps=2, dtype="bfloat16")
+    images = (p.draw("tuned", PROMPT, [1])[0] for p in (half, painter))
+    ours, full = (np.array(image, int) for image in images)
+    assert 0 < np.abs(ours - full).mean() < 16
+    assert half.settings["tuned encoder"] != painter.settings["tuned encoder"]
+
+
 def test_facts_and_settings_say_what_the_pictures_depend_on(painter):
     facts = painter.facts["tuned"]
     assert facts["text encoder"].startswith("text_encoder from ")
