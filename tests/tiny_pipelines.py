@@ -38,14 +38,22 @@ def write_pipeline(out: Path, vocabulary: Path, *, xl: bool = False) -> Path:
 
 
 def text_encoder(seed: int = 0, **changes) -> transformers.CLIPTextModel:
-    torch.manual_seed(seed)
-    return transformers.CLIPTextModel(_text_config(32, 2, "quick_gelu", 512, changes)).eval()
+    config = _text_config(32, 2, "quick_gelu", 512, changes)
+    return _shaken(transformers.CLIPTextModel(config), seed)
 
 
 def text_encoder_2(seed: int = 1, **changes) -> transformers.CLIPTextModelWithProjection:
-    torch.manual_seed(seed)
     config = _text_config(48, 3, "gelu", 28, changes)
-    return transformers.CLIPTextModelWithProjection(config).eval()
+    return _shaken(transformers.CLIPTextModelWithProjection(config), seed)
+
+
+def _shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Weights large enough for different prompts to give different pictures."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        torch.nn.init.normal_(parameter, centre, 0.2)
+    return model.eval()
 
 
 def _text_config(
