@@ -2,7 +2,7 @@
 
 The other files in this folder start from `base()` and change values; none adds a key. Durations
 are strings such as "15 epochs", "500 steps", "100_000 examples" or "10 percent" (of the run).
-`None` switches a thing off. Rules are ordered `(regex, value)` pairs over parameter names such as
+`None` switches a thing off. A path may lie in a bucket: `gs://...`. Rules are ordered `(regex, value)` pairs over parameter names such as
 `text/blocks/3/attn/query/kernel`: the first that matches the whole name wins, a name that no rule
 covers and a rule that matches no name are errors.
 """
@@ -128,9 +128,9 @@ def _runtime() -> ConfigDict:
     runtime.distributed = "off"
     runtime.process_id = placeholder(int)  # of this process, from 0
     runtime.num_processes = placeholder(int)
-    # Several processes end together. Seconds that one waits for another, or for an input, and
-    # seconds without a sign of life after which a process counts as dead.
-    runtime.timeout = 300.0
+    # Several processes end together. Seconds that one waits for another (which may download the
+    # weights meanwhile) or for an input, and without a sign of life until one counts as dead.
+    runtime.timeout = 600.0
     runtime.silence = 60.0
     runtime.compilation_cache = "{workdir}/compilation_cache"  # "": off
     # Continue a run although keys that change its result differ from those it was started with.

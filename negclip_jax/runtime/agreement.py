@@ -67,7 +67,10 @@ def joining(address: str, timeout: float) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"runtime.distributed={address!r}: {reason}") from error
+        raise InputError(
+            f"the processes cannot be joined at {address!r}: {reason}. JAX finds TPU pods, Slurm "
+            "and MPI by itself (auto); elsewhere give HOST:PORT of process 0 and each its number"
+        ) from error
     finally:
         timer.cancel()
 

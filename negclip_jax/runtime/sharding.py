@@ -24,7 +24,7 @@ def start_distributed(
     *,
     process_id: int | None,
     num_processes: int | None,
-    timeout: float = 300.0,
+    timeout: float = 600.0,
     silence: float = 60.0,
 ) -> None:
     """Joins the processes of a TPU pod or a GPU cluster; call before JAX is used.

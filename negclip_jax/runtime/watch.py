@@ -203,7 +203,8 @@ class Watch:
 
     def _end(self, failure: dict[str, Any]) -> None:
         """Ends this process with the reason of another; does not return."""
-        reason = f"process {failure['process']}: {failure['reason']}"
+        reason, who = failure["reason"], f"process {failure['process']}"
+        reason = reason if reason.startswith(who) else f"{who}: {reason}"
         console.fail(reason)
         logging.error(reason, extra={"file_only": True})
         with contextlib.suppress(Unreachable):

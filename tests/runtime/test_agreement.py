@@ -203,6 +203,6 @@ def test_joining_gives_up_with_a_sentence(monkeypatch, capsys):
     with agreement.joining("host:1", 0.05):
         assert gone.wait(5)
     assert "error: not all processes came to host:1 within 0.05 s" in capsys.readouterr().err
-    refused = pytest.raises(InputError, match=r"runtime\.distributed='auto': no cluster here")
+    refused = pytest.raises(InputError, match=r"cannot be joined at 'auto': no cluster here\. JAX")
     with refused, agreement.joining("auto", 5.0):
         raise ValueError("no cluster here\nand more")
