@@ -21,6 +21,7 @@ import numpy as np
 
 from bench import tables
 from bench.sides import Side
+from negclip_jax import extras
 from negclip_jax.errors import InputError
 
 ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Runs both sides in turns and returns what `--json` holds."""
+    if not args.no_reference:
+        extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     settings = _material(args, scratch)
     reference = (
         "bench.reference:Reference",

@@ -19,6 +19,7 @@ import numpy as np
 
 from bench import tables
 from bench.sides import Side
+from negclip_jax import extras
 from negclip_jax.errors import InputError
 
 _BATCH = 64
@@ -104,6 +105,7 @@ def _loader(images: Any, preprocess: Any, names: list[str]) -> Any:
 
 def measure(root: Path, names: list[str], repetitions: int) -> dict[str, Any]:
     """Both sides in turns."""
+    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     with (
         Side("bench.images:OurImages", str(root), names) as ours,
         Side("bench.images:TheirImages", str(root), names) as theirs,

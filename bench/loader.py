@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench import material, tables
+from negclip_jax import extras
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
@@ -32,6 +33,7 @@ _UNIQUE_EVERY = 5  # captions of an image
 
 def measure(captions: list[str], directory: Path, batch_size: int, repetitions: int) -> dict:
     """Rates per second of wall time, in turns; tokenizing runs on one core on both sides."""
+    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     import torch
     from torch.utils.data import DataLoader, TensorDataset
     from transformers import CLIPTokenizer

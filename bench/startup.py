@@ -21,6 +21,7 @@ import numpy as np
 
 from bench import sides, tables
 from bench.sides import Side
+from negclip_jax import extras
 from negclip_jax.errors import InputError
 
 DEPTHS = (4, 12, 24)
@@ -82,6 +83,7 @@ def measure(arch: str, scratch: Path) -> dict[str, Any]:
     """Each figure once, but `--help`, which is the median of three."""
     from bench import material
 
+    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     checkpoint = scratch / "checkpoint"
     material.random_checkpoint(checkpoint, arch)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))

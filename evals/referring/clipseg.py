@@ -15,12 +15,14 @@ from PIL import Image
 
 from evals import models
 from evals.models import Model
+from evals.store import EmbeddingStore, key
 from negclip_jax import extras
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.interop import clipseg
 from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import open_weights, resolve
+from negclip_jax.runtime import console
 
 SIZE = 352  # pixels, of the published evaluation
 # ImageNet's: timojl/clipseg, datasets/phrasecut.py.
@@ -58,24 +60,26 @@ class CLIPSeg:
         self._own = {n: self._model.state_dict()[n].clone() for n in names}
 
     def _load(self, directory: Path, device: str) -> Any:
-        from transformers import CLIPSegForImageSegmentation
+        import transformers
 
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         try:
-            model, report = CLIPSegForImageSegmentation.from_pretrained(
+            model, report = transformers.CLIPSegForImageSegmentation.from_pretrained(
                 directory, output_loading_info=True, local_files_only=True
             )
-            missing = sorted(report["missing_keys"])
-            if missing:
-                raise InputError(
-                    f"{directory} lacks {len(missing)} tensors of CLIPSeg ({missing[0]} is the "
-                    "first), which would be random: get the checkpoint again"
-                )
-            return model.float().eval().to(device)
-        except InputError:
-            raise
         except Exception as error:  # transformers and torch raise nearly every type
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{directory} cannot be read as CLIPSeg: {reason}") from error
+            raise InputError(f"{directory} cannot be read as CLIPSeg: {_first(error)}") from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise InputError(
+                f"{directory} lacks {len(missing)} tensors of CLIPSeg ({missing[0]} is the first), "
+                "which would be random: get the checkpoint again"
+            )
+        try:
+            return model.float().eval().to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device={device} cannot be used: {_first(error)}") from error
 
     def tokenizer(self, fallback: Tokenizer) -> Tokenizer:
         """Its own, or `fallback` where its directory has none. Raises InputError."""
@@ -99,7 +103,12 @@ class CLIPSeg:
         )
 
     def embed(
-        self, texts: Sequence[str], tokenizer: Tokenizer, model: Model | None = None
+        self,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        model: Model | None = None,
+        *,
+        store: EmbeddingStore | None = None,
     ) -> np.ndarray:
         """What phrases tell the decoder: projected, unnormalised, float32 `[N, D]`.
 
@@ -107,22 +116,35 @@ class CLIPSeg:
           texts: phrases.
           tokenizer: see `tokenizer`.
           model: whose text tower takes the place of CLIPSeg's own, None for that.
+          store: of this tower; what it holds is not computed again.
         """
         torch = self._torch
+        store = EmbeddingStore(None, self.config.projection_dim) if store is None else store
+        ids = tokenizer(texts).astype(np.int64)
+        keys = [key(row.tobytes()) for row in ids]
+        left = list({k: i for i, k in enumerate(keys) if k not in store}.values())
+        if left:
+            self._exchange(model)
+        label = f"{model.name if model else 'CLIPSeg'}: phrases encoded"
+        with console.Bar(label, len(left)) as bar, torch.inference_mode():
+            for start in range(0, len(left), _TEXTS):
+                part = left[start : start + _TEXTS]
+                rows = torch.from_numpy(ids[part]).to(self._model.device)
+                found = self._model.clip.get_text_features(rows)
+                found = getattr(found, "pooler_output", found)
+                store.add([keys[i] for i in part], found.cpu().numpy())
+                bar.advance(len(part))
+        return store.rows(keys)
+
+    def _exchange(self, model: Model | None) -> None:
+        """Puts a model's text tower and projection, or CLIPSeg's own, into place."""
         tower = self._own
         if model is not None:
             tensors = clipseg.text_tensors(model.config, model.params)
-            tower = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+            tower = {name: self._torch.from_numpy(tensor) for name, tensor in tensors.items()}
         wrong = self._model.load_state_dict(tower, strict=False).unexpected_keys
         lacking = self._own.keys() - tower.keys()
         assert not wrong and not lacking, f"the exchange is not whole: {wrong} {lacking}"
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), _TEXTS):
-                ids = torch.from_numpy(tokenizer(texts[start : start + _TEXTS]).astype(np.int64))
-                found = self._model.clip.get_text_features(ids.to(self._model.device))
-                rows.append(getattr(found, "pooler_output", found).cpu().numpy())
-        return np.concatenate(rows)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """A photo as it is evaluated, float32 `[3, size, size]`: squashed, not cropped.
@@ -167,3 +189,8 @@ class CLIPSeg:
         return self._torch.nn.functional.interpolate(
             probabilities[:, None], (self.size, self.size), mode="bilinear", align_corners=True
         )[:, 0]
+
+
+def _first(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from evals.referring.clipseg import CLIPSeg
 from evals.referring.phrases import NEGATED, PhraseSet
 from evals.referring.sources import SOURCES
 from evals.results import table_text
+from evals.store import EmbeddingStore
 from negclip_jax.data.tokens import Tokenizer
 from negclip_jax.errors import InputError
 from negclip_jax.runtime.timing import human_seconds
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace) -> None:
         "curves": {},
     }
     _require_same(args.out, document["settings"], overwrite=args.overwrite)
-    _write(args.out, document)
+    if not (args.out / RESULTS).is_file():
+        _write(args.out, document)  # whose phrases these are, should this be killed
     tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
-    towers = _towers(clipseg, tuned, sets, tokenizer, document)
+    towers = _towers(clipseg, tuned, sets, tokenizer, args.out, document)
     rows = scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
     for found in sets:
         _measure(document, found, list(rows[found.name].values()), args.seed)
@@ -79,6 +81,7 @@ def _towers(
     tuned: Sequence[Model],
     sets: Sequence[PhraseSet],
     tokenizer: Tokenizer,
+    out: Path,
     document: dict[str, Any],
 ) -> scoring.Towers:
     """Every distinct phrase through every text tower; notes those that are too long."""
@@ -93,7 +96,10 @@ def _towers(
         logging.warning(document["warnings"][-1])
     embeddings = {}
     for name, model in {OWN: None, **{m.name: m for m in tuned}}.items():
-        rows = clipseg.embed(texts, tokenizer, model)
+        fingerprint = document["settings"]["models"][name]["fingerprint"]
+        path = out / "embeddings" / f"clipseg-{fingerprint}.bin"
+        store = EmbeddingStore(path, clipseg.config.projection_dim)
+        rows = clipseg.embed(texts, tokenizer, model, store=store)
         embeddings[name] = dict(zip(texts, rows, strict=True))
     return scoring.Towers(clipseg, embeddings)
 
@@ -115,16 +121,16 @@ def _measure(
         for row in measured["rows"].values():
             for name, value in row.items():
                 value |= {"chance": None, "headline": name in _HEADLINES}
-        lost = len(rows) < found.total
+        total = found.total if group == "all" else found.total_negated
         key = found.name if group == "all" else f"{found.name}_negated"
         document["benchmarks"][key] = {
             "title": f"{found.title}: {title}",
             "task": _TASK,
             "source": found.source,
             "file": found.file,
-            "total": found.total if group == "all" else len(part),
+            "total": total,
             "scored": len(part),
-            "subset": lost,
+            "subset": len(part) < total,
             "missing": len(found.missing),
             "notes": [*found.notes, *([NEGATED] if group == "negated" else [])],
             "published": [],

@@ -13,8 +13,9 @@ pixels of one phrase, and TP, FP and FN their sums over all phrases:
 Not published, and free of the 1: `iou@t`, the mean over phrases of tp / (tp + fp + fn), which is 1
 where there is nothing to find and nothing found.
 
-Intervals are percentiles of a bootstrap over images, because phrases share them. Two models are
-compared in the same draws; a difference counts as separable where its interval leaves out 0.
+Intervals are percentiles of a bootstrap over images, because phrases share them; one image has
+none. Two models are compared in the same draws; a difference counts as separable where its interval
+leaves out 0 and there are six images at least (of fewer, not even a sign test reaches 5 %).
 """
 
 import dataclasses
@@ -29,6 +30,8 @@ THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
 SHOWN = (0.3, 0.5)
 RESAMPLES = 2_000
 _CHUNK = 200  # draws at once
+MOVED = 0.01  # by which the IoU of a phrase has to change to count as better or worse
+_FEWEST = 6  # images that tell two models apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +108,14 @@ def measure(
     drawn = _drawn(sums, len(photos), seed, resamples)
     tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     method = f"bootstrap over {len(photos):,} images"
+    if len(photos) == 1:
+        method = "no interval: all phrases are of one image"
 
     def row(name: str) -> dict[str, Any]:
         found = {}
         for metric, value in whole[name].items():
             low, high = map(float, np.quantile(drawn[name][metric], tails))
+            low, high = (0.0, 1.0) if len(photos) == 1 else (low, high)
             entry = {"value": float(value[0]), "low": low, "high": high, "n": len(images)}
             found[metric] = entry | {"method": method}
         for metric, values in (("miou_best", "miou"), ("fgiou_best", "fgiou")):
@@ -122,14 +128,15 @@ def measure(
         for metric in whole[before]:
             difference = drawn[after][metric] - drawn[before][metric]
             low, high = map(float, np.quantile(difference, tails))
+            low, high = (-1.0, 1.0) if len(photos) == 1 else (low, high)
             rise = _rise(models[before], models[after], metric)
             found[metric] = {
                 "difference": float((whole[after][metric] - whole[before][metric])[0]),
                 "low": low,
                 "high": high,
-                "gained": int((rise > 0.01).sum()),
-                "lost": int((rise < -0.01).sum()),
-                "separable": not low <= 0 <= high,
+                "gained": int((rise > MOVED).sum()),
+                "lost": int((rise < -MOVED).sum()),
+                "separable": len(photos) >= _FEWEST and not low <= 0 <= high,
                 "n": len(images),
             }
         return {"before": before, "after": after, "metrics": found}

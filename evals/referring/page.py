@@ -88,8 +88,8 @@ def choose(
     )
     change = after - before
     order = np.argsort(change, kind="stable")
-    lost = [i for i in order if change[i] < 0]
-    won = [i for i in order[::-1] if change[i] > 0]
+    lost = [i for i in order if change[i] < -metrics.MOVED]
+    won = [i for i in order[::-1] if change[i] > metrics.MOVED]
     lost = lost[: max(size // 2, size - len(won))]
     chosen = (("Worst losses", lost), ("Best wins", won[: size - len(lost)]))
     return [

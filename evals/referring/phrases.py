@@ -22,6 +22,11 @@ AVAILABLE = "available"  # stands for every source whose files are there
 _SHOWN = 10
 
 
+def is_negated(text: str) -> bool:
+    """Whether a text negates by the rule of `NEGATED`."""
+    return find_cue(text) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Phrase:
     """A phrase and its true mask.
@@ -43,7 +48,7 @@ class Phrase:
     @property
     def negated(self) -> bool:
         """See `NEGATED`."""
-        return find_cue(self.text) is not None
+        return is_negated(self.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class PhraseSet:
       name, title: on the command line and in the report.
       source, file: where it is published and which file was read.
       phrases: those whose photo is there, those of one photo together.
-      total: phrases of the file and split.
+      total, total_negated: phrases of the file and split, and how many of them negate.
       missing: photos that are not there.
       notes: sentences for the report.
     """
@@ -65,6 +70,7 @@ class PhraseSet:
     file: str
     phrases: Sequence[Phrase]
     total: int
+    total_negated: int
     missing: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -72,18 +78,17 @@ class PhraseSet:
 Source = Callable[[DataRoots, str | None], list[PhraseSet]]
 
 
-def phrase_set(
-    roots: DataRoots, phrases: Iterable[Phrase], *, total: int, **described: Any
-) -> PhraseSet:
+def phrase_set(roots: DataRoots, phrases: Iterable[Phrase], **described: Any) -> PhraseSet:
     """A set of the phrases whose photos are there; `described` are its other attributes."""
     phrases = list(phrases)
+    totals = {"total": len(phrases), "total_negated": sum(p.negated for p in phrases)}
     missing = roots.missing(phrase.image for phrase in phrases)
     gone, by_photo = set(missing), {}
     for phrase in phrases:
         if phrase.image not in gone:
             by_photo.setdefault(phrase.image, []).append(phrase)
     kept = [phrase for group in by_photo.values() for phrase in group]
-    return PhraseSet(phrases=kept, total=total, missing=missing, **described)
+    return PhraseSet(phrases=kept, missing=missing, **(totals | described))
 
 
 def load_sets(

@@ -25,7 +25,7 @@ from typing import Any
 from evals import negrefcocog as boxes
 from evals.images import DataRoots, FileMissing
 from evals.reading import Fields, read_json
-from evals.referring.phrases import Phrase, PhraseSet, Source, phrase_set
+from evals.referring.phrases import Phrase, PhraseSet, Source, is_negated, phrase_set
 from evals.referring.refs import read_refs
 
 _INSTANCES = ("instances", "instances_train2014", "instances_train2017")
@@ -110,7 +110,6 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     found = phrase_set(
         roots,
         phrases,
-        total=len(phrases),
         name="phrasecut",
         title="PhraseCut",
         source="Wu et al., CVPR 2020, github.com/ChenyunWu/PhraseCutDataset",
@@ -166,7 +165,6 @@ def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
     return phrase_set(
         roots,
         phrases,
-        total=len(phrases),
         name=name.replace(" ", "_"),
         title=f"{name}, {split}",
         source="Yu et al., ECCV 2016, github.com/lichengunc/refer",
@@ -206,7 +204,6 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     found = phrase_set(
         roots,
         phrases,
-        total=len(phrases),
         name="categories",
         title="Category names",
         source="Lin et al., ECCV 2014, cocodataset.org",
@@ -222,10 +219,11 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
     instances, fields, phrases = Instances(_instance_files(roots)), Fields(file), []
     by_digits = {int(Path(name).stem[-12:]): i for i, (name, _) in instances.photos.items()}
-    records, absent, unclear = read_json(file, list), [], 0
+    records, absent, unclear, negated = read_json(file, list), [], 0, 0
     for i, row in enumerate(records):
         where = f"item {i}"
         image, text = fields.text(row, "image", where), fields.text(row, "phrase", where)
+        negated += is_negated(text)
         pair = [fields.box(box, where) for box in fields.sequence(row, "bbox_list", where)]
         right = fields.box(row.get("ref_bbox") if isinstance(row, dict) else None, where)
         photo = by_digits.get(int(digits) if (digits := Path(image).stem[-12:]).isdigit() else -1)
@@ -243,9 +241,17 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         f"Of {len(records)} phrases {len(absent)} are on photos that the instance files lack, and "
         f"{unclear} mean an object that cannot be told from the boxes: these are not scored."
     ]
-    described = {"name": "negrefcocog", "title": "NegRefCOCOg", "file": str(file), "notes": notes}
-    source = "Park et al., ICCV 2025, github.com/parkquasar/NegationCLIP; masks from COCO"
-    found = phrase_set(roots, phrases, total=len(records), source=source, **described)
+    found = phrase_set(
+        roots,
+        phrases,
+        name="negrefcocog",
+        title="NegRefCOCOg",
+        source="Park et al., ICCV 2025, github.com/parkquasar/NegationCLIP; masks from COCO",
+        file=str(file),
+        notes=notes,
+        total=len(records),
+        total_negated=negated,
+    )
     missing = [*found.missing, *dict.fromkeys(absent)]
     return [dataclasses.replace(found, missing=missing)]
 

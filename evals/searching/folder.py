@@ -1,14 +1,13 @@
 """All photos below a folder, as the encoder takes them."""
 
 import os
-import posixpath
 from pathlib import Path
 
 from PIL import Image
 
 from evals.benchmark import ImageRef
 from evals.images import IMAGE_SUFFIXES
-from negclip_jax.data.images import ImageFolder
+from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.records import unsafe_name
 from negclip_jax.errors import InputError
 
@@ -29,7 +28,7 @@ class PhotoFolder:
             raise InputError(f"--images={root} {what}: give a folder with photos")
         self.root = root
         self.skipped: dict[str, str] = {}
-        self._images = ImageFolder(root)
+        self._images = ImageDirectory(root)
         names = sorted(name for name in self._walk() if self._is_inside(name))
         self.refs = [ImageRef(name) for name in names]
         if not names:
@@ -58,12 +57,12 @@ class PhotoFolder:
     def _walk(self) -> list[str]:
         names = []
         for folder, folders, files in os.walk(self.root):
-            here = posixpath.normpath(Path(folder).relative_to(self.root).as_posix())
+            here = Path(folder).relative_to(self.root)
             for name in [f for f in folders if (Path(folder) / f).is_symlink()]:
-                self.skipped[posixpath.join(here, name)] = "a link to a folder is not followed"
+                self.skipped[(here / name).as_posix()] = "a link to a folder is not followed"
             folders[:] = [f for f in folders if not f.startswith(".")]
             names += [
-                posixpath.normpath(posixpath.join(here, name))
+                (here / name).as_posix()
                 for name in files
                 if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
             ]

@@ -17,7 +17,7 @@ def phrases():
     noise = rng.random((2, 12, 15, 15))
     drawn = (0.3 * truth + 0.7 * noise).astype(np.float32)
     drawn[0, 3] = 0.0  # nothing to find and nothing found
-    return drawn, truth, [f"{i // 3}.jpg" for i in range(12)]
+    return drawn, truth, [f"{i // 2}.jpg" for i in range(12)]
 
 
 def counts(drawn: np.ndarray, truth: np.ndarray) -> Counts:
@@ -65,7 +65,7 @@ def test_values_are_those_of_the_published_code(phrases):
     wanted = published(drawn[0], truth)
     assert {name: found[name]["value"] for name in wanted} == pytest.approx(wanted, abs=1e-12)
     assert found["miou@0.3"]["n"] == 12
-    assert found["miou@0.3"]["method"] == "bootstrap over 4 images"
+    assert found["miou@0.3"]["method"] == "bootstrap over 6 images"
     assert found["miou@0.3"]["low"] <= found["miou@0.3"]["value"] <= found["miou@0.3"]["high"]
 
 
@@ -99,11 +99,11 @@ def test_draws_are_of_images_and_the_same_for_both_models(phrases):
     assert found == metrics.measure(models, images, resamples=300, seed=3)
     change = found["comparisons"]["a -> b"]["metrics"]["miou@0.5"]
 
-    rng, groups = np.random.default_rng(3), np.arange(12).reshape(4, 3)
+    rng, groups = np.random.default_rng(3), np.arange(12).reshape(6, 2)
     values = {name: c.ious(extra=1)[:, 24] for name, c in models.items()}
-    weights = np.concatenate([rng.multinomial(4, np.full(4, 0.25), size=n) for n in (200, 100)])
+    weights = np.concatenate([rng.multinomial(6, np.full(6, 1 / 6), size=n) for n in (200, 100)])
     mean = {
-        n: weights @ v[groups].sum(axis=1) / (3 * weights.sum(axis=1)) for n, v in values.items()
+        n: weights @ v[groups].sum(axis=1) / (2 * weights.sum(axis=1)) for n, v in values.items()
     }
     wanted = np.quantile(mean["b"] - mean["a"], (0.025, 0.975))
     np.testing.assert_allclose((change["low"], change["high"]), wanted)
@@ -121,6 +121,19 @@ def test_a_model_is_not_separable_from_itself_and_is_from_the_truth(phrases):
     assert same["difference"] == same["low"] == same["high"] == 0 and not same["separable"]
     best = found["comparisons"]["a -> perfect"]["metrics"]["miou@0.3"]
     assert best["separable"] and best["difference"] > 0.2 and best["lost"] == 0
+
+
+def test_few_images_tell_no_models_apart(phrases):
+    drawn, truth, _ = phrases
+    models = {"a": counts(drawn[0], truth), "perfect": counts(truth.astype(np.float32), truth)}
+    five = metrics.measure(models, [f"{i % 5}" for i in range(12)], resamples=100)
+    change = five["comparisons"]["a -> perfect"]["metrics"]["miou@0.3"]
+    assert change["low"] > 0 and not change["separable"]
+    one = metrics.measure(models, ["0"] * 12, resamples=10)
+    row = one["rows"]["a"]["miou@0.3"]
+    assert (row["low"], row["high"]) == (0, 1) and row["method"].startswith("no interval")
+    change = one["comparisons"]["a -> perfect"]["metrics"]["miou@0.3"]
+    assert (change["low"], change["high"]) == (-1, 1)
 
 
 @pytest.mark.parametrize("points", [3, 5, 49])

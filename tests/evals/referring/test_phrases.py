@@ -19,7 +19,7 @@ def roots(tmp_path):
 def described(roots, name: str, images: list[str]):
     phrases = [Phrase(f"{i}", image, f"thing {i}", SHAPE) for i, image in enumerate(images)]
     about = {"name": name, "title": name.title(), "source": "nobody", "file": f"{name}.json"}
-    return [phrase_set(roots, phrases, total=len(phrases), **about)]
+    return [phrase_set(roots, phrases, **about)]
 
 
 @pytest.fixture

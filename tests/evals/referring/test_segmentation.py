@@ -48,7 +48,7 @@ def test_base_and_tuned_side_by_side(run, annotated, capsys):
     assert "Category names: all phrases: miou@0.3" in table and "CLIPSeg" in table
     page = (run.out / "report.html").read_text()
     assert page.count("data:image/jpeg;base64") >= 3 and "true mask" in page
-    assert "352" not in page and "64 x 64 pixels" in page
+    assert "352 x 352" not in page and "64 x 64 pixels" in page
     lines = (run.out / "phrases.jsonl").read_bytes()
     assert run("--size=64") == 0 and (run.out / "phrases.jsonl").read_bytes() == lines
 
@@ -66,7 +66,7 @@ def test_negated_phrases_are_scored_on_their_own_and_markup_is_escaped(run, anno
     for category, name in zip(content["categories"], ("no <b>cat</b>", "dog"), strict=True):
         category["name"] = name
     (annotated / "instances.json").write_text(json.dumps(content))
-    assert run("--size=32") == 0
+    assert run("--size=64") == 0
     negated = document(run.out)["benchmarks"]["categories_negated"]
     assert negated["scored"] == 3 and "evals/cues.py" in negated["notes"][-1]
     page = (run.out / "report.html").read_text()
@@ -106,7 +106,10 @@ def test_real_photos_and_masks(run, shared_data):
     assert run("--size=64", "--allow-subset", photos, data=data) == 0
     found = document(run.out)["benchmarks"]
     assert found["categories"]["scored"] > 60 and not found["categories"]["subset"]
-    assert found["negrefcocog_negated"]["scored"] == 1 and found["negrefcocog"]["subset"]
+    assert (
+        found["negrefcocog_negated"]["scored"] == 1 < found["negrefcocog_negated"]["total"]
+        and found["negrefcocog"]["subset"]
+    )
     assert "subset: 1 of 440" in (run.out / "report.html").read_text()
 
 
@@ -116,7 +119,7 @@ def test_real_photos_and_masks(run, shared_data):
         (["--phrases=phrasecut"], "refer_test.json is not below"),
         (["--phrases=nothing"], "is not one of phrasecut, refcoco, negrefcocog, categories"),
         (["--size=30"], "no multiple of 16"),
-        (["--device=quantum"], "cannot be read as CLIPSeg|quantum"),
+        (["--device=quantum"], "--device=quantum cannot be used"),
     ],
 )
 def test_bad_input_is_one_sentence(run, capsys, flags, message):
