@@ -6,6 +6,9 @@
 
 Any key of configs/common.py can be set with --config.SECTION.KEY=VALUE. The same command started
 again continues from the newest checkpoint in --workdir.
+
+Several hosts run the same command, with --config.runtime.distributed=auto on TPU pods, Slurm and
+MPI; elsewhere with HOST:PORT of the first, .num_processes and .process_id. They end together.
 """
 
 import re

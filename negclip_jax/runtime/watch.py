@@ -4,7 +4,8 @@ A collective cannot be called off: a process that waits in one for a process tha
 for ever (GPU, TPU), or learns only that a connection broke. So each process has this thread. It
 reads a board that all share, and ends its own process, main thread and all, as soon as a reason
 stands there. Nothing is lost: checkpoints appear whole or not at all, and logs are cut back to the
-checkpoint when the run continues.
+checkpoint when the run continues. The board lies in process 0: when that is killed, JAX ends the
+others from C++ before this thread could, and says that the leader died.
 
     news/failure   the first failure: process and reason
     news/suspicion a collective broke, so that some process may have vanished
