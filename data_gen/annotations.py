@@ -56,7 +56,7 @@ class InstanceVerifier:
             self._plain = _plainly_visible(content)
         except InputError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 f"{instances_path} is not in COCO's layout ({error!r} in one of its rows)"
             ) from None

@@ -18,13 +18,14 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from evals.benchmark import ImageRef
-from negclip_jax.data.decoding import opened
+from negclip_jax.data.decoding import opened, read_file
 from negclip_jax.data.images import ImageError, decode
 from negclip_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
-_TFDS = re.compile(r"tfds:(?P<name>.+)/(?P<split>[^/#]+)#(?P<row>\d+)")
+# No dots at the start of a name: a benchmark's file may name anything.
+_TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<row>\d{1,12})")
 
 
 class FileMissing(InputError):
@@ -123,19 +124,18 @@ class DataRoots:
         image = decode(data, ref.path)
         if ref.box is None:
             return image
-        x, y, width, height = ref.box
-        return image.crop((x, y, x + width, y + height))
+        return _cropped(image, ref)
 
     def read(self, path: str) -> bytes:
         """The encoded photo, empty where it cannot be read."""
         tfds = _TFDS.fullmatch(path)
         if tfds:
             rows = tfds_rows(tfds["name"], tfds["split"], self.data)
-            return rows[int(tfds["row"])]["image"]
-        try:
-            return self._located(path).read_bytes()
-        except OSError:
-            return b""
+            try:
+                return rows[int(tfds["row"])]["image"]
+            except (IndexError, OverflowError):
+                raise ImageError(f"{path}: the data set has no such row") from None
+        return read_file(self._located(path))
 
     def identity(self, path: str) -> list:
         """Changes whenever the photo's file does: path, size and times."""
@@ -170,6 +170,19 @@ class DataRoots:
                 if name.lower().endswith(IMAGE_SUFFIXES):
                     photos[_key(name)] |= dict.fromkeys(files)
         return {key: list(files) for key, files in photos.items()}
+
+
+def _cropped(image: Image.Image, ref: ImageRef) -> Image.Image:
+    """The part of a photo in its box; what lies outside of the photo is black."""
+    x, y, width, height = ref.box
+    try:
+        part = image.crop((x, y, x + width, y + height))
+        if min(part.size) > 0:
+            return part
+        reason = "it is less than a pixel"
+    except (Image.DecompressionBombError, OverflowError, ValueError) as error:
+        reason = error
+    raise ImageError(f"{ref.path}: the box {list(ref.box)} cannot be cut out ({reason})")
 
 
 def tfds_rows(name: str, split: str, folders: Sequence[Path]) -> Sequence[dict]:

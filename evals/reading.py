@@ -225,7 +225,10 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def _number(value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # 1 and four hundred zeros
+        raise ValueError from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError
     return number

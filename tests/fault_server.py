@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import hashlib
 import io
 import itertools
@@ -74,6 +75,16 @@ async def _truncated(request):
     return response
 
 
+async def _endless(request):
+    """An answer that never ends."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+        while True:
+            await response.write(b'{"a": ' * 20_000)
+    return response
+
+
 async def _text(request, text):
     return web.Response(text=text, content_type="text/html")
 
@@ -89,6 +100,8 @@ _RESPONSES = {
     "reset": _reset,
     "truncated": _truncated,
     "html": lambda request: _text(request, "<html>Bad gateway</html>"),
+    "endless": _endless,
+    "deep": lambda request: _text(request, '{"a":' * 100_000),
     "empty": lambda request: _text(request, ""),
     "no message": lambda request: _text(request, '{"choices": []}'),
 }

@@ -64,6 +64,16 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Im
         return to_rgb(image)
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file; empty for what cannot be read or is too large to be one."""
+    try:
+        _require_file(path, in_memory=False)
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, Image.DecompressionBombError):
+        return b""
+
+
 @functools.cache
 def formats() -> tuple[str, ...]:
     """Those of `FORMATS` that the installed Pillow has: what `Image.open` is to try."""

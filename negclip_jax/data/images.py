@@ -25,12 +25,13 @@ import cykooz_resizer
 import numpy as np
 from PIL import Image, ImageOps
 
-from negclip_jax.data.decoding import decode, to_rgb
+from negclip_jax.data.decoding import decode, read_file, to_rgb
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageError, settings_of
 from negclip_jax.data.records import unsafe_name
 
 RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CROPS = ("openai", "transformers")
+LARGEST_SIDE = 2**13  # pixels; a checkpoint's file may name any number
 
 # A longer side than this is never made: 22 MB at 224 pixels, where a 1x5000 image would need
 # 750 MB to be resized whole and then lose all but its middle.
@@ -76,12 +77,14 @@ class Preprocessor:
             raise ImageError(f"crop is {self.crop!r}: it must be one of {', '.join(CROPS)}.")
         if self.resample not in RESAMPLES:
             raise ImageError(f"resample is {self.resample!r}: it must be bicubic or bilinear.")
-        if not 0 < self.size <= self.resize:
+        if not 0 < self.size <= self.resize <= LARGEST_SIDE:
             raise ImageError(
                 f"size is {self.size} and resize {self.resize}: the crop must be at least one "
-                "pixel and no larger than the resized shortest side."
+                f"pixel and no larger than the resized shortest side, which has at most "
+                f"{LARGEST_SIDE:,}."
             )
-        numbers = all(isinstance(v, (int, float)) for v in (*self.mean, *self.std))
+        colours = (*self.mean, *self.std)
+        numbers = all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in colours)
         if not (len(self.mean) == len(self.std) == 3 and numbers and min(self.std) > 0):
             raise ImageError(
                 f"mean is {self.mean} and std {self.std}: each needs one value for red, green and "
@@ -199,11 +202,7 @@ class ImageDirectory:
 
     def read(self, name: str) -> bytes:
         """The file's bytes, empty where it cannot be read. Names are refused as in `open`."""
-        try:
-            with open(self._path(name), "rb") as file:
-                return file.read()
-        except OSError:
-            return b""
+        return read_file(self._path(name))
 
     def identity(self, name: str) -> list[int]:
         """Changes whenever the file does: size and times, among them the one nobody can set."""

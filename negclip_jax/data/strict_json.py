@@ -18,6 +18,7 @@ LONGEST_LINE = 2**24  # bytes of a JSON line: one record, thousands of captions
 _COSTS = ((b"{", 120), (b"[", 70), (b",", 64), (b":", 130))
 _SMALL = 2**24  # bytes of a file that is read without asking how much memory is free
 _BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*[\[{]")
+_MARGIN = 100  # calls
 _TOO_LITTLE = "it needs more memory than there is"
 _MEMORY = Path("/proc/meminfo")
 
@@ -33,7 +34,8 @@ def loads(text: bytes | str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_unique)
+        nested = text.count("[") + text.count("{") > _MARGIN
+        return _parsed(text, _MARGIN if nested else 0)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except MemoryError:
@@ -98,6 +100,14 @@ def lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
         if len(line) > longest:
             raise ValueError(f"it is longer than {longest:,} bytes")
         yield line
+
+
+def _parsed(text: str, margin: int) -> Any:
+    """The value, parsed `margin` calls further down: what is just not nested too deeply can still
+    be printed and walked through."""
+    if margin:
+        return _parsed(text, margin - 1)
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor]:
             ),
             projection_dim=model["embed_dim"],
         )
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return config, _preprocessor(path, preprocess, config.vision.image_size)
 

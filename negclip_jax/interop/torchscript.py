@@ -40,10 +40,13 @@ _MOST_TENSORS, _MOST_MODULES = 100_000, 1_000_000
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive; other files, torch's own among them, are not."""
-    if not zipfile.is_zipfile(path):
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # a damaged archive raises many types; whoever reads it says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -1,5 +1,6 @@
 """JSON of strangers: every oddity is a ValueError, and no file takes more memory than is free."""
 
+import contextlib
 import io
 import json
 import os
@@ -33,6 +34,15 @@ def test_what_is_read():
         "caf\u00e9": [1, 2.5, None]
     }
     assert strict_json.loads('"\\ud800"') == "\ud800"  # for the readers to refuse, who know where
+
+
+def test_what_is_just_not_too_deep_can_be_printed():
+    accepted = 0
+    for depth in range(500, 1000, 7):
+        with contextlib.suppress(ValueError):
+            assert len(repr(strict_json.loads("[" * depth + "]" * depth))) == 2 * depth
+            accepted += 1
+    assert 0 < accepted < 71
 
 
 def test_a_file_and_its_errors(tmp_path):

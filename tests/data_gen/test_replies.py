@@ -71,3 +71,9 @@ def test_numbered():
     assert numbered('["a"]', 2) is None
     assert numbered("a b", 2) is None
     assert json_answer("{broken") is None
+
+
+def test_brackets_that_close_nothing():
+    assert json_answer("a ] b [1, 2] c") == [1, 2]
+    assert json_answer('x } {"a": [1]} ]') == {"a": [1]}
+    assert json_answer("[ no end") is None and json_answer("]no start[") is None

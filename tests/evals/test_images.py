@@ -128,6 +128,13 @@ def test_a_box_is_cut_as_pillow_does(tmp_path):
     assert roots.size("1.png") == (30, 20)
 
 
+@pytest.mark.parametrize("box", [(0, 0, 1e6, 1e6), (0, 0, 0.2, 5), (-1e300, 0, 3, 3)])
+def test_boxes_of_no_photo_are_refused(tmp_path, box):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: the box .* cannot be cut out"):
+        DataRoots((tmp_path,)).open(ImageRef("a.jpg", box))
+
+
 def test_damaged_and_missing_images_are_named(tmp_path):
     write(tmp_path / "bad.png", b"nothing")
     roots = DataRoots((tmp_path,))

@@ -122,6 +122,19 @@ def test_memory_is_not_taken_for_what_a_config_only_claims(tmp_path):
         load_params(tmp_path, read_config(tmp_path))
 
 
+def test_a_run_is_not_unpacked_to_a_thousand_times_its_size(tmp_path):
+    """256 MiB of zeros are a few kilobytes on disk."""
+    import orbax.checkpoint as ocp
+
+    from negclip_jax.training import checkpoint
+
+    item = tmp_path / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(item, {"a": np.zeros(2**26, np.float32)})
+    with pytest.raises(InputError, match=r"unpacks to 268,435,456 bytes: refused"):
+        checkpoint._to_host(checkpoint.epath.Path(item))
+
+
 def header(content: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:
     length = len(content) if length is None else length
     return length.to_bytes(8, "little") + content + data

@@ -10,12 +10,14 @@ _READ = """
 try:
     result = len(reader(path))
 except ValueError as error:  # an InputError is one
-    assert type(error).__name__ in ("InputError", "PairError"), repr(error)
+    assert "InputError" in [kind.__name__ for kind in type(error).__mro__], repr(error)
     result = str(error)
 """
 PAIRS = "from negclip_jax.data.pairs import read_pairs as reader"
-BENCHMARK = "from evals.reading import read_json; reader = lambda p: read_json(p, (list, dict))"
-LINES = "from evals.reading import read_json_lines as reader"
+BENCHMARK = (
+    "from evals.reading import read_json; from pathlib import Path; "
+    "reader = lambda p: read_json(Path(p), (list, dict))"
+)
 CAPTIONS = (
     "from data_gen.stages.ingest import read_captions; reader = lambda p: read_captions(p).images"
 )
@@ -67,7 +69,7 @@ def test_a_line_of_a_gigabyte(setup, name, start, said, tmp_path):
 
 def test_a_file_of_nothing_but_problems_is_told_in_few_words(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_bytes(b"[]\n" * 2_000_000)
+    path.write_bytes(b"[]\n" * 200_000)
     result, mib = outcome(PAIRS, path, limit_gib=2.0)
-    assert "not an object (2000000): line 1, line 2" in result and len(result) < 500
-    assert mib < 20
+    assert "not an object (200000): line 1, line 2" in result and len(result) < 500
+    assert mib < 5

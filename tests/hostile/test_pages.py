@@ -35,7 +35,8 @@ HOSTILE = [
     "&lt;b&gt;&#60;script&#62;",
     "<a href=javascript:evil()>x</a>",
 ]
-HARMLESS = ["a cat"] * len(HOSTILE)
+# The same words, so that whatever counts them counts the same.
+HARMLESS = [re.sub(r"[<>\"'&{}]", "-", text) for text in HOSTILE]
 
 
 class Tags(HTMLParser):

@@ -84,6 +84,25 @@ def test_names_in_benchmarks_are_only_looked_up_in_the_list_of_files(name, root)
         DataRoots((root,)).open(ImageRef(name))
 
 
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/secret", ".hidden", "a/b/c"])
+def test_names_of_prepared_data_sets_are_names(name, root):
+    """A benchmark's file may call a photo `tfds:NAME/SPLIT#ROW` too."""
+    with pytest.raises(InputError, match="there is no such photo"):
+        DataRoots((root,)).read(f"tfds:{name}/train#0")
+    with pytest.raises(InputError, match="is not prepared"):
+        DataRoots((root,)).read("tfds:secret/train#0")
+
+
+def test_pipes_are_not_waited_for(root):
+    os.mkfifo(root / "pipe.png")
+    assert ImageDirectory(root).read("pipe.png") == b""
+    assert DataRoots((root,)).read("pipe.png") == b""
+    with pytest.raises(InputError, match="a device or a pipe"):
+        DataRoots((root,)).open(ImageRef("pipe.png"))
+    with pytest.raises(PhotoError):
+        PhotoFolder(root, 64).load("pipe.png")
+
+
 def test_links_out_of_a_folder_of_images(root, tmp_path):
     (root / "link.png").symlink_to("../secret.png")
     (root / "up").symlink_to("..")

@@ -7,6 +7,7 @@ import time
 import pytest
 from fault_server import IMPATIENT, FaultServer, always, first, says
 
+from data_gen.engines import transport
 from data_gen.engines.base import EndpointError
 from data_gen.engines.transport import Reply, Transport
 from data_gen.errors import InputError
@@ -22,12 +23,12 @@ def serve(**faults) -> FaultServer:
 def post(*urls: str, bodies=(BODY,), key=None, affinity=None, **patience) -> list[Reply]:
     async def run():
         settings = dataclasses.replace(IMPATIENT, **patience)
-        transport = Transport(list(urls), key, settings)
+        servers = Transport(list(urls), key, settings)
         try:
-            asked = (transport.post("/chat/completions", lambda b=b: b, affinity) for b in bodies)
+            asked = (servers.post("/chat/completions", lambda b=b: b, affinity) for b in bodies)
             return await asyncio.gather(*asked)
         finally:
-            await transport.close()
+            await servers.close()
 
     return asyncio.run(run())
 
@@ -41,13 +42,22 @@ def test_an_answer_and_the_key():
 
 
 @pytest.mark.parametrize(
-    "fault", ["500", "503", "reset", "truncated", "html", "empty", "hang", "429"]
+    "fault", ["500", "503", "reset", "truncated", "html", "empty", "hang", "429", "deep"]
 )
 def test_transient_faults_are_tried_again(fault):
     with serve(**{fault: first(2)}) as server:
         (reply,) = post(server.url)
         assert reply.error is None
         assert reply.attempts == 3 and server.counts.calls == 3
+
+
+def test_an_endless_answer_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(transport, "_LONGEST_ANSWER", 10**6)
+    with serve(endless=first(1)) as server:
+        started = time.monotonic()
+        (reply,) = post(server.url, timeout=20.0)
+        assert reply.error is None and reply.attempts == 2
+        assert time.monotonic() - started < 10
 
 
 def test_retry_after_is_honoured_by_all_requests():

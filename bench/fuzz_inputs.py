@@ -195,7 +195,8 @@ def binary_kinds() -> dict[str, Kind]:
     from negclip_jax.data.images import Preprocessor, decode
 
     def image(path: Path) -> None:
-        Preprocessor(size=32, resize=32, exif=True).uint8(decode(path))
+        for exact in (True, False):
+            Preprocessor(size=32, resize=32, exif=True, exact=exact).uint8(decode(path))
 
     safetensors, pickled, scripts = _weights()
     kinds = {

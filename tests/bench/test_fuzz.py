@@ -3,10 +3,10 @@
 import json
 import random
 
-import fuzz
 import pytest
-from fuzz_inputs import Kind, annotation_kinds, binary_kinds
 
+from bench import fuzz
+from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from negclip_jax.errors import InputError
 
 
