@@ -2,9 +2,10 @@
 
 The other files in this folder start from `base()` and change values; none adds a key. Durations
 are strings such as "15 epochs", "500 steps", "100_000 examples" or "10 percent" (of the run).
-`None` switches a thing off. A path may lie in a bucket: `gs://...`. Rules are ordered `(regex, value)` pairs over parameter names such as
-`text/blocks/3/attn/query/kernel`: the first that matches the whole name wins, a name that no rule
-covers and a rule that matches no name are errors.
+`None` switches a thing off. Paths may lie in a bucket: `gs://...`. Rules are ordered
+`(regex, value)` pairs over parameter names such as `text/blocks/3/attn/query/kernel`: the first
+that matches the whole name wins, a name that no rule covers and a rule that matches no name are
+errors.
 """
 
 from ml_collections import ConfigDict

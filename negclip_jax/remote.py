@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from etils import epath
 from negclip_jax import storage
 from negclip_jax.errors import InputError
 from negclip_jax.storage import announced, is_remote
+
+_STAGE = ".partial-"
+_ABANDONED_SECONDS = 24 * 3600.0
 
 
 def listed(folder: epath.Path) -> dict[str, dict[str, Any]]:
@@ -45,7 +49,8 @@ def _system(folder: epath.Path) -> tuple[Any, str]:
 
 def checksum(info: dict[str, Any]) -> str:
     """What changes whenever an object's bytes do."""
-    keys = ("md5Hash", "crc32c", "ETag", "etag", "generation", "mtime")
+    # Objects that were composed of others have no MD5.
+    keys = ("md5Hash", "crc32c", "generation")
     return next(f"{key}:{info[key]}" for key in keys if info.get(key))
 
 
@@ -70,13 +75,13 @@ def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
     described = json.dumps([str(place), version], sort_keys=True).encode()
     kept = cache_folder() / hashlib.sha256(described).hexdigest()[:24]
     if not kept.exists():
-        stage = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
-        try:
-            _download(place, sorted(found), stage / place.name)
-            with contextlib.suppress(OSError):  # another process was faster
-                stage.rename(kept)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        with staging() as stage:
+            _download(place, sorted(found), stage / "copy" / place.name)
+            try:
+                (stage / "copy").rename(kept)
+            except OSError:
+                if not kept.exists():  # else another process was faster
+                    raise
         size = sum(info["size"] for info in found.values())
         logging.info("copied %s (%.1f MB) to %s", place, size / 1e6, kept)
     return kept / place.name
@@ -132,14 +137,28 @@ def uploaded(place: epath.Path) -> Iterator[Path]:
     if not is_remote(place):
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+    with staging() as folder:
+        yield folder
+        upload(folder, place)
+
+
+@contextlib.contextmanager
+def staging() -> Iterator[Path]:
+    """An empty folder on this machine, which is gone after the block."""
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=_STAGE) as folder:
         yield Path(folder)
-        upload(Path(folder), place)
 
 
 def cache_folder() -> Path:
-    """Where copies of remote files are kept: `$XDG_CACHE_HOME/negclip_jax`, else in `~/.cache`."""
+    """Where copies of remote files are kept: `$XDG_CACHE_HOME/negclip_jax`, else in `~/.cache`.
+
+    What processes that were killed left half done there is removed after a day.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "negclip_jax"
     folder.mkdir(parents=True, exist_ok=True)
+    for stage in folder.glob(f"{_STAGE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - stage.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(stage, ignore_errors=True)
     return folder

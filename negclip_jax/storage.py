@@ -22,7 +22,6 @@ from etils import epath
 from negclip_jax import partial
 from negclip_jax.errors import InputError
 
-_CLIENTS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 # What clients raise beside OSError, once they are loaded.
 _CLIENT_ERRORS = (
     ("gcsfs.retry", "HttpError"),
@@ -42,11 +41,10 @@ def path(name: str | os.PathLike) -> epath.Path:
     text = os.fspath(name)
     if not is_remote(text):
         return epath.Path(text).expanduser().absolute()
-    scheme = text.partition("://")[0]
-    if scheme not in _CLIENTS:
-        known = ", ".join(f"{scheme}://" for scheme in _CLIENTS)
-        raise InputError(f"{text}: there is no storage of this kind, only disks and {known}")
-    _prepare(scheme)
+    if not text.startswith("gs://"):
+        # Orbax renames folders in every other storage, which is many copies there, not one act.
+        raise InputError(f"{text}: a path is on a disk or in a bucket, gs://..., not there")
+    _prepare_client()
     return epath.Path(text)
 
 
@@ -56,15 +54,13 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 @functools.cache
-def _prepare(scheme: str) -> None:
+def _prepare_client() -> None:
     import fsspec
 
-    client = _CLIENTS[scheme]
-    if importlib.util.find_spec(client) is None:
-        extra = "'negclip-jax[gcs]'" if scheme == "gs" else client
-        raise InputError(f"{scheme}:// needs {client}, which is not installed: pip install {extra}")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError("gs:// needs gcsfs, not installed here: pip install 'negclip-jax[gcs]'")
     # tensorstore and other machines write there too: a listing that is remembered would be wrong.
-    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 
 
 def errors() -> tuple[type[Exception], ...]:

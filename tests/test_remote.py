@@ -1,6 +1,8 @@
 """Copies of what lies in a bucket, and files that go there; see `fake_bucket`."""
 
 import functools
+import os
+import time
 
 import pytest
 from fake_bucket import bucket, served
@@ -40,6 +42,17 @@ def test_a_copy_that_breaks_off_leaves_nothing(bucket, served):
     with pytest.raises(OSError, match="Forbidden"):
         remote.local_copy(storage.path("gs://tiny/broken"))
     assert sorted(served.cache.iterdir()) == before
+
+
+def test_what_killed_processes_left_is_cleared_away(bucket, served):
+    folder = remote.cache_folder()
+    for name, age in ((".partial-old", 2 * 86_400), (".partial-new", 60)):
+        (folder / name).mkdir()
+        (folder / name / "half").write_text("")
+        moment = time.time() - age
+        os.utime(folder / name, (moment, moment))
+    remote.cache_folder()
+    assert not (folder / ".partial-old").exists() and (folder / ".partial-new").exists()
 
 
 def test_nothing_there_is_a_sentence(bucket):

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
 _MARKS = ("config.json", "text_encoder/config.json")
+_UNFINISHED = "UNFINISHED"
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
 _stages: set[Path] = set()  # that are open in this process
@@ -119,27 +119,30 @@ def export_directory(
 def _bucket_directory(out: epath.Path, *, overwrite: bool) -> Iterator[Path]:
     """The same in a bucket, which has no renames: the file that marks an export comes last.
 
-    An earlier export loses its mark first, so that no mixture of the two looks like a model.
+    An earlier export loses its mark first, so that no mixture of the two looks like a model. What
+    an export that broke off left has a mark of its own, and is replaced by the next one.
     """
     found = remote.listed(out)
     marks = [name for name in _MARKS if name in found]
-    if found and not (overwrite and marks):
+    if found and _UNFINISHED not in found and not (overwrite and marks):
         raise CheckpointError(
             f"{out} is not empty; give another folder, or replace an earlier export (--overwrite)"
         )
-    with tempfile.TemporaryDirectory(dir=remote.cache_folder()) as folder:
-        whole = Path(folder) / out.name
+    with remote.staging() as folder:
+        whole = folder / out.name
         with staged_directory(whole, overwrite=False) as stage:
             yield stage
         new = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
         try:
-            for name in (*marks, *found.keys() - new - {*marks}):
+            (out / _UNFINISHED).write_text("an export to this folder began and has not ended\n")
+            for name in (*marks, *found.keys() - new - {*marks, _UNFINISHED}):
                 (out / name).unlink()
             remote.upload(whole, out, last=_MARKS)
+            (out / _UNFINISHED).unlink()
         except storage.errors() as error:
             raise CheckpointError(
                 f"{out} was not written, or in part and without the file that marks an export: "
-                f"{storage.root_cause(error)}. Run the same command again, with --overwrite"
+                f"{storage.root_cause(error)}. Run the same command again"
             ) from error
 
 

@@ -7,6 +7,7 @@ runs can be compared byte by byte. What depends on the machine (speed, waiting) 
 
 import contextlib
 import json
+import logging
 import time
 from typing import Any, Protocol
 
@@ -166,13 +167,15 @@ def is_evaluated(path: epath.Path, step: int) -> bool:
 def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    kept, lines = [], path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             metrics = json.loads(line)
             at = metrics["step"]
         except (ValueError, KeyError, TypeError):
-            break  # a line that a crash cut short: nothing after it can be earlier
+            if number < len(lines):  # the last one may have been cut short: it is written again
+                logging.warning("%s, line %d is damaged and lost: %.80r", path, number, line)
+            continue
         if at == step and not evaluated:
             line = json.dumps({k: v for k, v in metrics.items() if "/" not in k}) + "\n"
         if at <= step:

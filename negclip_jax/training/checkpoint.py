@@ -131,7 +131,13 @@ class Checkpoints:
         try:
             with storage.announced(f"the checkpoint {directory} to be read"):
                 restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except storage.errors() as error:
+            cause = storage.root_cause(error)
+            raise InputError(
+                f"checkpoint {directory} cannot be read: {cause}. Mend the disk and run the same "
+                "command again"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"checkpoint {directory} does not fit this run: {error}") from error
         counter = jax.make_array_from_callback(
             (), abstract.step.sharding, lambda _: np.asarray(step, np.int32)

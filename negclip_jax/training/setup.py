@@ -83,10 +83,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     base = _base_files(path, config.model.checkpoint, resumes)
     model_config = huggingface.read_config(base)
     tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
-    preprocess = Preprocessor.from_directory(
-        base, crop=config.data.crop, default_size=model_config.vision.image_size
-    )
-    preprocess = dataclasses.replace(preprocess, exact=config.data.exact_resize)
+    preprocess = _preprocessor(config.data, base, model_config.vision.image_size)
     loader, validation_loader = inputs.loaders(config, tokenizer, preprocess, mesh)
     _compare_with_start(config, path, loader, resumes)
     clock = _clock(config, loader)
@@ -143,6 +140,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         validation=_validation(validation_loader, objective, mesh),
         context=EvalContext(graphdef, mesh, preprocess, tokenizer),
     )
+
+
+def _preprocessor(data: ConfigDict, base: Path, image_size: int) -> Preprocessor:
+    preprocess = Preprocessor.from_directory(base, crop=data.crop, default_size=image_size)
+    return dataclasses.replace(preprocess, exact=data.exact_resize)
 
 
 def _require(config: ConfigDict, *keys: str) -> None:

@@ -126,6 +126,14 @@ def test_any_change_gives_another_fingerprint():
     assert len({base, *others}) == 6
 
 
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_damaged_digests_are_made_again(images, tmp_path, caplog, content):
+    first = image_digests(images, NAMES, tmp_path / "cache")
+    (tmp_path / "cache" / "digests.json").write_text(content)
+    assert image_digests(images, NAMES, tmp_path / "cache") == first
+    assert "digests.json is damaged: all images are read again" in caplog.text
+
+
 def test_digests_follow_the_bytes_and_are_read_once(images, tmp_path, monkeypatch):
     root = tmp_path / "cache"
     first = image_digests(images, NAMES, root)

@@ -69,6 +69,15 @@ def test_a_line_cut_short_is_dropped(path):
     assert path.read_bytes() == whole
 
 
+def test_a_damaged_line_is_lost_alone_and_named(path, caplog):
+    path.write_text(
+        '{"step": 1, "loss": 1.0}\n{"step": 2, "l\x00ss": 2\n{"step": 3, "loss": 3.0}\n'
+    )
+    JsonlWriter(path, resume_step=3).close()
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [1, 3] and "line 2 is damaged and lost" in caplog.text
+
+
 def test_a_run_without_checkpoint_starts_over(path):
     writer = JsonlWriter(path, resume_step=0)
     writer.write(0, {"val/loss": 1.0})

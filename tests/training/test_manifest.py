@@ -1,5 +1,6 @@
 """Checksums of a checkpoint's files, and checkpoints that are not what was saved."""
 
+import errno
 import json
 import logging
 import shutil
@@ -179,6 +180,17 @@ def test_frozen_parameters_come_back_or_are_refused(workdir):
         restore_frozen(epath.Path(workdir), shapes)
     with pytest.raises(InputError, match=message):
         restore_params(str(workdir), "last")
+
+
+def test_a_disk_that_cannot_be_read_is_no_other_model(workdir, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    checkpoints = opened(workdir)
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(InputError, match=r"checkpoints/2 cannot be read: .*Input/output error"):
+        checkpoints.restore(2, abstract(make_state(2)))
+    checkpoints.close()
 
 
 def test_a_directory_that_vanishes_is_not_called_intact(workdir):
