@@ -150,3 +150,18 @@ def test_every_process_works_on_what_the_main_one_lacks(tiny_model, monkeypatch)
     encode._take_from_main(other, keys)
     assert keys[2] not in other
     np.testing.assert_array_equal(other.rows(keys[:2]), rows[:2])
+
+
+def test_processes_that_have_other_items_are_found_out(monkeypatch):
+    """Their batches would differ in shape, and each would wait for the other."""
+    from evals.store import EmbeddingStore, key
+
+    compared = []
+    monkeypatch.setattr(
+        encode.agreement, "require_same", lambda what, value: compared.append((what, str(value)))
+    )
+    for items in ("abc", "abd", "ab", "abc"):
+        encode._take_from_main(EmbeddingStore(None, 2), [key(i.encode()) for i in items])
+    assert {what for what, _ in compared} == {"items to encode"}
+    values = [value for _, value in compared]
+    assert values[0] == values[3] and len(set(values)) == 3
