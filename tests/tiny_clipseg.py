@@ -46,14 +46,17 @@ def write_clipseg(path: Path, vocabulary: Path | None, **changes) -> Path:
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         if parameter.ndim:
-            torch.nn.init.normal_(parameter, centre, 0.2)
+            torch.nn.init.normal_(parameter, centre, 0.3 if "decoder" in name else 0.2)
     model.save_pretrained(path)
     _copy(vocabulary, path)
     return path
 
 
 def write_clip(path: Path, clipseg: Path, vocabulary: Path, *, noise: float = 0.0) -> Path:
-    """Saves CLIPSeg's CLIP as a CLIPModel, its text tower changed by `noise`."""
+    """Saves CLIPSeg's CLIP as a CLIPModel, its text tower changed by `noise`.
+
+    As after fine-tuning, position embeddings hardly change.
+    """
     raw = json.loads((clipseg / "config.json").read_text())
     config = transformers.CLIPConfig(
         **{key: raw[key] for key in ("text_config", "vision_config", "projection_dim")}
@@ -62,7 +65,7 @@ def write_clip(path: Path, clipseg: Path, vocabulary: Path, *, noise: float = 0.
     state = {name.removeprefix("clip."): t for name, t in whole.items() if name.startswith("clip.")}
     torch.manual_seed(1)
     for name, tensor in state.items():
-        if name.startswith("text_") and noise:
+        if name.startswith("text_") and "position" not in name:
             state[name] = tensor + noise * torch.randn_like(tensor)
     model = transformers.CLIPModel(config)
     model.load_state_dict(state)

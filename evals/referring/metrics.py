@@ -101,52 +101,72 @@ def measure(
       threshold (0.5 where it has none) rose or fell by more than a hundredth.
       `curves`: `{model: {"miou", "fgiou", "precision", "recall"}}`, a value a threshold.
     """
-    names, images = list(models), np.asarray(images)
-    photos, unit = np.unique(images, return_inverse=True)
+    photos, unit = np.unique(np.asarray(images), return_inverse=True)
     sums = {name: _sums(counts, unit, len(photos)) for name, counts in models.items()}
     whole = {name: _metrics(s.sum(axis=0, keepdims=True)) for name, s in sums.items()}
     drawn = _drawn(sums, len(photos), seed, resamples)
-    tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    method = f"bootstrap over {len(photos):,} images"
-    if len(photos) == 1:
-        method = "no interval: all phrases are of one image"
-
-    def row(name: str) -> dict[str, Any]:
-        found = {}
-        for metric, value in whole[name].items():
-            low, high = map(float, np.quantile(drawn[name][metric], tails))
-            low, high = (0.0, 1.0) if len(photos) == 1 else (low, high)
-            entry = {"value": float(value[0]), "low": low, "high": high, "n": len(images)}
-            found[metric] = entry | {"method": method}
-        for metric, values in (("miou_best", "miou"), ("fgiou_best", "fgiou")):
-            best = THRESHOLDS[int(np.argmax(curves[name][values]))]
-            found[metric]["threshold"] = round(float(best), 2)
-        return found
-
-    def comparison(before: str, after: str) -> dict[str, Any]:
-        found = {}
-        for metric in whole[before]:
-            difference = drawn[after][metric] - drawn[before][metric]
-            low, high = map(float, np.quantile(difference, tails))
-            low, high = (-1.0, 1.0) if len(photos) == 1 else (low, high)
-            rise = _rise(models[before], models[after], metric)
-            found[metric] = {
-                "difference": float((whole[after][metric] - whole[before][metric])[0]),
-                "low": low,
-                "high": high,
-                "gained": int((rise > MOVED).sum()),
-                "lost": int((rise < -MOVED).sum()),
-                "separable": len(photos) >= _FEWEST and not low <= 0 <= high,
-                "n": len(images),
-            }
-        return {"before": before, "after": after, "metrics": found}
-
     curves = {name: _curves(s.sum(axis=0)) for name, s in sums.items()}
+    first, *others = models
     return {
-        "rows": {name: row(name) for name in names},
-        "comparisons": {f"{names[0]} -> {n}": comparison(names[0], n) for n in names[1:]},
+        "rows": {n: _row(whole[n], drawn[n], curves[n], len(photos), len(images)) for n in models},
+        "comparisons": {
+            f"{first} -> {name}": {
+                "before": first,
+                "after": name,
+                "metrics": {
+                    metric: {
+                        "difference": float((whole[name][metric] - whole[first][metric])[0]),
+                        **_judged(drawn[name][metric] - drawn[first][metric], len(photos)),
+                        **_moved(models[first], models[name], metric),
+                    }
+                    for metric in whole[first]
+                },
+            }
+            for name in others
+        },
         "curves": curves,
     }
+
+
+def _row(
+    whole: Mapping[str, np.ndarray],
+    drawn: Mapping[str, np.ndarray],
+    curves: Mapping[str, Sequence[float]],
+    images: int,
+    phrases: int,
+) -> dict[str, dict[str, Any]]:
+    """Every metric of one model with its interval."""
+    method = f"bootstrap over {images:,} images"
+    if images == 1:
+        method = "no interval: all phrases are of one image"
+    found: dict[str, dict[str, Any]] = {}
+    for metric, value in whole.items():
+        low, high = (0.0, 1.0) if images == 1 else _interval(drawn[metric])
+        entry = {"value": float(value[0]), "low": low, "high": high}
+        found[metric] = entry | {"n": phrases, "method": method}
+    for name in ("miou", "fgiou"):
+        best = THRESHOLDS[int(np.argmax(curves[name]))]
+        found[f"{name}_best"]["threshold"] = round(float(best), 2)
+    return found
+
+
+def _judged(differences: np.ndarray, images: int) -> dict[str, Any]:
+    """Interval and verdict of a paired difference from its draws."""
+    low, high = (-1.0, 1.0) if images == 1 else _interval(differences)
+    return {"low": low, "high": high, "separable": images >= _FEWEST and not low <= 0 <= high}
+
+
+def _moved(before: Counts, after: Counts, metric: str) -> dict[str, int]:
+    """How many phrases got better and worse at a metric's threshold."""
+    at = column(float(metric.partition("@")[2] or 0.5))
+    rise = after.ious()[:, at] - before.ious()[:, at]
+    gained, lost = (rise > MOVED).sum(), (rise < -MOVED).sum()
+    return {"gained": int(gained), "lost": int(lost), "n": len(rise)}
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
@@ -247,9 +267,3 @@ def _drawn(
         name: {metric: np.concatenate([c[metric] for c in chunks]) for metric in chunks[0]}
         for name, chunks in parts.items()
     }
-
-
-def _rise(before: Counts, after: Counts, metric: str) -> np.ndarray:
-    threshold = float(metric.partition("@")[2] or 0.5)
-    j = column(threshold)
-    return after.ious()[:, j] - before.ious()[:, j]

@@ -29,7 +29,7 @@ def tuned_tower(clipseg_directory, tiny_vocabulary, tmp_path_factory):
     from tiny_clipseg import write_clip
 
     path = tmp_path_factory.mktemp("tuned") / "tuned"
-    return write_clip(path, clipseg_directory, tiny_vocabulary, noise=0.06)
+    return write_clip(path, clipseg_directory, tiny_vocabulary, noise=0.3)
 
 
 @pytest.fixture

@@ -150,8 +150,13 @@ def test_negrefcocogs_object_is_the_one_that_its_boxes_were_cut_from(annotated):
     assert found.total == 2 and found.missing == ["COCO_train2014_000000000009.jpg"]
 
 
-def test_an_object_that_cannot_be_told_is_not_guessed(annotated):
-    negrefcocog_files(annotated, twin=True)
+@pytest.mark.parametrize("twin", [True, False])
+def test_an_object_that_cannot_be_told_is_not_guessed(annotated, twin):
+    negrefcocog_files(annotated, twin=twin)
+    if not twin:  # the other object is of another category
+        content = json.loads((annotated / "instances.json").read_text())
+        content["annotations"][1]["category_id"] = 1
+        write(annotated / "instances.json", content)
     (found,) = sources.negrefcocog(roots(annotated), None)
     assert not found.phrases and "1 mean an object that cannot be told" in found.notes[0]
 
