@@ -1,12 +1,13 @@
-"""Starts a command again and again and kills it at moments that are observed from outside.
+"""Starts a command again and again and ends it at moments that are observed from outside.
 
-Nothing in the commands knows of it: what a process was doing when SIGKILL reached it is read from
+Nothing in the commands knows of it: what a process was doing when a signal reached it is read from
 what it left, its log and its files.
 """
 
 import dataclasses
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tiny_runs import ROOT
 _POLL_SECONDS = 0.001
 _ATTEMPTS = 6  # at one moment, which may have passed by the time that the signal arrives
 _TIMEOUT_SECONDS = 120.0
+_STOP_SECONDS = 20.0  # the shortest grace time of the usual clouds is 30
 # What may lie about while a process is at work, and after one was killed.
 _LEFTOVERS = ("*partial*", "*orbax-checkpoint-tmp*", ".write_test", "*.lock", "*.tmp")
 
@@ -127,8 +129,14 @@ class Victim:
     def is_evaluating(self) -> bool:
         return self.log.rstrip().endswith(": evaluating")
 
+    def is_importing(self) -> bool:
+        return "jaxlib" in Path(f"/proc/{self.process.pid}/maps").read_text()
+
+    def is_compiling(self) -> bool:
+        return "image features of" in self.log and "compiled the training step" not in self.log
+
     def is_stepping(self) -> bool:
-        return "compiled the training step" in self.log and not self.is_evaluating()
+        return re.search(r"step \d+/", self.log) is not None and not self.is_evaluating()
 
     def is_exporting(self) -> bool:
         return (self.site.root / ".exported.partial" / "new").exists()
@@ -140,7 +148,9 @@ class Victim:
 # By phase: how to see that a process is in it, and for how long it lasts about, in seconds.
 PHASES: dict[str, tuple[Callable[[Victim], bool], float]] = {
     "start-up": (Victim.is_starting, 2.0),
+    "import": (Victim.is_importing, 1.0),
     "cache building": (Victim.is_building_cache, 0.3),
+    "compilation": (Victim.is_compiling, 0.2),
     "steps": (Victim.is_stepping, 0.1),
     "save": (Victim.is_saving, 0.05),
     "evaluation": (Victim.is_evaluating, 0.05),
@@ -148,14 +158,13 @@ PHASES: dict[str, tuple[Callable[[Victim], bool], float]] = {
 }
 
 
-def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[str]:
-    """Runs a command and kills it at a random time in a phase; returns the phases it was in.
+def started_until(site: Site, command: list[str], phase: str, skipped: int = 0) -> Victim:
+    """Starts a command; returns when it enters a phase for the first time, or `skipped` later.
 
     Raises AssertionError where the command ends before.
     """
     victim = Victim(site, site.start(command), len(_log(site)))
-    is_in_phase, duration = PHASES[phase]
-    skipped = rng.choice((0, 0, 1)) if phase in ("save", "evaluation") else 0
+    is_in_phase, _ = PHASES[phase]
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     was_in_phase = False
     while True:
@@ -164,11 +173,17 @@ def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[
         now_in_phase = is_in_phase(victim)
         if now_in_phase and not was_in_phase:
             if not skipped:
-                break
+                return victim
             skipped -= 1
         was_in_phase = now_in_phase
         time.sleep(_POLL_SECONDS)
-    time.sleep(rng.uniform(0, duration))
+
+
+def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[str]:
+    """Runs a command and kills it at a random time in a phase; returns the phases it was in."""
+    skipped = rng.choice((0, 0, 1)) if phase in ("save", "evaluation") else 0
+    victim = started_until(site, command, phase, skipped)
+    time.sleep(rng.uniform(0, PHASES[phase][1]))
     os.killpg(victim.process.pid, signal.SIGKILL)
     assert victim.process.wait() == -signal.SIGKILL, f"ended in {phase}: {site.output}"
     if command == site.export:
@@ -183,3 +198,11 @@ def kill_in(site: Site, command: list[str], phase: str, rng: random.Random) -> l
         assert len(kills) < _ATTEMPTS, f"{phase} was missed {_ATTEMPTS} times: {kills}"
         kills.append(kill(site, command, phase, rng))
     return kills
+
+
+def stop(site: Site, command: list[str], phase: str, *signals: signal.Signals) -> int:
+    """Runs a command and sends it signals when it enters a phase; returns its exit status."""
+    victim = started_until(site, command, phase)
+    for signum in signals:
+        os.killpg(victim.process.pid, signum)
+    return victim.process.wait(_STOP_SECONDS)

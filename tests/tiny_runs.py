@@ -88,3 +88,17 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """Steps that have a complete checkpoint."""
     names = [p.name for p in (workdir / "checkpoints").iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def processes_of_session(session: int) -> list[str]:
+    """Command lines of the processes that belong to a session (`man 2 setsid`), of Linux."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
+            command = stat.with_name("cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+        if int(sid) == session and state != "Z":
+            found.append(command)
+    return found

@@ -1,0 +1,115 @@
+"""Two thousand steps: memory and time stay flat, and nothing of a run outlives it."""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kills import Site, started_until
+from tiny_runs import processes_of_session, read_metrics
+
+STEPS = 2000
+TIMEOUT_SECONDS = 150
+
+
+@pytest.fixture(scope="module")
+def long_run(short_run, tmp_path_factory) -> tuple[dict, dict]:
+    """Metrics of the long run by step, and what remained after each run."""
+    path = tmp_path_factory.mktemp("long")
+    changes = {
+        "train.total": f"{STEPS} steps",
+        "train.batch_size": 8,
+        "eval.every": "50 steps",
+        "checkpoint.every": "200 steps",
+        "log.every": "10 steps",
+        "data.cache_features": False,  # so that worker processes have something to do
+        "data.workers": 2,
+    }
+    (path / "changes.json").write_text(json.dumps(short_run | changes))
+    script = Path(__file__).with_name("long_run.py")
+    process = subprocess.Popen(
+        [sys.executable, script, path / "changes.json", path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    # Returns when every process that inherited the pipes is gone.
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 0, err
+    wait_for_all(process)
+    return read_metrics(path / "long"), json.loads(out.splitlines()[-1])
+
+
+def wait_for_all(process: subprocess.Popen) -> None:
+    """Until no process of its session is left."""
+    deadline = time.monotonic() + 10
+    while left := processes_of_session(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def by_quarter(metrics: dict, name: str) -> list[list[float]]:
+    """Values of an evaluator's number in each quarter of the run."""
+    values = [(step, line[name]) for step, line in metrics.items() if name in line]
+    return [
+        [v for step, v in values if quarter * STEPS <= 4 * (step - 1) < (quarter + 1) * STEPS]
+        for quarter in range(4)
+    ]
+
+
+def test_memory_is_flat(long_run):
+    _, warm, _, last = by_quarter(long_run[0], "process/bytes")
+    growth = statistics.median(last) / statistics.median(warm) - 1
+    print(f"\n{warm[0] / 2**20:.1f} MiB, from the 2nd to the 4th quarter {growth:+.2%}")
+    assert growth <= 0.01
+
+
+def test_steps_take_as_long_as_at_the_beginning(long_run):
+    _, early, _, late = by_quarter(long_run[0], "process/cpu")
+    early, late = ([b - a for a, b in itertools.pairwise(x)] for x in (early, late))
+    ratio = statistics.median(late) / statistics.median(early)
+    print(f"\n50 steps take {statistics.median(early):.2f} s, in the 4th quarter x {ratio:.2f}")
+    assert ratio < 2
+
+
+@pytest.mark.parametrize("what", ["descriptors", "threads", "processes"])
+def test_nothing_gathers_while_it_runs(long_run, what):
+    _, warm, _, last = by_quarter(long_run[0], f"process/{what}")
+    assert max(last) <= max(warm)
+
+
+def test_nothing_outlives_a_run(long_run):
+    remained = long_run[1]
+    ends = [run.pop("ended") for run in remained.values()]
+    assert ends == ["whole", "ZeroDivisionError", "Interrupted"]
+    first = remained.pop("long")
+    # Multiprocessing's own helper stays until the process ends, but no worker does.
+    assert first["processes"] == 2
+    for name, after in remained.items():
+        assert all(after[what] <= first[what] for what in first), (name, after, first)
+
+
+def test_a_killed_run_leaves_no_process_and_no_shared_memory(short_run, tmp_path):
+    """Only the main process is killed: it cannot clear up after its workers."""
+    workers = {"data.cache_features": False, "data.workers": 2}
+    site = Site(tmp_path, short_run | workers | {"train.total": "1000000 steps"})
+    process = started_until(site, site.train, "steps").process
+    used = shared_memory_of(process.pid)
+    assert used, "workers hand over batches through it"
+    process.kill()
+    process.wait()
+    wait_for_all(process)
+    assert [path for path in used if Path(path).exists()] == []
+
+
+def shared_memory_of(pid: int) -> set[str]:
+    """Files of shared memory that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "/dev/shm/" in line and "deleted" not in line}
