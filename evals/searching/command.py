@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from evals import models
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise InputError(f"--top={args.top}: at least one photo has to be shown")
     require_writable(args.out)
+    _require_own(args.out)
     folder = PhotoFolder(args.images)
     cache = args.cache or args.out / "embeddings"
     use_compilation_cache(cache)
@@ -65,6 +67,17 @@ def run(args: argparse.Namespace) -> None:
     _warn(folder)
     seconds = human_seconds(time.monotonic() - started)
     logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / page.PAGE)
+
+
+def _require_own(out: Path) -> None:
+    """Raises InputError where `out` holds the results of another command."""
+    path = out / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"queries": {}}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "queries" not in found:
+        raise InputError(f"{path} is not of a search and would be replaced: give another --out")
 
 
 def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:

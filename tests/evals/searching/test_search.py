@@ -78,6 +78,15 @@ def test_bad_input_is_one_sentence(run, capsys, flags, message):
     assert message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("content", ['{"benchmarks": {}}', "[1]", "no json"])
+def test_results_of_another_command_are_not_replaced(run, capsys, content):
+    run.out.mkdir()
+    (run.out / "results.json").write_text(content)
+    assert run("a cat") == 1
+    assert "is not of a search and would be replaced" in capsys.readouterr().err
+    assert (run.out / "results.json").read_text() == content
+
+
 def test_an_empty_folder_is_one_sentence_before_any_model_is_read(run, capsys, tmp_path):
     (tmp_path / "none").mkdir()
     assert run("a cat", images=tmp_path / "none", model="no/model/there") == 1
