@@ -196,7 +196,7 @@ def test_a_disk_that_cannot_be_read_is_no_other_model(workdir, monkeypatch):
 def test_a_directory_that_vanishes_is_not_called_intact(workdir):
     checkpoints = opened(workdir)
     shutil.rmtree(workdir)
-    message = r"cannot .* to .*it has vanished; the checkpoint of step 2 is gone as well\. Bring"
+    message = r"cannot .* to .*; it has vanished, with the checkpoint of step 2\. Bring the dir"
     with pytest.raises(InputError, match=message):
         checkpoints.save(3, make_state(3), {})
     checkpoints.close()
