@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import Nursery, commands, nursery, run_alone
+from processes import Nursery, nursery
 from tiny_benchmark import write_items
 from tiny_runs import assert_close, read_metrics
 
@@ -113,18 +113,16 @@ def test_the_reference_trains_and_evaluates(alone):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2), (2, 4)])
 def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
-    assert_same_run(train_here(data, fsdp, UPDATES_ONLY), alone)
+    cache = {"data.cache_dir": str(alone / "features")}  # computed on four devices
+    assert_same_run(train_here(data, fsdp, UPDATES_ONLY | cache), alone)
 
 
 @pytest.fixture(scope="module")
 def by_four(forked: Nursery, settings, tmp_path_factory) -> Path:
     """Workdir of four processes of one device each, whose parameters lie in parts on two."""
     workdir = tmp_path_factory.mktemp("four") / "run"
-    events = {
-        i: {"tiny_benchmark": True, "count_reads": str(workdir.parent / f"reads{i}.json")}
-        for i in range(4)
-    }
-    changes = {"mesh.data": 2, "mesh.fsdp": 2}
+    events = {i: {"count_reads": str(workdir.parent / f"reads{i}.json")} for i in range(4)}
+    changes = {"mesh.fsdp": 2, "eval.benchmarks": ""}
     ends = forked.run(
         settings | changes, workdir, processes=4, devices=1, events=events, seconds=120
     )
@@ -136,8 +134,7 @@ def by_four(forked: Nursery, settings, tmp_path_factory) -> Path:
 
 def test_four_processes_equal_one(by_four, alone):
     assert_same_run(by_four, alone, first=0)
-    ours, theirs = read_metrics(by_four), read_metrics(alone)
-    assert [numbers.keys() for numbers in ours.values()] == [n.keys() for n in theirs.values()]
+    assert "val/loss" in read_metrics(by_four)[STEPS]
 
 
 def test_each_process_reads_its_part(by_four):
@@ -163,21 +160,27 @@ def test_only_the_main_process_writes(by_four):
 
 
 @pytest.fixture(scope="module")
-def half_by_two(settings, tmp_path_factory) -> Path:
-    """Workdir of half a run of two processes, each started like any command."""
+def half_by_two(forked, settings, tmp_path_factory) -> Path:
+    """Workdir of half a run of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    changes = {"train.total": f"{HALF} steps", "eval.benchmarks": "", "mesh.fsdp": 4}
-    arguments = commands(settings | changes, workdir, 2, {})
-    assert_all_well(run_alone(arguments, devices=2, seconds=120))
+    changes = {"train.total": f"{HALF} steps", "mesh.fsdp": 4}
+    events = {i: {"tiny_benchmark": True} for i in range(2)}
+    assert_all_well(
+        forked.run(settings | changes, workdir, processes=2, devices=2, events=events, seconds=120)
+    )
     return workdir
 
 
 def test_two_processes_equal_one(half_by_two, alone):
+    """Each evaluates on three photos and two pairs, which four devices share."""
     ours, theirs = read_metrics(half_by_two), read_metrics(alone)
     assert list(ours) == list(range(HALF + 1))
     for step, numbers in ours.items():
-        for name in numbers.keys() & {"loss", "val/loss"}:
-            np.testing.assert_allclose(numbers[name], theirs[step][name], rtol=1e-6)
+        assert numbers.keys() == theirs[step].keys()
+        for name in numbers.keys() - {"grad_norm"}:
+            np.testing.assert_allclose(
+                numbers[name], theirs[step][name], 1e-6, 1e-6, err_msg=f"{step} {name}"
+            )
 
 
 def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, tmp_path):
@@ -188,7 +191,8 @@ def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, 
 
 def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
-    ends = forked.run(settings | UPDATES_ONLY, workdir, processes=4, devices=1, seconds=120)
+    changes = UPDATES_ONLY | {"mesh.fsdp": 2}
+    ends = forked.run(settings | changes, workdir, processes=4, devices=1, seconds=120)
     assert_all_well(ends)
     assert f"continuing from step {HALF} " in ends[0].output
     assert_same_run(workdir, alone, first=HALF + 1)
