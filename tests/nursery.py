@@ -160,7 +160,6 @@ def tiny_benchmark(_: bool) -> None:
 
 EVENTS = {
     "killed_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-    "exits_at_step": lambda n: at_step(n, lambda: os._exit(3)),
     "sigterm_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "disk_full_at_step": lambda n: at_step(n, full_disk),
     "disk_full_at_cache": full_disk_at_cache,
