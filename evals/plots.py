@@ -119,6 +119,40 @@ def curve(points: Sequence[Mapping[str, float]], best: float) -> Markup:
     return _svg(width, height, marks)
 
 
+def lines(
+    models: Sequence[tuple[Sequence[float], Sequence[float]]], *, across: str, up: str
+) -> Markup:
+    """A line per model through points (x, y), both axes from 0 to 100 %.
+
+    Args:
+      models: x and y of each, in [0, 1], in the order of the colours.
+      across, up: what the axes are.
+    """
+    width, height, pad = 300, 200, 24
+
+    def points(xs: Sequence[float], ys: Sequence[float]) -> str:
+        places = zip(xs, ys, strict=True)
+        return " ".join(
+            f"{x * (width - 8):.1f},{height - pad - y * (height - pad - 14):.1f}" for x, y in places
+        )
+
+    marks = [_line(0, width - 8, y, y, "var(--line)") for y in (14, height - pad)]
+    marks += [
+        Markup('<polyline fill="none" stroke="{}" stroke-width="1.5" points="{}"/>').format(
+            colour(i), points(xs, ys)
+        )
+        for i, (xs, ys) in enumerate(models)
+    ]
+    marks += [
+        Markup('<text x="0" y="10">100 % {}</text>').format(up),
+        Markup('<text x="0" y="{}">0</text>').format(height - 8),
+        Markup('<text x="{}" y="{}" text-anchor="end">{} 100 %</text>').format(
+            width - 8, height - 8, across
+        ),
+    ]
+    return _svg(width, height, marks)
+
+
 def _interval(found: Mapping[str, Any], index: int, y: float, x: Any) -> Markup:
     low, value, high = (x(found[key]) for key in ("low", "value", "high"))
     return Markup(

@@ -66,11 +66,15 @@ def run(args: argparse.Namespace) -> None:
         _write(args.out, document)  # whose phrases these are, should this be killed
     tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
     towers = _towers(clipseg, tuned, sets, tokenizer, args.out, document)
-    rows = scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
-    for found in sets:
-        _measure(document, found, list(rows[found.name].values()), args.seed)
-    _write(args.out, document)
-    page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
+    try:
+        scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
+    finally:  # what was scored before a photo failed, or Ctrl-C, has its page
+        rows = scoring.collect(sets, args.out)
+        for found in sets:
+            _measure(document, found, list(rows[found.name].values()), args.seed)
+        if document["benchmarks"]:
+            _write(args.out, document)
+            page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
     print(table_text(document))
     seconds = human_seconds(time.monotonic() - started)
     logging.info("%s; open %s", seconds, args.out / page.PAGE)
@@ -185,7 +189,7 @@ def _require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
         raise InputError(f"cannot write to --out={out}: {error.strerror or error}") from error
     except ValueError:
         raise InputError(f"{path} is damaged: remove it, or give --overwrite") from None
-    if old is not None and old.get("settings") != settings:
+    if old is not None and (not isinstance(old, dict) or old.get("settings") != settings):
         raise InputError(
             f"{out} holds results of other models or another --size: give another --out, or "
             "--overwrite to replace them"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_FAR = 1e6  # pixels: no photo is as large
+
 
 def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
     """A COCO `segmentation` as bool `[height, width]`.
@@ -58,8 +60,8 @@ def _points(polygon: Any) -> np.ndarray:
         raise ValueError("a polygon is not a list of numbers") from None
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
-    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError("a polygon is not pairs of finite numbers x, y")
+    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FAR).all():
+        raise ValueError("a polygon is not pairs of numbers x, y of a photo's size")
     return points
 
 
@@ -87,8 +89,9 @@ def _decoded(code: dict, height: int, width: int) -> np.ndarray:
         runs = np.asarray(counts, np.int64)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("a run-length code's counts are no whole numbers") from None
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"the runs of a run-length code do not add up to {height * width} pixels")
+    pixels = height * width
+    if runs.ndim != 1 or (runs < 0).any() or (runs > pixels).any() or runs.sum() != pixels:
+        raise ValueError(f"the runs of a run-length code do not add up to {pixels} pixels")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 
@@ -109,7 +112,7 @@ def decompressed(counts: str | bytes) -> list[int]:
             raise ValueError("a compressed run-length code holds a character that is none of it")
         value |= (digit & 31) << shift
         shift += 5
-        if digit & 32:
+        if digit & 32 and shift < 60:
             continue
         if digit & 16:
             value -= 1 << shift

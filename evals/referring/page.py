@@ -63,7 +63,8 @@ def write(
             for metric in headlines(entry)[:1]
         ],
         sections=[
-            _section(name, entry, models) | {"gallery": galleries.get(name, [])}
+            _section(name, entry, models)
+            | {"gallery": galleries.get(name, []), "plots": _plots(document["curves"][name])}
             for name, entry in document["benchmarks"].items()
         ],
         protocol=document["protocol"],
@@ -165,6 +166,19 @@ def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _plots(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """How the numbers depend on the threshold, for every model."""
+    at = metrics.THRESHOLDS.tolist()
+    by_threshold = [(at, curve["miou"]) for curve in curves.values()]
+    by_recall = [(curve["recall"], curve["precision"]) for curve in curves.values()]
+    return [
+        {"title": "mIoU at every threshold",
+         "svg": plots.lines(by_threshold, across="threshold", up="mIoU")},
+        {"title": "precision against recall, over all pixels",
+         "svg": plots.lines(by_recall, across="recall", up="precision")},
+    ]  # fmt: skip
 
 
 def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from evals.journal import Journal
 from evals.referring import masks, metrics
 from evals.referring.clipseg import CLIPSeg
 from evals.referring.phrases import Phrase, PhraseSet
+from negclip_jax.data.decoding import MAX_PIXELS
 from negclip_jax.data.images import ImageError
 from negclip_jax.errors import InputError
 from negclip_jax.runtime import console
@@ -72,15 +73,11 @@ def score(
       out: folder of `phrases.jsonl`.
       allow_subset: leave out phrases whose photo cannot be used.
 
-    Returns:
-      For each set, rows by item: `image`, `text`, `negated`, `positives`, and `tp` and `fp`, which
-      hold a list of T numbers by model.
-
-    Raises InputError at the end, when all others are scored, if a photo cannot be used and that is
-    not allowed.
+    Returns what `collect` does. Raises InputError at the end, when all others are scored, if a
+    photo cannot be used and that is not allowed.
     """
     journal = Journal(out / ROWS)
-    done = {row["id"]: row for row in journal.rows}
+    done = {row["id"] for row in journal.rows}
     groups = [
         (found, list(phrases))
         for found in sets
@@ -104,9 +101,19 @@ def score(
                 rows = []
             for row in rows:
                 journal.append(row)
-                done[row["id"]] = row
             bar.advance(len(phrases))
     _complain(problems, allow_subset)
+    return collect(sets, out)
+
+
+def collect(sets: Sequence[PhraseSet], out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is scored so far.
+
+    Returns:
+      For each set, rows by item: `image`, `text`, `negated`, `positives`, and `tp` and `fp`, which
+      hold a list of T numbers by model.
+    """
+    done = {row["id"]: row for row in Journal(out / ROWS).rows}
     return {
         found.name: {
             phrase.item: done[key]
@@ -141,6 +148,8 @@ def true_mask(phrase: Phrase, photo: tuple[int, int]) -> np.ndarray:
     segmentation that makes no mask.
     """
     height, width = phrase.size or photo[::-1]
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise InputError(f"phrase {phrase.item}: a photo of {width} x {height} pixels cannot be")
     if abs(photo[0] * height / (photo[1] * width) - 1) > _ASPECT:
         raise PhotoError(
             f"{phrase.image} is {photo[0]} x {photo[1]} pixels, annotated were {width} x {height}"

@@ -80,7 +80,8 @@ class Instances:
             if identity in self.objects:
                 continue  # COCO's 2014 and 2017 files hold the same objects
             if isinstance(row, dict) and isinstance(row.get("segmentation"), list | dict):
-                fields.box(row.get("bbox"), where)
+                box = fields.box(row.get("bbox"), where)
+                row = row | {"image_id": image, "category_id": category, "bbox": box}
                 self.objects[identity] = row
                 self.of_photo[image].append(row)
             else:
@@ -99,7 +100,11 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         where = f"record {i}"
         image = fields.number(row, "image_id", where)
         text = fields.text(row, "phrase", where)
-        polygons = [p for each in fields.sequence(row, "Polygons", where) for p in each]
+        instances = fields.sequence(row, "Polygons", where)
+        if not all(isinstance(polygons, list) for polygons in instances):
+            fields.problem('"Polygons" is not a list of lists', where)
+            continue
+        polygons = [polygon for instance in instances for polygon in instance]
         item = str(row.get("task_id", i)) if isinstance(row, dict) else str(i)
         if image == image and image not in _WRONG_SIZE:  # a number at all
             size = sizes.get(int(image))
@@ -198,7 +203,7 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
             category = instances.categories[annotation["category_id"]]
             shapes[category].append(annotation["segmentation"])
         phrases += [
-            Phrase(f"{image:g}/{text}", name, text, tuple(segmentations), size)
+            Phrase(f"{int(image)}/{text}", name, text, tuple(segmentations), size)
             for text, segmentations in shapes.items()
         ]
     found = phrase_set(
@@ -218,7 +223,7 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     del split
     file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
     instances, fields, phrases = Instances(_instance_files(roots)), Fields(file), []
-    by_digits = {int(Path(name).stem[-12:]): i for i, (name, _) in instances.photos.items()}
+    by_digits = {_coco_number(name): i for i, (name, _) in instances.photos.items()}
     records, absent, unclear, negated = read_json(file, list), [], 0, 0
     for i, row in enumerate(records):
         where = f"item {i}"
@@ -226,7 +231,7 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         negated += is_negated(text)
         pair = [fields.box(box, where) for box in fields.sequence(row, "bbox_list", where)]
         right = fields.box(row.get("ref_bbox") if isinstance(row, dict) else None, where)
-        photo = by_digits.get(int(digits) if (digits := Path(image).stem[-12:]).isdigit() else -1)
+        photo = by_digits.get(_coco_number(image))
         if photo is None:
             absent.append(image)
             continue
@@ -254,6 +259,11 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     )
     missing = [*found.missing, *dict.fromkeys(absent)]
     return [dataclasses.replace(found, missing=missing)]
+
+
+def _coco_number(name: str) -> str:
+    """What the names of a photo in COCO 2014 and 2017 have in common."""
+    return Path(name).stem[-12:]
 
 
 def _meant(

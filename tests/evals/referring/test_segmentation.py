@@ -74,6 +74,29 @@ def test_negated_phrases_are_scored_on_their_own_and_markup_is_escaped(run, anno
     assert "no &lt;b&gt;cat&lt;/b&gt;" in page and "<b>cat</b>" not in page
 
 
+def test_a_stopped_command_has_a_page_of_what_it_scored_and_continues(run, monkeypatch, capsys):
+    from evals.referring import scoring
+
+    inner, looked = scoring.look, []
+
+    def stops(towers, phrases, roots):
+        looked.append(phrases)
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        return inner(towers, phrases, roots)
+
+    monkeypatch.setattr(scoring, "look", stops)
+    assert run("--size=32") == 130
+    assert "the same command continues" in capsys.readouterr().err
+    entry = document(run.out)["benchmarks"]["categories"]
+    assert (entry["scored"], entry["total"], entry["subset"]) == (4, 6, True)
+    assert "subset: 4 of 6" in (run.out / "report.html").read_text()
+    monkeypatch.setattr(scoring, "look", inner)
+    assert run("--size=32") == 0
+    entry = document(run.out)["benchmarks"]["categories"]
+    assert (entry["scored"], entry["subset"]) == (6, False)
+
+
 def test_results_of_other_models_are_not_mixed(run, same_tower, capsys):
     assert run("--size=32") == 0
     assert run("--size=32", model=f"tuned={same_tower}") == 1

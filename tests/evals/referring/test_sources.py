@@ -61,6 +61,25 @@ def test_phrasecut_joins_the_polygons_of_all_instances_and_drops_17_photos(annot
         sources.phrasecut(roots(annotated), "val")
 
 
+def test_polygons_that_are_none_are_named(annotated):
+    records = phrasecut_files(annotated)
+    records[0]["Polygons"] = [5]
+    write(annotated / "VGPhraseCut_v0" / "refer_test.json", records)
+    with pytest.raises(InputError, match=r'"Polygons" is not a list of lists \(1\): record 0'):
+        sources.phrasecut(roots(annotated), None)
+
+
+def test_numbers_written_as_strings_and_names_without_digits_are_read(annotated):
+    negrefcocog_files(annotated, twin=False)
+    content = json.loads((annotated / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        annotation |= {"category_id": str(annotation["category_id"]), "bbox": annotation["bbox"]}
+    content["images"][2]["file_name"] = "photo.png"
+    write(annotated / "instances.json", content)
+    assert len(sources.categories(roots(annotated), None)[0].phrases) == 3
+    assert len(sources.negrefcocog(roots(annotated), None)[0].phrases) == 1
+
+
 def test_phrasecut_without_sizes_takes_those_of_the_photos(annotated):
     phrasecut_files(annotated)
     (annotated / "VGPhraseCut_v0" / "image_data_split3000.json").unlink()
