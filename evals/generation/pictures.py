@@ -2,12 +2,13 @@
 
     OUT/manifest.json                     what all pictures depend on
     OUT/images/base/a-room-with-no-window-1f0c9a2e-3.png
-    OUT/images.jsonl                      model, prompt, index, seed, file and SHA-256 of each
+    OUT/images.jsonl                      model, prompt, index, seed, file and SHA-256 of each, and
+                                          the manifest's fingerprint
 
-A picture counts where its line is there and its file has the digest of that line: one that a kill
-has left half-written, or that somebody has changed, is drawn again. The seed depends on prompt and
-index alone, so that base and tuned start from the same noise and a longer list of prompts, or more
-pictures of each, leaves the others as they are.
+A picture counts where its line is there, names this manifest, and has the digest of the file: one
+that a kill has left half-written, or that somebody has changed, is drawn again. The seed depends on
+prompt and index alone, so that base and tuned start from the same noise and a longer list of
+prompts, or more pictures of each, leaves the others as they are.
 """
 
 import dataclasses
@@ -85,8 +86,11 @@ class Pictures:
         self.out, self._seed = out, seed
         settings = settings | {"seed": seed}
         _agree(out, settings)
+        text = json.dumps(settings, sort_keys=True)
+        self._made_with = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._lines = Journal(out / LINES)
-        self._drawn = {row["file"]: row for row in self._lines.rows if _is_whole(out, row)}
+        ours = (row for row in self._lines.rows if row.get("manifest") == self._made_with)
+        self._drawn = {row["file"]: row for row in ours if _is_whole(out, row)}
 
     def wanted(self, prompts: Sequence[str], count: int) -> list[Picture]:
         """`count` pictures a prompt and model, in the order in which they are drawn."""
@@ -137,6 +141,7 @@ class Pictures:
         unfinished.replace(path)
         blank = all(low == high for low, high in image.convert("RGB").getextrema())
         row = dataclasses.asdict(picture) | {"sha256": digest, "blank": blank}
+        row["manifest"] = self._made_with
         self._lines.append(row)
         self._drawn[picture.file] = row
 
@@ -166,7 +171,7 @@ def _agree(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _is_whole(out: Path, row: dict[str, Any]) -> bool:
-    """Whether a line is one of ours and its file has not changed since."""
+    """Whether a line is complete and its file has not changed since."""
     if not {"file", "sha256", "blank"} <= row.keys():
         return False
     try:

@@ -7,9 +7,8 @@ understands best, and a picture scores
 - negation, where it is nearer to "a photo of a man" than to "a photo of a man wearing a hat", the
   prompt with its negating word taken out; of several denied things, than to each statement.
 
-Nearer: the greater cosine of unit features; a tie fails. This is no published protocol. CLIP's own
-faults are in it, its preference for longer statements among them: compare models, and trust the
-difference more than the numbers.
+Nearer: the greater cosine of unit features; a tie fails. This is no published protocol, and CLIP's
+own faults are in it: compare models, and trust the difference more than the numbers.
 """
 
 from collections.abc import Sequence

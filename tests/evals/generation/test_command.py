@@ -13,6 +13,7 @@ from tiny_pipelines import text_encoder_2
 from tiny_runs import ROOT
 
 from evals import text_to_image
+from evals.generation.judge import Judge
 from evals.generation.pictures import Pictures
 
 
@@ -164,6 +165,25 @@ def test_a_judge_that_goes_down_leaves_a_page_and_a_sentence(command, capsys):
         left[0] = 1000
         assert command(*more) == 0
         assert results(command.out)["judged"] == 12 and len(server.asked) == 28
+
+
+def test_stopped_while_judging_it_leaves_a_page(command, monkeypatch, capsys):
+    kept = []
+
+    def stop(self, picture, question, answer, keep=Judge._keep):
+        if len(kept) == 9:
+            raise KeyboardInterrupt
+        kept.append(question)
+        keep(self, picture, question, answer)
+
+    with JudgeServer() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Judge, "_keep", stop)
+            assert command(f"--judge={server.url}") == 130
+        assert "Unfinished" in (command.out / "report.html").read_text()
+        assert len((command.out / "answers.jsonl").read_text().splitlines()) == 9
+        assert command(f"--judge={server.url}") == 0
+    assert results(command.out)["judged"] == 12
 
 
 def test_prose_fails_is_counted_and_shown(command, capsys):

@@ -10,6 +10,7 @@ import torch
 import transformers
 from tiny_pipelines import text_encoder_2
 
+from evals.generation import encoders
 from evals.generation.encoders import build, fitting_slot, read_slots, read_tower
 from negclip_jax.errors import InputError
 from negclip_jax.interop import diffusers
@@ -190,6 +191,17 @@ def test_exports_and_towers_alone_are_read(tower, tiny_vocabulary, tmp_path):
         assert read.text == config.text and info.label == str(path) and info.tokenizer == words
         embedding = weights["text"]["token_embedding"]
         np.testing.assert_array_equal(embedding, params["text"]["token_embedding"])
+
+
+def test_other_checkpoints_go_to_the_one_reader(monkeypatch):
+    asked = []
+    monkeypatch.setattr(encoders, "read_any", lambda path, **more: asked.append((path, more)))
+    read_tower("runs/l14@500+ema")
+    read_tower("negationclip.pt", "quick_gelu")
+    assert asked == [
+        ("runs/l14@500", {"ema": True, "activation": None}),
+        ("negationclip.pt", {"ema": False, "activation": "quick_gelu"}),
+    ]
 
 
 @pytest.mark.parametrize("which", ["sd", "sdxl"])

@@ -96,6 +96,19 @@ def test_damaged_missing_and_unlisted_pictures_are_drawn_again(tmp_path):
     assert third.file in {json.loads(row)["file"] for row in (out / LINES).open()}
 
 
+def test_lines_of_another_manifest_do_not_count(tmp_path):
+    """As where somebody has put two folders together."""
+    draw(tmp_path / "a", Painter())
+    draw(tmp_path / "b", Painter(), settings=SETTINGS | {"steps": 9})
+    for name in ("a", "b"):
+        rows = [json.loads(line) for line in (tmp_path / name / LINES).open()]
+        assert len({row["manifest"] for row in rows}) == 1 and rows[0]["seed"] < 2**53
+    (tmp_path / "a" / LINES).write_bytes((tmp_path / "b" / LINES).read_bytes())
+    painter = Painter()
+    draw(tmp_path / "a", painter)
+    assert len(painter.calls) == 12
+
+
 def test_more_prompts_and_pictures_leave_the_others(tmp_path):
     draw(tmp_path, Painter(), TEXTS[:1], count=1)
     painter = Painter()
