@@ -34,7 +34,10 @@ STEPS = (
     Case("vit_b_32", "all", _PAIRS),
     Case("vit_l_14_336", "all", _PAIRS),
 )
-MESHES = tuple(Case("vit_l_14_336", "all", _PAIRS, fsdp=fsdp) for fsdp in (1, 2, 4, 8))
+MESHES = (
+    *(Case("vit_l_14_336", "all", _PAIRS, fsdp=fsdp) for fsdp in (1, 2, 4, 8)),
+    Case("vit_l_14_336", "all", _PAIRS, fsdp=4, microbatches=2),
+)
 _UNBOUNDED = 1e9
 LARGE = tuple(  # 32,768 pairs on eight devices
     Case("vit_b_32", "text", 4096, microbatches=parts, logit_block_mib=mebibytes)
@@ -59,8 +62,11 @@ def measure(devices: int, cases: Sequence[Case]) -> list[Result]:
 
 
 def chosen(results: Sequence[Result], cases: Sequence[Case], devices: int) -> list[Result]:
-    """The results of these cases on so many devices, in their order."""
+    """The results of these cases on so many devices, in their order; ValueError if one lacks."""
     by_case = {_case(result): result for result in results if result["devices"] == devices}
+    missing = [case for case in cases if case not in by_case]
+    if missing:
+        raise ValueError(f"no figures of {missing[0]} on {devices} devices: leave out --reuse")
     return [by_case[case] for case in cases]
 
 
@@ -176,12 +182,14 @@ def _bound(parts: Sequence[float]) -> str:
 
 
 def _meshes(results: Sequence[Result]) -> str:
-    header = ["data x fsdp", "arguments", "temporaries", "messages", "sent"]
+    header = ["data x fsdp", "microbatches", "arguments", "temporaries", "messages", "sent"]
     rows = []
     for result in chosen(results, MESHES, 8):
         _, _, _, arguments, temporaries, _, messages, bytes_sent = _step_row(result)
         mesh = f"{8 // result['fsdp']} x {result['fsdp']}"
-        rows.append([mesh, arguments, temporaries, messages, bytes_sent])
+        rows.append(
+            [mesh, str(result["microbatches"]), arguments, temporaries, messages, bytes_sent]
+        )
     return tables.markdown(header, rows)
 
 
@@ -293,13 +301,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
         _write(args.json, results)
-    if args.out is None:
-        print("\n\n".join(f"{name}\n\n{table(results)}" for name, table in TABLES.items()))
-        return
     try:
-        args.out.write_text(render(args.out.read_text(), results))
+        if args.out is None:
+            print("\n\n".join(f"{name}\n\n{table(results)}" for name, table in TABLES.items()))
+        else:
+            args.out.write_text(render(args.out.read_text(), results))
     except ValueError as error:
-        sys.exit(f"bench.scaling: {args.out}: {error}")
+        sys.exit(f"bench.scaling: {args.out or args.json}: {error}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -91,15 +92,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     graphdef, abstract = clip.abstract(
         model_config, dtype=config.model.dtype, remat=config.model.remat
     )
-    objective = Objective(
-        graphdef,
-        preprocess.mean,
-        preprocess.std,
-        microbatches=config.train.microbatches,
-        mesh=mesh,
-        logit_block_mib=config.train.logit_block_mib,
-        foil_weight=config.train.foil_weight,
-    )
+    objective = _objective(config.train, graphdef, preprocess, mesh)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     schedule, tx = _optimizer(config.optim, abstract, trainable, clock)
     state, frozen = _restore_or_load(
@@ -145,6 +138,20 @@ def prepare(config: ConfigDict, directory: str) -> Run:
 def _preprocessor(data: ConfigDict, base: Path, image_size: int) -> Preprocessor:
     preprocess = Preprocessor.from_directory(base, crop=data.crop, default_size=image_size)
     return dataclasses.replace(preprocess, exact=data.exact_resize)
+
+
+def _objective(
+    train: ConfigDict, graphdef: nnx.GraphDef, preprocess: Preprocessor, mesh: Mesh
+) -> Objective:
+    return Objective(
+        graphdef,
+        preprocess.mean,
+        preprocess.std,
+        microbatches=train.microbatches,
+        mesh=mesh,
+        logit_block_mib=train.logit_block_mib,
+        foil_weight=train.foil_weight,
+    )
 
 
 def _require(config: ConfigDict, *keys: str) -> None:

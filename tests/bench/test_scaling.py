@@ -51,7 +51,7 @@ def test_a_batch_is_compute_bound_from_where_the_longest_time_is_that_of_product
     (result,) = scaling.chosen(figures["results"], [scaling.STEPS[3]], 8)
     for device in scaling.ACCELERATORS:
         batch, bound = scaling.compute_bound_batch(result, device, 8)
-        assert not bound and batch < result["pairs"] * 8
+        assert not bound and batch <= result["pairs"] * 8
         products, memory, links = scaling.times(result, device)
         assert products > max(memory, links)
     slow_memory = dataclasses.replace(device, memory_rate=device.memory_rate / 1e3)
@@ -91,6 +91,10 @@ def test_tables_are_rewritten_in_place(tmp_path, capsys):
     assert "| TPU v5e" in text
     scaling.main([f"--json={FIGURES}", "--reuse"])
     assert "| TPU v5e" in capsys.readouterr().out
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"results": []}))
+    with pytest.raises(SystemExit, match=r"no figures of Case\(.* on 8 devices: leave out --reuse"):
+        scaling.main([f"--json={old}", "--reuse"])
     document.write_text("no marks")
     with pytest.raises(SystemExit, match="no marks <!-- table: accelerators or"):
         scaling.main([f"--out={document}", f"--json={FIGURES}", "--reuse"])

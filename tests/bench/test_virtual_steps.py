@@ -45,11 +45,12 @@ def test_arguments_are_parameters_and_two_moments(result):
 
 
 def test_split_parameters_are_gathered_once_and_lie_in_parts():
-    case = Case("tiny", "text", 16, fsdp=8, microbatches=2, logit_block_mib=0.001)
+    case = Case("tiny", "text", 16, fsdp=8, logit_block_mib=0.001)
     result = measure(case)
     assert result["devices"] == 8 and scaling.chosen([result], [case], 8) == [result]
     assert result["arguments"] < 1.2 * 3 * 4 * result["trained"] / 8
     assert not [c for c in result["collectives"] if c["loops"]]
+    # The compiler alone would move activations: no parameter, but in large models far more bytes.
     gathered = sum(c["size"] for c in result["collectives"] if c["kind"] == "all-gather")
     assert gathered == pytest.approx(4 * result["trained"], rel=0.05)
 

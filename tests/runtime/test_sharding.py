@@ -185,3 +185,13 @@ def test_what_is_shared_gets_the_gradient_of_all_rows(mesh, devices):
     rows = sharding.to_global(mesh, rows) if devices else rows
     gradient = jax.jit(jax.grad(loss))(np.float32(2), rows)
     assert gradient == 2 * 2 * sum(i**2 for i in range(16))
+
+
+def test_split_parameters_are_whole_where_they_are_used(mesh):
+    tree = {"w": np.arange(64.0, dtype=np.float32).reshape(16, 4)}
+    placed = sharding.put(tree, sharding.of_parameters(mesh, tree, {"w": "fsdp"}, min_shard_size=1))
+    assert {shard.data.shape for shard in placed["w"].addressable_shards} == {(4, 4)}
+    whole = jax.jit(lambda params: sharding.whole(mesh, params))(placed)
+    assert whole["w"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(whole["w"], tree["w"])
+    assert sharding.whole(None, tree) is tree
