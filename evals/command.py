@@ -87,6 +87,8 @@ def _tell(out: Path, results: Results, failures: list[runner.Failure], seconds: 
 
 def require_writable(out: Path) -> None:
     """Says at once, not after an hour, that nothing can be written."""
+    if out.parts[:1] == ("gs:",):  # as `Path` leaves an address: it would become a local folder
+        raise InputError(f"--out={out} is no folder of this machine: write there, then copy it")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".write_test"

@@ -4,7 +4,7 @@
     DIRECTORY/features.npy      float32 [U, D], when it is complete
     DIRECTORY/manifest.json     shape and the CRC-32 of each 512 rows, written last
 
-Opening reads the features once and compares the checksums: 4 GB/s a core, or what the disk gives.
+Opening reads the features once and compares the checksums: 3 GB/s a core, or what the disk gives.
 In a bucket the files are the same, and rows are mapped from a copy on this machine.
 """
 

@@ -36,7 +36,7 @@ def write(directory: epath.Path) -> None:
 def check(directory: epath.Path, *items: str) -> None:
     """Reads the files of a checkpoint, or of these subdirectories, and compares them with the list.
 
-    The cost is one sequential read (4 GB/s of CRC-32 a core); a bucket is asked for its own
+    The cost is one sequential read (3 GB/s a core); a bucket is asked for its own
     checksums instead.
 
     Raises:

@@ -171,6 +171,14 @@ def test_an_output_folder_that_cannot_be_written(evaluate, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: cannot write to --out={evaluate.out}: File exists\n"
 
 
+def test_an_output_folder_in_a_bucket_is_refused(evaluate, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    evaluate.out = "gs://bucket/out"
+    assert evaluate("--model=nothing") == 1
+    assert "is no folder of this machine" in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_a_failure_on_one_benchmark_is_status_1(
     evaluate, tiny_benchmarks, tiny_checkpoint, caplog, tmp_path
 ):
