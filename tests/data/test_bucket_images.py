@@ -1,13 +1,18 @@
 """Photos in a bucket behave as photos in a folder do; see `fake_bucket`."""
 
+import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from fake_bucket import bucket, served
+from tiny_runs import ROOT
 
 from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.preprocessing import ImageError
 
 __all__ = ["bucket", "served"]  # fixtures
@@ -60,3 +65,44 @@ def test_a_worker_gets_no_list(photos):
     packed = pickle.dumps(photos)
     assert len(packed) < 200
     assert pickle.loads(packed).open("train/000.png").size == (36, 36)
+
+
+LOAD = """
+import sys
+import numpy as np
+from absl import flags
+from negclip_jax.data.bucket_images import BucketImages
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.packing import Ragged
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    names = [f"train/{i:03d}.png" for i in range(8)]
+    each = np.arange(8)
+    texts = Ragged(np.ones(64, np.int32), np.arange(9) * 8)
+    loader = PairLoader(
+        examples=Examples(names, each, texts, each[None], None, None),
+        images=BucketImages(sys.argv[1]), preprocess=Preprocessor(32, 32),
+        batch_size=8, workers=1, shuffle=False,
+    )
+    batch = next(loader.batches(0, 1))
+    print([int(image.sum()) for image in batch["image"]])
+"""
+
+
+def test_worker_processes_read_them(photos, tiny_pairs, tmp_path):
+    script = tmp_path / "load.py"
+    script.write_text(LOAD)
+    done = subprocess.run(
+        [sys.executable, script, "gs://tiny/photos"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    local, preprocess = ImageDirectory(tiny_pairs / "images"), Preprocessor(32, 32)
+    pixels = [preprocess.uint8(local.open(f"{i:03d}.png")) for i in range(8)]
+    assert json.loads(done.stdout) == [int(image.sum()) for image in pixels]
