@@ -46,7 +46,9 @@ def write_clipseg(path: Path, vocabulary: Path | None, **changes) -> Path:
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         if parameter.ndim:
-            torch.nn.init.normal_(parameter, centre, 0.3 if "decoder" in name else 0.2)
+            # What the decoder sees is large and would drown the phrase.
+            std = 0.02 if "reduces" in name else 0.3 if "decoder" in name else 0.2
+            torch.nn.init.normal_(parameter, centre, std)
     model.save_pretrained(path)
     _copy(vocabulary, path)
     return path

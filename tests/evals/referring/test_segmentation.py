@@ -14,7 +14,6 @@ from evals.referring import metrics
 def quick(monkeypatch):
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
     monkeypatch.setattr(metrics.measure, "__kwdefaults__", {"seed": 0, "resamples": 50})
-    monkeypatch.setattr(metrics, "MOVED", 0.0)
 
 
 @pytest.fixture
