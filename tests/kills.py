@@ -130,7 +130,8 @@ class Victim:
         return self.log.rstrip().endswith(": evaluating")
 
     def is_importing(self) -> bool:
-        return "jaxlib" in Path(f"/proc/{self.process.pid}/maps").read_text()
+        maps = Path(f"/proc/{self.process.pid}/maps")
+        return maps.exists() and "jaxlib" in maps.read_text()
 
     def is_compiling(self) -> bool:
         return "image features of" in self.log and "compiled the training step" not in self.log

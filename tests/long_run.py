@@ -26,7 +26,8 @@ def watch(context):
         now = remains()
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[_MEMORY_PAGES])
         memory = float(pages * os.sysconf("SC_PAGE_SIZE"))
-        return now | {"bytes": memory, "cpu": time.process_time()}
+        objects = float(len(gc.get_objects()))
+        return now | {"bytes": memory, "objects": objects, "cpu": time.process_time()}
 
     return numbers
 

@@ -22,7 +22,7 @@ EXPORT_KILLS = 3
 
 
 @pytest.fixture(scope="module")
-def settings(short_run) -> dict:
+def settings(short_run, tmp_path_factory) -> dict:
     changes = {
         "train.total": f"{STEPS} steps",
         "train.ema_decay": 0.8,
@@ -32,7 +32,7 @@ def settings(short_run) -> dict:
         "checkpoint.every": "4 steps",
         "log.every": "2 steps",
         "log.tensorboard": True,
-        "runtime.compilation_cache": "{workdir}/compilation_cache",
+        "runtime.compilation_cache": str(tmp_path_factory.mktemp("compiled")),
     }
     return short_run | changes
 

@@ -15,6 +15,7 @@ from tiny_runs import processes_of_session, read_metrics
 
 STEPS = 2000
 TIMEOUT_SECONDS = 150
+LATE = {"threads": 4}  # of a library's pool, which start when they are first needed
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,9 @@ def long_run(short_run, tmp_path_factory) -> tuple[dict, dict]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        # By default glibc keeps eight heaps a core, and chance decides which a thread fills: that
+        # is growth for thousands of steps, but no leak.
+        env=os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "2"},
     )
     # Returns when every process that inherited the pipes is gone.
     out, err = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -69,6 +72,8 @@ def test_memory_is_flat(long_run):
     growth = statistics.median(last) / statistics.median(warm) - 1
     print(f"\n{warm[0] / 2**20:.1f} MiB, from the 2nd to the 4th quarter {growth:+.2%}")
     assert growth <= 0.01
+    _, warm, _, last = by_quarter(long_run[0], "process/objects")
+    assert max(last) <= max(warm) * 1.001, "objects of Python gather"
 
 
 def test_steps_take_as_long_as_at_the_beginning(long_run):
@@ -82,7 +87,7 @@ def test_steps_take_as_long_as_at_the_beginning(long_run):
 @pytest.mark.parametrize("what", ["descriptors", "threads", "processes"])
 def test_nothing_gathers_while_it_runs(long_run, what):
     _, warm, _, last = by_quarter(long_run[0], f"process/{what}")
-    assert max(last) <= max(warm)
+    assert max(last) <= max(warm) + LATE.get(what, 0)
 
 
 def test_nothing_outlives_a_run(long_run):
@@ -93,7 +98,8 @@ def test_nothing_outlives_a_run(long_run):
     # Multiprocessing's own helper stays until the process ends, but no worker does.
     assert first["processes"] == 2
     for name, after in remained.items():
-        assert all(after[what] <= first[what] for what in first), (name, after, first)
+        for what in first:
+            assert after[what] <= first[what] + LATE.get(what, 0), (name, what)
 
 
 def test_a_killed_run_leaves_no_process_and_no_shared_memory(short_run, tmp_path):
