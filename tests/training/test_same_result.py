@@ -1,4 +1,4 @@
-"""Packed captions and cached features are a matter of speed: the losses do not change."""
+"""Packed captions, cached features and logits in blocks: the losses do not change."""
 
 import functools
 
@@ -18,6 +18,8 @@ CHANGES = {
     "checkpoint.every": "10 steps",
 }
 
+ONE_ROW_MIB = 16 * 4 / 2**20  # of the logits of 16 pairs
+
 
 @pytest.fixture(scope="module", params=[(1, 1), (4, 2)], ids=["one", "4x2"])
 def setting(request, make_config, tmp_path_factory):
@@ -28,6 +30,7 @@ def setting(request, make_config, tmp_path_factory):
     def metrics(packing: bool, cache: bool) -> dict:
         workdir = tmp_path_factory.mktemp("same") / "run"
         changes = {"data.packing": packing, "data.cache_features": cache}
+        changes["train.logit_block_mib"] = ONE_ROW_MIB if packing or cache else 64.0
         with pytest.MonkeyPatch.context() as patch:
             make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
             patch.setattr(sharding, "make_mesh", make_mesh)
