@@ -59,6 +59,7 @@ def _processor() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
+    """Of the packages that are installed, by name."""
     found = {}
     for package in packages:
         try:
