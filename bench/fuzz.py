@@ -24,7 +24,7 @@ from rich.progress import track
 
 from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from data_gen.errors import InputError as DataGenError
-from negclip_jax.errors import InputError, printable
+from negclip_jax.errors import InputError, printable, sentence
 
 SENTENCES = (InputError, DataGenError)
 SLOW_SECONDS = 5.0
@@ -48,7 +48,7 @@ TOKENS = [b"{", b"[" * 2000, b'{"a":' * 2000, b"]", b"}", b",", b":", b'"', b"nu
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
-    """The content after one to six mutations; JSON is half of the time changed as a tree."""
+    """The content after one to six mutations; half of the time JSON is changed as a tree."""
     if content[:1] in (b"{", b"[") and b"\n{" not in content and rng.random() < 0.5:
         tree = json.loads(content)
         for _ in range(rng.randint(1, 3)):
@@ -141,7 +141,7 @@ def _outcome(kind: Kind, path: Path) -> str | None:
         return f"took {time.perf_counter() - started:.1f} s"
     if said is None:
         return None
-    if not said or "Traceback" in said or said != printable(said):
+    if not said or "Traceback" in said or said != sentence(said):
         return f"is no sentence to print: {said!r}"
     return "refused"
 
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         row = {outcome: n for (kind, outcome), n in counts.items() if kind == name}
         print(f"{name:20}", *(f"{row.get(o, 0):6,} {o}" for o in ("accepted", "refused", "FAILED")))
     for finding in findings[:20]:
-        print(f"\n--only={finding.seed} ({finding.kind}):\n{printable(finding.error)}")
+        print(f"\n--only={finding.seed} ({finding.kind}):\n{printable(finding.error[:2000])}")
     seconds = time.perf_counter() - started
     print(
         f"\n{counts.total():,} inputs, {len(findings)} findings, {seconds:.0f} s, seed {args.seed}"

@@ -2,30 +2,38 @@
 
 import unicodedata
 
-_LONGEST = 20_000  # characters of a message; a file name or an id inside it may be a megabyte
+_LONGEST = 8000  # characters of a message; a file name or an id inside it may be a megabyte
 
 
 class InputError(ValueError):
     """Bad input from a person: a file, a setting, a checkpoint, a disk.
 
     The message is a sentence that says what is wrong, where, and what to do. Commands print it
-    without a traceback and exit with status 1. It is `printable`, whatever was quoted in it.
+    without a traceback and exit with status 1. It is a `sentence`, whatever was quoted in it.
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(printable(str(message)))
+        super().__init__(sentence(str(message)))
+
+
+def sentence(text: str) -> str:
+    """The text as a message: `printable`, and without its middle beyond 8,000 characters."""
+    return _cut(printable(_cut(text)))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2 - 30
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
 def printable(text: str) -> str:
     r"""The text as it may go to a terminal: line ends and tabs stay, other controls become `\x1b`.
 
     Escape sequences could rewrite the screen, and right-to-left marks what a line seems to say.
-    Halves of surrogate pairs, which no stream can encode, are written out too. The middle of a text
-    beyond 20,000 characters is left out.
+    Halves of surrogate pairs, which no stream can encode, are written out too.
     """
-    if len(text) > _LONGEST:
-        half = _LONGEST // 2
-        text = f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
     if text.isprintable():
         return text
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)

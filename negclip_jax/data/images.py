@@ -87,8 +87,8 @@ class Preprocessor:
         numbers = all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in colours)
         if not (len(self.mean) == len(self.std) == 3 and numbers and min(self.std) > 0):
             raise ImageError(
-                f"mean is {self.mean} and std {self.std}: each needs one value for red, green and "
-                "blue, and std must be above 0."
+                f"mean is {str(self.mean)[:200]} and std {str(self.std)[:200]}: each needs one "
+                "value for red, green and blue, and std must be above 0."
             )
 
     @classmethod

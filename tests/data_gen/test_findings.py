@@ -53,5 +53,18 @@ def test_no_run_is_a_sentence(tmp_path):
         Findings(tmp_path).funnel()
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"run_id": "x"}', "[" * 10_000])
+def test_another_manifest_is_a_sentence(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="holds no run of data_gen"):
+        Findings(tmp_path).manifest  # noqa: B018 it is read when it is asked for
+
+
+def test_a_damaged_audit_is_a_sentence(tmp_path):
+    (tmp_path / "audit.json").write_text("{")
+    with pytest.raises(InputError, match=r"audit\.json cannot be read .*run `audit` again"):
+        Findings(tmp_path).audit  # noqa: B018
+
+
 def test_histogram_keeps_everything():
     assert histogram([0, 0.05, 0.5, 1.0, 2.0, -1], 0, 1, 10) == [3, 0, 0, 0, 0, 1, 0, 0, 0, 2]

@@ -70,6 +70,17 @@ def test_bad_videos(video, tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_a_playlist_that_is_called_a_video_opens_no_other_file(video, tmp_path):
+    """FFmpeg looks at the content: it would read whatever files and addresses are listed."""
+    playlist = video.with_name("playlist.mp4")
+    playlist.write_text("ffconcat version 1.0\nfile video1.mp4\n")
+    try:
+        with pytest.raises(InputError, match=r"playlist\.mp4 cannot be decoded"):
+            frames.extract(playlist, tmp_path)
+    finally:
+        playlist.unlink()
+
+
 def test_bad_folders(tmp_path, capsys):
     assert frames.main([f"--videos={tmp_path / 'absent'}", f"--out={tmp_path}"]) == 1
     assert "absent is not a folder" in capsys.readouterr().err

@@ -160,6 +160,19 @@ def test_a_damaged_file_is_a_sentence(filled):
         opened(filled)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"settings": {}}', "[" * 10_000, '{"a": 1, "a": 2}'])
+def test_another_layout_is_a_sentence(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=r"results\.json is damaged .*: remove it"):
+        opened(tmp_path)
+
+
+def test_damaged_predictions_are_a_sentence(filled):
+    (filled / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"predictions\.parquet is damaged"):
+        opened(filled)
+
+
 def test_a_failure_is_noted_until_the_model_is_scored(filled):
     again = opened(filled)
     again.begin(BENCHMARK, PROBLEM)
