@@ -68,6 +68,7 @@ class Site:
                     "PYTHONPATH": str(ROOT),
                     "XLA_FLAGS": "--xla_backend_optimization_level=0",
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                    "GIT_DIR": os.devnull,  # the revision may change between two processes
                 },
             )
 
