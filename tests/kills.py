@@ -18,7 +18,7 @@ from pathlib import Path
 from tiny_runs import ROOT
 
 _POLL_SECONDS = 0.001
-_ATTEMPTS = 6  # at one moment, which may have passed by the time that the signal arrives
+_ATTEMPTS = 10  # at one moment, which may have passed by the time that the signal arrives
 _TIMEOUT_SECONDS = 120.0
 _STOP_SECONDS = 20.0  # the shortest grace time of the usual clouds is 30
 # What may lie about while a process is at work, and after one was killed.
