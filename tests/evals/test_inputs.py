@@ -41,7 +41,7 @@ def test_unreadable_images_are_bad_and_remembered(photos, tiny_model, tmp_path, 
     images = Images(refs, DataRoots((tmp_path,)), tiny_model.preprocess, tmp_path)
     (batch,) = images.batches(refs, 8, mesh)
     assert batch["bad"].all()
-    assert images.why_bad(refs[0]) == "x.png: this is not an image that Pillow can read"
+    assert images.why_bad(refs[0]).startswith("x.png: this is not an image that Pillow can read")
     assert images.why_bad(photos.refs[0]) == "0.png: its features are not finite"
 
 
