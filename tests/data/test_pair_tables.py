@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import child
 
 from negclip_jax.data import pair_tables
 from negclip_jax.data.pairs import read_pairs
@@ -47,6 +48,31 @@ def test_a_long_value_is_not_copied_a_thousand_times(tmp_path):
     listed = pa.array([["y" * (2**20 + 1)]])
     path = written(path, image=["a"], caption=["x"], negated=["x"], foils=listed)
     assert "column 'foils' has 1,048,577 bytes" in error(path)
+
+
+_EACH_BYTE = """
+content, refused = bytearray(path.read_bytes()), 0
+for place in range(len(content) - footer, len(content) - 8):
+    kept, content[place] = content[place], 0
+    path.write_bytes(content)
+    content[place] = kept
+    try:
+        read_pairs(path)
+    except PairError:
+        refused += 1
+result = refused
+"""
+
+
+def test_damaged_metadata_does_not_end_the_process(tmp_path):
+    """pyarrow 26 aborts where it is asked for the metadata of a damaged column."""
+    columns = {name: [f"{name} {i}" for i in range(5)] for name in ("image", "caption", "negated")}
+    path = written(tmp_path / "a.parquet", **columns, foils=[["x"]] * 5)
+    footer = int.from_bytes(path.read_bytes()[-8:-4], "little") + 8
+    setup = "from negclip_jax.data.pairs import read_pairs, PairError; from pathlib import Path"
+    setup += f"\npath, footer = Path({str(path)!r}), {footer}"
+    result, _, _ = child.measured(setup, _EACH_BYTE)
+    assert 100 < result < footer
 
 
 def test_metadata_of_pandas_and_extension_types_run_nothing(tmp_path):
