@@ -153,7 +153,7 @@ PHASES: dict[str, tuple[Callable[[Victim], bool], float]] = {
     "import": (Victim.is_importing, 1.0),
     "cache building": (Victim.is_building_cache, 0.3),
     "compilation": (Victim.is_compiling, 0.2),
-    "steps": (Victim.is_stepping, 0.1),
+    "steps": (Victim.is_stepping, 0.015),  # an evaluation follows soon
     "save": (Victim.is_saving, 0.05),
     "evaluation": (Victim.is_evaluating, 0.05),
     "export": (Victim.is_exporting, 0.4),
