@@ -93,7 +93,7 @@ class Images:
     def why_bad(self, ref: ImageRef) -> str:
         """What is wrong with an image whose features are not finite."""
         if ref not in self.unreadable:  # only one of equal files is opened
-            same = next((r for r in self.unreadable if self.keys[r] == self.keys[ref]), None)
+            same = next((r for r in self.unreadable if self.keys[r] == self.keys.get(ref)), None)
             if same is not None:
                 return f"{ref.path} is a copy of a bad file: {self.unreadable[same]}"
         return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
