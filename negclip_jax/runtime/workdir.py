@@ -48,7 +48,7 @@ def disk_errors(workdir: str) -> Iterator[None]:
     except storage.errors() as error:
         path = storage.path(workdir)
         number = getattr(error, "errno", None)
-        if _has_vanished(path):
+        if _has_vanished(path, error):
             raise InputError(
                 f"{workdir} has vanished while the run wrote to it ({error}): nothing could be "
                 "saved since its last checkpoint. Bring it back and run the same command again to "
@@ -63,9 +63,13 @@ def disk_errors(workdir: str) -> Iterator[None]:
         ) from error
 
 
-def _has_vanished(path: epath.Path) -> bool:
+def _has_vanished(path: epath.Path, error: Exception) -> bool:
+    """Whether it is gone, or a save that was under way has made an empty one in its place."""
     try:
-        return not path.exists()
+        if not path.exists():
+            return True
+        lost = isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(path))
+        return lost and not (path / "config.json").exists()
     except storage.errors():  # the storage does not answer, which is another matter
         return False
 

@@ -58,6 +58,12 @@ def test_a_directory_that_has_vanished_is_named(tmp_path):
     message = f"{path} has vanished while the run wrote to it .*: nothing could be saved since"
     with pytest.raises(InputError, match=message), workdir.disk_errors(path):
         (tmp_path / "run" / "metrics.jsonl").write_text("")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)  # by a save that was under way
+    with pytest.raises(InputError, match=message), workdir.disk_errors(path):
+        (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError), workdir.disk_errors(path):
+        (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", "\xff"])

@@ -1,8 +1,6 @@
-"""A real small disk that fills up, turns read-only or vanishes in the middle of a run."""
+"""Runs on a real small disk that fills up, turns read-only, vanishes or flips a bit."""
 
 import contextlib
-import errno
-import os
 import shutil
 import subprocess
 
@@ -13,7 +11,6 @@ from tiny_runs import EVALUATORS, assert_equal, read_metrics, use_one_device
 from negclip_jax.data.feature_files import FeatureFiles
 from negclip_jax.errors import InputError
 from negclip_jax.interop import export
-from negclip_jax.training.frozen import shutil as disk_of_frozen
 from negclip_jax.training.loop import train
 
 
@@ -117,6 +114,29 @@ def test_an_export_on_a_full_disk(disk, finished_run, capsys):
 
 def test_a_workdir_that_vanishes(attempt, disk):
     shutil.rmtree(disk / "run", ignore_errors=True)
-    ended = attempt(lambda: shutil.rmtree(disk / "run"), step=10)
-    assert "has vanished" in ended and str(disk / "run") in ended
-    assert errno.ENOSPC and os.path.exists(disk) and disk_of_frozen
+    ended = attempt(lambda: (disk / "run").rename(disk / "gone"), step=10)
+    assert "has vanished" in ended and str(disk / "run") in ended, ended
+
+
+def test_a_run_goes_on_from_what_flipped_bits_left(
+    finished_run, make_config, tmp_path, monkeypatch, caplog
+):
+    """Its newest checkpoint and its features are damaged: both are named, neither is used."""
+    use_one_device(monkeypatch)
+    workdir = shutil.copytree(finished_run.workdir, tmp_path / "run")
+    params = [p for p in (workdir / "checkpoints" / "20" / "params").rglob("*") if p.is_file()]
+    (features,) = workdir.glob("features/*/features.npy")
+    damaged = [max(params, key=lambda path: path.stat().st_size), features]
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    state = train(make_config(finished_run.changes), str(workdir), EVALUATORS)
+    for path in damaged:
+        assert f"{path} is damaged" in caplog.text
+    assert_equal(jax.device_get(state), finished_run.state)
+    ours, theirs = (w / "metrics.jsonl" for w in (workdir, finished_run.workdir))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (
+        features.read_bytes() == (finished_run.workdir / features.relative_to(workdir)).read_bytes()
+    )
