@@ -22,7 +22,7 @@ _ATTEMPTS = 10  # at one moment, which may have passed by the time that the sign
 _TIMEOUT_SECONDS = 120.0
 _STOP_SECONDS = 20.0  # the shortest grace time of the usual clouds is 30
 # What may lie about while a process is at work, and after one was killed.
-_LEFTOVERS = ("*partial*", "*orbax-checkpoint-tmp*", ".write_test", "*.lock", "*.tmp")
+_LEFTOVERS = ("*partial*", "*.replaced", "*orbax-checkpoint-tmp*", ".write_test", "*.lock", "*.tmp")
 
 
 @dataclasses.dataclass

@@ -32,6 +32,7 @@ from negclip_jax.training.state import TrainState
 _ITEMS = ("params", "opt_state", "ema")
 _WRITING_THREADS = ("array_type_handler", "write_metadata_after_commits")  # orbax's
 _CLOSE_SECONDS = 30.0
+_REPLACED = ".replaced"  # a step that is being saved again
 _UNPACKED_PER_BYTE, _UNPACKED_FREE = 100, 2**26  # bytes that an item may become
 
 
@@ -50,8 +51,10 @@ class Checkpoints:
         self._keep, self._best = max(1, keep), best
         self._last_good: int | None = None
         self._saving: int | None = None
+        self._is_replacing = False
         _ask_for_no_throughput()
         with self._disk_errors("open"):
+            self._settle_replaced()
             self._manager = _manager(self._directory, keep, best, self._list_files)
         self._last_good = self._manager.latest_step()
 
@@ -118,7 +121,7 @@ class Checkpoints:
                 items["ema"] = state.ema
             check_space(self._directory, items)
             if step in self._manager.all_steps():
-                self._manager.delete(step)
+                self._make_way(step)
             self._saving = step
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             kept = {self._best: metrics[self._best]} if self._best in metrics else {}
@@ -151,6 +154,9 @@ class Checkpoints:
         waited = storage.announced(f"the checkpoint of step {step} to reach {self._directory}")
         with self._disk_errors(f"finish saving step {step} to"), waited:
             self._manager.wait_until_finished()
+            if self._is_replacing:
+                self._settle_replaced()
+                self._is_replacing = False
             self._last_good = self._manager.latest_step()
             if self._last_good is not None and not self._has(self._last_good):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -165,6 +171,30 @@ class Checkpoints:
             if thread.name.startswith(_WRITING_THREADS):
                 with contextlib.suppress(Exception):  # its join raises what it died of
                     thread.join(_CLOSE_SECONDS)
+
+    def _make_way(self, step: int) -> None:
+        """For a second save of a step; the first one stays until the second is complete."""
+        if storage.is_remote(self._directory):  # moving folders is copying them
+            self._manager.delete(step)
+            return
+        self._is_replacing = True
+        agreement.barrier("a step is saved again")
+        if sharding.is_main_process():
+            path = self._directory / str(step)
+            path.rename(self._directory / f"{step}{_REPLACED}")
+        agreement.barrier("the former save is moved")
+        self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Removes what a complete save has replaced; brings back what a kill left without one."""
+        if sharding.is_main_process() and self._directory.exists():
+            for former in self._directory.glob(f"*{_REPLACED}"):
+                path = self._directory / former.name.removesuffix(_REPLACED)
+                if path.exists():
+                    former.rmtree()
+                else:
+                    former.rename(path)
+        agreement.barrier("replaced checkpoints settled")
 
     def _has(self, step: int) -> bool:
         return (self._directory / str(step)).exists()

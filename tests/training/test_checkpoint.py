@@ -107,6 +107,19 @@ def test_a_step_that_is_saved_again_has_the_later_metrics(opened, tmp_path):
     opened.wait()
     assert checkpoint_steps(tmp_path) == [1] and opened.best_value() == 2.0
     assert_equal(opened.restore(1, abstract(make_state(1))), make_state(1))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_killed_while_a_step_is_saved_again(opened, tmp_path):
+    """The only checkpoint must not be lost meanwhile."""
+    opened.save(1, make_state(1), {})
+    opened.wait()
+    opened._make_way(1)  # and now the kill
+    assert checkpoint_steps(tmp_path) == []
+    again = Checkpoints(epath.Path(tmp_path), keep=1, best="val/loss")
+    assert again.latest_step == 1
+    assert_equal(again.restore(1, abstract(make_state(1))), make_state(1))
+    again.close()
 
 
 def test_saving_leaks_nothing(opened):
