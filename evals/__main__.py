@@ -10,41 +10,28 @@ continues: nothing that was encoded is encoded again.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals import registry
+from evals import entry, registry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    # Deferred, so that --help and a misspelled flag need no JAX.
-    from evals.command import evaluate
-    from negclip_jax.errors import InputError
-    from negclip_jax.runtime import console
 
-    console.set_up_logging()
-    try:
+    def work() -> int | None:
+        from evals.command import evaluate
+
         return evaluate(args)
-    except (InputError, OSError) as error:
-        console.fail(str(error))
-        return 1
-    except KeyboardInterrupt:
-        message = "stopped; what was scored is kept, and the same command continues"
-        print(f"{message} in {args.out}", file=sys.stderr)
-        return 130
+
+    stopped = f"stopped; what was scored is kept, and the same command continues in {args.out}"
+    return entry.execute(work, stopped=stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks: " + ", ".join(registry.names()),
-    )
+    parser = entry.parser("evals", __doc__)
+    parser.epilog = "benchmarks: " + ", ".join(registry.names())
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]PATH", help="may be repeated")
     add(
@@ -135,5 +122,4 @@ def _alphas(text: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the page is written
-    sys.exit(main())
+    entry.run(main)

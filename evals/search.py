@@ -11,38 +11,27 @@ the folder are not followed.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from evals import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    # Deferred, so that --help and a misspelled flag need no JAX.
-    from evals.searching.command import run
-    from negclip_jax.errors import InputError
-    from negclip_jax.runtime import console
 
-    console.set_up_logging()
-    try:
-        run(args)
-    except (InputError, OSError) as error:
-        console.fail(str(error))
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was encoded is kept, and the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    def work() -> int | None:
+        from evals.searching.command import run
+
+        return run(args)
+
+    stopped = "stopped; what was encoded is kept, and the same command continues"
+    return entry.execute(work, stopped=stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = entry.parser("evals.search", __doc__)
     add = parser.add_argument
     add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
     add("--model", required=True, metavar="[NAME=]PATH", help="as in python -m evals")
@@ -65,5 +54,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
-    sys.exit(main())
+    entry.run(main)

@@ -12,10 +12,10 @@ continues: no phrase is segmented twice. Needs PyTorch: pip install "negclip-jax
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from evals import entry
 
 _PHRASES = ("phrasecut", "refcoco", "negrefcocog", "categories")
 
@@ -23,29 +23,18 @@ _PHRASES = ("phrasecut", "refcoco", "negrefcocog", "categories")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    # Deferred, so that --help and a misspelled flag need neither JAX nor PyTorch.
-    from evals.referring.command import run
-    from negclip_jax.errors import InputError
-    from negclip_jax.runtime import console
 
-    console.set_up_logging()
-    try:
-        run(args)
-    except (InputError, OSError) as error:
-        console.fail(str(error))
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; the same command continues in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    def work() -> int | None:
+        from evals.referring.command import run
+
+        return run(args)
+
+    stopped = f"stopped; the same command continues in {args.out}"
+    return entry.execute(work, stopped=stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.segmentation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = entry.parser("evals.segmentation", __doc__)
     add = parser.add_argument
     add("--base", required=True, metavar="DIR_OR_HUB_ID", help="CLIPSeg as transformers saves it")
     add(
@@ -92,5 +81,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
-    sys.exit(main())
+    entry.run(main)

@@ -12,38 +12,27 @@ no picture is drawn and no question is asked twice.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from evals import entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    # Deferred, so that --help and a misspelled flag need neither JAX nor PyTorch.
-    from evals.generation.command import run
-    from negclip_jax.errors import InputError
-    from negclip_jax.runtime import console
 
-    console.set_up_logging()
-    try:
-        run(args)
-    except (InputError, OSError) as error:
-        console.fail(str(error))
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; the same command continues in {args.out}", file=sys.stderr)
-        return 130
-    return 0
+    def work() -> int | None:
+        from evals.generation.command import run
+
+        return run(args)
+
+    stopped = f"stopped; the same command continues in {args.out}"
+    return entry.execute(work, stopped=stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.text_to_image",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = entry.parser("evals.text_to_image", __doc__)
     add = parser.add_argument
     add("--base", required=True, metavar="DIR", help="pipeline as diffusers saves it")
     add(
@@ -119,5 +108,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the page is written
-    sys.exit(main())
+    entry.run(main)
