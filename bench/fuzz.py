@@ -158,9 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", type=int, metavar="SEED", help="one input again")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="keeps what failed")
     args = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
     started = time.perf_counter()
-    counts, findings = run(args.inputs, args.seed, args.out, only=args.only)
+    logging.disable(logging.WARNING)  # thousands of warnings about what was damaged on purpose
+    try:
+        counts, findings = run(args.inputs, args.seed, args.out, only=args.only)
+    finally:
+        logging.disable(logging.NOTSET)
     for name in dict.fromkeys(name for name, _ in counts):
         row = {outcome: n for (kind, outcome), n in counts.items() if kind == name}
         print(f"{name:20}", *(f"{row.get(o, 0):6,} {o}" for o in ("accepted", "refused", "FAILED")))

@@ -6,7 +6,9 @@ import re
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import orbax.checkpoint as ocp
 import pytest
 from kills import Site, kill_in, stop
 from tiny_runs import assert_equal, checkpoint_steps, read_metrics
@@ -77,6 +79,12 @@ def test_parameters_and_optimizer_are_equal(killed, undisturbed):
             )
             assert_equal(ours, theirs)
     assert checkpoint_steps(killed.workdir) == checkpoint_steps(undisturbed.workdir)
+    assert_equal(optimizer_state(killed), optimizer_state(undisturbed))
+
+
+def optimizer_state(site: Site) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(site.workdir / "checkpoints" / str(STEPS) / "opt_state")
 
 
 def test_metrics_have_no_gap_and_no_duplicate(killed, undisturbed):

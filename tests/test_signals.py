@@ -10,14 +10,18 @@ from tiny_runs import ROOT
 
 # What the main thread does: Python, or C++ that looks at no signal, as a compiler.
 COMMAND = """
-import hashlib, signal, sys, time
+import hashlib, signal, sys, threading, time
 from negclip_jax import signals
 
 def say(what):
     print(what + "; to continue: again", file=sys.stderr)
 
+def say_ready():
+    time.sleep(0.2)
+    print("ready", flush=True)
+
 def compile():
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 signals._UNWIND_SECONDS = 0.3
 signals.end_on_signals(say)
@@ -28,7 +32,9 @@ if sys.argv[2] == "listener":
     for signum in signals.SIGNALS:
         signal.signal(signum, lambda *_: print("heard", flush=True))
 try:
-    print("ready", flush=True)
+    # The main thread lets another one run only where it waits or is in C++: when it is ready.
+    sys.setswitchinterval(60)
+    threading.Thread(target=say_ready, daemon=True).start()
     {"python": lambda: time.sleep(60), "compiler": compile}[sys.argv[1]]()
 except KeyboardInterrupt as stopped:
     print("cleaned up", flush=True)

@@ -4,6 +4,11 @@ from evals import entry
 from negclip_jax.errors import InputError
 
 
+@pytest.fixture(autouse=True)
+def root_logger_left_alone(monkeypatch):
+    monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
+
+
 def test_status_of_the_work():
     assert entry.execute(lambda: None, stopped="") == 0
     assert entry.execute(lambda: 3, stopped="") == 3
