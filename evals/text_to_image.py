@@ -1,7 +1,8 @@
 """Draws negation prompts with a pipeline's own text encoder and with a tuned one, and judges both.
 
-    python -m evals.text_to_image --base=stable-diffusion-v1-5 --model=runs/l14 \\
-        --prompts=prompts_with_questions.json --judge=http://HOST:8000/v1 --out=runs/pictures
+    python -m evals.text_to_image --base=stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+        --model=runs/l14 --prompts=prompts_with_questions.json --judge=http://HOST:8000/v1 \\
+        --out=runs/pictures
 
 Only the text encoder that matches the tuned tower is replaced: that of Stable Diffusion 1.x or one
 of SDXL's two. Both draw each prompt from the same noise. A visual question answering model behind
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = entry.parser("evals.text_to_image", __doc__)
     add = parser.add_argument
-    add("--base", required=True, metavar="DIR", help="pipeline as diffusers saves it")
+    add("--base", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
     add(
         "--model",
         required=True,

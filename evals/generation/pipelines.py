@@ -14,6 +14,7 @@ and black pictures would count as wrong ones. So is SDXL's watermark.
 
 import hashlib
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ from negclip_jax.errors import InputError
 
 MODELS = ("base", "tuned")
 DTYPES = ("float32", "float16", "bfloat16")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FAR = 0.5  # relative distance of weights that no fine-tuning goes
 
 
@@ -69,7 +71,7 @@ class Pipelines:
         """Loads both.
 
         Args:
-          base: directory of a Stable Diffusion 1.x or SDXL pipeline.
+          base: directory of a Stable Diffusion 1.x or SDXL pipeline, or its id on the Hub.
           model: with the tuned text tower, see `encoders.read_tower`.
           device: of PyTorch; "" takes the first GPU, or the processor where there is none.
           dtype: of weights and computation, one of `DTYPES`.
@@ -83,7 +85,7 @@ class Pipelines:
           InputError: no such pipeline or checkpoint, a tower that does not fit, a missing extra.
         """
         self._diffusers, self._torch, self._transformers = libraries()
-        directory = Path(base).expanduser()
+        directory = self._directory(base)
         kind, slots, unet_width = read_slots(directory)
         config, params, info = read_tower(model, activation)
         slot = fitting_slot(slots, config, info, base=base, unet_width=unet_width, wanted=encoder)
@@ -156,6 +158,20 @@ class Pipelines:
                 f"{other!r} is tokens {own.encode(other)} there and {ids[other][1:-1]} here, so "
                 "the tower would read other words"
             )
+
+    def _directory(self, base: str) -> Path:
+        path = Path(base).expanduser()
+        if path.exists() or not _HUB_ID.fullmatch(base):
+            return path
+        try:
+            return Path(self._diffusers.DiffusionPipeline.download(base, use_safetensors=True))
+        except Exception as error:  # the Hub's errors have no common base
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"{base!r} is not a local directory, and the Hugging Face Hub did not give it "
+                f"({type(error).__name__}: {reason}); check the name and the network, or download "
+                "the pipeline elsewhere and give its directory"
+            ) from error
 
     def _chosen_device(self, device: str) -> str:
         torch = self._torch

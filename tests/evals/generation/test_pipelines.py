@@ -174,6 +174,25 @@ def test_memory_that_does_not_suffice_is_a_sentence(painter, monkeypatch):
         painter.draw("base", PROMPT, [0])
 
 
+def test_a_pipeline_of_the_hub(sd, tiny_checkpoint, monkeypatch):
+    def download(name, *, use_safetensors):
+        assert use_safetensors and name == "someone/pipeline"
+        return str(sd)
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    base, tuned = "someone/pipeline", str(tiny_checkpoint)
+    assert Pipelines(base, tuned, steps=1).settings == Pipelines(str(sd), tuned, steps=1).settings
+
+
+def test_a_hub_that_does_not_answer_is_a_sentence(tiny_checkpoint, monkeypatch):
+    def download(name, **_):
+        raise ConnectionError("no route\nmore")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    with pytest.raises(InputError, match=r"'a/b' is not .* \(ConnectionError: no route\); check"):
+        Pipelines("a/b", str(tiny_checkpoint))
+
+
 def test_a_missing_extra_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     with pytest.raises(InputError, match=r'pip install "negclip-jax\[diffusers\]"'):
