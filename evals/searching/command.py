@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> None:
         "queries": found,
     }
     text = json.dumps(document, indent=1)  # escapes what no file name may hold
-    (args.out / RESULTS).write_text(text + "\n", encoding="utf-8")
+    partial = args.out / f".{RESULTS}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(args.out / RESULTS)
     page.write(args.out, folder, kept, loaded, rankings, queries, top=args.top)
     for query, columns in found.items():
         print(table_text(query, columns))

@@ -34,6 +34,7 @@ _SIZES = {
     "vocab_size": "tokens",
     "context_length": "positions",
     "hidden_act": "activation",
+    "layer_norm_eps": "as epsilon of LayerNorm",
 }
 
 

@@ -53,6 +53,7 @@ def test_its_own_tower_fits_and_is_related(directories, model):
         ({"layers": 3}, "3 blocks where CLIPSeg's has 2"),
         ({"hidden_act": "gelu"}, "gelu activation where CLIPSeg's has quick_gelu"),
         ({"context_length": 77}, "77 positions where CLIPSeg's has 24"),
+        ({"layer_norm_eps": 1e-6}, "1e-06 as epsilon of LayerNorm where CLIPSeg's has 1e-05"),
     ],
 )
 def test_a_tower_that_does_not_fit_is_refused_with_both_numbers(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,21 @@ def test_results_of_another_command_are_not_replaced(run, capsys, content):
     assert run("a cat") == 1
     assert "is not of a search and would be replaced" in capsys.readouterr().err
     assert (run.out / "results.json").read_text() == content
+
+
+def test_killed_while_the_results_are_written(run, monkeypatch):
+    write_text = Path.write_text
+
+    def half(path, text, **options):
+        written = write_text(path, text[: len(text) // 2], **options)
+        if "results" in path.name:
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half)
+        assert run("a cat") == 130
+    assert run("a cat") == 0
 
 
 def test_an_empty_folder_is_one_sentence_before_any_model_is_read(run, capsys, tmp_path):
