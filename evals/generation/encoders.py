@@ -7,10 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from negclip_jax.errors import InputError
-from negclip_jax.interop import diffusers, towers
-from negclip_jax.interop.config import text_config, tokenizer_beside
+from negclip_jax.interop import towers
+from negclip_jax.interop.config import text_config
 from negclip_jax.interop.files import read_json
-from negclip_jax.interop.origin import CheckpointInfo, of_directory
+from negclip_jax.interop.origin import CheckpointInfo
 from negclip_jax.interop.readers import Checkpoint, read_any
 from negclip_jax.models.clip import CLIPConfig, TextConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -123,16 +123,12 @@ def read_tower(model: str, activation: str | None = None) -> Checkpoint:
 
     Raises InputError for what cannot be read.
     """
-    directory = Path(model).expanduser()
-    words = directory / diffusers.TOKENIZER
-    if (directory / diffusers.ENCODER / "config.json").is_file():
-        directory /= diffusers.ENCODER
-    if towers.is_tower(directory):
-        config, params = towers.load_alone(directory)
-        info = of_directory(directory, config, "huggingface", model)
-        tokenizer = info.tokenizer or (tokenizer_beside(words) if words.is_dir() else None)
-        return config, params, dataclasses.replace(info, tokenizer=tokenizer)
-    return read_any(model.removesuffix("+ema"), ema=model.endswith("+ema"), activation=activation)
+    return read_any(
+        model.removesuffix("+ema"),
+        ema=model.endswith("+ema"),
+        activation=activation,
+        alone="CLIPTextModel",
+    )
 
 
 def fitting_slot(

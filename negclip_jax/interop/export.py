@@ -22,8 +22,8 @@ from flax import nnx
 
 from negclip_jax import signals, storage
 from negclip_jax.errors import InputError
-from negclip_jax.interop import model_card, readers, towers, writing
-from negclip_jax.interop.layouts import LAYOUTS, Layout, of_tower
+from negclip_jax.interop import files, model_card, readers, towers, writing
+from negclip_jax.interop.layouts import ARCHITECTURES, LAYOUTS, Layout
 from negclip_jax.interop.parameters import DTYPES, interpolate
 from negclip_jax.models import clip
 
@@ -72,9 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--architecture",
-        choices=("CLIPModel", *towers.ARCHITECTURES),
-        default="CLIPModel",
-        help="of --layout=huggingface: the whole model (default) or one tower",
+        choices=tuple(ARCHITECTURES),
+        default="",
+        help="class to write it as; default: the whole model. Of --layout=huggingface, one tower; "
+        "of --layout=open_clip, CustomTextCLIP, whose text tower's names begin with text.",
     )
     parser.add_argument(
         "--step",
@@ -113,7 +114,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of the weights; default: float32, or the checkpoint's own where nothing was trained",
+        help="of the weights; default: float32, or the checkpoint's own where a whole model is "
+        "converted and nothing was trained",
     )
     parser.add_argument("--license", metavar="ID", help="of the weights, for the model card")
     parser.add_argument(
@@ -135,13 +137,16 @@ def export(args: argparse.Namespace) -> float:
     layout = _layout(args)
     # Before the weights are read, which may take a minute.
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
-    source = _interpolated(args, _from_checkpoint(args) if args.checkpoint else _from_workdir(args))
+    tuned = _from_checkpoint(args, layout) if args.checkpoint else _from_workdir(args)
+    source = _interpolated(args, tuned)
     info = source.info
+    dtype = args.dtype or (None if layout.architecture else _kept_dtype(args, info))
     extras = {} if info.base else {"preprocessor": info.preprocessor}
     if args.tokenizer or not info.base:
         extras["tokenizer"] = args.tokenizer or info.tokenizer
-    with writing.export_directory(args.out, overwrite=args.overwrite, keep=info.base) as stage:
-        layout.save(stage, source.config, source.params, base=info.base, dtype=args.dtype, **extras)
+    keep = info.base or info.path
+    with writing.export_directory(args.out, overwrite=args.overwrite, keep=keep) as stage:
+        layout.save(stage, source.config, source.params, base=info.base, dtype=dtype, **extras)
         difference = _difference(source, *layout.load(stage), layout.outputs)
         if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
             raise InputError(
@@ -150,7 +155,7 @@ def export(args: argparse.Namespace) -> float:
             )
         contents, code = _contents(stage), layout.code(source.config, stage, args.out)
         check = f"read back: features of a random batch differ by at most {difference:.1e}"
-        model_card.write(stage, _card(args, source, scores, check, code))
+        model_card.write(stage, _card(args, source, layout, scores, check, code))
     print(f"wrote {args.out}: {contents}, from {source.label}")
     print(check)
     for line in _notes(args, source, layout):
@@ -160,22 +165,33 @@ def export(args: argparse.Namespace) -> float:
 
 
 def _layout(args: argparse.Namespace) -> Layout:
-    if args.architecture == "CLIPModel":
+    if not args.architecture:
         return LAYOUTS[args.layout]
-    if args.layout != "huggingface":
-        raise InputError("--architecture chooses in --layout=huggingface; other layouts have one")
-    return of_tower(args.architecture)
+    wanted, layout = ARCHITECTURES[args.architecture]
+    if args.layout != wanted:
+        raise InputError(f"--architecture={args.architecture} is of --layout={wanted}")
+    return layout
 
 
-def _from_checkpoint(args: argparse.Namespace) -> Source:
+def _from_checkpoint(args: argparse.Namespace, layout: Layout) -> Source:
     if args.ema or args.step != "best":
         raise InputError("--step and --ema choose in a run: they need --workdir, not --checkpoint")
     config, params, info = readers.read_any(
-        args.checkpoint, activation=args.activation, base=args.base
+        args.checkpoint, activation=args.activation, base=args.base, alone=layout.architecture
     )
-    if args.base and args.alpha is None and not towers.is_tower(Path(args.checkpoint)):
+    if args.base and args.alpha is None and info.layout != "tower":
         raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
     return Source(config, params, info, info.label)
+
+
+def _kept_dtype(args: argparse.Namespace, info: readers.CheckpointInfo) -> str | None:
+    """float16 or bfloat16 where all of a checkpoint is stored so and nothing was changed."""
+    if args.alpha is not None or info.layout not in ("huggingface", "openai", "open_clip"):
+        return None
+    of_directory = info.layout == "huggingface"
+    stored = files.open_weights(info.path) if of_directory else files.open_file(info.path)[0]
+    found = {tensor.dtype for tensor in stored.values() if tensor.dtype in DTYPES}
+    return found.pop() if len(found) == 1 else None
 
 
 def _from_workdir(args: argparse.Namespace) -> Source:
@@ -206,31 +222,45 @@ def _base_model(source: Source) -> str:
 
 
 def _card(
-    args: argparse.Namespace, source: Source, scores: dict[str, str], check: str, code: str
+    args: argparse.Namespace,
+    source: Source,
+    layout: Layout,
+    scores: dict[str, str],
+    check: str,
+    code: str,
 ) -> model_card.Card:
-    info, config = source.info, source.config
+    info = source.info
     is_run = info.layout == "workdir"
     if is_run:
         scores = model_card.scores_of_run(info.path, info.step) | scores
-    pixels = config.vision.image_size
     return model_card.Card(
         title=args.out.expanduser().resolve().name,
         layout=args.layout,
         source=source.label,
         base_model=_base_model(source) or args.base or ("" if is_run else info.label),
         licence=args.license or model_card.licence_of(info.base),
-        facts={
-            "activation": f"{info.activation} ({info.activation_source})",
-            "pooling": f"state at {info.pooling}",
-            "vision tower": f"{config.vision.layers} x {config.vision.width}, {pixels} pixels",
-            "text tower": f"{config.text.layers} x {config.text.width}",
-            "features": f"{config.projection_dim} numbers",
-        },
+        facts=_facts(source, layout),
         recipe=model_card.recipe_of_run(info.path) if is_run else {},
         scores=scores,
         check=check,
         code=code,
     )
+
+
+def _facts(source: Source, layout: Layout) -> dict[str, str]:
+    """What the arithmetic of an export is; of one tower, nothing about the other."""
+    info, text, vision = source.info, source.config.text, source.config.vision
+    tower, projected = towers.ARCHITECTURES.get(layout.architecture, (None, True))
+    facts = {"activation": f"{info.activation} ({info.activation_source})"}
+    if tower is not towers.TEXT:
+        pixels = vision.image_size
+        facts["vision tower"] = f"{vision.layers} x {vision.width}, {pixels} pixels"
+    if tower is not towers.VISION:
+        facts["text tower"] = f"{text.layers} x {text.width}"
+        facts["pooling"] = f"state at {info.pooling}"
+    if projected:
+        facts["features"] = f"{source.config.projection_dim} numbers"
+    return facts
 
 
 def _notes(args: argparse.Namespace, source: Source, layout: Layout) -> list[str]:

@@ -25,6 +25,7 @@ class Layout:
         configuration and directory that gives it.
       outputs: methods of the model whose results must be the same after reading back.
       note: function of the configuration to a sentence for the person, if there is one.
+      architecture: what it holds where that is one tower, a key of `towers.ARCHITECTURES`.
     """
 
     save: Callable[..., Any]
@@ -32,6 +33,7 @@ class Layout:
     usage: str | Callable[[CLIPConfig, Path], str]
     outputs: tuple[str, ...] = ("encode_image", "encode_text")
     note: Callable[[CLIPConfig], str] | None = None
+    architecture: str = ""
 
     def code(self, config: CLIPConfig, stage: Path, out: Path) -> str:
         """The lines that load an export that lies in `stage` and will be `out`."""
@@ -90,11 +92,12 @@ LAYOUTS = {
         usage=lambda config, _: diffusers.usage(config),
         outputs=("encode_text",),
         note=diffusers.fitting_pipelines,
+        architecture=diffusers.ARCHITECTURE,
     ),
 }
 
 
-def of_tower(architecture: str) -> Layout:
+def _of_tower(architecture: str) -> Layout:
     """Hugging Face's layout of one tower; `architecture` is a key of `towers.ARCHITECTURES`."""
     tower, projected = towers.ARCHITECTURES[architecture]
     encode = "encode_text" if tower is towers.TEXT else "encode_image"
@@ -106,4 +109,18 @@ def of_tower(architecture: str) -> Layout:
             f'model = {architecture}.from_pretrained("{{out}}")'
         ),
         outputs=(encode if projected else tower.name,),
+        architecture=architecture,
     )
+
+
+# Classes that a layout can be written as beside its usual one: their layout's name, and they.
+ARCHITECTURES = {
+    "CLIPModel": ("huggingface", LAYOUTS["huggingface"]),
+    **{name: ("huggingface", _of_tower(name)) for name in towers.ARCHITECTURES},
+    "CustomTextCLIP": (
+        "open_clip",
+        dataclasses.replace(
+            LAYOUTS["open_clip"], save=functools.partial(open_clip.save, custom_text=True)
+        ),
+    ),
+}

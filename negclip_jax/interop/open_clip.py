@@ -218,6 +218,26 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
     return {"model_cfg": model, "preprocess_cfg": {"size": preprocessor.size} | pipeline}
 
 
+def agree(first: CLIPConfig, second: CLIPConfig) -> bool:
+    """Whether two configurations are one model to open_clip.
+
+    It has one word for both tanh forms of gelu and none for where the scale starts. Where the end
+    token is the largest id, the first end token and the first of the largest ids are one place.
+
+    Raises:
+      CheckpointError: see `config_dict`.
+    """
+
+    def described(config: CLIPConfig) -> dict[str, Any]:
+        text = config.text
+        if text.eos_token_id == text.vocab_size - 1:
+            text = dataclasses.replace(text, eos_token_id=LEGACY_EOS_TOKEN_ID)
+        plain = dataclasses.replace(config, text=text)
+        return config_dict(plain, preprocessor_of(None, plain))
+
+    return described(first) == described(second)
+
+
 def _tower_dict(tower: TextConfig | VisionConfig) -> dict[str, Any]:
     section = {"width": tower.width, "layers": tower.layers}
     section["mlp_ratio"] = _ratio(tower.mlp_width, tower.width)
@@ -244,19 +264,23 @@ def save(
     preprocessor: Preprocessor | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    custom_text: bool = False,
 ) -> Path:
     """Writes a directory for `open_clip.create_model_and_transforms("local-dir:...")`.
 
     `open_clip_config.json` and `open_clip_model.safetensors` (one file: open_clip reads no
     shards), and Hugging Face's config.json, tokenizer and preprocessor files beside them. The
-    arguments are those of `huggingface.save`; the weights are float32 by default.
+    arguments are those of `huggingface.save`; the weights are float32 by default. With
+    `custom_text` it is a CustomTextCLIP.
 
     Raises:
       CheckpointError: see `huggingface.save`; a model that open_clip cannot express.
     """
     require_dtype(dtype)
     described = config_dict(config, preprocessor or preprocessor_of(base, config))
-    places, take = taker(params, config, KEYS)
+    if custom_text:
+        described["model_cfg"]["custom_text"] = True
+    places, take = taker(params, config, CUSTOM_TEXT_KEYS if custom_text else KEYS)
     out, base, dtype = Path(directory), None if base is None else Path(base), dtype or "float32"
     with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
         write_other_files(stage, config, base, tokenizer, dtype, preprocessor)

@@ -17,7 +17,8 @@ class CheckpointInfo:
     Attributes:
       path: the directory or file that was read.
       label: words for it, e.g. "step 500 of runs/b32".
-      layout: "workdir", "huggingface", "openai" or "open_clip".
+      layout: "workdir", "huggingface", "openai", "open_clip", or "tower" for a directory of one
+        tower, with the rest from a base or alone.
       activation: "quick_gelu", or "gelu in the text tower, quick_gelu in the vision tower".
       activation_source: where that was read, or the reason why it was assumed.
       pooling: the rule that finds a caption's end token.

@@ -14,7 +14,7 @@ from typing import Any
 
 from negclip_jax import remote, storage
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import huggingface, open_clip, openai, towers
+from negclip_jax.interop import diffusers, huggingface, open_clip, openai, towers
 from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
@@ -42,6 +42,7 @@ def read_any(
     ema: bool = False,
     activation: str | None = None,
     base: str | Path | None = None,
+    alone: str = "",
 ) -> Checkpoint:
     """Reads a checkpoint of any known layout.
 
@@ -52,7 +53,10 @@ def read_any(
       ema: of a workdir, the moving average of the weights.
       activation: of both towers, "quick_gelu" or "gelu", for a file that does not say.
       base: for a Hugging Face directory of one tower (CLIPTextModel and so on), the checkpoint of
-        any layout that the rest of the model comes from.
+        any layout that the rest of the model comes from. The directory may be the `text_encoder/`
+        of a diffusers pipeline, or the folder that holds it.
+      alone: class of transformers (a key of `towers.ARCHITECTURES`) that is wanted of such a
+        directory without a base; see `towers.load_alone`.
 
     Returns:
       The configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
@@ -66,20 +70,24 @@ def read_any(
     if storage.is_remote(name) and not is_workdir(name):
         _require_no_step(step, ema, path)
         with remote.copied(name) as copy:
-            found = read_any(copy, activation=activation, base=base)
+            found = read_any(copy, activation=activation, base=base, alone=alone)
         return (*found[:2], dataclasses.replace(found[2], label=name))
     local = Path(name).expanduser()
     if is_workdir(name):
         return _agreed(read_workdir(name, step or "best", ema=ema), activation)
     _require_no_step(step, ema, path)
-    if base is not None and towers.is_tower(local):
-        return _read_tower(local, name, read_any(base, activation=activation))
     # A name that is nothing here may be a repository of the Hub, of either library.
     place = local if local.exists() else huggingface.resolve(name)
+    tower = _tower_directory(place)
+    if tower is not None and base is not None:
+        return _read_tower(tower, name, read_any(base, activation=activation))
+    if tower is not None and alone:
+        towers.require_holds(tower, alone)
+        return _agreed(_read_alone(tower, place / diffusers.TOKENIZER, name), activation)
     file = _state_dict_file(place)
     if file is not None:
         return _read_state_dict(file, name, activation)
-    return _agreed(_read_huggingface(place, name), activation)
+    return _agreed(_read_huggingface(tower or place, name), activation)
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -127,6 +135,21 @@ def _read_huggingface(directory: Path, label: str) -> Checkpoint:
     return config, params, of_directory(directory, config, "huggingface", label)
 
 
+def _tower_directory(place: Path) -> Path | None:
+    """The directory of one tower that `place` is, or holds as diffusers saves it; else None."""
+    if (place / "config.json").is_file():
+        return place if towers.is_tower(place) else None
+    encoder = place / diffusers.ENCODER
+    return encoder if towers.is_tower(encoder) else None
+
+
+def _read_alone(directory: Path, words: Path, name: str) -> Checkpoint:
+    config, params = towers.load_alone(directory)
+    info = of_directory(directory, config, "tower", name)
+    tokenizer = info.tokenizer or (tokenizer_beside(words) if words.is_dir() else None)
+    return config, params, dataclasses.replace(info, tokenizer=tokenizer, base=None)
+
+
 def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
     """One tower from a directory of its own, everything else from another checkpoint."""
     config, params, info = rest
@@ -139,6 +162,7 @@ def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
         dataclasses.replace(
             info,
             label=label,
+            layout="tower",
             activation=describe_activation(config),
             activation_source=source,
             pooling=describe_pooling(config),
@@ -200,6 +224,8 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
     theirs, ours = folder / open_clip.CONFIG, folder / "config.json"
     if theirs.is_file() and (file.name.startswith("open_clip") or not ours.is_file()):
         config, preprocessor = open_clip.read_config(folder)
+        base = _describes(ours, config)
+        config = huggingface.read_config(folder) if base else config
         info = CheckpointInfo(
             path=file,
             label=label,
@@ -210,18 +236,28 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             tokenizer=tokenizer_beside(folder),
             preprocessor=preprocessor,
             preprocessor_source=str(theirs),
+            base=base,
         )
-        return config, _with_base(info, ours)
+        return config, info
     if ours.is_file() and read_json(ours).get("model_type") == "clip":
         config = huggingface.read_config(folder)
         return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
     return None
 
 
-def _with_base(info: CheckpointInfo, config_json: Path) -> CheckpointInfo:
-    """Hugging Face's files beside a model belong to its export."""
-    is_clip = config_json.is_file() and read_json(config_json).get("model_type") == "clip"
-    return dataclasses.replace(info, base=config_json.parent) if is_clip else info
+def _describes(config_json: Path, config: CLIPConfig) -> Path | None:
+    """The folder of a config.json if it is that of the same model, in words that say more.
+
+    Hugging Face's files beside a model of open_clip then belong to its export. They may be of
+    another, as open_clip never reads them.
+    """
+    if not config_json.is_file() or read_json(config_json).get("model_type") != "clip":
+        return None
+    try:
+        same = open_clip.agree(huggingface.read_config(config_json.parent), config)
+    except CheckpointError:
+        same = False
+    return config_json.parent if same else None
 
 
 def _undescribed(

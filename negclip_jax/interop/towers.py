@@ -62,6 +62,7 @@ ARCHITECTURES = {
     "CLIPVisionModel": (VISION, False),
     "CLIPVisionModelWithProjection": (VISION, True),
 }
+_PROJECTED = "WithProjection"
 _SMALLEST_TEXT = TextConfig(width=1, layers=1, heads=1, mlp_width=1, vocab_size=1, context_length=1)
 _SMALLEST_VISION = VisionConfig(width=1, layers=1, heads=1, mlp_width=1, image_size=1, patch_size=1)
 _ADVICE = (
@@ -123,6 +124,8 @@ def graft(
 def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     """A tower's directory as a model whose other half is zeros of the smallest size.
 
+    A projection that the directory lacks is zeros as well.
+
     Raises:
       CheckpointError: see `graft`.
     """
@@ -131,13 +134,39 @@ def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     sections = {"text": _SMALLEST_TEXT, "vision": _SMALLEST_VISION}
     if tower is not None:
         # Only the width matters, which an absent projection must fit.
-        sections[tower.name] = _section(Path(directory), tower, raw)
+        own = _section(Path(directory), tower, raw)
+        sections = {
+            name: dataclasses.replace(section, hidden_act=own.hidden_act)
+            for name, section in sections.items()
+        }
+        sections[tower.name] = own
     try:
         config = CLIPConfig(**sections, projection_dim=raw.get("projection_dim", 512))
     except ValueError as error:
         raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from error
     zeros = {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(config).items()}
     return graft(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
+
+
+def require_holds(directory: Path, architecture: str) -> None:
+    """Raises CheckpointError unless a tower's directory holds all that a class of ours is made of.
+
+    Args:
+      directory: of one tower.
+      architecture: key of `ARCHITECTURES`.
+    """
+    tower, projected = ARCHITECTURES[architecture]
+    found = _tower_of(directory)
+    if found is not tower:
+        held = found.name if found else "no"
+        raise CheckpointError(
+            f"{directory} holds a {held} tower, and a {architecture} is a {tower.name} tower"
+        )
+    if projected and tower.projection.theirs not in open_weights(directory):
+        raise CheckpointError(
+            f"{directory} has no {tower.projection.theirs}, which a {architecture} holds: give the "
+            f"model that it comes from (--base), or take a {architecture.removesuffix(_PROJECTED)}"
+        )
 
 
 def _section(directory: Path, tower: Tower, raw: dict[str, Any]) -> TextConfig | VisionConfig:

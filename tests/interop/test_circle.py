@@ -1,5 +1,6 @@
 """Every pair of layouts: the real library computes the same, and each tensor comes back."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -12,7 +13,12 @@ from transformers import CLIPModel
 from negclip_jax.interop import huggingface, open_clip, openai
 from negclip_jax.interop.readers import read_any
 
-SAVE = {"huggingface": huggingface.save, "openai": openai.save, "open_clip": open_clip.save}
+SAVE = {
+    "huggingface": huggingface.save,
+    "openai": openai.save,
+    "open_clip": open_clip.save,
+    "open_clip text.*": functools.partial(open_clip.save, custom_text=True),
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_full_circle_is_bit_equal(model, exports, tmp_path):
     """All layouts one after the other, and the last file equals the first, tensor by tensor."""
     directory = exports["huggingface"]
     config = read_any(directory)[0]
-    for i, layout in enumerate(("openai", "open_clip", "openai", "huggingface")):
+    for i, layout in enumerate(("openai", *SAVE, "openai", "huggingface")):
         read, params, info = read_any(directory)
         assert read == config
         directory = SAVE[layout](tmp_path / str(i), read, params, base=info.base)
@@ -66,6 +72,38 @@ def test_full_circle_is_bit_equal(model, exports, tmp_path):
     assert set(first) == set(last) == set(model.state_dict())
     for name, tensor in model.state_dict().items():
         assert torch.equal(last[name], tensor) and torch.equal(first[name], tensor), name
+
+
+# What differs from the model above, and the layouts that can hold it.
+UNUSUAL = {
+    "gelu_new": ({"hidden_act": "gelu_new"}, {"hidden_act": "gelu"}, ["open_clip"]),
+    "tanh": ({"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "gelu_new"}, ["open_clip"]),
+    "heads": (
+        {"hidden_size": 36, "num_attention_heads": 3, "eos_token_id": 2},
+        {"hidden_size": 42, "num_attention_heads": 7, "image_size": 19},
+        ["open_clip"],
+    ),
+    "one layer, no square": (
+        tiny.OPENAI_TEXT | {"num_hidden_layers": 1, "max_position_embeddings": 33},
+        {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "image_size": 8},
+        ["openai", "open_clip", "openai"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_full_circle_of_unusual_models(case, tmp_path):
+    text, vision, layouts = UNUSUAL[case]
+    model = tiny.torch_clip(text, vision, std=0.1, projection_dim=17)
+    model.config.logit_scale_init_value = 1.5
+    first = directory = tiny.saved(tmp_path / "first", model)
+    for i, layout in enumerate([*layouts, "huggingface"]):
+        config, params, info = read_any(directory)
+        directory = SAVE[layout](tmp_path / str(i), config, params, base=info.base)
+    assert read_any(directory)[0] == read_any(first)[0]
+    written, original = (load_file(d / "model.safetensors") for d in (directory, first))
+    assert written.keys() == original.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in original.items())
 
 
 def test_circle_through_files_that_stand_alone(model, exports, tmp_path):

@@ -3,11 +3,14 @@
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 import transformers
 from flax import traverse_util
 from interop import tiny
@@ -179,6 +182,64 @@ def test_single_towers_and_their_way_back(base, tmp_path, capsys):
     tiny.assert_equal_params(params_of(whole), params_of(base))
 
 
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [
+        ("CLIPTextModelWithProjection", ["--architecture=CLIPTextModel"]),
+        ("CLIPTextModelWithProjection", ["--layout=diffusers"]),
+        ("CLIPVisionModelWithProjection", ["--architecture=CLIPVisionModelWithProjection"]),
+    ],
+)
+def test_one_tower_needs_no_base(source, flags, base, tmp_path, capsys):
+    """What transformers saved of one tower, in the names of its version."""
+    getattr(transformers, source).from_pretrained(base).save_pretrained(tmp_path / "tower")
+    out = tmp_path / "out"
+    assert export.main([f"--checkpoint={tmp_path / 'tower'}", f"--out={out}", *flags]) == 0
+    written = load_file(next(out.rglob("model.safetensors")))
+    expected = load_file(base / "model.safetensors")
+    assert written and all(np.array_equal(expected[name], x) for name, x in written.items())
+    card = (out / "README.md").read_text()
+    assert ("| text tower |" in card) == ("Text" in source)
+    assert ("| vision tower |" in card) == ("Vision" in source)
+    assert ("| features |" in card) == (flags != ["--architecture=CLIPTextModel"])
+    capsys.readouterr()
+    assert export.main([f"--checkpoint={tmp_path / 'tower'}", f"--out={tmp_path / 'x'}"]) == 1
+    assert re.search("tower alone; give a full CLIPModel", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_stays_half_through_all_layouts(dtype, tmp_path):
+    model = tiny.torch_clip(tiny.OPENAI_TEXT, tiny.OPENAI_VISION).to(getattr(torch, dtype))
+    directory = tiny.saved(tmp_path / "first", model)
+    for i, layout in enumerate(("openai", "open_clip", "huggingface")):
+        out = tmp_path / str(i)
+        assert export.main([f"--checkpoint={directory}", f"--layout={layout}", f"--out={out}"]) == 0
+        directory = out
+    written, first = (
+        safetensors.torch.load_file(d / "model.safetensors")
+        for d in (directory, tmp_path / "first")
+    )
+    for name, tensor in first.items():
+        assert written[name].dtype == tensor.dtype == getattr(torch, dtype)
+        assert torch.equal(written[name], tensor)
+    mixed = tmp_path / "mixed"
+    flags = [f"--checkpoint={directory}", f"--base={tmp_path / 'first'}", "--alpha=0.5"]
+    assert export.main([*flags, "--layout=open_clip", f"--out={mixed}"]) == 0
+    stored = safetensors.torch.load_file(mixed / "open_clip_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_a_checkpoint_is_not_replaced_by_its_own_export(openai_file, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(openai_file, folder / "model.pt")
+    (folder / "config.json").write_text("{}")
+    flags = [f"--checkpoint={folder / 'model.pt'}", f"--out={folder}", "--overwrite"]
+    assert export.main(flags) == 1
+    assert "must not contain each other" in capsys.readouterr().err
+    assert (folder / "model.pt").is_file()
+
+
 @pytest.fixture(scope="module")
 def openai_file(tmp_path_factory):
     """A bare state dict in OpenAI's names, as NegationCLIP released its weights."""
@@ -232,7 +293,10 @@ def test_card_of_a_run(run, tmp_path):
             "does not say what it was tuned from: give",
         ),
         (["--checkpoint={base}", "--layout=openai"], "OpenAI's clip cannot run this model: .*head"),
-        (["--checkpoint={base}", "--layout=openai", "--architecture=CLIPTextModel"], "other lay"),
+        (
+            ["--checkpoint={base}", "--layout=openai", "--architecture=CLIPTextModel"],
+            "of --layout=hug",
+        ),
         (["--checkpoint={base}", "--activation=gelu"], "says quick_gelu, not gelu"),
         (["--checkpoint={base}", "--alpha=0.5", "--base={file}"], "different models and cannot"),
         (["--checkpoint={base}", "--scores={base}/config.json"], r"is no results\.json"),

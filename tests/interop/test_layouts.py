@@ -10,7 +10,7 @@ from interop import libraries, tiny
 
 from negclip_jax.interop import export
 from negclip_jax.interop.config import preprocessor_dict
-from negclip_jax.interop.layouts import LAYOUTS, of_tower
+from negclip_jax.interop.layouts import ARCHITECTURES, LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +61,21 @@ def logits(layout, names, pixels, ids):
         return (scale * image @ text.T).numpy()
 
 
-@pytest.mark.parametrize("layout", ["huggingface", "openai", "open_clip"])
-def test_printed_lines_give_the_same_logits(layout, base, batch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("layout", "flags"),
+    [
+        ("huggingface", []),
+        ("openai", []),
+        ("open_clip", []),
+        ("open_clip", ["--architecture=CustomTextCLIP"]),
+    ],
+)
+def test_printed_lines_give_the_same_logits(layout, flags, base, batch, tmp_path, capsys):
     model, directory = base
     if layout != "huggingface":
         libraries.load({"openai": "clip", "open_clip": "open_clip"}[layout])
-    code = printed(
-        capsys, f"--checkpoint={directory}", f"--layout={layout}", f"--out={tmp_path / 'out'}"
-    )
+    flags = [f"--checkpoint={directory}", f"--layout={layout}", *flags]
+    code = printed(capsys, *flags, f"--out={tmp_path / 'out'}")
     assert len(code.splitlines()) == 3
     names = ran(code)
     expected = tiny.torch_logits(model, *batch)
@@ -77,6 +84,8 @@ def test_printed_lines_give_the_same_logits(layout, base, batch, tmp_path, capsy
         assert names["processor"](text="no", return_tensors="pt")["input_ids"][0, -1] == 599
     if layout == "open_clip":
         assert names["tokenizer"](["no"]).shape == (1, 24)
+        custom = flags[-1] == "--architecture=CustomTextCLIP"
+        assert type(names["model"]).__name__ == ("CustomTextCLIP" if custom else "CLIP")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +166,10 @@ def test_layouts_say_which_outputs_they_keep():
         "open_clip": ("encode_image", "encode_text"),
         "diffusers": ("encode_text",),
     }
-    assert of_tower("CLIPTextModel").outputs == ("text",)
-    assert of_tower("CLIPVisionModelWithProjection").outputs == ("encode_image",)
+    of_towers = {"CLIPTextModel": ("text",), "CLIPVisionModelWithProjection": ("encode_image",)}
+    for name, outputs in of_towers.items():
+        layout, tower = ARCHITECTURES[name]
+        assert (layout, tower.outputs, tower.architecture) == ("huggingface", outputs, name)
 
 
 def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):

@@ -60,6 +60,19 @@ def test_workdir(suffix, ema, scale, workdir):
     assert info.tokenizer == workdir / "base"
 
 
+def test_files_of_another_model_beside_one_of_open_clip(layouts, tmp_path):
+    """open_clip does not read config.json, so that it may say anything."""
+    for path in (layouts / "open_clip").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert read_any(tmp_path)[2].base == tmp_path
+    tiny.edit_config(tmp_path, projection_dim=7)
+    config, params, info = read_any(tmp_path)
+    assert config == read_any(layouts / "open_clip")[0] and info.base is None
+    huggingface.save(tmp_path / "out", config, params, base=info.base)
+    tiny.edit_config(tmp_path, text_config={"hidden_act": "relu"})
+    assert read_any(tmp_path)[2].base is None
+
+
 def test_at_sign_in_a_directory_name(directory, tmp_path):
     link = tmp_path / "me@home"
     link.symlink_to(directory)

@@ -10,7 +10,7 @@ import transformers
 from interop import tiny
 from safetensors.torch import load_file, save_file
 
-from negclip_jax.interop import towers
+from negclip_jax.interop import diffusers, towers
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.readers import read_any
 
@@ -111,6 +111,29 @@ def test_read_any_takes_the_rest_from_a_base(full, tmp_path):
     assert info.base is None and str(out / "config.json") in info.activation_source
     with pytest.raises(CheckpointError, match=r"text tower alone; give a full.*\(--base\)"):
         read_any(out)
+
+
+def test_a_diffusers_directory_is_read_by_its_text_encoder(full, tiny_vocabulary, tmp_path):
+    _, directory, config, params = full
+    out = diffusers.save(tmp_path / "out", config, params, tokenizer=tiny_vocabulary)
+    tiny.assert_equal_params(read_any(out, base=directory)[1], params)
+    read_config, read, info = read_any(out, alone="CLIPTextModelWithProjection")
+    tiny.assert_equal_params(read["text"], params["text"])
+    np.testing.assert_array_equal(read["text_projection"], params["text_projection"])
+    assert (read_config.text, info.layout, info.base) == (config.text, "tower", None)
+    assert info.tokenizer == out / "tokenizer"
+    with pytest.raises(CheckpointError, match="text tower alone; give a full"):
+        read_any(out)
+
+
+def test_one_tower_without_a_base(full, tmp_path):
+    _, _, config, params = full
+    for name in ("CLIPTextModel", "CLIPVisionModelWithProjection"):
+        towers.save_tower(tmp_path / name, config, params, architecture=name)
+    with pytest.raises(CheckpointError, match=r"no text_projection\.weight, .*take a CLIPTextMod"):
+        read_any(tmp_path / "CLIPTextModel", alone="CLIPTextModelWithProjection")
+    with pytest.raises(CheckpointError, match="holds a vision tower, and a CLIPTextModel is a te"):
+        read_any(tmp_path / "CLIPVisionModelWithProjection", alone="CLIPTextModel")
 
 
 def test_tokenizer_and_preprocessor_go_along(full, tiny_vocabulary, tmp_path):
