@@ -23,6 +23,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from negclip_jax import storage
+from negclip_jax.data import strict_json
 from negclip_jax.errors import InputError
 from negclip_jax.runtime import agreement, sharding
 from negclip_jax.training import manifest, patterns
@@ -55,7 +56,11 @@ class Checkpoints:
         _ask_for_no_throughput()
         with self._disk_errors("open"):
             self._settle_replaced()
-            self._manager = _manager(self._directory, keep, best, self._list_files)
+            steps = _steps(self._directory)
+            damaged = manifest.damaged(self._directory, steps, "metrics")
+        self._skip(damaged, rest=len(steps) - len(damaged))  # orbax reads those of all steps
+        with self._disk_errors("open"):
+            self._manager = _manager(self._directory, self._keep, best, self._list_files)
         self._last_good = self._manager.latest_step()
 
     @property
@@ -70,13 +75,19 @@ class Checkpoints:
         are checkpoints and none is intact, or the newest is of another version's format.
         """
         step, damaged = manifest.newest_intact(self._directory, self._manager.all_steps())
+        if damaged:
+            self._skip(damaged, rest=0 if step is None else 1)
+            self._manager.reload()
+            self._last_good = step
+
+    def _skip(self, damaged: dict[int, str], *, rest: int) -> None:
+        """Sets steps aside for these reasons, unless they are all there are."""
         if not damaged:
             return
-        found = "; ".join(damaged.values())
-        if step is None:
+        if not rest:
             raise InputError(
-                f"no checkpoint in {self._directory} can be used: {found}. Bring the files back "
-                "from a copy, or start over in another --workdir"
+                f"no checkpoint in {self._directory} can be used: {'; '.join(damaged.values())}. "
+                "Bring the files back from a copy, or start over in another --workdir"
             )
         agreement.barrier("checkpoints checked")  # before any of them is moved
         if sharding.is_main_process():
@@ -86,8 +97,6 @@ class Checkpoints:
                     "the checkpoint of step %d is skipped: %s; %s", number, problem, done
                 )
         agreement.barrier("damaged checkpoints set aside")
-        self._manager.reload()
-        self._last_good = step
 
     def remove_superseded(self) -> None:
         """Ends what a kill cut short: the deletion of a checkpoint that a newer one replaces."""
@@ -103,7 +112,7 @@ class Checkpoints:
         return min(map(self._value, self._manager.all_steps()), default=math.inf)
 
     def _value(self, step: int) -> float:
-        return _metrics(self._manager, step).get(self._best, math.inf)
+        return _metrics(self._directory, step).get(self._best, math.inf)
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the device memory may be overwritten.
@@ -241,15 +250,12 @@ def restore_params(
     directory = root / "checkpoints"
     if not directory.exists():
         raise InputError(f"{workdir} has no checkpoints/: it is not the --workdir of a run")
-    with _manager(directory, None, "") as manager:
-        number = _choose(manager, step)
-        item = "ema" if ema else "params"
-        if not (directory / str(number) / item).exists():
-            raise InputError(
-                f"step {number} of {workdir} holds no moving average (train.ema_decay)"
-            )
-        _check_item(directory, number, item, manager.all_steps())
-        trained = _to_host(directory / str(number) / item)
+    number = _choose(directory, step)
+    item = "ema" if ema else "params"
+    if not (directory / str(number) / item).exists():
+        raise InputError(f"step {number} of {workdir} holds no moving average (train.ema_decay)")
+    _check_item(directory, number, item)
+    trained = _to_host(directory / str(number) / item)
     path = root / "frozen"
     if not path.exists():
         return trained, number
@@ -257,11 +263,11 @@ def restore_params(
     return patterns.merge(_to_host(path), trained), number
 
 
-def _check_item(directory: epath.Path, number: int, item: str, steps: list[int]) -> None:
+def _check_item(directory: epath.Path, number: int, item: str) -> None:
     try:
         manifest.check(directory / str(number), item)
     except manifest.DamagedError as error:
-        others = ", ".join(str(step) for step in steps if step != number) or "none"
+        others = ", ".join(str(step) for step in _steps(directory) if step != number) or "none"
         raise InputError(
             f"step {number} cannot be used: {error}. Other steps of this run: {others}"
         ) from error
@@ -280,57 +286,64 @@ def _ask_for_no_throughput() -> None:
 
 
 def _manager(
-    directory: epath.Path,
-    keep: int | None,
-    best: str,
-    before_commit: Callable[[], None] | None = None,
+    directory: epath.Path, keep: int, best: str, before_commit: Callable[[], None]
 ) -> ocp.CheckpointManager:
     def value(metrics: dict[str, float]) -> float:
         return metrics.get(best, math.inf)
 
-    policy = preservation_policy.PreserveAll()
-    if keep is not None:
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(n=max(1, keep)),
-                preservation_policy.BestN(
-                    n=1,
-                    get_metric_fn=value,
-                    reverse=True,  # the policy keeps the end of the sorted list
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+    policy = preservation_policy.AnyPreservationPolicy(
+        [
+            preservation_policy.LatestN(n=keep),
+            preservation_policy.BestN(
+                n=1,
+                get_metric_fn=value,
+                reverse=True,  # the policy keeps the end of the sorted list
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
         # Without these two orbax ranks by the metrics, but writes none: lost at the next start.
         best_fn=value,
         best_mode="min",
-        cleanup_tmp_directories=keep is not None,
-        create=keep is not None,
+        cleanup_tmp_directories=True,
+        create=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=before_commit),
     )
     return ocp.CheckpointManager(directory, options=options)
 
 
-def _choose(manager: ocp.CheckpointManager, step: str | int) -> int:
-    steps = sorted(manager.all_steps())
+def _steps(directory: epath.Path) -> list[int]:
+    """Steps whose save was complete, in order."""
+    return sorted(x.step for x in ocp.path.step.standard_name_format().find_all(directory))
+
+
+def _choose(directory: epath.Path, step: str | int) -> int:
+    steps = _steps(directory)
     if not steps:
-        raise InputError(f"{manager.directory} holds no complete checkpoint")
+        raise InputError(f"{directory} holds no complete checkpoint")
     if step == "last":
         return steps[-1]
     if step == "best":
-        scored = [(min(m.values()), s) for s in steps if (m := _metrics(manager, s))]
+        for each in steps:
+            _check_item(directory, each, "metrics")
+        scored = [(min(m.values()), s) for s in steps if (m := _metrics(directory, s))]
         return min(scored)[1] if scored else steps[-1]
     if not str(step).isdigit() or int(step) not in steps:
         raise InputError(f"no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
     return int(step)
 
 
-def _metrics(manager: ocp.CheckpointManager, step: int) -> dict[str, float]:
-    if not (manager.directory / str(step) / "metrics").exists():
+def _metrics(directory: epath.Path, step: int) -> dict[str, float]:
+    """What a step was saved with; InputError for what no run of ours would have saved."""
+    path = directory / str(step) / "metrics" / "metrics"
+    if not path.exists():
         return {}
-    return manager.metrics(step) or {}
+    try:
+        return {name: float(value) for name, value in strict_json.loads(path.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path} holds no metrics: {error}") from error
 
 
 def _to_host(path: epath.Path) -> dict:

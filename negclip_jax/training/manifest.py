@@ -62,15 +62,31 @@ def newest_intact(checkpoints: epath.Path, steps: Iterable[int]) -> tuple[int | 
 
     Raises InputError where the newest has the format of another version.
     """
-    damaged: dict[int, str] = {}
+    found: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         try:
             check(checkpoints / str(step))
         except DamagedError as error:
-            damaged[step] = str(error)
+            found[step] = str(error)
         else:
-            return step, damaged
-    return None, damaged
+            return step, found
+    return None, found
+
+
+def damaged(checkpoints: epath.Path, steps: Iterable[int], item: str) -> dict[int, str]:
+    """What is wrong with this item of the steps whose item is not as it was saved.
+
+    A step of another version's format counts as intact.
+    """
+    found = {}
+    for step in steps:
+        try:
+            check(checkpoints / str(step), item)
+        except DamagedError as error:
+            found[step] = str(error)
+        except InputError:
+            continue
+    return found
 
 
 def set_aside(checkpoints: epath.Path, step: int) -> str:

@@ -125,6 +125,42 @@ def test_a_list_that_is_damaged_or_missing_is_a_damaged_checkpoint(workdir, capl
     assert checkpoints.latest_step == 1 and f"{path} is missing" in caplog.text
 
 
+def test_damaged_metrics_are_no_metrics(workdir, caplog):
+    """Orbax reads those of all steps at once: a flipped digit would choose another best."""
+    for step, harm in ((1, flip_bit), (2, cut)):
+        run = shutil.copytree(workdir, workdir.with_name(f"run{step}"))
+        file = run / "checkpoints" / str(step) / "metrics" / "metrics"
+        harm(file)
+        with pytest.raises(InputError, match=f"step {step} cannot be used: {file} .*: {3 - step}$"):
+            restore_params(str(run), "best")
+        assert restore_params(str(run), "last")[1] == 2
+        checkpoints = opened(run)
+        checkpoints.skip_damaged()
+        assert checkpoints.latest_step == 3 - step and checkpoints.best_value() == 3.0 - step
+        checkpoints.close()
+        assert f"the checkpoint of step {step} is skipped: {file} " in caplog.text
+        assert [p.name for p in (run / "damaged").iterdir()] == [f"{step}-0"]
+
+
+def test_damaged_metrics_of_all_steps_start_nothing_over(workdir):
+    for step in (1, 2):
+        cut(workdir / "checkpoints" / str(step) / "metrics" / "metrics")
+    message = r"no checkpoint in .* can be used: .*1/metrics.*2/metrics"
+    with pytest.raises(InputError, match=message):
+        opened(workdir)
+    assert checkpoint_steps(workdir) == [1, 2], "nothing was moved"
+
+
+@pytest.mark.parametrize("content", ['{"val/loss": "low"}', "[1]", '{"val/loss": [1]}', "{" * 9000])
+def test_metrics_of_a_stranger_are_numbers(workdir, content):
+    """Whoever makes up a run can make up its checksums too."""
+    step = epath.Path(workdir / "checkpoints" / "2")
+    (step / "metrics" / "metrics").write_text(content)
+    manifest.write(step)
+    with pytest.raises(InputError, match="checkpoints/2/metrics/metrics holds no metrics: "):
+        restore_params(str(workdir), "best")
+
+
 def test_without_an_intact_one_nothing_is_guessed(workdir):
     files = [largest(workdir / "checkpoints" / str(step)) for step in (1, 2)]
     for file in files:
