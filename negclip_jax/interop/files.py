@@ -142,6 +142,8 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
       CheckpointError: another kind of file, a damaged one, or a pickle with more than tensors.
     """
     bare = False
+    if not path.is_file():  # a pipe would be waited for and a device read for ever
+        raise CheckpointError(f"{path} is no file, but a folder, a pipe, a device or a broken link")
     if path.suffix == ".safetensors":
         opened = _open_safetensors(path)
     elif path.suffix not in PYTORCH_SUFFIXES:
@@ -196,7 +198,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         file = safe_open(path, framework="numpy")
         names = list(file.keys())
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(_damaged(path, error)) from error
 
     def stored(name: str) -> StoredTensor:

@@ -17,7 +17,8 @@ from negclip_jax.data.images import ImageDirectory, ImageError
 from negclip_jax.data.pairs import PairError, read_pairs
 from negclip_jax.data.records import unsafe_name
 from negclip_jax.errors import InputError
-from negclip_jax.interop.files import open_weights
+from negclip_jax.interop.files import open_file, open_weights
+from negclip_jax.interop.readers import read_any
 
 OUTSIDE = [
     "../secret.png",
@@ -101,6 +102,18 @@ def test_pipes_are_not_waited_for(root):
         DataRoots((root,)).open(ImageRef("pipe.png"))
     with pytest.raises(PhotoError):
         PhotoFolder(root, 64).load("pipe.png")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+def test_weights_are_files(kind, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}
+    make.get(kind, lambda p: p.symlink_to(p.name))(path)
+    with pytest.raises(InputError, match="is no file, but a folder, a pipe, a device or a"):
+        open_file(path)
+    with pytest.raises(InputError):
+        read_any(tmp_path)  # which looks for weights by their names
 
 
 def test_links_out_of_a_folder_of_images(root, tmp_path):
