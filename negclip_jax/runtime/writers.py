@@ -48,6 +48,12 @@ class JsonlWriter:
         self._open: dict[str, Any] = {}
         kept = _lines_up_to(path, resume_step, evaluated) if resume_step else []
         self._resumed = json.loads(kept[-1]) if kept else {}
+        last = self._resumed.get("step", 0)
+        if last != resume_step:  # all lines were written before the checkpoint was
+            logging.warning(
+                "%s lacks its lines after step %d: those up to step %d, where the run goes on, are "
+                "lost", path, last, resume_step,
+            )  # fmt: skip
         self._file = storage.LineFile(path, kept)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

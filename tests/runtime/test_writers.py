@@ -78,6 +78,19 @@ def test_a_damaged_line_is_lost_alone_and_named(path, caplog):
     assert steps == [1, 3] and "line 2 is damaged and lost" in caplog.text
 
 
+@pytest.mark.parametrize(("left", "last"), [(0, 0), (3, 3)])
+def test_lines_that_are_gone_are_named(path, left, last, caplog):
+    write_steps(path, 1, 9, resume_step=0)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    if not left:
+        path.unlink()
+    write_steps(path, 7, 9, resume_step=6)
+    assert f"{path} lacks its lines after step {last}: those up to step 6, where" in caplog.text
+    caplog.clear()
+    write_steps(path, 10, 12, resume_step=9)
+    assert not caplog.records
+
+
 def test_a_run_without_checkpoint_starts_over(path):
     writer = JsonlWriter(path, resume_step=0)
     writer.write(0, {"val/loss": 1.0})
