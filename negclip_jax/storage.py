@@ -6,10 +6,12 @@ map, or open by itself, is copied to a folder of this machine first.
 """
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -87,6 +89,18 @@ def write_whole(file: epath.Path, content: bytes) -> None:
         return
     with _named(file), partial.whole_file(Path(file)) as unfinished:
         unfinished.write_bytes(content)
+
+
+def read_text(file: epath.Path) -> str:
+    """The text of a file, what is no UTF-8 replaced; OSError for what is no file.
+
+    A pipe in its place would be waited for, and a device read for ever.
+    """
+    if not is_remote(file):
+        mode = os.stat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(file))
+    return file.read_bytes().decode(errors="replace")
 
 
 @contextlib.contextmanager

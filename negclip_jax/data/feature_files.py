@@ -160,7 +160,7 @@ class FeatureFiles:
         """Of the chunks of a complete cache, None where there is none or its list is unreadable."""
         path = self.directory / "manifest.json"
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(storage.read_text(path))
             shape, chunk, checksums = (manifest[key] for key in ("shape", "chunk", "crc32"))
             count = len(checksums)
         except FileNotFoundError:

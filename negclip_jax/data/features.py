@@ -94,7 +94,7 @@ def image_digests(
 
 def _known_digests(path: epath.Path) -> dict[str, list]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(storage.read_text(path)))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def create(workdir: str) -> epath.Path:
 def disk_errors(workdir: str) -> Iterator[None]:
     """Makes a sentence of what the system says of a full, read-only, broken or vanished disk.
 
-    In a bucket every failure is one of the storage; on a disk other errors stay as they are.
+    In a bucket, and in this directory, every failure is one of the storage; elsewhere other errors
+    stay as they are.
     """
     try:
         yield
@@ -54,11 +56,13 @@ def disk_errors(workdir: str) -> Iterator[None]:
                 "saved since its last checkpoint. Bring it back and run the same command again to "
                 "continue, or run it to start over"
             ) from error
-        if number not in _DISK_ERRORS and not storage.is_remote(path):
+        where = str(getattr(error, "filename", None) or workdir)
+        is_of_disk = number in _DISK_ERRORS or storage.is_remote(path)
+        if not is_of_disk and not where.startswith(f"{path}{os.sep}"):
             raise
-        where = getattr(error, "filename", None) or workdir
+        action = "write to" if is_of_disk else "read or write"
         raise InputError(
-            f"cannot write to {where}: {storage.root_cause(error)}; checkpoints that were complete "
+            f"cannot {action} {where}: {storage.root_cause(error)}; checkpoints that were complete "
             "stay usable. Mend the disk and run the same command again to continue"
         ) from error
 
@@ -78,7 +82,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
     """The configuration that a run was started with; raises InputError where it is unreadable."""
     file = path / "config.json"
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(storage.read_text(file)))
     except (*storage.errors(), ValueError, TypeError) as error:
         raise InputError(
             f"{file}, which says how this run was started, cannot be read ({error}): bring it back "

@@ -80,7 +80,7 @@ class JsonlWriter:
     def _complete(self, metrics: dict[str, float]) -> None:
         """Adds to the last line of the former process, which was stopped before an evaluation."""
         self._resumed |= metrics
-        lines = self._path.read_text().splitlines(keepends=True)[:-1]
+        lines = storage.read_text(self._path).splitlines(keepends=True)[:-1]
         self._file = storage.LineFile(self._path, [*lines, json.dumps(self._resumed) + "\n"])
 
 
@@ -173,7 +173,7 @@ def is_evaluated(path: epath.Path, step: int) -> bool:
 def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:
     if not path.exists():
         return []
-    kept, lines = [], path.read_text().splitlines(keepends=True)
+    kept, lines = [], storage.read_text(path).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
             metrics = json.loads(line)

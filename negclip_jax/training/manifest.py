@@ -104,7 +104,7 @@ def set_aside(checkpoints: epath.Path, step: int) -> str:
 def _read(directory: epath.Path) -> dict[str, list]:
     path = directory / NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(storage.read_text(path))
         version, files = content["format"], dict(content["files"])
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None

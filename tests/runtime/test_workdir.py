@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -62,8 +63,15 @@ def test_a_directory_that_has_vanished_is_named(tmp_path):
     with pytest.raises(InputError, match=message), workdir.disk_errors(path):
         (tmp_path / "run" / "metrics.jsonl").read_text()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError), workdir.disk_errors(path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: .*No such"), workdir.disk_errors(path):
         (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    message = rf"cannot read or write {tmp_path}/metrics\.jsonl: IsADirectoryError.* stay usable"
+    with pytest.raises(InputError, match=message), workdir.disk_errors(str(tmp_path)):
+        (tmp_path / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", "\xff"])
@@ -71,6 +79,12 @@ def test_a_run_that_does_not_say_how_it_was_started(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content, "latin-1")
     with pytest.raises(InputError, match=r"config\.json, which says how .* cannot be read .* copy"):
+        workdir.read_config(epath.Path(tmp_path))
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"config\.json, which .* it is a pipe or a device"):
         workdir.read_config(epath.Path(tmp_path))
 
 

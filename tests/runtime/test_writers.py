@@ -70,8 +70,8 @@ def test_a_line_cut_short_is_dropped(path):
 
 
 def test_a_damaged_line_is_lost_alone_and_named(path, caplog):
-    path.write_text(
-        '{"step": 1, "loss": 1.0}\n{"step": 2, "l\x00ss": 2\n{"step": 3, "loss": 3.0}\n'
+    path.write_bytes(
+        b'{"step": 1, "loss": 1.0}\n{"step": 2, "l\xffss": 2\n{"step": 3, "loss": 3.0}\n'
     )
     JsonlWriter(path, resume_step=3).close()
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
