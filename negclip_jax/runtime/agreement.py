@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 import secrets
 import sys
 import threading
@@ -26,6 +27,7 @@ from negclip_jax.runtime.interrupt import Interrupted
 from negclip_jax.runtime.workdir import differences
 
 _SHOWN, _SHOWN_CHARACTERS = 5, 160
+_COLLECTIVE = re.compile(r"\b(Gloo|NCCL) \w+ (failed|error)", re.IGNORECASE)
 _VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another host
 
 
@@ -246,7 +248,7 @@ def _did_not_come(processes: list[int], what: str) -> InputError:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "stopped at once by Ctrl-C or a second signal"
+        return str(error) or "stopped at once by Ctrl-C"  # `signals.Stopped` says by what
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
@@ -254,6 +256,8 @@ def _is_of_jax(error: BaseException | None) -> bool:
     """Whether it comes from the runtime, and so perhaps from a process that vanished."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError | Unreachable):
+            return True
+        if _COLLECTIVE.search(str(error)):  # some calls of JAX make a ValueError of it
             return True
         error = error.__cause__ or error.__context__
     return False

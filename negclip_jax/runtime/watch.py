@@ -98,9 +98,12 @@ class Watch:
         self.stop()
         with contextlib.suppress(Unreachable):
             failure = {"process": self._index, "reason": reason}
+            first = failure
             if not self._board.put_first("news/failure", failure):
-                self._end(self._board.get("news/failure"))
-            self._farewell(failure)
+                first = self._board.get("news/failure")
+            if first["process"] != self._index:
+                self._end(first)
+            self._farewell(first)  # also where this process tells it a second time
 
     def agreed_stop(self, step: int, received: int | None) -> int | None:
         """The signal after which all processes stop at this step; None where they go on.

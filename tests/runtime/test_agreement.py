@@ -8,6 +8,7 @@ import pytest
 from boards import connected
 from etils import epath
 
+from negclip_jax import signals
 from negclip_jax.errors import InputError
 from negclip_jax.runtime import agreement, watch
 from negclip_jax.runtime.interrupt import Interrupted
@@ -186,6 +187,8 @@ def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys, error, sen
     ("error", "is_of_jax"),
     [
         (jax.errors.JaxRuntimeError("UNKNOWN: Gloo"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: pair.cc:538] Connection reset by peer"), True),
+        (ValueError("another model"), False),
         (InputError("a sentence"), False),
         (OSError("disk"), False),
     ],
@@ -195,6 +198,30 @@ def test_errors_of_the_runtime_are_known_through_what_wraps_them(error, is_of_ja
     wrapped = InputError("cannot save")
     wrapped.__cause__ = error
     assert agreement._is_of_jax(wrapped) is is_of_jax
+
+
+def test_a_signal_that_ends_one_process_at_once_ends_all(together, monkeypatch, capsys):
+    """Blocks are nested in a run; the process that received it says itself how to continue."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    told = threading.Event()
+
+    def leave(status: int) -> None:
+        told.set()
+        raise Left
+
+    monkeypatch.setattr(watch, "leave", leave)
+
+    def run(i: int) -> None:
+        with agreement.shared_fate(), agreement.shared_fate():
+            if i == 1:
+                raise signals.Stopped(15)
+            told.wait(10)
+            _here.team.watch.stop()
+            raise InputError("woken for the test")
+
+    ends = together(run)
+    assert [type(end) for end in ends] == [Left, signals.Stopped]
+    assert "error: process 1: stopped at once by SIGTERM\n" in capsys.readouterr().err
 
 
 def test_joining_gives_up_with_a_sentence(monkeypatch, capsys):
