@@ -50,6 +50,8 @@ def test_pictures_stand_side_by_side_with_their_verdicts(written, drawn):
     verdicts = {p: verdict(True, p.model == "tuned") for p in pictures}
     text = written(VQA, verdicts)
     assert text.count('<section class="prompt">') == 3
+    assert "<h1>Right pictures: base 0.0 %, tuned 100.0 %</h1>" in text
+    assert text.index("<h2>Pictures</h2>") < text.index("<h2>Models</h2>")
     assert text.count('class="right"') == 6 and text.count('class="wrong"') == 6
     assert text.count(">there ✓<") == 12
     assert text.count(">absent ✓<") == text.count(">absent ✗<") == 6
@@ -89,6 +91,7 @@ def test_a_stand_in_is_labelled_wherever_a_number_stands(written, drawn):
     _, pictures = drawn
     judge = {"kind": "clip_stand_in", "label": "CLIP stand-in, not a VQA judge"}
     text = written(judge, {p: verdict(True, True) for p in pictures})
+    assert "<h1>Right pictures by the CLIP stand-in: base 100.0 %" in text
     assert text.count("CLIP stand-in, not a VQA judge") == 2  # above all, and over the table
     assert "do not compare these numbers with those of a judge" in text
 
@@ -96,6 +99,7 @@ def test_a_stand_in_is_labelled_wherever_a_number_stands(written, drawn):
 def test_without_a_judge(written):
     text = written(None, {})
     assert "No judge has looked at these pictures" in text
+    assert "<h1>3 prompts, drawn with two text encoders</h1>" in text
     assert "<h2>Summary</h2>" not in text and text.count("not judged") == 12
 
 
