@@ -6,19 +6,28 @@ from typing import Any
 
 import numpy as np
 
-_SIDE = 2048  # of the square matrices
 
+def matmul_rate(
+    multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any], side: int = 2048
+) -> float:
+    """FLOP/s of products of square matrices: the best of five, so that a pause does not count.
 
-def matmul_rate(multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any]) -> float:
-    """FLOP/s of float32 products of square matrices: the best of five, so a pause does not count.
-
-    `multiply` blocks until the product exists; `make` turns a NumPy array into its operand.
+    Args:
+      multiply: blocks until the product exists.
+      make: turns float32 `[side, side]` into its operand. The numbers are random, as products of
+        constants draw less power and run faster than any model's.
+      side: of the matrices; accelerators need larger ones than processors to be busy.
     """
-    operand = make(np.ones((_SIDE, _SIDE), np.float32))
+    operand = make(np.random.default_rng(0).standard_normal((side, side), np.float32))
     multiply(operand, operand)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
         multiply(operand, operand)
         seconds.append(time.perf_counter() - start)
-    return 2 * _SIDE**3 / min(seconds)
+    return 2 * side**3 / min(seconds)
+
+
+def side_for(platform: str) -> int:
+    """Side of the matrices that keep a device busy, by JAX's name of its platform."""
+    return 2048 if platform == "cpu" else 8192

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bench import sides
-from bench.matmul import matmul_rate
+from bench.matmul import matmul_rate, side_for
 from bench.published_recipe import Pairs, PublishedRecipe
 
 
@@ -49,7 +49,7 @@ class Reference:
             "seconds": time.perf_counter() - begin,
             "waited": waited,
             "losses": losses,
-            "memory": sides.peak_memory(),
+            "memory": self._peak_memory(),
         }
 
     def matmul_rate(self) -> float:
@@ -60,4 +60,11 @@ class Reference:
             if self._device == "cuda":
                 torch.cuda.synchronize()
 
-        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device))
+        side = side_for(self._device)
+        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device), side)
+
+    def _peak_memory(self) -> int:
+        """Most bytes in use so far: of the GPU if there is one, else of this process."""
+        if self._device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return sides.peak_memory()

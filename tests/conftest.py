@@ -1,13 +1,18 @@
-"""Eight virtual CPU devices, set before JAX is imported, and tiny models and data for all tests."""
+"""Eight virtual CPU devices, set before JAX is imported, and tiny models and data for all tests.
+
+`NEGCLIP_TEST_PLATFORM=cuda` (or `tpu`) runs tests on an accelerator instead: those of models and of
+training on one device are meant to pass there too.
+"""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Level 0 of the code generator compiles in half the time; what XLA does to the program is the same.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["JAX_PLATFORMS"] = os.environ.get("NEGCLIP_TEST_PLATFORM", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Level 0 of the code generator compiles in half the time; the passes before it are the same.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import json

@@ -74,16 +74,18 @@ class CLIPConfig:
     def __post_init__(self):
         check_size("projection_dim", self.projection_dim)
 
-    def build(self, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs) -> "CLIP":
+    def build(self, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs) -> "CLIP":
         """The model of this configuration; see `CLIP`. Families of other modules override it."""
-        return CLIP(self, dtype=dtype, remat=remat, rngs=rngs)
+        return CLIP(self, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
 
 
 class TextTower(nnx.Module):
     """Token ids to one vector: causal transformer, final LayerNorm, state at the end token."""
 
-    def __init__(self, config: TextConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
-        self.config, self.dtype, self.remat = config, dtype, remat
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs
+    ):
+        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
         self.token_embedding = normal(rngs, (config.vocab_size, config.width), 0.02)
         self.position_embedding = normal(rngs, (config.context_length, config.width), 0.01)
         self.blocks = stacked_blocks(config, dtype, rngs)
@@ -118,7 +120,9 @@ class TextTower(nnx.Module):
 
     def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Array) -> Array:
         x = x.astype(self.dtype)
-        x = run_blocks(self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat)
+        x = run_blocks(
+            self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat, scan=self.scan
+        )
         return self.ln_final(x)
 
     def end_positions(self, ids: Array) -> Array:
@@ -135,8 +139,10 @@ class TextTower(nnx.Module):
 class VisionTower(nnx.Module):
     """Pixels to one vector: patches, class token, transformer, LayerNorm of the class token."""
 
-    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
-        self.config, self.dtype, self.remat = config, dtype, remat
+    def __init__(
+        self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs
+    ):
+        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
         std = config.width**-0.5
         patch = (config.patch_size, config.patch_size, 3, config.width)
         self.patch_embedding = normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
@@ -155,7 +161,9 @@ class VisionTower(nnx.Module):
         x = jnp.concatenate([class_token, patches], axis=1)
         x = self.ln_pre(x + self.position_embedding.astype(self.dtype))
         class_token = jnp.zeros((len(pixels), 1), jnp.int32)
-        x = run_blocks(self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat)
+        x = run_blocks(
+            self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat, scan=self.scan
+        )
         return self.ln_post(x[:, 0])
 
     def _embed_patches(self, pixels: Array) -> Array:
@@ -184,6 +192,7 @@ class CLIP(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        scan: bool = True,
         rngs: nnx.Rngs,
     ):
         """Initialises float32 parameters at random, as OpenAI's code does.
@@ -192,11 +201,12 @@ class CLIP(nnx.Module):
           config: sizes and numerics.
           dtype: compute type, float32 or bfloat16; softmax and LayerNorm statistics stay float32.
           remat: recompute each block in the backward pass instead of storing its activations.
+          scan: run the blocks in a loop (`models.transformer.run_blocks`), which compiles faster.
           rngs: NNX random streams.
         """
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.text = TextTower(config.text, dtype=dtype, remat=remat, rngs=rngs)
-        self.vision = VisionTower(config.vision, dtype=dtype, remat=remat, rngs=rngs)
+        self.text = TextTower(config.text, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
+        self.vision = VisionTower(config.vision, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
         d, w_text, w_vision = config.projection_dim, config.text.width, config.vision.width
         self.text_projection = normal(rngs, (w_text, d), w_text**-0.5)
         self.visual_projection = normal(rngs, (w_vision, d), w_vision**-0.5)
@@ -245,8 +255,12 @@ def split(model: CLIP) -> tuple[nnx.GraphDef, dict]:
 
 
 def abstract(
-    config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = False
+    config: CLIPConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    scan: bool = True,
 ) -> tuple[nnx.GraphDef, dict]:
     """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
-    model = nnx.eval_shape(lambda: config.build(dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
-    return split(model)
+    options = {"dtype": dtype, "remat": remat, "scan": scan}
+    return split(nnx.eval_shape(lambda: config.build(**options, rngs=nnx.Rngs(0))))

@@ -85,9 +85,9 @@ class SigLIPConfig(CLIPConfig):
                 f"tower have {self.vision.width} numbers"
             )
 
-    def build(self, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs) -> "SigLIP":
+    def build(self, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs) -> "SigLIP":
         """The model of this configuration; see `SigLIP`."""
-        return SigLIP(self, dtype=dtype, remat=remat, rngs=rngs)
+        return SigLIP(self, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
 
 
 class SigLIPTextTower(TextTower):
@@ -129,8 +129,10 @@ class PoolingHead(nnx.Module):
 class SigLIPVisionTower(VisionTower):
     """Pixels to one vector: patches, transformer, LayerNorm, attention pooling."""
 
-    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, rngs: nnx.Rngs):
-        self.config, self.dtype, self.remat = config, dtype, remat
+    def __init__(
+        self, config: VisionConfig, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs
+    ):
+        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
         patch = (config.patch_size, config.patch_size, 3, config.width)
         self.patch_embedding = normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
         self.patch_bias = nnx.Param(jnp.zeros(config.width))
@@ -144,7 +146,9 @@ class SigLIPVisionTower(VisionTower):
         """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
         added = (self.patch_bias + self.position_embedding).astype(self.dtype)
         x = self._embed_patches(pixels) + added
-        x = run_blocks(self.blocks, x, None, at=None, mask_at=None, remat=self.remat)
+        x = run_blocks(
+            self.blocks, x, None, at=None, mask_at=None, remat=self.remat, scan=self.scan
+        )
         return self.head(self.ln_post(x))
 
 
@@ -157,12 +161,15 @@ class SigLIP(CLIP):
         *,
         dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        scan: bool = True,
         rngs: nnx.Rngs,
     ):
         """Initialises float32 parameters at random; the arguments are those of `CLIP`."""
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.text = SigLIPTextTower(config.text, dtype=dtype, remat=remat, rngs=rngs)
-        self.vision = SigLIPVisionTower(config.vision, dtype=dtype, remat=remat, rngs=rngs)
+        self.text = SigLIPTextTower(config.text, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
+        self.vision = SigLIPVisionTower(
+            config.vision, dtype=dtype, remat=remat, scan=scan, rngs=rngs
+        )
         width, dim = config.text.width, config.projection_dim
         self.text_projection = linear(width, dim, width**-0.5, dtype, rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))

@@ -1,7 +1,8 @@
 """The transformer that every tower is made of: pre-LayerNorm blocks, stacked and scanned.
 
 Blocks of a tower have equal shapes, so their parameters are stored stacked (leading axis: layer)
-and run under `jax.lax.scan`: compile time does not grow with depth.
+and run under `jax.lax.scan`: compile time does not grow with depth. A GPU pays for the loop with
+copies of what it keeps for the backward pass, a fifth of a step; there it can be unrolled.
 """
 
 import contextlib
@@ -79,14 +80,35 @@ class Attention(nnx.Module):
             self._split(self.key(x)),
             self._split(self.value(x)),
         )
-        if mask is None or isinstance(mask, str):
-            attended = jax.nn.dot_product_attention(q, k, v, is_causal=mask == CAUSAL)
-        else:
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        is_array = not (mask is None or isinstance(mask, str))
+        attended = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask[:, None] if is_array else None,
+            is_causal=not is_array and mask == CAUSAL,
+            implementation=attention_kernel(q, k, jax.devices()[0], has_mask=is_array),
+        )
         return self.out(attended.reshape(queries.shape))
 
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
+
+
+def attention_kernel(q: Array, k: Array, device: jax.Device, *, has_mask: bool) -> str:
+    """Which `implementation` of `jax.nn.dot_product_attention` a device has for these arrays.
+
+    "cudnn" is a fused kernel of NVIDIA's that never writes the scores. It takes bfloat16 from
+    compute capability 8.0 on, heads of up to 128 numbers, and with a mask even lengths only:
+    https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html. A few queries
+    (the last block's) do not fill it. Everything else is "xla".
+    """
+    if q.dtype != jnp.bfloat16 or not device.device_kind.startswith("NVIDIA"):
+        return "xla"
+    length, head = q.shape[1], q.shape[-1]
+    takes_shape = head % 8 == 0 and head <= 128 and not (has_mask and length % 2)
+    is_new = float(device.compute_capability) >= 8.0
+    return "cudnn" if is_new and takes_shape and length == k.shape[1] else "xla"
 
 
 class MLP(nnx.Module):
@@ -161,7 +183,14 @@ def stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Blo
 
 
 def run_blocks(
-    blocks: Block, x: Array, mask: Mask, *, at: Array | None, mask_at: Mask, remat: bool
+    blocks: Block,
+    x: Array,
+    mask: Mask,
+    *,
+    at: Array | None,
+    mask_at: Mask,
+    remat: bool,
+    scan: bool,
 ) -> Array:
     """Runs all blocks on `[B, T, W]`.
 
@@ -173,6 +202,7 @@ def run_blocks(
         columns, so it computes keys and values there, no more.
       mask_at: the mask of those columns.
       remat: keep nothing but each block's input for the backward pass.
+      scan: run the blocks in a loop, which is compiled once, not one after the other.
 
     Returns:
       `[B, Q, W]`.
@@ -185,12 +215,13 @@ def run_blocks(
     def body(x, layer):
         return block(x, layer, mask), None
 
-    # For the backward pass only the linear layers' outputs are kept, or nothing but the block's
-    # input: recomputing the rest is cheaper than writing it to memory and reading it again.
-    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-    kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    body = jax.checkpoint(body, policy=kept, prevent_cse=False)
-    x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params))
+    # For the backward pass of a loop only the linear layers' outputs are kept, or nothing but the
+    # block's input: recomputing the rest is cheaper than writing it to memory and reading it again.
+    # Unrolled, XLA finds what to keep by itself. Inside a loop it cannot undo the recomputation.
+    if remat or scan:
+        kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        body = jax.checkpoint(body, policy=kept, prevent_cse=not scan)
+    x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params), unroll=not scan)
     return block(x, jax.tree.map(lambda p: p[-1], params), mask if at is None else mask_at, at)
 
 

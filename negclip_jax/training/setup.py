@@ -38,7 +38,7 @@ from negclip_jax.training.work import StepWork
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
-_FREE += ("model.remat", "data.packing", "data.cache_", "train.microbatches")
+_FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
 _FREE += ("train.logit_block_mib",)
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
@@ -89,8 +89,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     _compare_with_start(config, path, loader, resumes)
     clock = _clock(config, loader)
 
+    options = config.model
+    scan = jax.default_backend() != "gpu" if options.scan is None else options.scan
     graphdef, abstract = clip.abstract(
-        model_config, dtype=config.model.dtype, remat=config.model.remat
+        model_config, dtype=options.dtype, remat=options.remat, scan=scan
     )
     objective = _objective(config.train, graphdef, preprocess, mesh)
     trainable = patterns.trainable(abstract, config.optim.freeze)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from negclip_jax.models import clip
+from negclip_jax.models.transformer import matmul_precision
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_vit_b_32_has_the_published_number_of_parameters():
 
 def test_initial_values_follow_openai(tiny_config):
     config = dataclasses.replace(tiny_config.text, width=128, mlp_width=512, vocab_size=2000)
-    tower = clip.TextTower(config, dtype=jnp.float32, remat=False, rngs=nnx.Rngs(0))
+    tower = clip.TextTower(config, dtype=jnp.float32, remat=False, scan=True, rngs=nnx.Rngs(0))
     params = flat(nnx.to_pure_dict(nnx.state(tower)))
     std = {path: float(np.std(leaf)) for path, leaf in params.items()}
     assert std["token_embedding"] == pytest.approx(0.02, rel=0.05)
@@ -88,9 +89,11 @@ def test_scan_equals_a_loop_over_the_blocks(model, params, inputs):
             x = block(x, clip.CAUSAL)
         return x
 
-    x = unrolled(params["text"])
+    with matmul_precision(jnp.dtype("float32")):
+        x = unrolled(params["text"])
     pooled = tower.ln_final(x)[np.arange(len(ids)), tower.end_positions(ids)]
-    np.testing.assert_allclose(jax.jit(tower)(ids), pooled, atol=1e-5)
+    with matmul_precision(jnp.dtype("float32")):
+        np.testing.assert_allclose(jax.jit(tower)(ids), pooled, atol=1e-5)
 
 
 def test_patches_equal_a_strided_convolution(model, inputs):
@@ -104,7 +107,8 @@ def test_patches_equal_a_strided_convolution(model, inputs):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision="highest",
     )
-    ours = tower._embed_patches(jnp.asarray(pixels))
+    with matmul_precision(jnp.dtype("float32")):
+        ours = tower._embed_patches(jnp.asarray(pixels))
     np.testing.assert_allclose(ours, convolved.reshape(ours.shape), atol=1e-5)
 
 
@@ -159,7 +163,7 @@ def test_tokens_after_the_end_token_do_not_matter(tiny_config, params, inputs):
 def test_end_positions(tiny_config, eos, expected):
     text = dataclasses.replace(tiny_config.text, eos_token_id=eos)
     tower = nnx.eval_shape(
-        lambda: clip.TextTower(text, dtype=jnp.float32, remat=False, rngs=nnx.Rngs(0))
+        lambda: clip.TextTower(text, dtype=jnp.float32, remat=False, scan=True, rngs=nnx.Rngs(0))
     )
     ids = jnp.array([[1, 9, 9, 30, 30], [40, 1, 1, 1, 9], [1, 8, 8, 2, 0]])
     assert tower.end_positions(ids).tolist() == expected

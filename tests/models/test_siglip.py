@@ -20,7 +20,7 @@ CONFIG = siglip.SigLIPConfig(
 
 @pytest.fixture(scope="module")
 def model():
-    return CONFIG.build(dtype=jnp.float32, remat=False, rngs=nnx.Rngs(0))
+    return CONFIG.build(dtype=jnp.float32, remat=False, scan=True, rngs=nnx.Rngs(0))
 
 
 def test_the_configuration_builds_its_family(model):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def states():
 
 @functools.partial(jax.jit, static_argnums=2)
 def run(blocks, x, mask=None, at=None, mask_at=None):
-    return transformer.run_blocks(blocks, x, mask, at=at, mask_at=mask_at, remat=False)
+    return transformer.run_blocks(blocks, x, mask, at=at, mask_at=mask_at, remat=False, scan=True)
 
 
 def test_parameters_are_stacked_by_layer(blocks):
@@ -54,21 +55,76 @@ def test_causal_states_do_not_see_what_follows(blocks, states):
     assert causal < 1e-6 and bidirectional > 1e-3
 
 
-def test_recomputing_keeps_values_and_gradients(blocks, states):
+def gradient_of(blocks, states, **how):
+    """A jitted gradient over the parameters of `blocks`, and these."""
     graphdef, params = nnx.split(blocks)
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def gradient(params, remat):
-        def loss(params):
-            merged = nnx.merge(graphdef, params)
-            x = transformer.run_blocks(merged, states, None, at=None, mask_at=None, remat=remat)
-            return (x**2).sum()
+    def loss(params):
+        merged = nnx.merge(graphdef, params)
+        x = transformer.run_blocks(merged, states, None, at=None, mask_at=None, **how)
+        return (x**2).sum()
 
-        return jax.grad(loss)(params)
+    return jax.jit(jax.grad(loss)), params
 
-    ours, theirs = (jax.tree.leaves(gradient(params, remat)) for remat in (False, True))
-    for kept, recomputed in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(kept, recomputed, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize(("remat", "scan"), [(True, True), (False, False), (True, False)])
+def test_how_blocks_run_changes_no_gradient(blocks, states, remat, scan):
+    plain, params = gradient_of(blocks, states, remat=False, scan=True)
+    other, _ = gradient_of(blocks, states, remat=remat, scan=scan)
+    leaves = (jax.tree.leaves(gradient(params)) for gradient in (plain, other))
+    for ours, theirs in zip(*leaves, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_only_a_scan_is_a_loop(blocks, states, remat):
+    for scan in (True, False):
+        gradient, params = gradient_of(blocks, states, remat=remat, scan=scan)
+        assert ("stablehlo.while" in gradient.lower(params).as_text()) is scan
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_tower_of_one_block(states, scan):
+    one = transformer.stacked_blocks(
+        dataclasses.replace(CONFIG, layers=1), jnp.float32, nnx.Rngs(0)
+    )
+    x = transformer.run_blocks(one, states, None, at=None, mask_at=None, remat=False, scan=scan)
+    assert x.shape == states.shape and not np.allclose(x, states)
+
+
+def kernel_for(capability="9.0", kind="NVIDIA H100 80GB HBM3", **sizes):
+    """Which attention a device has for queries and keys of these sizes."""
+    queries, length, head = (sizes.get(key, default) for key, default in SIZES.items())
+    dtype = sizes.get("dtype", jnp.bfloat16)
+    q, k = (jax.ShapeDtypeStruct((2, n, 4, head), dtype) for n in (queries, length))
+    device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+    return transformer.attention_kernel(q, k, device, has_mask=sizes.get("has_mask", True))
+
+
+SIZES = {"queries": 80, "length": 80, "head": 64}
+
+
+def test_a_gpu_fuses_attention_in_bfloat16():
+    assert kernel_for() == kernel_for(capability="8.0") == "cudnn"
+    assert kernel_for(queries=77, length=77, has_mask=False) == "cudnn"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"kind": "cpu", "capability": None},
+        {"kind": "AMD Instinct MI300X", "capability": "gfx942"},
+        {"capability": "7.5"},
+        {"dtype": jnp.float32},
+        {"queries": 77, "length": 77},
+        {"queries": 4},
+        {"head": 20},
+        {"head": 256},
+    ],
+    ids=str,
+)
+def test_what_the_fused_kernel_does_not_take(case):
+    assert kernel_for(**case) == "xla"
 
 
 def test_activations_at_one():
