@@ -15,6 +15,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNWIND_SECONDS = 3.0
+_IMPORT_SECONDS = 0.05  # until a signal that came during an import is tried again
 
 # Takes a signal that it hears first and returns True, or leaves it to end the process.
 Listener = Callable[[int], bool]
@@ -63,7 +64,19 @@ def end(signum: int, say: Callable[[str], None]) -> None:
 
 def raise_stopped(signum: int, frame: FrameType | None) -> None:
     """The handler of `end_on_signals`."""
-    raise Stopped(signum)
+    if not _is_importing(frame):
+        raise Stopped(signum)
+    # Extension modules, jaxlib among them, crash where an exception comes while they are loaded.
+    main = threading.main_thread().ident
+    again = threading.Timer(_IMPORT_SECONDS, signal.pthread_kill, [main, signum])
+    again.daemon = True
+    again.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def add_listener(listener: Listener) -> None:

@@ -76,3 +76,26 @@ def test_a_listener_takes_the_first_signal_only():
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGINT
     assert err == "stopped at once by SIGINT; to continue: again\n"
+
+
+def test_an_import_is_not_interrupted(tmp_path):
+    """jaxlib crashes where an exception comes while it is loaded: it ends after the import."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "for _ in range(10**5): pass\n"
+        "print('imported', flush=True)\n"
+    )
+    command = COMMAND.replace('"python": lambda: time.sleep(60)', '"python": load')
+    path = f"sys.path.insert(0, {str(tmp_path)!r})"
+    load = f"def load():\n    {path}\n    import slow\n    time.sleep(60)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", load + command, "python", "nobody listens"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.stderr == "stopped at once by SIGTERM; to continue: again\n"
+    assert done.stdout.splitlines()[-2:] == ["imported", "cleaned up"]
