@@ -74,7 +74,7 @@ def test_every_key_can_be_set(run_launch, given):
         "checkpoint": "/some/where",
         "dtype": "float32",
         "remat": True,
-        "scan": None,
+        "scan": True,
     }
     assert (config.optim.lr, config.train.total, config.train.ema_decay) == (1e-5, "3 epochs", 0.9)
     assert config.optim.freeze == ("vision/.*",) and config.log.tensorboard is False

@@ -89,11 +89,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     _compare_with_start(config, path, loader, resumes)
     clock = _clock(config, loader)
 
-    options = config.model
-    scan = jax.default_backend() != "gpu" if options.scan is None else options.scan
-    graphdef, abstract = clip.abstract(
-        model_config, dtype=options.dtype, remat=options.remat, scan=scan
-    )
+    options = {name: config.model[name] for name in ("dtype", "remat", "scan")}
+    graphdef, abstract = clip.abstract(model_config, **options)
     objective = _objective(config.train, graphdef, preprocess, mesh)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     schedule, tx = _optimizer(config.optim, abstract, trainable, clock)
