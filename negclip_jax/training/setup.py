@@ -86,7 +86,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
     preprocess = _preprocessor(config.data, base, model_config.vision.image_size)
     loader, validation_loader = inputs.loaders(config, tokenizer, preprocess, mesh)
-    _compare_with_start(config, path, loader, resumes)
+    _compare_with_start(config, path, loader, base, resumes)
     clock = _clock(config, loader)
 
     options = {name: config.model[name] for name in ("dtype", "remat", "scan")}
@@ -276,11 +276,17 @@ def _validation(
 
 
 def _compare_with_start(
-    config: ConfigDict, path: epath.Path, loader: PairLoader, resumes: bool
+    config: ConfigDict, path: epath.Path, loader: PairLoader, base: Path, resumes: bool
 ) -> None:
     """Writes down what the run is, or refuses to continue it as another one."""
     described = json.loads(json.dumps(config.to_dict()))
     described["data_fingerprint"] = inputs.fingerprint(loader.examples)
+    # Sizes, preprocessing and vocabulary: a digit that changed would change numbers without a word.
+    described["base_files"] = {
+        file.relative_to(base).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in sorted(base.rglob("*"))
+        if file.is_file()
+    }
     if resumes:
         old = workdir.read_config(path)
         changed = workdir.differences(old, described)

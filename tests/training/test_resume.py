@@ -133,6 +133,17 @@ def test_other_pairs_are_refused(stopped_at_12, make_config, tiny_pairs, tmp_pat
         train(config, str(workdir), EVALUATORS)
 
 
+def test_changed_files_of_the_base_are_refused(stopped_at_12, make_config, tmp_path, one_device):
+    workdir = continued(stopped_at_12, tmp_path)
+    path = workdir / "base" / "preprocessor_config.json"
+    path.write_text(path.read_text().replace("0.4", "0.5"))
+    (workdir / "base" / "README.md").write_text("new")
+    with pytest.raises(InputError, match="was started differently") as error:
+        train(make_config(stopped_at_12["changes"]), str(workdir), EVALUATORS)
+    assert "base_files.preprocessor_config.json: '" in str(error.value)
+    assert "base_files.README.md: None -> " in str(error.value)
+
+
 def test_allowed_changes_are_logged_and_made(
     stopped_at_12, make_config, tmp_path, one_device, caplog
 ):
