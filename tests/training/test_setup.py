@@ -73,8 +73,10 @@ def test_a_longer_run_is_another_run_if_the_rate_depends_on_its_end(
     one = np.zeros(1, np.int64)
     examples = Examples(["a.png"], one, texts, one[None], None, None)
     loader = types.SimpleNamespace(examples=examples)
-    setup._compare_with_start(make_config(recipe), epath.Path(tmp_path), loader, resumes=False)
+    run, base = epath.Path(tmp_path / "run"), tmp_path / "base"
+    run.mkdir()
+    setup._compare_with_start(make_config(recipe), run, loader, base, resumes=False)
     longer = make_config(recipe | {"train.total": "40 steps"})
     expected = pytest.raises(InputError, match=r"train\.total: '20 steps' -> '40 steps'")
     with expected if refused else contextlib.nullcontext():
-        setup._compare_with_start(longer, epath.Path(tmp_path), loader, resumes=True)
+        setup._compare_with_start(longer, run, loader, base, resumes=True)
