@@ -13,6 +13,7 @@ from evals.command import require_writable, use_compilation_cache
 from evals.searching import page
 from evals.searching.folder import PhotoFolder
 from evals.searching.ranking import rank
+from negclip_jax import partial
 from negclip_jax.errors import InputError
 from negclip_jax.runtime.timing import human_seconds
 
@@ -60,9 +61,8 @@ def run(args: argparse.Namespace) -> None:
         "queries": found,
     }
     text = json.dumps(document, indent=1)  # escapes what no file name may hold
-    partial = args.out / f".{RESULTS}.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(args.out / RESULTS)
+    with partial.whole_file(args.out / RESULTS) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
     page.write(args.out, folder, kept, loaded, rankings, queries, top=args.top)
     for query, columns in found.items():
         print(table_text(query, columns))
