@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
         )
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
-    from negclip_jax.errors import InputError
-    from negclip_jax.runtime import agreement, console, sharding
+    from negclip_jax.common.errors import InputError
+    from negclip_jax.runtime import console, multihost, sharding
     from negclip_jax.runtime.interrupt import Interrupted
     from negclip_jax.training.loop import describe_end, train
 
@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
         )
         if not sharding.is_main_process():
             console.set_up_logging(only_warnings=True)
-        with agreement.shared_fate():
+        with multihost.shared_fate():
             state = train(config, workdir, _benchmarks(config.eval, workdir))
     except InputError as error:
         console.fail(str(error))
-        agreement.leave(1)
+        multihost.leave(1)
     except Interrupted as stopped:
         _say_how_to_continue(str(stopped))
         sys.exit(128 + stopped.signum)
@@ -116,7 +116,7 @@ def _sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    from negclip_jax import signals  # needs nothing itself
+    from negclip_jax.common import signals  # needs nothing itself
 
     signals.end_on_signals(_say_how_to_continue)  # until the training loop listens to them
     try:

@@ -24,7 +24,7 @@ from evals import models, runner
 from evals.__main__ import main as evaluate
 from evals.encode import Encoder
 from evals.images import DataRoots
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def encode_once(

@@ -21,8 +21,8 @@ import numpy as np
 
 from bench import tables
 from bench.sides import Side
-from negclip_jax import extras
-from negclip_jax.errors import InputError
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
 
 ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
 

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from data_gen.errors import InputError as DataGenError
-from negclip_jax.errors import InputError, printable, sentence
+from negclip_jax.common.errors import InputError, printable, sentence
 
 SENTENCES = (InputError, DataGenError)
 SLOW_SECONDS = 5.0

@@ -130,7 +130,7 @@ def _weights() -> tuple[list[bytes], list[bytes], list[bytes]]:
 
 
 def _vocabulary() -> bytes:
-    from negclip_jax.data.tokens import byte_symbols
+    from negclip_jax.data.clip_tokens import byte_symbols
 
     symbols = list(byte_symbols().values())
     vocab = [*symbols, *(s + "</w>" for s in symbols), "ca", "<|startoftext|>", "<|endoftext|>"]
@@ -153,7 +153,7 @@ def annotation_kinds() -> dict[str, Kind]:
     from evals import captions, reading
     from negclip_jax.data.images import Preprocessor
     from negclip_jax.data.pairs import read_pairs
-    from negclip_jax.data.tokens import Tokenizer
+    from negclip_jax.data.tokenizer import load_tokenizer
     from negclip_jax.interop.config import read_config
 
     def csv(path: Path) -> None:
@@ -185,7 +185,7 @@ def annotation_kinds() -> dict[str, Kind]:
         "tokenizer": Kind(
             "tokenizer.json",
             [_vocabulary()],
-            lambda path: Tokenizer.from_directory(path.parent)(CAPTION),
+            lambda path: load_tokenizer(path.parent)(CAPTION),
         ),
     }
 

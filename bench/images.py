@@ -19,8 +19,8 @@ import numpy as np
 
 from bench import tables
 from bench.sides import Side
-from negclip_jax import extras
-from negclip_jax.errors import InputError
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
 
 _BATCH = 64
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from bench import material, tables
-from negclip_jax import extras
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing, Ragged
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 
 _DIM = 512  # of a ViT-B/32's features
 _UNIQUE_EVERY = 5  # captions of an image
@@ -40,7 +40,7 @@ def measure(captions: list[str], directory: Path, batch_size: int, repetitions: 
 
     torch.set_num_threads(1)
     tokenizer, theirs = (
-        Tokenizer.from_directory(directory),
+        load_tokenizer(directory),
         CLIPTokenizer.from_pretrained(directory),
     )
     ids, offsets = tokenizer.encode_ragged(captions)
@@ -64,7 +64,7 @@ def measure(captions: list[str], directory: Path, batch_size: int, repetitions: 
             pass
 
     works = {
-        "tokenize": lambda: Tokenizer.from_directory(directory).encode_ragged(captions),
+        "tokenize": lambda: load_tokenizer(directory).encode_ragged(captions),
         "reference_tokenize": their_ids,
         "batches": our_batches,
         "reference_batches": their_batches,

@@ -21,8 +21,8 @@ import numpy as np
 
 from bench import sides, tables
 from bench.sides import Side
-from negclip_jax import extras
-from negclip_jax.errors import InputError
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
 
 DEPTHS = (4, 12, 24)
 _ROOT = Path(__file__).resolve().parent.parent
@@ -35,10 +35,10 @@ class OurStart:
         """Seconds, and bytes of memory above what the process had before."""
         import jax
 
-        from negclip_jax.pretrained import from_pretrained
+        from negclip_jax.pretrained import CLIP
 
         before, start = sides.peak_memory(), time.perf_counter()
-        jax.block_until_ready(from_pretrained(checkpoint).params)
+        jax.block_until_ready(CLIP.from_pretrained(checkpoint).params)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "memory": sides.peak_memory() - before}
 

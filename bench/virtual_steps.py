@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 from bench.hlo import Program
 from bench.material import ARCHITECTURES, caption_lengths
 from configs import negationclip
+from negclip_jax.checkpoints import manager
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.packing import Packing
 from negclip_jax.models import clip, flops
 from negclip_jax.runtime import sharding
-from negclip_jax.training import checkpoint, optim, patterns
+from negclip_jax.training import optim, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.compiled import CompiledStep
 from negclip_jax.training.step import Objective, make_train_step
@@ -155,8 +156,8 @@ def _step(
         logit_scale_max=None,
         ema_decay=None,
     )
-    state = checkpoint.abstract_of(shapes, state_places)
-    return step, state, checkpoint.abstract_of(frozen, frozen_places)
+    state = manager.abstract_of(shapes, state_places)
+    return step, state, manager.abstract_of(frozen, frozen_places)
 
 
 def _batch(case: Case, model: clip.CLIPConfig, mesh: Mesh) -> dict:

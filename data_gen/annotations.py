@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.errors import InputError
-from data_gen.nouns import mention
-from data_gen.senses import canonical, kinds, same
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
+from negclip_jax.language.nouns import mention
+from negclip_jax.language.senses import canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 # Share of the image's area below which an object counts as neither seen nor absent: 17 x 17 pixels

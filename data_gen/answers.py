@@ -2,10 +2,10 @@
 
 import re
 
-from data_gen.lemmas import is_participle
-from data_gen.lexicon import ABSTRACT, word_set
-from data_gen.nouns import PLURAL_ONLY, singular
-from data_gen.senses import canonical
+from negclip_jax.language.lemmas import is_participle
+from negclip_jax.language.nouns import PLURAL_ONLY, singular
+from negclip_jax.language.senses import canonical
+from negclip_jax.language.word_classes import ABSTRACT, word_set
 
 _LABEL = re.compile(
     r"^(?:(?:the |your |my )?(?:new|updated|rewritten|revised|modified|negated|final|output)? ?"

@@ -17,7 +17,7 @@ from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
 from data_gen.intervals import Share, wilson
 from data_gen.labels import precision, read_labels
 from data_gen.records import read_table, write_json
-from data_gen.senses import canonical
+from negclip_jax.language.senses import canonical
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NOT_A_MODEL = ("instances", "vqa")

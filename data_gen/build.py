@@ -9,7 +9,6 @@ from typing import Any
 from data_gen.engines.base import Capabilities, Engine
 from data_gen.errors import InputError
 from data_gen.images import PhotoFolder
-from data_gen.nouns import SYNONYMS
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
 from data_gen.settings import Settings, require
@@ -17,6 +16,7 @@ from data_gen.stages import propose, verify, writers
 from data_gen.stages.questions import VQAProposer
 from data_gen.stages.rewrite import Checker, RewriteStage
 from data_gen.stages.waves import UntilEnough
+from negclip_jax.language.nouns import SYNONYMS
 
 
 @dataclass(frozen=True)
@@ -258,10 +258,11 @@ def token_counter(config: Settings) -> Callable[[str], int]:
     """CLIP tokens of a text with start and end token: exact with a vocabulary, else not less."""
     if config.check.tokenizer is None:
         return estimated_tokens
-    from negclip_jax.data.tokens import Tokenizer, TokenizerError
+    from negclip_jax.data.clip_tokens import TokenizerError
+    from negclip_jax.data.tokenizer import load_tokenizer
 
     try:
-        tokenizer = Tokenizer.from_directory(config.check.tokenizer)
+        tokenizer = load_tokenizer(config.check.tokenizer)
     except TokenizerError as error:
         raise InputError(f"check.tokenizer: {error}") from None
     return lambda text: len(tokenizer.encode(text)) + 2
@@ -269,6 +270,6 @@ def token_counter(config: Settings) -> Callable[[str], int]:
 
 def estimated_tokens(text: str) -> int:
     """An upper estimate without a vocabulary: a token for every four letters of a word, begun."""
-    from negclip_jax.data.tokens import split_words
+    from negclip_jax.data.clip_tokens import split_words
 
     return 2 + sum(math.ceil(len(word.encode()) / 4) for word in split_words(text))

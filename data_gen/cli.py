@@ -23,7 +23,7 @@ from typing import TextIO
 
 from data_gen import settings
 from data_gen.errors import InputError
-from negclip_jax.errors import printable
+from negclip_jax.common.errors import printable
 
 # Flags for the keys that most runs set; their names are the keys' but for "input.".
 FLAGS = {

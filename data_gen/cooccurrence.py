@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_gen.mentions import mentioned
+from negclip_jax.language.mentions import mentioned
 
 
 class Cooccurrence:

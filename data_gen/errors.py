@@ -1,6 +1,6 @@
 """The one exception that a person's input can raise in data_gen, which runs without jax."""
 
-from negclip_jax.errors import sentence
+from negclip_jax.common.errors import sentence
 
 
 class InputError(ValueError):

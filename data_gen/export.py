@@ -10,7 +10,7 @@ from data_gen.engines.base import content_hash
 from data_gen.errors import InputError
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table, replacing
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
 
 _COLUMNS = [

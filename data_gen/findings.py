@@ -14,7 +14,7 @@ from data_gen.labels import sample
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
 from data_gen.rules import REASONS
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
 
 GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
 _COLUMNS = [

@@ -21,8 +21,8 @@ import numpy as np
 from data_gen.annotations import Scene, read_coco, read_scenes
 from data_gen.cooccurrence import Cooccurrence
 from data_gen.errors import InputError
-from data_gen.nouns import mention, noun
-from data_gen.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
+from negclip_jax.language.nouns import mention, noun
+from negclip_jax.language.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
 
 AFFIRMED = ("{c} with {a}", "{c} and {a}", "{c}, and there is {a}", "there is {a}", "{a}")
 AFFIRMED_ALONE = ("there is {a}", "{a}", "a picture of {a}")

@@ -4,8 +4,8 @@
 "no" to a yes/no question (`questions`), `foil` says the false (`foils`).
 """
 
-from data_gen.foils import foil
-from data_gen.phrasing import rewrite_by_template
-from data_gen.questions import merge_question
+from negclip_jax.language.foils import foil
+from negclip_jax.language.phrasing import rewrite_by_template
+from negclip_jax.language.questions import merge_question
 
 __all__ = ["foil", "merge_question", "rewrite_by_template"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from data_gen.errors import InputError
-from negclip_jax.data.decoding import MAX_BYTES, MAX_PIXELS, formats
+from negclip_jax.common.decoding import MAX_BYTES, MAX_PIXELS, formats
 from negclip_jax.data.records import unsafe_name
 
 _QUALITY = 90

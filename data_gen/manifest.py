@@ -20,7 +20,7 @@ from data_gen.errors import InputError
 from data_gen.prompts import Prompt
 from data_gen.records import write_json
 from data_gen.settings import Settings
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
 
 _KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 _PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")

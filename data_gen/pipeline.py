@@ -8,11 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_gen.cues import tokenize
 from data_gen.engines.base import is_transient
 from data_gen.images import Photo, PhotoError, PhotoFolder
-from data_gen.mentions import find_same
-from data_gen.nouns import SYNONYMS, plural
 from data_gen.settings import Settings
 from data_gen.stages.assign import assign
 from data_gen.stages.propose import Proposer, filtered
@@ -20,6 +17,9 @@ from data_gen.stages.questions import filtered_questions
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from data_gen.work import Candidate, ImageItem, Rows, Verdict
+from negclip_jax.language.cues import tokenize
+from negclip_jax.language.mentions import find_same
+from negclip_jax.language.nouns import SYNONYMS, plural
 
 
 class ImagePipeline:

@@ -20,8 +20,7 @@ from data_gen.images import PhotoError, PhotoFolder
 from data_gen.intervals import Share
 from data_gen.labels import write_sample
 from data_gen.records import replacing
-from negclip_jax.data.decoding import opened
-from negclip_jax.data.preprocessing import ImageError
+from negclip_jax.common.decoding import ImageError, opened
 
 THUMBNAIL = 160  # pixels, the longer side
 _WIDTH, _HEIGHT = 320, 110  # of a histogram, in SVG units

@@ -8,11 +8,11 @@ people; `data_gen.audit` counts it.
 from collections.abc import Callable, Sequence
 
 from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
-from data_gen.cues import PEOPLE, Cue, Token, find_cues, governs, position, tokenize
-from data_gen.lemmas import content, related, stem
-from data_gen.mentions import Span, find_kinds, find_same, mentioned
-from data_gen.nouns import HUMANS, article, plural, singular
-from data_gen.senses import concepts
+from negclip_jax.language.cues import PEOPLE, Cue, Token, find_cues, governs, position, tokenize
+from negclip_jax.language.lemmas import content, related, stem
+from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
+from negclip_jax.language.nouns import HUMANS, article, plural, singular
+from negclip_jax.language.senses import concepts
 
 __all__ = ["REASONS", "check", "clean", "cue_of", "mentioned", "normalise_object"]
 

@@ -7,27 +7,10 @@ distinct image and text once, over all benchmarks, and hands the rows to `Proble
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from evals.images import DataRoots
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRef:
-    """One picture to encode; equal references are encoded once.
-
-    Attributes:
-      path: as the published file names it; `DataRoots.resolve` finds the file.
-        `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
-      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
-        before any preprocessing.
-    """
-
-    path: str
-    box: tuple[float, float, float, float] | None = None
+from evals.images import DataRoots, ImageRef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +144,7 @@ class Benchmark:
     source: str
     licence: str
     download: str
-    load: Callable[["DataRoots"], Problem]
+    load: Callable[[DataRoots], Problem]
     published: Sequence[Published] = ()
     task: str = ""
     retention: bool = False

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.benchmark import ImageRef
+from evals.images import ImageRef
 from evals.reading import Fields, read_json, read_text
 from evals.retrieval import Captioned
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def read_captions(file: Path, split: str) -> list[Captioned]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from evals import registry
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def render(names: Sequence[str] = ()) -> str:

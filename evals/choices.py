@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import ImageRef, Metric, Problem, Result
+from evals.benchmark import Metric, Problem, Result
 from evals.cues import cue_breakdowns, cue_columns
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.pictures import Pictures, Views
 
 

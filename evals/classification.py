@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import ImageRef, Metric, Problem, Result
-from evals.images import DataRoots
+from evals.benchmark import Metric, Problem, Result
+from evals.images import DataRoots, ImageRef
 from evals.pictures import Pictures
 
 

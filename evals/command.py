@@ -10,8 +10,8 @@ import jax
 from evals import interpolate, models, report, runner
 from evals.images import DataRoots
 from evals.results import Results, table_text
-from negclip_jax.errors import InputError
-from negclip_jax.runtime import agreement, sharding
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.timing import human_seconds
 from negclip_jax.runtime.workdir import environment
 
@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sharding.start_distributed(
         args.distributed, process_id=args.process_id, num_processes=args.num_processes
     )
-    with agreement.shared_fate():
+    with multihost.shared_fate():
         return _evaluate(args, started)
 
 

@@ -24,14 +24,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.inputs import Images, Texts
 from evals.models import Model
 from evals.store import EmbeddingStore
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.models import clip
-from negclip_jax.runtime import agreement, console, sharding
+from negclip_jax.runtime import console, multihost, sharding
 
 IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
 _BAD_SHOWN = 5
@@ -211,7 +210,7 @@ def _batch_size(items: int, devices: int, per_device: int) -> int:
 def _take_from_main(store: EmbeddingStore, keys: Sequence[bytes]) -> None:
     """Gives every process what the main process's store holds of these keys."""
     digest = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-    agreement.require_same("items to encode", {"how many, and their digest": [len(keys), digest]})
+    multihost.require_same("items to encode", {"how many, and their digest": [len(keys), digest]})
     if jax.process_count() == 1 or not keys:
         return
     from jax.experimental import multihost_utils

@@ -24,7 +24,7 @@ def execute(work: Callable[[], int | None], *, stopped: str) -> int:
 
     Returns the exit status: that of `work`, 1 after a sentence, 130 after Ctrl-C.
     """
-    from negclip_jax.errors import InputError
+    from negclip_jax.common.errors import InputError
     from negclip_jax.runtime import console
 
     console.set_up_logging()

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from evals.benchmark import ImageRef
-from negclip_jax import extras
-from negclip_jax.errors import InputError
+from evals.images import ImageRef
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
 
 FRAMES = 4
 # By its content a file may be a playlist, whatever it is called, and name files and addresses.

@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
-from negclip_jax.errors import InputError
+from evals.images import DataRoots, ImageRef
+from negclip_jax.common.errors import InputError
 
 _SIDE, _QUALITY = 176, 78  # of a thumbnail: pixels of the longer side, JPEG quality
 

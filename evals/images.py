@@ -17,15 +17,29 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from evals.benchmark import ImageRef
-from negclip_jax.data.decoding import opened, read_file
-from negclip_jax.data.images import ImageError, decode
-from negclip_jax.errors import InputError
+from negclip_jax.common.decoding import ImageError, opened, read_file
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import decode
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
 # No dots at the start of a name: a benchmark's file may name anything.
 _TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<row>\d{1,12})")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRef:
+    """One picture to encode; equal references are encoded once.
+
+    Attributes:
+      path: as the published file names it; `DataRoots.resolve` finds the file.
+        `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
+      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
+        before any preprocessing.
+    """
+
+    path: str
+    box: tuple[float, float, float, float] | None = None
 
 
 class FileMissing(InputError):

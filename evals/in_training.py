@@ -19,8 +19,8 @@ from evals.encode import Encoder
 from evals.images import DataRoots
 from evals.models import Model
 from evals.store import EmbeddingStore
-from negclip_jax import remote, storage
-from negclip_jax.errors import InputError
+from negclip_jax.common import remote, storage
+from negclip_jax.common.errors import InputError
 
 NAME = "bench"
 

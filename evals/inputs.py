@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.store import key
-from negclip_jax.data import features
-from negclip_jax.data.images import ImageError, Preprocessor
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.data.siglip_tokens import SigLIPTokenizer
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings import features
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
 

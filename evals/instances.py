@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from evals.benchmark import ImageRef
+from evals.images import ImageRef
 from evals.reading import Fields, read_json
 
 

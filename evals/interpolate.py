@@ -15,7 +15,7 @@ import numpy as np
 
 from evals.models import Model
 from evals.results import headlines
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop.parameters import interpolate
 
 

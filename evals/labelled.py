@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evals.benchmark import ImageRef
 from evals.classification import Labelled
-from evals.images import IMAGE_SUFFIXES, DataRoots, FileMissing, tfds_rows
-from negclip_jax.errors import InputError
+from evals.images import IMAGE_SUFFIXES, DataRoots, FileMissing, ImageRef, tfds_rows
+from negclip_jax.common.errors import InputError
 
 SINGLE = "a photo of a {}."
 

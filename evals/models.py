@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from negclip_jax.data import features
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from negclip_jax.embeddings import features
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
@@ -213,7 +213,7 @@ def _tokenizer(path: str, config: CLIPConfig, info: CheckpointInfo, given: str |
             f"{path} has no tokenizer: give the folder of CLIP's vocab.json and merges.txt as "
             "--tokenizer=DIR"
         )
-    return Tokenizer.from_directory(directory, context_length=config.text.context_length)
+    return load_tokenizer(directory, context_length=config.text.context_length)
 
 
 def _names_openai(info: CheckpointInfo) -> bool:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 
 # The photos, always equally many, whose mean embedding stands for an image.
 Views = Callable[[ImageRef], tuple[ImageRef, ...]]

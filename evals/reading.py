@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots, FileMissing
-from negclip_jax.data import strict_json
-from negclip_jax.errors import InputError
+from evals.images import DataRoots, FileMissing, ImageRef
+from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 
 Box = tuple[float, float, float, float]
 

@@ -7,34 +7,34 @@ have a table of their own beside this one.
 import importlib
 
 from evals.benchmark import Benchmark
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 # name: "module:attribute", imported when it is asked for.
 BENCHMARKS: dict[str, str] = {
-    "valse": "evals.valse:BENCHMARK",
-    "valse_pieces": "evals.valse_pieces:BENCHMARK",
-    "negrefcocog": "evals.negrefcocog:BENCHMARK",
-    "negbench_mcq": "evals.negbench_mcq:BENCHMARK",
-    "negbench_mcq_voc2007": "evals.negbench_mcq:VOC2007",
-    "negbench_mcq_msrvtt": "evals.negbench_mcq:MSRVTT",
-    "negbench_retrieval": "evals.negbench_retrieval:BENCHMARK",
-    "negbench_retrieval_negated": "evals.negbench_retrieval:NEGATED",
-    "negbench_msrvtt": "evals.negbench_retrieval:MSRVTT",
-    "negbench_msrvtt_negated": "evals.negbench_retrieval:MSRVTT_NEGATED",
-    "cc_neg": "evals.cc_neg:BENCHMARK",
-    "pope": "evals.pope:BENCHMARK",
-    "both_polarity": "evals.both_polarity:BENCHMARK",
-    "sugarcrepe": "evals.sugarcrepe:BENCHMARK",
-    "aro_relation": "evals.aro:RELATION",
-    "aro_attribution": "evals.aro:ATTRIBUTION",
-    "aro_coco_order": "evals.aro:COCO_ORDER",
-    "aro_flickr30k_order": "evals.aro:FLICKR30K_ORDER",
-    "coco_retrieval": "evals.coco_retrieval:BENCHMARK",
-    "flickr30k_retrieval": "evals.flickr30k_retrieval:BENCHMARK",
-    "imagenet": "evals.zeroshot:IMAGENET",
-    "cifar10": "evals.zeroshot:CIFAR10",
-    "cifar100": "evals.zeroshot:CIFAR100",
-    "voc2007": "evals.zeroshot_voc2007:BENCHMARK",
+    "valse": "evals.benchmarks.valse:BENCHMARK",
+    "valse_pieces": "evals.benchmarks.valse_pieces:BENCHMARK",
+    "negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK",
+    "negbench_mcq": "evals.benchmarks.negbench_mcq:BENCHMARK",
+    "negbench_mcq_voc2007": "evals.benchmarks.negbench_mcq:VOC2007",
+    "negbench_mcq_msrvtt": "evals.benchmarks.negbench_mcq:MSRVTT",
+    "negbench_retrieval": "evals.benchmarks.negbench_retrieval:BENCHMARK",
+    "negbench_retrieval_negated": "evals.benchmarks.negbench_retrieval:NEGATED",
+    "negbench_msrvtt": "evals.benchmarks.negbench_retrieval:MSRVTT",
+    "negbench_msrvtt_negated": "evals.benchmarks.negbench_retrieval:MSRVTT_NEGATED",
+    "cc_neg": "evals.benchmarks.cc_neg:BENCHMARK",
+    "pope": "evals.benchmarks.pope:BENCHMARK",
+    "both_polarity": "evals.benchmarks.both_polarity:BENCHMARK",
+    "sugarcrepe": "evals.benchmarks.sugarcrepe:BENCHMARK",
+    "aro_relation": "evals.benchmarks.aro:RELATION",
+    "aro_attribution": "evals.benchmarks.aro:ATTRIBUTION",
+    "aro_coco_order": "evals.benchmarks.aro:COCO_ORDER",
+    "aro_flickr30k_order": "evals.benchmarks.aro:FLICKR30K_ORDER",
+    "coco_retrieval": "evals.benchmarks.coco_retrieval:BENCHMARK",
+    "flickr30k_retrieval": "evals.benchmarks.flickr30k_retrieval:BENCHMARK",
+    "imagenet": "evals.benchmarks.zeroshot:IMAGENET",
+    "cifar10": "evals.benchmarks.zeroshot:CIFAR10",
+    "cifar100": "evals.benchmarks.zeroshot:CIFAR100",
+    "voc2007": "evals.benchmarks.zeroshot_voc2007:BENCHMARK",
 }
 
 

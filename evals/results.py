@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from evals import stats
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
-from negclip_jax.data import strict_json
-from negclip_jax.errors import InputError
+from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
 _SCHEMA = pa.schema(

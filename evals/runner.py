@@ -16,7 +16,7 @@ from evals.encode import Encoder
 from evals.images import DataRoots, FileMissing
 from evals.models import Model
 from evals.results import Results
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.runtime import sharding
 
 AVAILABLE = "available"  # stands for every benchmark whose files are there

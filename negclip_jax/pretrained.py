@@ -1,7 +1,7 @@
 """A CLIP with its tokenizer and preprocessing, usable in three lines.
 
-    from negclip_jax.pretrained import from_pretrained
-    model = from_pretrained("openai/clip-vit-base-patch32")
+    from negclip_jax import CLIP
+    model = CLIP.from_pretrained("openai/clip-vit-base-patch32")
     model.similarity("street.jpg", ["a street with cars", "a street with no cars"])
 
 This is the door for notebooks and small scripts. Training and evaluation take `graphdef` and
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.interop import readers
 from negclip_jax.models import clip
 
@@ -31,35 +31,9 @@ _COMPUTE_DTYPES = ("float32", "bfloat16")
 _BATCH = 64  # similarity() encodes this many at a time: 38 MB of 224-pixel images
 
 
-def from_pretrained(
-    path_or_hub_id: str | Path, *, dtype: DTypeLike = jnp.float32, crop: str = "openai"
-) -> "PretrainedCLIP":
-    """Loads a CLIP of any layout: weights, tokenizer and preprocessing.
-
-    Args:
-      path_or_hub_id: what `interop.readers.read_any` reads: a directory or Hub name of Hugging
-        Face, a training run (`WORKDIR@STEP`), a file or directory of open_clip or OpenAI's clip.
-      dtype: of the computation, float32 or bfloat16; parameters and features stay float32.
-      crop: centre-crop convention, "openai" or "transformers", see `data.images`.
-
-    Raises:
-      InputError: a checkpoint, setting or preprocessing file that cannot be used. A missing
-        tokenizer is no error until `tokenize` is called.
-    """
-    if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
-        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
-    config, params, info = readers.read_any(path_or_hub_id)
-    preprocessor = dataclasses.replace(info.preprocessor, crop=crop)
-    graphdef, _ = clip.abstract(config, dtype=dtype)
-    directory = info.tokenizer or info.base or info.path
-    return PretrainedCLIP(
-        directory, config, graphdef, _to_device(params), preprocessor, jnp.dtype(dtype)
-    )
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class PretrainedCLIP:
-    """A loaded model; made by `from_pretrained`.
+class CLIP:
+    """A loaded model; made by `CLIP.from_pretrained`.
 
     Attributes:
       directory: where it was loaded from, with the tokenizer if there is one.
@@ -77,12 +51,36 @@ class PretrainedCLIP:
     preprocessor: Preprocessor
     dtype: np.dtype
 
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, *, dtype: DTypeLike = jnp.float32, crop: str = "openai"
+    ) -> Self:
+        """Loads a CLIP of any layout: weights, tokenizer and preprocessing.
+
+        Args:
+          path_or_hub_id: what `interop.readers.read_any` reads: a directory or Hub name of Hugging
+            Face, a training run (`WORKDIR@STEP`), a file or directory of open_clip or OpenAI's
+            clip.
+          dtype: of the computation, float32 or bfloat16; parameters and features stay float32.
+          crop: centre-crop convention, "openai" or "transformers", see `data.images`.
+
+        Raises:
+          InputError: a checkpoint, setting or preprocessing file that cannot be used. A missing
+            tokenizer is no error until `tokenize` is called.
+        """
+        if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
+            raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
+        config, params, info = readers.read_any(path_or_hub_id)
+        preprocessor = dataclasses.replace(info.preprocessor, crop=crop)
+        graphdef, _ = clip.abstract(config, dtype=dtype)
+        directory = info.tokenizer or info.base or info.path
+        params = _to_device(params)
+        return cls(directory, config, graphdef, params, preprocessor, jnp.dtype(dtype))
+
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer; raises InputError if it has none."""
-        return Tokenizer.from_directory(
-            self.directory, context_length=self.config.text.context_length
-        )
+        return load_tokenizer(self.directory, context_length=self.config.text.context_length)
 
     @property
     def logit_scale(self) -> float:
@@ -143,9 +141,10 @@ class PretrainedCLIP:
         text, vision = self.config.text, self.config.vision
         millions = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
         return (
-            f"PretrainedCLIP({str(self.directory)!r}: vision {vision.layers} x {vision.width}, "
-            f"patch {vision.patch_size} of {vision.image_size} px; text {text.layers} x "
-            f"{text.width}, {text.context_length} tokens of {text.vocab_size}; "
+            f"{type(self).__name__}({str(self.directory)!r}: "
+            f"vision {vision.layers} x {vision.width}, patch {vision.patch_size} of "
+            f"{vision.image_size} px; text {text.layers} x {text.width}, "
+            f"{text.context_length} tokens of {text.vocab_size}; "
             f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype})"
         )
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.nouns import noun
 from evals.stats import wilson
+from negclip_jax.language.nouns import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].

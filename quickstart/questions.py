@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_gen.nouns import noun
-from data_gen.templates import ALONE, held_out, select
+from negclip_jax.language.nouns import noun
+from negclip_jax.language.templates import ALONE, held_out, select
 
 # Kept out of the fine-tuning set, to be asked about afterwards. A new word never occurs in a
 # fine-tuning caption at all; a new order is a known word at a place where it never stood.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from quickstart.vocabulary import vocabulary

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from jax._src.lib import _jax
 from processes import free_port
 
-from negclip_jax.runtime.board import Board
+from negclip_jax.runtime.coordinator import Board
 
 
 @contextlib.contextmanager

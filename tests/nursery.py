@@ -26,8 +26,9 @@ from pathlib import Path
 
 import jax
 
-from negclip_jax.data.features import FeatureCache
-from negclip_jax.data.images import ImageDirectory, ImageError
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.data.images import ImageDirectory
+from negclip_jax.embeddings.features import FeatureCache
 from negclip_jax.training import loop
 from negclip_jax.training.compiled import CompiledStep
 

@@ -13,7 +13,7 @@ import pytest
 from kills import Site, kill_in, stop
 from tiny_runs import assert_equal, checkpoint_steps, read_metrics
 
-from negclip_jax.training.checkpoint import restore_params
+from negclip_jax.checkpoints.manager import restore_params
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
 STEPS = 160

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.runtime import console
 from negclip_jax.runtime.interrupt import Interrupted
 from negclip_jax.training import loop

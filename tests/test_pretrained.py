@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from negclip_jax import CLIP
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Packing, Ragged
-from negclip_jax.errors import InputError
 from negclip_jax.interop import huggingface, open_clip
-from negclip_jax.pretrained import from_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +87,13 @@ def test_repr_says_what_it_is(model, tiny_checkpoint):
 
 
 def test_bfloat16_computes_differently_and_answers_in_float32(model, tiny_checkpoint):
-    half = from_pretrained(tiny_checkpoint, dtype="bfloat16")
+    half = CLIP.from_pretrained(tiny_checkpoint, dtype="bfloat16")
     ids = model.tokenize(["a dog"])
     ours, full = half.encode_text(ids), model.encode_text(ids)
     assert ours.dtype == jnp.float32 and not np.array_equal(ours, full)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("float32")}
     with pytest.raises(InputError, match="must be one of float32, bfloat16"):
-        from_pretrained(tiny_checkpoint, dtype="float16")
+        CLIP.from_pretrained(tiny_checkpoint, dtype="float16")
 
 
 @pytest.mark.parametrize(
@@ -122,23 +121,26 @@ def test_bad_pixels(model):
 def test_without_tokenizer_and_preprocessor_files(model, tiny_checkpoint, images, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_checkpoint / name, tmp_path / name)
-    bare = from_pretrained(tmp_path)
+    bare = CLIP.from_pretrained(tmp_path)
     np.testing.assert_array_equal(bare.preprocess(images), model.preprocess(images))
     with pytest.raises(InputError, match=r"no tokenizer"):
         bare.tokenize("a")
 
 
 def test_crop_reaches_the_preprocessor(tiny_checkpoint):
-    assert from_pretrained(tiny_checkpoint, crop="transformers").preprocessor.crop == "transformers"
+    assert (
+        CLIP.from_pretrained(tiny_checkpoint, crop="transformers").preprocessor.crop
+        == "transformers"
+    )
     with pytest.raises(InputError, match="crop"):
-        from_pretrained(tiny_checkpoint, crop="middle")
+        CLIP.from_pretrained(tiny_checkpoint, crop="middle")
 
 
 def test_bad_checkpoint_is_a_sentence(tiny_checkpoint, tmp_path):
     config = json.loads((tiny_checkpoint / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "blip"}))
     with pytest.raises(InputError, match="blip"):
-        from_pretrained(tmp_path)
+        CLIP.from_pretrained(tmp_path)
 
 
 def test_other_layouts_by_the_same_door(model, tiny_checkpoint, tiny_config, images, tmp_path):
@@ -147,7 +149,7 @@ def test_other_layouts_by_the_same_door(model, tiny_checkpoint, tiny_config, ima
     out = open_clip.save(tmp_path / "out", tiny_config, params, base=tiny_checkpoint)
     expected = model.similarity(images, ["a dog", "no dog"])
     for path in (out, out / "open_clip_model.safetensors"):
-        other = from_pretrained(path)
+        other = CLIP.from_pretrained(path)
         np.testing.assert_array_equal(other.similarity(images, ["a dog", "no dog"]), expected)
 
 
@@ -156,7 +158,7 @@ def test_real_vocabulary(shared_data, tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(shared_data / "clip_tokenizer" / name, tmp_path / name)
-    model = from_pretrained(tmp_path)
+    model = CLIP.from_pretrained(tmp_path)
     ids = model.tokenize("a photo of a cat")
     assert ids[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
     with pytest.raises(InputError, match="but the model has 600 tokens"):

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from evals.benchmark import Benchmark, ImageRef, Metric, Problem, Published, Result
+from evals.benchmark import Benchmark, Metric, Problem, Published, Result
+from evals.images import ImageRef
 
 HTML = "<script>alert('&')</script>"
 

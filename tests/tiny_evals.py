@@ -129,7 +129,7 @@ def _valse(piece: str) -> Callable[[Path], object]:
 
 
 def _valse_pieces(folder: Path) -> None:
-    from evals.valse_pieces import PIECES
+    from evals.benchmarks.valse_pieces import PIECES
 
     for piece in PIECES:
         _valse(piece)(folder)
@@ -197,7 +197,7 @@ def _pope(folder: Path) -> None:
 
 
 def _sugarcrepe(folder: Path) -> None:
-    from evals.sugarcrepe import CATEGORIES
+    from evals.benchmarks.sugarcrepe import CATEGORIES
 
     for c, category in enumerate(CATEGORIES):
         records = {

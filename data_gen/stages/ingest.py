@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen.errors import InputError
 from data_gen.work import Caption, ImageItem, Question
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
 from negclip_jax.data.records import unsafe_name
 
 LONGEST_CAPTION = 512  # characters

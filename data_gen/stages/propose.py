@@ -11,7 +11,7 @@ from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
-from negclip_jax.data import strict_json
+from negclip_jax.common import strict_json
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more

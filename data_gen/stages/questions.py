@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_gen.lemmas import content
-from data_gen.questions import deny
 from data_gen.rules import cue_of, mentioned
 from data_gen.work import Candidate, ImageItem
+from negclip_jax.language.lemmas import content
+from negclip_jax.language.questions import deny
 
 _YES_NO = re.compile(
     r"(is|are|was|were|does|do|did|can|could|has|have|will|would|isn't|aren't)\b[^?]{3,120}\?",

@@ -125,7 +125,7 @@ class LLMWriter:
 
 
 class TemplateWriter:
-    """The grammar of `data_gen.templates`: no model, always correct in form, less natural."""
+    """The grammar of `language.templates`: no model, always correct in form, less natural."""
 
     def __init__(self, seed: int):
         self._seed = seed

@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from negclip_jax import remote, storage
-from negclip_jax.data.decoding import decode
-from negclip_jax.data.preprocessing import ImageError
+from negclip_jax.common import remote, storage
+from negclip_jax.common.decoding import ImageError, decode
 from negclip_jax.data.records import unsafe_name
 
 

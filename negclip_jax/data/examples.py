@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import Pair
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import Tokenizer
 
 CAPTIONS = ("negated", "original", "mix")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02

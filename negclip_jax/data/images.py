@@ -25,8 +25,8 @@ import cykooz_resizer
 import numpy as np
 from PIL import Image, ImageOps
 
-from negclip_jax.data.decoding import decode, read_file, to_rgb
-from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageError, settings_of
+from negclip_jax.common.decoding import ImageError, decode, read_file, to_rgb
+from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, settings_of
 from negclip_jax.data.records import unsafe_name
 
 RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

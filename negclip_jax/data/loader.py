@@ -26,10 +26,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples, ImageSource
-from negclip_jax.data.images import ImageError, Preprocessor
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.packing import Packing
-from negclip_jax.errors import InputError
 
 Batch = dict[str, Any]
 

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from negclip_jax import remote, storage
-from negclip_jax.data import pair_tables, strict_json
+from negclip_jax.common import remote, storage, strict_json
+from negclip_jax.data import pair_tables
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
 

@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from negclip_jax.data import strict_json
-from negclip_jax.errors import InputError
+from negclip_jax.common import strict_json
+from negclip_jax.common.decoding import ImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 _SIGLIP_RESAMPLES = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow
-
-
-class ImageError(InputError):
-    """An image that cannot be read or used; the message names it and says why."""
 
 
 def settings_of(directory: Path) -> dict | None:

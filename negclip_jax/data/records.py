@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 class PairError(InputError):

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from negclip_jax import extras
-from negclip_jax.data import strict_json
-from negclip_jax.data.tokens import TokenizerError
+from negclip_jax.common import extras, strict_json
+from negclip_jax.data.clip_tokens import TokenizerError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -25,7 +24,7 @@ def is_siglip(directory: Path) -> bool:
 
 
 class SigLIPTokenizer:
-    """A tokenizer with the interface of `data.tokens.Tokenizer`.
+    """SigLIP's tokenizer, see `data.tokenizer.Tokenizer`.
 
     Attributes:
       context_length: positions of the text tower, 64 for SigLIP: the length of every row.

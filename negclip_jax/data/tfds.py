@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from negclip_jax.data import strict_json
-from negclip_jax.data.images import ImageError, decode
+from negclip_jax.common import strict_json
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import decode
 from negclip_jax.data.records import Pair
-from negclip_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
 

@@ -279,7 +279,7 @@ def write_config(
 
 
 def tokenizer_beside(directory: Path) -> Path | None:
-    """The directory itself if it holds a tokenizer that `data.tokens` reads, else None."""
+    """The directory itself if it holds a tokenizer that `data.tokenizer` reads, else None."""
     pair = all((directory / name).is_file() for name in ("vocab.json", "merges.txt"))
     alone = any((directory / name).is_file() for name in ("tokenizer.json", "spiece.model"))
     return directory if pair or alone else None

@@ -20,10 +20,10 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from negclip_jax import signals, storage
-from negclip_jax.errors import InputError
+from negclip_jax.common import signals, storage
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import files, model_card, readers, towers, writing
-from negclip_jax.interop.layouts import ARCHITECTURES, LAYOUTS, Layout
+from negclip_jax.interop.export_formats import ARCHITECTURES, LAYOUTS, Layout
 from negclip_jax.interop.parameters import DTYPES, interpolate
 from negclip_jax.models import clip
 

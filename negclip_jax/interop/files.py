@@ -14,8 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from negclip_jax import extras, remote, storage
-from negclip_jax.data import strict_json
+from negclip_jax.common import extras, remote, storage, strict_json
 from negclip_jax.interop.stored import CheckpointError, StoredTensor
 from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
 

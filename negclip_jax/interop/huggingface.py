@@ -26,7 +26,7 @@ from negclip_jax.interop.files import (
     open_weights,
     resolve,
 )
-from negclip_jax.interop.layout import CONV, LINEAR, Key, Slot, encoder_blocks, norm
+from negclip_jax.interop.key_table import CONV, LINEAR, Key, Slot, encoder_blocks, norm
 from negclip_jax.interop.parameters import DTYPES, fits, read_params, require_dtype, taker
 from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
-from negclip_jax.errors import InputError
 from negclip_jax.interop import openai, writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json

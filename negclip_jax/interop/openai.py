@@ -20,7 +20,7 @@ from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, import_torch, problem_report
-from negclip_jax.interop.layout import CONV, Key, linear, norm
+from negclip_jax.interop.key_table import CONV, Key, linear, norm
 from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from negclip_jax.interop.files import FLOAT_TYPES, CheckpointError, StoredTensor, problem_report
-from negclip_jax.interop.layout import Key, Slot, expected_shapes, slots
+from negclip_jax.interop.key_table import Key, Slot, expected_shapes, slots
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
 

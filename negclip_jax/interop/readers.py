@@ -12,9 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from negclip_jax import remote, storage
+from negclip_jax.common import remote, storage
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai, towers
+from negclip_jax.interop.checkpoint_info import (
+    CheckpointInfo,
+    describe_activation,
+    describe_pooling,
+    of_directory,
+    with_activation,
+)
 from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
@@ -23,13 +30,6 @@ from negclip_jax.interop.files import (
     find_weights,
     open_file,
     read_json,
-)
-from negclip_jax.interop.origin import (
-    CheckpointInfo,
-    describe_activation,
-    describe_pooling,
-    of_directory,
-    with_activation,
 )
 from negclip_jax.models.clip import CLIPConfig
 
@@ -106,8 +106,8 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     Raises:
       InputError: no such run, step or average.
     """
-    # Deferred: this and nothing else in `interop` knows training, and orbax is slow to import.
-    from negclip_jax.training import checkpoint
+    # Deferred: orbax takes a second to import, and other checkpoints do not need it.
+    from negclip_jax.checkpoints import manager
 
     run = Path(workdir).expanduser()
     if storage.is_remote(workdir):
@@ -122,7 +122,7 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
             "is not the --workdir of a run"
         )
     config = huggingface.read_config(base)
-    params, number = checkpoint.restore_params(workdir, step, ema=ema)
+    params, number = manager.restore_params(workdir, step, ema=ema)
     average = ", moving average" if ema else ""
     label = f"step {number} of {workdir}{average}"
     info = of_directory(base, config, "workdir", label)

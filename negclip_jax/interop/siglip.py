@@ -11,7 +11,7 @@ from typing import Any
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.json_fields import fields
-from negclip_jax.interop.layout import CONV, LINEAR, Key, encoder_blocks, linear, norm
+from negclip_jax.interop.key_table import CONV, LINEAR, Key, encoder_blocks, linear, norm
 from negclip_jax.models.siglip import SigLIPConfig, SigLIPTextConfig, SigLIPVisionConfig
 
 MODEL_TYPE = "siglip"

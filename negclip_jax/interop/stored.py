@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 class CheckpointError(InputError):

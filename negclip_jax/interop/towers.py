@@ -29,7 +29,7 @@ from negclip_jax.interop.config import (
     write_tokenizer,
 )
 from negclip_jax.interop.files import CheckpointError, StoredTensor, open_weights, read_json
-from negclip_jax.interop.layout import Key, expected_shapes
+from negclip_jax.interop.key_table import Key, expected_shapes
 from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 

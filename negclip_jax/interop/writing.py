@@ -18,7 +18,7 @@ from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from negclip_jax import partial, remote, storage
+from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
@@ -74,7 +74,7 @@ def _claimed(out: Path) -> Iterator[tuple[Path, Path]]:
     """Two paths beside `out` for this process alone: of the new directory and of the old one."""
     claim = _claim(out)
     claim.mkdir(exist_ok=True)
-    descriptor = partial.lock(claim / "lock")
+    descriptor = atomic_files.lock(claim / "lock")
     if descriptor is None:
         raise CheckpointError(f"another process is writing {out}: wait for it or end it")
     try:

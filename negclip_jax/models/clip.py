@@ -236,17 +236,6 @@ class CLIP(nnx.Module):
             pooled = self.vision(pixels)
             return (pooled @ self.visual_projection.astype(self.dtype)).astype(jnp.float32)
 
-    @staticmethod
-    def from_pretrained(path_or_hub_id: str, *, dtype: DTypeLike = jnp.float32, crop="openai"):
-        """Loads weights, tokenizer and preprocessing; see `negclip_jax.pretrained.from_pretrained`.
-
-        The import is deferred: this module stays free of files, and this method is the one door
-        from the name everybody looks for to the code that reads them.
-        """
-        from negclip_jax.pretrained import from_pretrained
-
-        return from_pretrained(path_or_hub_id, dtype=dtype, crop=crop)
-
 
 def split(model: CLIP) -> tuple[nnx.GraphDef, dict]:
     """Splits a model into its static graph and a nested dict of arrays (`text/blocks/attn/...`)."""

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.models.clip import (
     CLIP,
     CLIPConfig,

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from negclip_jax import storage
-from negclip_jax.errors import printable
+from negclip_jax.common import storage
+from negclip_jax.common.errors import printable
 from negclip_jax.runtime.timing import human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from negclip_jax import signals
+from negclip_jax.common import signals
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from negclip_jax.errors import InputError
-from negclip_jax.runtime import agreement
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import multihost
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -50,7 +50,7 @@ def start_distributed(
         place = (distributed, num_processes, process_id)
     # JAX would take SIGTERM for itself and know nothing of SIGINT: see `agreement.agreed_stop`.
     jax.config.update("jax_enable_preemption_service", False)
-    with agreement.joining(distributed, timeout):
+    with multihost.joining(distributed, timeout):
         # JAX too ends all processes when one is silent, without a reason: we do it first, with one.
         jax.distributed.initialize(
             *place,
@@ -60,7 +60,7 @@ def start_distributed(
         )
     index, count = jax.process_index(), jax.process_count()
     if count > 1:
-        agreement.connect(index=index, count=count, timeout=timeout, silence=silence)
+        multihost.connect(index=index, count=count, timeout=timeout, silence=silence)
     logging.info("process %d of %d", index, count)
 
 

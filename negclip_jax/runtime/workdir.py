@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from negclip_jax import storage
-from negclip_jax.errors import InputError
+from negclip_jax.common import storage
+from negclip_jax.common.errors import InputError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "negclip-jax")

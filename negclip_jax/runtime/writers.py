@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from negclip_jax import extras, storage
-from negclip_jax.errors import InputError
+from negclip_jax.common import extras, storage
+from negclip_jax.common.errors import InputError
 
 
 class MetricWriter(Protocol):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")
 

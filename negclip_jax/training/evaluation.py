@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime import sharding
 from negclip_jax.training.step import Objective
 

@@ -11,11 +11,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from negclip_jax import storage
-from negclip_jax.data import features
+from negclip_jax.common import storage
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
-from negclip_jax.errors import InputError
-from negclip_jax.runtime import agreement, console, sharding
+from negclip_jax.embeddings import features
+from negclip_jax.runtime import console, multihost, sharding
 from negclip_jax.training import patterns
 from negclip_jax.training.step import Objective
 
@@ -67,8 +67,8 @@ def use_cache(
     cache = features.FeatureCache(root / name, names, last.shape[-1])
     if sharding.is_main_process():
         cache.mend()
-    agreement.barrier("image features checked")
-    agreement.require_same("feature cache", {"name": name, "complete": cache.is_complete})
+    multihost.barrier("image features checked")
+    multihost.require_same("feature cache", {"name": name, "complete": cache.is_complete})
     if not cache.is_complete:
         _build(cache, loader, objective, params, mesh)
     array, unreadable = cache.open()
@@ -80,7 +80,7 @@ def use_cache(
 def _digests(loader: PairLoader, root: epath.Path) -> list[str]:
     """SHA-256 of each image; every process reads its share of them."""
     names = loader.examples.images
-    if agreement.is_alone():
+    if multihost.is_alone():
         return features.image_digests(loader.images, names, root)
     index, count = sharding.process_place()
 
@@ -106,7 +106,7 @@ def _build(
 ) -> None:
     size = mesh.size * _IMAGES_PER_DEVICE
     encode = encoder(objective, mesh)
-    waited = agreement.within_time("the next images of the feature cache")
+    waited = multihost.within_time("the next images of the feature cache")
     with console.Bar("image features", len(cache.names)) as bar, waited as again:
 
         def encoded(*batch: np.ndarray) -> jax.Array:
@@ -123,10 +123,10 @@ def _build(
             writes=sharding.is_main_process(),
             progress=bar.advance,
         )
-    agreement.barrier("image features written")
+    multihost.barrier("image features written")
     if sharding.is_main_process():
         cache.merge()
-    agreement.barrier("image features merged")
+    multihost.barrier("image features merged")
 
 
 def encoder(objective: Objective, mesh: Mesh) -> Callable[..., jax.Array]:

@@ -7,16 +7,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from negclip_jax import storage
+from negclip_jax.common import storage
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
-from negclip_jax.runtime import agreement
+from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.runtime import multihost
 
 
 def read_data(
@@ -39,7 +39,7 @@ def read_data(
     names = {pair.image for pair in all_pairs}
     missing = set(source.missing(sorted(names)))
     listed = {"count": len(missing), "first of them": sorted(missing)[:5]}
-    agreement.require_same("set of missing images", listed)
+    multihost.require_same("set of missing images", listed)
     if missing:
         shown = ", ".join(sorted(missing)[:5])
         found = f"{len(missing)} of {len(names)} images are not in {images}: {shown}"
@@ -105,7 +105,7 @@ def loaders(
     if validation:
         found.append(loader(validation, eval_size, False))
     prints = [[len(x.examples), fingerprint(x.examples)] for x in found]
-    agreement.require_same("data", {"pairs and their fingerprint": prints})
+    multihost.require_same("data", {"pairs and their fingerprint": prints})
     return found[0], found[1] if validation else None
 
 

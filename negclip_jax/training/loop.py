@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from negclip_jax.errors import InputError
-from negclip_jax.runtime import agreement, sharding
+from negclip_jax.checkpoints import failed_saves
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.interrupt import Interrupted, StopSignal
 from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
@@ -26,7 +27,7 @@ from negclip_jax.runtime.writers import (
     Writers,
     is_evaluated,
 )
-from negclip_jax.training import failed_saves, patterns
+from negclip_jax.training import patterns
 from negclip_jax.training.evaluation import EvalContext, Evaluator
 from negclip_jax.training.setup import Run, prepare
 from negclip_jax.training.state import TrainState
@@ -49,7 +50,7 @@ def train(
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     is_main = sharding.is_main_process()
-    with contextlib.ExitStack() as stack, agreement.shared_fate(), disk_errors(workdir):
+    with contextlib.ExitStack() as stack, multihost.shared_fate(), disk_errors(workdir):
         if is_main:
             stack.callback(log_to_file(create_workdir(workdir)).detach)
         stack.enter_context(failed_saves.end_the_run(workdir))
@@ -83,7 +84,7 @@ def _loop(
         results: dict[str, float] | None = {}
         if evaluators and is_eval_due:
             results = log.evaluate(step, state, evaluators, stop)
-        signum = agreement.agreed_stop(step, stop.received)
+        signum = multihost.agreed_stop(step, stop.received)
         is_asked = signum is not None and (step < total or results is None)
         value = (results or {}).get(run.config.checkpoint.best, math.inf)
         is_due = run.clock.due(step, save_every) or value < best or step == total
@@ -94,7 +95,7 @@ def _loop(
         return min(best, value) if step else best
 
     is_missing = sharding.is_main_process() and log.is_evaluation_missing(start, eval_every)
-    is_missing = agreement.from_main("what the log holds", is_missing)
+    is_missing = multihost.from_main("what the log holds", is_missing)
     if evaluators and (start == 0 or is_missing):
         best = look_and_save(start, state)
     log.begin(start)
@@ -135,7 +136,7 @@ def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
     batches = run.loader.batches(start, run.clock.total_steps, rows)
     with contextlib.closing(batches):
         for step in itertools.count(start + 1):
-            with chrono.waiting(), agreement.within_time(f"the input of step {step}"):
+            with chrono.waiting(), multihost.within_time(f"the input of step {step}"):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -201,9 +202,9 @@ class StepLog:
         logging.info("step %d: evaluating", step, extra={"file_only": True})
         with self.chrono.pause():
             # Of several processes none may leave an evaluation that the others wait in.
-            results = stop.unless_asked(all_results) if agreement.is_alone() else all_results()
+            results = stop.unless_asked(all_results) if multihost.is_alone() else all_results()
             # Whether to save depends on them: no last digit may differ between processes.
-            results = agreement.from_main(f"results of step {step}", results)
+            results = multihost.from_main(f"results of step {step}", results)
         if results is None:
             logging.info("step %d: not evaluated; the run begins with it when it goes on", step)
             return None

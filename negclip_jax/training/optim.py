@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
 from negclip_jax.training.durations import Clock
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 STACKED = "blocks"  # name of the subtree whose leaves have a leading layer axis
 

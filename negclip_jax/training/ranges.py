@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 _CHOICES = {"model.dtype": ("float32", "bfloat16")}
 _RANGES = {

@@ -16,20 +16,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from negclip_jax import remote
+from negclip_jax.checkpoints import manager
+from negclip_jax.checkpoints.frozen import restore_frozen, save_frozen
+from negclip_jax.common import remote
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
-from negclip_jax.runtime import agreement, compilation_cache, sharding, workdir
-from negclip_jax.training import checkpoint, image_features, inputs, optim, patterns
+from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
+from negclip_jax.training import image_features, inputs, optim, patterns
 from negclip_jax.training import state as train_state
 from negclip_jax.training.compiled import CompiledStep
 from negclip_jax.training.durations import Clock
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
-from negclip_jax.training.frozen import restore_frozen, save_frozen
 from negclip_jax.training.ranges import check_ranges
 from negclip_jax.training.state import TrainState
 from negclip_jax.training.step import Objective, make_train_step
@@ -54,7 +55,7 @@ class Run:
     mesh: Mesh
     clock: Clock
     loader: PairLoader
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: manager.Checkpoints
     train_step: Callable
     step_flops: StepWork
     state: TrainState
@@ -70,10 +71,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     """
     _require(config, "model.checkpoint", "data.pairs", "data.images")
     check_ranges(config)
-    agreement.require_same("configuration", _of_all_processes(config))
-    agreement.require_same("installed packages", workdir.environment()["packages"])
+    multihost.require_same("configuration", _of_all_processes(config))
+    multihost.require_same("installed packages", workdir.environment()["packages"])
     path = workdir.create(directory)
-    agreement.require_one_folder(path)
+    multihost.require_one_folder(path)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     _check_batches(config, mesh)
     if config.runtime.compilation_cache:
@@ -83,7 +84,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     resumes = checkpoints.latest_step is not None
     base = _base_files(path, config.model.checkpoint, resumes)
     model_config = huggingface.read_config(base)
-    tokenizer = Tokenizer.from_directory(base, context_length=model_config.text.context_length)
+    tokenizer = load_tokenizer(base, context_length=model_config.text.context_length)
     preprocess = _preprocessor(config.data, base, model_config.vision.image_size)
     loader, validation_loader = inputs.loaders(config, tokenizer, preprocess, mesh)
     _compare_with_start(config, path, loader, base, resumes)
@@ -176,12 +177,12 @@ def _check_batches(config: ConfigDict, mesh: Mesh) -> None:
         sharding.check_batch(mesh, config.eval.batch_size, micro, "eval.batch_size")
 
 
-def _open_checkpoints(config: ConfigDict, path: epath.Path) -> checkpoint.Checkpoints:
+def _open_checkpoints(config: ConfigDict, path: epath.Path) -> manager.Checkpoints:
     """What a killed or damaged run left is cleared away; all processes see the same newest one."""
     section = config.checkpoint
-    checkpoints = checkpoint.Checkpoints(path, keep=section.keep, best=section.best)
+    checkpoints = manager.Checkpoints(path, keep=section.keep, best=section.best)
     checkpoints.skip_damaged()
-    agreement.require_same("newest checkpoint", {"step": checkpoints.latest_step})
+    multihost.require_same("newest checkpoint", {"step": checkpoints.latest_step})
     checkpoints.remove_superseded()
     return checkpoints
 
@@ -193,7 +194,7 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> Path:
         if sharding.is_main_process():
             with remote.uploaded(base) as folder:
                 huggingface.copy_non_weights(huggingface.resolve(name), folder)
-        agreement.barrier("base files copied")
+        multihost.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
     return remote.local_copy(base)
@@ -217,7 +218,7 @@ def _optimizer(
 def _restore_or_load(
     config: ConfigDict,
     path: epath.Path,
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: manager.Checkpoints,
     model: tuple[clip.CLIPConfig, dict, dict],
     tx: optax.GradientTransformation,
     mesh: Mesh,
@@ -248,13 +249,13 @@ def _restore_or_load(
     _log_parameters(trained_shapes, frozen_shapes)
     step = checkpoints.latest_step
     if step is not None:
-        frozen = restore_frozen(path, checkpoint.abstract_of(frozen_shapes, frozen_places))
+        frozen = restore_frozen(path, manager.abstract_of(frozen_shapes, frozen_places))
         shapes = jax.eval_shape(create, trained_shapes)
         logging.info("continuing from step %d in %s", step, path)
-        return checkpoints.restore(step, checkpoint.abstract_of(shapes, state_places)), frozen
+        return checkpoints.restore(step, manager.abstract_of(shapes, state_places)), frozen
     params = huggingface.load_params(huggingface.resolve(config.model.checkpoint), model_config)
-    if not agreement.is_alone():
-        agreement.require_same("model.checkpoint", {"digest of the weights": _digest(params)})
+    if not multihost.is_alone():
+        multihost.require_same("model.checkpoint", {"digest of the weights": _digest(params)})
     trained, frozen = patterns.partition(params, trainable)
     frozen = sharding.put(frozen, frozen_places)
     save_frozen(path, frozen)
@@ -302,7 +303,7 @@ def _compare_with_start(
             )
         for line in lines:
             logging.warning("changed since the start of this run: %s", line)
-    agreement.barrier("configurations compared")
+    multihost.barrier("configurations compared")
     if sharding.is_main_process():
         workdir.record(path, described)
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench import fuzz
 from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def test_every_sample_is_good(tmp_path):

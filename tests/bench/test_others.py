@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import images, loader, material, startup, tables
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
     assert photo.size == (640, 480)
     assert 120_000 < len(buffer.getvalue()) < 220_000
     material.write_tokenizer(tmp_path)
-    tokenizer = Tokenizer.from_directory(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     _, offsets = tokenizer.encode_ragged([material.negated_caption(rng) for _ in range(2000)])
     lengths = np.diff(offsets)
     assert abs(lengths.mean() - 22.4) < 0.3 and abs(lengths.std() - 3.6) < 0.3

@@ -9,7 +9,7 @@ from negclip_jax.data.examples import Examples, tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def pairs(tiny_pairs):
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_vocabulary):
-    return Tokenizer.from_directory(tiny_vocabulary, context_length=24)
+    return load_tokenizer(tiny_vocabulary, context_length=24)
 
 
 @pytest.fixture(scope="session")

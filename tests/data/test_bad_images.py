@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny_batches import BATCH, assert_same, batches
 
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import tokenize_pairs
-from negclip_jax.data.images import ImageDirectory, ImageError
+from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.packing import Packing
-from negclip_jax.errors import InputError
 
 
 class BrokenImages(ImageDirectory):

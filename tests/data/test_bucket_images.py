@@ -11,9 +11,9 @@ import pytest
 from fake_bucket import bucket, served
 from tiny_runs import ROOT
 
+from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.images import ImageDirectory, Preprocessor
-from negclip_jax.data.preprocessing import ImageError
 
 __all__ = ["bucket", "served"]  # fixtures
 

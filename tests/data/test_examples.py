@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import tokenize_pairs
-from negclip_jax.errors import InputError
 
 
 def test_captions_of_each_kind(make_loader, pairs, tokenizer):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import (
     CLIP_MEAN,
     CLIP_STD,
     ImageDirectory,
-    ImageError,
     Preprocessor,
     decode,
     to_rgb,

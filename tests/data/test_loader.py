@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny_batches import BATCH, assert_same, batches
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data import loader as loading
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.packing import Packing
-from negclip_jax.errors import InputError
 
 
 def shown_pairs(loader, steps) -> list[int]:

@@ -106,12 +106,12 @@ def test_real_captions_cost_at_most_15_percent(shared_data):
     import ast
     import csv
 
-    from negclip_jax.data.tokens import Tokenizer
+    from negclip_jax.data.tokenizer import load_tokenizer
 
     file = "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv"
     with open(shared_data / "benchmarks" / "negbench" / file, newline="") as handle:
         captions = [c for r in csv.DictReader(handle) for c in ast.literal_eval(r["captions"])]
-    tokenizer = Tokenizer.from_directory(shared_data / "clip_tokenizer")
+    tokenizer = load_tokenizer(shared_data / "clip_tokenizer")
     real = Ragged(*tokenizer.encode_ragged(captions))
     packing = Packing.suited_to(real.lengths, 512, 1)
     order = np.random.default_rng(0).permutation(len(real))

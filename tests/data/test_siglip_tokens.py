@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import transformers
 
+from negclip_jax.data.clip_tokens import TokenizerError
 from negclip_jax.data.siglip_tokens import SigLIPTokenizer
-from negclip_jax.data.tokens import Tokenizer, TokenizerError
+from negclip_jax.data.tokenizer import load_tokenizer
 
 TEXTS = [
     "a photo of a dog",
@@ -59,7 +60,7 @@ def second(tmp_path_factory):
 
 def test_siglip_2_equals_transformers(second):
     theirs = transformers.AutoTokenizer.from_pretrained(second)
-    ours = Tokenizer.from_directory(second, context_length=16)
+    ours = load_tokenizer(second, context_length=16)
     assert isinstance(ours, SigLIPTokenizer)
     for text in TEXTS:
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"], text
@@ -73,7 +74,7 @@ def test_siglip_2_equals_transformers(second):
 def test_siglip_equals_transformers(first):
     pytest.importorskip("google.protobuf")
     theirs = transformers.SiglipTokenizer(str(first / "spiece.model"))
-    ours = Tokenizer.from_directory(first, context_length=24)
+    ours = load_tokenizer(first, context_length=24)
     for text in TEXTS[:5]:
         assert [*ours.encode(text), 1] == theirs(text)["input_ids"], text
     assert ours.eos_id == ours.pad_id == 1
@@ -83,13 +84,13 @@ def test_siglip_equals_transformers(first):
 
 
 def test_captions_cannot_place_special_tokens(second):
-    tokenizer = Tokenizer.from_directory(second)
+    tokenizer = load_tokenizer(second)
     ids = tokenizer.encode("a <eos> <pad> dog")
     assert not {0, 1} & set(ids)
 
 
 def test_ragged_rows_are_whole(second):
-    tokenizer = Tokenizer.from_directory(second, context_length=8)
+    tokenizer = load_tokenizer(second, context_length=8)
     ids, offsets = tokenizer.encode_ragged(TEXTS[:2])
     assert offsets.tolist() == [0, 8, 16]
     np.testing.assert_array_equal(ids.reshape(2, 8), tokenizer(TEXTS[:2]))
@@ -101,7 +102,7 @@ def test_first_kind_from_json_loses_punctuation(second, tmp_path):
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "SiglipTokenizer"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = Tokenizer.from_directory(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("No, dog!") == tokenizer.encode("no   dog")
 
 
@@ -117,7 +118,7 @@ def test_what_cannot_be_used(first, second, tmp_path, monkeypatch):
         SigLIPTokenizer.from_directory(tmp_path)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(TokenizerError, match=r'pip install "negclip-jax\[siglip\]"'):
-        Tokenizer.from_directory(first)
+        load_tokenizer(first)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
         SigLIPTokenizer.from_directory(tmp_path)

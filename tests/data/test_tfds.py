@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from negclip_jax.data.images import ImageError
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.records import Pair
 from negclip_jax.data.tfds import TfdsImages, _records, read_tfds_pairs
-from negclip_jax.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

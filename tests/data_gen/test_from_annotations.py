@@ -10,8 +10,8 @@ from data_gen import from_annotations
 from data_gen.annotations import read_scenes
 from data_gen.errors import InputError
 from data_gen.from_annotations import Settings, write_pairs
-from data_gen.nouns import mention
-from data_gen.templates import NEGATION, held_out
+from negclip_jax.language.nouns import mention
+from negclip_jax.language.templates import NEGATION, held_out
 
 NAMES = ["person", "dog", "cat", "bowl", "couch", "kite"]
 PRESENT = {1: ["dog", "person"], 2: ["dog", "bowl"], 3: ["cat", "couch"], 4: ["kite"], 5: []}

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from data_gen.cues import find_cues, tokenize
-from data_gen.mentions import find_same
 from data_gen.rules import REASONS, check, clean, cue_of, mentioned
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.tokenizer import load_tokenizer
+from negclip_jax.language.cues import find_cues, tokenize
+from negclip_jax.language.mentions import find_same
 
 
 def reasons(text, caption="A dog on a street", obj="cat", **more):
@@ -133,7 +133,7 @@ def test_noise_never_raises_and_nothing_without_a_cue_is_accepted():
 
 @pytest.fixture(scope="module")
 def count(shared_data):
-    tokenizer = Tokenizer.from_directory(shared_data / "clip_tokenizer")
+    tokenizer = load_tokenizer(shared_data / "clip_tokenizer")
     return lambda text: len(tokenizer.encode(text)) + 2
 
 

@@ -29,7 +29,7 @@ def other_model(tiny_model):
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> types.SimpleNamespace:
     """`data`: a folder with `photos/0.png` to `photos/11.png`; `refs`: they, and one cropped."""
-    from evals.benchmark import ImageRef
+    from evals.images import ImageRef
 
     folder = tmp_path_factory.mktemp("evals_data")
     (folder / "photos").mkdir()

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evals.benchmark import ImageRef, Metric
+from evals.benchmark import Metric
+from evals.images import ImageRef
 
 
 def test_a_metric_is_the_mean_of_its_values():

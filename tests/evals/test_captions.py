@@ -6,7 +6,7 @@ import pytest
 from tiny_evals import karpathy_content, write_json
 
 from evals.captions import read_captions
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 EXPECTED = [
     ("COCO_val2014_000000000001.jpg", ("Thing 1, view 0.", "Thing 1, view 1.", "Thing 1, view 2.")),

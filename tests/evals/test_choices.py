@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, features, mean
 
-from evals.benchmark import ImageRef
 from evals.choices import Choice, Number, by_group, choice_problem
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 
 
 def choice(i: int, **groups: str) -> Choice:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from evals.benchmark import ImageRef
 from evals.choices import Choice
 from evals.controls import (
     BOX_CONTROLS,
@@ -10,6 +9,7 @@ from evals.controls import (
     prefers_affirmed,
     prefers_negated,
 )
+from evals.images import ImageRef
 
 
 def boxes(*shapes) -> list[Choice]:

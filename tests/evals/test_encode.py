@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from evals import encode
-from evals.benchmark import ImageRef
 from evals.encode import Encoder
-from evals.images import DataRoots
-from negclip_jax.errors import InputError
-from negclip_jax.pretrained import from_pretrained
+from evals.images import DataRoots, ImageRef
+from negclip_jax.common.errors import InputError
+from negclip_jax.pretrained import CLIP
 
 TEXTS = [f"a picture with no {'x' * i}" for i in range(8)] + ["a" * 60, "x"]
 
@@ -40,7 +39,7 @@ def encoded(tiny_model, photos, cache):
 
 
 def test_features_are_those_of_the_model_alone(encoded, tiny_checkpoint, photos):
-    model = from_pretrained(tiny_checkpoint)
+    model = CLIP.from_pretrained(tiny_checkpoint)
     roots = DataRoots((photos.data,))
     pictures = [roots.open(ref) for ref in photos.refs]
     for found, expected in zip(

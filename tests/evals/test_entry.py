@@ -1,7 +1,7 @@
 import pytest
 
 from evals import entry
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture(autouse=True)

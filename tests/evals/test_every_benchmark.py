@@ -11,7 +11,7 @@ from tiny_evals import constant, features, mean, numbers, oracle, write_benchmar
 from evals import choices, classification, labelled, registry, retrieval
 from evals.benchmark import Result
 from evals.images import DataRoots
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 NAMES = registry.names()
 SHUFFLED = {
@@ -34,7 +34,7 @@ def few_classes():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labelled, "read_prompts", few)
-        patch.setattr("evals.zeroshot.read_prompts", few)
+        patch.setattr("evals.benchmarks.zeroshot.read_prompts", few)
         yield
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evals import frames
-from evals.benchmark import ImageRef
-from negclip_jax.errors import InputError
+from evals.images import ImageRef
+from negclip_jax.common.errors import InputError
 
 
 def test_names_of_frames():

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from evals import gallery
-from evals.benchmark import ImageRef
 from evals.gallery import Thumbnails
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 
 
 def rows(margins, right) -> list[dict]:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
-from negclip_jax.data.images import ImageError
-from negclip_jax.errors import InputError
+from evals.images import DataRoots, ImageRef
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
 
 
 def write(path: Path, content: bytes = b"{}") -> Path:

@@ -9,7 +9,7 @@ from tiny_runs import read_metrics
 from evals import encode, in_training, models, runner
 from evals.images import DataRoots
 from evals.results import Results
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")

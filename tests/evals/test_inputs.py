@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.inputs import EncodeImages, Images, Texts
 from negclip_jax.runtime import sharding
 

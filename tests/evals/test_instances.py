@@ -4,7 +4,7 @@ import pytest
 from tiny_evals import instances_content, write_json
 
 from evals.instances import read_photos
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def read(folder, content):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evals.interpolate import Mixtures, check_kinds, curve, row_name, sentence
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop.parameters import interpolate
 
 

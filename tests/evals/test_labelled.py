@@ -11,7 +11,7 @@ from tiny_evals import write_photos
 
 from evals.images import DataRoots
 from evals.labelled import find_labelled, read_prompts
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 KEYS = ("aquarium fish", "cat", "dog")

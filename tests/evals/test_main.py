@@ -10,7 +10,7 @@ from tiny_runs import ROOT
 
 from evals import __main__ as command_line
 from evals import command
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

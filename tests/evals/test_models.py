@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from evals import models
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
 from negclip_jax.models import clip
 

@@ -3,8 +3,7 @@
 import numpy as np
 from tiny_evals import AllThere, write_photos
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.pictures import Pictures
 
 A, B, C = (ImageRef(f"{name}.jpg") for name in "abc")

@@ -5,10 +5,9 @@ import json
 import pytest
 from tiny_evals import AllThere, write_photos
 
-from evals.benchmark import ImageRef
-from evals.images import DataRoots, FileMissing
+from evals.images import DataRoots, FileMissing, ImageRef
 from evals.reading import Fields, find_parts, read_csv, read_json, read_json_lines
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from evals import registry
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from evals import results as results_module
-from evals.benchmark import Benchmark, ImageRef, Metric, Problem, Published, Result
+from evals.benchmark import Benchmark, Metric, Problem, Published, Result
+from evals.images import ImageRef
 from evals.results import Results, headlines, table_text
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 SETTINGS = {
     "models": {"a": {"facts": {}, "fingerprint": "1"}, "b": {"facts": {}, "fingerprint": "2"}},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, features, numbers
 
-from evals.benchmark import ImageRef
+from evals.images import ImageRef
 from evals.retrieval import KS, Captioned, retrieval_problem
 
 torch = pytest.importorskip("torch")

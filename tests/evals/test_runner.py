@@ -11,7 +11,7 @@ from evals.benchmark import Problem
 from evals.images import DataRoots
 from evals.models import described
 from evals.results import Results
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
@@ -137,7 +137,7 @@ def test_without_any_photo_there_is_no_subset(tiny_benchmarks):
 
 def test_available_skips_what_is_not_there(tiny_benchmarks, monkeypatch, caplog):
     caplog.set_level("INFO")
-    known = registry.BENCHMARKS | {"negrefcocog": "evals.negrefcocog:BENCHMARK"}
+    known = registry.BENCHMARKS | {"negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK"}
     monkeypatch.setattr(registry, "BENCHMARKS", known)
     assert list(load(tiny_benchmarks, names=["available"])) == ["tiny", "kept"]
     assert "left out, for their files or photos are not there: negrefcocog" in caplog.text

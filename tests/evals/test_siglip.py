@@ -8,7 +8,7 @@ from interop import tiny
 from evals import models
 from evals.encode import Encoder
 from evals.images import DataRoots
-from negclip_jax.pretrained import from_pretrained
+from negclip_jax.pretrained import CLIP
 
 TEXTS = ["no cat", "a cat no dog", "x" * 40]
 
@@ -33,7 +33,7 @@ def test_features_and_facts(checkpoint, photos, tmp_path, one_device_mesh):
     encoder = Encoder(model, photos.refs, TEXTS, roots, cache=tmp_path)
     assert encoder.truncated == TEXTS[2:]
     found = encoder.features(photos.refs, TEXTS)
-    alone = from_pretrained(checkpoint)
+    alone = CLIP.from_pretrained(checkpoint)
     pixels = alone.preprocess([roots.open(ref) for ref in photos.refs])
     expected = alone.encode_image(pixels), alone.encode_text(alone.tokenize(TEXTS))
     for ours, theirs in zip(found, map(np.asarray, expected), strict=True):

@@ -10,11 +10,11 @@ import pytest
 from hostile import child
 from safetensors.numpy import save_file
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data import tfds
-from negclip_jax.errors import InputError
 from negclip_jax.interop.config import read_config
 from negclip_jax.interop.huggingface import load_params
-from negclip_jax.pretrained import from_pretrained
+from negclip_jax.pretrained import CLIP
 
 EVIL = "import pathlib; pathlib.Path({marker!r}).mkdir()\n"
 
@@ -46,20 +46,20 @@ def test_code_beside_a_checkpoint_is_not_run(tiny_checkpoint, trap, tmp_path):
         content = json.loads((there / name).read_text()) if (there / name).exists() else {}
         (there / name).write_text(json.dumps(content | evil))
     (there / "chat_template.jinja").write_text("{{ evil_module }}")
-    model = from_pretrained(there)
-    expected = from_pretrained(tiny_checkpoint)
+    model = CLIP.from_pretrained(there)
+    expected = CLIP.from_pretrained(tiny_checkpoint)
     ids = model.tokenize("no cat")
     np.testing.assert_array_equal(ids, expected.tokenize("no cat"))
     np.testing.assert_array_equal(model.encode_text(ids), expected.encode_text(ids))
 
 
 def test_a_tokenizer_class_of_ones_own_is_not_looked_up(tiny_vocabulary, trap, tmp_path):
-    from negclip_jax.data.tokens import Tokenizer
+    from negclip_jax.data.tokenizer import load_tokenizer
 
     shutil.copytree(tiny_vocabulary, tmp_path / "words")
     config = {"tokenizer_class": "evil_module.Evil", "auto_map": {"AutoTokenizer": "evil_module.E"}}
     (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(config))
-    assert Tokenizer.from_directory(tmp_path / "words").encode("no")
+    assert load_tokenizer(tmp_path / "words").encode("no")
 
 
 def test_a_prepared_data_set_imports_no_module(trap, tmp_path):
@@ -126,13 +126,13 @@ def test_a_run_is_not_unpacked_to_a_thousand_times_its_size(tmp_path):
     """256 MiB of zeros are a few kilobytes on disk."""
     import orbax.checkpoint as ocp
 
-    from negclip_jax.training import checkpoint
+    from negclip_jax.checkpoints import manager
 
     item = tmp_path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, {"a": np.zeros(2**26, np.float32)})
     with pytest.raises(InputError, match=r"unpacks to 268,435,456 bytes: refused"):
-        checkpoint._to_host(checkpoint.epath.Path(item))
+        manager._to_host(manager.epath.Path(item))
 
 
 def header(content: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:

@@ -26,8 +26,8 @@ BOXES = (
     "reader = lambda p: InstanceVerifier(p).names"
 )
 VOCABULARY = (
-    "from negclip_jax.data.tokens import Tokenizer; from pathlib import Path; "
-    "reader = lambda p: [Tokenizer.from_directory(Path(p).parent)]"
+    "from negclip_jax.data.tokenizer import load_tokenizer; from pathlib import Path; "
+    "reader = lambda p: [load_tokenizer(Path(p).parent)]"
 )
 
 

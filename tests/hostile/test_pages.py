@@ -13,9 +13,9 @@ from PIL import Image
 
 from data_gen.report import write_report
 from evals import report
-from evals.benchmark import Benchmark, ImageRef, Published
+from evals.benchmark import Benchmark, Published
 from evals.choices import Choice, choice_problem
-from evals.images import DataRoots
+from evals.images import DataRoots, ImageRef
 from evals.results import Results
 from quickstart.questions import ROWS
 from quickstart.report import Story, render

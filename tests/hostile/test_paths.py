@@ -10,13 +10,13 @@ from safetensors.numpy import save_file
 
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.stages.ingest import read_captions
-from evals import zeroshot_voc2007
-from evals.benchmark import ImageRef
-from evals.images import DataRoots
-from negclip_jax.data.images import ImageDirectory, ImageError
+from evals.benchmarks import zeroshot_voc2007
+from evals.images import DataRoots, ImageRef
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.pairs import PairError, read_pairs
 from negclip_jax.data.records import unsafe_name
-from negclip_jax.errors import InputError
 from negclip_jax.interop.files import open_file, open_weights
 from negclip_jax.interop.readers import read_any
 

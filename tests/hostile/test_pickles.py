@@ -15,11 +15,12 @@ from hostile.evil import Evil
 from data_gen.annotations import InstanceVerifier
 from data_gen.errors import InputError as DataGenError
 from data_gen.stages.ingest import read_captions
-from evals import cc_neg, reading
+from evals import reading
+from evals.benchmarks import cc_neg
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
 from negclip_jax.interop.files import open_file, open_weights
 from negclip_jax.interop.readers import read_any
@@ -43,8 +44,8 @@ DOORS = {
     "photo.jpg": decode,
     "config.json": in_folder(read_config),
     "preprocessor_config.json": in_folder(Preprocessor.from_directory),
-    "tokenizer.json": in_folder(Tokenizer.from_directory),
-    "spiece.model": in_folder(Tokenizer.from_directory),
+    "tokenizer.json": in_folder(load_tokenizer),
+    "spiece.model": in_folder(load_tokenizer),
     "model.safetensors": in_folder(open_weights),
     "pytorch_model.bin": in_folder(open_weights),
     "pytorch_model.bin.index.json": in_folder(open_weights),

@@ -41,7 +41,7 @@ REQUIRED = {
     "jinja2.Environment": ("autoescape", True),
 }
 # Photos of strangers are opened where formats and sizes are limited; a rendered page's own are not.
-IMAGE_OPEN = ("negclip_jax/data/decoding.py", "data_gen/images.py", "quickstart/evaluate.py")
+IMAGE_OPEN = ("negclip_jax/common/decoding.py", "data_gen/images.py", "quickstart/evaluate.py")
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -83,7 +83,10 @@ def test_pickles_are_read_by_lists_of_allowed_names_alone():
                 bases = [ast.unparse(base) for base in node.bases]
                 methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
                 found[path.relative_to(ROOT).as_posix()] = bases, methods
-    assert set(found) == {"negclip_jax/interop/torchscript.py", "evals/plain_pickle.py"}
+    assert set(found) == {
+        "negclip_jax/interop/torchscript.py",
+        "negclip_jax/common/plain_pickle.py",
+    }
     for bases, methods in found.values():
         assert bases == ["pickle._Unpickler"]
         assert {"find_class", "persistent_load"} <= methods

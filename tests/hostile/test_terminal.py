@@ -9,10 +9,10 @@ from PIL import Image
 from data_gen import cli
 from evals.images import DataRoots
 from evals.reading import Fields
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
 from negclip_jax.runtime import console
 
@@ -54,7 +54,7 @@ def config_with(content):
 def vocabulary(folder):
     content = {"model": {"vocab": {ESCAPES: ESCAPES}, "merges": [ESCAPES]}}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    Tokenizer.from_directory(folder)
+    load_tokenizer(folder)
 
 
 def file_name(folder):

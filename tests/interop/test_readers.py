@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from interop import tiny
 
-from negclip_jax.errors import InputError
+from negclip_jax.checkpoints import manager
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
 from negclip_jax.interop.readers import read_any
-from negclip_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def workdir(directory, tmp_path, monkeypatch):
         number = {"best": 20, "last": 30}.get(step) or int(step)
         return params | {"logit_scale": np.float32(number + 0.5 * ema)}, number
 
-    monkeypatch.setattr(checkpoint, "restore_params", restore_params)
+    monkeypatch.setattr(manager, "restore_params", restore_params)
     return path
 
 

@@ -1,4 +1,4 @@
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import files, stored
 
 

@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from data_gen.nouns import mention
-from data_gen.templates import NEGATION
+from negclip_jax.language.nouns import mention
+from negclip_jax.language.templates import NEGATION
 from quickstart import evaluate
 from quickstart.evaluate import answer, credit, tables, tally
 from quickstart.questions import NEW_ORDERS, NEW_WORDS, ROWS, Question, build, read_scenes

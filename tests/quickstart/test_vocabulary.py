@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from negclip_jax.data.tokens import Tokenizer
+from negclip_jax.data.clip_tokens import CLIPTokenizer
 from quickstart import vocabulary as v
 from quickstart.questions import HOLD_OUT, build, read_scenes
 from quickstart.tiny_clip import CONTEXT, write_tiny_clip
@@ -11,7 +11,7 @@ from quickstart.world import COLOURS, KINDS, make_world
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(*v.vocabulary(), context_length=CONTEXT)
+    return CLIPTokenizer(*v.vocabulary(), context_length=CONTEXT)
 
 
 @pytest.mark.parametrize("word", v.words())

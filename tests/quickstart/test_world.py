@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_gen.nouns import mention
-from data_gen.templates import NEGATION
+from negclip_jax.language.nouns import mention
+from negclip_jax.language.templates import NEGATION
 from quickstart.world import (
     COLOURS,
     KINDS,

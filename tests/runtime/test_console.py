@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from negclip_jax import storage
+from negclip_jax.common import storage
 from negclip_jax.runtime import console
 
 TIMING = {

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from negclip_jax import signals
+from negclip_jax.common import signals
 from negclip_jax.runtime.interrupt import Interrupted, StopSignal
 
 

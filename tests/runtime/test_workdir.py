@@ -11,7 +11,7 @@ import jax
 import pytest
 from etils import epath
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.runtime import workdir
 
 

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.runtime.writers import (
     JsonlWriter,
     TensorBoardWriter,

@@ -25,15 +25,16 @@ from tiny_runs import EVALUATORS, assert_equal, use_one_device
 
 from evals import __main__ as evaluate
 from evals import registry
-from negclip_jax import CLIP, remote, storage
-from negclip_jax.data import feature_files
-from negclip_jax.data.feature_files import FeatureFiles
-from negclip_jax.errors import InputError
+from negclip_jax import CLIP
+from negclip_jax.checkpoints import manifest
+from negclip_jax.checkpoints.manager import Checkpoints, restore_params
+from negclip_jax.common import remote, storage
+from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings import feature_files
+from negclip_jax.embeddings.feature_files import FeatureFiles
 from negclip_jax.interop import export
 from negclip_jax.interop.readers import read_any
-from negclip_jax.training import manifest
 from negclip_jax.training import state as train_state
-from negclip_jax.training.checkpoint import Checkpoints, restore_params
 from negclip_jax.training.loop import train
 
 __all__ = ["bucket", "served"]  # fixtures

@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training.durations import Clock
 
 CLOCK = Clock(batch_size=32, steps_per_epoch=50, total_steps=400)

@@ -10,12 +10,12 @@ from etils import epath
 from flax import nnx
 
 from configs import common
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.tokens import Tokenizer
-from negclip_jax.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
@@ -44,7 +44,7 @@ def parts(tiny_config, tiny_pairs, tiny_vocabulary):
     graphdef, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
     pairs = read_pairs(tiny_pairs / "pairs.json")
     names = sorted({pair.image for pair in pairs})
-    tokenizer = Tokenizer.from_directory(tiny_vocabulary, context_length=24)
+    tokenizer = load_tokenizer(tiny_vocabulary, context_length=24)
     preprocess = Preprocessor(size=32, resize=32)
     loader = PairLoader(
         examples=tokenize_pairs(pairs, names, tokenizer, captions="negated", foils=0),

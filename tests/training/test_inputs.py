@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
-from negclip_jax.errors import InputError
 from negclip_jax.training.inputs import fingerprint, read_data
 from negclip_jax.training.setup import prepare
 

@@ -15,7 +15,7 @@ import pytest
 from jax._src.array import ArrayImpl
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.runtime.interrupt import Interrupted
 from negclip_jax.training import loop, optim
 from negclip_jax.training.loop import train

@@ -13,8 +13,8 @@ from tiny_runs import assert_close, read_metrics
 
 from evals import registry
 from evals.in_training import configured
+from negclip_jax.checkpoints.manager import restore_params
 from negclip_jax.runtime import sharding
-from negclip_jax.training.checkpoint import restore_params
 from negclip_jax.training.loop import train
 
 STEPS, HALF = 6, 3

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training import optim, patterns
 from negclip_jax.training.durations import Clock
 

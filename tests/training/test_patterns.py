@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from configs import common
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.training.ranges import check_ranges
 
 

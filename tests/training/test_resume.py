@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics, use_one_device
 
-from negclip_jax.errors import InputError
-from negclip_jax.training.checkpoint import restore_params
+from negclip_jax.checkpoints.manager import restore_params
+from negclip_jax.common.errors import InputError
 from negclip_jax.training.loop import train
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.packing import Ragged
-from negclip_jax.errors import InputError
 from negclip_jax.training import setup
 from negclip_jax.training.setup import prepare
 

@@ -10,10 +10,10 @@ from interop import tiny
 from PIL import Image
 from tiny_runs import use_one_device
 
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import export
 from negclip_jax.interop.readers import read_any
-from negclip_jax.pretrained import from_pretrained
+from negclip_jax.pretrained import CLIP
 from negclip_jax.training.loop import train
 
 RUN = {"data.packing": False, "data.foils": 1, "optim.freeze": ("vision/.*",)}
@@ -75,7 +75,7 @@ def test_the_run_is_exported_to_transformers(run, base, tmp_path, capsys):
 
 def test_three_lines(base):
     """Pictures and captions through the family's own preprocessing and tokenizer."""
-    model = from_pretrained(base)
+    model = CLIP.from_pretrained(base)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
     processor = transformers.SiglipImageProcessorPil.from_pretrained(base)
     words = transformers.AutoTokenizer.from_pretrained(base)

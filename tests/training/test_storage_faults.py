@@ -8,8 +8,8 @@ import jax
 import pytest
 from tiny_runs import EVALUATORS, assert_equal, read_metrics, use_one_device
 
-from negclip_jax.data.feature_files import FeatureFiles
-from negclip_jax.errors import InputError
+from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.feature_files import FeatureFiles
 from negclip_jax.interop import export
 from negclip_jax.training.loop import train
 

@@ -1,0 +1,1 @@
+"""One file per benchmark, listed in `evals.registry`."""

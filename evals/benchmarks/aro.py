@@ -1,0 +1,117 @@
+"""ARO: attribution, relation and word order, where a bag of words cannot tell.
+
+Source: Yuksekgonul et al., "When and why vision-language models behave like bags-of-words" (ICLR
+2023, arXiv 2210.01936), github.com/mertyg/vision-language-models-are-bows (MIT; photos: Visual
+Genome CC BY 4.0, COCO, Flickr30k). Files and Visual Genome photos: its Google Drive.
+
+Files: `visual_genome_relation.json` and `visual_genome_attribution.json`, lists of `image_path`,
+`bbox_x`, `bbox_y`, `bbox_w`, `bbox_h`, `true_caption`, `false_caption`, and `relation_name` or
+`attributes` (two). The order tests exist only as code that shuffles words with spaCy at load time,
+so that its items depend on versions; their file is the list that the official class builds, written
+once: `json.dump(COCO_Order(split="test").test_cases, open("coco_order.json", "w"))`, and
+`flickr30k_order.json` likewise: `image` and five `caption_options`, the original first.
+
+Protocol (`aro_datasets.py`): the photo is cut to the box; argmax over [false, true], so that a tie
+is wrong; `accuracy_macro` is the mean over relations, or over attribute pairs with at least 25
+items. Order: argmax over five with the original first, so that a tie is right.
+"""
+
+import functools
+
+from evals.benchmark import Benchmark, Problem
+from evals.choices import ACCURACY, Choice, Number, choice_problem
+from evals.images import DataRoots, ImageRef
+from evals.reading import Fields, read_json
+
+DOWNLOAD = "the Google Drive named by github.com/mertyg/vision-language-models-are-bows"
+BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+
+
+def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> Problem:
+    """Reads a Visual Genome file. Raises InputError for bad records or boxes."""
+    file = roots.find(name, download=DOWNLOAD)
+    fields = Fields(file)
+    records = enumerate(read_json(file, list))
+    items = [_genome_item(fields, i, record, group) for i, record in records]
+    fields.done()
+    boxes = [(item.images[0], f"item {item.id}") for item in items]
+    notes = fields.check_boxes(roots, boxes, tolerated=0.01)
+    fields.done()
+    macro = Number("accuracy_macro", macro=group, at_least=at_least, headline=True)
+    return choice_problem(
+        roots,
+        file,
+        items,
+        rule="argmax",
+        numbers=(macro, Number("accuracy")),
+        breakdowns={group: f"by {group}"},
+        notes=notes,
+    )
+
+
+def _genome_item(fields: Fields, index: int, record: dict, group: str) -> Choice:
+    where = f"item {index}"
+    box = fields.box([fields.number(record, key, where) for key in BOX], where)
+    image = ImageRef(fields.text(record, "image_path", where), box)
+    texts = tuple(fields.text(record, key, where) for key in ("false_caption", "true_caption"))
+    if group == "relation":
+        value = fields.text(record, "relation_name", where)
+    else:
+        value = "_".join(fields.texts(record, "attributes", where))
+    return Choice(str(index), (image,), texts, 1, {group: value})
+
+
+def load_order(roots: DataRoots, name: str) -> Problem:
+    """Reads a file of caption options. Raises InputError."""
+    file = roots.find(name, download=f"{DOWNLOAD} (see evals/benchmarks/aro.py)")
+    fields = Fields(file)
+    items = []
+    for i, record in enumerate(read_json(file, list)):
+        image = ImageRef(fields.text(record, "image", f"item {i}"))
+        texts = tuple(fields.texts(record, "caption_options", f"item {i}"))
+        if len(texts) == 1:
+            fields.problem('"caption_options" holds one caption', f"item {i}")
+        items.append(Choice(str(i), (image,), texts))
+    fields.done()
+    return choice_problem(roots, file, items, rule="argmax", numbers=ACCURACY)
+
+
+_COMMON = {
+    "source": "Yuksekgonul et al., ICLR 2023, github.com/mertyg/vision-language-models-are-bows",
+    "download": DOWNLOAD,
+    "retention": True,
+}
+BENCHMARK = RELATION = Benchmark(
+    name="aro_relation",
+    title="ARO relation",
+    licence="MIT; photos: Visual Genome, CC BY 4.0",
+    load=functools.partial(load_genome, name="visual_genome_relation.json", group="relation"),
+    task="Which of two captions has the relation the right way round?",
+    **_COMMON,
+)
+ATTRIBUTION = Benchmark(
+    name="aro_attribution",
+    title="ARO attribution",
+    licence="MIT; photos: Visual Genome, CC BY 4.0",
+    load=functools.partial(
+        load_genome, name="visual_genome_attribution.json", group="attributes", at_least=25
+    ),
+    task="Which of two captions gives the attributes to the right objects?",
+    **_COMMON,
+)
+COCO_ORDER = Benchmark(
+    name="aro_coco_order",
+    title="ARO COCO order",
+    licence="MIT; captions CC BY 4.0; photos: COCO, Flickr licences",
+    load=functools.partial(load_order, name="coco_order.json"),
+    task="Which of five orders of its words is the caption?",
+    **_COMMON,
+)
+FLICKR30K_ORDER = Benchmark(
+    name="aro_flickr30k_order",
+    title="ARO Flickr30k order",
+    licence="MIT; captions and photos for research only",
+    load=functools.partial(load_order, name="flickr30k_order.json"),
+    task="Which of five orders of its words is the caption?",
+    **_COMMON,
+)

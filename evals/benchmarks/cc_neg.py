@@ -1,0 +1,100 @@
+"""CC-Neg: a web photo's caption or the same caption with a part of it negated?
+
+Source: Singh et al., "Learn 'No' to Say 'Yes' Better" (CoN-CLIP, WACV 2025, arXiv 2403.20312),
+github.com/jaisidhsingh/CoN-CLIP (MIT; photos: Conceptual Captions 3M, by link). Both the file and
+`cc3m_subset_images_extracted_final` are on the Proton Drive that its README names.
+
+File: `ccneg_preprocessed.pt`, a torch pickle of a dict of plain lists, dicts and strings:
+`image_paths` and `annotations`, with `annotations[i]["json"]["caption"]` and
+`annotations[i]["sop_data"]["negative-prompt"]`. It is read by a pickle reader that knows no class
+and so can run no code; torch is not needed.
+
+Protocol (`score_over_loader`): the last 40,000 of 228,246 triplets; commas are removed from the
+negated caption only; argmax of two cosines with the true caption first, so that a tie is right. The
+negated caption is always the false one, and commas are only in true ones: whatever dislikes
+negation, or likes commas, gains, as the controls show.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from evals.benchmark import Benchmark, Problem, Published
+from evals.choices import Choice, choice_problem
+from evals.controls import POLARITY_CONTROLS, prefers_commas
+from evals.images import DataRoots, ImageRef
+from evals.reading import Fields
+from negclip_jax.common import plain_pickle
+from negclip_jax.common.errors import InputError
+
+EVALUATION = 40_000
+DOWNLOAD = "the Proton Drive named by github.com/jaisidhsingh/CoN-CLIP"
+
+
+def load(roots: DataRoots) -> Problem:
+    """Reads the evaluation split of the file. Raises InputError."""
+    file = roots.find("ccneg_preprocessed.pt", download=DOWNLOAD)
+    content = read_plain_pickle(file)
+    fields = Fields(file)
+    paths = fields.sequence(content, "image_paths", "the file")
+    annotations = fields.sequence(content, "annotations", "the file")
+    if len(paths) != len(annotations):
+        fields.problem("image_paths and annotations differ in length", "the file")
+    fields.done()
+    first = max(0, len(paths) - EVALUATION)
+    items = [
+        _item(fields, i, {"image": paths[i]}, annotations[i]) for i in range(first, len(paths))
+    ]
+    fields.done()
+    controls = POLARITY_CONTROLS | {"prefers the text with commas": prefers_commas}
+    return choice_problem(roots, file, items, rule="argmax", controls=controls)
+
+
+def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:
+    where = f"index {index}"
+    parts = annotation if isinstance(annotation, dict) else {}
+    image = ImageRef(fields.text(path, "image", where).removeprefix("/workspace/datasets/cc3m/"))
+    caption = fields.text(parts.get("json"), "caption", where)
+    negated = fields.text(parts.get("sop_data"), "negative-prompt", where)
+    return Choice(str(index), (image,), (caption, negated.replace(",", "")))
+
+
+def read_plain_pickle(file: Path) -> Any:
+    """What `torch.save` wrote, in either of its layouts, if it is made of plain values.
+
+    Raises InputError for anything else.
+    """
+    try:
+        with file.open("rb") as stream:
+            if zipfile.is_zipfile(stream):
+                with zipfile.ZipFile(stream) as archive:
+                    name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+                    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                        raise pickle.UnpicklingError("it is compressed, which torch does not do")
+                    with archive.open(name) as data:
+                        return plain_pickle.load(data)
+            stream.seek(0)
+            for _ in range(3):  # before 1.6: magic number, version and machine come first
+                plain_pickle.load(stream)
+            return plain_pickle.load(stream)
+    except Exception as error:  # a damaged pickle raises nearly every type
+        raise InputError(
+            f"{file} is no torch file of plain lists and strings ({error}): get it again from "
+            f"{DOWNLOAD}."
+        ) from None
+
+
+BENCHMARK = Benchmark(
+    name="cc_neg",
+    title="CC-Neg",
+    source="Singh et al., WACV 2025, github.com/jaisidhsingh/CoN-CLIP",
+    licence="MIT; photos: Conceptual Captions 3M, by link",
+    download=DOWNLOAD,
+    load=load,
+    published=(
+        Published("CLIP ViT-B/32", "accuracy", 0.6286, "CoN-CLIP repository, issue 8"),
+        Published("CoN-CLIP ViT-B/32", "accuracy", 0.9970, "CoN-CLIP repository"),
+    ),
+    task="Is the photo closer to its caption than to the caption with a part of it negated?",
+)

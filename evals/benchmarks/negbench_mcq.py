@@ -1,0 +1,117 @@
+"""NegBench multiple choice: which of four captions with and without negation is true?
+
+Source: Alhamoud et al., "Vision-Language Models Do Not Understand Negation" (CVPR 2025, arXiv
+2501.09425), github.com/m1k2zoo/negbench (MIT); the CSV files are on its Google Drive. Photos: COCO
+val2017, VOC2007 test, frames of MSR-VTT (`evals.frames` extracts them).
+
+File: `image_path, correct_answer, caption_0 ... caption_3, correct_answer_template`, the last being
+positive ("A and B"), negative ("not N") or hybrid ("A but not N").
+
+Protocol (`evaluation/mcq.py`, since 2025-03 with normalised embeddings; earlier values do not
+compare): argmax of four cosines; accuracy over all questions and by template (a paper's "average"
+may be `accuracy` or `accuracy_mean_of_templates`). The right answer is option 0 in all files but
+MSR-VTT's templated one, where the official script fails; here any index is read, and the strict
+number does not look at positions.
+
+The text-only control reads the four captions and no photo: it shows that the wrong options give
+the right one away to whatever compares them.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from evals.benchmark import Benchmark, Problem, Published
+from evals.choices import ACCURACY, Choice, Number, by_group, choice_problem
+from evals.controls import contradictions
+from evals.frames import frames_of
+from evals.images import DataRoots, ImageRef
+from evals.reading import Fields, read_csv
+
+DOWNLOAD = "the Google Drive named by github.com/m1k2zoo/negbench (datasets.md)"
+TYPES = ("positive", "negative", "hybrid")
+MEAN = Number("accuracy_mean_of_templates", macro="template")
+CAPTIONS = tuple(f"caption_{i}" for i in range(4))
+COLUMNS = ("image_path", "correct_answer", *CAPTIONS, "correct_answer_template")
+REPOSITORY = "negbench repository, results/mcq (corrected 2025-03)"
+HANCLIP = "HANCLIP, table 1"
+
+
+def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem:
+    """Reads the CSV file of one of these names; videos are the mean of their frames.
+
+    Raises InputError.
+    """
+    file = roots.find(*names, download=DOWNLOAD)
+    fields = Fields(file)
+    items = [_item(fields, i, row) for i, row in enumerate(read_csv(file, COLUMNS))]
+    fields.done()
+    return choice_problem(
+        roots,
+        file,
+        items,
+        rule="argmax",
+        numbers=(*ACCURACY, *by_group("template", TYPES), MEAN),
+        breakdowns={"template": "by the form of the right answer"},
+        controls={"text-only solver": contradictions},
+        views=frames_of if video else None,
+    )
+
+
+def _item(fields: Fields, index: int, row: dict[str, str]) -> Choice:
+    where = f"row {index}"
+    image = ImageRef(fields.text(row, "image_path", where))
+    texts = tuple(fields.text(row, name, where) for name in CAPTIONS)
+    answer = fields.option(row, "correct_answer", where, [str(i) for i in range(4)])
+    template = fields.option(row, "correct_answer_template", where, TYPES)
+    return Choice(str(index), (image,), texts, int(answer or 0), {"template": template})
+
+
+def _published(model: str, *percent: float, source: str = REPOSITORY) -> list[Published]:
+    names = ("accuracy", *(f"accuracy_{t}" for t in ("positive", "negative", "hybrid")))
+    values = zip(names, percent, strict=False)
+    return [Published(model, name, value / 100, source) for name, value in values]
+
+
+_COMMON = {
+    "source": "Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
+    "download": DOWNLOAD,
+    "task": "Which of four captions, with and without negation, is true of the photo?",
+}
+BENCHMARK = Benchmark(
+    name="negbench_mcq",
+    title="NegBench MCQ, COCO",
+    licence="MIT; photos: COCO val2017, Flickr licences",
+    load=functools.partial(load, names=("COCO_val_mcq_llama3.1_rephrased.csv",)),
+    published=(
+        *_published("CLIP ViT-B/32", 39.30, 69.14, 6.84, 39.31),
+        *_published("NegCLIP ViT-B/32", 28.68),
+        *_published("CoN-CLIP ViT-B/32", 23.88),
+        *_published("CLIP-CC12M-NegFull ViT-B/32", 54.43),
+        *_published("NegCLIP-CC12M-NegFull ViT-B/32", 56.24),
+        *_published("NegationCLIP ViT-B/32", 31.04, 43.95, 22.41, 26.04, source=HANCLIP),
+        *_published("NegationCLIP ViT-B/16", 30.52, 43.70, 21.23, 25.84, source=HANCLIP),
+        *_published("NegationCLIP ViT-L/14", 30.37, 40.40, 22.25, 27.78, source=HANCLIP),
+    ),
+    **_COMMON,
+)
+VOC2007 = Benchmark(
+    name="negbench_mcq_voc2007",
+    title="NegBench MCQ, VOC2007",
+    licence="MIT; photos: VOC2007, Flickr licences",
+    load=functools.partial(load, names=("VOC2007_mcq_llama3.1_rephrased.csv",)),
+    published=(
+        *_published("CLIP ViT-B/32", 38.72, 82.55, 3.35, 58.98),
+        *_published("NegCLIP ViT-B/32", 30.49),
+        *_published("CoN-CLIP ViT-B/32", 38.12),
+        *_published("CLIP-CC12M-NegFull ViT-B/32", 54.82),
+        *_published("NegCLIP-CC12M-NegFull ViT-B/32", 59.65),
+    ),
+    **_COMMON,
+)
+MSRVTT = Benchmark(
+    name="negbench_mcq_msrvtt",
+    title="NegBench MCQ, MSR-VTT",
+    licence="MIT; videos: MSR-VTT, for research",
+    load=functools.partial(load, names=("msr_vtt_mcq_rephrased_llama.csv",), video=True),
+    **_COMMON,
+)

@@ -1,0 +1,78 @@
+"""POPE as statements: "There is a dog in the image." or "There is no dog in the image."?
+
+Source: Li et al., "Evaluating Object Hallucination" (EMNLP 2023, arXiv 2305.10355),
+github.com/AoiDragon/POPE, `output/coco/coco_pope_{random,popular,adversarial}.json` (MIT). Photos:
+COCO val2014, images.cocodataset.org/zips/val2014.zip.
+
+File: JSON lines `question_id`, `image`, `text` ("Is there a X in the image?"), `label` (yes, no);
+3,000 each on 500 photos, half of them yes.
+
+Protocol: POPE asks a model that answers; a dual encoder is given both answers as statements and
+chooses the one of the higher cosine (a tie is wrong). `accuracy` is over all, also by file (how the
+absent object was drawn) and by answer: `accuracy_yes` is POPE's recall, `accuracy_no` the share of
+absent objects that are denied. A liking for the word "no" raises one and lowers the other.
+"""
+
+import re
+from pathlib import Path
+
+from evals.benchmark import Benchmark, Problem
+from evals.choices import ACCURACY, Choice, by_group, choice_problem
+from evals.controls import POLARITY_CONTROLS
+from evals.images import DataRoots, ImageRef
+from evals.reading import Fields, find_parts, read_json_lines
+
+DOWNLOAD = "github.com/AoiDragon/POPE (output/coco)"
+SETTINGS = ("random", "popular", "adversarial")
+_QUESTION = re.compile(r"Is there (an?) (.+) in the (?:image|imange)\?")  # some copies misspell it
+
+
+def load(roots: DataRoots) -> Problem:
+    """Reads those of the three files that are there. Raises InputError."""
+    names = {s: (f"coco_pope_{s}.json", f"pope_{s}.jsonl") for s in SETTINGS}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for setting, file in files.items() for item in _read(file, setting)]
+    return choice_problem(
+        roots,
+        next(iter(files.values())).parent,
+        items,
+        rule="greater",
+        numbers=(*ACCURACY, *by_group("setting", SETTINGS), *by_group("label", ("yes", "no"))),
+        breakdowns={"setting": "by how absent objects were drawn", "label": "by the answer"},
+        notes=notes,
+        controls=POLARITY_CONTROLS,
+    )
+
+
+def _read(file: Path, setting: str) -> list[Choice]:
+    fields = Fields(file)
+    records = enumerate(read_json_lines(file), 1)
+    items = [_item(fields, f"record {number}", record, setting) for number, record in records]
+    fields.done()
+    return items
+
+
+def _item(fields: Fields, where: str, record: dict, setting: str) -> Choice:
+    image = ImageRef(fields.text(record, "image", where))
+    text = fields.text(record, "text", where)
+    label = fields.option(record, "label", where, ("yes", "no"))
+    number = fields.number(record, "question_id", where)
+    name = fields.unique(f"{number:g}", where)
+    question = _QUESTION.fullmatch(text)
+    if text and question is None:
+        fields.problem('"text" is not "Is there a X in the image?"', where)
+    article, thing = (question[1], question[2]) if question else ("", "")
+    texts = (f"There is {article} {thing} in the image.", f"There is no {thing} in the image.")
+    groups = {"setting": setting, "label": label}
+    return Choice(f"{setting}:{name}", (image,), texts, int(label == "no"), groups)
+
+
+BENCHMARK = Benchmark(
+    name="pope",
+    title="POPE as statements",
+    source="Li et al., EMNLP 2023, github.com/AoiDragon/POPE",
+    licence="MIT; photos: COCO val2014, Flickr licences",
+    download=DOWNLOAD,
+    load=load,
+    task="Is the object there or not: which of the two statements is closer to the photo?",
+)

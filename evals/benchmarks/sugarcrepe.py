@@ -1,0 +1,71 @@
+"""SugarCrepe: a caption or a fluent, wrong variant of it, in seven categories.
+
+Source: Hsieh et al., "SugarCrepe" (NeurIPS 2023, arXiv 2306.14610),
+github.com/RAIVNLab/sugar-crepe, `data/*.json` (MIT). Photos: COCO
+val2017, images.cocodataset.org/zips/val2017.zip.
+
+File, one a category: an object from an index to `filename`, `caption`, `negative_caption`.
+
+Protocol (`main_eval.py`): the share of items with score(caption) > score(negative caption), so that
+a tie is wrong, for each category. The repository computes no overall number; `accuracy_mean` is the
+mean over the seven categories, as papers report it, given only where all files are there.
+"""
+
+from pathlib import Path
+
+from evals.benchmark import Benchmark, Problem
+from evals.choices import Choice, Number, by_group, choice_problem
+from evals.images import DataRoots, ImageRef
+from evals.reading import Fields, find_parts, read_json
+
+DOWNLOAD = "github.com/RAIVNLab/sugar-crepe (data/*.json)"
+CATEGORIES = (
+    "add_att",
+    "add_obj",
+    "replace_att",
+    "replace_obj",
+    "replace_rel",
+    "swap_att",
+    "swap_obj",
+)
+
+
+def load(roots: DataRoots) -> Problem:
+    """Reads those of the seven files that are there. Raises InputError."""
+    names = {c: (f"{c}.json", f"sugarcrepe_{c}.json") for c in CATEGORIES}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for category, file in files.items() for item in _read(file, category)]
+    mean = Number("accuracy_mean", macro="category", headline=True)
+    each = by_group("category", CATEGORIES, headline=bool(notes))
+    return choice_problem(
+        roots,
+        next(iter(files.values())).parent,
+        items,
+        rule="greater",
+        numbers=each if notes else (mean, *each),
+        breakdowns={"category": "by category"},
+        notes=notes,
+    )
+
+
+def _read(file: Path, category: str) -> list[Choice]:
+    fields = Fields(file)
+    items = []
+    for key, record in read_json(file, dict).items():
+        image = ImageRef(fields.text(record, "filename", key))
+        texts = tuple(fields.text(record, name, key) for name in ("caption", "negative_caption"))
+        items.append(Choice(f"{category}:{key}", (image,), texts, 0, {"category": category}))
+    fields.done()
+    return items
+
+
+BENCHMARK = Benchmark(
+    name="sugarcrepe",
+    title="SugarCrepe",
+    source="Hsieh et al., NeurIPS 2023, github.com/RAIVNLab/sugar-crepe",
+    licence="MIT; photos: COCO val2017, Flickr licences",
+    download=DOWNLOAD,
+    load=load,
+    retention=True,
+    task="Is the caption closer to the photo than its wrong variant?",
+)

@@ -1,1 +1,0 @@
-"""Referring segmentation with CLIPSeg; the door is `python -m evals.segmentation`."""

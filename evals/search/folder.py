@@ -1,0 +1,84 @@
+"""All photos below a folder, as the encoder takes them."""
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from evals.images import IMAGE_SUFFIXES, ImageRef
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.records import unsafe_name
+
+
+class PhotoFolder:
+    """Photos by their names below `root`, sorted; hidden files and folders are left out.
+
+    Attributes:
+      refs: the photos.
+      skipped: names that look like photos and are not read, with the reason: links that lead out of
+        the folder above all. Linked folders are not entered.
+    """
+
+    def __init__(self, root: Path):
+        """Lists the folder; no photo is opened. Raises InputError where there is none in it."""
+        if not root.is_dir():
+            what = "is not a folder" if root.exists() else "does not exist"
+            raise InputError(f"--images={root} {what}: give a folder with photos")
+        self.root = root
+        self.skipped: dict[str, str] = {}
+        self._images = ImageDirectory(root)
+        names = sorted(name for name in self._walk() if self._is_inside(name))
+        self.refs = [ImageRef(name) for name in names]
+        if not names:
+            more = f" that can be read; {_first(self.skipped)}" if self.skipped else ""
+            raise InputError(
+                f"--images={root} holds no photo{more} (looked for {', '.join(IMAGE_SUFFIXES)}, at "
+                "any depth)"
+            )
+
+    def path(self, ref: ImageRef) -> Path:
+        """The file of a photo."""
+        return self.root / ref.path
+
+    def open(self, ref: ImageRef) -> Image.Image:
+        """The picture in mode RGB. Raises ImageError."""
+        return self._images.open(ref.path)
+
+    def read(self, path: str) -> bytes:
+        """The encoded photo, empty where it cannot be read."""
+        return self._images.read(path)
+
+    def identity(self, path: str) -> list:
+        """Changes whenever the photo's file does."""
+        return [os.path.abspath(self.root), *self._images.identity(path)]
+
+    def _walk(self) -> list[str]:
+        names = []
+        for folder, folders, files in os.walk(self.root):
+            here = Path(folder).relative_to(self.root)
+            for name in [f for f in folders if (Path(folder) / f).is_symlink()]:
+                self.skipped[(here / name).as_posix()] = "a link to a folder is not followed"
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            names += [
+                (here / name).as_posix()
+                for name in files
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            ]
+        return names
+
+    def _is_inside(self, name: str) -> bool:
+        real, root = os.path.realpath(self.root / name), os.path.realpath(self.root)
+        reason = unsafe_name(name) or ""
+        if os.path.commonpath((real, root)) != root:
+            reason = "a link leads out of the folder"
+        elif not os.path.isfile(real):
+            reason = "it is no file"
+        if reason:
+            self.skipped[name] = reason
+        return not reason
+
+
+def _first(skipped: dict[str, str]) -> str:
+    name, reason = next(iter(skipped.items()))
+    return f"{name}: {reason}"

@@ -1,0 +1,1 @@
+"""Referring segmentation with CLIPSeg: `python -m evals.segmentation`."""

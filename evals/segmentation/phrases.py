@@ -1,0 +1,164 @@
+"""Phrases with the masks that they mean: what referring segmentation is scored on.
+
+Each source in `SOURCES` reads published files as they are (`evals.segmentation.sources`). The
+negated phrases among them are found by one rule, `NEGATED`, and scored a second time on their own.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from evals.cues import find_cue
+from evals.images import DataRoots, FileMissing
+from negclip_jax.common.errors import InputError
+
+NEGATED = (
+    "A phrase counts as negated if evals/cues.py finds a negating word in it: no, not, n't, never, "
+    "without, w/o, neither, nor, none, nothing, nobody, no one, lack, devoid, free of, minus, "
+    "absence, except, exclude, absent, missing, nowhere; not before a number (no. 12)."
+)
+AVAILABLE = "available"  # stands for every source whose files are there
+_SHOWN = 10
+
+
+def is_negated(text: str) -> bool:
+    """Whether a text negates by the rule of `NEGATED`."""
+    return find_cue(text) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """A phrase and its true mask.
+
+    Attributes:
+      item: unique id within its set.
+      image: the photo as the file names it.
+      text: the phrase.
+      segmentations: see `masks.mask_of`; the union is the mask.
+      size: height and width that the segmentations belong to, None for the photo's own.
+    """
+
+    item: str
+    image: str
+    text: str
+    segmentations: tuple[Any, ...]
+    size: tuple[int, int] | None = None
+
+    @property
+    def negated(self) -> bool:
+        """See `NEGATED`."""
+        return is_negated(self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhraseSet:
+    """The phrases of one published file whose photos are there.
+
+    Attributes:
+      name, title: on the command line and in the report.
+      source, file: where it is published and which file was read.
+      phrases: those whose photo is there, those of one photo together.
+      total, total_negated: phrases of the file and split, and how many of them negate.
+      missing: photos that are not there.
+      notes: sentences for the report.
+    """
+
+    name: str
+    title: str
+    source: str
+    file: str
+    phrases: Sequence[Phrase]
+    total: int
+    total_negated: int
+    missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+Source = Callable[[DataRoots, str | None], list[PhraseSet]]
+
+
+def phrase_set(roots: DataRoots, phrases: Iterable[Phrase], **described: Any) -> PhraseSet:
+    """A set of the phrases whose photos are there; `described` are its other attributes."""
+    phrases = list(phrases)
+    totals = {"total": len(phrases), "total_negated": sum(p.negated for p in phrases)}
+    missing = roots.missing(phrase.image for phrase in phrases)
+    gone, by_photo = set(missing), {}
+    for phrase in phrases:
+        if phrase.image not in gone:
+            by_photo.setdefault(phrase.image, []).append(phrase)
+    kept = [phrase for group in by_photo.values() for phrase in group]
+    return PhraseSet(phrases=kept, missing=missing, **(totals | described))
+
+
+def load_sets(
+    names: Sequence[str],
+    sources: dict[str, Source],
+    roots: DataRoots,
+    *,
+    split: str | None,
+    allow_subset: bool,
+) -> list[PhraseSet]:
+    """Reads the phrases of several sources.
+
+    Args:
+      names: of sources, or `[AVAILABLE]`.
+      sources: by name.
+      roots: where files and photos are.
+      split: of the files that have splits, None for each one's own default.
+      allow_subset: score the phrases whose photos are there where others are not.
+
+    Raises InputError with one sentence for each set that cannot be scored.
+    """
+    skips = list(names) == [AVAILABLE]
+    unknown = [] if skips else [name for name in names if name not in sources]
+    if unknown:
+        raise InputError(f"--phrases={unknown[0]} is not one of {', '.join(sources)}")
+    found, problems, absent = [], [], []
+    for name in sources if skips else names:
+        try:
+            sets = sources[name](roots, split)
+        except FileMissing as error:
+            if skips:
+                absent.append(name)
+            else:
+                problems.append(f"{name}: {error}")
+            continue
+        for each in sets:
+            complaint = _complaint(each, allow_subset)
+            if not complaint:
+                found.append(each)
+            elif skips:
+                logging.info("left out: %s", complaint)
+            else:
+                problems.append(complaint)
+    if problems:
+        raise InputError("\n".join(problems))
+    if absent:
+        logging.info("left out, for their files or photos are not there: %s", ", ".join(absent))
+    if not found:
+        raise InputError(
+            f"there are no phrases with masks and photos below {', '.join(map(str, roots.data))}: "
+            "put refer_test.json of PhraseCut, a folder of RefCOCO or COCO's instances.json there, "
+            "with their photos"
+        )
+    return found
+
+
+def _complaint(found: PhraseSet, allow_subset: bool) -> str:
+    """Why a set cannot be scored; "" where it can."""
+    if not found.missing:
+        return "" if found.phrases else f"{found.name}: {found.file} holds no phrase with a mask"
+    shown = ", ".join(found.missing[:_SHOWN])
+    more = len(found.missing) - _SHOWN
+    listed = shown + (f" and {more:,} more" if more > 0 else "")
+    if not found.phrases:
+        return f"{found.name}: none of its photos is below the data folders: {listed}"
+    if allow_subset:
+        return ""
+    lost = f"{found.total - len(found.phrases):,} of {found.total:,} phrases"
+    return (
+        f"{found.name}: {len(found.missing):,} photos are not below the data folders, so that "
+        f"{lost} cannot be scored: {listed}. Add them, or give --allow-subset to score the others, "
+        "marked as a subset"
+    )

@@ -1,0 +1,207 @@
+"""Runs CLIPSeg over phrases, photo by photo, and keeps what every phrase came to.
+
+`phrases.jsonl` gets a line a phrase with its pixel counts at every threshold, from which all
+metrics are computed; a killed command continues after the last photo that it finished.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.images import DataRoots, ImageRef
+from evals.segmentation import masks, metrics
+from evals.segmentation.clipseg import CLIPSeg
+from evals.segmentation.phrases import Phrase, PhraseSet
+from negclip_jax.common.decoding import MAX_PIXELS, ImageError
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.journal import Journal
+from negclip_jax.runtime import console
+
+ROWS = "phrases.jsonl"
+_ASPECT = 0.02  # by which a photo may differ from the annotated shape
+_BAD_SHOWN = 5
+
+
+class PhotoError(InputError):
+    """A photo that cannot be read, or is not the one that was annotated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+    """CLIPSeg and what each text tower says of each phrase.
+
+    Attributes:
+      clipseg: the model.
+      embeddings: `{model: {phrase: float32 [D]}}`, CLIPSeg's own tower first.
+    """
+
+    clipseg: CLIPSeg
+    embeddings: Mapping[str, Mapping[str, np.ndarray]]
+
+    def masks(self, pixels: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Probabilities by model, float32 `[len(texts), size, size]`, for one photo."""
+        rows = [found[text] for found in self.embeddings.values() for text in texts]
+        every = self.clipseg.masks(pixels, np.stack(rows))
+        parts = np.split(every, len(self.embeddings))
+        return dict(zip(self.embeddings, parts, strict=True))
+
+
+def identity(name: str, phrase: Phrase) -> str:
+    """Of a phrase in the set `name`: changes with its text, photo and mask."""
+    described = [name, phrase.item, phrase.image, phrase.text, phrase.segmentations, phrase.size]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:20]
+
+
+def score(
+    towers: Towers, sets: Sequence[PhraseSet], roots: DataRoots, out: Path, *, allow_subset: bool
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores every phrase that an earlier command has not, and returns all of them.
+
+    Args:
+      towers: models that draw.
+      sets: the phrases.
+      roots: where photos are.
+      out: folder of `phrases.jsonl`.
+      allow_subset: leave out phrases whose photo cannot be used.
+
+    Returns what `collect` does. Raises InputError at the end, when all others are scored, if a
+    photo cannot be used and that is not allowed.
+    """
+    journal = Journal(out / ROWS)
+    done = {row["id"] for row in journal.rows}
+    groups = [
+        (found, list(phrases))
+        for found in sets
+        for _, phrases in itertools.groupby(found.phrases, key=lambda phrase: phrase.image)
+    ]
+    left = [
+        (found, [p for p in phrases if identity(found.name, p) not in done])
+        for found, phrases in groups
+    ]
+    left = [(found, phrases) for found, phrases in left if phrases]
+    total = sum(len(phrases) for _, phrases in left)
+    if total:
+        logging.info("%s phrases to segment", f"{total:,}")
+    problems: dict[str, str] = {}
+    with console.Bar("phrases", total) as bar:
+        for found, phrases in left:
+            try:
+                rows = _rows(towers, found, phrases, roots)
+            except PhotoError as error:
+                problems[phrases[0].image] = str(error)
+                rows = []
+            for row in rows:
+                journal.append(row)
+            bar.advance(len(phrases))
+    _complain(problems, allow_subset)
+    return collect(sets, out)
+
+
+def collect(sets: Sequence[PhraseSet], out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is scored so far.
+
+    Returns:
+      For each set, rows by item: `image`, `text`, `negated`, `positives`, and `tp` and `fp`, which
+      hold a list of T numbers by model.
+    """
+    done = {row["id"]: row for row in Journal(out / ROWS).rows}
+    return {
+        found.name: {
+            phrase.item: done[key]
+            for phrase in found.phrases
+            if (key := identity(found.name, phrase)) in done
+        }
+        for found in sets
+    }
+
+
+def look(
+    towers: Towers, phrases: Sequence[Phrase], roots: DataRoots
+) -> tuple[Any, list[np.ndarray], dict[str, np.ndarray]]:
+    """One photo (PIL), the true masks of its phrases (bool) and the drawn ones by model.
+
+    True masks are as large as they were annotated, drawn ones `[len(phrases), size, size]`. Raises
+    PhotoError.
+    """
+    try:
+        image = roots.open(ImageRef(phrases[0].image))
+    except ImageError as error:
+        raise PhotoError(str(error)) from error
+    truths = [true_mask(phrase, image.size) for phrase in phrases]
+    pixels = towers.clipseg.pixels(image)
+    return image, truths, towers.masks(pixels, [phrase.text for phrase in phrases])
+
+
+def true_mask(phrase: Phrase, photo: tuple[int, int]) -> np.ndarray:
+    """The annotated mask, bool `[H, W]`; `photo` is width and height of the photo.
+
+    Raises PhotoError for a photo of another shape than the annotated one, and InputError for a
+    segmentation that makes no mask.
+    """
+    height, width = phrase.size or photo[::-1]
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise InputError(f"phrase {phrase.item}: a photo of {width} x {height} pixels cannot be")
+    if abs(photo[0] * height / (photo[1] * width) - 1) > _ASPECT:
+        raise PhotoError(
+            f"{phrase.image} is {photo[0]} x {photo[1]} pixels, annotated were {width} x {height}"
+        )
+    mask = np.zeros((height, width), bool)
+    try:
+        for segmentation in phrase.segmentations:
+            mask |= masks.mask_of(segmentation, height, width)
+    except ValueError as error:
+        raise InputError(f"phrase {phrase.item} ({phrase.text!r}): {error}") from None
+    return mask
+
+
+def counts(rows: Sequence[Mapping[str, Any]], model: str) -> metrics.Counts:
+    """What `metrics.measure` takes, from rows of `score`."""
+    tp, fp = (np.array([row[kind][model] for row in rows], np.int64) for kind in ("tp", "fp"))
+    return metrics.Counts(tp, fp, np.array([row["positives"] for row in rows], np.int64))
+
+
+def _rows(
+    towers: Towers, found: PhraseSet, phrases: Sequence[Phrase], roots: DataRoots
+) -> list[dict[str, Any]]:
+    try:
+        _, truths, drawn = look(towers, phrases, roots)
+    except PhotoError:
+        raise
+    except InputError as error:
+        raise InputError(f"{found.file}: {error}. Correct the file or get it again") from error
+    rows = []
+    for i, (phrase, truth) in enumerate(zip(phrases, truths, strict=True)):
+        truth = masks.resized(truth, towers.clipseg.size)
+        counted = {name: metrics.count(each[i], truth) for name, each in drawn.items()}
+        rows.append(
+            {
+                "id": identity(found.name, phrase),
+                "set": found.name,
+                "item": phrase.item,
+                "image": phrase.image,
+                "text": phrase.text,
+                "negated": phrase.negated,
+                "positives": int(truth.sum()),
+                "tp": {name: tp.tolist() for name, (tp, _) in counted.items()},
+                "fp": {name: fp.tolist() for name, (_, fp) in counted.items()},
+            }
+        )
+    return rows
+
+
+def _complain(problems: Mapping[str, str], allow_subset: bool) -> None:
+    if not problems:
+        return
+    listed = "; ".join(list(problems.values())[:_BAD_SHOWN])
+    more = f" and {len(problems) - _BAD_SHOWN} more" if len(problems) > _BAD_SHOWN else ""
+    message = f"{len(problems)} photos cannot be used: {listed}{more}"
+    if not allow_subset:
+        raise InputError(f"{message}. Get them again, or give --allow-subset to leave them out")
+    logging.warning("%s. Their phrases are left out", message)

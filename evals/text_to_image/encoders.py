@@ -1,0 +1,218 @@
+"""Which text encoder of a pipeline a tower can replace, and the tower as such an encoder."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from negclip_jax.common.errors import InputError
+from negclip_jax.interop import towers
+from negclip_jax.interop.checkpoint_info import CheckpointInfo
+from negclip_jax.interop.config import text_config
+from negclip_jax.interop.files import read_json
+from negclip_jax.interop.readers import Checkpoint, read_any
+from negclip_jax.models.clip import CLIPConfig, TextConfig
+from negclip_jax.models.siglip import SigLIPConfig
+
+_PROJECTED = "CLIPTextModelWithProjection"
+# Class of the pipeline: its text encoders, their tokenizers, what the U-Net reads of each.
+_PIPELINES = {
+    "StableDiffusionPipeline": {
+        "text_encoder": ("tokenizer", "states of all positions after the final LayerNorm"),
+    },
+    "StableDiffusionXLPipeline": {
+        "text_encoder": ("tokenizer", "states of all positions before the last block"),
+        "text_encoder_2": (
+            "tokenizer_2",
+            "states of all positions before the last block, and the projected end token",
+        ),
+    },
+}
+# The end token's rule is the pipeline's, so that it may differ.
+_COMPARED = {
+    "layers": "{} layers",
+    "heads": "{} heads",
+    "mlp_width": "MLPs {} wide",
+    "vocab_size": "{} tokens",
+    "context_length": "{} positions",
+    "hidden_act": "the activation {}",
+    "layer_norm_eps": "epsilon {:g} in LayerNorm",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A text encoder's place in a pipeline.
+
+    Attributes:
+      name: "text_encoder" or "text_encoder_2".
+      tokenizer: name of the tokenizer that feeds it.
+      architecture: its class in transformers.
+      config: its sizes.
+      projection_dim: of its projected state; None where it has none.
+      states: what the U-Net reads of it, in words.
+    """
+
+    name: str
+    tokenizer: str
+    architecture: str
+    config: TextConfig
+    projection_dim: int | None
+    states: str
+
+
+def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
+    """Class of a pipeline, its text encoders, and the width of the states that its U-Net reads.
+
+    Raises InputError where the directory holds no Stable Diffusion 1.x or SDXL pipeline.
+    """
+    index = directory / "model_index.json"
+    if not index.is_file():
+        raise InputError(
+            f"{directory} has no model_index.json: --base is the directory of a diffusers pipeline "
+            "(Stable Diffusion 1.x or SDXL), as its save_pretrained or a download writes it"
+        )
+    raw = read_json(index)
+    kind = raw.get("_class_name")
+    if kind not in _PIPELINES:
+        raise InputError(
+            f"{index}: the pipeline is a {kind}; text encoders are replaced in "
+            f"{' and '.join(_PIPELINES)}"
+        )
+    slots = [
+        _slot(directory, name, raw.get(name), *described)
+        for name, described in _PIPELINES[kind].items()
+        if name == "text_encoder_2" or raw.get(name, [None])[0] is not None
+    ]
+    width = read_json(directory / "unet" / "config.json").get("cross_attention_dim")
+    together = sum(slot.config.width for slot in slots)
+    if width != together:  # the first attention would fail, with any text encoder
+        raise InputError(
+            f"{directory}: the U-Net reads states of width {width} (cross_attention_dim in "
+            f"unet/config.json), and the pipeline's own text encoders give {together}: its parts "
+            "do not belong together"
+        )
+    return kind, slots, width
+
+
+def _slot(directory: Path, name: str, classes: Any, tokenizer: str, states: str) -> Slot:
+    architecture = classes[1] if isinstance(classes, list) and len(classes) == 2 else None
+    wanted = (_PROJECTED,) if name == "text_encoder_2" else ("CLIPTextModel", _PROJECTED)
+    if architecture not in wanted:
+        raise InputError(
+            f"{directory}/model_index.json: {name} is a {architecture}, not a {wanted[0]}"
+        )
+    path = directory / name / "config.json"
+    raw = read_json(path)
+    try:
+        config = text_config(raw)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    projection = raw.get("projection_dim", 512) if architecture == _PROJECTED else None
+    return Slot(name, tokenizer, architecture, config, projection, states)
+
+
+def read_tower(model: str, activation: str | None = None) -> Checkpoint:
+    """The model whose text tower is used.
+
+    Args:
+      model: whatever `interop.readers.read_any` reads, `+ema` after it for a run's moving average;
+        a directory of a CLIPTextModel alone; an export with `--layout=diffusers`.
+      activation: for a checkpoint that does not say.
+
+    Raises InputError for what cannot be read.
+    """
+    return read_any(
+        model.removesuffix("+ema"),
+        ema=model.endswith("+ema"),
+        activation=activation,
+        alone="CLIPTextModel",
+    )
+
+
+def fitting_slot(
+    slots: list[Slot],
+    config: CLIPConfig,
+    info: CheckpointInfo,
+    *,
+    base: str,
+    unet_width: int,
+    wanted: str = "",
+) -> Slot:
+    """The encoder that a model's text tower replaces: the first of its architecture.
+
+    Args:
+      slots: of the pipeline.
+      config, info: the model, and where it came from.
+      base: the pipeline's name, for messages.
+      unet_width: width of the states that the U-Net reads, of all encoders together.
+      wanted: a slot's name, or "" for any.
+
+    Raises InputError that says how the tower differs from every encoder.
+    """
+    if isinstance(config, SigLIPConfig):
+        raise InputError(f"{info.label} is a SigLIP; the text encoders of {base} are CLIP's")
+    known = [slot.name for slot in slots]
+    if wanted and wanted not in known:
+        raise InputError(f"--encoder={wanted}: {base} has {' and '.join(known)}")
+    candidates = [slot for slot in slots if wanted in ("", slot.name)]
+    of_width = [slot for slot in candidates if slot.config.width == config.text.width]
+    if not of_width:
+        widths = " and ".join(f"{slot.config.width} ({slot.name})" for slot in candidates)
+        raise InputError(
+            f"the text tower of {info.label} is {config.text.width} wide and does not fit {base}, "
+            f"whose U-Net reads states of width {unet_width} from encoders of width {widths}. "
+            "Stable Diffusion 1.x takes the tower of ViT-L/14 (768), SDXL that and the one of "
+            "ViT-bigG/14 (1280)"
+        )
+    differences = [_difference(slot, config, info) for slot in of_width]
+    fitting = next((s for s, other in zip(of_width, differences, strict=True) if not other), None)
+    if fitting is None:
+        found = "; ".join(
+            f"{slot.name} has {other[0]}, the tower {other[1]}"
+            for slot, other in zip(of_width, differences, strict=True)
+        )
+        raise InputError(f"the text tower of {info.label} does not fit {base}: {found}")
+    return fitting
+
+
+def _difference(slot: Slot, config: CLIPConfig, info: CheckpointInfo) -> tuple[str, str] | None:
+    """Words for the first thing in which encoder and tower differ; None where they agree."""
+    for field, words in _COMPARED.items():
+        theirs, ours = getattr(slot.config, field), getattr(config.text, field)
+        if theirs != ours:
+            where = f" ({info.activation_source})" if field == "hidden_act" else ""
+            return words.format(theirs), words.format(ours) + where
+    if slot.projection_dim not in (None, config.projection_dim):
+        return f"a projection to {slot.projection_dim}", f"one to {config.projection_dim}"
+    return None
+
+
+def build(
+    transformers: ModuleType, slot: Slot, config: CLIPConfig, params: dict[str, Any], dtype: Any
+) -> Any:
+    """A model's text tower as the class of transformers that the pipeline holds.
+
+    Args:
+      transformers: the library.
+      slot: the place that it is for.
+      config, params: the model.
+      dtype: of the weights, PyTorch's.
+    """
+    # The end token is found by the pipeline's rule, with the pipeline's tokenizer.
+    text = dataclasses.replace(config.text, eos_token_id=slot.config.eos_token_id)
+    config = dataclasses.replace(config, text=text)
+    # Through a file: the names of the tensors change from version to version of transformers, and
+    # from files alone it reads all of them.
+    with tempfile.TemporaryDirectory(prefix="text-encoder-") as folder:
+        towers.write_tower(Path(folder), config, params, slot.architecture)
+        encoder, loading = getattr(transformers, slot.architecture).from_pretrained(
+            folder, dtype=dtype, output_loading_info=True
+        )
+    if loading["missing_keys"]:
+        raise InputError(
+            f"this version of transformers does not find {len(loading['missing_keys'])} of the "
+            f"text encoder's tensors ({min(loading['missing_keys'])}): install another"
+        )
+    return encoder.eval()

@@ -1,0 +1,200 @@
+"""A model that sees the pictures and answers: is it a man, does he wear a hat?
+
+Protocol of SpaceVLM's notebook (github.com/sepehrkr/SpaceVLM, `T2I/`): a visual question answering
+model is asked `Question1`, to be answered yes, and `Question2`, to be answered no; a picture's
+affirmative score is 1 where the first holds, its negation score where the second does, and its
+score is their product. An answer other than a plain yes or no fails its question. Of several
+`Question2` each must be answered no.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.text_to_image.chat import Answer, Chat, JudgeError, Patience
+from evals.text_to_image.pictures import Picture
+from evals.text_to_image.prompts import Prompt
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.journal import Journal
+from negclip_jax.runtime import console
+
+ANSWERS = "answers.jsonl"
+_INSTRUCTION = "Answer with one word: yes or no."
+_PLAIN = re.compile(r"""["'*`]*(yes|no)["'*`]*[.!]?["'*`]*""", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a picture scores.
+
+    Attributes:
+      affirmative: what the prompt asks for is there.
+      negation: what it denies is not there.
+      reasons: (question or statement, answer or comparison, whether it holds, whether the answer
+        was plain), for people.
+    """
+
+    affirmative: bool
+    negation: bool
+    reasons: tuple[tuple[str, str, bool, bool], ...]
+
+    @property
+    def both(self) -> bool:
+        """The score: a man, and no hat."""
+        return self.affirmative and self.negation
+
+
+def plain(text: str) -> str:
+    """ "yes" or "no" where the answer is that word alone, but for case, quotes and a full stop."""
+    found = _PLAIN.fullmatch(text.strip())
+    return found[1].lower() if found else ""
+
+
+class Judge:
+    """A visual question answering model behind an OpenAI-compatible server.
+
+    Attributes:
+      kind, label: in results and on every page.
+    """
+
+    kind = "vqa"
+
+    def __init__(
+        self,
+        out: Path,
+        prompts: Sequence[Prompt],
+        url: str,
+        *,
+        model: str = "",
+        patience: Patience | None = None,
+        concurrency: int = 8,
+    ):
+        """Opens the answers that an earlier command has got; nothing is asked yet.
+
+        Args:
+          out: folder of the pictures, for the answers as well.
+          prompts: with their questions.
+          url: of the server, before /chat/completions. The key is in OPENAI_API_KEY.
+          model: by the server's name; "" for the only one that it offers.
+          patience: with a slow server.
+          concurrency: questions in flight.
+
+        Raises InputError for no address, or prompts without questions.
+        """
+        bare = [prompt.text for prompt in prompts if not (prompt.present and prompt.absent)]
+        if bare:
+            raise InputError(
+                f"{len(bare)} of {len(prompts)} prompts have no questions for a judge, such as "
+                f"{bare[0]!r}: give Question1 and Question2 in --prompts, or --stand-in instead"
+            )
+        self._chat = Chat(url, os.environ.get("OPENAI_API_KEY"), patience or Patience())
+        self._out, self._concurrency = out, concurrency
+        self._prompts = {prompt.text: prompt for prompt in prompts}
+        self.model = model
+        self._journal = Journal(out / ANSWERS)
+        self._answers = {
+            (row["judge"], row["image"], row["question"]): Answer(row["answer"], row["problem"])
+            for row in self._journal.rows
+            if {"judge", "image", "question", "answer", "problem"} <= row.keys()
+        }
+
+    @property
+    def label(self) -> str:
+        return f"VQA judge {self.model or self._chat.url}"
+
+    def described(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return {"url": self._chat.url, "model": self.model, "instruction": _INSTRUCTION}
+
+    def look(self, pictures: Sequence[Picture]) -> None:
+        """Asks what has not been answered yet, and keeps each answer at once.
+
+        Raises JudgeError, naming the server and what is missing, where it gives up.
+        """
+        asyncio.run(self._look(pictures))
+
+    async def _look(self, pictures: Sequence[Picture]) -> None:
+        async with self._chat as chat:
+            try:
+                self.model = self.model or await self._only_model(chat)
+                left = self._unanswered(pictures)
+                with console.Bar("answers", len(left)) as bar:
+                    await self._ask_all(chat, left, bar)
+            except JudgeError as error:
+                missing = len(self._unanswered(pictures))
+                raise JudgeError(
+                    f"{error}; {missing:,} answers are missing: those that came are kept, and the "
+                    "same command asks for the rest alone"
+                ) from None
+
+    async def _only_model(self, chat: Chat) -> str:
+        names = await chat.models()
+        if len(names) != 1:
+            shown = ", ".join(names[:8]) or "none"
+            raise JudgeError(
+                f"the judge {chat.url} offers {len(names)} models ({shown}): give --judge-model"
+            )
+        return names[0]
+
+    def _unanswered(self, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
+        """Questions to ask, each once: base and tuned may have drawn the same picture."""
+        wanted = {
+            (picture.sha256, question): (picture, question)
+            for picture in pictures
+            for question in self._questions(picture)
+            if (self.model, picture.sha256, question) not in self._answers
+        }
+        return list(wanted.values())
+
+    async def _ask_all(self, chat: Chat, left: list[tuple[Picture, str]], bar: console.Bar) -> None:
+        questions = iter(left)
+
+        async def work() -> None:
+            for picture, question in questions:
+                png = (self._out / picture.file).read_bytes()
+                answer = await chat.ask(self.model, png, f"{question} {_INSTRUCTION}")
+                self._keep(picture, question, answer)
+                bar.advance(1)
+
+        workers = [asyncio.create_task(work()) for _ in range(self._concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:  # one has given up: the others' questions are asked by the next command
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def _keep(self, picture: Picture, question: str, answer: Answer) -> None:
+        row = {"judge": self.model, "image": picture.sha256, "question": question}
+        self._journal.append(row | {"answer": answer.text, "problem": answer.problem})
+        self._answers[self.model, picture.sha256, question] = answer
+
+    def _questions(self, picture: Picture) -> tuple[str, ...]:
+        prompt = self._prompts[picture.prompt]
+        return (prompt.present, *prompt.absent)
+
+    def verdict(self, picture: Picture) -> Verdict | None:
+        """What a picture scores; None while an answer is missing."""
+        questions = self._questions(picture)
+        found = [self._answers.get((self.model, picture.sha256, q)) for q in questions]
+        if None in found:
+            return None
+        words = [plain(answer.text) for answer in found]
+        holds = [words[0] == "yes", *(word == "no" for word in words[1:])]
+        shown = [answer.text or answer.problem or "(nothing)" for answer in found]
+        reasons = zip(questions, shown, holds, map(bool, words), strict=True)
+        return Verdict(holds[0], all(holds[1:]), tuple(reasons))
+
+
+def count_answers(verdicts: Mapping[Picture, Verdict]) -> dict[str, int]:
+    """How many answers were a plain yes or no, and how many were anything else."""
+    counts = collections.Counter(plain=0, other=0)
+    for verdict in verdicts.values():
+        for *_, was_plain in verdict.reasons:
+            counts["plain" if was_plain else "other"] += 1
+    return dict(counts)

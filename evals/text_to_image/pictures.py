@@ -1,0 +1,190 @@
+"""Pictures of both models on disk, each drawn once.
+
+    OUT/manifest.json                     what all pictures depend on
+    OUT/images/base/a-room-with-no-window-1f0c9a2e-3.png
+    OUT/images.jsonl                      model, prompt, index, seed, file and SHA-256 of each, and
+                                          the manifest's fingerprint
+
+A picture counts where its line is there, names this manifest, and has the digest of the file: one
+that a kill has left half-written, or that somebody has changed, is drawn again. The seed depends on
+prompt and index alone, so that base and tuned start from the same noise and a longer list of
+prompts, or more pictures of each, leaves the others as they are.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from evals.text_to_image.pipelines import MODELS, Pipelines
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.journal import Journal
+from negclip_jax.runtime import console
+from negclip_jax.runtime.workdir import differences
+
+MANIFEST, LINES, FOLDER = "manifest.json", "images.jsonl", "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One picture, drawn or not yet.
+
+    Attributes:
+      model: "base" or "tuned".
+      prompt: its text.
+      index: which of the prompt's pictures.
+      file: relative to the output folder.
+      seed: of its noise.
+      sha256: of the file; "" before it is drawn.
+      blank: it is of one colour, which no prompt asks for: numbers overflowed.
+    """
+
+    model: str
+    prompt: str
+    index: int
+    file: str
+    seed: int
+    sha256: str = ""
+    blank: bool = False
+
+
+def seed_of(seed: int, prompt: str, index: int) -> int:
+    """Seed of one picture, below 2^53, from the command's seed, the prompt and the index."""
+    digest = hashlib.sha256(json.dumps([seed, prompt, index]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def file_of(model: str, prompt: str, index: int) -> str:
+    """File of one picture: readable, and different for prompts that differ in signs alone."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-")
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{FOLDER}/{model}/{words or 'prompt'}-{digest}-{index}.png"
+
+
+class Pictures:
+    """The pictures of an output folder.
+
+    Attributes:
+      out: the folder.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], seed: int):
+        """Opens the folder, with what an earlier command with the same settings drew there.
+
+        Args:
+          out: made if need be.
+          settings: what the pictures depend on, as JSON keeps it.
+          seed: of the command.
+
+        Raises InputError where the folder holds other things, or pictures of other settings.
+        """
+        self.out, self._seed = out, seed
+        settings = settings | {"seed": seed}
+        _agree(out, settings)
+        text = json.dumps(settings, sort_keys=True)
+        self._made_with = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._lines = Journal(out / LINES)
+        ours = (row for row in self._lines.rows if row.get("manifest") == self._made_with)
+        self._drawn = {row["file"]: row for row in ours if _is_whole(out, row)}
+
+    def wanted(self, prompts: Sequence[str], count: int) -> list[Picture]:
+        """`count` pictures a prompt and model, in the order in which they are drawn."""
+        return [
+            self._picture(model, prompt, index)
+            for prompt in prompts
+            for model in MODELS
+            for index in range(count)
+        ]
+
+    def draw(
+        self, pipelines: Pipelines, prompts: Sequence[str], count: int, *, batch_size: int
+    ) -> list[Picture]:
+        """Draws what is missing, and returns all pictures.
+
+        Both models draw a prompt before the next one, so that what a kill leaves can be compared.
+        Batches are the same however many of their pictures are there already: the last bit of a
+        picture depends on its batch.
+        """
+        wanted = self.wanted(prompts, count)
+        missing = sum(not picture.sha256 for picture in wanted)
+        with console.Bar("pictures", missing) as bar:
+            for start, stop in _batches(wanted, count, batch_size):
+                batch = wanted[start:stop]
+                left = [picture for picture in batch if not picture.sha256]
+                if not left:
+                    continue
+                seeds = [picture.seed for picture in batch]
+                images = pipelines.draw(batch[0].model, batch[0].prompt, seeds)
+                for picture, image in zip(batch, images, strict=True):
+                    if not picture.sha256:
+                        self._keep(picture, image)
+                bar.advance(len(left))
+        return self.wanted(prompts, count)
+
+    def _picture(self, model: str, prompt: str, index: int) -> Picture:
+        file = file_of(model, prompt, index)
+        row = self._drawn.get(file, {"sha256": "", "blank": False})
+        seed = seed_of(self._seed, prompt, index)
+        return Picture(model, prompt, index, file, seed, row["sha256"], row["blank"])
+
+    def _keep(self, picture: Picture, image: Image.Image) -> None:
+        path = self.out / picture.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial")
+        image.save(unfinished, "PNG")
+        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
+        unfinished.replace(path)
+        blank = all(low == high for low, high in image.convert("RGB").getextrema())
+        row = dataclasses.asdict(picture) | {"sha256": digest, "blank": blank}
+        row["manifest"] = self._made_with
+        self._lines.append(row)
+        self._drawn[picture.file] = row
+
+
+def _agree(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the manifest, or compares it with the one that is there."""
+    path = out / MANIFEST
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(
+                f"--out={out} is not empty and has no {MANIFEST} of this command: give another"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): remove {out}") from error
+    changed = differences(old, settings)
+    if changed:
+        shown = ", ".join(f"{key} ({was} there, {now} now)" for key, (was, now) in changed.items())
+        raise InputError(f"{out} holds pictures made with other settings: {shown}: give another "
+                         "--out, or remove it")  # fmt: skip
+
+
+def _is_whole(out: Path, row: dict[str, Any]) -> bool:
+    """Whether a line is complete and its file has not changed since."""
+    if not {"file", "sha256", "blank"} <= row.keys():
+        return False
+    try:
+        with (out / row["file"]).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
+    except OSError:
+        return False
+
+
+def _batches(wanted: Sequence[Picture], count: int, batch_size: int) -> list[tuple[int, int]]:
+    """Ranges of pictures of one model and prompt, `batch_size` of them at most."""
+    return [
+        (start, min(start + batch_size, first + count))
+        for first in range(0, len(wanted), count)
+        for start in range(first, first + count, batch_size)
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, below both training and interop."""

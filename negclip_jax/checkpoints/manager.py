@@ -1,0 +1,390 @@
+"""Checkpoints of a run, through orbax: asynchronous, atomic, the most recent and the best.
+
+    WORKDIR/frozen/             parameters that are not trained, written once
+    WORKDIR/checkpoints/STEP/   trained parameters, optimizer state, moving average
+
+An item that a step has is a subdirectory of its own, so exporting reads no optimizer state. Each
+of these directories holds a `manifest` with the checksums of its files.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from negclip_jax.checkpoints import manifest
+from negclip_jax.checkpoints.frozen import check_frozen, check_space
+from negclip_jax.common import storage, strict_json
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import multihost, sharding
+
+_ITEMS = ("params", "opt_state", "ema")
+_WRITING_THREADS = ("array_type_handler", "write_metadata_after_commits")  # orbax's
+_CLOSE_SECONDS = 30.0
+_REPLACED = ".replaced"  # a step that is being saved again
+_UNPACKED_PER_BYTE, _UNPACKED_FREE = 100, 2**26  # bytes that an item may become
+
+
+class State(Protocol):
+    """A dataclass of what a step of a run saves; `training.state.TrainState` is one."""
+
+    step: Any
+    params: dict
+    opt_state: Any
+    ema: dict | None
+
+
+S = TypeVar("S", bound=State)
+
+
+class Checkpoints:
+    """Saves and restores train states of one working directory."""
+
+    def __init__(self, workdir: epath.Path, *, keep: int, best: str):
+        """Opens (or makes) the directory.
+
+        Args:
+          workdir: of the run.
+          keep: most recent checkpoints to keep.
+          best: metric whose smallest value marks one more to keep.
+        """
+        self._directory = workdir / "checkpoints"
+        self._keep, self._best = max(1, keep), best
+        self._last_good: int | None = None
+        self._saving: int | None = None
+        self._is_replacing = False
+        _ask_for_no_throughput()
+        with self._disk_errors("open"):
+            self._settle_replaced()
+            steps = _steps(self._directory)
+            damaged = manifest.damaged(self._directory, steps, "metrics")
+        self._skip(damaged, rest=len(steps) - len(damaged))  # orbax reads those of all steps
+        with self._disk_errors("open"):
+            self._manager = _manager(self._directory, self._keep, best, self._list_files)
+        self._last_good = self._manager.latest_step()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def skip_damaged(self) -> None:
+        """Makes the newest checkpoint whose files are intact the latest step.
+
+        A damaged one after it is set aside and named in a warning. Raises InputError where there
+        are checkpoints and none is intact, or the newest is of another version's format.
+        """
+        step, damaged = manifest.newest_intact(self._directory, self._manager.all_steps())
+        if damaged:
+            self._skip(damaged, rest=0 if step is None else 1)
+            self._manager.reload()
+            self._last_good = step
+
+    def _skip(self, damaged: dict[int, str], *, rest: int) -> None:
+        """Sets steps aside for these reasons, unless they are all there are."""
+        if not damaged:
+            return
+        if not rest:
+            raise InputError(
+                f"no checkpoint in {self._directory} can be used: {'; '.join(damaged.values())}. "
+                "Bring the files back from a copy, or start over in another --workdir"
+            )
+        multihost.barrier("checkpoints checked")  # before any of them is moved
+        if sharding.is_main_process():
+            for number, problem in damaged.items():
+                done = manifest.set_aside(self._directory, number)
+                logging.warning(
+                    "the checkpoint of step %d is skipped: %s; %s", number, problem, done
+                )
+        multihost.barrier("damaged checkpoints set aside")
+
+    def remove_superseded(self) -> None:
+        """Ends what a kill cut short: the deletion of a checkpoint that a newer one replaces."""
+        steps = sorted(self._manager.all_steps())
+        best = min(steps, key=lambda step: (self._value(step), -step), default=None)
+        with self._disk_errors("clear up"):
+            for step in steps[: -self._keep]:
+                if step != best:
+                    self._manager.delete(step)
+
+    def best_value(self) -> float:
+        """Smallest value of the `best` metric among the checkpoints kept; infinity if none."""
+        return min(map(self._value, self._manager.all_steps()), default=math.inf)
+
+    def _value(self, step: int) -> float:
+        return _metrics(self._directory, step).get(self._best, math.inf)
+
+    def save(self, step: int, state: State, metrics: dict[str, float]) -> None:
+        """Starts saving; returns when the device memory may be overwritten.
+
+        A checkpoint of the same step is replaced: a run that is asked to stop saves before the
+        evaluation of that step, and once more with its results when it goes on.
+
+        Raises InputError if this save or an earlier one could not be written; checkpoints that
+        were complete before stay as they are.
+        """
+        self.wait()
+        with self._disk_errors(f"save step {step} to"):
+            items = {"params": state.params, "opt_state": state.opt_state}
+            if state.ema is not None:
+                items["ema"] = state.ema
+            check_space(self._directory, items)
+            if step in self._manager.all_steps():
+                self._make_way(step)
+            self._saving = step
+            args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            kept = {self._best: metrics[self._best]} if self._best in metrics else {}
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=kept, force=True)
+
+    def restore(self, step: int, abstract: S) -> S:
+        """The state at a step, placed as `abstract` (shapes with shardings) says."""
+        items = {name: getattr(abstract, name) for name in _ITEMS}
+        args = {n: ocp.args.StandardRestore(t) for n, t in items.items() if t is not None}
+        directory = self._directory / str(step)
+        try:
+            with storage.announced(f"the checkpoint {directory} to be read"):
+                restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except storage.errors() as error:
+            cause = storage.root_cause(error)
+            raise InputError(
+                f"checkpoint {directory} cannot be read: {cause}. Mend the disk and run the same "
+                "command again"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"checkpoint {directory} does not fit this run: {error}") from error
+        counter = jax.make_array_from_callback(
+            (), abstract.step.sharding, lambda _: np.asarray(step, np.int32)
+        )
+        values = {name: restored.get(name) for name in _ITEMS}
+        return dataclasses.replace(abstract, step=counter, **values)
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises InputError if it is not."""
+        step = self._saving
+        waited = storage.announced(f"the checkpoint of step {step} to reach {self._directory}")
+        with self._disk_errors(f"finish saving step {step} to"), waited:
+            self._manager.wait_until_finished()
+            if self._is_replacing:
+                self._settle_replaced()
+                self._is_replacing = False
+            self._last_good = self._manager.latest_step()
+            if self._last_good is not None and not self._has(self._last_good):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def close(self) -> None:
+        """Releases threads; does not raise for a save that failed."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        # Of a save that failed orbax awaits the first error only: its other threads would go on
+        # writing into what the next one to open the directory clears away.
+        for thread in threading.enumerate():
+            if thread.name.startswith(_WRITING_THREADS):
+                with contextlib.suppress(Exception):  # its join raises what it died of
+                    thread.join(_CLOSE_SECONDS)
+
+    def _make_way(self, step: int) -> None:
+        """For a second save of a step; the first one stays until the second is complete."""
+        if storage.is_remote(self._directory):  # moving folders is copying them
+            self._manager.delete(step)
+            return
+        self._is_replacing = True
+        multihost.barrier("a step is saved again")
+        if sharding.is_main_process():
+            path = self._directory / str(step)
+            path.rename(self._directory / f"{step}{_REPLACED}")
+        multihost.barrier("the former save is moved")
+        self._manager.reload()
+
+    def _settle_replaced(self) -> None:
+        """Removes what a complete save has replaced; brings back what a kill left without one."""
+        if sharding.is_main_process() and self._directory.exists():
+            for former in self._directory.glob(f"*{_REPLACED}"):
+                path = self._directory / former.name.removesuffix(_REPLACED)
+                if path.exists():
+                    former.rmtree()
+                else:
+                    former.rename(path)
+        multihost.barrier("replaced checkpoints settled")
+
+    def _has(self, step: int) -> bool:
+        return (self._directory / str(step)).exists()
+
+    def _list_files(self) -> None:
+        """Called by orbax when the files of a step are complete and it is about to commit them."""
+        name = str(self._saving)
+        names = [p.name for p in self._directory.iterdir()]
+        unfinished = [n for n in names if n.startswith(f"{name}.orbax-checkpoint-tmp")]
+        manifest.write(self._directory / (unfinished or [name])[-1])
+
+    @contextlib.contextmanager
+    def _disk_errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # Orbax wraps what the disk said in exceptions of several kinds.
+            good, advice = "there is no earlier checkpoint", "Mend the disk and run"
+            if self._last_good is not None:
+                good = f"the checkpoint of step {self._last_good} is intact"
+                if not self._has(self._last_good):
+                    good = f"it has vanished, with the checkpoint of step {self._last_good}"
+                    advice = "Bring the directory back, or start over: run"
+            raise InputError(
+                f"cannot {action} {self._directory}: {storage.root_cause(error)}; {good}. "
+                f"{advice} the same command again to continue"
+            ) from error
+
+
+def restore_params(
+    workdir: str, step: str | int = "best", *, ema: bool = False
+) -> tuple[dict, int]:
+    """All parameters of a run as float32 NumPy arrays, and the step they are from.
+
+    Args:
+      workdir: of a training run.
+      step: "best", "last" or a step number; "best" falls back to "last" where nothing was
+        evaluated.
+      ema: the moving average instead of the parameters themselves.
+
+    Raises InputError where there is no such run, step or average.
+    """
+    root = storage.path(workdir)
+    directory = root / "checkpoints"
+    if not directory.exists():
+        raise InputError(f"{workdir} has no checkpoints/: it is not the --workdir of a run")
+    number = _choose(directory, step)
+    item = "ema" if ema else "params"
+    if not (directory / str(number) / item).exists():
+        raise InputError(f"step {number} of {workdir} holds no moving average (train.ema_decay)")
+    _check_item(directory, number, item)
+    trained = _to_host(directory / str(number) / item)
+    path = root / "frozen"
+    if not path.exists():
+        return trained, number
+    check_frozen(path)
+    leaves = traverse_util.flatten_dict(_to_host(path)) | traverse_util.flatten_dict(trained)
+    return traverse_util.unflatten_dict(leaves), number
+
+
+def _check_item(directory: epath.Path, number: int, item: str) -> None:
+    try:
+        manifest.check(directory / str(number), item)
+    except manifest.DamagedError as error:
+        others = ", ".join(str(step) for step in _steps(directory) if step != number) or "none"
+        raise InputError(
+            f"step {number} cannot be used: {error}. Other steps of this run: {others}"
+        ) from error
+
+
+def _ask_for_no_throughput() -> None:
+    """Keeps orbax from asking tensorstore, in order to log a speed, what it has written so far.
+
+    Each answer stays in memory for ever (tensorstore 0.1.86): 40 kB with every save.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        if tensorstore_utils.get_tensorstore_raw_bytes:  # AttributeError where it does not ask
+            tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
+
+
+def _manager(
+    directory: epath.Path, keep: int, best: str, before_commit: Callable[[], None]
+) -> ocp.CheckpointManager:
+    def value(metrics: dict[str, float]) -> float:
+        return metrics.get(best, math.inf)
+
+    policy = preservation_policy.AnyPreservationPolicy(
+        [
+            preservation_policy.LatestN(n=keep),
+            preservation_policy.BestN(
+                n=1,
+                get_metric_fn=value,
+                reverse=True,  # the policy keeps the end of the sorted list
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        # Without these two orbax ranks by the metrics, but writes none: lost at the next start.
+        best_fn=value,
+        best_mode="min",
+        cleanup_tmp_directories=True,
+        create=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=before_commit),
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Steps whose save was complete, in order."""
+    return sorted(x.step for x in ocp.path.step.standard_name_format().find_all(directory))
+
+
+def _choose(directory: epath.Path, step: str | int) -> int:
+    steps = _steps(directory)
+    if not steps:
+        raise InputError(f"{directory} holds no complete checkpoint")
+    if step == "last":
+        return steps[-1]
+    if step == "best":
+        for each in steps:
+            _check_item(directory, each, "metrics")
+        scored = [(min(m.values()), s) for s in steps if (m := _metrics(directory, s))]
+        return min(scored)[1] if scored else steps[-1]
+    if not str(step).isdigit() or int(step) not in steps:
+        raise InputError(f"no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
+    return int(step)
+
+
+def _metrics(directory: epath.Path, step: int) -> dict[str, float]:
+    """What a step was saved with; InputError for what no run of ours would have saved."""
+    path = directory / str(step) / "metrics" / "metrics"
+    if not path.exists():
+        return {}
+    try:
+        return {name: float(value) for name, value in strict_json.loads(path.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path} holds no metrics: {error}") from error
+
+
+def _to_host(path: epath.Path) -> dict:
+    # One CPU device, whatever mesh the arrays were saved from.
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    # The handler, because a checkpointer would also look for a step's metadata: this is an item.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        saved = handler.metadata(path).tree
+    _check_claims(path, saved)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
+
+
+def _check_claims(path: epath.Path, saved: Any) -> None:
+    """A stranger's run may name arrays of any size; a trained one takes about its size on disk."""
+    if "://" in str(path):
+        return
+    sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved))
+    files = (os.path.join(folder, f) for folder, _, names in os.walk(path) for f in names)
+    claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
+    if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
+        raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
+
+
+def abstract_of(state: Any, placements: Any) -> Any:
+    """Shapes with shardings: what `restore` needs to know of a state that does not exist yet."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placements
+    )

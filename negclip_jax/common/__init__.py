@@ -1,0 +1,1 @@
+"""The ground floor: errors, files, untrusted input. Nothing here imports JAX."""

@@ -1,0 +1,36 @@
+"""Packages that only some commands need, and the sentence where one is missing.
+
+An extra of pyproject.toml brings them: `pip install "negclip-jax[torch]"`. They are imported at
+the time of the call, so that everything else runs without them.
+"""
+
+import importlib
+from types import ModuleType
+
+from negclip_jax.common.errors import InputError
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra, as it is typed into a shell."""
+    return f'pip install "negclip-jax[{extra}]"'
+
+
+def require(module: str, *, extra: str, why: str) -> ModuleType:
+    """Imports an optional package.
+
+    Args:
+      module: to import, "torch" or "diffusers".
+      extra: of pyproject.toml that brings it.
+      why: the message's first words, without a verb for the package: "segmentation with CLIPSeg".
+
+    Raises:
+      InputError: it is not installed, or is and cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name == module:
+            problem = f"the package {module}, which is not installed"
+        else:  # installed, and something below it is missing or of another version
+            problem = f"the package {module}, which cannot be imported ({error})"
+        raise InputError(f"{why} needs {problem}: {install(extra)}") from error

@@ -1,0 +1,164 @@
+"""Files on a disk or in a bucket (`gs://bucket/folder`): the few things that differ.
+
+A bucket has no rename of folders, no append, no memory map and no empty folder; in return an
+object appears whole or not at all. So a small file is written in one go, and what a library must
+map, or open by itself, is copied to a folder of this machine first.
+"""
+
+import contextlib
+import errno
+import functools
+import importlib.util
+import logging
+import os
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from negclip_jax.common import atomic_files
+from negclip_jax.common.errors import InputError
+
+# What clients raise beside OSError, once they are loaded.
+_CLIENT_ERRORS = (
+    ("gcsfs.retry", "HttpError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+_BLOCK = 2**22  # bytes read at a time
+_ANNOUNCE_SECONDS = 10.0
+_UPLOAD_SECONDS = 30.0
+
+
+def path(name: str | os.PathLike) -> epath.Path:
+    """A path to read and write, wherever it lies; local ones become absolute.
+
+    Raises InputError for a kind of storage that is unknown, or whose client is not installed.
+    """
+    text = os.fspath(name)
+    if not is_remote(text):
+        return epath.Path(text).expanduser().absolute()
+    if not text.startswith("gs://"):
+        # Orbax renames folders in every other storage, which is many copies there, not one act.
+        raise InputError(f"{text}: a path is on a disk or in a bucket, gs://..., not there")
+    _prepare_client()
+    return epath.Path(text)
+
+
+def is_remote(name: str | os.PathLike) -> bool:
+    """Whether this is an address in a bucket."""
+    return "://" in os.fspath(name)
+
+
+@functools.cache
+def _prepare_client() -> None:
+    import fsspec
+
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError("gs:// needs gcsfs, not installed here: pip install 'negclip-jax[gcs]'")
+    # tensorstore and other machines write there too: a listing that is remembered would be wrong.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What reading and writing may raise: OSError, and what clients of buckets raise besides."""
+    loaded = [getattr(sys.modules[m], name) for m, name in _CLIENT_ERRORS if m in sys.modules]
+    return (OSError, *loaded)
+
+
+def root_cause(error: BaseException) -> str:
+    """Type and first line of what is behind an error that other libraries have wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    logging.debug("storage error", exc_info=error)
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if len(first_line) > 300:  # what the system said comes last
+        first_line = f"{first_line[:140]} ... {first_line[-150:]}"
+    return f"{type(error).__name__}: {first_line}"
+
+
+def write_whole(file: epath.Path, content: bytes) -> None:
+    """Writes a file so that a reader, and a crash, finds the former one or this one."""
+    if is_remote(file):
+        file.write_bytes(content)
+        return
+    with _named(file), atomic_files.whole_file(Path(file)) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def read_text(file: epath.Path) -> str:
+    """The text of a file, what is no UTF-8 replaced; OSError for what is no file.
+
+    A pipe in its place would be waited for, and a device read for ever.
+    """
+    if not is_remote(file):
+        mode = os.stat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(file))
+    return file.read_bytes().decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _named(file: epath.Path) -> Iterator[None]:
+    """Adds the file to what the system says of a disk that is full: it does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(file)
+        raise
+
+
+class LineFile:
+    """A text file that grows by lines. In a bucket, which cannot append, it is written whole."""
+
+    def __init__(self, file: epath.Path, lines: Sequence[str]):
+        """Replaces the file by these lines, each with its line feed."""
+        self._file, self._remote = file, is_remote(file)
+        self._text = "".join(lines) if self._remote else ""
+        self._written = time.monotonic()
+        write_whole(file, "".join(lines).encode())
+
+    def append(self, lines: Sequence[str], *, durable: bool = True) -> None:
+        """Adds lines; unless `durable`, a bucket may get them half a minute later."""
+        if not self._remote:
+            if lines:
+                with _named(self._file), self._file.open("a") as file:
+                    file.writelines(lines)
+            return
+        self._text += "".join(lines)
+        if durable or time.monotonic() - self._written >= _UPLOAD_SECONDS:
+            write_whole(self._file, self._text.encode())
+            self._written = time.monotonic()
+
+
+def crc32(file: Path) -> str:
+    """CRC-32 of a file's bytes, 8 hexadecimal digits: finds every flipped bit, at 3 GB/s."""
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Says in the log, every ten seconds, what the block is waiting for."""
+    done, started = threading.Event(), time.monotonic()
+
+    def say() -> None:
+        while not done.wait(_ANNOUNCE_SECONDS):
+            logging.info("still waiting for %s (%.0f s)", what, time.monotonic() - started)
+
+    thread = threading.Thread(target=say, name="announcer", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

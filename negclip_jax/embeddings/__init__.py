@@ -1,0 +1,1 @@
+"""From an image or a text to its embedding, computed once and kept."""

@@ -1,0 +1,1 @@
+"""English for captions: inflection, vocabulary, negation, mentions, templates. No JAX."""

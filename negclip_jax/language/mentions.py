@@ -1,0 +1,125 @@
+"""Where a text names an object: by itself, its plural, another word for it, or a kind of it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from negclip_jax.language.cues import Token, tokenize
+from negclip_jax.language.lemmas import stem
+from negclip_jax.language.nouns import plural, singular
+from negclip_jax.language.senses import concepts, kinds, same, wider
+from negclip_jax.language.word_classes import word_set
+
+Span = tuple[int, int]  # first and last token
+
+# Words that make another thing of the next: a hot dog is no dog.
+_OTHER_THING = {
+    "dog": {"hot", "corn"},
+    "bear": {"teddy", "stuffed", "toy", "gummy"},
+    "chair": {"wheel"},
+    "apple": {"pine"},
+    "table": {"pool"},
+    "phone": {"ear"},
+    "horse": {"rocking", "saw"},
+    "mouse": {"mickey", "minnie"},
+    "car": {"train", "rail", "railway", "cable", "subway"},
+}
+# And of the word before: a bus stop is no bus, a couple of monitors are no people.
+_MADE_OTHER = {
+    "bus": {"stop", "station", "lane", "shelter"},
+    "train": {"track", "tracks", "station"},
+    "couple": {"of"},
+    "pair": {"of"},
+}
+# Before an animal or a vehicle these are no people: "a baby elephant", "a passenger train".
+_AGES = word_set("baby adult child mother father male female infant young passenger")
+
+
+class _Forms:
+    """The word sequences that name something, for a search over tokens."""
+
+    def __init__(self, names: Iterable[str], stems: Iterable[str] = ()):
+        phrases = {tuple(form.split()) for name in names for form in (name, plural(name))}
+        self.single = {phrase[0] for phrase in phrases if len(phrase) == 1}
+        self.multiple: dict[str, list[tuple[str, ...]]] = {}
+        for phrase in sorted(phrases, key=len, reverse=True):
+            if len(phrase) > 1:
+                self.multiple.setdefault(phrase[0], []).append(phrase)
+        self.stems = frozenset(stems)
+        self._starts = self.single | self.multiple.keys()
+
+    def find(self, words: Sequence[str]) -> list[Span]:
+        """The spans of words that name the thing, from left to right."""
+        if not self.stems and self._starts.isdisjoint(words):  # nearly always
+            return [(i, i) for i, word in enumerate(words) if self._is_free_of(word)]
+        spans = []
+        i = 0
+        while i < len(words):
+            length = self._match(words, i)
+            if length:
+                spans.append((i, i + length - 1))
+            i += length or 1
+        return spans
+
+    def _match(self, words: Sequence[str], i: int) -> int:
+        """How many words from the i-th on name the thing; 0 if they do not."""
+        word = words[i]
+        for phrase in self.multiple.get(word, ()):
+            if tuple(words[i : i + len(phrase)]) == phrase:
+                return len(phrase)
+        if word in self.single:
+            return int(not _is_other_thing(words, i))
+        return int(self._is_free_of(word) or (bool(self.stems) and stem(word) in self.stems))
+
+    def _is_free_of(self, word: str) -> bool:
+        return word.endswith("-free") and word.removesuffix("-free") in self.single
+
+
+def _is_other_thing(words: Sequence[str], i: int) -> bool:
+    """Whether the words around the i-th make another thing of it."""
+    one = singular(words[i])
+    if i and words[i - 1] in _OTHER_THING.get(one, ()):
+        return True
+    follows = words[i + 1] if i + 1 < len(words) else ""
+    if follows in _MADE_OTHER.get(one, ()):
+        return True
+    return one in _AGES and bool(found := concepts(follows)) and "person" not in found
+
+
+@lru_cache(maxsize=100_000)
+def _forms(obj: str, strength: str) -> _Forms:
+    # "running" of a question is denied by "does not run".
+    verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
+    if strength == "same":
+        return _Forms(same(obj), verbs)
+    if strength == "kind":
+        return _Forms(kinds(obj), verbs)
+    head = obj.rpartition(" ")[2]  # "a ball" may be the tennis ball
+    return _Forms({*kinds(obj), *wider(obj), *(() if obj in _COMPOUND else (head,))}, verbs)
+
+
+_COMPOUND = {"hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign"}
+
+
+def find_same(obj: str, tokens: Sequence[Token]) -> list[Span]:
+    """Where tokens name the object itself: its name, plural or an equal word."""
+    return _forms(obj, "same").find([token.word for token in tokens])
+
+
+def find_kinds(obj: str, tokens: Sequence[Token]) -> list[Span]:
+    """Where tokens name the object or a kind of it: a "kitten" for "cat"."""
+    return _forms(obj, "kind").find([token.word for token in tokens])
+
+
+def mentioned(obj: str, captions: Iterable[str]) -> bool:
+    """Whether any caption may be speaking of the object, by any word, also a wider one.
+
+    Errs on the side of yes: an object that is mentioned is never said to be absent.
+    """
+    forms = _forms(obj, "wider")
+    return any(forms.find(_words(text)) for text in captions)
+
+
+@lru_cache(maxsize=10_000)
+def _words(text: str) -> list[str]:
+    return [token.word for token in tokenize(text)]

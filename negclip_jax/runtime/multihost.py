@@ -1,0 +1,268 @@
+"""What the processes of one run agree on: that they do the same, when to stop, and why they end.
+
+With one process all of this is nothing. With several, every function here that waits has a
+time-out, and a failure of one process ends all of them with its reason, see `watch`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+from etils import epath
+
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import console, failure_monitor
+from negclip_jax.runtime.coordinator import Board, Late, Unreachable
+from negclip_jax.runtime.interrupt import Interrupted
+from negclip_jax.runtime.workdir import differences
+
+_SHOWN, _SHOWN_CHARACTERS = 5, 160
+_COLLECTIVE = re.compile(r"\b(Gloo|NCCL) \w+ (failed|error)", re.IGNORECASE)
+_VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another host
+
+
+@dataclasses.dataclass
+class _Team:
+    board: Board
+    failure_monitor: failure_monitor.Watch
+    index: int
+    timeout: float
+    rounds: int = 0  # of agreements; all processes come to them in the same order
+
+    def key(self, what: str) -> str:
+        """A name that is used once, however often `what` is agreed on."""
+        self.rounds += 1
+        return f"round/{self.rounds}/{what}"
+
+
+_team: _Team | None = None
+
+
+@contextlib.contextmanager
+def joining(address: str, timeout: float) -> Iterator[None]:
+    """For the block that waits for the other processes: ends this one when it waits too long.
+
+    JAX itself would abort the process from C++.
+    """
+
+    def give_up() -> None:
+        console.fail(
+            f"not all processes came to {address} within {timeout:g} s (runtime.timeout): is "
+            "process 0 running there, can its port be reached, and was every process started?"
+        )
+        failure_monitor.leave(1)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the processes cannot be joined at {address!r}: {reason}. JAX finds TPU pods, Slurm "
+            "and MPI by itself (auto); elsewhere give HOST:PORT of process 0 and each its number"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def connect(*, index: int, count: int, timeout: float, silence: float) -> None:
+    """Makes the processes that `jax.distributed` has joined one team; once, before the rest.
+
+    Args:
+      index, count: number of this process, and how many there are.
+      timeout: seconds to wait for another process, or for a disk.
+      silence: seconds without a sign of life after which a process counts as dead.
+    """
+    global _team
+    board = Board()
+    guard = failure_monitor.Watch(board, index=index, count=count, timeout=timeout, silence=silence)
+    _team = _Team(board, guard, index, timeout)
+
+
+def is_alone() -> bool:
+    """Whether this process is the only one."""
+    return _team is None
+
+
+def barrier(what: str) -> None:
+    """Waits until every process is here; InputError that names those that do not come."""
+    if _team is None:
+        return
+    try:
+        _team.board.barrier(_team.key(what), _team.timeout)
+    except Late as late:
+        raise _did_not_come(late.processes, what) from None
+
+
+def from_main(what: str, value: Any) -> Any:
+    """Process 0's `value`, a JSON value, on every process; the values of the others are ignored."""
+    if _team is None:
+        return value
+    key = _team.key(what)
+    if _team.index == 0:
+        _team.board.put(key, value)
+        return value
+    try:
+        return _team.board.wait_for(key, _team.timeout)
+    except Late:
+        raise _did_not_come([0], what) from None
+
+
+def require_same(what: str, value: dict[str, Any]) -> None:
+    """InputError on each process whose `value`, a nested dict, is not that of process 0.
+
+    `what` is how the message calls it, e.g. "configuration".
+    """
+    if _team is None:
+        return
+    here = json.loads(json.dumps(value))
+    changed = differences(from_main(what, here), here)
+    if changed:
+        shown = [f"{k}: {_short(b)} instead of {_short(a)}" for k, (a, b) in changed.items()]
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        raise InputError(
+            f"process {_team.index} differs from process 0 in its {what}: "
+            f"{'; '.join(shown[:_SHOWN])}{more}. All processes need the same"
+        )
+    barrier(what)
+
+
+def require_one_folder(path: epath.Path) -> None:
+    """InputError on each process that does not see in this folder what process 0 writes there."""
+    if _team is None:
+        return
+    token = path / ".seen_by_all"
+    if _team.index == 0:
+        token.write_text(secrets.token_hex(8))
+    written = from_main("token", token.read_text() if _team.index == 0 else None)
+    until = time.monotonic() + min(_team.timeout, _VISIBLE_SECONDS)
+    while not (token.exists() and token.read_text() == written):
+        if time.monotonic() > until:
+            raise InputError(
+                f"process {_team.index} does not see what process 0 writes to {path}: all need "
+                "the same folder, on a disk or in a bucket that they share"
+            )
+        time.sleep(0.2)
+    barrier("shared folder")
+    if _team.index == 0:
+        token.unlink()
+
+
+def agreed_stop(step: int, received: int | None) -> int | None:
+    """The signal after which the run stops at this step, on every process at the same; or None.
+
+    Args:
+      step: that has just been started; call this once for each, the device is not waited for.
+      received: signal that this process received.
+    """
+    return received if _team is None else _team.watch.agreed_stop(step, received)
+
+
+@contextlib.contextmanager
+def within_time(what: str) -> Iterator[Callable[[], None]]:
+    """Ends all processes when the block takes longer than `runtime.timeout` on one of them.
+
+    For reading what the others do not wait for with a time-out. Yields a function that starts the
+    time anew. With one process nothing happens: a person sees it wait.
+    """
+    if _team is None:
+        yield lambda: None
+        return
+    with _team.watch.within_time(what) as again:
+        yield again
+
+
+@contextlib.contextmanager
+def shared_fate() -> Iterator[None]:
+    """In this block a failure of one process ends all of them, each with that reason.
+
+    An exception is told to the others and printed, and the process ends there and then: closing
+    files, which comes after the block, may wait for processes that are gone. Only `Interrupted`,
+    which all raise at one step, and a second signal pass. Such blocks may be nested.
+    """
+    if _team is None:
+        yield
+        return
+    is_outermost = not _team.watch.is_running
+    if is_outermost:
+        _team.watch.start()
+    stopped: Interrupted | None = None
+    try:
+        try:
+            yield
+        except Interrupted as agreed:
+            stopped = agreed
+        if is_outermost:
+            barrier("end of the run")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _team.watch.fail(_sentence(error), suspicious=False)
+            raise
+        end_all(_sentence(error), error, trace=not isinstance(error, InputError))
+    finally:
+        if is_outermost:
+            _team.watch.stop()
+    if stopped is not None:
+        raise stopped
+
+
+def end_all(reason: str, error: BaseException, *, trace: bool = False) -> NoReturn:
+    """Ends all processes with this reason, or with that of another one which caused `error`.
+
+    For a failure in a thread, where nobody would catch an exception. `trace` prints where it was.
+    """
+    _team.watch.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
+    if trace:
+        traceback.print_exception(error)
+    console.fail(reason)
+    logging.error(reason, extra={"file_only": True})
+    failure_monitor.leave(1)
+
+
+def leave(status: int) -> NoReturn:
+    """Exits; with several processes at once, for an orderly exit would wait for the others."""
+    if _team is not None:
+        failure_monitor.leave(status)
+    sys.exit(status)
+
+
+def _did_not_come(processes: list[int], what: str) -> InputError:
+    who = f"process {', '.join(map(str, processes))}" if processes else "a process"
+    return InputError(
+        f"{who} did not come to the point '{what}' within {_team.timeout:g} s (runtime.timeout); "
+        "its own log may say why"
+    )
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "stopped at once by Ctrl-C"  # `signals.Stopped` says by what
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def _is_of_jax(error: BaseException | None) -> bool:
+    """Whether it comes from the runtime, and so perhaps from a process that vanished."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError | Unreachable):
+            return True
+        if _COLLECTIVE.search(str(error)):  # some calls of JAX make a ValueError of it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,119 @@
+"""JSON of strangers: every oddity is a ValueError, and no file takes more memory than is free."""
+
+import contextlib
+import io
+import json
+import os
+
+import pytest
+
+from negclip_jax.common import strict_json
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        ('[{"b": 1, "a": 1, "a": 2}]', "the key 'a' occurs twice"),
+        ("[" + "9" * 5000 + "]", "4300 digits"),
+        (b'["\xff"]', "utf-8"),
+        (b"\xff\xfe[\x00]\x00", "utf-8"),
+        ('["a\nb"]', "Invalid control character"),
+        ("[1] []", "Extra data"),
+        ("", "Expecting value"),
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        strict_json.loads(text)
+
+
+def test_what_is_read():
+    assert strict_json.loads(b'\xef\xbb\xbf{"caf\xc3\xa9": [1, 2.5, null]}') == {
+        "caf\u00e9": [1, 2.5, None]
+    }
+    assert strict_json.loads('"\\ud800"') == "\ud800"  # for the readers to refuse, who know where
+
+
+def test_what_is_just_not_too_deep_can_be_printed():
+    accepted = 0
+    for depth in range(500, 1000, 7):
+        with contextlib.suppress(ValueError):
+            assert len(repr(strict_json.loads("[" * depth + "]" * depth))) == 2 * depth
+            accepted += 1
+    assert 0 < accepted < 71
+
+
+def test_a_file_and_its_errors(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert strict_json.load(path) == {"a": 1}
+    with pytest.raises(FileNotFoundError):
+        strict_json.load(tmp_path / "b.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="a device or a pipe"):
+        strict_json.load(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="a device or a pipe"):
+        strict_json.read(strict_json.Path("/dev/zero"))
+
+
+MANY = {
+    "objects": "{}",
+    "lists": "[]",
+    "strings": '"ab"',
+    "numbers": "999",
+    "records": '{"id": 1, "a": [1, 2.5], "b": "x"}',
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_a_file_is_weighed_before_it_is_parsed(kind, tmp_path, monkeypatch):
+    path = tmp_path / "many.json"
+    path.write_text("[" + ",".join([MANY[kind]] * 50_000) + "]")
+    needed = strict_json.memory_needed(path.read_bytes())
+    assert len(strict_json.load(path, memory=needed)) == 50_000
+    monkeypatch.setattr(json, "loads", None)  # it must not come to that
+    with pytest.raises(ValueError, match=r"would need about 0\.0 GiB of memory, and 0\.0 GiB may"):
+        strict_json.load(path, memory=needed - 1)
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_the_weight_is_no_underestimate(kind):
+    import tracemalloc
+
+    text = ("[" + ",".join([MANY[kind]] * 50_000) + "]").encode()
+    tracemalloc.start()
+    try:
+        strict_json.loads(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak + len(text) <= strict_json.memory_needed(text)
+
+
+def test_a_large_file_is_measured_against_the_free_memory(tmp_path, monkeypatch):
+    path = tmp_path / "large.json"
+    path.write_bytes(b"[" + b" " * 2**24 + b"]")
+    assert strict_json.load(path) == []
+    monkeypatch.setattr(strict_json, "_free_memory", lambda: 2**25)
+    with pytest.raises(ValueError, match="GiB of memory"):
+        strict_json.load(path)
+    path.write_bytes(b"\0" * (2**24 + 1))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="does not begin like JSON"):
+        strict_json.load(path)
+
+
+def test_free_memory_where_the_system_does_not_say(monkeypatch, tmp_path):
+    assert strict_json._free_memory() > 2**20
+    monkeypatch.setattr(strict_json, "_MEMORY", tmp_path / "none")
+    assert strict_json._free_memory() == 2**33
+
+
+def test_lines_and_one_that_is_too_long():
+    lines = strict_json.lines(io.BytesIO(b"a\n\nbc\n" + b"x" * 9), longest=8)
+    assert [next(lines) for _ in range(3)] == [b"a\n", b"\n", b"bc\n"]
+    with pytest.raises(ValueError, match="longer than 8 bytes"):
+        next(lines)
+    assert list(strict_json.lines(io.BytesIO(b"12345678"), longest=8)) == [b"12345678"]

@@ -1,0 +1,100 @@
+"""VALSE existence: pairwise accuracy by a loop, all 534 items and the 505 valid ones, bad files."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_evals import AllThere, feature, features, numbers, valse_record, write_json
+
+from evals.benchmarks import valse
+from evals.images import DataRoots, ImageRef
+from negclip_jax.common.errors import InputError
+
+
+def official(path) -> dict[str, tuple[bool, bool]]:
+    """Item to (score(caption) > score(foil), valid), as VALSE's scripts count `acc_r`."""
+    results = {}
+    for key, item in json.loads(path.read_text()).items():
+        image = feature(ImageRef(item["image_file"])).astype(np.float64)
+        caption, foil = (np.float32(feature(item[k]) @ image) for k in ("caption", "foil"))
+        results[key] = (bool(caption > foil), item["mturk"]["caption"] >= 2)
+    return results
+
+
+@pytest.fixture(scope="module")
+def published(shared_data):
+    folder = shared_data / "benchmarks" / "valse"
+    return folder / "existence.json", valse.load(AllThere((folder,)))
+
+
+def test_all_items_equal_a_loop(published):
+    file, problem = published
+    result = problem.score(*features(problem))
+    expected = official(file)
+    assert result.predictions["right_official"] == [float(right) for right, _ in expected.values()]
+    valid = [right for right, valid in expected.values() if valid]
+    assert (problem.total, len(valid)) == (534, 505)
+    assert numbers(result)["accuracy"] == np.mean([right for right, _ in expected.values()])
+    assert numbers(result)["accuracy_valid"] == pytest.approx(np.mean(valid))
+    by_name = {metric.name: len(metric.values) for metric in result.metrics}
+    assert by_name["accuracy_valid"] == 505 and by_name["accuracy"] == 534
+
+
+def test_a_liking_for_no_gains_nothing(published):
+    """Negation is in 267 captions and 265 foils only; one foil adds a second one, and one item's
+    caption and foil are equal."""
+    _, problem = published
+    liking = numbers(problem.controls["prefers the negated text"]())
+    assert liking["accuracy_strict"] == pytest.approx((267 + 1 / 2) / 534)
+    disliking = numbers(problem.controls["prefers the affirmed text"]())
+    assert disliking["accuracy_strict"] == pytest.approx((265 + 1 + 1 / 2) / 534)
+
+
+def test_published_values_are_shares_of_534():
+    for value in valse.BENCHMARK.published:
+        assert value.value * 534 == pytest.approx(round(value.value * 534))
+    percent = [round(100 * value.value, 2) for value in valse.BENCHMARK.published]
+    assert percent == [70.97, 76.78, 71.72, 80.15, 66.85, 79.59]
+
+
+def error(folder, content) -> str:
+    path = folder / "valse" / "existence.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        valse.load(DataRoots((folder,)))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_same_id_twice(tmp_path):
+    record = json.dumps(valse_record(0))
+    assert "the key 'a' occurs twice" in error(tmp_path, f'{{"a": {record}, "a": {record}}}')
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"foil": None}, '"foil" is missing (1): b'),
+        ({"caption": " "}, '"caption" is empty (1): b'),
+        ({"mturk": {}}, '"caption" is missing (1): b.mturk'),
+        ({"mturk": {"caption": "many"}}, '"caption" is not a number (1): b.mturk'),
+        ({"foil": ["There is a cat."]}, '"foil" is not a string'),
+    ],
+)
+def test_bad_records(tmp_path, change, expected):
+    message = error(tmp_path, {"a": valse_record(0), "b": valse_record(1) | change})
+    assert expected in message and "nothing was scored" in message
+
+
+def test_another_file_of_that_name(tmp_path):
+    assert "holds a JSON list where an object belongs" in error(tmp_path, [valse_record(0)])
+    assert "a record is not an object" in error(tmp_path, {"a": 3})
+
+
+def test_a_file_beside_others_of_its_name(tmp_path):
+    """`existence.json` alone is found too, one in a folder `valse` first."""
+    write_json(tmp_path / "existence.json", {"other": valse_record(0)})
+    assert valse.load(DataRoots((tmp_path,))).file.endswith("existence.json")
+    write_json(tmp_path / "x" / "valse" / "existence.json", {"a": valse_record(0)})
+    assert "valse/existence" in valse.load(DataRoots((tmp_path,))).file

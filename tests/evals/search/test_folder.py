@@ -1,0 +1,71 @@
+"""What counts as a photo of a folder, and what is never read."""
+
+import os
+
+import pytest
+from PIL import Image
+
+from evals.search.folder import PhotoFolder
+from negclip_jax.common.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    (root / "b" / "deep").mkdir(parents=True)
+    (root / ".thumbnails").mkdir()
+    for name in ("z.jpg", "b/deep/a.PNG", ".thumbnails/t.jpg", ".hidden.jpg", "b/note.txt"):
+        Image.new("RGB", (8, 8)).save(root / name, "PNG")
+    return root
+
+
+def names(folder) -> list[str]:
+    return [ref.path for ref in folder.refs]
+
+
+def test_photos_at_any_depth_in_the_order_of_their_names(folder):
+    found = PhotoFolder(folder)
+    assert names(found) == ["b/deep/a.PNG", "z.jpg"] and not found.skipped
+    assert found.open(found.refs[1]).size == (8, 8)
+    assert found.path(found.refs[1]) == folder / "z.jpg"
+
+
+def test_links_out_of_the_folder_are_told_and_not_followed(folder, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.new("RGB", (8, 8)).save(outside / "secret.png")
+    (folder / "link.png").symlink_to(outside / "secret.png")
+    (folder / "album").symlink_to(outside)
+    (folder / "again.jpg").symlink_to(folder / "z.jpg")
+    (folder / "broken.jpg").symlink_to(folder / "nothing.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    found = PhotoFolder(folder)
+    assert names(found) == ["again.jpg", "b/deep/a.PNG", "z.jpg"]
+    assert found.skipped == {
+        "album": "a link to a folder is not followed",
+        "broken.jpg": "it is no file",
+        "link.png": "a link leads out of the folder",
+        "pipe.jpg": "it is no file",
+    }
+
+
+def test_an_identity_changes_with_the_file(folder):
+    found = PhotoFolder(folder)
+    before = found.identity("z.jpg")
+    assert before == PhotoFolder(folder).identity("z.jpg")
+    Image.new("RGB", (9, 9)).save(folder / "z.jpg")
+    assert found.identity("z.jpg") != before
+    assert found.read("z.jpg") == (folder / "z.jpg").read_bytes()
+
+
+def test_folders_without_photos_have_sentences(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no photo \(looked for \.jpg, "):
+        PhotoFolder(tmp_path / "empty")
+    (tmp_path / "empty" / "x.jpg").symlink_to(folder / "z.jpg")
+    with pytest.raises(InputError, match=r"no photo that can be read; x\.jpg: a link leads out"):
+        PhotoFolder(tmp_path / "empty")
+    with pytest.raises(InputError, match="does not exist: give a folder"):
+        PhotoFolder(tmp_path / "nothing")
+    with pytest.raises(InputError, match="is not a folder"):
+        PhotoFolder(folder / "z.jpg")

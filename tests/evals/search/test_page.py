@@ -1,0 +1,60 @@
+"""The page holds the photos, marks what moved and escapes whatever a file or query is called."""
+
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evals.search import page
+from evals.search.folder import PhotoFolder
+from evals.search.ranking import Ranking
+
+MODELS = [types.SimpleNamespace(name=name, facts={"weights": name}) for name in ("base", "tuned")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "my photos"
+    root.mkdir()
+    for name in ("a.jpg", "b <i>.jpg", "c#1.jpg"):
+        Image.new("RGB", (30, 20)).save(root / name)
+    return PhotoFolder(root)
+
+
+def ranking(name: str, scores: list[float]) -> Ranking:
+    rows = np.array([scores], np.float32)
+    return Ranking(name, rows, np.argsort(-rows, axis=1))
+
+
+RANKINGS = [ranking("base", [0.3, 0.2, 0.1]), ranking("tuned", [0.1, 0.2, 0.3])]
+
+
+def test_the_first_photos_of_each_model_with_their_former_rank(folder):
+    base, tuned = page.shown(folder, [0, 1, 2], RANKINGS, 0, 2)
+    assert [row["name"] for row in base] == ["a.jpg", "b <i>.jpg"]
+    assert [row["was"] for row in base] == [None, None]
+    assert [(row["name"], row["rank"], row["was"]) for row in tuned] == [
+        ("c#1.jpg", 1, 3),
+        ("b <i>.jpg", 2, None),
+    ]
+    assert tuned[0]["score"] == pytest.approx(0.3)
+
+
+def test_the_page_is_whole_and_escaped(folder, tmp_path):
+    folder.skipped["evil<script>.jpg"] = "it is no file"
+    out = tmp_path / "out"
+    out.mkdir()
+    query = "<b>no</b> dog & co"
+    path = page.write(out, folder, [0, 1, 2], MODELS, RANKINGS, [query], top=3)
+    text = path.read_text()
+    assert text.count("data:image/jpeg;base64") == 6
+    assert "&lt;b&gt;no&lt;/b&gt; dog &amp; co" in text and "<b>no</b>" not in text
+    assert "b &lt;i&gt;.jpg" in text and "<script>" not in text
+    assert 'href="../my%20photos/c%231.jpg"' in text
+    assert "was 3" in text and "1 left out" in text
+    assert "http" not in text
+
+
+def test_a_name_of_no_encoding_can_be_shown():
+    assert page.printable("a\udcff.jpg") == "a?.jpg"

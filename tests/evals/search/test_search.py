@@ -1,0 +1,118 @@
+"""The whole command, on tiny models: terminal, page, cache, bad input in one sentence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evals.search import __main__ as search
+
+pytestmark = pytest.mark.usefixtures("one_device_mesh")
+
+
+@pytest.fixture(autouse=True)
+def keeps_logging(monkeypatch):
+    monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
+
+
+@pytest.fixture
+def run(tiny_checkpoint, photos, tmp_path):
+    """Function of flags to the exit status; results lie in `run.out`."""
+
+    def call(*flags: str, images=photos.data, model=tiny_checkpoint) -> int:
+        out = f"--out={call.out}"
+        return search.main([f"--model=tuned={model}", f"--images={images}", out, *flags])
+
+    call.out = tmp_path / "out"
+    return call
+
+
+def test_two_models_and_queries_side_by_side(run, tiny_checkpoint, capsys, caplog):
+    caplog.set_level("INFO")
+    base = f"--base=before={tiny_checkpoint}"
+    assert run("a cat", "no cat", base, "--top=3") == 0
+    found = json.loads((run.out / "results.json").read_text())
+    assert list(found["queries"]) == ["a cat", "no cat"] and found["photos"] == 12
+    columns = found["queries"]["no cat"]
+    assert list(columns) == ["before", "tuned"]
+    assert columns["before"] == columns["tuned"]  # the same weights
+    scores = [row["score"] for row in columns["tuned"]]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    out = capsys.readouterr().out
+    assert "no cat" in out and columns["tuned"][0]["name"] in out
+    page = (run.out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64") == 2 * 2 * 3 and "12 photos, 2 queries" in page
+    assert "before: 12 of 12 photos to encode" in caplog.text
+    assert "tuned: 0 of 12 photos to encode" in caplog.text
+
+
+def test_one_model_alone_and_fewer_photos_than_asked_for(run, capsys):
+    assert run("a cat") == 0
+    columns = json.loads((run.out / "results.json").read_text())["queries"]["a cat"]
+    assert list(columns) == ["tuned"] and len(columns["tuned"]) == 12
+    assert "12 photos, 1 query" in (run.out / "report.html").read_text()
+
+
+def test_a_photo_that_cannot_be_read_does_not_stop_the_search(run, photos, tmp_path, caplog):
+    images = tmp_path / "some"
+    images.mkdir()
+    (images / "good.png").write_bytes((photos.data / "photos" / "1.png").read_bytes())
+    (images / "bad.png").write_bytes(b"bad")
+    assert run("a cat", images=images) == 0
+    assert "1 left out: bad.png" in caplog.text
+    assert "bad.png" in json.loads((run.out / "results.json").read_text())["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["  "], "a query is empty"),
+        (["a cat", "--top=0"], "--top=0: at least one photo"),
+        (["a cat", "--base=nothing/here/at/all"], "nothing/here/at/all"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, capsys, flags, message):
+    assert run(*flags) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("content", ['{"benchmarks": {}}', "[1]", "no json"])
+def test_results_of_another_command_are_not_replaced(run, capsys, content):
+    run.out.mkdir()
+    (run.out / "results.json").write_text(content)
+    assert run("a cat") == 1
+    assert "is not of a search and would be replaced" in capsys.readouterr().err
+    assert (run.out / "results.json").read_text() == content
+
+
+def test_killed_while_the_results_are_written(run, monkeypatch):
+    write_text = Path.write_text
+
+    def half(path, text, **options):
+        written = write_text(path, text[: len(text) // 2], **options)
+        if "results" in path.name:
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", half)
+        assert run("a cat") == 130
+    assert run("a cat") == 0
+
+
+def test_an_empty_folder_is_one_sentence_before_any_model_is_read(run, capsys, tmp_path):
+    (tmp_path / "none").mkdir()
+    assert run("a cat", images=tmp_path / "none", model="no/model/there") == 1
+    assert "holds no photo" in capsys.readouterr().err
+
+
+def test_help_needs_neither_jax_nor_torch():
+    code = (
+        "import sys\nfrom evals.search import main\ntry:\n    main(['--help'])\nfinally:\n"
+        "    assert not {'jax', 'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--top" in done.stdout, done.stderr

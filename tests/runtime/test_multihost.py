@@ -1,0 +1,238 @@
+"""What the processes of a run agree on, with two of them as threads of this one."""
+
+import concurrent.futures
+import threading
+
+import jax
+import pytest
+from boards import connected
+from etils import epath
+
+from negclip_jax.common import signals
+from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import failure_monitor, multihost
+from negclip_jax.runtime.interrupt import Interrupted
+
+_here = threading.local()
+
+
+class Left(BaseException):
+    """Stands for the end of a process."""
+
+
+class TeamOfThread:
+    """Stands in `agreement._team` for the team of the thread that asks."""
+
+    def __getattr__(self, name):
+        return getattr(_here.team, name)
+
+    def __setattr__(self, name, value):
+        setattr(_here.team, name, value)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """Function that runs a function of the process number in two threads, as two processes.
+
+    Returns what each returned or raised.
+    """
+    monkeypatch.setattr(multihost, "_team", TeamOfThread())
+    with connected(2) as boards:
+        teams = [
+            multihost._Team(
+                board,
+                failure_monitor.Watch(board, index=i, count=2, timeout=1.0, silence=60.0),
+                i,
+                1.0,
+            )
+            for i, board in enumerate(boards)
+        ]
+
+        def run(function):
+            def one(index: int):
+                _here.team = teams[index]
+                try:
+                    return function(index)
+                except BaseException as error:
+                    return error
+
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                return list(pool.map(one, range(2)))
+
+        yield run
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert multihost.is_alone()
+    multihost.barrier("here")
+    multihost.require_same("configuration", {"a": 1})
+    multihost.require_one_folder(epath.Path(tmp_path))
+    assert multihost.from_main("value", {"a": 1}) == {"a": 1}
+    assert [multihost.agreed_stop(3, received) for received in (None, 15)] == [None, 15]
+    with multihost.within_time("nothing") as again, multihost.shared_fate():
+        again()
+    with pytest.raises(SystemExit) as left:
+        multihost.leave(4)
+    assert left.value.code == 4
+
+
+def test_the_main_process_decides(together):
+    assert (
+        together(lambda i: multihost.from_main("loss", {"loss": 0.25 + i})) == [{"loss": 0.25}] * 2
+    )
+
+
+def test_rounds_do_not_mix(together):
+    def several(i: int) -> list:
+        found = []
+        for n in range(5):
+            multihost.barrier("again")
+            found.append(multihost.from_main("again", n + 100 * i))
+        return found
+
+    assert together(several) == [list(range(5))] * 2
+
+
+def test_a_difference_is_named_by_its_keys(together):
+    def check(i: int) -> None:
+        config = {"optim": {"lr": [1e-3, 2e-3][i], "eps": 1e-8}, "seed": i}
+        multihost.require_same("configuration", config)
+
+    main, other = together(check)
+    assert isinstance(other, InputError) and str(other) == (
+        "process 1 differs from process 0 in its configuration: optim.lr: 0.002 instead of 0.001; "
+        "seed: 1 instead of 0. All processes need the same"
+    )
+    # The other one is ended by its watch, or here by the time-out.
+    assert "process 1 did not come to the point 'configuration' within 1 s" in str(main)
+
+
+def test_many_and_long_differences_are_cut_short(together):
+    def check(i: int) -> None:
+        value = {f"k{n}": "x" * (1000 * i) for n in range(9)}
+        multihost.require_same("data", value)
+
+    _, other = together(check)
+    assert str(other).count("instead of") == 5 and "and 4 more" in str(other)
+    assert len(str(other)) < 1500
+
+
+def test_the_same_value_passes(together):
+    values = ({"b": (1, 2), "a": None}, {"a": None, "b": [1, 2]})  # as JSON they are equal
+    assert together(lambda i: multihost.require_same("data", values[i])) == [None, None]
+
+
+def test_a_process_that_does_not_come_is_named(together):
+    ends = together(lambda i: multihost.barrier("meeting") if i == 0 else None)
+    assert "process 1 did not come to the point 'meeting' within 1 s (runtime.timeout)" in str(
+        ends[0]
+    )
+    ends = together(lambda i: multihost.from_main("value", 0) if i == 1 else None)
+    assert "process 0 did not come to the point 'value'" in str(ends[1])
+
+
+def test_one_folder_is_one_folder(together, tmp_path):
+    same = epath.Path(tmp_path)
+    assert together(lambda i: multihost.require_one_folder(same)) == [None, None]
+    assert list(tmp_path.iterdir()) == []
+    folders = [same / "a", same / "b"]
+    for folder in folders:
+        folder.mkdir()
+    ends = together(lambda i: multihost.require_one_folder(folders[i]))
+    assert str(ends[1]).startswith(f"process 1 does not see what process 0 writes to {same}/b")
+
+
+def test_all_stop_together_when_interrupted(together):
+    def run(i: int) -> None:
+        with multihost.shared_fate(), multihost.shared_fate():
+            raise Interrupted(15, 7)
+
+    ends = together(run)
+    assert [(type(e), e.step) for e in ends] == [(Interrupted, 7)] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (InputError("photo 7 is broken"), "photo 7 is broken"),
+        (KeyError("a bug"), "KeyError: 'a bug'"),
+    ],
+)
+def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys, error, sentence):
+    left: list = []
+    told = threading.Event()
+
+    def leave(status: int) -> None:
+        left.append(status)
+        told.set()
+        raise Left
+
+    monkeypatch.setattr(failure_monitor, "leave", leave)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    def run(i: int) -> None:
+        with multihost.shared_fate():
+            if i == 1:
+                raise error
+            told.wait(10)  # as in a collective
+            _here.team.watch.stop()
+            raise InputError("woken for the test")
+
+    ends = together(run)
+    assert [type(end) for end in ends] == [Left, Left] and set(left) == {1}
+    err = capsys.readouterr().err
+    assert f"error: {sentence}\n" in err and f"error: process 1: {sentence}\n" in err
+    assert "woken" not in err
+    assert ("Traceback" in err) is isinstance(error, KeyError), "a bug shows where it is"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_jax"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: pair.cc:538] Connection reset by peer"), True),
+        (ValueError("another model"), False),
+        (InputError("a sentence"), False),
+        (OSError("disk"), False),
+    ],
+)
+def test_errors_of_the_runtime_are_known_through_what_wraps_them(error, is_of_jax):
+    assert multihost._is_of_jax(error) is is_of_jax
+    wrapped = InputError("cannot save")
+    wrapped.__cause__ = error
+    assert multihost._is_of_jax(wrapped) is is_of_jax
+
+
+def test_a_signal_that_ends_one_process_at_once_ends_all(together, monkeypatch, capsys):
+    """Blocks are nested in a run; the process that received it says itself how to continue."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    told = threading.Event()
+
+    def leave(status: int) -> None:
+        told.set()
+        raise Left
+
+    monkeypatch.setattr(failure_monitor, "leave", leave)
+
+    def run(i: int) -> None:
+        with multihost.shared_fate(), multihost.shared_fate():
+            if i == 1:
+                raise signals.Stopped(15)
+            told.wait(10)
+            _here.team.watch.stop()
+            raise InputError("woken for the test")
+
+    ends = together(run)
+    assert [type(end) for end in ends] == [Left, signals.Stopped]
+    assert "error: process 1: stopped at once by SIGTERM\n" in capsys.readouterr().err
+
+
+def test_joining_gives_up_with_a_sentence(monkeypatch, capsys):
+    gone = threading.Event()
+    monkeypatch.setattr(failure_monitor, "leave", lambda status: gone.set())
+    with multihost.joining("host:1", 0.05):
+        assert gone.wait(5)
+    assert "error: not all processes came to host:1 within 0.05 s" in capsys.readouterr().err
+    refused = pytest.raises(InputError, match=r"cannot be joined at 'auto': no cluster here\. JAX")
+    with refused, multihost.joining("auto", 5.0):
+        raise ValueError("no cluster here\nand more")
