@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.intervals import Share, wilson
 from data_gen.labels import precision, read_labels
 from data_gen.records import read_table, write_json
+from negclip_jax.common.statistics import Share
 from negclip_jax.language.senses import canonical
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -100,7 +100,7 @@ def _rates(rows: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _share(rows: Sequence[Judged], field: str, value: str) -> dict[str, Any]:
-    return wilson(sum(getattr(row, field) == value for row in rows), len(rows))._asdict()
+    return Share.of(sum(getattr(row, field) == value for row in rows), len(rows))._asdict()
 
 
 def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
             {
                 "threshold": threshold,
                 "false_absence": _share(kept, "truth", PRESENT),
-                "found_absent": wilson(found, absent)._asdict(),
+                "found_absent": Share.of(found, absent)._asdict(),
             }
         )
     return points
@@ -126,7 +126,7 @@ def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 def contradicted(pairs: Sequence[dict[str, Any]], truth: InstanceVerifier) -> Share:
     """Of the accepted pairs that the annotations can judge, those whose object is there."""
     known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
-    return wilson(known.count(PRESENT), len(known) - known.count(UNSURE))
+    return Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
 
 
 def table_text(result: dict[str, Any]) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.errors import InputError
-from data_gen.intervals import wilson
 from data_gen.labels import sample
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
 from data_gen.rules import REASONS
 from negclip_jax.common import strict_json
+from negclip_jax.common.statistics import Share
 
 GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
 _COLUMNS = [
@@ -144,7 +144,7 @@ class Findings:
             row["object"] for row in self.verdicts if row["verdict"] == "absent"
         )
         return [
-            {"name": name, "pairs": n, "absent": wilson(absent[name], asked[name])}
+            {"name": name, "pairs": n, "absent": Share.of(absent[name], asked[name])}
             for name, n in _counted(row["object"] for row in self.accepted)[:TOP]
         ]
 

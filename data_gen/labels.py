@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.errors import InputError
-from data_gen.intervals import Share, wilson
 from data_gen.records import replacing
+from negclip_jax.common.statistics import Share
 
 COLUMNS = ("pair_id", "file_name", "caption", "negated_caption", "object", "rewriter", "label")
 SAMPLE = 200
@@ -77,5 +77,5 @@ def precision(
         if pair_id in known:
             groups["all"].append(right)
             groups.setdefault(known[pair_id], []).append(right)
-    shares = {name: wilson(sum(values), len(values)) for name, values in groups.items()}
+    shares = {name: Share.of(sum(values), len(values)) for name, values in groups.items()}
     return shares, sum(pair_id not in known for pair_id in labels)

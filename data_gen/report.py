@@ -17,10 +17,10 @@ from PIL import ImageOps
 
 from data_gen.findings import Findings, histogram
 from data_gen.images import PhotoError, PhotoFolder
-from data_gen.intervals import Share
 from data_gen.labels import write_sample
 from data_gen.records import replacing
 from negclip_jax.common.decoding import ImageError, opened
+from negclip_jax.common.statistics import Share
 
 THUMBNAIL = 160  # pixels, the longer side
 _WIDTH, _HEIGHT = 320, 110  # of a histogram, in SVG units

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from evals.images import DataRoots, ImageRef
+from negclip_jax.common import statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,35 @@ class Metric:
     def mean(self) -> float:
         """The number itself."""
         return float(np.average(self.values, weights=self.weights))
+
+    def estimate(self, *, seed: int = 0) -> statistics.Estimate:
+        """The number with its 95 % interval. Raises ValueError where there are no items."""
+        if not len(self.values):
+            raise ValueError(f"{self.name}: no items, so there is no number")
+        return statistics.estimate(
+            self.values, weights=self.weights, clusters=self.clusters, unit=self.unit, seed=seed
+        )
+
+    def compare(self, before: "Metric", *, seed: int = 0) -> statistics.Comparison:
+        """This model against the one `before`, on the items that both have.
+
+        Raises ValueError where they have no item in common, or an item twice.
+        """
+        both = (before, self)
+        items = [np.arange(len(m.values)) if m.items is None else m.items for m in both]
+        for metric, ids in zip(both, items, strict=True):
+            if len(np.unique(ids)) < len(ids):
+                raise ValueError(f"{metric.name}: an item occurs twice, so items cannot be paired")
+        common, rows, own_rows = np.intersect1d(*items, return_indices=True)
+        if not len(common):
+            raise ValueError(f"{self.name}: the two models have no item in common")
+        return statistics.compare(
+            np.asarray(before.values)[rows],
+            np.asarray(self.values)[own_rows],
+            weights=None if before.weights is None else before.weights[rows],
+            clusters=None if before.clusters is None else before.clusters[rows],
+            seed=seed,
+        )
 
 
 # Columns of `Result.predictions`; any other column is a group or a plain value for the parquet.

@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from evals import stats
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
@@ -154,7 +153,7 @@ class Results:
         _write_json(self._out / RESULTS, self.document)
 
     def _measured(self, metric: Metric) -> dict[str, Any]:
-        found = dataclasses.asdict(stats.estimate(metric, seed=self._seed))
+        found = dataclasses.asdict(metric.estimate(seed=self._seed))
         return found | {"chance": metric.chance, "headline": metric.headline}
 
     def _compare(self, benchmark: str, row: str, metrics: Sequence[Metric]) -> None:
@@ -165,9 +164,7 @@ class Results:
                 by_name = {metric.name: metric for metric in others}
                 comparisons[f"{before} -> {row}"] = {"before": before, "after": row} | {
                     "metrics": {
-                        m.name: dataclasses.asdict(
-                            stats.compare(by_name[m.name], m, seed=self._seed)
-                        )
+                        m.name: dataclasses.asdict(m.compare(by_name[m.name], seed=self._seed))
                         for m in metrics
                         if m.name in by_name
                     }
@@ -186,7 +183,7 @@ class Results:
         for name in names:
             member = groups == name
             metric = Metric(column, right[member], clusters=images[member])
-            found = dataclasses.asdict(stats.estimate(metric, seed=self._seed))
+            found = dataclasses.asdict(metric.estimate(seed=self._seed))
             entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})[row] = found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.stats import wilson
+from negclip_jax.common.statistics import wilson
 from negclip_jax.language.nouns import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 

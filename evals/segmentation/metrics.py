@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.stats import LEVEL
+from negclip_jax.common.statistics import percentile_interval
 
 THRESHOLDS = np.linspace(0, 1, 51)[1:-1]
 SHOWN = (0.3, 0.5)
@@ -141,7 +141,7 @@ def _row(
         method = "no interval: all phrases are of one image"
     found: dict[str, dict[str, Any]] = {}
     for metric, value in whole.items():
-        low, high = (0.0, 1.0) if images == 1 else _interval(drawn[metric])
+        low, high = (0.0, 1.0) if images == 1 else percentile_interval(drawn[metric])
         entry = {"value": float(value[0]), "low": low, "high": high}
         found[metric] = entry | {"n": phrases, "method": method}
     for name in ("miou", "fgiou"):
@@ -152,7 +152,7 @@ def _row(
 
 def _judged(differences: np.ndarray, images: int) -> dict[str, Any]:
     """Interval and verdict of a paired difference from its draws."""
-    low, high = (-1.0, 1.0) if images == 1 else _interval(differences)
+    low, high = (-1.0, 1.0) if images == 1 else percentile_interval(differences)
     return {"low": low, "high": high, "separable": images >= _FEWEST and not low <= 0 <= high}
 
 
@@ -162,11 +162,6 @@ def _moved(before: Counts, after: Counts, metric: str) -> dict[str, int]:
     rise = after.ious()[:, at] - before.ious()[:, at]
     gained, lost = (rise > MOVED).sum(), (rise < -MOVED).sum()
     return {"gained": int(gained), "lost": int(lost), "n": len(rise)}
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return float(low), float(high)
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:

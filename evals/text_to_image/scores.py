@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from evals import stats
 from evals.benchmark import Metric
 from evals.text_to_image.judge import Verdict, count_answers
 from evals.text_to_image.pictures import Picture
@@ -82,7 +81,7 @@ def _metric(
 
 
 def _estimate(metric: Metric, seed: int) -> dict[str, Any]:
-    return dataclasses.asdict(stats.estimate(metric, seed=seed))
+    return dataclasses.asdict(metric.estimate(seed=seed))
 
 
 def _differences(metrics: Mapping[str, Mapping[str, Metric]], seed: int) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _differences(metrics: Mapping[str, Mapping[str, Metric]], seed: int) -> dict
         return {}
     base, tuned = (metrics[model] for model in MODELS)
     return {
-        name: dataclasses.asdict(stats.compare(base[name], tuned[name], seed=seed))
+        name: dataclasses.asdict(tuned[name].compare(base[name], seed=seed))
         for name in METRICS
         if np.intersect1d(base[name].items, tuned[name].items).size
     }

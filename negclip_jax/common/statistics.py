@@ -1,4 +1,4 @@
-"""Intervals for a metric and paired comparison of two models on the same items.
+"""Intervals for a share or a mean, and paired comparison of two models on the same items.
 
 - Right/wrong items of distinct images: Wilson's interval (Wilson, 1927), which unlike the normal
   one stays inside [0, 1] and has width at 0 % and 100 %.
@@ -12,25 +12,48 @@ multinomial, which is the same distribution. Ten thousand right/wrong items cost
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-
-from evals.benchmark import Metric
 
 LEVEL = 0.95
 RESAMPLES = 10_000
 _CHUNK = 4_000_000  # counts drawn at once: 32 MB
 
 
+class Share(NamedTuple):
+    """`k` of `n`, and the 95 % Wilson score interval [low, high]; all None if n is 0."""
+
+    k: int
+    n: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, k: int, n: int) -> "Share":
+        """k/n with its interval."""
+        if not n:
+            return cls(k, n, None, None, None)
+        low, high = wilson(k, n)
+        return cls(k, n, k / n, min(low, k / n), max(high, k / n))
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return "none to judge"
+        percent = ", ".join(f"{100 * value:.1f}" for value in (self.low, self.high))
+        return f"{100 * self.rate:.1f} % [{percent}] ({self.k} of {self.n})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its interval.
+    """A mean with its 95 % interval.
 
     Attributes:
       value, low, high: in [0, 1].
       n: items.
-      method: of the interval, in words.
+      method: of the interval: "Wilson", "bootstrap over 120 images".
     """
 
     value: float
@@ -46,7 +69,7 @@ class Comparison:
 
     Attributes:
       difference: B minus A.
-      low, high: interval of the difference.
+      low, high: 95 % interval of the difference.
       gained, lost: items on which B is better, and worse, than A.
       p_value: exact McNemar; None for a weighted metric, which it does not test.
       separable: False where the two cannot be told apart with these items.
@@ -63,27 +86,12 @@ class Comparison:
     n: int
 
 
-def estimate(metric: Metric, *, seed: int = 0) -> Estimate:
-    """Value and 95 % interval of a metric by the method that its items call for.
-
-    Raises ValueError for a metric without items.
-    """
-    values, n = np.asarray(metric.values, np.float64), len(metric.values)
-    if not n:
-        raise ValueError(f"{metric.name}: no items, so there is no number")
-    value = metric.mean
-    sums, sizes = _grouped(values, metric.weights, metric.clusters)
-    if np.allclose(sums, value * sizes) or (_is_plain(metric) and _is_graded(values)):
-        # A bootstrap of equal values has no width: as many Wilson trials as there are images.
-        low, high = wilson(value * len(sums), len(sums))
-        return Estimate(value, low, high, n, "Wilson")
-    low, high = np.quantile(_resampled(sums, sizes, seed), _tails())
-    over = "items" if metric.clusters is None else f"{len(sums):,} {metric.unit}"
-    return Estimate(value, float(low), float(high), n, f"bootstrap over {over}")
-
-
 def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share; `right` may hold halves from ties."""
+    """Wilson's 95 % score interval of right/n; `right` may hold halves from ties.
+
+    `scipy.stats.binomtest(...).proportion_ci` is the same formula for whole numbers only.
+    Raises ValueError where n is 0.
+    """
     if n <= 0:
         raise ValueError("no items, so there is no share")
     z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2
@@ -93,20 +101,59 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def compare(a: Metric, b: Metric, *, seed: int = 0) -> Comparison:
-    """Model B against model A in one metric, on the items that both have.
+def estimate(
+    values: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+    unit: str = "images",
+    seed: int = 0,
+) -> Estimate:
+    """(Weighted) mean and 95 % interval by the method that the items call for.
 
-    Raises ValueError where they have no item in common, or an item twice.
+    Args:
+      values: float `[N]` in [0, 1], 0.5 for a tie.
+      weights: float `[N]`; None: all equal.
+      clusters: `[N]`, the image of each item; None where no two items share one.
+      unit: what clusters are, for `Estimate.method`.
+      seed: of the bootstrap.
+
+    Raises ValueError where there are no items.
     """
-    rows_a, rows_b = _common(a, b)
-    values_a = np.asarray(a.values, np.float64)[rows_a]
-    values_b = np.asarray(b.values, np.float64)[rows_b]
-    weights, clusters = (x if x is None else x[rows_a] for x in (a.weights, a.clusters))
-    change = values_b - values_a
+    values = np.asarray(values, np.float64)
+    if not len(values):
+        raise ValueError("no items, so there is no number")
+    value = float(np.average(values, weights=weights))
+    sums, sizes = _grouped(values, weights, clusters)
+    is_graded = bool(np.isin(values, (0.0, 0.5, 1.0)).all())  # wrong, right or a tie
+    is_plain = weights is None and len(sums) == len(values)
+    if np.allclose(sums, value * sizes) or (is_plain and is_graded):
+        # A bootstrap of equal values has no width: as many Wilson trials as there are images.
+        low, high = wilson(value * len(sums), len(sums))
+        return Estimate(value, low, high, len(values), "Wilson")
+    low, high = percentile_interval(_resampled(sums, sizes, seed))
+    over = "items" if clusters is None else f"{len(sums):,} {unit}"
+    return Estimate(value, low, high, len(values), f"bootstrap over {over}")
+
+
+def compare(
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Model B (`after`) against model A (`before`), values of the same items in the same order.
+
+    Args:
+      before, after: float `[N]` in [0, 1].
+      weights, clusters, seed: see `estimate`.
+    """
+    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     difference = float(np.average(change, weights=weights))
-    sums, sizes = _grouped(change, weights, clusters)
-    low, high = map(float, np.quantile(_resampled(sums, sizes, seed), _tails()))
+    low, high = percentile_interval(_resampled(*_grouped(change, weights, clusters), seed))
     p_value = None if weights is not None else mcnemar(gained, lost)
     separable = not low <= 0 <= high and (p_value is None or p_value < 1 - LEVEL)
     return Comparison(difference, low, high, gained, lost, p_value, separable, len(change))
@@ -119,14 +166,10 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
 
 
-def _is_plain(metric: Metric) -> bool:
-    shared = metric.clusters is not None and len(np.unique(metric.clusters)) < len(metric.values)
-    return metric.weights is None and not shared
-
-
-def _is_graded(values: np.ndarray) -> bool:
-    """Whether every item is wrong, right or a tie."""
-    return bool(np.isin(values, (0.0, 0.5, 1.0)).all())
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of bootstrapped numbers, `[resamples]`."""
+    low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
 
 
 def _grouped(
@@ -151,19 +194,3 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
         total = rng.multinomial(n, counts / n, size=size) @ kinds
         means.append(total[:, 0] / total[:, 1])
     return np.concatenate(means)
-
-
-def _common(a: Metric, b: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the items that both metrics have, in the same order."""
-    items_a, items_b = (np.arange(len(m.values)) if m.items is None else m.items for m in (a, b))
-    for metric, items in ((a, items_a), (b, items_b)):
-        if len(np.unique(items)) < len(items):
-            raise ValueError(f"{metric.name}: an item occurs twice, so items cannot be paired")
-    common, rows_a, rows_b = np.intersect1d(items_a, items_b, return_indices=True)
-    if not len(common):
-        raise ValueError(f"{a.name}: the two models have no item in common")
-    return rows_a, rows_b
-
-
-def _tails() -> tuple[float, float]:
-    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
