@@ -71,7 +71,7 @@ def test_no_call_runs_what_a_file_says(path):
         assert given.get("shell", "False") == "False", where
         assert given.get("trust_remote_code", "False") == "False", where
         if called == "Image.open" and name not in IMAGE_OPEN:
-            assert "formats" in given or "evals/generation" in name, where
+            assert "formats" in given or "evals/text_to_image" in name, where
 
 
 def test_pickles_are_read_by_lists_of_allowed_names_alone():
