@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
     from negclip_jax.common.errors import InputError
+    from negclip_jax.common.signals import Interrupted
     from negclip_jax.runtime import console, multihost, sharding
-    from negclip_jax.runtime.interrupt import Interrupted
     from negclip_jax.training.loop import describe_end, train
 
     console.set_up_logging()

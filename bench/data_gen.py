@@ -33,11 +33,11 @@ from data_gen import settings
 from data_gen.engines.base import ChatRequest
 from data_gen.engines.openai import OpenAIEngine
 from data_gen.engines.transport import TransportSettings
-from data_gen.errors import InputError
 from data_gen.generate import run
 from data_gen.images import Photo
 from data_gen.manifest import counts
 from data_gen.stages.ingest import read_captions
+from negclip_jax.common.errors import InputError
 
 ABSENT = 0.355  # share of proposed objects that are absent in the published run
 _NAMES = """

@@ -23,10 +23,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
-from data_gen.errors import InputError as DataGenError
 from negclip_jax.common.errors import InputError, printable, sentence
 
-SENTENCES = (InputError, DataGenError)
 SLOW_SECONDS = 5.0
 
 
@@ -131,7 +129,7 @@ def _outcome(kind: Kind, path: Path) -> str | None:
             warnings.simplefilter("ignore")
             kind.read(path)
         said = None
-    except SENTENCES as error:
+    except InputError as error:
         said = str(error)
     except BaseException as error:  # what a panic in Rust raises is no Exception
         if isinstance(error, KeyboardInterrupt):

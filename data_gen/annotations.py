@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_gen.errors import InputError
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 from negclip_jax.language.nouns import mention
 from negclip_jax.language.senses import canonical, kinds, same
 

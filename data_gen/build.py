@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen.engines.base import Capabilities, Engine
-from data_gen.errors import InputError
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
@@ -16,6 +15,7 @@ from data_gen.stages import propose, verify, writers
 from data_gen.stages.questions import VQAProposer
 from data_gen.stages.rewrite import Checker, RewriteStage
 from data_gen.stages.waves import UntilEnough
+from negclip_jax.common.errors import InputError
 from negclip_jax.language.nouns import SYNONYMS
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_gen.engines.base import ChatRequest, ChatResult
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 MODES = ("write", "read", "off")
 _COMMIT_ROWS = 256

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 from data_gen import settings
-from data_gen.errors import InputError
-from negclip_jax.common.errors import printable
+from negclip_jax.common.errors import InputError, printable
+from negclip_jax.common.signals import Interrupted
 
 # Flags for the keys that most runs set; their names are the keys' but for "input.".
 FLAGS = {
@@ -52,21 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args, changes = _parse(argv)
-    from data_gen.runner import Interrupted
-
     again = shlex.join(["python", "-m", "data_gen", *argv])
     try:
         return args.command(args, changes) or 0
     except InputError as error:
         _say(f"error: {error}", file=sys.stderr)
-        if error.status > 2:
+        if (error.status or 2) > 2:
             _say(f"to continue:\n  {again}", file=sys.stderr)
-        return error.status
+        return error.status or 2
     except OSError as error:
         _say(f"error: {_disk(error)}\nto continue:\n  {again}", file=sys.stderr)
         return 5
     except Interrupted as stopped:
-        _say(f"stopped by {stopped}; to continue:\n  {again}", file=sys.stderr)
+        _say(f"{stopped}; to continue:\n  {again}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
@@ -267,7 +265,7 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
 def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.cache import Cache
     from data_gen.engines.batchfile import import_answers
-    from data_gen.lock import locked
+    from negclip_jax.common.run_lock import locked
 
     with locked(args.out):
         cache = Cache(args.out / "cache.sqlite")

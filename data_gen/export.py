@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import content_hash
-from data_gen.errors import InputError
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table, replacing
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
 
 _COLUMNS = [

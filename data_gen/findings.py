@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_gen.errors import InputError
 from data_gen.labels import sample
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
 from data_gen.rules import REASONS
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
 
 GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25

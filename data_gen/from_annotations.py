@@ -20,7 +20,7 @@ import numpy as np
 
 from data_gen.annotations import Scene, read_coco, read_scenes
 from data_gen.cooccurrence import Cooccurrence
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.language.nouns import mention, noun
 from negclip_jax.language.templates import AFTER, ALONE, BEFORE, NEGATION, Template, fitting, select
 

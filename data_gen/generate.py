@@ -12,10 +12,8 @@ from typing import Any
 from data_gen import manifest, shards
 from data_gen.build import Models, Roles, build, resolve
 from data_gen.cache import Cache
-from data_gen.engines.base import Capabilities, content_hash
+from data_gen.engines.base import Capabilities
 from data_gen.engines.connect import connected
-from data_gen.errors import InputError
-from data_gen.lock import locked
 from data_gen.prompts import Prompt, load_prompts
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner
@@ -24,6 +22,9 @@ from data_gen.shards import Shard
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
 from data_gen.work import ImageItem
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
+from negclip_jax.common.run_lock import locked
 
 _DECODERS = 4  # threads that read and decode photos
 _LOOKED_FOR = 50  # photos, before anything is asked

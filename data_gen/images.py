@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from data_gen.errors import InputError
 from negclip_jax.common.decoding import MAX_BYTES, MAX_PIXELS, formats
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.records import unsafe_name
 
 _QUALITY = 90

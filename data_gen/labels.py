@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_gen.errors import InputError
 from data_gen.records import replacing
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
 
 COLUMNS = ("pair_id", "file_name", "caption", "negated_caption", "object", "rewriter", "label")

@@ -1,42 +1,27 @@
 """What a run writes down about itself, so that its pairs can be explained years later."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import socket
-import subprocess
 import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from data_gen import shards
 from data_gen.cache import read_statistics
 from data_gen.engines.base import Capabilities
-from data_gen.errors import InputError
 from data_gen.prompts import Prompt
 from data_gen.records import write_json
 from data_gen.settings import Settings
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import file_facts, git_revision, package_versions
 
 _KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 _PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
-
-
-def file_facts(path: str) -> dict[str, Any]:
-    """Name, size and SHA-256 of an input file. Raises InputError where it cannot be read."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return {"path": path, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def input_facts(config: Settings) -> dict[str, dict[str, Any]]:
@@ -61,9 +46,9 @@ def write_manifest(
         "config": config.to_dict(),
         "prompts": {p.id: [list(turn) for turn in p.turns] for p in prompts.values()},
         "capabilities": {role: dataclasses.asdict(can) for role, can in capabilities.items()},
-        "packages": _versions(),
+        "packages": {n: v for n, v in package_versions(_PACKAGES).items() if v is not None},
         "python": platform.python_version(),
-        "git": _revision(),
+        "git": git_revision(),
         "counts": counts(run),
         "calls": read_statistics(run / "cache.sqlite"),
     }
@@ -96,22 +81,3 @@ def log_session(run: Path, content: Mapping[str, Any]) -> None:
     line |= {"host": socket.gethostname(), "pid": os.getpid(), **content}
     with (run / "sessions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from data_gen.build import Roles
 from data_gen.cache import read_statistics
-from data_gen.errors import InputError
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
 from data_gen.records import read_table
 from data_gen.settings import Settings
+from negclip_jax.common.errors import InputError
 
 # The published run kept 35.5 % of its captions (147K of 414K), if it tried them all.
 ABSENT_SHARE = 0.355

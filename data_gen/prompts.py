@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_gen.engines.base import content_hash
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 
 # The placeholders that each prompt must have; others are data only where the stage fills them.
 REQUIRED = {

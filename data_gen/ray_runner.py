@@ -17,12 +17,12 @@ from data_gen import manifest, settings, shards
 from data_gen.build import Models, build
 from data_gen.cache import Cache
 from data_gen.engines.connect import connected
-from data_gen.errors import InputError
 from data_gen.generate import Job, Outcome, note, prepare, run_id_of
-from data_gen.lock import locked
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner
 from data_gen.settings import Settings
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.run_lock import locked
 
 
 def run(config: Settings, out: Path, *, workers: int) -> Outcome:

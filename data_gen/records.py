@@ -16,9 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_gen.errors import InputError
-
-__all__ = ["SCHEMAS", "InputError", "read_table", "replacing", "write_json", "write_table"]
+from negclip_jax.common.errors import InputError
 
 _TEXTS = pa.list_(pa.string())
 

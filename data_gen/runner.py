@@ -16,23 +16,16 @@ from typing import Any
 from data_gen import shards
 from data_gen.cache import Cache
 from data_gen.engines.base import Pending
-from data_gen.errors import InputError
 from data_gen.shards import Shard
 from data_gen.work import ImageItem, Rows
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.signals import Interrupted
 
 DRAIN_SECONDS = 30.0  # that images in work get after Ctrl-C
 _TICK = 0.25  # seconds between two commits of the cache
 _REPORT_SECONDS = 5.0
 
 Process = Callable[[ImageItem], Coroutine[Any, Any, Rows]]
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came: everything finished is on disk."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class LocalRunner:

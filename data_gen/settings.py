@@ -5,6 +5,7 @@ this package does not import `configs`.
 """
 
 import ast
+import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_gen.cache import MODES
-from data_gen.engines.base import content_hash
-from data_gen.errors import InputError
 from data_gen.prompts import Prompt
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
+from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
 
 Settings = ConfigDict  # the type, for modules that must not import ml_collections
 
@@ -36,39 +38,35 @@ _CHOICES = {
     "rewrite.by": ("auto", "llm", "template"),
     "rewrite.per": ("image", "caption"),
 }
-_SHARES = (
-    "max_errors",
-    "max_rejects",
-    "verify.absent_at",
-    "verify.present_at",
-    "verify.mass",
-    "rewrite.templates",
-    "propose.top_p",
-    "rewrite.top_p",
-)
-_AT_LEAST_ONE = (
-    "limit",
-    "engine.concurrency",
-    "engine.start_concurrency",
-    "engine.tries",
-    "engine.window",
-    "images.long_side",
-    "shard_images",
-    "propose.number",
-    "verify.max_tokens",
-    "assign.captions_per_object",
-    "rewrite.max_tokens",
-    "rewrite.tries",
-    "check.max_tokens",
-)
-_NOT_NEGATIVE = (
-    "verify.wave",
-    "engine.per_minute",
-    "engine.timeout",
-    "engine.give_up",
-    "engine.backoff",
-    "foils",
-)
+_RANGES = {
+    "max_errors": SHARE,
+    "max_rejects": SHARE,
+    "verify.absent_at": SHARE,
+    "verify.present_at": SHARE,
+    "verify.mass": SHARE,
+    "rewrite.templates": SHARE,
+    "propose.top_p": SHARE,
+    "rewrite.top_p": SHARE,
+    "limit": POSITIVE,
+    "engine.concurrency": POSITIVE,
+    "engine.start_concurrency": POSITIVE,
+    "engine.tries": POSITIVE,
+    "engine.window": POSITIVE,
+    "images.long_side": POSITIVE,
+    "shard_images": POSITIVE,
+    "propose.number": POSITIVE,
+    "verify.max_tokens": POSITIVE,
+    "assign.captions_per_object": POSITIVE,
+    "rewrite.max_tokens": POSITIVE,
+    "rewrite.tries": POSITIVE,
+    "check.max_tokens": POSITIVE,
+    "verify.wave": NOT_NEGATIVE,
+    "engine.per_minute": NOT_NEGATIVE,
+    "engine.timeout": NOT_NEGATIVE,
+    "engine.give_up": NOT_NEGATIVE,
+    "engine.backoff": NOT_NEGATIVE,
+    "foils": NOT_NEGATIVE,
+}
 
 
 def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
@@ -81,7 +79,7 @@ def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
     config = _from_file(Path(path) if path else DEFAULT, variant)
     for key, text in changes.items():
         _change(config, key, text)
-    _check(config)
+    check_values(functools.partial(at, config), _CHOICES, _RANGES)
     return config.lock()
 
 
@@ -130,22 +128,6 @@ def _value(key: str, text: str, kind: type) -> Any:
     except (ValueError, SyntaxError):
         pass
     raise InputError(f"{key} is a {kind.__name__}; {text!r} is none")
-
-
-def _check(config: ConfigDict) -> None:
-    for key, allowed in _CHOICES.items():
-        if at(config, key) not in allowed:
-            raise InputError(f"{key} is {at(config, key)!r}; choose one of: {', '.join(allowed)}")
-    for key in _SHARES:
-        if not 0 <= at(config, key) <= 1:
-            raise InputError(f"{key} is {at(config, key)}; it is a share between 0 and 1")
-    for key in _AT_LEAST_ONE:
-        value = at(config, key)
-        if value is not None and value < 1:
-            raise InputError(f"{key} is {value}; it must be 1 or more")
-    for key in _NOT_NEGATIVE:
-        if at(config, key) < 0:
-            raise InputError(f"{key} is {at(config, key)}; it must not be negative")
 
 
 def at(config: ConfigDict, key: str) -> Any:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import content_hash
 from data_gen.records import SCHEMAS, write_json, write_table
 from data_gen.work import ImageItem, Rows
+from negclip_jax.common.provenance import content_hash
 
 
 @dataclass(frozen=True)

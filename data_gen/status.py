@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from data_gen import shards
 from data_gen.cache import Cache, read_statistics
 from data_gen.engines.base import is_transient
-from data_gen.errors import InputError
-from data_gen.lock import locked
 from data_gen.manifest import counts, read_manifest
 from data_gen.records import read_table, table_paths
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.run_lock import locked
 
 
 def status(run: Path) -> str:

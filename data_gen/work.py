@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_gen.engines.base import content_hash
+from negclip_jax.common.provenance import content_hash
 
 
 @dataclass(frozen=True, slots=True)

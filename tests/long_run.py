@@ -72,8 +72,8 @@ def main(changes_file: str, workdir: str) -> None:
     import jax
 
     from configs import common
+    from negclip_jax.common.signals import Interrupted
     from negclip_jax.runtime import sharding
-    from negclip_jax.runtime.interrupt import Interrupted
     from negclip_jax.training.loop import train
 
     assert conftest.ROOT

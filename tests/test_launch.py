@@ -14,8 +14,8 @@ from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import console
-from negclip_jax.runtime.interrupt import Interrupted
 from negclip_jax.training import loop
 
 CONFIG = f"--config={ROOT}/configs/negationclip.py"

@@ -1,13 +1,12 @@
 """What every engine understands: a chat request, with at most one photo, and its result."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from data_gen.errors import InputError
 from data_gen.images import Photo
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 
 KEY_VERSION = 1  # raise it when a change of this file makes old answers wrong
 
@@ -68,12 +67,6 @@ def _key(request: ChatRequest) -> str:
         "sample": request.sample,
     }
     return content_hash(content)
-
-
-def content_hash(content: Any) -> str:
-    """32 hexadecimal digits of blake2b-128 over canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from data_gen.cache import Cache
 from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Pending
 from data_gen.engines.openai import body_of, result_of
 from data_gen.engines.transport import Reply
-from data_gen.errors import InputError
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 
 MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
 

@@ -4,7 +4,7 @@ import asyncio
 
 from data_gen.cache import Cache
 from data_gen.engines.base import ChatRequest, ChatResult, Engine
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 _ERRORS_AT_LEAST = 20  # before a share of errors means anything
 

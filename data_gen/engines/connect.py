@@ -14,9 +14,9 @@ from data_gen.engines.cached import CachedEngine, ErrorShare
 from data_gen.engines.openai import OpenAIEngine
 from data_gen.engines.probe import probe
 from data_gen.engines.transport import TransportSettings
-from data_gen.errors import InputError
 from data_gen.records import write_json
 from data_gen.settings import Settings
+from negclip_jax.common.errors import InputError
 
 _TRANSPORT = tuple(field.name for field in dataclasses.fields(TransportSettings))
 

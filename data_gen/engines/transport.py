@@ -21,7 +21,7 @@ import aiohttp
 
 from data_gen.engines.base import EndpointError
 from data_gen.engines.limits import AdaptiveLimit, Breaker, Pace, full_jitter
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
 _CONGESTED = (429, 503)

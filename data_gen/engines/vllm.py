@@ -8,7 +8,7 @@ from typing import Any
 
 from data_gen.engines.base import Capabilities, ChatRequest, ChatResult
 from data_gen.engines.openai import fields_of
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 _GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
 _PHOTO_FIELD = "image_url"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.errors import InputError
 from data_gen.work import Caption, ImageItem, Question
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.records import unsafe_name
 
 LONGEST_CAPTION = 512  # characters

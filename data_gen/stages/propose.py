@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from data_gen.engines.base import Capabilities, ChatRequest, Engine
-from data_gen.errors import InputError
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen import rules
-from data_gen.engines.base import content_hash
 from data_gen.grammar import foil
 from data_gen.stages.writers import Draft, Writer
 from data_gen.work import Assignment, ImageItem, shuffled
+from negclip_jax.common.provenance import content_hash
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one exception that a person's input can raise, and how strangers' text is shown."""
+"""User errors, and how untrusted text is shown in messages and terminals."""
 
 import unicodedata
 
@@ -6,14 +6,18 @@ _LONGEST = 8000  # characters of a message; a file name or an id inside it may b
 
 
 class InputError(ValueError):
-    """Bad input from a person: a file, a setting, a checkpoint, a disk.
+    """A user error: a file, a setting, a checkpoint, a server or a disk that cannot be used.
 
-    The message is a sentence that says what is wrong, where, and what to do. Commands print it
-    without a traceback and exit with status 1. It is a `sentence`, whatever was quoted in it.
+    The message says what is wrong, where, and what to do. Commands exit with it as a one-line
+    message, without a traceback. It is printable and bounded, whatever was quoted in it.
+
+    Attributes:
+      status: exit status of the command; None for the one that the command gives to user errors.
     """
 
-    def __init__(self, message: object = ""):
+    def __init__(self, message: object = "", status: int | None = None):
         super().__init__(sentence(str(message)))
+        self.status = status
 
 
 def sentence(text: str) -> str:

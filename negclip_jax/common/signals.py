@@ -2,7 +2,7 @@
 
 Python runs signal handlers between two instructions of the main thread, which may spend minutes
 inside a compiler or wait for a device. So a thread of its own hears signals as well: it gives the
-main thread a moment to clean up after itself, and then ends the process with a sentence.
+main thread a moment to clean up after itself, and then ends the process with a one-line message.
 """
 
 import os
@@ -25,6 +25,20 @@ _ending = threading.Lock()
 _is_watched = False
 
 
+class Interrupted(Exception):
+    """A run was asked to stop and has saved what is done.
+
+    Attributes:
+      signum: the signal that asked.
+      step: the last step that was done, None where there are no steps.
+    """
+
+    def __init__(self, signum: int, step: int | None = None):
+        after = "" if step is None else f" after step {step}"
+        super().__init__(f"stopped by {signal.Signals(signum).name}{after}")
+        self.signum, self.step = signum, step
+
+
 class Stopped(KeyboardInterrupt):
     """Raised in the main thread by a signal that ends the process; `signum` says which."""
 
@@ -39,7 +53,7 @@ def end_on_signals(say: Callable[[str], None]) -> None:
     For the first lines of a command, which catches `Stopped` and calls `end`.
 
     Args:
-      say: prints for a person what it is given, and how to go on. It may run in another thread.
+      say: prints what it is given, and how to go on. It may run in another thread.
     """
     global _is_watched
     _is_watched = True
@@ -53,7 +67,7 @@ def end_on_signals(say: Callable[[str], None]) -> None:
 
 def end(signum: int, say: Callable[[str], None]) -> None:
     """Ends the process with status 128 + `signum`; does not return."""
-    _ending.acquire()  # for ever: the watching thread must not say it a second time
+    _ending.acquire()  # never released: the watching thread must not say it a second time
     if sys.stderr.isatty():
         print("\x1b[?25h", end="", file=sys.stderr)  # a progress bar may have hidden the cursor
     say(str(Stopped(signum)))

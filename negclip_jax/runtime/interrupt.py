@@ -12,15 +12,6 @@ from negclip_jax.common import signals
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved; `signum` says by which signal."""
-
-    def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.signum = signum
-        self.step = step
-
-
 class _CutShort(BaseException):
     """Ends what `StopSignal.unless_asked` runs."""
 

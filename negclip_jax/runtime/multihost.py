@@ -21,9 +21,9 @@ import jax
 from etils import epath
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import console, failure_monitor
 from negclip_jax.runtime.coordinator import Board, Late, Unreachable
-from negclip_jax.runtime.interrupt import Interrupted
 from negclip_jax.runtime.workdir import differences
 
 _SHOWN, _SHOWN_CHARACTERS = 5, 160

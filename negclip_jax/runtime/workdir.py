@@ -6,11 +6,8 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +15,7 @@ from etils import epath
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import git_revision, package_versions
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "negclip-jax")
@@ -40,7 +38,7 @@ def create(workdir: str) -> epath.Path:
 
 @contextlib.contextmanager
 def disk_errors(workdir: str) -> Iterator[None]:
-    """Makes a sentence of what the system says of a full, read-only, broken or vanished disk.
+    """Makes a user error of what the system says of a full, read-only, broken or vanished disk.
 
     In a bucket, and in this directory, every failure is one of the storage; elsewhere other errors
     stay as they are.
@@ -101,24 +99,11 @@ def environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(_PACKAGES),
         "git_revision": git_revision(),
         "devices": [f"{d.device_kind} {d.id}" for d in jax.devices()],
         "processes": jax.process_count(),
     }
-
-
-def git_revision() -> str | None:
-    """Commit of the checkout that holds this file, with "+changes" if it was edited; or None."""
-    here = Path(__file__).resolve().parent
-    try:
-        run = [subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
-               for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])]  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if run[0].returncode:
-        return None
-    return run[0].stdout.strip() + ("+changes" if run[1].stdout.strip() else "")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -135,10 +120,3 @@ def write_json(path: epath.Path, value: Any) -> None:
     """Writes JSON so that a crash leaves the old file or the new one."""
     storage.write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
     logging.debug("wrote %s", path)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -4,7 +4,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.ranges import check_values
 
 _CHOICES = {"model.dtype": ("float32", "bfloat16")}
 _RANGES = {
@@ -31,14 +31,7 @@ _RANGES = {
 
 def check_ranges(config: ConfigDict) -> None:
     """InputError for the first value that makes no sense; None, where allowed, switches off."""
-    for key, choices in _CHOICES.items():
-        if (value := _value(config, key)) not in choices:
-            raise InputError(f"config.{key} is {value!r}; it must be one of {', '.join(choices)}")
-    for key, (low, high) in _RANGES.items():
-        value = _value(config, key)
-        if value is not None and not low <= value <= high:
-            limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise InputError(f"config.{key} is {value}; it must be {limits}")
+    check_values(lambda key: _value(config, key), _CHOICES, _RANGES, prefix="config.")
 
 
 def _value(config: ConfigDict, key: str) -> object:

@@ -8,10 +8,12 @@ import time
 import pytest
 from tiny_runs import ROOT
 
+from negclip_jax.common.signals import Interrupted
+
 # What the main thread does: Python, or C++ that looks at no signal, as a compiler.
 COMMAND = """
 import hashlib, signal, sys, threading, time
-from negclip_jax import signals
+from negclip_jax.common import signals
 
 def say(what):
     print(what + "; to continue: again", file=sys.stderr)
@@ -99,3 +101,8 @@ def test_an_import_is_not_interrupted(tmp_path):
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert done.stderr == "stopped at once by SIGTERM; to continue: again\n"
     assert done.stdout.splitlines()[-2:] == ["imported", "cleaned up"]
+
+
+def test_what_was_stopped():
+    assert str(Interrupted(signal.SIGTERM, 7)) == "stopped by SIGTERM after step 7"
+    assert str(Interrupted(signal.SIGINT)) == "stopped by SIGINT"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_gen.annotations import InstanceVerifier, Scene, read_coco
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 NAMES = ["person", "cat", "couch", "laptop", "keyboard", "hot dog"]
 SIZES = {"large": 2000, "tiny": 100}

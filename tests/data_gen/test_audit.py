@@ -7,8 +7,8 @@ import pytest
 from handmade_run import make_run
 
 from data_gen.audit import Judged, audit, measure
-from data_gen.errors import InputError
 from data_gen.records import write_table
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from data_gen.cache import Cache, read_statistics
 from data_gen.engines.base import ChatRequest, ChatResult
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def request(i: int, stage: str = "verify") -> ChatRequest:

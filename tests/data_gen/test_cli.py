@@ -38,7 +38,7 @@ def finished(scene, tmp_path_factory):
             "no server address",
         ),
         ("run --out={out} --captions={c} --config.verify.mas=1", "no configuration key"),
-        ("run --out={out} --captions={c} --config.verify.mass=2", "a share between 0 and 1"),
+        ("run --out={out} --captions={c} --config.verify.mass=2", "must be between 0 and 1"),
         ("run --out={out} --captions={c} --config=:none", "unknown variant 'none'"),
         ("run --out={out} --captions={c} --pipeline=vqa", "pipeline vqa needs"),
         ("run --out={out} --captions={c} --pipeline=vqa --questions=q", "belong together"),

@@ -7,7 +7,7 @@ from fault_server import POOL, FaultServer, arguments, table, world
 
 from data_gen.cli import main
 from data_gen.export import accepted_rows, export
-from data_gen.records import InputError
+from negclip_jax.common.errors import InputError
 from negclip_jax.data.pairs import read_pairs
 
 

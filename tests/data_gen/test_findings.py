@@ -3,8 +3,8 @@
 import pytest
 from handmade_run import make_run
 
-from data_gen.errors import InputError
 from data_gen.findings import Findings, histogram
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture(scope="module")

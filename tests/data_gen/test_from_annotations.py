@@ -8,8 +8,8 @@ import pytest
 
 from data_gen import from_annotations
 from data_gen.annotations import read_scenes
-from data_gen.errors import InputError
 from data_gen.from_annotations import Settings, write_pairs
+from negclip_jax.common.errors import InputError
 from negclip_jax.language.nouns import mention
 from negclip_jax.language.templates import NEGATION, held_out
 

@@ -9,8 +9,8 @@ import pytest
 from fault_server import photo
 from PIL import Image
 
-from data_gen.errors import InputError
 from data_gen.images import PhotoError, PhotoFolder, encode
+from negclip_jax.common.errors import InputError
 
 
 def save(image: Image.Image, form: str, **options) -> bytes:

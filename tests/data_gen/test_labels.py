@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from data_gen.errors import InputError
 from data_gen.labels import COLUMNS, precision, read_labels, sample, write_sample
+from negclip_jax.common.errors import InputError
 
 ROWS = [
     {"pair_id": f"p{i}", "caption": f"a bus {i}", "negated_caption": "=no()", "rewriter": "llm"}

@@ -9,10 +9,10 @@ from data_gen import settings
 from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
 from data_gen.engines.base import Capabilities, ChatResult
 from data_gen.engines.scripted import ScriptedEngine
-from data_gen.errors import InputError
 from data_gen.pipeline import _named
 from data_gen.prompts import load_prompts
 from data_gen.work import Caption, ImageItem
+from negclip_jax.common.errors import InputError
 
 IMAGE = ImageItem("7", "train/7.jpg", (Caption("1", "A man on a horse."), Caption("2", "A rider")))
 CAN = Capabilities("m", images=True)

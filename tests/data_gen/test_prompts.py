@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_gen.errors import InputError
 from data_gen.prompts import REQUIRED, lines, load_prompts, quoted
+from negclip_jax.common.errors import InputError
 
 
 def write(folder, name, text):

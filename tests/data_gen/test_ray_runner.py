@@ -13,8 +13,8 @@ from fault_server import POOL, FaultServer, arguments, tables, world
 
 from data_gen import settings
 from data_gen.cli import main
-from data_gen.errors import InputError
 from data_gen.ray_runner import run
+from negclip_jax.common.errors import InputError
 
 IMAGES = 12
 needs_ray = pytest.mark.skipif(

@@ -3,7 +3,8 @@
 import pyarrow.parquet as pq
 import pytest
 
-from data_gen.records import SCHEMAS, InputError, read_table, replacing, write_json, write_table
+from data_gen.records import SCHEMAS, read_table, replacing, write_json, write_table
+from negclip_jax.common.errors import InputError
 
 PAIR = {
     "pair_id": "1",

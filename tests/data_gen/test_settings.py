@@ -3,9 +3,9 @@
 import pytest
 
 from configs import data_gen as configuration
-from data_gen.errors import InputError
 from data_gen.prompts import load_prompts
 from data_gen.settings import fingerprint, load, require
+from negclip_jax.common.errors import InputError
 
 VARIANTS = ("per_image", "frugal", "per_caption", "random_objects")
 
@@ -46,11 +46,11 @@ def test_changes_take_the_keys_type():
         ({"nothing.here": "1"}, "no configuration key"),
         ({"verify": "1"}, "is a section"),
         ({"seed": "x"}, "seed is a int; 'x' is none"),
-        ({"verify.absent_at": "1.5"}, "a share between 0 and 1"),
-        ({"limit": "0"}, "must be 1 or more"),
-        ({"foils": "-1"}, "must not be negative"),
-        ({"pipeline": "p3"}, "choose one of: absence, vqa"),
-        ({"verify.method": "guess"}, "choose one of: auto, logprobs"),
+        ({"verify.absent_at": "1.5"}, "must be between 0 and 1"),
+        ({"limit": "0"}, "must be at least 1"),
+        ({"foils": "-1"}, "must be at least 0"),
+        ({"pipeline": "p3"}, "must be one of absence, vqa"),
+        ({"verify.method": "guess"}, "must be one of auto, logprobs"),
     ],
 )
 def test_mistakes(changes, said):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from negclip_jax.common import signals
-from negclip_jax.runtime.interrupt import Interrupted, StopSignal
+from negclip_jax.runtime.interrupt import StopSignal
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -86,7 +86,3 @@ def test_other_threads_work_without_handlers():
     thread.start()
     thread.join()
     assert seen == [None]
-
-
-def test_what_was_stopped():
-    assert str(Interrupted(signal.SIGTERM, 7)) == "stopped by SIGTERM after step 7"

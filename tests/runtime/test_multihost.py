@@ -10,8 +10,8 @@ from etils import epath
 
 from negclip_jax.common import signals
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import failure_monitor, multihost
-from negclip_jax.runtime.interrupt import Interrupted
 
 _here = threading.local()
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -99,23 +98,6 @@ def test_configuration_and_environment_are_recorded(tmp_path):
     assert len(found["devices"]) == 8 and found["processes"] == 1
     assert found["git_revision"] == workdir.git_revision()
     assert not list(tmp_path.glob("*.partial"))
-
-
-def test_git_revision_of_this_checkout():
-    git = ["git", "-C", workdir.__file__.rsplit("/", 1)[0], "rev-parse", "HEAD"]
-    head = subprocess.run(git, capture_output=True, text=True)
-    if head.returncode:
-        assert workdir.git_revision() is None
-    else:
-        assert workdir.git_revision().removesuffix("+changes") == head.stdout.strip()
-
-
-def test_no_git_is_no_error(monkeypatch):
-    def missing(*args, **kwargs):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", missing)
-    assert workdir.git_revision() is None
 
 
 def test_differences_of_configurations():

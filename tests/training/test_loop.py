@@ -16,7 +16,7 @@ from jax._src.array import ArrayImpl
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.runtime.interrupt import Interrupted
+from negclip_jax.common.signals import Interrupted
 from negclip_jax.training import loop, optim
 from negclip_jax.training.loop import train
 

@@ -9,8 +9,8 @@ from data_gen.cache import Cache
 from data_gen.engines import batchfile
 from data_gen.engines.base import ChatRequest, Pending
 from data_gen.engines.batchfile import BatchEngine, import_answers
-from data_gen.errors import InputError
 from data_gen.images import Photo
+from negclip_jax.common.errors import InputError
 
 PHOTO = Photo("ab", 1, 1, "file", b"\xff\xd8jpeg")
 

@@ -8,7 +8,7 @@ from data_gen.cache import Cache
 from data_gen.engines.base import ChatRequest, ChatResult
 from data_gen.engines.cached import CachedEngine, ErrorShare
 from data_gen.engines.scripted import ScriptedEngine
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 def request(text: str, **changes) -> ChatRequest:

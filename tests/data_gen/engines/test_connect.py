@@ -11,7 +11,7 @@ from data_gen import settings
 from data_gen.cli import main
 from data_gen.engines.base import ChatRequest
 from data_gen.engines.connect import open_engine
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture(scope="module")

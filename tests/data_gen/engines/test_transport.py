@@ -10,7 +10,7 @@ from fault_server import IMPATIENT, FaultServer, always, first, says
 from data_gen.engines import transport
 from data_gen.engines.base import EndpointError
 from data_gen.engines.transport import Reply, Transport
-from data_gen.errors import InputError
+from negclip_jax.common.errors import InputError
 
 BODY = b'{"messages": [{"role": "user", "content": "Say hello."}]}'
 OTHER = BODY.replace(b"hello.", b"hello, poisoned.")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_gen.errors import InputError
 from data_gen.stages.ingest import id_order, read_captions, with_questions
+from negclip_jax.common.errors import InputError
 
 
 def write(path, annotations, images=None) -> str:

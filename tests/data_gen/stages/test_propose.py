@@ -7,7 +7,6 @@ import pytest
 
 from data_gen.engines.base import Capabilities, ChatResult
 from data_gen.engines.scripted import ScriptedEngine
-from data_gen.errors import InputError
 from data_gen.prompts import load_prompts
 from data_gen.stages.propose import (
     CaptionProposer,
@@ -17,6 +16,7 @@ from data_gen.stages.propose import (
     filtered,
 )
 from data_gen.work import Candidate, Caption, ImageItem
+from negclip_jax.common.errors import InputError
 
 PROMPTS = load_prompts()
 TEXTS = ("A man rides a bike.", "Someone on a road")
