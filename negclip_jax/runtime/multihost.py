@@ -34,7 +34,7 @@ _VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another hos
 @dataclasses.dataclass
 class _Team:
     board: Board
-    failure_monitor: failure_monitor.Watch
+    watch: failure_monitor.Watch
     index: int
     timeout: float
     rounds: int = 0  # of agreements; all processes come to them in the same order

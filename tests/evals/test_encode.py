@@ -157,7 +157,7 @@ def test_processes_that_have_other_items_are_found_out(monkeypatch):
 
     compared = []
     monkeypatch.setattr(
-        encode.agreement, "require_same", lambda what, value: compared.append((what, str(value)))
+        encode.multihost, "require_same", lambda what, value: compared.append((what, str(value)))
     )
     for items in ("abc", "abd", "ab", "abc"):
         encode._take_from_main(EmbeddingStore(None, 2), [key(i.encode()) for i in items])
