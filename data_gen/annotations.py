@@ -1,7 +1,6 @@
 """What instance annotations tell about an image: COCO's boxes as verifier and as measure."""
 
 import collections
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,18 +132,7 @@ def read_coco(path: Path, keys: Sequence[str], drop: str | None = None) -> dict[
     `drop` names a key that is left out of every object while reading: polygons are nine tenths of
     an instance file's memory.
     """
-
-    def dropped(entry: dict[str, Any]) -> dict[str, Any]:
-        entry.pop(drop, None)
-        return entry
-
-    try:
-        text = strict_json.read(path).decode("utf-8-sig")
-        content = json.loads(text, object_hook=dropped if drop else None)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    content = strict_json.read_json(path, (dict, list), InputError, without=drop)
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path} has no list '{key}'; a COCO annotation file is expected")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.images import ImageRef
-from evals.reading import Fields, read_json, read_text
+from evals.reading import Fields, read_json
 from evals.retrieval import Captioned
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.strict_json import read_text
 
 
 def read_captions(file: Path, split: str) -> list[Captioned]:
@@ -72,7 +73,7 @@ def _coco(fields: Fields, content: dict) -> list[Captioned]:
         where = f"images[{i}]"
         name, key = fields.text(image, "file_name", where), fields.number(image, "id", where)
         if key not in captions:
-            fields.problem("a photo has no caption", where)
+            fields.note("a photo has no caption", where)
         records.append(Captioned(name, ImageRef(name), tuple(captions.get(key, ()))))
     return records
 
@@ -84,5 +85,5 @@ def _lines(fields: Fields) -> Sequence[Captioned]:
         if found and caption.strip():
             captions.setdefault(f"{name}.jpg", []).append(caption.removesuffix("\r"))
         elif line.strip():
-            fields.problem('a line is not "image.jpg,caption"', f"line {number}")
+            fields.note('a line is not "image.jpg,caption"', f"line {number}")
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]

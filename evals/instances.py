@@ -31,7 +31,7 @@ def read_photos(file: Path) -> list[Photo]:
     for i, row in enumerate(fields.sequence(content, "annotations", "the file")):
         category = fields.number(row, "category_id", f"annotations[{i}]")
         if category not in names:
-            fields.problem("category_id is not among the categories", f"annotations[{i}]")
+            fields.note("category_id is not among the categories", f"annotations[{i}]")
         image = fields.number(row, "image_id", f"annotations[{i}]")
         inside.setdefault(image, set()).add(names.get(category, ""))
     photos = []

@@ -7,7 +7,6 @@ import ast
 import contextlib
 import csv
 import io
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,32 +15,25 @@ from typing import Any
 from evals.images import DataRoots, FileMissing, ImageRef
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import Problems
+from negclip_jax.common.strict_json import parse_json, read_text
 
 Box = tuple[float, float, float, float]
 
-_SHOWN = 5  # places of each problem that are kept and named
 _LONGEST_TEXT = 100_000  # characters of a caption
 _LONGEST_LITERAL = 2**20  # characters of a list written in Python; parsing takes 200 bytes for each
 
 
-class Fields:
+class Fields(Problems):
     """Takes the fields out of one file's records and notes whatever is wrong with them.
 
     Getters return an empty value for a bad field, so that reading goes on; `done` then raises.
     """
 
     def __init__(self, path: Path):
+        super().__init__(shown=5)
         self.path = path
-        self._problems: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
         self._ids: dict[str, str] = {}
-
-    def problem(self, what: str, where: str) -> None:
-        """Notes that `what` is wrong at the record `where`."""
-        places = self._problems.setdefault(what, [])
-        self._counts[what] = self._counts.get(what, 0) + 1
-        if len(places) < _SHOWN:  # a file of nothing but problems must not fill the memory
-            places.append(where[:300])
 
     def text(self, record: Any, key: str, where: str) -> str:
         """A string that is not blank, unchanged."""
@@ -50,9 +42,9 @@ class Fields:
             return value
         if isinstance(value, str):
             wrong = f"is longer than {_LONGEST_TEXT:,} characters" if value.strip() else "is empty"
-            self.problem(f'"{key}" {wrong}', where)
+            self.note(f'"{key}" {wrong}', where)
         elif value is not None:
-            self.problem(f'"{key}" is not a string', where)
+            self.note(f'"{key}" is not a string', where)
         return ""
 
     def texts(self, record: Any, key: str, where: str) -> list[str]:
@@ -62,12 +54,12 @@ class Fields:
             try:
                 value = _literal(value)
             except (ValueError, SyntaxError, MemoryError, RecursionError):
-                self.problem(f'"{key}" is not a Python list', where)
+                self.note(f'"{key}" is not a Python list', where)
                 return []
         if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
             return value
         if value is not None:
-            self.problem(f'"{key}" is not a list of strings', where)
+            self.note(f'"{key}" is not a list of strings', where)
         return []
 
     def number(self, record: Any, key: str, where: str) -> float:
@@ -76,7 +68,7 @@ class Fields:
         try:
             return float("nan") if value is None else _number(value)
         except (TypeError, ValueError):
-            self.problem(f'"{key}" is not a number', where)
+            self.note(f'"{key}" is not a number', where)
             return float("nan")
 
     def sequence(self, record: Any, key: str, where: str) -> list:
@@ -85,7 +77,7 @@ class Fields:
         if isinstance(value, list) and value:
             return value
         if value is not None:
-            self.problem(f'"{key}" is not a list of anything', where)
+            self.note(f'"{key}" is not a list of anything', where)
         return []
 
     def option(self, record: Any, key: str, where: str, options: Sequence[str]) -> str:
@@ -94,7 +86,7 @@ class Fields:
         if value in options:
             return value
         if value is not None:
-            self.problem(f'"{key}" is none of {", ".join(options)}', where)
+            self.note(f'"{key}" is none of {", ".join(options)}', where)
         return ""
 
     def box(self, value: Any, where: str) -> Box:
@@ -102,10 +94,10 @@ class Fields:
         try:
             x, y, width, height = (_number(v) for v in value)
         except (TypeError, ValueError):
-            self.problem("a box is not four numbers x, y, width, height", where)
+            self.note("a box is not four numbers x, y, width, height", where)
             return (0.0, 0.0, 1.0, 1.0)
         if width <= 0 or height <= 0:
-            self.problem("a box has no area", where)
+            self.note("a box has no area", where)
             return (0.0, 0.0, 1.0, 1.0)
         return (x, y, width, height)
 
@@ -133,36 +125,29 @@ class Fields:
         if len(outside) <= tolerated * len(present):
             return [f"{len(outside)} of {len(present)} boxes reach out of their photo."]
         for where in outside:
-            self.problem("a box lies outside its photo", where)
+            self.note("a box lies outside its photo", where)
         return []
 
     def unique(self, identity: str, where: str) -> str:
         """Notes a second record with the same identity."""
         if identity and identity in self._ids:
-            self.problem("an id occurs twice", f"{identity} in {self._ids[identity]} and {where}")
+            self.note("an id occurs twice", f"{identity} in {self._ids[identity]} and {where}")
         self._ids.setdefault(identity, where)
         return identity
 
     def done(self) -> None:
         """Raises InputError with all that was noted, if anything was."""
-        if not self._problems:
-            return
-        parts = []
-        for what, places in self._problems.items():
-            count = self._counts[what]
-            more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-            parts.append(f"{what} ({count}): {', '.join(places)}{more}")
-        total = sum(self._counts.values())
-        raise InputError(
-            f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. Is it the "
-            "published file? Correct these records or get it again; nothing was scored."
+        self.raise_if_any(
+            self.path,
+            InputError,
+            "Is it the published file? Correct these records or get it again; nothing was scored.",
         )
 
     def _value(self, record: Any, key: str, where: str) -> Any:
         if not isinstance(record, Mapping):
-            self.problem("a record is not an object", where)
+            self.note("a record is not an object", where)
         elif record.get(key) is None:
-            self.problem(f'"{key}" is missing', where)
+            self.note(f'"{key}" is missing', where)
         else:
             return record[key]
         return None
@@ -192,15 +177,14 @@ def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
     Raises InputError for anything else, and for an object with two equal keys: `json` would
     silently keep the last.
     """
-    content = _parsed(read_text(path), str(path))
-    return _nonempty(path, content, kind)
+    return _nonempty(path, strict_json.read_json(path, kind))
 
 
 def read_json_lines(path: Path) -> list[dict]:
     """One JSON object a line, blank lines left out. Raises InputError."""
     lines = read_text(path).split("\n")  # splitlines would split at U+2028 too, inside a caption
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    return _nonempty(path, [_parsed(line, f"{path} line {i}") for i, line in numbered], list)
+    return _nonempty(path, [parse_json(line, f"{path} line {i}") for i, line in numbered])
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -218,7 +202,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             f"{path} has no column {', '.join(missing)}; its columns are {', '.join(names)}: is it "
             "the published file?"
         )
-    return _nonempty(path, rows, list)
+    return _nonempty(path, rows)
 
 
 def _number(value: Any) -> float:
@@ -241,34 +225,7 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte order mark, that fits into memory. Raises InputError."""
-    try:
-        return strict_json.read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return strict_json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{where} is not valid JSON at line {error.lineno} column {error.colno}: {error.msg}. "
-            "If it was cut short, get it again."
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{where} cannot be read as JSON: {error}.") from None
-
-
-def _nonempty(path: Path, content: Any, kind: type | tuple[type, ...]) -> Any:
-    if not isinstance(content, kind):
-        wanted = {list: "a list", dict: "an object"}.get(kind, "a list or an object")
-        raise InputError(f"{path} holds a JSON {type(content).__name__} where {wanted} belongs.")
+def _nonempty(path: Path, content: Any) -> Any:
     if not content:
         raise InputError(f"{path} holds no items.")
     return content

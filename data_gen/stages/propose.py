@@ -10,8 +10,8 @@ from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
-from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.strict_json import read_json
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more
@@ -126,13 +126,8 @@ class FileProposer:
 
     def __init__(self, path: str):
         """`path`: JSON object of image id to list of names. Raises InputError for another."""
-        try:
-            content = strict_json.load(Path(path))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read as JSON ({error})") from None
-        if not isinstance(content, dict) or not all(
-            isinstance(names, list) for names in content.values()
-        ):
+        content = read_json(Path(path), (dict, list), InputError)
+        if isinstance(content, list) or not all(isinstance(n, list) for n in content.values()):
             raise InputError(f"{path} must be an object of image ids to lists of object names")
         self._names: Mapping[str, list] = content
 

@@ -70,7 +70,7 @@ def load_order(roots: DataRoots, name: str) -> Problem:
         image = ImageRef(fields.text(record, "image", f"item {i}"))
         texts = tuple(fields.texts(record, "caption_options", f"item {i}"))
         if len(texts) == 1:
-            fields.problem('"caption_options" holds one caption', f"item {i}")
+            fields.note('"caption_options" holds one caption', f"item {i}")
         items.append(Choice(str(i), (image,), texts))
     fields.done()
     return choice_problem(roots, file, items, rule="argmax", numbers=ACCURACY)

@@ -40,7 +40,7 @@ def load(roots: DataRoots) -> Problem:
     paths = fields.sequence(content, "image_paths", "the file")
     annotations = fields.sequence(content, "annotations", "the file")
     if len(paths) != len(annotations):
-        fields.problem("image_paths and annotations differ in length", "the file")
+        fields.note("image_paths and annotations differ in length", "the file")
     fields.done()
     first = max(0, len(paths) - EVALUATION)
     items = [

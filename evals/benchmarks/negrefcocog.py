@@ -58,7 +58,7 @@ def _item(fields: Fields, index: int, record: dict) -> Choice:
     boxes = [fields.box(box, where) for box in fields.sequence(record, "bbox_list", where)]
     right = fields.box(record.get("ref_bbox"), where) if isinstance(record, dict) else None
     if boxes.count(right) != 1 or len(boxes) < 2:
-        fields.problem('"ref_bbox" is not exactly one of two or more in "bbox_list"', where)
+        fields.note('"ref_bbox" is not exactly one of two or more in "bbox_list"', where)
         boxes, right = [right, right], right
     answer = boxes.index(right)
     areas = [w * h for _, _, w, h in boxes]

@@ -60,7 +60,7 @@ def _item(fields: Fields, where: str, record: dict, setting: str) -> Choice:
     name = fields.unique(f"{number:g}", where)
     question = _QUESTION.fullmatch(text)
     if text and question is None:
-        fields.problem('"text" is not "Is there a X in the image?"', where)
+        fields.note('"text" is not "Is there a X in the image?"', where)
     article, thing = (question[1], question[2]) if question else ("", "")
     texts = (f"There is {article} {thing} in the image.", f"There is no {thing} in the image.")
     groups = {"setting": setting, "label": label}

@@ -76,7 +76,7 @@ class Instances:
                 (category, self.categories, "category_id is not among the categories"),
             ):
                 if value not in known:
-                    fields.problem(what, where)
+                    fields.note(what, where)
             if identity in self.objects:
                 continue  # COCO's 2014 and 2017 files hold the same objects
             if isinstance(row, dict) and isinstance(row.get("segmentation"), list | dict):
@@ -85,7 +85,7 @@ class Instances:
                 self.objects[identity] = row
                 self.of_photo[image].append(row)
             else:
-                fields.problem('"segmentation" is missing', where)
+                fields.note('"segmentation" is missing', where)
         fields.done()
         self.photos = {k: (name, (int(h), int(w))) for k, (name, (h, w)) in self.photos.items()}
 
@@ -102,7 +102,7 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         text = fields.text(row, "phrase", where)
         instances = fields.sequence(row, "Polygons", where)
         if not all(isinstance(polygons, list) for polygons in instances):
-            fields.problem('"Polygons" is not a list of lists', where)
+            fields.note('"Polygons" is not a list of lists', where)
             continue
         polygons = [polygon for instance in instances for polygon in instance]
         item = str(row.get("task_id", i)) if isinstance(row, dict) else str(i)
@@ -158,7 +158,7 @@ def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
             continue
         annotation = instances.objects.get(fields.number(row, "ann_id", where))
         if annotation is None:
-            fields.problem("ann_id is not in instances.json", where)
+            fields.note("ann_id is not in instances.json", where)
             continue
         image, size = instances.photos[annotation["image_id"]]
         for j, sentence in enumerate(fields.sequence(row, "sentences", where)):

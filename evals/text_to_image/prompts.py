@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.cues import split_at_cue
-from evals.reading import Fields, read_csv, read_json, read_json_lines, read_text
+from evals.reading import Fields, read_csv, read_json, read_json_lines
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.strict_json import read_text
 
 PUBLISHED = "prompts_with_questions.json"
 DOWNLOAD = "github.com/sepehrkr/SpaceVLM, T2I/prompts_with_questions.json"
@@ -75,7 +76,7 @@ def _prompt(fields: Fields, record: Any, where: str) -> Prompt:
     text = fields.text(record, named, where).strip()
     fields.unique(text, where)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        fields.problem("the prompt is not valid Unicode (half a surrogate pair)", where)
+        fields.note("the prompt is not valid Unicode (half a surrogate pair)", where)
     present, absent = "", ()
     if _first_key(record, ("Question1", "Question2")):
         present = fields.text(record, "Question1", where).strip()

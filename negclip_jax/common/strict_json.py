@@ -1,16 +1,23 @@
-"""JSON that others wrote, within bounds: every surprise is a ValueError, no file eats the memory.
+"""Untrusted JSON within bounds: every surprise is one error, no file fills the memory.
 
 Python's `json` keeps the last of two equal keys, lets a `RecursionError` out of deep nesting and
-builds whatever a file asks for: 1 GB of `{},{},{},...` needs 24 GB. Here a file is weighed before
-it is read and parsed, and a file of lines is read a line at a time.
+builds whatever a file asks for: 1 GB of `{},{},{},...` needs 24 GB. Here the memory is estimated
+before a file is read and parsed, and a file of lines is read a line at a time.
+
+`read_json`, `parse_json` and `read_text` raise a user error that names the file. `load`, `loads`
+and `read` below them raise ValueError and OSError, for callers with a message of their own.
 """
 
+import contextlib
+import functools
 import json
 import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from negclip_jax.common.errors import InputError
 
 LONGEST_LINE = 2**24  # bytes of a JSON line: one record, thousands of captions
 # Bytes of Python objects that a character of JSON stands for, measured and rounded up: a dict, a
@@ -21,10 +28,79 @@ _BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*[\[{]")
 _MARGIN = 100  # calls
 _TOO_LITTLE = "it needs more memory than there is"
 _MEMORY = Path("/proc/meminfo")
+_KINDS = {dict: "object", list: "list"}
 
 
-def loads(text: bytes | str) -> Any:
+def read_json(
+    path: Path,
+    kind: type | tuple[type, ...] = dict,
+    error: type[ValueError] = InputError,
+    *,
+    without: str | None = None,
+) -> Any:
+    """The value of a JSON file.
+
+    Args:
+      path: the file.
+      kind: what its outermost value must be: dict, list, or (dict, list).
+      error: the class of what is raised.
+      without: a key that is left out of every object while reading, and lists under it are not
+        even parsed: polygons are nine tenths of what a COCO instance file needs in memory.
+
+    Raises:
+      error: a file that cannot be read, is not UTF-8, not JSON, cut short, of another kind, or
+        needs more memory than half of what is free. The message names the file and the place.
+    """
+    with reported(path, error):
+        content = load(path, without=without)
+    if not isinstance(content, kind):
+        wanted = " or ".join(_KINDS[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise error(f"{path} holds a value of type {type(content).__name__}, not a JSON {wanted}.")
+    return content
+
+
+def parse_json(text: bytes | str, where: object, error: type[ValueError] = InputError) -> Any:
+    """The value of a JSON text that stands at `where`. Raises `error` as `read_json` does."""
+    with reported(where, error):
+        return loads(text)
+
+
+def read_text(path: Path, error: type[ValueError] = InputError) -> str:
+    """A UTF-8 file, with or without byte order mark, that fits into memory, or `error`."""
+    with reported(path, error):
+        return read(path).decode("utf-8-sig")
+
+
+@contextlib.contextmanager
+def reported(where: object, error: type[ValueError]) -> Iterator[None]:
+    """Turns what `load`, `loads` and `read` raise into `error`, which names `where`."""
+    try:
+        yield
+    except error:
+        raise
+    except UnicodeDecodeError as bad:
+        raise error(f"{where} is not UTF-8 text: byte {bad.start} cannot be read.") from None
+    except json.JSONDecodeError as bad:
+        if not bad.doc.strip():
+            found = "it holds only white space" if bad.doc else "0 bytes"
+            raise error(f"{where} is empty: {found}.") from None
+        # A file that was cut ends inside a value, or inside a string that never closes.
+        cut = not bad.doc[bad.pos :].strip() or "Unterminated" in bad.msg
+        raise error(
+            f"{where} is not valid JSON at line {bad.lineno} column {bad.colno} (character "
+            f"{bad.pos} of {len(bad.doc)}): {bad.msg}."
+            + (" The file seems to be cut short: copy or write it again." if cut else "")
+        ) from None
+    except ValueError as bad:
+        raise error(f"{where} cannot be read: {bad}.") from None
+    except OSError as bad:
+        raise error(f"{where} cannot be read: {bad.strerror or bad}.") from None
+
+
+def loads(text: bytes | str, *, without: str | None = None) -> Any:
     """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
+
+    Objects are read without the key `without`.
 
     Raises:
       ValueError: bad syntax (then a `json.JSONDecodeError`), bad UTF-8 (`UnicodeDecodeError`), two
@@ -35,19 +111,20 @@ def loads(text: bytes | str) -> Any:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         nested = text.count("[") + text.count("{") > _MARGIN
-        return _parsed(text, _MARGIN if nested else 0)
+        return _parsed(text, _MARGIN if nested else 0, without)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except MemoryError:
         raise ValueError(_TOO_LITTLE) from None
 
 
-def load(path: Path, *, memory: int | None = None) -> Any:
+def load(path: Path, *, memory: int | None = None, without: str | None = None) -> Any:
     """The value of a JSON file; see `loads`.
 
     Args:
       path: a regular file.
       memory: bytes that reading it may need, by default half of what is free.
+      without: see `read_json`.
 
     Raises:
       ValueError: see `loads`; a file that would need more memory, which is then not read.
@@ -56,8 +133,10 @@ def load(path: Path, *, memory: int | None = None) -> Any:
     if memory is None:
         memory = _allowance(path)
     content = read(path, memory=memory, begins=_BEGINS)
+    if without is not None:
+        content = _blanked(content, without)
     _require(memory_needed(content), memory)
-    return loads(content)
+    return loads(content, without=without)
 
 
 def read(path: Path, *, memory: int | None = None, begins: re.Pattern | None = None) -> bytes:
@@ -102,20 +181,30 @@ def lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
         yield line
 
 
-def _parsed(text: str, margin: int) -> Any:
+def _blanked(content: bytes, key: str) -> bytes:
+    """The text with 0 and blanks for the lists of numbers under `key`; positions stay.
+
+    Within a JSON string a quote is escaped, so that only keys are found.
+    """
+    pattern = rb'("%s"\s*:\s*)(\[[\[\]\s\d.,eE+-]*\])' % re.escape(key.encode())
+    return re.sub(pattern, lambda m: m[1] + b"0" + re.sub(rb"[^\n]", b" ", m[2][1:]), content)
+
+
+def _parsed(text: str, margin: int, without: str | None) -> Any:
     """The value, parsed `margin` calls further down: what is just not nested too deeply can still
     be printed and walked through."""
     if margin:
-        return _parsed(text, margin - 1)
-    return json.loads(text, object_pairs_hook=_unique)
+        return _parsed(text, margin - 1, without)
+    return json.loads(text, object_pairs_hook=functools.partial(_unique, without=without))
 
 
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(items: list[tuple[str, Any]], without: str | None) -> dict[str, Any]:
     content = dict(items)
     if len(content) < len(items):
         seen: set[str] = set()
         twice = next(key for key, _ in items if key in seen or seen.add(key))
         raise ValueError(f"the key {twice[:80]!r} occurs twice in an object")
+    content.pop(without, None)
     return content
 
 

@@ -17,8 +17,8 @@ import ftfy
 import numpy as np
 import regex
 
-from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.strict_json import read_json, read_text
 from negclip_jax.data import bpe
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -110,7 +110,8 @@ class CLIPTokenizer:
         directory = Path(directory)
         vocab_file, merges_file = directory / "vocab.json", directory / "merges.txt"
         if vocab_file.is_file() and merges_file.is_file():
-            vocab, merges = _vocab_table(_read_json(vocab_file), vocab_file), _merges(merges_file)
+            vocab = _vocab_table(read_json(vocab_file, dict, TokenizerError), vocab_file)
+            merges = _merges(merges_file)
         elif (directory / "tokenizer.json").is_file():
             vocab, merges = _read_tokenizer_json(directory / "tokenizer.json")
         else:
@@ -219,18 +220,6 @@ def _check_vocabulary(vocab, merges, specials, source) -> None:
         )
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = strict_json.load(path)
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except ValueError as error:  # broken JSON and broken UTF-8 alike
-        raise TokenizerError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a {type(content).__name__}, not a JSON object.")
-    return content
-
-
 def _vocab_table(vocab, path: Path) -> dict[str, int]:
     if not isinstance(vocab, dict):
         raise TokenizerError(f"{path} does not hold a table of symbols and their ids.")
@@ -243,10 +232,7 @@ def _vocab_table(vocab, path: Path) -> dict[str, int]:
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = strict_json.read(path).decode("utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}.") from None
+    lines = read_text(path, TokenizerError).split("\n")
     # Only the first line can be a comment: "#" is a symbol like any other after it.
     first = 1 if lines[0].startswith("#version") else 0
     return [
@@ -265,7 +251,7 @@ def _merge_pair(merge, where: str) -> tuple[str, str]:
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    content = _read_json(path)
+    content = read_json(path, dict, TokenizerError)
     try:
         vocab, merges = dict(content["model"]["vocab"]), list(content["model"]["merges"])
         vocab |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
@@ -280,7 +266,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, st
 
 def _special_tokens(path: Path) -> tuple[str, str]:
     """Names of start and end token from `tokenizer_config.json`, CLIP's where it says nothing."""
-    config = _read_json(path) if path.is_file() else {}
+    config = read_json(path, dict, TokenizerError) if path.is_file() else {}
     values = (config.get("bos_token") or START, config.get("eos_token") or END)
     start, end = (v.get("content") if isinstance(v, dict) else v for v in values)
     if not (isinstance(start, str) and isinstance(end, str)):

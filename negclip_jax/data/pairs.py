@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from negclip_jax.common import remote, storage, strict_json
+from negclip_jax.common.problems import Problems
 from negclip_jax.data import pair_tables
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
@@ -24,7 +25,6 @@ _log = logging.getLogger(__name__)
 
 LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
 _LONGEST_ID = 1000
-_SHOWN = 10  # places of each problem that are kept and named
 
 
 def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
@@ -49,7 +49,7 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
         pairs = [pair for pair in _READERS[form](file) if pair is not None]
     except OSError as error:
         raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
-    file.raise_problems()
+    file.raise_if_any(file.path, PairError, "Correct or remove these records; nothing was read.")
     key = "updated_caption" if form == "coco" else "negated"
     if not pairs and file.dropped:
         raise PairError(
@@ -63,25 +63,18 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
     return pairs
 
 
-class _File:
+class _File(Problems):
     """A file while it is read: builds pairs, counts what is left out, collects what is wrong."""
 
     def __init__(self, path: Path, require_negated: bool):
+        super().__init__()
         self.path, self.require_negated, self.dropped = path, require_negated, 0
-        self._problems: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
         self._names: dict[str, str] = {}  # checked name to normalised, one string an image
 
     def leaves_out(self, negated) -> bool:
         skip = self.require_negated and negated is None
         self.dropped += skip
         return skip
-
-    def problem(self, what: str, where: str) -> None:
-        places = self._problems.setdefault(what, [])
-        self._counts[what] = self._counts.get(what, 0) + 1
-        if len(places) < _SHOWN:  # a file of nothing but problems must not fill the memory
-            places.append(where[:300])
 
     def pair(self, where: str, record: dict) -> Pair | None:
         """The pair of a record with the fields of Pair, or None with its problems noted."""
@@ -92,17 +85,17 @@ class _File:
             negated = self._text(negated, "negated caption", where)
         foils = (foils,) if isinstance(foils, str) else () if foils is None else foils
         if not isinstance(foils, (list, tuple)):
-            self.problem("foils is not a list of strings", where)
+            self.note("foils is not a list of strings", where)
             return None
         foils = tuple([self._text(foil, "foil", where) for foil in foils])
         for key in ("object", "provenance"):
             if not isinstance(record[key], str | None):
-                self.problem(f"{key} is not a string", where)
+                self.note(f"{key} is not a string", where)
             elif record[key] and _is_half(record[key]):
-                self.problem(f"{key} is not valid Unicode", where)
+                self.note(f"{key} is not valid Unicode", where)
         image_id = image if record["image_id"] is None else _identity(record["image_id"])
         if image_id is None and image is not None:
-            self.problem("image_id is neither a string nor a whole number", where)
+            self.note("image_id is neither a string nor a whole number", where)
         if image is None or caption is None or image_id is None:
             return None
         return Pair(
@@ -123,37 +116,23 @@ class _File:
         reason = unsafe_name(name)
         if reason is not None:
             shown = f" {name[:100]!r}" if isinstance(name, str) and name else ""
-            self.problem(f"the image name {reason}", where + shown)
+            self.note(f"the image name {reason}", where + shown)
             return None
         self._names[name] = posixpath.normpath(name)
         return self._names[name]
 
     def _text(self, text, what: str, where: str) -> str | None:
         if not isinstance(text, str):
-            self.problem(f"the {what} is {'missing' if text is None else 'not a string'}", where)
+            self.note(f"the {what} is {'missing' if text is None else 'not a string'}", where)
         elif not text.strip():
-            self.problem(f"the {what} is empty", where)
+            self.note(f"the {what} is empty", where)
         elif len(text) > LONGEST_TEXT:
-            self.problem(f"the {what} is longer than {LONGEST_TEXT:,} characters", where)
+            self.note(f"the {what} is longer than {LONGEST_TEXT:,} characters", where)
         elif _is_half(text):
-            self.problem(f"the {what} is not valid Unicode (half a surrogate pair)", where)
+            self.note(f"the {what} is not valid Unicode (half a surrogate pair)", where)
         else:
             return text
         return None
-
-    def raise_problems(self) -> None:
-        if not self._problems:
-            return
-        parts = []
-        for what, places in self._problems.items():
-            count, shown = self._counts[what], 5 if what.startswith("image_id") else _SHOWN
-            more = f" and {count - shown} more" if count > shown else ""
-            parts.append(f"{what} ({count}): {', '.join(places[:shown])}{more}")
-        total = sum(self._counts.values())
-        raise PairError(
-            f"{self.path} has {total} problem{'s' * (total > 1)}: {'; '.join(parts)}. "
-            "Correct or remove these records; nothing was read."
-        )
 
 
 def _is_half(text: str) -> bool:
@@ -194,27 +173,8 @@ def _format_of(path: Path) -> str:
     return "jsonl" if isinstance(first, dict) and "image" in first else "coco"
 
 
-def _load_json(path: Path):
-    try:
-        return strict_json.load(path)
-    except UnicodeDecodeError as error:
-        raise PairError(f"{path} is not UTF-8 text: byte {error.start} cannot be read.") from None
-    except json.JSONDecodeError as error:
-        if not error.doc.strip():
-            raise PairError(f"{path} is empty: it holds only white space.") from None
-        # A file that was cut ends inside a value, or inside a string that never closes.
-        cut = not error.doc[error.pos :].strip() or "Unterminated" in error.msg
-        raise PairError(
-            f"{path} is not valid JSON at line {error.lineno} column {error.colno} (character "
-            f"{error.pos} of {len(error.doc)}): {error.msg}."
-            + (" The file seems to be cut short: copy or write it again." if cut else "")
-        ) from None
-    except ValueError as error:
-        raise PairError(f"{path} cannot be read as JSON: {error}.") from None
-
-
 def _read_coco(file: _File) -> Iterator[Pair | None]:
-    content = _load_json(file.path)
+    content = strict_json.read_json(file.path, (dict, list), PairError)
     if not isinstance(content, dict):
         raise PairError(
             f"{file.path} is not in the COCO layout: it holds a {type(content).__name__}, not an "
@@ -228,7 +188,7 @@ def _read_coco(file: _File) -> Iterator[Pair | None]:
     for index, annotation in enumerate(content["annotations"]):
         where = f"annotations[{index}]"
         if not isinstance(annotation, dict):
-            file.problem("not an object", where)
+            file.note("not an object", where)
             continue
         if "id" in annotation:
             where += f" (id {str(annotation['id'])[:40]})"
@@ -236,9 +196,9 @@ def _read_coco(file: _File) -> Iterator[Pair | None]:
             continue
         image_id = _identity(annotation.get("image_id"))
         if image_id is None:
-            file.problem("image_id is missing or no id", where)
+            file.note("image_id is missing or no id", where)
         elif image_id not in names:
-            file.problem('image_id is not among "images"', f"{image_id} in {where}")
+            file.note('image_id is not among "images"', f"{image_id} in {where}")
         elif names[image_id] is not None:
             image = {"image": names[image_id], "image_id": image_id}
             yield file.pair(where, _record(annotation, "updated_caption") | image)
@@ -251,11 +211,11 @@ def _coco_images(images: list, file: _File) -> dict[str, str | None]:
         where = f"images[{index}]"
         image_id = _identity(image.get("id")) if isinstance(image, dict) else None
         if image_id is None:
-            file.problem('an entry of "images" has no id', where)
+            file.note('an entry of "images" has no id', where)
         elif image_id in names:
-            file.problem('two entries of "images" share an id', f"{image_id} in {where}")
+            file.note('two entries of "images" share an id', f"{image_id} in {where}")
         elif "file_name" not in image:
-            file.problem('an entry of "images" has no file_name', f"{where} (id {image_id})")
+            file.note('an entry of "images" has no file_name', f"{where} (id {image_id})")
             names[image_id] = None
         else:
             names[image_id] = file.name(image["file_name"], f"{where} (id {image_id})")
@@ -290,10 +250,10 @@ def _line(file: _File, line: bytes, where: str) -> dict | None:
     except ValueError as error:
         syntax = isinstance(error, json.JSONDecodeError)
         column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
-        file.problem("not valid JSON", where + column)
+        file.note("not valid JSON", where + column)
         return None
     if text.strip() and not isinstance(source, dict):
-        file.problem("not an object", where)
+        file.note("not an object", where)
         return None
     return source
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from negclip_jax.common import strict_json
 from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.strict_json import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,11 +31,8 @@ def settings_of(directory: Path) -> dict | None:
 
 
 def _read(path: Path, section: str | None) -> dict | None:
-    try:
-        settings = strict_json.load(path)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read as JSON: {error}.") from None
-    if isinstance(settings, dict) and section is not None:
+    settings = read_json(path, dict, ImageError)
+    if section is not None:
         settings = settings.get(section)
         if settings is None:  # written before transformers 5: no nested section
             return None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from negclip_jax.common import extras, strict_json
+from negclip_jax.common import extras
+from negclip_jax.common.strict_json import read_json
 from negclip_jax.data.clip_tokens import TokenizerError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -148,11 +149,7 @@ def _without_punctuation(text: str) -> str:
 
 def _settings(directory: Path) -> dict:
     path = directory / "tokenizer_config.json"
-    try:
-        settings = strict_json.load(path) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} cannot be read as JSON: {error}.") from None
-    return settings if isinstance(settings, dict) else {}
+    return read_json(path, dict, TokenizerError) if path.is_file() else {}
 
 
 def _name(settings: dict, key: str, default: str) -> str:

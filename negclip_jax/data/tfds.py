@@ -169,10 +169,8 @@ def _refuse_foreign_features(folder: Path, where: str) -> None:
     TFDS imports whatever module such a file names, which runs its code.
     """
     for path in folder.glob("**/features.json"):
-        try:
+        with strict_json.reported(f"{where}: {path}", InputError):
             foreign = _classes(strict_json.load(path))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{where}: {path} cannot be read as JSON: {error}.") from None
         foreign = [name for name in foreign if not name.startswith(_FEATURES)]
         if foreign:
             raise InputError(

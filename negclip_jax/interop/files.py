@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from negclip_jax.common import extras, remote, storage, strict_json
+from negclip_jax.common.problems import first
 from negclip_jax.interop.stored import CheckpointError, StoredTensor
 from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
 
@@ -28,7 +29,6 @@ PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 OTHER_SUFFIXES = (".msgpack", ".h5", ".pb", ".tflite", ".ot", ".onnx", ".onnx_data", ".gguf")
 WEIGHT_SUFFIXES = frozenset((".safetensors", *PYTORCH_SUFFIXES, *OTHER_SUFFIXES))
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_LISTED = 10
 
 
 def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], advice: str) -> str:
@@ -40,13 +40,8 @@ def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], adv
       advice: what to do about it.
     """
     cases = {kind: list(found) for kind, found in problems.items()}
-    lines = [f"  {kind} ({len(found)}): {_listed(found)}" for kind, found in cases.items() if found]
+    lines = [f"  {kind} ({len(found)}): {first(found)}" for kind, found in cases.items() if found]
     return "\n".join([f"{where} cannot be used:", *lines, f"  {advice}"])
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -93,17 +88,9 @@ def _download(hub_id: str) -> Path:
 
 def read_json(path: Path) -> dict:
     """Reads a JSON object; a missing, truncated or other file is a `CheckpointError`."""
-    try:
-        content = strict_json.load(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # bad JSON or bad UTF-8
-        raise CheckpointError(f"{path} is not valid JSON (truncated?): {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, not a JSON object")
-    return content
+    if not path.exists():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    return strict_json.read_json(path, dict, CheckpointError)
 
 
 def find_weights(directory: Path) -> Path | None:
@@ -160,7 +147,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
 
 def _no_weights(directory: Path) -> str:
     others = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
-    found = f"; it holds {', '.join(others[:_LISTED])}, which are not read" if others else ""
+    found = f"; it holds {first(others)}, which are not read" if others else ""
     return (
         f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)}{found}. "
         "transformers' save_pretrained writes model.safetensors"
@@ -227,7 +214,7 @@ def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
     others = [str(n) for n, v in state.items() if not (isinstance(n, str) and _is_plain(v))]
     if others:
-        raise CheckpointError(f"{path} holds values that are not tensors: {_listed(others)}")
+        raise CheckpointError(f"{path} holds values that are not tensors: {first(others)}")
     return {name: _stored_torch(tensor) for name, tensor in state.items()}
 
 
@@ -291,7 +278,7 @@ def _require_unpacked(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
     if packed:
-        raise CheckpointError(f"{path} is refused: it holds compressed parts: {_listed(packed)}")
+        raise CheckpointError(f"{path} is refused: it holds compressed parts: {first(packed)}")
 
 
 def _stored_torch(tensor) -> StoredTensor:

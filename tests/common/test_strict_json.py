@@ -1,13 +1,15 @@
-"""JSON of strangers: every oddity is a ValueError, and no file takes more memory than is free."""
+"""Untrusted JSON: every oddity is an error, and no file takes more memory than is free."""
 
 import contextlib
 import io
 import json
 import os
+import re
 
 import pytest
 
 from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,60 @@ def test_lines_and_one_that_is_too_long():
     with pytest.raises(ValueError, match="longer than 8 bytes"):
         next(lines)
     assert list(strict_json.lines(io.BytesIO(b"12345678"), longest=8)) == [b"12345678"]
+
+
+class OurError(InputError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.json is empty: 0 bytes."),
+        (b" \n ", "a.json is empty: it holds only white space."),
+        (b'{"a": 1', "is not valid JSON at line 1 column 8 (character 7 of 7): Expecting ','"),
+        (b'{"a": "b', "The file seems to be cut short: copy or write it again."),
+        (b'{"a": 1,\n oops}', "is not valid JSON at line 2 column 2 (character 10 of 15)"),
+        (b'{"a": "\xff"}', "is not UTF-8 text: byte 7 cannot be read."),
+        (b'{"a": 1, "a": 2}', "cannot be read: the key 'a' occurs twice in an object."),
+        (b"[" * 100_000, "cannot be read: it is nested too deeply."),
+        (b"[1]", "holds a value of type list, not a JSON object."),
+    ],
+)
+def test_every_surprise_of_a_file_is_one_error_of_the_class_asked_for(content, message, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(OurError, match=re.escape(message)) as caught:
+        strict_json.read_json(path, dict, OurError)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_no_file_is_the_same_error(tmp_path):
+    with pytest.raises(OurError, match=r"b\.json cannot be read: No such file"):
+        strict_json.read_json(tmp_path / "b.json", dict, OurError)
+    with pytest.raises(OurError, match="cannot be read: Is a directory"):
+        strict_json.read_text(tmp_path, OurError)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OurError, match="pipe cannot be read: it is a device or a pipe"):
+        strict_json.read_json(tmp_path / "pipe", dict, OurError)
+    with pytest.raises(OurError, match="line 3 is not valid JSON"):
+        strict_json.parse_json("{", "line 3", OurError)
+
+
+def test_a_key_left_out_needs_no_memory_and_moves_no_position(tmp_path):
+    polygons = [[1.5, 2, 3e5, -4], [5, 6] * 20]
+    rows = [{"id": i, "polygon": polygons, "b": '"polygon": [1]'} for i in range(100)]
+    rows += [{"id": 100, "polygon": {"counts": [1, 2], "size": [3, 4]}}, {"polygon": []}]
+    path = tmp_path / "a.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps({"a": rows}, indent=indent))
+        expected = [{k: v for k, v in row.items() if k != "polygon"} for row in rows]
+        assert strict_json.read_json(path, without="polygon") == {"a": expected}
+        assert strict_json.read_json(path) == {"a": rows}
+        needed = strict_json.memory_needed(path.read_bytes())
+        assert strict_json.load(path, memory=needed * 2 // 3, without="polygon")
+        with pytest.raises(ValueError, match="of memory"):
+            strict_json.load(path, memory=needed * 2 // 3)
+    path.write_text('{"polygon": [[1,\n 2]],\n oops}')
+    with pytest.raises(InputError, match="line 3 column 2"):
+        strict_json.read_json(path, without="polygon")

@@ -255,8 +255,8 @@ def test_character_outside_a_small_vocabulary_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", '{"a": 1', r"vocab.json is not valid JSON: .*line 1 column 8"),
-        ("vocab.json", "[1, 2]", r"vocab.json holds a list, not a JSON object"),
+        ("vocab.json", '{"a": 1', r"vocab.json is not valid JSON at line 1 column 8"),
+        ("vocab.json", "[1, 2]", r"vocab.json holds a value of type list, not a JSON object"),
         ("vocab.json", '{"a": "1"}', r"vocab.json: the id of 'a' is '1', not a number"),
         ("vocab.json", '{"a": 1, "b": 1}', r"two symbols share one id"),
         ("merges.txt", "#version: 0.2\nc a\nc a t\n", r"merges.txt, line 3: 'c a t' is not"),

@@ -126,7 +126,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "holds no captions" in error(write(tmp_path / "blank.jsonl", "\n\n"))
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
     assert "not UTF-8 text: byte 12" in error(tmp_path / "latin.json")
-    assert "cannot be read as JSON" in error(write(tmp_path / "deep.json", "[" * 100_000))
+    assert "it is nested too deeply" in error(write(tmp_path / "deep.json", "[" * 100_000))
 
 
 def test_truncated_json_says_where(tmp_path):
@@ -166,13 +166,13 @@ def test_plain_captions_name_the_key_and_the_way_out(tmp_path):
 def test_unknown_and_missing_image_ids_are_counted(tmp_path):
     content = coco()
     template = content["annotations"][0]
-    content["annotations"] += [template | {"image_id": 100 + i, "id": i} for i in range(7)]
+    content["annotations"] += [template | {"image_id": 100 + i, "id": i} for i in range(12)]
     content["annotations"] += [{k: v for k, v in template.items() if k != "image_id"}]
     message = error(write(tmp_path / "p.json", content))
-    assert "8 problems" in message
-    assert 'image_id is not among "images" (7): 100 in annotations[3] (id 0), 101' in message
-    assert "104 in annotations[7] (id 4) and 2 more" in message and "105" not in message
-    assert "image_id is missing or no id (1): annotations[10] (id 10)" in message
+    assert "13 problems" in message
+    assert 'image_id is not among "images" (12): 100 in annotations[3] (id 0), 101' in message
+    assert "109 in annotations[12] (id 9) and 2 more" in message and "110" not in message
+    assert "image_id is missing or no id (1): annotations[15] (id 10)" in message
 
 
 def test_images_section_is_checked(tmp_path):

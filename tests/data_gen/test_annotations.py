@@ -65,13 +65,13 @@ def test_a_scene_lacks_what_is_neither_annotated_nor_mentioned():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[]", "no list 'images'"), ('{"images": 1}', "no list 'images'")],
+    [("{", "is not valid JSON"), ("[]", "no list 'images'"), ('{"images": 1}', "no list 'images'")],
 )
 def test_files_of_another_layout(tmp_path, text, message):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_coco(tmp_path / "x.json", ("images",))
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         InstanceVerifier(tmp_path / "none.json")
 
 

@@ -169,7 +169,7 @@ def test_bad_input_is_a_sentence(tmp_path, coco, flags, message):
 
 def test_broken_json_is_named(tmp_path, coco):
     (tmp_path / "broken.json").write_text('{"images": [')
-    with pytest.raises(SystemExit, match=r"broken\.json is not JSON"):
+    with pytest.raises(SystemExit, match=r"broken\.json is not valid JSON"):
         run_command(tmp_path, coco, f"--captions={tmp_path}/broken.json")
 
 

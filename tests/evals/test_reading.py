@@ -45,8 +45,8 @@ def test_json(path):
     [
         (b'{"a": 1', dict, "is not valid JSON at line 1 column 8"),
         (b"[]", list, "holds no items"),
-        (b"[1]", dict, "holds a JSON list where an object belongs"),
-        (b"3", (list, dict), "holds a JSON int where a list or an object belongs"),
+        (b"[1]", dict, "holds a value of type list, not a JSON object"),
+        (b"3", (list, dict), "holds a value of type int, not a JSON list or object"),
         (b'{"x": {"a": 1, "a": 2}}', dict, "the key 'a' occurs twice"),
         (b'"\xff"', list, "is not UTF-8 text: byte 1"),
         (b"[" * 100_000, list, "is nested too deeply"),

@@ -71,8 +71,11 @@ REFUSED = {
     "text tower alone": ({"model_type": "clip_text_model"}, "the text tower alone; give a full"),
     "unheard of": ({"model_type": "bert"}, "'bert', not 'clip': it has another architecture"),
     "no name": ({"model_type": ["clip"]}, "another architecture"),
-    "truncated": ('{"model_type": "cl', r"config.json is not valid JSON \(truncated\?\).*char 15"),
-    "not an object": ("[]", "holds list, not a JSON object"),
+    "truncated": (
+        '{"model_type": "cl',
+        r"config.json is not valid JSON at line 1 .*cut short",
+    ),
+    "not an object": ("[]", "holds a value of type list, not a JSON object"),
     "grey images": ({"vision_config": {"num_channels": 1}}, "num_channels is 1; only 3"),
     "activation": ({"text_config": {"hidden_act": "relu"}}, "unknown activation 'relu'; known"),
     "heads": ({"text_config": {"num_attention_heads": 7}}, "width 512 is not divisible by 7"),

@@ -74,7 +74,8 @@ def test_image_names_that_leave_the_folder(tmp_path, name):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not valid JSON"),
+        ("", "is empty: 0 bytes"),
+        ("{", "not valid JSON"),
         ('{"images": []}', 'no list "annotations"'),
         ("[]", 'no list "images"'),
         ('{"images": [{}], "annotations": []}', "has no id or no file_name"),

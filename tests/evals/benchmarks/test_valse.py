@@ -88,7 +88,7 @@ def test_bad_records(tmp_path, change, expected):
 
 
 def test_another_file_of_that_name(tmp_path):
-    assert "holds a JSON list where an object belongs" in error(tmp_path, [valse_record(0)])
+    assert "holds a value of type list, not a JSON object" in error(tmp_path, [valse_record(0)])
     assert "a record is not an object" in error(tmp_path, {"a": 3})
 
 
