@@ -132,7 +132,7 @@ def read_coco(path: Path, keys: Sequence[str], drop: str | None = None) -> dict[
     `drop` names a key that is left out of every object while reading: polygons are nine tenths of
     an instance file's memory.
     """
-    content = strict_json.read_json(path, (dict, list), InputError, without=drop)
+    content = strict_json.read_json(path, (dict, list), without=drop)
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path} has no list '{key}'; a COCO annotation file is expected")

@@ -137,7 +137,7 @@ def _problem(text: Any) -> tuple[str, str] | None:
 
 def read_json(path: str, keys: Sequence[str]) -> dict[str, Any]:
     """A JSON object with these lists. Raises InputError that says what is missing."""
-    content = strict_json.read_json(Path(path), (dict, list), InputError)
+    content = strict_json.read_json(Path(path), (dict, list))
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f'{path} has no list "{key}": it is not in the expected layout')

@@ -126,7 +126,7 @@ class FileProposer:
 
     def __init__(self, path: str):
         """`path`: JSON object of image id to list of names. Raises InputError for another."""
-        content = read_json(Path(path), (dict, list), InputError)
+        content = read_json(Path(path), (dict, list))
         if isinstance(content, list) or not all(isinstance(n, list) for n in content.values()):
             raise InputError(f"{path} must be an object of image ids to lists of object names")
         self._names: Mapping[str, list] = content

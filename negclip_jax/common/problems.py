@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from negclip_jax.common.errors import InputError
+
 _LONGEST_PLACE = 300  # characters
 
 
@@ -37,7 +39,7 @@ class Problems:
             for what, places in self._places.items()
         ]
 
-    def raise_if_any(self, path: Path, error: type[ValueError], advice: str) -> None:
+    def raise_if_any(self, path: Path, error: type[InputError], advice: str) -> None:
         """Raises `error` with all that was noted about the file, and what to do about it."""
         if count := len(self):
             found = "; ".join(self.listed())

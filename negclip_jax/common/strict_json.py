@@ -34,7 +34,7 @@ _KINDS = {dict: "object", list: "list"}
 def read_json(
     path: Path,
     kind: type | tuple[type, ...] = dict,
-    error: type[ValueError] = InputError,
+    error: type[InputError] = InputError,
     *,
     without: str | None = None,
 ) -> Any:
@@ -59,20 +59,20 @@ def read_json(
     return content
 
 
-def parse_json(text: bytes | str, where: object, error: type[ValueError] = InputError) -> Any:
+def parse_json(text: bytes | str, where: object, error: type[InputError] = InputError) -> Any:
     """The value of a JSON text that stands at `where`. Raises `error` as `read_json` does."""
     with reported(where, error):
         return loads(text)
 
 
-def read_text(path: Path, error: type[ValueError] = InputError) -> str:
+def read_text(path: Path, error: type[InputError] = InputError) -> str:
     """A UTF-8 file, with or without byte order mark, that fits into memory, or `error`."""
     with reported(path, error):
         return read(path).decode("utf-8-sig")
 
 
 @contextlib.contextmanager
-def reported(where: object, error: type[ValueError]) -> Iterator[None]:
+def reported(where: object, error: type[InputError]) -> Iterator[None]:
     """Turns what `load`, `loads` and `read` raise into `error`, which names `where`."""
     try:
         yield
