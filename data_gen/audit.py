@@ -15,7 +15,8 @@ from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
 from data_gen.labels import precision, read_labels
-from data_gen.records import read_table, write_json
+from data_gen.records import read_table
+from negclip_jax.common import storage
 from negclip_jax.common.statistics import Share
 from negclip_jax.language.senses import canonical
 
@@ -60,7 +61,7 @@ def audit(
         shares, strangers = precision(read_labels(labels), pairs)
         result["precision"] = {name: share._asdict() for name, share in shares.items()}
         result["labels_of_no_pair"] = strangers
-    write_json(run / "audit.json", result)
+    storage.write_json(run / "audit.json", result, sort_keys=True)
     return table_text(result)
 
 

@@ -265,7 +265,7 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
 def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.cache import Cache
     from data_gen.engines.batchfile import import_answers
-    from negclip_jax.common.run_lock import locked
+    from negclip_jax.common.atomic_files import locked
 
     with locked(args.out):
         cache = Cache(args.out / "cache.sqlite")

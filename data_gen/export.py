@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.manifest import read_manifest
-from data_gen.records import read_table, replacing
-from negclip_jax.common import strict_json
+from data_gen.records import read_table
+from negclip_jax.common import storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
@@ -106,6 +106,5 @@ def _write_published(path: Path, captions: Path, rows: Sequence[dict[str, Any]])
             negated = by_caption.get(str(annotation.get("id", f"row {index}")))
             if negated is not None:
                 annotation["updated_caption"] = negated
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    storage.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
     return path

@@ -22,9 +22,9 @@ from data_gen.shards import Shard
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
 from data_gen.work import ImageItem
+from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
-from negclip_jax.common.run_lock import locked
 
 _DECODERS = 4  # threads that read and decode photos
 _LOOKED_FOR = 50  # photos, before anything is asked

@@ -2,12 +2,13 @@
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_gen.records import replacing
+from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
 
@@ -27,12 +28,13 @@ def write_sample(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     A cell that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for row in sample(rows, SAMPLE):
-            texts = {key: _harmless(str(row.get(key) or "")) for key in COLUMNS}
-            writer.writerow({**texts, "label": ""})
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in sample(rows, SAMPLE):
+        texts = {key: _harmless(str(row.get(key) or "")) for key in COLUMNS}
+        writer.writerow({**texts, "label": ""})
+    storage.write_whole(path, file.getvalue().encode())
 
 
 def _harmless(text: str) -> str:

@@ -14,9 +14,8 @@ from data_gen import shards
 from data_gen.cache import read_statistics
 from data_gen.engines.base import Capabilities
 from data_gen.prompts import Prompt
-from data_gen.records import write_json
 from data_gen.settings import Settings
-from negclip_jax.common import strict_json
+from negclip_jax.common import storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import file_facts, git_revision, package_versions
 
@@ -52,7 +51,7 @@ def write_manifest(
         "counts": counts(run),
         "calls": read_statistics(run / "cache.sqlite"),
     }
-    write_json(run / "manifest.json", content)
+    storage.write_json(run / "manifest.json", content, sort_keys=True)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from data_gen.generate import Job, Outcome, note, prepare, run_id_of
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner
 from data_gen.settings import Settings
+from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.run_lock import locked
 
 
 def run(config: Settings, out: Path, *, workers: int) -> Outcome:

@@ -6,16 +6,15 @@ are in the request cache and in `sessions.jsonl`, so that an interrupted run's t
 byte for byte, to an undisturbed one's.
 """
 
-import contextlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 
 _TEXTS = pa.list_(pa.string())
@@ -154,7 +153,8 @@ def write_table(path: Path, name: str, rows: Iterable[Mapping[str, Any]] | pa.Ta
     A field that a row lacks is null; one that the schema lacks is a KeyError.
     """
     table = rows if isinstance(rows, pa.Table) else _as_table(SCHEMAS[name], list(rows))
-    with replacing(path) as unfinished:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_files.whole_file(path) as unfinished:
         # No writer version or time of writing that would differ between two equal runs.
         pq.write_table(table, unfinished, compression="zstd", store_schema=False)
 
@@ -165,29 +165,3 @@ def _as_table(schema: pa.Schema, rows: list[Mapping[str, Any]]) -> pa.Table:
             raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
     columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
     return pa.table(columns, schema=schema)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all, with sorted keys."""
-    with replacing(path) as unfinished:
-        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` that replaces it when the block ends without an error.
-
-    The new file is on the disk before it has its name (fsync, then rename), so that a crash at any
-    moment leaves the former file or the new one. Raises OSError, and removes what it began.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

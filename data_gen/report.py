@@ -18,7 +18,7 @@ from PIL import ImageOps
 from data_gen.findings import Findings, histogram
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.labels import write_sample
-from data_gen.records import replacing
+from negclip_jax.common import storage
 from negclip_jax.common.decoding import ImageError, opened
 from negclip_jax.common.statistics import Share
 
@@ -35,8 +35,7 @@ def write_report(run: str | os.PathLike) -> Path:
     run = Path(run)
     findings = Findings(run)
     page = render(findings)
-    with replacing(run / "report.html") as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    storage.write_whole(run / "report.html", page.encode())
     write_sample(findings.accepted, run / "audit_sample.csv")
     return run / "report.html"
 

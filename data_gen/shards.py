@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.records import SCHEMAS, write_json, write_table
+from data_gen.records import SCHEMAS, write_table
 from data_gen.work import ImageItem, Rows
+from negclip_jax.common import storage
 from negclip_jax.common.provenance import content_hash
 
 
@@ -75,7 +76,8 @@ def write(run: Path, shard: Shard, parts: Iterable[Rows]) -> dict[str, Any]:
     counts["images"] = len(shard.images)
     counts["accepted"] = sum(row["accepted"] for row in tables["pairs"])
     mark = {"fingerprint": shard.fingerprint, "rows": counts, "sha256": hashes}
-    write_json(mark_path(run, shard), mark)
+    mark_path(run, shard).parent.mkdir(exist_ok=True)
+    storage.write_json(mark_path(run, shard), mark, sort_keys=True)
     return counts
 
 

@@ -12,8 +12,8 @@ from data_gen.cache import Cache, read_statistics
 from data_gen.engines.base import is_transient
 from data_gen.manifest import counts, read_manifest
 from data_gen.records import read_table, table_paths
+from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.run_lock import locked
 
 
 def status(run: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from evals.images import ImageRef
-from negclip_jax.common import extras
+from negclip_jax.common import atomic_files, extras
 from negclip_jax.common.errors import InputError
 
 FRAMES = 4
@@ -64,9 +64,8 @@ def extract(video: Path, out: Path) -> None:
     if not wanted:
         raise InputError(f"{video} has no video frames.")
     for target, number in zip(targets, wanted, strict=True):
-        unfinished = target.with_suffix(".tmp")
-        frames[number].save(unfinished, "JPEG", quality=95)
-        unfinished.replace(target)
+        with atomic_files.whole_file(target) as unfinished:
+            frames[number].save(unfinished, "JPEG", quality=95)
 
 
 def main(argv: list[str] | None = None) -> int:

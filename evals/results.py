@@ -15,7 +15,6 @@ one with others is refused, because rows of different models would stand under o
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
-from negclip_jax.common import strict_json
+from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
@@ -147,10 +146,10 @@ class Results:
         if not self._writes:
             return
         if self._tables:
-            partial = self._out / f"{PREDICTIONS}.partial"
-            pq.write_table(pa.concat_tables(self._tables.values()), partial, compression="zstd")
-            partial.replace(self._out / PREDICTIONS)
-        _write_json(self._out / RESULTS, self.document)
+            with atomic_files.whole_file(self._out / PREDICTIONS) as unfinished:
+                table = pa.concat_tables(self._tables.values())
+                pq.write_table(table, unfinished, compression="zstd")
+        storage.write_json(self._out / RESULTS, self.document)
 
     def _measured(self, metric: Metric) -> dict[str, Any]:
         found = dataclasses.asdict(metric.estimate(seed=self._seed))
@@ -301,9 +300,3 @@ def _read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
         )
         for name, row in pairs
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from negclip_jax.common import storage
+
 KEY_BYTES = 16
 
 
@@ -77,9 +79,7 @@ class EmbeddingStore:
         self._keep([k.tobytes() for k in records["key"][sound]], records["embedding"][sound])
         if not sound.all() or len(content) % self._record.itemsize:
             # Records are found by their place: what is appended after a torn one would be lost.
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(records[sound].tobytes())
-            partial.replace(path)
+            storage.write_whole(path, records[sound].tobytes())
 
 
 def _checksum(record: np.void) -> int:

@@ -4,7 +4,8 @@ import json
 
 from PIL import Image
 
-from data_gen.records import write_json, write_table
+from data_gen.records import write_table
+from negclip_jax.common import storage
 
 STAGES = ("propose", "verify", "rewrite")
 NASTY = '<script>alert("x")</script> & {{ 7 * 7 }}'
@@ -24,7 +25,7 @@ def make_run(folder):
         "rejects",
         [{"image_id": "4", "code": "image_missing", "detail": "4.jpg"}],
     )
-    write_json(run / "manifest.json", _manifest(photos))
+    storage.write_json(run / "manifest.json", _manifest(photos))
     (folder / "instances.json").write_text(json.dumps(_instances()))
     return run
 

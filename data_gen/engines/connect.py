@@ -14,8 +14,8 @@ from data_gen.engines.cached import CachedEngine, ErrorShare
 from data_gen.engines.openai import OpenAIEngine
 from data_gen.engines.probe import probe
 from data_gen.engines.transport import TransportSettings
-from data_gen.records import write_json
 from data_gen.settings import Settings
+from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 
 _TRANSPORT = tuple(field.name for field in dataclasses.fields(TransportSettings))
@@ -71,7 +71,7 @@ async def connected(
                 can = await probe_engine(bare[address], config[role].model, images=role == "mllm")
                 found[role] = {"address": list(address), **dataclasses.asdict(can)}
         if needed:
-            write_json(known, found)
+            storage.write_json(known, found, sort_keys=True)
         can = {role: _capabilities(found[role]) for role in needed}
         by_role = {role: asked[_address(config, role)] for role in needed}
         yield Models(by_role.get("llm"), can.get("llm"), by_role.get("mllm"), can.get("mllm"))

@@ -13,7 +13,7 @@ from evals.command import require_writable, use_compilation_cache
 from evals.search import page
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import rank
-from negclip_jax.common import atomic_files
+from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.runtime.timing import human_seconds
 
@@ -60,9 +60,8 @@ def run(args: argparse.Namespace) -> None:
         "skipped": folder.skipped,
         "queries": found,
     }
-    text = json.dumps(document, indent=1)  # escapes what no file name may hold
-    with atomic_files.whole_file(args.out / RESULTS) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    # ASCII, because a file name may hold bytes that are no UTF-8.
+    storage.write_json(args.out / RESULTS, document, ensure_ascii=True)
     page.write(args.out, folder, kept, loaded, rankings, queries, top=args.top)
     for query, columns in found.items():
         print(table_text(query, columns))

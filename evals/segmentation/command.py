@@ -20,6 +20,7 @@ from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.phrases import NEGATED, PhraseSet
 from evals.segmentation.sources import SOURCES
 from evals.store import EmbeddingStore
+from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime.timing import human_seconds
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     }
     _require_same(args.out, document["settings"], overwrite=args.overwrite)
     if not (args.out / RESULTS).is_file():
-        _write(args.out, document)  # whose phrases these are, should this be killed
+        # Whose phrases these are, should this be killed.
+        storage.write_json(args.out / RESULTS, document)
     tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
     towers = _towers(clipseg, tuned, sets, tokenizer, args.out, document)
     try:
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         for found in sets:
             _measure(document, found, list(rows[found.name].values()), args.seed)
         if document["benchmarks"]:
-            _write(args.out, document)
+            storage.write_json(args.out / RESULTS, document)
             page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
     print(table_text(document))
     seconds = human_seconds(time.monotonic() - started)
@@ -194,13 +196,6 @@ def _require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
             f"{out} holds results of other models or another --size: give another --out, or "
             "--overwrite to replace them"
         )
-
-
-def _write(out: Path, document: Mapping[str, Any]) -> None:
-    partial = out / f".{RESULTS}.partial"
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(out / RESULTS)
 
 
 def _environment() -> dict[str, Any]:

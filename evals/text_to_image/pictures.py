@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from evals.text_to_image.pipelines import MODELS, Pipelines
+from negclip_jax.common import atomic_files, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.journal import Journal
 from negclip_jax.runtime import console
@@ -135,10 +136,9 @@ class Pictures:
     def _keep(self, picture: Picture, image: Image.Image) -> None:
         path = self.out / picture.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial")
-        image.save(unfinished, "PNG")
-        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
-        unfinished.replace(path)
+        with atomic_files.whole_file(path) as unfinished:
+            image.save(unfinished, "PNG")
+            digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
         blank = all(low == high for low, high in image.convert("RGB").getextrema())
         row = dataclasses.asdict(picture) | {"sha256": digest, "blank": blank}
         row["manifest"] = self._made_with
@@ -155,9 +155,7 @@ def _agree(out: Path, settings: dict[str, Any]) -> None:
                 f"--out={out} is not empty and has no {MANIFEST} of this command: give another"
             )
         out.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        storage.write_json(path, settings, ensure_ascii=True)
         return
     try:
         old = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ over prompts.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from evals.text_to_image.judge import Verdict, count_answers
 from evals.text_to_image.pictures import Picture
 from evals.text_to_image.pipelines import MODELS
 from evals.text_to_image.prompts import Prompt
+from negclip_jax.common import storage
 
 RESULTS = "results.json"
 METRICS = {
@@ -129,10 +129,7 @@ def _picture(picture: Picture, verdict: Verdict | None) -> dict[str, Any]:
 
 def write(out: Path, content: Mapping[str, Any]) -> None:
     """Replaces `results.json`."""
-    partial = out / f".{RESULTS}.partial"
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    partial.write_bytes(text.encode("utf-8", "replace") + b"\n")
-    partial.replace(out / RESULTS)
+    storage.write_json(out / RESULTS, content)
 
 
 def table_text(content: Mapping[str, Any]) -> str:

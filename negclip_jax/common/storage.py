@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import importlib.util
+import json
 import logging
 import os
 import stat
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -82,13 +84,22 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def write_whole(file: epath.Path, content: bytes) -> None:
+def write_whole(file: epath.Path | Path, content: bytes) -> None:
     """Writes a file so that a reader, and a crash, finds the former one or this one."""
     if is_remote(file):
         file.write_bytes(content)
         return
     with _named(file), atomic_files.whole_file(Path(file)) as unfinished:
         unfinished.write_bytes(content)
+
+
+def write_json(file: epath.Path | Path, content: Any, **options: Any) -> None:
+    """Writes JSON, whole or not at all: one space an indent, UTF-8, a line end.
+
+    `options` of `json.dumps` instead of these. Halves of surrogate pairs become "?".
+    """
+    text = json.dumps(content, **{"indent": 1, "ensure_ascii": False} | options)
+    write_whole(file, text.encode("utf-8", "replace") + b"\n")
 
 
 def read_text(file: epath.Path) -> str:
@@ -104,7 +115,7 @@ def read_text(file: epath.Path) -> str:
 
 
 @contextlib.contextmanager
-def _named(file: epath.Path) -> Iterator[None]:
+def _named(file: epath.Path | Path) -> Iterator[None]:
     """Adds the file to what the system says of a disk that is full: it does not say which."""
     try:
         yield

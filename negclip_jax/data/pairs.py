@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from negclip_jax.common import remote, storage, strict_json
+from negclip_jax.common import atomic_files, remote, storage, strict_json
 from negclip_jax.common.problems import Problems
 from negclip_jax.data import pair_tables
 from negclip_jax.data.pair_tables import FIELDS
@@ -278,18 +278,15 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise PairError(f"{path}: pairs are written as {', '.join(_WRITERS)}, by the extension.")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer(unfinished, pairs)
-        os.replace(unfinished, path)
+        with atomic_files.whole_file(path) as unfinished:
+            writer(unfinished, pairs)
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PairError(
             f"{path} could not be written ({reason}); a former file is untouched."
         ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_coco(path: Path, pairs: Iterable[Pair]) -> None:

@@ -41,55 +41,21 @@ def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
       keep: a directory that must survive, e.g. the one that is being converted.
 
     Raises:
-      CheckpointError: `out` is occupied, would destroy `keep`, or is being written already.
+      CheckpointError: `out` is occupied or would destroy `keep`.
+      InputError: another process is writing it.
     """
     out = out.expanduser().resolve()
     if out in _stages:
         yield out
         return
-    if _claim(out).is_dir():
-        with _claimed(out) as (stage, old):
-            _undo(stage, old, out)  # what a killed process left
+    atomic_files.recover_directory(out)  # before it is judged: a killed process may have moved it
     _require_free(out, overwrite, keep and keep.resolve())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _claimed(out) as (stage, old):
-        stage.mkdir()
+    with atomic_files.whole_directory(out) as stage:
         _stages.add(stage)
         try:
             yield stage
-            if out.exists():
-                out.rename(old)
-            stage.rename(out)
         finally:
             _stages.remove(stage)
-            _undo(stage, old, out)
-
-
-def _claim(out: Path) -> Path:
-    return out.parent / f".{out.name}.partial"
-
-
-@contextlib.contextmanager
-def _claimed(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Two paths beside `out` for this process alone: of the new directory and of the old one."""
-    claim = _claim(out)
-    claim.mkdir(exist_ok=True)
-    descriptor = atomic_files.lock(claim / "lock")
-    if descriptor is None:
-        raise CheckpointError(f"another process is writing {out}: wait for it or end it")
-    try:
-        yield claim / "new", claim / "old"
-    finally:
-        shutil.rmtree(claim, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _undo(stage: Path, old: Path, out: Path) -> None:
-    """Brings back an `out` that was moved away and not replaced; removes the rest."""
-    if old.exists() and not out.exists():
-        old.rename(out)
-    for leftover in (stage, old):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import logging
 import os
 import platform
 import sys
@@ -90,8 +89,8 @@ def read_config(path: epath.Path) -> dict[str, Any]:
 
 def record(path: epath.Path, config: dict[str, Any]) -> None:
     """Writes `config.json` and `environment.json`."""
-    write_json(path / "config.json", config)
-    write_json(path / "environment.json", environment())
+    for name, content in (("config.json", config), ("environment.json", environment())):
+        storage.write_json(path / name, content, indent=2, sort_keys=True, ensure_ascii=True)
 
 
 def environment() -> dict[str, Any]:
@@ -114,9 +113,3 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
             found |= differences(old.get(key), new.get(key), f"{prefix}{key}.")
         return found
     return {} if old == new else {prefix.rstrip("."): (old, new)}
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one."""
-    storage.write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
-    logging.debug("wrote %s", path)

@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from negclip_jax.common import atomic_files
+from negclip_jax.common.atomic_files import locked
+from negclip_jax.common.errors import InputError
 
 
 def names(directory) -> list[str]:
@@ -24,6 +26,30 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         unfinished.write_bytes(b"whole")
     assert (tmp_path / "x.npy").read_bytes() == b"whole"
     assert names(tmp_path) == ["x.npy"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave the name of a file whose bytes are lost."""
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        assert not (tmp_path / "x").exists()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_files.whole_file(tmp_path / "x") as unfinished:
+        unfinished.write_bytes(b"whole")
+    assert synced == [5] and (tmp_path / "x").exists()
+
+
+def test_a_directory_that_is_not_there_is_not_made(tmp_path):
+    """It may be on a disk that has vanished."""
+    with (
+        pytest.raises(FileNotFoundError),
+        atomic_files.whole_file(tmp_path / "gone" / "x"),
+    ):
+        pass
+    assert not (tmp_path / "gone").exists()
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -49,8 +75,8 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from negclip_jax import partial
-with partial.whole_file(Path(sys.argv[1])) as one, partial.whole_file(Path(sys.argv[1])) as two:
+from negclip_jax.common.atomic_files import whole_file
+with whole_file(Path(sys.argv[1])) as one, whole_file(Path(sys.argv[1])) as two:
     one.write_text("half")
     two.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -82,6 +108,41 @@ def test_a_lock_holds_for_the_file_that_is_there(tmp_path, monkeypatch):
     assert os.path.samestat(os.stat(path), os.fstat(descriptor))
     assert atomic_files.lock(path) is None
     os.close(descriptor)
+
+
+HOLD = (
+    "import sys; from pathlib import Path; from negclip_jax.common.atomic_files import locked\n"
+    "with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path):
+    run = tmp_path / "new" / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(InputError, match=rf"run is in use by process {holder.pid} on .*; wait"),
+        locked(run),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    with locked(run):
+        assert str(os.getpid()) in (run / "lock").read_text()
+        (run / "lock").write_text("{")
+        with pytest.raises(InputError, match="in use by another process"), locked(run):
+            pass
+    with locked(run):
+        pass
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = r"cannot be written to \(Not a directory\); give another --out"
+    with pytest.raises(InputError, match=said), locked(tmp_path / "file" / "run"):
+        pass
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_classes_and_functions_are_refused(content, tmp_path):
 
 def test_a_number_in_a_pickle_takes_no_memory():
     """LONG_BINPUT to place 2**30: the unpickler in C would fill 16 GiB."""
-    setup = "import io; from evals import plain_pickle"
+    setup = "import io; from negclip_jax.common import plain_pickle"
     code = r"result = plain_pickle.load(io.BytesIO(b'\x80\x02Nr\xff\xff\xff\x3f.'))"
     result, before, after = child.measured(setup, code)
     assert result is None and after - before < 10

@@ -3,6 +3,7 @@
 import errno
 import logging
 import time
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -36,6 +37,23 @@ def test_a_file_is_written_whole(tmp_path):
     storage.write_whole(epath.Path(tmp_path / "x"), b"one")
     storage.write_whole(epath.Path(tmp_path / "x"), b"two")
     assert (tmp_path / "x").read_bytes() == b"two" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_is_written_whole_and_whatever_it_holds(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    storage.write_json(path, {"b": "\xe9", "a": "\udc80"})
+    assert path.read_bytes() == b'{\n "b": "\xc3\xa9",\n "a": "?"\n}\n'
+    storage.write_json(path, {"b": 1, "a": "\xe9"}, sort_keys=True, indent=2, ensure_ascii=True)
+    former = b'{\n  "a": "\\u00e9",\n  "b": 1\n}\n'
+    assert path.read_bytes() == former
+
+    def crash(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_json(path, {"a": 2})
+    assert path.read_bytes() == former and list(tmp_path.iterdir()) == [path]
 
 
 def test_lines_are_added(tmp_path):

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from data_gen.records import SCHEMAS, read_table, replacing, write_json, write_table
+from data_gen.records import SCHEMAS, read_table, write_table
 from negclip_jax.common.errors import InputError
 
 PAIR = {
@@ -41,13 +41,13 @@ def test_a_damaged_part_is_a_sentence(tmp_path):
         read_table(tmp_path, "pairs")
 
 
-def test_a_failure_leaves_the_former_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), replacing(path) as unfinished:
-        unfinished.write_text("half of")
-        raise RuntimeError
-    assert path.read_text() == '{\n "a": 1\n}\n' and list(tmp_path.iterdir()) == [path]
+def test_a_failure_leaves_the_former_table(tmp_path):
+    path = tmp_path / "pairs" / "part-00000.parquet"
+    write_table(path, "pairs", [PAIR])
+    former = path.read_bytes()
+    with pytest.raises(KeyError):
+        write_table(path, "pairs", [PAIR, {"objct": "dog"}])
+    assert path.read_bytes() == former and list(path.parent.iterdir()) == [path]
 
 
 def test_files_say_nothing_of_when_and_by_what_they_were_written(tmp_path):

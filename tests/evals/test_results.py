@@ -113,7 +113,7 @@ def test_files_are_complete_after_every_row(tmp_path):
         found.add("x", name, PROBLEM, result([0, 1, 0, 0]))
         assert list(read(tmp_path)["benchmarks"]["x"]["rows"]) == ["a", "b"][:rows]
         assert pq.read_table(tmp_path / "predictions.parquet").num_rows == 4 * rows
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_a_second_command_adds_its_benchmarks(filled):

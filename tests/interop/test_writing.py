@@ -12,6 +12,7 @@ from interop import tiny
 from safetensors.numpy import load_file
 from tiny_runs import ROOT
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, writing
 from negclip_jax.interop.files import CheckpointError
 
@@ -100,7 +101,7 @@ def test_two_processes_do_not_write_the_same_directory(tmp_path):
     with writing.staged_directory(out, overwrite=False) as stage:
         (stage / "mine").touch()
         with (
-            pytest.raises(CheckpointError, match=r"another process is writing .*out: wait"),
+            pytest.raises(InputError, match=r"another process is writing .*out: wait"),
             writing.staged_directory(out, overwrite=False),
         ):
             pass
@@ -109,6 +110,7 @@ def test_two_processes_do_not_write_the_same_directory(tmp_path):
 
 KILLED_WHILE = """
 import os, pathlib, signal, sys
+from negclip_jax.common import atomic_files
 from negclip_jax.interop import writing
 out, when = pathlib.Path(sys.argv[1]), sys.argv[2]
 rename = pathlib.Path.rename
@@ -127,7 +129,7 @@ with writing.staged_directory(out, overwrite=True) as stage:
     if when == "between the renames":
         pathlib.Path.rename = rename_then_kill
     if when == "clearing up":
-        writing._undo = kill
+        atomic_files._undo = kill
 """
 
 

@@ -89,16 +89,16 @@ def test_results_of_another_command_are_not_replaced(run, capsys, content):
 
 
 def test_killed_while_the_results_are_written(run, monkeypatch):
-    write_text = Path.write_text
+    write_bytes = Path.write_bytes
 
-    def half(path, text, **options):
-        written = write_text(path, text[: len(text) // 2], **options)
+    def half(path, content):
+        written = write_bytes(path, content[: len(content) // 2])
         if "results" in path.name:
             raise KeyboardInterrupt
         return written
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", half)
+        patched.setattr(Path, "write_bytes", half)
         assert run("a cat") == 130
     assert run("a cat") == 0
 
@@ -111,7 +111,7 @@ def test_an_empty_folder_is_one_sentence_before_any_model_is_read(run, capsys, t
 
 def test_help_needs_neither_jax_nor_torch():
     code = (
-        "import sys\nfrom evals.search import main\ntry:\n    main(['--help'])\nfinally:\n"
+        "import sys\nfrom evals.search.__main__ import main\ntry:\n    main(['--help'])\nfinally:\n"
         "    assert not {'jax', 'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

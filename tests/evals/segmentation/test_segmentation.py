@@ -156,7 +156,8 @@ def test_bad_input_is_one_sentence(run, capsys, flags, message):
 
 def test_help_needs_neither_jax_nor_torch():
     code = (
-        "import sys\nfrom evals.segmentation import main\ntry:\n    main(['--help'])\nfinally:\n"
+        "import sys\nfrom evals.segmentation.__main__ import main\n"
+        "try:\n    main(['--help'])\nfinally:\n"
         "    assert not {'jax', 'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """Pictures on disk: drawn once, whole, and never under other settings."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,14 +86,15 @@ def test_damaged_missing_and_unlisted_pictures_are_drawn_again(tmp_path):
     (out / second.file).unlink()
     lines = (out / LINES).read_bytes().split(b"\n")
     (out / LINES).write_bytes(b"\n".join([*lines[:2], *lines[3:]])[:-7])  # no third, half a last
-    (out / first.file).with_suffix(".partial").write_bytes(b"half")
+    left = (out / first.file).with_name(f".{Path(first.file).stem}.0.partial.png")
+    left.write_bytes(b"half")
     painter = Painter()
     draw(out, painter)
     assert len(painter.calls) == 4
     assert {n: b for n, b in files(out).items() if n.endswith(".png")} == {
         n: b for n, b in whole.items() if n.endswith(".png")
     }
-    assert not list(out.rglob("*.partial"))
+    assert not list(out.rglob("*.partial*"))
     assert third.file in {json.loads(row)["file"] for row in (out / LINES).open()}
 
 
