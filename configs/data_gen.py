@@ -52,7 +52,7 @@ def base() -> ConfigDict:
     config.engine.per_minute = 0.0  # requests to each server, 0: as many as it takes
     config.engine.timeout = 120.0  # seconds for one answer
     config.engine.tries = 5  # of one request, while others succeed
-    config.engine.give_up = 300.0  # seconds without any answer before the run stops
+    config.engine.max_outage_seconds = 300.0  # seconds without any answer before the run stops
     config.engine.backoff = 0.5  # seconds; doubled with each try, times a random number
     config.engine.cache = "write"  # "write", "read" (add nothing) or "off"
     config.engine.window = 512  # images in work at once, at most
@@ -72,7 +72,9 @@ def base() -> ConfigDict:
 def _stages(config: ConfigDict) -> None:
     config.propose = ConfigDict()
     config.propose.by = "auto"  # "llm", "cooccurrence", "random", "file"; auto: llm if there is one
-    config.propose.per = "image"  # "caption": one object for each caption, from that caption alone
+    # What one proposal is for: "image", with all its captions, or "caption": one object for each
+    # caption, from that caption alone.
+    config.propose.unit = "image"
     config.propose.number = 6  # objects (or questions) an image
     config.propose.temperature = 0.7
     config.propose.top_p = 0.95
@@ -87,8 +89,8 @@ def _stages(config: ConfigDict) -> None:
     config.verify.method = "auto"
     config.verify.absent_at = 0.8  # p_no / (p_yes + p_no) from which an object is absent
     config.verify.present_at = 0.5  # p_yes / (p_yes + p_no) from which it is present
-    config.verify.mass = 0.5  # p_yes + p_no below which the answer means nothing
-    config.verify.wave = 2  # questions before a look whether enough objects are absent; 0: all
+    config.verify.min_answer_probability = 0.5  # p_yes + p_no below which it is no answer
+    config.verify.questions_per_round = 2  # until enough objects are absent; 0: all in one round
     config.verify.max_tokens = 10  # where text is read
     config.verify.instances_first = True  # COCO's 80 classes cost no call where boxes are given
     config.verify.min_no_votes = 8  # "vqa": of the ten annotators of a VQAv2 question
@@ -99,13 +101,13 @@ def _stages(config: ConfigDict) -> None:
 
     config.rewrite = ConfigDict()
     config.rewrite.by = "auto"  # "llm" or "template"; auto: llm if there is one
-    config.rewrite.per = "image"  # all captions of an image in one call, or "caption"
+    config.rewrite.unit = "image"  # all captions of an image in one call, or one "caption"
     config.rewrite.templates = 0.0  # share written by the grammar although there is an LLM
     config.rewrite.temperature = 0.7
     config.rewrite.top_p = 0.95
     config.rewrite.max_tokens = 120  # a caption
     config.rewrite.tries = 2  # a rejected rewrite is made once more
-    config.rewrite.enforce = True  # False: the rules are recorded and everything is accepted
+    config.rewrite.require_rules = True  # False: broken rules are recorded, and all is accepted
 
     config.check = ConfigDict()
     config.check.max_tokens = 77  # of CLIP, start and end included; what is behind them is not read
@@ -131,20 +133,20 @@ def _frugal(config: ConfigDict) -> None:
 
 def _per_caption(config: ConfigDict) -> None:
     """The published script: one object a caption, no second try, nothing checked."""
-    config.propose.per = "caption"
+    config.propose.unit = "caption"
     config.propose.temperature = 0.6
     config.propose.top_p = 0.9
     config.propose.filter = False
     config.verify.method = "substring"
-    config.verify.wave = 0
+    config.verify.questions_per_round = 0
     config.verify.instances_first = False
     config.assign.skip_negated = False
-    config.rewrite.per = "caption"
+    config.rewrite.unit = "caption"
     config.rewrite.temperature = 0.6
     config.rewrite.top_p = 0.9
     config.rewrite.max_tokens = 256
     config.rewrite.tries = 1
-    config.rewrite.enforce = False
+    config.rewrite.require_rules = False
     config.foils = 0
 
 

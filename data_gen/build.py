@@ -134,7 +134,7 @@ def build(
         build_verifier(config, roles, for_mllm, models, annotations),
         RewriteStage(
             build_writer(config, roles, for_llm, models),
-            Checker(token_counter(config), config.check.max_tokens, config.rewrite.enforce),
+            Checker(token_counter(config), config.check.max_tokens, config.rewrite.require_rules),
             config.rewrite.tries,
             config.foils,
             config.seed,
@@ -162,7 +162,7 @@ def build_proposer(
     annotations: Annotations,
 ) -> propose.Proposer:
     """Who names candidates."""
-    settings, per_caption = config.propose, config.propose.per == "caption"
+    settings, per_caption = config.propose, config.propose.unit == "caption"
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
     match roles.propose:
         case "vqa":
@@ -198,7 +198,9 @@ def build_verifier(
     if roles.verify == "instances":
         return verify.AnnotationVerifier(annotations.verifier, None)
     settings, can = config.verify, models.mllm_can
-    thresholds = verify.Thresholds(settings.absent_at, settings.present_at, settings.mass)
+    thresholds = verify.Thresholds(
+        settings.absent_at, settings.present_at, settings.min_answer_probability
+    )
     method = verify.method_for(settings.method, can)
     # What a joint answer leaves open is asked alone, by the best way that the server knows.
     alone = verify.single_method(can) if method == "multi" else method
@@ -210,8 +212,10 @@ def build_verifier(
         verifier = verify.ManyVerifier(models.mllm, can, many, thresholds, verifier, config.seed)
     if annotations.verifier is not None and settings.instances_first:
         verifier = verify.AnnotationVerifier(annotations.verifier, verifier)
-    if settings.wave and method != "multi":
-        return UntilEnough(verifier, settings.wave, config.assign.captions_per_object)
+    if settings.questions_per_round and method != "multi":
+        return UntilEnough(
+            verifier, settings.questions_per_round, config.assign.captions_per_object
+        )
     return verifier
 
 
@@ -227,8 +231,8 @@ def build_writer(
         models.llm,
         models.llm_can,
         prompts,
-        many=settings.per == "image",
-        one="rewrite" if config.rewrite.enforce else "rewrite_caption",
+        many=settings.unit == "image",
+        one="rewrite" if config.rewrite.require_rules else "rewrite_caption",
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,

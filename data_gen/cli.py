@@ -258,7 +258,8 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     args.runner = "local"
     for role in ("llm", "mllm"):
         changes.setdefault(f"{role}.url", "batch")
-    changes.setdefault("verify.wave", "0")  # a wave would be a round of its own
+    # Each round of questions would be a round of the batch service.
+    changes.setdefault("verify.questions_per_round", "0")
     return _run(args, changes)
 
 

@@ -84,7 +84,7 @@ def _absent_share(run: Path) -> str:
 def _assumed(
     config: Settings, roles: Roles, images: int, captions: int
 ) -> tuple[dict[str, Stage], float]:
-    per_image = config.propose.per == "image"
+    per_image = config.propose.unit == "image"
     asked = config.propose.number * USABLE_SHARE if per_image else captions / max(images, 1)
     absent = asked * ABSENT_SHARE
     served = min(captions / max(images, 1), absent * config.assign.captions_per_object)
@@ -95,12 +95,12 @@ def _assumed(
         prompt = _PROMPTS["propose"] * calls + CAPTION_TOKENS * captions
         stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * calls)
     if roles.verify == "mllm":
-        share = ASKED_SHARE if config.verify.wave else 1.0
+        share = ASKED_SHARE if config.verify.questions_per_round else 1.0
         calls = images if config.verify.method == "multi" else images * asked * share
         prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
         stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
     if roles.rewrite == "llm":
-        calls = images if config.rewrite.per == "image" and per_image else rewrites
+        calls = images if config.rewrite.unit == "image" and per_image else rewrites
         calls += rewrites * (1 - ACCEPTED_SHARE) * (config.rewrite.tries - 1)
         prompt = _PROMPTS["rewrite"] * calls + 2 * CAPTION_TOKENS * rewrites
         stages["rewrite"] = Stage(calls, prompt, _ANSWERS["rewrite"] * rewrites)

@@ -7,6 +7,7 @@ this package does not import `configs`.
 import ast
 import functools
 import importlib.util
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,32 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "data_gen.py"
 _NEUTRAL = ("engine", "limit", "prices", "export", "max_errors", "max_rejects", "prompts")
 _NEUTRAL_KEYS = ("llm.url", "mllm.url", "llm.key_variable", "mllm.key_variable")
 
+# Keys that had another name: the old one is read for one release, with a warning.
+_RENAMED = {
+    "engine.give_up": "engine.max_outage_seconds",
+    "propose.per": "propose.unit",
+    "rewrite.enforce": "rewrite.require_rules",
+    "rewrite.per": "rewrite.unit",
+    "verify.mass": "verify.min_answer_probability",
+    "verify.wave": "verify.questions_per_round",
+}
+
 _CHOICES = {
     "pipeline": ("absence", "vqa"),
     "engine.cache": MODES,
     "propose.by": ("auto", "llm", "cooccurrence", "random", "file"),
-    "propose.per": ("image", "caption"),
+    "propose.unit": ("image", "caption"),
     "verify.by": ("auto", "mllm", "instances"),
     "verify.method": ("auto", "logprobs", "choice", "text", "multi", "substring"),
     "rewrite.by": ("auto", "llm", "template"),
-    "rewrite.per": ("image", "caption"),
+    "rewrite.unit": ("image", "caption"),
 }
 _RANGES = {
     "max_errors": SHARE,
     "max_rejects": SHARE,
     "verify.absent_at": SHARE,
     "verify.present_at": SHARE,
-    "verify.mass": SHARE,
+    "verify.min_answer_probability": SHARE,
     "rewrite.templates": SHARE,
     "propose.top_p": SHARE,
     "rewrite.top_p": SHARE,
@@ -60,10 +71,10 @@ _RANGES = {
     "rewrite.max_tokens": POSITIVE,
     "rewrite.tries": POSITIVE,
     "check.max_tokens": POSITIVE,
-    "verify.wave": NOT_NEGATIVE,
+    "verify.questions_per_round": NOT_NEGATIVE,
     "engine.per_minute": NOT_NEGATIVE,
     "engine.timeout": NOT_NEGATIVE,
-    "engine.give_up": NOT_NEGATIVE,
+    "engine.max_outage_seconds": NOT_NEGATIVE,
     "engine.backoff": NOT_NEGATIVE,
     "foils": NOT_NEGATIVE,
 }
@@ -78,7 +89,7 @@ def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
     path, _, variant = (source or "").partition(":")
     config = _from_file(Path(path) if path else DEFAULT, variant)
     for key, text in changes.items():
-        _change(config, key, text)
+        _change(config, _present_name(key, f"--config.{key}"), text)
     check_values(functools.partial(at, config), _CHOICES, _RANGES)
     return config.lock()
 
@@ -97,9 +108,27 @@ def _from_file(path: Path, variant: str) -> ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config(*([variant] if variant else []))
         config.verify.absent_at  # noqa: B018 another stage's settings have no such key
-    except Exception as error:  # whatever a person's Python file raises
+    except Exception as error:  # whatever the user's Python file raises
         raise InputError(f"{path} gives no settings of data_gen: {error}") from None
+    for old in _RENAMED:
+        section, name = old.split(".")
+        if name in config[section]:  # beside the new name, too: then the file sets the old one
+            value = config[section][name]
+            del config[section][name]
+            _, name = _present_name(old, f"{path}: {old}").split(".")
+            config[section][name] = value
     return config
+
+
+def _present_name(key: str, where: str) -> str:
+    """The name that a key has now; a warning that names `where` if it was another one."""
+    if key not in _RENAMED:
+        return key
+    new = _RENAMED[key]
+    logging.getLogger(__name__).warning(
+        "%s is now called %s; the old name is read in this release only", where, new
+    )
+    return new
 
 
 def _change(config: ConfigDict, key: str, text: str) -> None:
@@ -152,6 +181,10 @@ def fingerprint(config: ConfigDict, prompts: Mapping[str, Prompt], extra: Any) -
     content = config.to_dict()
     for key in _NEUTRAL:
         content.pop(key)
+    for old, new in _RENAMED.items():  # runs of the old names have the same fingerprint
+        section, name = old.split(".")
+        if section in content:
+            content[section][name] = content[section].pop(new.split(".")[1])
     for key in _NEUTRAL_KEYS:
         section, name = key.split(".")
         content[section].pop(name)

@@ -21,7 +21,12 @@ POOL = ["umbrella", "dog", "bicycle", "kite", "laptop", "bus", "horse", "clock"]
 TEXTS = ["A man sits on a bench", "A person on a seat", "Some grass and trees"]
 PLACES = ["a lake", "a wall", "the sea", "a gate", "a tower", "a bridge", "a fence", "a hill"]
 IMPATIENT = TransportSettings(
-    backoff=0.01, timeout=0.5, give_up=1.0, breaker_failures=5, breaker_pause=0.05, tries=4
+    backoff=0.01,
+    timeout=0.5,
+    max_outage_seconds=1.0,
+    breaker_failures=5,
+    breaker_pause=0.05,
+    tries=4,
 )
 
 
@@ -191,7 +196,7 @@ def arguments(folder: Path, out: Path, server: LoopbackServer, *more: str) -> li
         "--config.shard_images=4",
         "--config.engine.backoff=0.01",
         "--config.engine.timeout=5",
-        "--config.engine.give_up=5",
+        "--config.engine.max_outage_seconds=5",
         *more,
     ]
 

@@ -5,7 +5,7 @@ of the request; 408, 425, 429, 5xx, resets, time-outs and answers that are no JS
 after a wait. A 500 that repeats for one request while others succeed is the request's own fault
 (a poisoned image on `transformers serve`): three tries, then one for each further question about
 the photo. While nobody gets an answer, tries are not counted: the server is down, the requests
-wait for it, and after `give_up` seconds the run stops.
+wait for it, and after `max_outage_seconds` seconds the run stops.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class TransportSettings:
     start_concurrency: int = 8
     timeout: float = 120.0
     tries: int = 5
-    give_up: float = 300.0
+    max_outage_seconds: float = 300.0
     backoff: float = 0.5
     breaker_failures: int = 20
     breaker_pause: float = 5.0
@@ -194,7 +194,7 @@ class Transport:
                     return host
             answered = max(host.breaker.last_success for host in order)
             down = all(host.breaker.is_open for host in order)
-            if down and now - answered > self._settings.give_up:
+            if down and now - answered > self._settings.max_outage_seconds:
                 raise EndpointError(
                     f"{order[0].url} has not answered for {now - answered:.0f} s"
                     f" (last: {failed or 'no answer'}); start the server and run the same command "

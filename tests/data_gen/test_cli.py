@@ -38,7 +38,10 @@ def finished(scene, tmp_path_factory):
             "no server address",
         ),
         ("run --out={out} --captions={c} --config.verify.mas=1", "no configuration key"),
-        ("run --out={out} --captions={c} --config.verify.mass=2", "must be between 0 and 1"),
+        (
+            "run --out={out} --captions={c} --config.verify.min_answer_probability=2",
+            "must be between 0 and 1",
+        ),
         ("run --out={out} --captions={c} --config=:none", "unknown variant 'none'"),
         ("run --out={out} --captions={c} --pipeline=vqa", "pipeline vqa needs"),
         ("run --out={out} --captions={c} --pipeline=vqa --questions=q", "belong together"),
@@ -157,7 +160,11 @@ def test_batch_files_there_and_back(scene, finished, tmp_path, capsys):
     folder, shows = scene
     out = tmp_path / "run"
     inputs = [f"--captions={folder}/captions.json", f"--images={folder}/photos"]
-    models = ["--llm-model=loopback", "--mllm-model=loopback", "--config.verify.wave=2"]
+    models = [
+        "--llm-model=loopback",
+        "--mllm-model=loopback",
+        "--config.verify.questions_per_round=2",
+    ]
     rounds = 0
     with FaultServer(shows, POOL) as server:
         while main(["batch-export", f"--out={out}", *inputs, *models]) == 1:

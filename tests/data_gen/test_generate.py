@@ -109,7 +109,7 @@ def test_what_is_no_yes_and_no_no_is_never_an_absence(scene, tmp_path, words, lo
     [("no negation", "no_cue"), ("refusal", "refusal"), ("200 words", "too_long")],
 )
 def test_bad_rewrites_are_rejected_with_their_reason(scene, tmp_path, words, reason):
-    more = ("--limit=3", "--config.rewrite.per=caption")
+    more = ("--limit=3", "--config.rewrite.unit=caption")
     run(scene, tmp_path / "run", *more, faults={words: rewrites})
     rows = table(tmp_path / "run", "pairs")
     assert rows and not any(row["accepted"] for row in rows)
@@ -121,7 +121,7 @@ def test_bad_rewrites_are_rejected_with_their_reason(scene, tmp_path, words, rea
 
 @pytest.mark.parametrize("words", ["chatty", "markup"])
 def test_wrappings_are_taken_off(scene, tmp_path, words):
-    run(scene, tmp_path / "run", "--config.rewrite.per=caption", faults={words: rewrites})
+    run(scene, tmp_path / "run", "--config.rewrite.unit=caption", faults={words: rewrites})
     pairs = check_truth(scene, tmp_path / "run")
     assert len(pairs) == 3 * IMAGES
     assert not any("*" in row["negated_caption"] or ":" in row["negated_caption"] for row in pairs)
@@ -186,7 +186,7 @@ def test_context_overflow_is_a_row_with_the_servers_words(scene, tmp_path):
 def test_faults_that_stop_a_run(tmp_path, capsys, faults, status, said):
     scene = tmp_path / "w", world(tmp_path / "w", 24)
     out = tmp_path / "run"
-    run(scene, out, "--config.rewrite.per=caption", faults=faults, status=status)
+    run(scene, out, "--config.rewrite.unit=caption", faults=faults, status=status)
     error = capsys.readouterr().err
     assert said in error and "to continue:\n  python -m data_gen run" in error
     assert "Traceback" not in error

@@ -21,7 +21,9 @@ CAN = Capabilities("m", images=True)
 def process(answer, photos, **changes):
     base = {"input.captions": "c", "input.images": str(photos), "llm.url": "x", "mllm.url": "y"}
     named = {key.replace("__", "."): value for key, value in changes.items()}
-    config = settings.load(None, base | {"verify.method": "text", "rewrite.per": "caption"} | named)
+    config = settings.load(
+        None, base | {"verify.method": "text", "rewrite.unit": "caption"} | named
+    )
     engine = ScriptedEngine(answer)
     models = Models(engine, CAN, engine, CAN)
     with ThreadPoolExecutor(1) as threads:

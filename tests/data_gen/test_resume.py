@@ -142,7 +142,9 @@ def test_a_full_disk_is_one_sentence(scene, tmp_path):
     """The limit of a file's size stands for the disk: writing past it fails the same way."""
     folder, shows = scene
     with FaultServer(shows, POOL) as server:
-        command = arguments(folder, tmp_path / "run", server, "--config.verify.wave=0")
+        command = arguments(
+            folder, tmp_path / "run", server, "--config.verify.questions_per_round=0"
+        )
         limited = (
             "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (33_500, 33_500));"
             "from data_gen.cli import main; sys.exit(main(sys.argv[1:]))"

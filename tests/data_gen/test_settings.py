@@ -1,10 +1,12 @@
 """Configuration files and flags: variants, changes, and mistakes in a sentence."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from configs import data_gen as configuration
 from data_gen.prompts import load_prompts
-from data_gen.settings import fingerprint, load, require
+from data_gen.settings import at, fingerprint, load, require
 from negclip_jax.common.errors import InputError
 
 VARIANTS = ("per_image", "frugal", "per_caption", "random_objects")
@@ -86,3 +88,51 @@ def test_the_fingerprint_is_of_what_decides_the_tables():
     assert all(of(**{key: value}) == base for key, value in neutral.items())
     decisive = {"seed": "1", "verify__absent_at": "0.9", "llm__model": "m", "foils": "0"}
     assert len({base, *(of(**{key: value}) for key, value in decisive.items())}) == 5
+
+
+OLD_FILE = """
+from ml_collections import ConfigDict
+from configs.data_gen import base
+def get_config():
+    config = base()
+    config.verify.wave, config.rewrite.enforce, config.engine.give_up = 4, False, 9.0
+    del config.verify.questions_per_round
+    config.propose.per, config.rewrite.per, config.verify.mass = "caption", "caption", 0.4
+    return config
+"""
+RENAMED = {
+    "verify.wave": ("verify.questions_per_round", "4", 4),
+    "verify.mass": ("verify.min_answer_probability", "0.4", 0.4),
+    "propose.per": ("propose.unit", "caption", "caption"),
+    "rewrite.per": ("rewrite.unit", "caption", "caption"),
+    "rewrite.enforce": ("rewrite.require_rules", "False", False),
+    "engine.give_up": ("engine.max_outage_seconds", "9", 9.0),
+}
+
+
+def test_old_names_are_read_with_a_warning(tmp_path, caplog):
+    flags = load(None, {old: text for old, (_, text, _) in RENAMED.items()})
+    assert "--config.verify.wave is now called verify.questions_per_round" in caplog.text
+    (tmp_path / "old.py").write_text(OLD_FILE)
+    file = load(str(tmp_path / "old.py"), {})
+    assert "old.py: rewrite.enforce is now called rewrite.require_rules" in caplog.text
+    for old, (new, _, value) in RENAMED.items():
+        section, name = old.split(".")
+        assert at(flags, new) == at(file, new) == value and name not in flags[section]
+    assert flags.to_dict() == file.to_dict()
+
+
+FINGERPRINTS = {  # of the version with the old names, and an empty set of prompts
+    "per_image": "a6303b97abc2147a4542add92bb613dd",
+    "frugal": "8d8eb5b47343d132bda7052a481ecb56",
+    "per_caption": "022cbb2f5dc9e6548bd6c3ae45d96062",
+    "random_objects": "5536b70314d3640d28384d4a4650d62f",
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_of_an_earlier_version_is_not_made_again(variant):
+    prompts = {"propose": SimpleNamespace(id="propose-1")}
+    assert fingerprint(load(f":{variant}", {}), prompts, []) == FINGERPRINTS[variant]
+    changed = load(None, {old: text for old, (_, text, _) in RENAMED.items()})
+    assert fingerprint(changed, prompts, []) == "4b760968affae109cec1d41773b01760"

@@ -111,13 +111,15 @@ def test_a_server_that_is_down_stops_the_run_after_a_while():
     with serve() as server:
         url = server.url
     with pytest.raises(EndpointError, match="has not answered for"):
-        post(url, bodies=[BODY] * 8, give_up=0.3, breaker_failures=3)
+        post(url, bodies=[BODY] * 8, max_outage_seconds=0.3, breaker_failures=3)
 
 
 def test_an_outage_costs_no_request():
     """While nobody is answered, tries are not counted: all requests wait for the server."""
     with serve(reset=first(12)) as server:
-        replies = post(server.url, bodies=[BODY] * 8, breaker_failures=3, give_up=20.0, tries=8)
+        replies = post(
+            server.url, bodies=[BODY] * 8, breaker_failures=3, max_outage_seconds=20.0, tries=8
+        )
         assert [reply.error for reply in replies] == [None] * 8
     assert server.given["reset"] == 12
 
