@@ -24,9 +24,7 @@ from negclip_jax.data.packing import Packing
 from negclip_jax.models import clip, flops
 from negclip_jax.runtime import sharding
 from negclip_jax.training import optim, patterns
-from negclip_jax.training import state as train_state
-from negclip_jax.training.compiled import CompiledStep
-from negclip_jax.training.step import Objective, make_train_step
+from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
 # Machine code is not looked at: making none of it fast halves the time to compile.
 _XLA_FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
@@ -134,14 +132,12 @@ def _step(
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
     places = sharding.of_parameters(mesh, abstract, rules, min_shard_size=size)
     trained, frozen = patterns.partition(abstract, trainable)
-    _, frozen_places = patterns.partition(places, trainable)
+    trained_places, frozen_places = patterns.partition(places, trainable)
     rate = optax.constant_schedule(config.optim.lr)
     keys = ("beta1", "beta2", "eps", "clip_norm", "weight_decay", "weight_decay_rules", "lr_rules")
     tx = optim.adamw(abstract, trainable, rate, **{key: config.optim[key] for key in keys})
-    state_places = train_state.shardings(
-        trained, tx, mesh, patterns.trained_part(rules, trainable), ema=False, min_shard_size=size
-    )
-    shapes = jax.eval_shape(lambda p: train_state.create(p, tx, ema=False), trained)
+    state_places = TrainState.placements(trained, tx, trained_places, mesh, ema=False)
+    shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, ema=False), trained)
     step = make_train_step(
         Objective(
             graphdef,

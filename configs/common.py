@@ -65,6 +65,9 @@ def _train() -> ConfigDict:
     train = ConfigDict()
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them
     train.total = "15 epochs"
+    # The loss, by its name in negclip_jax/training/objectives.py. None: the one that the model was
+    # made with, "contrastive" (InfoNCE) for CLIP and "sigmoid" for SigLIP.
+    train.objective = placeholder(str)
     train.microbatches = 1  # gradient cache: exact big-batch gradient in this many parts
     train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
     train.foil_weight = 1.0  # of the choice between a caption and its foils (data.foils > 0)

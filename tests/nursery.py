@@ -30,7 +30,7 @@ from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.embeddings.features import FeatureCache
 from negclip_jax.training import loop
-from negclip_jax.training.compiled import CompiledStep
+from negclip_jax.training.step import CompiledStep
 
 assert loop.train  # what it imports is what takes time
 

@@ -12,15 +12,17 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from tiny_runs import ROOT, read_metrics
 
 from configs import common, negationclip, quickstart
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
+from negclip_jax.training.config import check_settings
 from negclip_jax.training.loop import train
-from negclip_jax.training.ranges import check_ranges
 
+REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
 GOLDEN = ROOT / "tests" / "golden"
 LARGE_TEXT = clip.TextConfig(width=768, heads=12, mlp_width=3072)
 LARGE_VISION = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096, "patch_size": 14}
@@ -79,8 +81,8 @@ def parameters(config, architecture) -> tuple[int, int, list[str]]:
         mesh, abstract, rules, min_shard_size=config.mesh.min_shard_size
     )
     rows, counts = [], {True: 0, False: 0}
-    columns = [patterns.flatten(tree) for tree in (mask, decay, rate, placed)]
-    for path, leaf in patterns.flatten(abstract).items():
+    columns = [traverse_util.flatten_dict(tree) for tree in (mask, decay, rate, placed)]
+    for path, leaf in sorted(traverse_util.flatten_dict(abstract).items()):
         is_trained, decays, rates, place = (column[path] for column in columns)
         names = patterns.names(path, leaf)
         settings = [per_layer(v, len(names)) for v in (is_trained, decays, rates)]
@@ -162,7 +164,7 @@ def test_no_configuration_adds_a_key():
     declared = {key for key, _ in flat(common.base().to_dict())}
     for name in ARCHITECTURES:
         config = build(name)
-        check_ranges(config)
+        check_settings(dict(flat(config.to_dict())) | dict.fromkeys(REQUIRED, "x"))
         assert {key for key, _ in flat(config.to_dict())} == declared
 
 

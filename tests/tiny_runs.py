@@ -6,9 +6,9 @@ import pathlib
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from negclip_jax.runtime import sharding
-from negclip_jax.training import patterns
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -70,7 +70,7 @@ def assert_equal(a, b) -> None:
 
 def assert_close(a: dict, b: dict, *, rtol: float, atol: float) -> None:
     """Same structure, and every leaf within the tolerances of `numpy.testing.assert_allclose`."""
-    flat_a, flat_b = patterns.flatten(a), patterns.flatten(b)
+    flat_a, flat_b = traverse_util.flatten_dict(a), traverse_util.flatten_dict(b)
     assert flat_a.keys() == flat_b.keys()
     for path, x in flat_a.items():
         np.testing.assert_allclose(x, flat_b[path], rtol, atol, err_msg="/".join(path))

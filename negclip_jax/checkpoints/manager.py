@@ -38,7 +38,7 @@ _UNPACKED_PER_BYTE, _UNPACKED_FREE = 100, 2**26  # bytes that an item may become
 
 
 class State(Protocol):
-    """A dataclass of what a step of a run saves; `training.state.TrainState` is one."""
+    """A dataclass of what a step of a run saves; `training.step.TrainState` is one."""
 
     step: Any
     params: dict

@@ -8,6 +8,7 @@ The blocks themselves are in `models.transformer`.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -64,7 +65,13 @@ class VisionConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Everything that shapes a CLIP or changes its arithmetic."""
+    """Everything that shapes a CLIP or changes its arithmetic.
+
+    `objective` is the loss that models of this family were trained with, a key of
+    `training.objectives.OBJECTIVES`.
+    """
+
+    objective: ClassVar[str] = "contrastive"
 
     text: TextConfig = TextConfig()
     vision: VisionConfig = VisionConfig()

@@ -6,11 +6,56 @@ work that a program does twice, are no use to anyone and count nothing. A backwa
 the products of the forward pass, one for the inputs and one for the weights.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 import numpy as np
 
 from negclip_jax.models.clip import CLIPConfig, TextConfig, TowerConfig
 
 BACKWARD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """Counts the operations of training steps, for the speed that is reported.
+
+    Attributes:
+      config: sizes of the model.
+      trains_text, trains_vision: whether anything of a tower is trained, which costs its backward
+        pass.
+    """
+
+    config: CLIPConfig
+    trains_text: bool
+    trains_vision: bool
+
+    @classmethod
+    def of(cls, config: CLIPConfig, trainable: Mapping[str, Any]) -> "StepFlops":
+        """`trainable` is a tree of booleans (one an array's layer) over the parameters."""
+
+        def any_of(*names: str) -> bool:
+            leaves = jax.tree.leaves([trainable[name] for name in names if name in trainable])
+            return any(bool(np.any(leaf)) for leaf in leaves)
+
+        return cls(config, any_of("text", "text_projection"), any_of("vision", "visual_projection"))
+
+    def __call__(self, batch: Mapping[str, Any]) -> float:
+        """FLOPs of a batch of the loader's, in host memory; cached image features cost nothing."""
+        config, text = self.config, batch["text"]
+        if isinstance(text, dict):  # packed: positions restart in each caption
+            rows, captions = np.nonzero(text["ends"])
+            lengths = text["positions"][rows, text["ends"][rows, captions]] + 1
+        else:  # padded: zeros follow the end token, which is never 0
+            lengths = text.shape[1] - np.argmax(text[:, ::-1] != 0, axis=1)
+        forward = text_forward(config.text, config.projection_dim, lengths)
+        total = forward * (1 + BACKWARD * self.trains_text)
+        if "image" in batch:
+            images = len(batch["image"]) * vision_forward(config)
+            total += images * (1 + BACKWARD * self.trains_vision)
+        return total
 
 
 def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> float:

@@ -6,10 +6,11 @@ https://arxiv.org/abs/2502.14786. The blocks are CLIP's. What differs:
 - text: no causal mask, the state at the last position, padding included, a projection with bias;
 - vision: no class token, no LayerNorm before the blocks, a bias in the patches, and instead of the
   class token a head in which one learned query attends to all patches; no projection after it;
-- logits have a bias beside their scale, for the sigmoid loss (`training.losses.sigmoid_loss`).
+- logits have a bias beside their scale, for the sigmoid loss (`training.objectives.sigmoid_loss`).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -71,6 +72,8 @@ class SigLIPConfig(CLIPConfig):
     The vision tower has no projection, so `projection_dim`, where the text tower's leads, is its
     width. Scale and bias start at ln 10 and -10 (Zhai et al., section 3.2).
     """
+
+    objective: ClassVar[str] = "sigmoid"
 
     text: SigLIPTextConfig = SigLIPTextConfig()
     vision: SigLIPVisionConfig = SigLIPVisionConfig()

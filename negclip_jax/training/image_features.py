@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +17,6 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.embeddings import features
 from negclip_jax.runtime import console, multihost, sharding
-from negclip_jax.training import patterns
 from negclip_jax.training.step import Objective
 
 _PARAMETERS = ("vision", "visual_projection")
@@ -59,8 +59,8 @@ def use_cache(
     loader = loaders[0]
     root = storage.path(data.cache_dir.format(workdir=workdir))
     names = loader.examples.images
-    tower = patterns.flatten(_of_images(params))
-    weights = {"/".join(path): sharding.to_host(leaf) for path, leaf in tower.items()}
+    tower = traverse_util.flatten_dict(_of_images(params), sep="/")
+    weights = {name: sharding.to_host(leaf) for name, leaf in tower.items()}
     digests = _digests(loader, root)
     name = features.fingerprint(weights, numerics, loader.preprocess, digests)
     last = params.get("visual_projection", params["vision"]["ln_post"]["scale"])

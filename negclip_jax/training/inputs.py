@@ -4,8 +4,6 @@ import hashlib
 import logging
 
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
@@ -58,62 +56,72 @@ def _image_source(images: str) -> ImageSource:
 
 
 def loaders(
-    config: ConfigDict, tokenizer: Tokenizer, preprocess: Preprocessor, mesh: Mesh
+    *,
+    pairs: str,
+    images: str,
+    captions: str,
+    original_fraction: float,
+    foils: int,
+    validation_fraction: float,
+    split_by: str,
+    split_seed: int,
+    max_bad_images: float,
+    packing: bool,
+    workers: int,
+    threads: int,
+    seed: int,
+    batch_sizes: tuple[int, int],
+    shards: int,
+    tokenizer: Tokenizer,
+    preprocess: Preprocessor,
 ) -> tuple[PairLoader, PairLoader | None]:
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
+    Args:
+      pairs, images, captions, original_fraction, foils, validation_fraction, split_by, split_seed,
+        max_bad_images, packing, workers, threads: keys of the configuration's section `data`.
+      seed: of order and choice of captions.
+      batch_sizes: pairs of a batch in training and in validation.
+      shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
+      tokenizer, preprocess: of the model.
+
     Raises InputError for whatever cannot be read, also where another process reads something else.
     """
-    data = config.data
-    pairs, images = read_data(
-        pairs=data.pairs,
-        images=data.images,
-        captions=data.captions,
-        max_bad_images=data.max_bad_images,
+    all_pairs, source = read_data(
+        pairs=pairs, images=images, captions=captions, max_bad_images=max_bad_images
     )
-    train, validation = split_pairs(
-        pairs,
-        validation_fraction=data.validation_fraction,
-        by=data.split_by,
-        seed=data.split_seed,
+    parts = split_pairs(
+        all_pairs, validation_fraction=validation_fraction, by=split_by, seed=split_seed
     )
-    names = sorted({pair.image for pair in pairs})
+    names = sorted({pair.image for pair in all_pairs})
     logging.info(
         "%s pairs of %s images: %s to train on, %s to validate",
-        *(f"{n:,}" for n in (len(pairs), len(names), len(train), len(validation))),
+        *(f"{n:,}" for n in (len(all_pairs), len(names), *map(len, parts))),
     )
-
-    def loader(part: list[Pair], batch_size: int, shuffle: bool) -> PairLoader:
-        examples = tokenize_pairs(part, names, tokenizer, captions=data.captions, foils=data.foils)
-        return PairLoader(
-            examples=examples,
-            images=images,
-            preprocess=preprocess,
-            batch_size=batch_size,
-            seed=config.seed,
-            shuffle=shuffle,
-            original_fraction=data.original_fraction if data.captions == "mix" else 0.0,
-            workers=data.workers if shuffle else 0,
-            threads=data.threads,
-            max_bad_images=data.max_bad_images,
-            packing=_packing(config, examples, batch_size, mesh),
+    made = []
+    for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
+        if not part and not is_training:
+            break
+        examples = tokenize_pairs(part, names, tokenizer, captions=captions, foils=foils)
+        sizes = (examples.room.ravel(), batch_size * (1 + foils), shards)
+        made.append(
+            PairLoader(
+                examples=examples,
+                images=source,
+                preprocess=preprocess,
+                batch_size=batch_size,
+                seed=seed,
+                shuffle=is_training,
+                original_fraction=original_fraction if captions == "mix" else 0.0,
+                workers=workers if is_training else 0,
+                threads=threads,
+                max_bad_images=max_bad_images,
+                packing=Packing.suited_to(*sizes) if packing else None,
+            )
         )
-
-    batch_size = config.train.batch_size
-    eval_size = config.eval.batch_size or batch_size
-    found = [loader(train, batch_size, True)]
-    if validation:
-        found.append(loader(validation, eval_size, False))
-    prints = [[len(x.examples), fingerprint(x.examples)] for x in found]
+    prints = [[len(x.examples), fingerprint(x.examples)] for x in made]
     multihost.require_same("data", {"pairs and their fingerprint": prints})
-    return found[0], found[1] if validation else None
-
-
-def _packing(config: ConfigDict, examples: Examples, batch_size: int, mesh: Mesh) -> Packing | None:
-    if not config.data.packing:
-        return None
-    captions = batch_size * (1 + config.data.foils)
-    return Packing.suited_to(examples.room.ravel(), captions, mesh.size * config.train.microbatches)
+    return made[0], made[1] if len(made) > 1 else None
 
 
 def fingerprint(examples: Examples) -> str:

@@ -31,7 +31,7 @@ from negclip_jax.runtime.writers import (
 from negclip_jax.training import patterns
 from negclip_jax.training.evaluation import EvalContext, Evaluator
 from negclip_jax.training.setup import Run, prepare
-from negclip_jax.training.state import TrainState
+from negclip_jax.training.step import TrainState
 
 
 def train(
@@ -58,44 +58,45 @@ def train(
         run = prepare(config, workdir)
         stack.callback(run.checkpoints.close)
         start = int(run.state.step)
-        writers, timing = _writers(run, start) if is_main else (Writers([]), Writers([]))
+        writers, timing = Writers([]), Writers([])
+        if is_main:
+            log = config.log
+            writers, timing = _writers(run, start, log.tensorboard, log.wandb, config.to_dict())
         stack.callback(writers.close)
         stack.callback(timing.close)
         built = {name: build(run.context) for name, build in (evaluators or {}).items()}
         if run.validation is not None:
             built = {"val": run.validation} | built
-        progress = TrainingProgress(start=start, total=run.clock.total_steps, enabled=is_main)
+        progress = TrainingProgress(start=start, total=run.units.total_steps, enabled=is_main)
         with StopSignal() as stop, progress:
-            log = StepLog(run, writers, timing, progress)
-            return _loop(run, log, built, stop)
+            step_log = StepLog(run, writers, timing, progress, dtype=config.model.dtype)
+            return _loop(run, step_log, built, stop)
 
 
 def _loop(
     run: Run, log: "StepLog", evaluators: dict[str, Evaluator], stop: StopSignal
 ) -> TrainState:
     """Step, then look and save: `step` always counts the updates that `state` has seen."""
-    state, total = run.state, run.clock.total_steps
-    eval_every = run.clock.steps(run.config.eval.every, "eval.every")
-    save_every = run.clock.steps(run.config.checkpoint.every, "checkpoint.every")
+    state, total = run.state, run.units.total_steps
     best = run.checkpoints.best_value()
     start = int(state.step)
 
     def look_and_save(step: int, state: TrainState) -> float:
-        is_eval_due = run.clock.due(step, eval_every) or (step == 0 and eval_every)
+        is_eval_due = run.units.due(step, run.eval_every) or (step == 0 and run.eval_every)
         results: dict[str, float] | None = {}
         if evaluators and is_eval_due:
             results = log.evaluate(step, state, evaluators, stop)
         signum = multihost.agreed_stop(step, stop.received)
         is_asked = signum is not None and (step < total or results is None)
-        value = (results or {}).get(run.config.checkpoint.best, math.inf)
-        is_due = run.clock.due(step, save_every) or value < best or step == total
+        value = (results or {}).get(run.best, math.inf)
+        is_due = run.units.due(step, run.checkpoint_every) or value < best or step == total
         if step and (is_due or is_asked):
             _save(run, log, step, state, results or {}, signum if is_asked else None)
         if is_asked:
             raise Interrupted(signum, step)
         return min(best, value) if step else best
 
-    is_missing = sharding.is_main_process() and log.is_evaluation_missing(start, eval_every)
+    is_missing = sharding.is_main_process() and log.is_evaluation_missing(start)
     is_missing = multihost.from_main("what the log holds", is_missing)
     if evaluators and (start == 0 or is_missing):
         best = look_and_save(start, state)
@@ -134,7 +135,7 @@ def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
     """Batches `start` to the end, on the devices; time spent waiting for them is counted."""
     size = run.loader.batch_size
     rows = sharding.local_rows(run.mesh, size)
-    batches = run.loader.batches(start, run.clock.total_steps, rows)
+    batches = run.loader.batches(start, run.units.total_steps, rows)
     with contextlib.closing(batches):
         for step in itertools.count(start + 1):
             with chrono.waiting(), multihost.within_time(f"the input of step {step}"):
@@ -153,12 +154,19 @@ class StepLog:
     was started, so the device always has work.
     """
 
-    def __init__(self, run: Run, writers: Writers, timing: Writers, progress: TrainingProgress):
+    def __init__(
+        self,
+        run: Run,
+        writers: Writers,
+        timing: Writers,
+        progress: TrainingProgress,
+        *,
+        dtype: str,
+    ):
         self._run, self._writers, self._timing, self._progress = run, writers, timing, progress
-        self._every = run.clock.steps(run.config.log.every, "log.every")
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         devices = run.mesh.devices.flat
-        peak = peak_flops(devices[0].device_kind, run.mesh.size, run.config.model.dtype)
+        peak = peak_flops(devices[0].device_kind, run.mesh.size, dtype)
         self.chrono = Chrono(run.loader.batch_size, peak)
 
     def begin(self, step: int) -> None:
@@ -167,7 +175,7 @@ class StepLog:
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step that has just been started."""
-        if self._pending and self._run.clock.due(self._pending[-1][0], self._every):
+        if self._pending and self._run.units.due(self._pending[-1][0], self._run.log_every):
             self.flush(durable=False)
         self._pending.append((step, metrics))
 
@@ -177,9 +185,9 @@ class StepLog:
         self._writers.flush(durable=durable)
         self._timing.flush(durable=durable)
 
-    def is_evaluation_missing(self, step: int, every: int) -> bool:
+    def is_evaluation_missing(self, step: int) -> bool:
         """Whether the run was stopped before the evaluation that belongs to this step."""
-        is_due = step > 0 and self._run.clock.due(step, every)
+        is_due = step > 0 and self._run.units.due(step, self._run.eval_every)
         return is_due and not is_evaluated(self._run.workdir / "metrics.jsonl", step)
 
     def evaluate(
@@ -228,7 +236,7 @@ class StepLog:
                 self._writers.flush()
                 raise InputError(self._not_finite(step, bad[0], numbers))
             self._writers.write(step, numbers)
-        timing = self.chrono.window(step, self._run.clock.total_steps)
+        timing = self.chrono.window(step, self._run.units.total_steps)
         self._timing.write(step, timing)
         self._progress.update(step, numbers["loss"], timing)
 
@@ -242,21 +250,20 @@ class StepLog:
         )
 
 
-def _writers(run: Run, start: int) -> tuple[Writers, Writers]:
+def _writers(
+    run: Run, start: int, tensorboard: bool, wandb: str | None, settings: dict
+) -> tuple[Writers, Writers]:
     """Destinations of metrics and of timing; lines after the restored step are dropped."""
-    log, path = run.config.log, run.workdir
     # A run that ended here was evaluated at its end; one that goes on may not be.
-    evaluated = run.clock.due(start, run.clock.steps(run.config.eval.every, "eval.every"))
-    metrics: list[MetricWriter] = [
-        JsonlWriter(path / "metrics.jsonl", resume_step=start, evaluated=evaluated)
-    ]
-    timing: list[MetricWriter] = [JsonlWriter(path / "timing.jsonl", resume_step=start)]
+    evaluated = run.units.due(start, run.eval_every)
     shared: list[MetricWriter] = []
-    if log.tensorboard:
-        shared.append(TensorBoardWriter(path / "tensorboard", resume_step=start))
-    if log.wandb is not None:
-        shared.append(WandbWriter(log.wandb, path, run.config.to_dict()))
-    return Writers(metrics + shared), Writers(timing + shared)
+    if tensorboard:
+        shared.append(TensorBoardWriter(run.workdir / "tensorboard", resume_step=start))
+    if wandb is not None:
+        shared.append(WandbWriter(wandb, run.workdir, settings))
+    metrics = JsonlWriter(run.workdir / "metrics.jsonl", resume_step=start, evaluated=evaluated)
+    timing = JsonlWriter(run.workdir / "timing.jsonl", resume_step=start)
+    return Writers([metrics, *shared]), Writers([timing, *shared])
 
 
 def describe_end(state: TrainState, workdir: str, seconds: float) -> str:

@@ -9,15 +9,15 @@ import optax
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
-from negclip_jax.training.durations import Clock
+from negclip_jax.training.config import StepUnits
 
 
 def learning_rate(
-    *, lr: float, schedule: str, warmup: str, end_lr: float, clock: Clock
+    *, lr: float, schedule: str, warmup: str, end_lr: float, units: StepUnits
 ) -> optax.Schedule:
     """Linear warm-up from 0 to `lr`, then constant, or cosine or linear decay to `end_lr`."""
-    warmup_steps = clock.steps(warmup, "optim.warmup")
-    decay_steps = max(1, clock.total_steps - warmup_steps)
+    warmup_steps = units.steps(warmup, "optim.warmup")
+    decay_steps = max(1, units.total_steps - warmup_steps)
     after = {
         "constant": optax.constant_schedule(lr),
         "cosine": optax.cosine_decay_schedule(lr, decay_steps, alpha=end_lr / lr if lr else 0.0),

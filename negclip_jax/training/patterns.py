@@ -1,4 +1,4 @@
-"""Ordered regular-expression rules over parameter names.
+"""Ordered regular-expression rules over parameter names, and what they divide.
 
 A name is the path of a parameter joined by slashes. Parameters of a tower's blocks are stored
 stacked, one leading axis for all layers, but named one by one (`text/blocks/3/mlp/fc1/kernel`), so
@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from negclip_jax.common.errors import InputError
 
@@ -19,29 +19,12 @@ STACKED = "blocks"  # name of the subtree whose leaves have a leading layer axis
 Path = tuple[str, ...]
 
 
-def flatten(tree: dict) -> dict[Path, Any]:
-    """Nested dict to `{path: leaf}`, in the order of `jax.tree`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
-
-
-def unflatten(leaves: dict[Path, Any]) -> dict:
-    """Inverse of `flatten`."""
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
-
-
 def names(path: Path, leaf: Any) -> list[str]:
     """Names of one parameter array: one, or one per layer where layers are stacked."""
     if STACKED not in path:
         return ["/".join(path)]
-    at = path.index(STACKED) + 1
-    return ["/".join((*path[:at], str(i), *path[at:])) for i in range(leaf.shape[0])]
+    layer = path.index(STACKED) + 1
+    return ["/".join((*path[:layer], str(i), *path[layer:])) for i in range(leaf.shape[0])]
 
 
 def first_match(all_names: Iterable[str], rules: Sequence[tuple[str, Any]], what: str) -> dict:
@@ -53,7 +36,13 @@ def first_match(all_names: Iterable[str], rules: Sequence[tuple[str, Any]], what
     malformed = [rule for rule in rules if not isinstance(rule, tuple | list) or len(rule) != 2]
     if malformed:
         raise InputError(f"{what}: a rule is a pair (regex, value), not {malformed[0]!r}")
-    compiled = [(compile_rule(pattern, what), value) for pattern, value in rules]
+    compiled = []
+    for pattern, value in rules:
+        try:
+            compiled.append((re.compile(pattern), value))
+        except (re.error, TypeError) as error:
+            message = f"{what}: {pattern!r} is not a regular expression: {error}"
+            raise InputError(message) from error
     values, used, uncovered = {}, set(), []
     for name in all_names:
         hits = [i for i, (pattern, _) in enumerate(compiled) if pattern.fullmatch(name)]
@@ -72,25 +61,30 @@ def first_match(all_names: Iterable[str], rules: Sequence[tuple[str, Any]], what
 
 def resolve(tree: dict, rules: Sequence[tuple[str, Any]], what: str) -> dict:
     """Tree of the rules' values: a scalar per leaf, or `[layers, 1, ...]` where layers differ."""
-    leaves = flatten(tree)
+    leaves = dict(sorted(flatten_dict(tree).items()))
     values = first_match((n for p, x in leaves.items() for n in names(p, x)), rules, what)
-    return unflatten(
-        {path: _collapse([values[n] for n in names(path, x)], x) for path, x in leaves.items()}
-    )
+
+    def of_leaf(path: Path, leaf: Any) -> Any:
+        each = [values[name] for name in names(path, leaf)]
+        if len(set(each)) == 1:
+            return each[0]
+        return np.asarray(each).reshape(-1, *[1] * (len(leaf.shape) - 1))  # broadcasts over a layer
+
+    return unflatten_dict({path: of_leaf(path, leaf) for path, leaf in leaves.items()})
 
 
 def trainable(tree: dict, freeze: Sequence[str]) -> dict:
     """Tree of booleans (or `[layers, 1, ...]` boolean arrays): which parameters are trained."""
-    rules = [(pattern, False) for pattern in freeze]
-    return resolve(tree, [*rules, (".*", True)], "optim.freeze") if rules else _all_true(tree)
+    return resolve(tree, [*((pattern, False) for pattern in freeze), (".*", True)], "optim.freeze")
 
 
 def partition(tree: dict, trainable: dict) -> tuple[dict, dict]:
     """Splits a tree into the leaves that are trained, at least in part, and the frozen ones."""
-    trained = flatten(trainable)
-    leaves = flatten(tree)
-    kept = {path: leaf for path, leaf in leaves.items() if np.any(trained[path])}
-    return unflatten(kept), unflatten({p: leaf for p, leaf in leaves.items() if p not in kept})
+    is_trained = flatten_dict(trainable)
+    parts: tuple[dict, dict] = {}, {}
+    for path, leaf in flatten_dict(tree).items():
+        parts[0 if np.any(is_trained[path]) else 1][path] = leaf
+    return unflatten_dict(parts[0]), unflatten_dict(parts[1])
 
 
 def trained_part(tree: dict, trainable: dict) -> dict:
@@ -100,25 +94,7 @@ def trained_part(tree: dict, trainable: dict) -> dict:
 
 def merge(a: dict, b: dict) -> dict:
     """Inverse of `partition`."""
-    return unflatten(flatten(a) | flatten(b))
-
-
-def compile_rule(pattern: str, what: str) -> re.Pattern:
-    """Compiles one pattern; InputError names the configuration key `what` where it cannot."""
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise InputError(f"{what}: {pattern!r} is not a regular expression: {error}") from error
-
-
-def _all_true(tree: dict) -> dict:
-    return jax.tree.map(lambda _: True, tree)
-
-
-def _collapse(values: list, leaf: Any) -> Any:
-    if len(set(values)) == 1:
-        return values[0]
-    return np.asarray(values).reshape(-1, *[1] * (len(leaf.shape) - 1))
+    return unflatten_dict(flatten_dict(a) | flatten_dict(b))
 
 
 def _some(items: Iterable[str], n: int = 3) -> str:

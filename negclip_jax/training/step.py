@@ -1,8 +1,16 @@
-"""The only compiled training code: one update, and the loss of a validation batch."""
+"""The compiled code of training: one update, and the loss of a validation batch.
+
+Read from the bottom: `make_train_step` is the update, `Objective.loss` what it differentiates,
+`map_microbatches` how the towers of a big batch fit into memory, and `CompiledStep` what the loop
+calls. The loss functions themselves are in `objectives`.
+"""
 
 import dataclasses
+import logging
 import math
+import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +21,102 @@ from jax.sharding import Mesh
 
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
-from negclip_jax.training.logits import Blocks
-from negclip_jax.training.losses import contrastive_loss, sigmoid_loss
-from negclip_jax.training.microbatch import map_microbatches
-from negclip_jax.training.state import TrainState
+from negclip_jax.training.objectives import OBJECTIVES, Blocks
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+Rows = TypeVar("Rows")
+Features = TypeVar("Features")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one update turns into the next: everything that changes from step to step.
+
+    Attributes:
+      step: int32 scalar: updates done = index of the next batch = name of the checkpoint.
+      params: trained parameters, float32. Frozen ones are an argument of the step, not state.
+      opt_state: optimizer state of `params`.
+      ema: running average of `params`, or None.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    ema: dict | None
+
+    @classmethod
+    def create(cls, params: dict, tx: optax.GradientTransformation, *, ema: bool) -> "TrainState":
+        """The state before the first update; `params` may be shapes under `jax.eval_shape`."""
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return cls(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+
+    @classmethod
+    def placements(
+        cls,
+        params: dict,
+        tx: optax.GradientTransformation,
+        of_params: dict,
+        mesh: Mesh,
+        *,
+        ema: bool,
+    ) -> "TrainState":
+        """Placement of each array of the state; optimizer moments lie where their parameter lies.
+
+        Args:
+          params: trained parameters or their shapes.
+          tx: the optimizer.
+          of_params: tree of placements, one per parameter.
+          mesh: over which everything else is replicated.
+          ema: whether there is a running average.
+        """
+        replicated = sharding.replicated(mesh)
+        of_moments = optax.tree_map_params(
+            tx,
+            lambda _, placement: placement,
+            jax.eval_shape(tx.init, params),
+            of_params,
+            transform_non_params=lambda _: replicated,
+        )
+        return cls(replicated, of_params, of_moments, of_params if ema else None)
+
+
+def map_microbatches(
+    encode: Callable[[Any, Rows], Features],
+    params: Any,
+    batch: Rows,
+    count: int,
+    mesh: Mesh | None = None,
+) -> Features:
+    """`encode(params, batch)`, computed in `count` parts and differentiated one part at a time.
+
+    The gradient cache (Gao et al., 2021, https://arxiv.org/abs/2101.06983): the exact gradient of a
+    big contrastive batch in a small batch's memory. A contrastive loss does not split over the
+    batch, its encoders do. So the encoders run over micro-batches, the loss over all features, and
+    the backward pass recomputes one micro-batch at a time. Summing the losses of micro-batches, the
+    usual accumulation, is another objective.
+
+    Args:
+      encode: function of parameters and a tree of arrays `[B, ...]` that treats the parts of the
+        batch independently, returning such a tree.
+      params: tree of arrays.
+      batch: tree of arrays whose leading axes `devices * count` divides.
+      count: number of micro-batches; 1 calls `encode` as it is.
+      mesh: over which the leading axes are split; None stands for one device.
+    """
+    if count == 1:
+        return encode(params, batch)
+
+    def on_device(params: Any, rows: Rows) -> Features:
+        # Each device cuts its own rows into parts, so that no row moves, and adds up the gradient
+        # of `params` over its parts by itself; the devices' gradients are summed once, after the
+        # last part. The checkpoint is what makes the backward pass encode each part again.
+        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+        features = jax.lax.map(jax.checkpoint(lambda part: encode(params, part)), parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
+
+    return sharding.per_device(mesh, on_device)(params, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +129,11 @@ class Objective:
     Attributes:
       graphdef: static part of the model, see `models.clip.split`.
       mean, std: per-channel constants of the preprocessing, in units of pixel / 255.
-      microbatches: parts in which the towers run, see `microbatch`.
+      microbatches: parts in which the towers run, see `map_microbatches`.
       mesh: over which batches are split; None stands for one device.
-      logit_block_mib: bound on the logits that a device holds at a time, see `logits`.
-      foil_weight: see `losses.contrastive_loss`.
+      logit_block_mib: bound on the logits that a device holds at a time, see `objectives.Blocks`.
+      foil_weight: see `objectives.contrastive_loss`.
+      name: key of `objectives.OBJECTIVES`.
     """
 
     graphdef: nnx.GraphDef
@@ -45,25 +143,29 @@ class Objective:
     mesh: Mesh | None = None
     logit_block_mib: float = math.inf
     foil_weight: float = 1.0
+    name: str = "contrastive"
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
-        """Loss of all parameters on a batch, contrastive or SigLIP's, and its accuracies."""
+        """Scalar loss of all parameters on a batch, and its accuracies."""
         params = sharding.whole(self.mesh, params)
-        rows = {name: batch[name] for name in ("image", "feature", "text") if name in batch}
-        features = map_microbatches(self._encode, params, rows, self.microbatches, self.mesh)
-        texts = features["text"].reshape(len(features["image"]), -1, features["text"].shape[-1])
-        has_foils = texts.shape[1] > 1
-        captions = {
-            "foil_BxKxD": texts[:, 1:] if has_foils else None,
+        encoder_inputs = {k: batch[k] for k in ("image", "feature", "text") if k in batch}
+        features = map_microbatches(
+            self._encode, params, encoder_inputs, self.microbatches, self.mesh
+        )
+        image_BxD = features["image"]
+        # Texts come as caption, its K foils, the next caption: [B * (1 + K), D].
+        text_BxTxD = features["text"].reshape(len(image_BxD), -1, features["text"].shape[-1])
+        has_foils = text_BxTxD.shape[1] > 1
+        loss_kwargs = {
+            "foil_BxKxD": text_BxTxD[:, 1:] if has_foils else None,
             "foil_mask_BxK": batch["foil_mask"] if has_foils else None,
             "foil_weight": self.foil_weight,
             "mask_B": batch.get("mask"),
             "blocks": Blocks(self.mesh, self.logit_block_mib),
         }
-        scored = (features["image"], texts[:, 0], params["logit_scale"])
-        if "logit_bias" in params:  # SigLIP, which is defined by it
-            return sigmoid_loss(*scored, params["logit_bias"], **captions)
-        return contrastive_loss(*scored, **captions)
+        loss, scalars = OBJECTIVES[self.name]
+        learned = (params[scalar] for scalar in scalars)
+        return loss(image_BxD, text_BxTxD[:, 0], *learned, **loss_kwargs)
 
     def encode_image(self, params: dict, image: Array) -> Array:
         """Features float32 `[B, D]` of pixels, uint8 `[B, H, W, 3]`."""
@@ -75,12 +177,12 @@ class Objective:
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return (image.astype(jnp.float32) / 255 - mean) / std
 
-    def _encode(self, params: dict, rows: Batch) -> Batch:
+    def _encode(self, params: dict, encoder_inputs: Batch) -> Batch:
         model = nnx.merge(self.graphdef, params)
-        text = model.encode_text(rows["text"])
-        if "feature" in rows:
-            return {"image": rows["feature"], "text": text}
-        return {"image": model.encode_image(self.normalise(rows["image"])), "text": text}
+        text = model.encode_text(encoder_inputs["text"])
+        if "feature" in encoder_inputs:  # of a frozen vision tower, computed before training
+            return {"image": encoder_inputs["feature"], "text": text}
+        return {"image": model.encode_image(self.normalise(encoder_inputs["image"])), "text": text}
 
 
 def make_train_step(
@@ -116,3 +218,44 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step
+
+
+class CompiledStep:
+    """The train step, compiled once for each of the few shapes that packed batches have.
+
+    Compiling is explicit, so that a batch that does not fit into memory fails in minute one with
+    numbers, and a new shape in the middle of a run is a line in the log, not an unexplained pause.
+    """
+
+    def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
+        placements = jax.tree.map(lambda x: x.sharding, state)
+        # The state that goes in is given away: its memory becomes that of the one that comes out.
+        self._jitted = jax.jit(
+            step, donate_argnums=0, out_shardings=(placements, sharding.replicated(mesh))
+        )
+        self._compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
+        return self.compiled_for(state, frozen, batch)(state, frozen, batch)
+
+    def compiled_for(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
+        """The program for a batch of these shapes."""
+        shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
+            started = time.monotonic()
+            compiled = self._jitted.lower(state, frozen, batch).compile()
+            seconds, memory = time.monotonic() - started, compiled.memory_analysis()
+            is_packed = isinstance(batch["text"], dict)
+            ids = batch["text"]["ids"] if is_packed else batch["text"]
+            logging.info(
+                "compiled the training step for text %d x %d (%s) in %.1f s%s",
+                *ids.shape,
+                "packed" if is_packed else "padded",
+                seconds,
+                ""
+                if memory is None
+                else f"; per device {memory.argument_size_in_bytes / 2**20:.1f} MiB arguments and "
+                f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporaries",
+            )
+            self._compiled[shapes] = compiled
+        return self._compiled[shapes]

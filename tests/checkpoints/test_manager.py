@@ -22,20 +22,20 @@ from negclip_jax.checkpoints.frozen import save_frozen
 from negclip_jax.checkpoints.manager import Checkpoints, restore_params
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
-from negclip_jax.training import state as train_state
+from negclip_jax.training.step import TrainState
 
 TX = optax.adam(1e-3)
 
 
-def make_state(step: int, *, ema: bool = True) -> train_state.TrainState:
+def make_state(step: int, *, ema: bool = True) -> TrainState:
     """A small state whose every number tells the step."""
     params = {"w": jnp.full((50, 100), step, jnp.float32), "b": jnp.arange(3.0) + step}
-    state = train_state.create(params, TX, ema=ema)
+    state = TrainState.create(params, TX, ema=ema)
     average = jax.tree.map(lambda x: x / 2, params) if ema else None
-    return train_state.TrainState(jnp.int32(step), params, state.opt_state, average)
+    return TrainState(jnp.int32(step), params, state.opt_state, average)
 
 
-def abstract(state: train_state.TrainState) -> train_state.TrainState:
+def abstract(state: TrainState) -> TrainState:
     return manager.abstract_of(state, jax.tree.map(lambda x: x.sharding, state))
 
 
@@ -182,12 +182,12 @@ def running_threads() -> set[threading.Thread]:
     return {t for t in threading.enumerate() if not t.name.startswith("asyncio")}
 
 
-def random_state(step: int) -> train_state.TrainState:
+def random_state(step: int) -> TrainState:
     """Like `make_state`, but numbers that do not compress."""
     state = make_state(step)
     rng = np.random.default_rng(step)
     noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state.params)
-    return train_state.TrainState(state.step, noise, state.opt_state, noise)
+    return TrainState(state.step, noise, state.opt_state, noise)
 
 
 def test_a_disk_that_fails_while_saving(opened, tmp_path):

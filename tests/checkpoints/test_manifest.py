@@ -17,20 +17,20 @@ from negclip_jax.checkpoints import manager, manifest
 from negclip_jax.checkpoints.frozen import restore_frozen, save_frozen
 from negclip_jax.checkpoints.manager import Checkpoints, restore_params
 from negclip_jax.common.errors import InputError
-from negclip_jax.training import state as train_state
+from negclip_jax.training.step import TrainState
 
 TX = optax.adam(1e-3)
 
 
-def make_state(step: int) -> train_state.TrainState:
+def make_state(step: int) -> TrainState:
     """Numbers that do not compress and tell the step."""
     rng = np.random.default_rng(step)
     params = {"w": jnp.asarray(rng.normal(size=(50, 100)), jnp.float32), "b": jnp.zeros(3) + step}
-    state = train_state.create(params, TX, ema=False)
-    return train_state.TrainState(jnp.int32(step), params, state.opt_state, None)
+    state = TrainState.create(params, TX, ema=False)
+    return TrainState(jnp.int32(step), params, state.opt_state, None)
 
 
-def abstract(state: train_state.TrainState) -> train_state.TrainState:
+def abstract(state: TrainState) -> TrainState:
     return manager.abstract_of(state, jax.tree.map(lambda x: x.sharding, state))
 
 

@@ -1,4 +1,4 @@
-"""Counted operations against those of XLA's own analysis and of other ways to count."""
+"""Counted operations against those of XLA and of other ways to count; of a batch in any form."""
 
 import dataclasses
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.models import clip, flops
+from negclip_jax.models.flops import StepFlops
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,44 @@ def test_what_is_read_is_less_and_agrees_where_all_is_read(config):
     assert flops.text_forward_read(config.text, 96, one_token) == pytest.approx(
         flops.text_forward(config.text, 96, one_token)
     )
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_config) -> Ragged:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 20, 16)
+    ids = rng.integers(0, 500, lengths.sum()).astype(np.int32)
+    ids[np.cumsum(lengths) - 1] = tiny_config.text.eos_token_id
+    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@pytest.fixture(scope="module")
+def forward(tiny_config, texts) -> float:
+    return flops.text_forward(tiny_config.text, tiny_config.projection_dim, texts.lengths)
+
+
+def test_padded_and_packed_captions_are_the_same_work(tiny_config, texts, forward):
+    work = StepFlops(tiny_config, trains_text=True, trains_vision=False)
+    captions = np.arange(16)
+    packing = Packing(per_shard=8, row_length=32, slots=4, rows=9, row_step=1)
+    for text in (texts.padded(captions, 24), packing.pack(texts, captions)):
+        assert work({"text": text, "feature": np.zeros((16, 40))}) == 3 * forward
+
+
+def test_images_count_where_they_are_encoded(tiny_config, texts, forward):
+    images = np.zeros((16, 32, 32, 3), np.uint8)
+    batch = {"text": texts.padded(np.arange(16), 24), "image": images}
+    vision = 16 * flops.vision_forward(tiny_config)
+    assert StepFlops(tiny_config, True, False)(batch) == pytest.approx(3 * forward + vision)
+    assert StepFlops(tiny_config, True, True)(batch) == pytest.approx(3 * (forward + vision))
+
+
+def test_what_is_trained_is_read_from_the_tree(tiny_config):
+    trainable = {
+        "text": {"a": np.array([False, True])},
+        "text_projection": False,
+        "vision": {"a": np.array([False, False])},
+        "visual_projection": np.array(False),
+        "logit_scale": True,
+    }
+    assert StepFlops.of(tiny_config, trainable) == StepFlops(tiny_config, True, False)

@@ -34,8 +34,8 @@ from negclip_jax.embeddings import feature_files
 from negclip_jax.embeddings.feature_files import FeatureFiles
 from negclip_jax.interop import export
 from negclip_jax.interop.readers import read_any
-from negclip_jax.training import state as train_state
 from negclip_jax.training.loop import train
+from negclip_jax.training.step import TrainState
 
 __all__ = ["bucket", "served"]  # fixtures
 RUN = "gs://tiny/run"
@@ -211,7 +211,7 @@ def test_a_slow_bucket_is_waited_for_with_a_word_and_not_by_the_training(
     bucket.delay = 0.1
     started = time.monotonic()
     params = {"w": jnp.zeros((50, 100))}
-    checkpoints.save(1, train_state.create(params, optax.adam(1e-3), ema=False), {})
+    checkpoints.save(1, TrainState.create(params, optax.adam(1e-3), ema=False), {})
     assert not [n for n in bucket.names("gs://tiny/slow") if n.endswith(manifest.NAME)]
     returned = time.monotonic() - started
     checkpoints.wait()

@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import traverse_util
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import optim, patterns
-from negclip_jax.training.durations import Clock
+from negclip_jax.training.config import StepUnits
 
-CLOCK = Clock(batch_size=8, steps_per_epoch=10, total_steps=100)
+UNITS = StepUnits(batch_size=8, steps_per_epoch=10, total_steps=100)
 PLAIN = {
     "beta1": 0.9,
     "beta2": 0.999,
@@ -25,7 +26,7 @@ PLAIN = {
 
 def schedule(**changes):
     keys = {"lr": 0.5, "schedule": "constant", "warmup": "0 steps", "end_lr": 0.0}
-    return optim.learning_rate(**(keys | changes), clock=CLOCK)
+    return optim.learning_rate(**(keys | changes), units=UNITS)
 
 
 def test_constant_schedule():
@@ -91,7 +92,7 @@ def run_torch(params, gradients, lr, groups, clip_norm=None):
     """PyTorch's AdamW; `groups` maps a name and layer to (lr multiplier, weight decay)."""
     tensors = {
         (path, layer): torch.nn.Parameter(torch.tensor(x if layer is None else x[layer]))
-        for path, x in patterns.flatten(params).items()
+        for path, x in traverse_util.flatten_dict(params).items()
         for layer in (range(len(x)) if "blocks" in path else [None])
     }
     settings = {key: groups("/".join(key[0]), key[1]) for key in tensors}
@@ -99,7 +100,7 @@ def run_torch(params, gradients, lr, groups, clip_norm=None):
         [{"params": [t], "lr": lr, "weight_decay": settings[key][1]} for key, t in tensors.items()]
     )
     for step, gradient in enumerate(gradients):
-        flat = patterns.flatten(gradient)
+        flat = traverse_util.flatten_dict(gradient)
         for (path, layer), tensor in tensors.items():
             g = flat[path] if layer is None else flat[path][layer]
             tensor.grad = torch.tensor(g)
@@ -109,11 +110,11 @@ def run_torch(params, gradients, lr, groups, clip_norm=None):
             group["lr"] = lr * (1 + step / 10) * settings[key][0]
         optimizer.step()
     result = {}
-    for path, x in patterns.flatten(params).items():
+    for path, x in traverse_util.flatten_dict(params).items():
         layers = range(len(x)) if "blocks" in path else [None]
         parts = [tensors[path, layer].detach().numpy() for layer in layers]
         result[path] = parts[0] if layers == [None] else np.stack(parts)
-    return patterns.unflatten(result)
+    return traverse_util.unflatten_dict(result)
 
 
 def random_gradients(params, scale=1.0):

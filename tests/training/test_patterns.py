@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
@@ -21,7 +22,8 @@ def tree() -> dict:
 
 
 def all_names(tree) -> list[str]:
-    return [n for path, x in patterns.flatten(tree).items() for n in patterns.names(path, x)]
+    leaves = sorted(traverse_util.flatten_dict(tree).items())
+    return [name for path, leaf in leaves for name in patterns.names(path, leaf)]
 
 
 def test_layers_of_stacked_blocks_have_names_of_their_own(tree):
@@ -37,12 +39,6 @@ def test_layers_of_stacked_blocks_have_names_of_their_own(tree):
         "vision/blocks/0/mlp/kernel",
         "vision/blocks/1/mlp/kernel",
     ]
-
-
-def test_flatten_and_unflatten_are_inverse(tree):
-    again = patterns.unflatten(patterns.flatten(tree))
-    assert jax.tree.structure(again) == jax.tree.structure(tree)
-    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True))
 
 
 def test_the_first_rule_that_matches_wins():
@@ -103,7 +99,7 @@ def test_partition_keeps_an_array_of_which_a_layer_is_trained(tree):
         "logit_scale",
         *(f"text/blocks/{i}/mlp/{part}" for i in range(3) for part in ("kernel", "bias")),
     }
-    assert set(patterns.flatten(frozen)) == {
+    assert set(traverse_util.flatten_dict(frozen)) == {
         ("text", "ln_final", "scale"),
         ("vision", "blocks", "mlp", "kernel"),
     }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import traverse_util
 from PIL import Image
 
 from bench.published_recipe import PublishedRecipe
@@ -111,9 +112,9 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
 
     def load(directory) -> dict:
         params = huggingface.load_params(directory, huggingface.read_config(directory))
-        return {"/".join(path): x for path, x in patterns.flatten(params).items()}
+        return {"/".join(path): x for path, x in traverse_util.flatten_dict(params).items()}
 
-    after = patterns.flatten(jax.device_get(patterns.merge(run.frozen, state.params)))
+    after = traverse_util.flatten_dict(jax.device_get(patterns.merge(run.frozen, state.params)))
     return {
         "losses": (np.array(ours), np.array(theirs)),
         "ours": {"/".join(path): x for path, x in after.items()},

@@ -13,8 +13,7 @@ from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
 from negclip_jax.training import optim, patterns
-from negclip_jax.training import state as train_state
-from negclip_jax.training.step import Objective, make_train_step
+from negclip_jax.training.step import Objective, TrainState, make_train_step
 
 BATCH = 56  # neither 56 nor 7 = 56 / 8 is another size of the tiny model
 FREEZE = ("vision/.*", "visual_projection", "text/ln_final/.*")
@@ -44,7 +43,7 @@ class ShardedStep:
             lr_rules=((".*", 1.0),),
         )
         trained, frozen = patterns.partition(sharding.put(params, places), mask)
-        state_places = train_state.shardings(
+        state_places = TrainState.placements(
             trained,
             tx,
             self.mesh,
@@ -52,7 +51,7 @@ class ShardedStep:
             ema=True,
             min_shard_size=MIN_SHARD_SIZE,
         )
-        state = jax.jit(lambda p: train_state.create(p, tx, ema=True), out_shardings=state_places)(
+        state = jax.jit(lambda p: TrainState.create(p, tx, ema=True), out_shardings=state_places)(
             trained
         )
         step = make_train_step(

@@ -7,8 +7,7 @@ import pytest
 
 from bench.hlo import Program
 from negclip_jax.runtime import sharding
-from negclip_jax.training.logits import WHOLE, Blocks
-from negclip_jax.training.losses import contrastive_loss, sigmoid_loss
+from negclip_jax.training.objectives import WHOLE, Blocks, contrastive_loss, sigmoid_loss
 
 B, K, D = 48, 2, 20  # on 8 devices 6 rows each, a number no other axis has
 ROW_MIB = 4 * B / 2**20

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from negclip_jax.runtime import sharding
-from negclip_jax.training import state as train_state
+from negclip_jax.training.step import TrainState
 
 PARAMS = {"w": np.zeros((64, 32), np.float32), "b": np.ones(32, np.float32)}
 RULES = {"w": "fsdp", "b": "fsdp"}
@@ -25,8 +25,9 @@ def adam():
 
 @pytest.mark.parametrize("ema", [False, True])
 def test_moments_and_average_lie_where_their_parameter_lies(mesh, ema):
-    places = train_state.shardings(PARAMS, adam(), mesh, RULES, ema=ema, min_shard_size=64)
-    state = jax.eval_shape(lambda: train_state.create(PARAMS, adam(), ema=ema))
+    of_params = sharding.of_parameters(mesh, PARAMS, RULES, min_shard_size=64)
+    places = TrainState.placements(PARAMS, adam(), of_params, mesh, ema=ema)
+    state = jax.eval_shape(lambda: TrainState.create(PARAMS, adam(), ema=ema))
     assert jax.tree.structure(places) == jax.tree.structure(state)
     (moments,) = [
         s for s in jax.tree.leaves(places.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
@@ -40,7 +41,7 @@ def test_moments_and_average_lie_where_their_parameter_lies(mesh, ema):
 
 
 def test_a_new_state_counts_from_zero_and_averages_a_copy():
-    state = train_state.create(jax.tree.map(jnp.asarray, PARAMS), adam(), ema=True)
+    state = TrainState.create(jax.tree.map(jnp.asarray, PARAMS), adam(), ema=True)
     assert state.step.dtype == jnp.int32 and int(state.step) == 0
     assert state.ema["w"] is not state.params["w"]
     np.testing.assert_array_equal(state.ema["b"], PARAMS["b"])

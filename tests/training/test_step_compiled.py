@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from negclip_jax.runtime import sharding
-from negclip_jax.training import state as train_state
-from negclip_jax.training.compiled import CompiledStep
+from negclip_jax.training.step import CompiledStep, TrainState
 
 TX = optax.sgd(1.0)
 
@@ -20,7 +19,7 @@ def step(state, frozen, batch):
     text = batch["text"]
     total = (text["ids"] if isinstance(text, dict) else text).sum()
     params = {"w": state.params["w"] + frozen["v"] + total}
-    return train_state.TrainState(state.step + 1, params, state.opt_state, None), {"total": total}
+    return TrainState(state.step + 1, params, state.opt_state, None), {"total": total}
 
 
 def padded(rows: int, length: int) -> dict:
@@ -32,7 +31,7 @@ def setting(caplog):
     caplog.set_level(logging.INFO)
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:1])
     placed = jax.device_put({"w": jnp.zeros(3)}, sharding.replicated(mesh))
-    create = jax.jit(lambda p: train_state.create(p, TX, ema=False))
+    create = jax.jit(lambda p: TrainState.create(p, TX, ema=False))
     state, frozen = create(placed), {"v": jnp.float32(1.0)}
     return CompiledStep(step, state, frozen, mesh), state, frozen
 

@@ -4,8 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from negclip_jax.training.losses import contrastive_loss, l2_normalise
+from negclip_jax.common.errors import InputError
+from negclip_jax.training.objectives import (
+    OBJECTIVES,
+    check_objective,
+    contrastive_loss,
+    l2_normalise,
+)
+from negclip_jax.training.step import Objective
 
 B, K, D = 6, 3, 5
 LOG_SCALE = 1.7
@@ -171,3 +179,30 @@ def test_low_precision_features_give_a_float32_loss(features):
 def test_normalised_rows_have_length_one(features):
     lengths = np.linalg.norm(l2_normalise(features["image"]), axis=-1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+
+
+def test_an_objective_is_chosen_by_its_name():
+    clip, siglip = {"logit_scale": 0}, {"logit_scale": 0, "logit_bias": 0}
+    assert check_objective("contrastive", clip) == check_objective("contrastive", siglip)
+    assert check_objective("sigmoid", siglip) == "sigmoid"
+    with pytest.raises(InputError, match=r"train\.objective: 'clip' is none of contrastive, sig"):
+        check_objective("clip", clip)
+    message = r"train\.objective=sigmoid needs logit_bias, .*can be trained with contrastive$"
+    with pytest.raises(InputError, match=message):
+        check_objective("sigmoid", clip)
+
+
+def test_a_new_objective_is_a_function_and_a_line(features, monkeypatch):
+    def distance(image_BxD, text_BxD, *, mask_B, **_):
+        return jnp.abs(image_BxD - text_BxD).sum(), {"pairs": jnp.float32(len(image_BxD))}
+
+    class Model(nnx.Module):
+        def encode_text(self, text):
+            return text
+
+    monkeypatch.setitem(OBJECTIVES, "distance", (distance, ()))
+    objective = Objective(nnx.split(Model())[0], (0.5,) * 3, (0.5,) * 3, name="distance")
+    batch = {"feature": features["image"], "text": features["text"]}
+    loss, metrics = objective.loss({}, batch)
+    np.testing.assert_allclose(loss, np.abs(features["image"] - features["text"]).sum(), rtol=1e-6)
+    assert metrics == {"pairs": B}

@@ -9,8 +9,7 @@ from tiny_runs import random_batch
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
-from negclip_jax.training.microbatch import map_microbatches
-from negclip_jax.training.step import Objective
+from negclip_jax.training.step import Objective, map_microbatches
 
 BATCH = 16
 

@@ -11,9 +11,8 @@ from interop import tiny
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from negclip_jax.training import optim, patterns
-from negclip_jax.training import state as train_state
-from negclip_jax.training.losses import sigmoid_loss
-from negclip_jax.training.step import Objective, make_train_step
+from negclip_jax.training.objectives import sigmoid_loss
+from negclip_jax.training.step import Objective, TrainState, make_train_step
 
 B, K, D = 6, 3, 5
 SCALE, BIAS = jnp.float32(1.7), jnp.float32(-2.5)
@@ -110,7 +109,7 @@ def tuned(tmp_path_factory):
         weight_decay_rules=((".*", 1.0),),
         lr_rules=((".*", 1.0),),
     )
-    objective = Objective(graphdef, (0.5,) * 3, (0.5,) * 3)
+    objective = Objective(graphdef, (0.5,) * 3, (0.5,) * 3, name="sigmoid")
     step = make_train_step(objective, tx, schedule=rate, logit_scale_max=None, ema_decay=None)
     rng = np.random.default_rng(0)
     batch = {
@@ -118,7 +117,7 @@ def tuned(tmp_path_factory):
         "text": jnp.asarray(rng.integers(2, 99, (16, 12))),
         "foil_mask": jnp.ones((8, 1), bool),
     }
-    step, state, metrics = jax.jit(step), train_state.create(trained, tx, ema=False), []
+    step, state, metrics = jax.jit(step), TrainState.create(trained, tx, ema=False), []
     for _ in range(40):
         state, numbers = step(state, frozen, batch)
         metrics.append(jax.device_get(numbers))

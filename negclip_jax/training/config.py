@@ -1,0 +1,147 @@
+"""What the values of a configuration must be, what its durations are in steps, and what may change.
+
+A configuration is known here by its *settings*: `{"section.key": value}`.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
+from negclip_jax.runtime import multihost, sharding, workdir
+
+Settings = Mapping[str, Any]
+
+_REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
+_CHOICES = {"model.dtype": ("float32", "bfloat16")}
+_RANGES = {
+    "data.original_fraction": SHARE,
+    "data.foils": NOT_NEGATIVE,
+    "data.max_bad_images": SHARE,
+    "data.workers": NOT_NEGATIVE,
+    "data.threads": POSITIVE,
+    "train.logit_block_mib": NOT_NEGATIVE,
+    "train.ema_decay": SHARE,
+    "optim.lr": NOT_NEGATIVE,
+    "optim.end_lr": NOT_NEGATIVE,
+    "optim.beta1": SHARE,
+    "optim.beta2": SHARE,
+    "optim.eps": NOT_NEGATIVE,
+    "optim.clip_norm": NOT_NEGATIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "checkpoint.keep": POSITIVE,
+    "mesh.min_shard_size": NOT_NEGATIVE,
+    "runtime.timeout": POSITIVE,
+    "runtime.silence": POSITIVE,
+}
+# Keys that may change between a run and its continuation without changing what it computes.
+_FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
+_FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
+_FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
+_FREE += ("train.logit_block_mib",)
+# Keys that may differ between processes: paths, for what they lead to is compared, and speed.
+_OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
+_OF_ONE_HOST += ("eval.data", "runtime.process_id", "runtime.compilation_cache")
+
+_DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")
+
+
+def check_settings(settings: Settings) -> None:
+    """InputError for the first value that is missing or makes no sense; None may switch off."""
+    for key in _REQUIRED:
+        if settings[key] is None:
+            raise InputError(f"config.{key} is not set: pass --config.{key}=...")
+    check_values(settings.__getitem__, _CHOICES, _RANGES, prefix="config.")
+
+
+def of_all_processes(settings: Settings) -> Settings:
+    """The settings that must be the same in all processes of a run."""
+    return {key: value for key, value in settings.items() if key not in _OF_ONE_HOST}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepUnits:
+    """Converts durations such as "15 epochs", "100_000 examples" or "10 percent" into steps.
+
+    Attributes:
+      batch_size: examples a step.
+      steps_per_epoch: full batches in one pass over the training pairs.
+      total_steps: length of the run; None until it is known, then "percent" has no meaning.
+    """
+
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int | None = None
+
+    def steps(self, duration: str, what: str) -> int:
+        """Steps of a duration, rounded to the nearest; at least 1 unless the duration is zero.
+
+        Raises InputError naming the configuration key `what`.
+        """
+        units = {"step": 1.0, "epoch": float(self.steps_per_epoch), "example": 1 / self.batch_size}
+        if self.total_steps is not None:
+            units["percent"] = self.total_steps / 100
+        match = _DURATION.fullmatch(duration)
+        unit = units.get(match[2].rstrip("s")) if match else None
+        if match is None or unit is None:
+            raise InputError(
+                f"{what}: cannot read {duration!r}; write a number and one of "
+                "steps, epochs, examples, percent, as in '15 epochs'"
+            )
+        amount = float(match[1].replace("_", ""))
+        return max(1, math.floor(amount * unit + 0.5)) if amount else 0
+
+    def due(self, step: int, every: int) -> bool:
+        """True at each multiple of `every` and at the end of the run; never when `every` is 0."""
+        return bool(every) and (step % every == 0 or step == self.total_steps)
+
+
+def record_or_compare(
+    path: epath.Path,
+    description: dict[str, Any],
+    *,
+    defaults: Settings,
+    resumes: bool,
+    allow_change: bool,
+) -> None:
+    """Writes down what a run is, or refuses to resume it as another one.
+
+    What decides the result must be what it was: half a run with another recipe would be neither,
+    and its curves would not say so. Keys of speed, length and logging may change.
+
+    Args:
+      path: of the run.
+      description: what `config.json` is to hold: the sections of the configuration, and digests of
+        the files that decide a run.
+      defaults: settings of a run whose `config.json` lacks the key.
+      resumes: whether the run has a checkpoint to go on from.
+      allow_change: go on all the same, with a warning for each difference.
+    """
+    description = json.loads(json.dumps(description))  # tuples become lists, as in the file
+    if resumes:
+        old = {**defaults, **flatten_dict(workdir.read_config(path), sep=".")}
+        new = flatten_dict(description, sep=".")
+        # A longer run is another one where the learning rate depends on the end.
+        depends_on_end = new["optim.schedule"] != "constant" or "percent" in new["optim.warmup"]
+        free = tuple(key for key in _FREE if not (depends_on_end and key == "train.total"))
+        changed = workdir.differences(old, new)
+        lines = [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
+        fatal = [line for line in lines if not line.startswith(free)]
+        if fatal and not allow_change:
+            raise InputError(
+                f"{path} was started differently: {'; '.join(fatal)}. Use another --workdir, or "
+                "--config.runtime.allow_config_change=True to continue it all the same"
+            )
+        for line in lines:
+            logging.warning("changed since the start of this run: %s", line)
+    multihost.barrier("configurations compared")  # before the file that all of them read changes
+    if sharding.is_main_process():
+        workdir.record(path, description)
