@@ -39,7 +39,7 @@ def test_the_workdir_holds_all_that_describes_the_run(finished_run, make_config)
     recorded = json.loads((workdir / "config.json").read_text())
     assert len(recorded.pop("data_fingerprint")) == 16
     assert recorded.pop("base_files").keys() == {p.name for p in (workdir / "base").iterdir()}
-    config = make_config(finished_run.changes)
+    config = make_config(finished_run.changes | {"train.objective": "contrastive"})  # by its name
     assert recorded == json.loads(json.dumps(config.to_dict()))
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
