@@ -21,6 +21,7 @@ from data_gen.generate import Job, Outcome, note, prepare, run_id_of
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner
 from data_gen.settings import Settings
+from negclip_jax.common import extras
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
 
@@ -33,7 +34,7 @@ def run(config: Settings, out: Path, *, workers: int) -> Outcome:
     try:
         import ray
     except ImportError:
-        raise InputError('--runner=ray needs Ray: pip install "negclip-jax[ray]"') from None
+        raise InputError(f"--runner=ray needs Ray: {extras.install('ray')}") from None
     job = prepare(config)
     with locked(out):
         todo, run_id = asyncio.run(_first_look(job, out))

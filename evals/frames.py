@@ -3,7 +3,7 @@
     python -m evals.frames --videos=MSRVTT/videos/all --out=MSRVTT/frames
 
 writes four JPEG frames of each video, `video7960_frame0.jpg` to `_frame3.jpg`, which the video
-benchmarks then find below the data folders. Needs PyAV (`pip install "negclip-jax[video]"`).
+benchmarks then find below the data folders. Needs PyAV (`pip install -e '.[video]'`).
 
 Rule (negbench, `benchmarks/src/evaluation`): five ticks from the first to the last frame, as whole
 numbers; the frame half-way between two ticks, rounded half to even; the embedding of a video is the

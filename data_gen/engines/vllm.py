@@ -8,6 +8,7 @@ from typing import Any
 
 from data_gen.engines.base import Capabilities, ChatRequest, ChatResult
 from data_gen.engines.openai import fields_of
+from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 
 _GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
@@ -24,7 +25,7 @@ class VLLMEngine:
         try:
             import vllm
         except ImportError:
-            raise InputError('--llm-url=vllm needs vLLM: pip install "negclip-jax[vllm]"') from None
+            raise InputError(f"--llm-url=vllm needs vLLM: {extras.install('vllm')}") from None
         self._vllm, self._model = vllm, model
         self._llm = vllm.LLM(model=model, enable_prefix_caching=True)
         self._waiting: list[tuple[ChatRequest, asyncio.Future]] = []

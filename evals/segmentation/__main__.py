@@ -8,7 +8,7 @@ they are. Phrases with masks are read from PhraseCut (refer_test.json), RefCOCO,
 RefCOCOg (refs(...).p or .json beside instances.json), NegRefCOCOg with COCO's instances, and the
 category names of an instances.json, whichever is below --data, with the photos.
 Writes results.json, phrases.jsonl and report.html into --out. The same command started again
-continues: no phrase is segmented twice. Needs PyTorch: pip install "negclip-jax[torch]".
+continues: no phrase is segmented twice. Needs PyTorch: pip install -e '.[torch]'.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Packages that only some commands need, and the sentence where one is missing.
+"""Packages that only some commands need, and the error message where one is missing.
 
-An extra of pyproject.toml brings them: `pip install "negclip-jax[torch]"`. They are imported at
-the time of the call, so that everything else runs without them.
+An extra of pyproject.toml brings them: `pip install -e '.[torch]'`, in a clone. They are imported
+at the time of the call, so that everything else runs without them.
 """
 
 import importlib
@@ -11,8 +11,12 @@ from negclip_jax.common.errors import InputError
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra, as it is typed into a shell."""
-    return f'pip install "negclip-jax[{extra}]"'
+    """The shell command that installs an extra, for the root of a clone.
+
+    Never by the name negclip-jax: this project is not on the package index, and whoever takes the
+    name there would be installed.
+    """
+    return f"pip install -e '.[{extra}]'"
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:

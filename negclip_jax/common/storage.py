@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from negclip_jax.common import atomic_files
+from negclip_jax.common import atomic_files, extras
 from negclip_jax.common.errors import InputError
 
 # What clients raise beside OSError, once they are loaded.
@@ -62,7 +62,7 @@ def _prepare_client() -> None:
     import fsspec
 
     if importlib.util.find_spec("gcsfs") is None:
-        raise InputError("gs:// needs gcsfs, not installed here: pip install 'negclip-jax[gcs]'")
+        raise InputError(f"gs:// needs gcsfs, not installed here: {extras.install('gcs')}")
     # tensorstore and other machines write there too: a listing that is remembered would be wrong.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
 

@@ -1,4 +1,4 @@
-"""Whatever is optional is imported when it is called for, and a sentence says how to get it."""
+"""Optional packages are imported when called for, and an error message says how to get them."""
 
 import ast
 import sys
@@ -74,8 +74,8 @@ def vllm(tmp_path: Path) -> None:
     VLLMEngine("model")
 
 
-# package that is hidden, extra that the sentence has to name, call that needs it
-DOORS = [
+# package that is hidden, extra that the message has to name, call that needs it
+CALLS = [
     ("torch", "torch", pickled_weights),
     ("torch", "torch", openai_layout),
     ("torch", "torch", segmentation),
@@ -89,21 +89,21 @@ DOORS = [
 ]
 
 
-@pytest.mark.parametrize(("hidden", "extra", "door"), DOORS)
-def test_a_missing_extra_is_one_sentence_that_names_its_command(
-    monkeypatch, tmp_path, hidden, extra, door
+@pytest.mark.parametrize(("hidden", "extra", "call"), CALLS)
+def test_a_missing_extra_is_one_line_that_names_its_command(
+    monkeypatch, tmp_path, hidden, extra, call
 ):
     monkeypatch.setitem(sys.modules, hidden, None)
-    with pytest.raises(ValueError) as error:  # an InputError of either package
-        door(tmp_path)
+    with pytest.raises(ValueError) as error:
+        call(tmp_path)
     assert type(error.value).__name__ in ("InputError", "CheckpointError", "TokenizerError")
-    assert f'pip install "negclip-jax[{extra}]"' in str(error.value)
+    assert f"pip install -e '.[{extra}]'" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_every_extra_that_is_named_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {extra for _, extra, _ in DOORS} <= set(declared["optional-dependencies"])
+    assert {extra for _, extra, _ in CALLS} <= set(declared["optional-dependencies"])
     assert not [d for d in declared["dependencies"] if d.split(">")[0] in OPTIONAL]
 
 

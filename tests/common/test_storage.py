@@ -20,16 +20,16 @@ def test_local_paths_are_absolute(tmp_path, monkeypatch):
     assert not storage.is_remote("runs/x") and storage.is_remote("gs://bucket/x")
 
 
-def test_unknown_storage_is_a_sentence():
+def test_unknown_storage_is_a_user_error():
     for address in ("ftp://host/x", "s3://bucket/x"):
         with pytest.raises(InputError, match=f"{address}: a path is on a disk or in a bucket, gs:"):
             storage.path(address)
 
 
-def test_a_client_that_is_not_installed_is_a_sentence(monkeypatch):
+def test_a_client_that_is_not_installed_is_a_user_error(monkeypatch):
     storage._prepare_client.cache_clear()
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"gs:// needs gcsfs, .*pip install 'negclip-jax\[gcs\]'"):
+    with pytest.raises(InputError, match=r"gs:// needs gcsfs, .*pip install -e '\.\[gcs\]'"):
         storage.path("gs://bucket/x")
 
 

@@ -18,7 +18,7 @@ from negclip_jax.common.errors import InputError
 
 IMAGES = 12
 needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "negclip-jax[ray]"'
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'"
 )
 
 

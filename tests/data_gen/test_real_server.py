@@ -20,7 +20,7 @@ from data_gen.cli import main
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None,
-    reason="needs `transformers serve`: pip install 'negclip-jax[serving]'",
+    reason="needs `transformers serve`: pip install -e '.[serving]'",
 )
 
 

@@ -225,7 +225,7 @@ def test_a_missing_extra_is_a_sentence(command, package, monkeypatch, capsys):
     assert command() == 1
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: drawing pictures needs the package {package}")
-    assert 'pip install "negclip-jax[diffusers]"' in shown and shown.count("\n") == 1
+    assert "pip install -e '.[diffusers]'" in shown and shown.count("\n") == 1
 
 
 def test_a_tower_of_another_width(command, sd_of_width_48, capsys):
