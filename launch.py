@@ -53,11 +53,11 @@ def main(argv: list[str]) -> None:
             process_id=runtime.process_id,
             num_processes=runtime.num_processes,
             timeout=runtime.timeout,
-            silence=runtime.silence,
+            heartbeat_timeout=runtime.silence,
         )
         if not sharding.is_main_process():
             console.set_up_logging(only_warnings=True)
-        with multihost.shared_fate():
+        with multihost.end_together():
             state = train(config, workdir, _benchmarks(config.eval, workdir))
     except InputError as error:
         console.fail(str(error))

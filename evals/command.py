@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sharding.start_distributed(
         args.distributed, process_id=args.process_id, num_processes=args.num_processes
     )
-    with multihost.shared_fate():
+    with multihost.end_together():
         return _evaluate(args, started)
 
 

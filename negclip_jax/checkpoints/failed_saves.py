@@ -18,7 +18,7 @@ _THREAD = "async_save"  # orbax's, that waits until everything is written
 @contextlib.contextmanager
 def end_the_run(workdir: str) -> Iterator[None]:
     """In this block a failed save ends all processes at once; with one process orbax tells us."""
-    if multihost.is_alone():
+    if multihost.is_single_process():
         yield
         return
     listener = _Listener(workdir)

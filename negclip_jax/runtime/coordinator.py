@@ -1,7 +1,8 @@
-"""A board that all processes of a run read and write: the key-value store of JAX's coordinator.
+"""The key-value store of JAX's coordinator, which all processes of a run read and write.
 
-JAX keeps it below `jax._src`, and its public helpers (`jax.experimental.multihost_utils`) are
-collectives: they have no time-out and carry no reason. This is the one file that reaches for it.
+JAX keeps it below `jax._src`: its public helpers (`jax.experimental.multihost_utils`) are
+collectives, without time-outs and without reasons. This is the only module that uses it, and only
+in runs of several processes; `tests/runtime/test_coordinator.py` fails once JAX has a public one.
 """
 
 import json
@@ -9,8 +10,10 @@ import re
 from typing import Any
 
 import jax
-from jax._src import distributed
 
+from negclip_jax.common.errors import InputError
+
+_NEWEST_JAX = "0.11"
 _ROOT = "negclip_jax"
 _WAITING = ("blocking_key_value_get", "wait_at_barrier")
 _LATE = re.compile(r"timed out task names:((?:\s*\d+)+)")
@@ -28,12 +31,15 @@ class Late(Exception):
         self.processes = processes
 
 
-class Board:
+class CoordinatorStore:
     """JSON values by key. Keys are paths; a folder of them can be read at once."""
 
     def __init__(self, client: Any = None):
-        """`client` of the coordinator; by default that of `jax.distributed`."""
-        self._client = distributed.global_state.client if client is None else client
+        """`client` of the coordinator; by default that of `jax.distributed`.
+
+        Raises InputError for a version of JAX that has moved it.
+        """
+        self._client = _own_client() if client is None else client
 
     def put(self, key: str, value: Any) -> None:
         """Writes or overwrites."""
@@ -74,6 +80,19 @@ class Board:
                 raise Late([int(n) for n in named[1].split()] if named else []) from None
             raise Unreachable(message.partition("\n")[0]) from None
         return True if answer is None else answer
+
+
+def _own_client() -> Any:
+    try:
+        from jax._src.distributed import global_state
+
+        return global_state.client
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"runs of several processes need the client of JAX's coordinator, which JAX "
+            f"{jax.__version__} has moved ({error}): install jax 0.8 to {_NEWEST_JAX}, which is "
+            "known to have it"
+        ) from error
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,7 +1,7 @@
 """What the processes of one run agree on: that they do the same, when to stop, and why they end.
 
-With one process all of this is nothing. With several, every function here that waits has a
-time-out, and a failure of one process ends all of them with its reason, see `watch`.
+With one process all of this does nothing. With several, every function here that waits has a
+time-out, and a failure of one process ends all of them with its reason, see `failure_monitor`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from etils import epath
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import console, failure_monitor
-from negclip_jax.runtime.coordinator import Board, Late, Unreachable
+from negclip_jax.runtime.coordinator import CoordinatorStore, Late, Unreachable
 from negclip_jax.runtime.workdir import differences
 
 _SHOWN, _SHOWN_CHARACTERS = 5, 160
@@ -33,8 +33,8 @@ _VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another hos
 
 @dataclasses.dataclass
 class _Team:
-    board: Board
-    watch: failure_monitor.Watch
+    store: CoordinatorStore
+    monitor: failure_monitor.FailureMonitor
     index: int
     timeout: float
     rounds: int = 0  # of agreements; all processes come to them in the same order
@@ -50,7 +50,7 @@ _team: _Team | None = None
 
 @contextlib.contextmanager
 def joining(address: str, timeout: float) -> Iterator[None]:
-    """For the block that waits for the other processes: ends this one when it waits too long.
+    """Exits with a one-line message when the block, which joins the processes, takes too long.
 
     JAX itself would abort the process from C++.
     """
@@ -77,21 +77,23 @@ def joining(address: str, timeout: float) -> Iterator[None]:
         timer.cancel()
 
 
-def connect(*, index: int, count: int, timeout: float, silence: float) -> None:
+def connect(*, index: int, count: int, timeout: float, heartbeat_timeout: float) -> None:
     """Makes the processes that `jax.distributed` has joined one team; once, before the rest.
 
     Args:
       index, count: number of this process, and how many there are.
       timeout: seconds to wait for another process, or for a disk.
-      silence: seconds without a sign of life after which a process counts as dead.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
     """
     global _team
-    board = Board()
-    guard = failure_monitor.Watch(board, index=index, count=count, timeout=timeout, silence=silence)
-    _team = _Team(board, guard, index, timeout)
+    store = CoordinatorStore()
+    monitor = failure_monitor.FailureMonitor(
+        store, index=index, count=count, timeout=timeout, heartbeat_timeout=heartbeat_timeout
+    )
+    _team = _Team(store, monitor, index, timeout)
 
 
-def is_alone() -> bool:
+def is_single_process() -> bool:
     """Whether this process is the only one."""
     return _team is None
 
@@ -101,7 +103,7 @@ def barrier(what: str) -> None:
     if _team is None:
         return
     try:
-        _team.board.barrier(_team.key(what), _team.timeout)
+        _team.store.barrier(_team.key(what), _team.timeout)
     except Late as late:
         raise _did_not_come(late.processes, what) from None
 
@@ -112,10 +114,10 @@ def from_main(what: str, value: Any) -> Any:
         return value
     key = _team.key(what)
     if _team.index == 0:
-        _team.board.put(key, value)
+        _team.store.put(key, value)
         return value
     try:
-        return _team.board.wait_for(key, _team.timeout)
+        return _team.store.wait_for(key, _team.timeout)
     except Late:
         raise _did_not_come([0], what) from None
 
@@ -167,7 +169,7 @@ def agreed_stop(step: int, received: int | None) -> int | None:
       step: that has just been started; call this once for each, the device is not waited for.
       received: signal that this process received.
     """
-    return received if _team is None else _team.watch.agreed_stop(step, received)
+    return received if _team is None else _team.monitor.agreed_stop(step, received)
 
 
 @contextlib.contextmanager
@@ -175,17 +177,17 @@ def within_time(what: str) -> Iterator[Callable[[], None]]:
     """Ends all processes when the block takes longer than `runtime.timeout` on one of them.
 
     For reading what the others do not wait for with a time-out. Yields a function that starts the
-    time anew. With one process nothing happens: a person sees it wait.
+    time anew. With one process nothing happens: its user sees it wait.
     """
     if _team is None:
         yield lambda: None
         return
-    with _team.watch.within_time(what) as again:
-        yield again
+    with _team.monitor.within_time(what) as keep_alive:
+        yield keep_alive
 
 
 @contextlib.contextmanager
-def shared_fate() -> Iterator[None]:
+def end_together() -> Iterator[None]:
     """In this block a failure of one process ends all of them, each with that reason.
 
     An exception is told to the others and printed, and the process ends there and then: closing
@@ -195,9 +197,9 @@ def shared_fate() -> Iterator[None]:
     if _team is None:
         yield
         return
-    is_outermost = not _team.watch.is_running
+    is_outermost = not _team.monitor.is_running
     if is_outermost:
-        _team.watch.start()
+        _team.monitor.start()
     stopped: Interrupted | None = None
     try:
         try:
@@ -208,12 +210,12 @@ def shared_fate() -> Iterator[None]:
             barrier("end of the run")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            _team.watch.fail(_sentence(error), suspicious=False)
+            _team.monitor.fail(_message(error), suspicious=False)
             raise
-        end_all(_sentence(error), error, trace=not isinstance(error, InputError))
+        end_all(_message(error), error, trace=not isinstance(error, InputError))
     finally:
         if is_outermost:
-            _team.watch.stop()
+            _team.monitor.stop()
     if stopped is not None:
         raise stopped
 
@@ -221,9 +223,10 @@ def shared_fate() -> Iterator[None]:
 def end_all(reason: str, error: BaseException, *, trace: bool = False) -> NoReturn:
     """Ends all processes with this reason, or with that of another one which caused `error`.
 
-    For a failure in a thread, where nobody would catch an exception. `trace` prints where it was.
+    For a failure in a thread, where no caller could catch an exception. `trace` prints the
+    traceback.
     """
-    _team.watch.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
+    _team.monitor.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
     if trace:
         traceback.print_exception(error)
     console.fail(reason)
@@ -246,7 +249,7 @@ def _did_not_come(processes: list[int], what: str) -> InputError:
     )
 
 
-def _sentence(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "stopped at once by Ctrl-C"  # `signals.Stopped` says by what
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

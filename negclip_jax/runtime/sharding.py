@@ -25,7 +25,7 @@ def start_distributed(
     process_id: int | None,
     num_processes: int | None,
     timeout: float = 600.0,
-    silence: float = 60.0,
+    heartbeat_timeout: float = 60.0,
 ) -> None:
     """Joins the processes of a TPU pod or a GPU cluster; call before JAX is used.
 
@@ -34,9 +34,9 @@ def start_distributed(
         coordinator, which is process 0, as "HOST:PORT", for which the next two are required.
       process_id: number of this process, from 0.
       num_processes: how many there are.
-      timeout, silence: seconds, see `agreement.connect`.
+      timeout, heartbeat_timeout: seconds, see `multihost.connect`.
 
-    Where the others do not come in time, the process ends with a sentence.
+    Where the others do not come in time, the process exits with a one-line message.
     """
     if distributed == "off":
         return
@@ -48,19 +48,21 @@ def start_distributed(
                 "runtime.num_processes as well (or 'auto' where JAX can find them)"
             )
         place = (distributed, num_processes, process_id)
-    # JAX would take SIGTERM for itself and know nothing of SIGINT: see `agreement.agreed_stop`.
+    # JAX would take SIGTERM for itself and know nothing of SIGINT: see `multihost.agreed_stop`.
     jax.config.update("jax_enable_preemption_service", False)
     with multihost.joining(distributed, timeout):
         # JAX too ends all processes when one is silent, without a reason: we do it first, with one.
         jax.distributed.initialize(
             *place,
             initialization_timeout=round(timeout) + 30,
-            heartbeat_timeout_seconds=round(2 * silence) + 30,
-            shutdown_timeout_seconds=round(silence),
+            heartbeat_timeout_seconds=round(2 * heartbeat_timeout) + 30,
+            shutdown_timeout_seconds=round(heartbeat_timeout),
         )
     index, count = jax.process_index(), jax.process_count()
     if count > 1:
-        multihost.connect(index=index, count=count, timeout=timeout, silence=silence)
+        multihost.connect(
+            index=index, count=count, timeout=timeout, heartbeat_timeout=heartbeat_timeout
+        )
     logging.info("process %d of %d", index, count)
 
 

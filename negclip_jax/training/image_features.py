@@ -80,7 +80,7 @@ def use_cache(
 def _digests(loader: PairLoader, root: epath.Path) -> list[str]:
     """SHA-256 of each image; every process reads its share of them."""
     names = loader.examples.images
-    if multihost.is_alone():
+    if multihost.is_single_process():
         return features.image_digests(loader.images, names, root)
     index, count = sharding.process_place()
 
@@ -107,10 +107,10 @@ def _build(
     size = mesh.size * _IMAGES_PER_DEVICE
     encode = encoder(objective, mesh)
     waited = multihost.within_time("the next images of the feature cache")
-    with console.Bar("image features", len(cache.names)) as bar, waited as again:
+    with console.Bar("image features", len(cache.names)) as bar, waited as keep_alive:
 
         def encoded(*batch: np.ndarray) -> jax.Array:
-            again()
+            keep_alive()
             return encode(params, *sharding.to_global(mesh, batch))
 
         cache.build(

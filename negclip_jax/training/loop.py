@@ -51,7 +51,7 @@ def train(
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
     is_main = sharding.is_main_process()
-    with contextlib.ExitStack() as stack, multihost.shared_fate(), disk_errors(workdir):
+    with contextlib.ExitStack() as stack, multihost.end_together(), disk_errors(workdir):
         if is_main:
             stack.callback(log_to_file(create_workdir(workdir)).detach)
         stack.enter_context(failed_saves.end_the_run(workdir))
@@ -211,7 +211,9 @@ class StepLog:
         logging.info("step %d: evaluating", step, extra={"file_only": True})
         with self.chrono.pause():
             # Of several processes none may leave an evaluation that the others wait in.
-            results = stop.unless_asked(all_results) if multihost.is_alone() else all_results()
+            results = (
+                stop.unless_asked(all_results) if multihost.is_single_process() else all_results()
+            )
             # Whether to save depends on them: no last digit may differ between processes.
             results = multihost.from_main(f"results of step {step}", results)
         if results is None:

@@ -268,7 +268,7 @@ def _restore_or_load(
         logging.info("continuing from step %d in %s", step, path)
         return checkpoints.restore(step, abstract_of(shapes, state_places)), frozen
     params = load()
-    if not multihost.is_alone():
+    if not multihost.is_single_process():
         sha = hashlib.sha256()
         for leaf in jax.tree.leaves(params):
             sha.update(np.ascontiguousarray(leaf).data)

@@ -12,7 +12,7 @@ from negclip_jax.runtime import multihost
 @pytest.fixture
 def told(monkeypatch) -> list:
     found: list = []
-    monkeypatch.setattr(multihost, "is_alone", lambda: False)
+    monkeypatch.setattr(multihost, "is_single_process", lambda: False)
     monkeypatch.setattr(multihost, "end_all", lambda *arguments: found.append(arguments))
     return found
 
@@ -45,7 +45,7 @@ def test_other_errors_and_other_threads_are_left_alone(told):
 
 
 def test_one_process_hears_of_it_from_orbax(told, monkeypatch):
-    monkeypatch.setattr(multihost, "is_alone", lambda: True)
+    monkeypatch.setattr(multihost, "is_single_process", lambda: True)
     with failed_saves.end_the_run("runs/x"):
         log_in_thread("async_save", OSError("disk"))
     assert told == []

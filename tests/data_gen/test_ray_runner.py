@@ -31,7 +31,7 @@ def scene(tmp_path_factory):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_a_sentence_says_what_to_install(scene, tmp_path):
     config = settings.load(None, {"input.captions": str(scene[0] / "captions.json")})
-    with pytest.raises(InputError, match=r'pip install "negclip-jax\[ray\]"'):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[ray\]'"):
         run(config, tmp_path / "run", workers=1)
 
 

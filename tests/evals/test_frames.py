@@ -92,5 +92,5 @@ def test_without_pyav(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r'pip install "negclip-jax\[video\]"'):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[video\]'"):
         frames.extract(tmp_path / "a.mp4", tmp_path)

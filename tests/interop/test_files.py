@@ -96,9 +96,7 @@ def test_pickle_with_code_is_refused_and_not_run(zipped, tmp_path):
 def test_pickle_without_torch(tmp_path, monkeypatch):
     write(tmp_path / "pytorch_model.bin", TENSORS)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        CheckpointError, match=r'pip install "negclip-jax\[torch\]".*save_pretrained'
-    ):
+    with pytest.raises(CheckpointError, match=r"pip install -e '\.\[torch\]'.*save_pretrained"):
         open_weights(tmp_path)
 
 

@@ -1,14 +1,14 @@
-"""Two watches on one real board: failures, silence, deadlines, and one step to stop at."""
+"""Two monitors on one real store: failures, silence, deadlines, and one step to stop at."""
 
 import signal
 import threading
 import time
 
 import pytest
-from boards import connected
+from coordinators import connected
 
-from negclip_jax.runtime import failure_monitor as watching
-from negclip_jax.runtime.failure_monitor import Watch
+from negclip_jax.runtime import failure_monitor as monitoring
+from negclip_jax.runtime.failure_monitor import FailureMonitor
 
 
 class Left(BaseException):
@@ -24,28 +24,28 @@ def ends(monkeypatch) -> list:
         found.append((threading.current_thread(), status))
         raise Left
 
-    monkeypatch.setattr(watching, "leave", leave)
-    monkeypatch.setattr(watching, "_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(watching, "_SUSPECT_SECONDS", 0.3)
-    monkeypatch.setattr(watching, "_FAREWELL_SECONDS", 1.0)
+    monkeypatch.setattr(monitoring, "leave", leave)
+    monkeypatch.setattr(monitoring, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(monitoring, "_SUSPECT_SECONDS", 0.3)
+    monkeypatch.setattr(monitoring, "_ACKNOWLEDGE_SECONDS", 1.0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)  # of Left
     return found
 
 
 @pytest.fixture
 def team(ends):
-    """Three watches of one run, started."""
-    with connected(3) as boards:
-        watches = [
-            Watch(board, index=i, count=3, timeout=1.0, silence=60.0)
-            for i, board in enumerate(boards)
+    """Three monitors of one run, started."""
+    with connected(3) as stores:
+        monitors = [
+            FailureMonitor(store, index=i, count=3, timeout=1.0, heartbeat_timeout=60.0)
+            for i, store in enumerate(stores)
         ]
-        for watch in watches:
-            watch.start()
-        yield watches
-        for watch in watches:
-            watch.stop()
-            watch._thread.join(10)
+        for monitor in monitors:
+            monitor.start()
+        yield monitors
+        for monitor in monitors:
+            monitor.stop()
+            monitor._thread.join(10)
 
 
 def wait_until(condition, seconds: float = 10.0) -> None:
@@ -67,14 +67,14 @@ def test_a_failure_ends_the_others_with_its_reason(team, ends, capsys):
 
 
 def test_the_main_process_goes_last(team, ends):
-    """Its end takes the board away, so the others must have read it."""
+    """Its end takes the store away, so the others must have read it."""
     team[0].fail("disk of A full", suspicious=False)
     assert threads(ends) == {team[1]._thread, team[2]._thread}
 
 
 def test_the_first_of_two_failures_is_the_reason(team, ends, capsys):
-    for watch in team:
-        watch.stop()  # nobody reads: as if both happened at once
+    for monitor in team:
+        monitor.stop()  # nobody reads: as if both happened at once
     team[2].fail("first", suspicious=False)
     with pytest.raises(Left):
         team[1].fail("second", suspicious=False)
@@ -92,7 +92,7 @@ def test_one_that_vanished_is_the_reason_of_a_broken_collective(team, ends, caps
 
 
 def test_silence_alone_is_noticed(team, ends, capsys):
-    team[0]._silence = 0.3
+    team[0]._heartbeat_timeout = 0.3
     team[1]._over.set()
     wait_until(lambda: len(threads(ends)) == 2)
     assert threads(ends) == {team[0]._thread, team[2]._thread}
@@ -100,7 +100,7 @@ def test_silence_alone_is_noticed(team, ends, capsys):
 
 
 def test_the_main_process_is_missed_too(team, ends, capsys):
-    team[2]._silence = 0.3
+    team[2]._heartbeat_timeout = 0.3
     team[0]._over.set()
     wait_until(lambda: len(threads(ends)) == 2)
     assert "process 0: no sign of life" in capsys.readouterr().err
@@ -114,10 +114,10 @@ def test_what_takes_too_long_ends_all(team, ends, capsys):
 
 
 def test_what_takes_its_time_in_parts_does_not(team, ends):
-    with team[1].within_time("photos") as again:
+    with team[1].within_time("photos") as keep_alive:
         for _ in range(6):
             time.sleep(0.25)
-            again()
+            keep_alive()
     time.sleep(0.1)
     assert ends == []
 
@@ -151,4 +151,4 @@ def test_a_signal_stops_all_at_one_step_that_nobody_has_passed(team, ends):
 
 
 def test_without_a_signal_nobody_stops(team):
-    assert [watch.agreed_stop(step, None) for watch in team for step in (1, 2, 3)] == [None] * 9
+    assert [monitor.agreed_stop(step, None) for monitor in team for step in (1, 2, 3)] == [None] * 9

@@ -5,7 +5,7 @@ import threading
 
 import jax
 import pytest
-from boards import connected
+from coordinators import connected
 from etils import epath
 
 from negclip_jax.common import signals
@@ -37,15 +37,17 @@ def together(monkeypatch):
     Returns what each returned or raised.
     """
     monkeypatch.setattr(multihost, "_team", TeamOfThread())
-    with connected(2) as boards:
+    with connected(2) as stores:
         teams = [
             multihost._Team(
-                board,
-                failure_monitor.Watch(board, index=i, count=2, timeout=1.0, silence=60.0),
+                store,
+                failure_monitor.FailureMonitor(
+                    store, index=i, count=2, timeout=1.0, heartbeat_timeout=60.0
+                ),
                 i,
                 1.0,
             )
-            for i, board in enumerate(boards)
+            for i, store in enumerate(stores)
         ]
 
         def run(function):
@@ -63,14 +65,14 @@ def together(monkeypatch):
 
 
 def test_one_process_agrees_with_itself(tmp_path):
-    assert multihost.is_alone()
+    assert multihost.is_single_process()
     multihost.barrier("here")
     multihost.require_same("configuration", {"a": 1})
     multihost.require_one_folder(epath.Path(tmp_path))
     assert multihost.from_main("value", {"a": 1}) == {"a": 1}
     assert [multihost.agreed_stop(3, received) for received in (None, 15)] == [None, 15]
-    with multihost.within_time("nothing") as again, multihost.shared_fate():
-        again()
+    with multihost.within_time("nothing") as keep_alive, multihost.end_together():
+        keep_alive()
     with pytest.raises(SystemExit) as left:
         multihost.leave(4)
     assert left.value.code == 4
@@ -144,7 +146,7 @@ def test_one_folder_is_one_folder(together, tmp_path):
 
 def test_all_stop_together_when_interrupted(together):
     def run(i: int) -> None:
-        with multihost.shared_fate(), multihost.shared_fate():
+        with multihost.end_together(), multihost.end_together():
             raise Interrupted(15, 7)
 
     ends = together(run)
@@ -171,11 +173,11 @@ def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys, error, sen
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
     def run(i: int) -> None:
-        with multihost.shared_fate():
+        with multihost.end_together():
             if i == 1:
                 raise error
             told.wait(10)  # as in a collective
-            _here.team.watch.stop()
+            _here.team.monitor.stop()
             raise InputError("woken for the test")
 
     ends = together(run)
@@ -215,11 +217,11 @@ def test_a_signal_that_ends_one_process_at_once_ends_all(together, monkeypatch, 
     monkeypatch.setattr(failure_monitor, "leave", leave)
 
     def run(i: int) -> None:
-        with multihost.shared_fate(), multihost.shared_fate():
+        with multihost.end_together(), multihost.end_together():
             if i == 1:
                 raise signals.Stopped(15)
             told.wait(10)
-            _here.team.watch.stop()
+            _here.team.monitor.stop()
             raise InputError("woken for the test")
 
     ends = together(run)

@@ -134,7 +134,9 @@ def test_processes_join_only_when_asked(joined):
     sharding.start_distributed("off", process_id=None, num_processes=None)
     assert joined == []
     sharding.start_distributed("auto", process_id=None, num_processes=None)
-    sharding.start_distributed("host:1234", process_id=0, num_processes=2, timeout=50, silence=10)
+    sharding.start_distributed(
+        "host:1234", process_id=0, num_processes=2, timeout=50, heartbeat_timeout=10
+    )
     assert [place for place, _ in joined] == [(), ("host:1234", 2, 0)]
     assert joined[1][1] == {
         "initialization_timeout": 80,  # our own sentences come first

@@ -154,7 +154,7 @@ def test_tensorboard_events(tmp_path):
 
 def test_wandb_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    message = r'log\.wandb is set, but wandb is not installed: pip install "negclip-jax\[wandb\]"'
+    message = r"log\.wandb is set, but wandb is not installed: pip install -e '\.\[wandb\]'"
     with pytest.raises(InputError, match=message):
         WandbWriter("project", epath.Path(tmp_path), {})
 

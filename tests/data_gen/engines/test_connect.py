@@ -113,7 +113,7 @@ def test_vllm_in_this_process(monkeypatch, tmp_path):
 def test_vllm_has_to_be_there(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", None)
     config = settings.load(None, {"llm.url": "vllm", "llm.model": "m"})
-    with pytest.raises(InputError, match=r'pip install "negclip-jax\[vllm\]"'):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[vllm\]'"):
         open_engine(config, "llm", tmp_path)
     config = settings.load(None, {"llm.url": "vllm"})
     with pytest.raises(InputError, match="give --llm-model"):

@@ -195,5 +195,5 @@ def test_a_hub_that_does_not_answer_is_a_sentence(tiny_checkpoint, monkeypatch):
 
 def test_a_missing_extra_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    with pytest.raises(InputError, match=r'pip install "negclip-jax\[diffusers\]"'):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[diffusers\]'"):
         pipelines.libraries()
