@@ -1,15 +1,16 @@
-# make setup | quickstart | test | fuzz | bench | lint | format | clean
+# make setup | quickstart | test | test-long | fuzz | bench | lint | format | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup quickstart test fuzz bench lint format clean
+.PHONY: help setup quickstart test test-long fuzz bench lint format clean
 
 help:
 	@echo "make setup       create $(VENV) and install"
 	@echo "make quickstart  the whole paper in small, offline, in about 5 minutes -> runs/quickstart/report.html"
 	@echo "make test        install the test extra, check style, run the tests"
+	@echo "make test-long   the longest randomised and largest runs of the tests"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
 	@echo "make bench       speed against PyTorch on this machine, in under 10 minutes -> runs/bench/report.md"
 	@echo "make lint        ruff check and format check"
@@ -33,6 +34,9 @@ quickstart: setup
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses=auto
+
+test-long: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses=auto -m long
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m bench.fuzz --inputs=10000 --out=runs/fuzz

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from tiny_runs import ROOT
 
 _POLL_SECONDS = 0.001
@@ -67,6 +68,7 @@ class Site:
                 | {
                     "PYTHONPATH": str(ROOT),
                     "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                     "GIT_DIR": os.devnull,  # the revision may change between two processes
                 },
@@ -181,11 +183,15 @@ def started_until(site: Site, command: list[str], phase: str, skipped: int = 0) 
         time.sleep(_POLL_SECONDS)
 
 
-def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[str]:
-    """Runs a command and kills it at a random time in a phase; returns the phases it was in."""
-    skipped = rng.choice((0, 0, 1)) if phase in ("save", "evaluation") else 0
+def kill(site: Site, command: list[str], phase: str, rng: random.Random | None) -> set[str]:
+    """Runs a command and kills it in a phase; returns the phases it was in.
+
+    The moment is random with `rng`, and as soon as the phase is seen without.
+    """
+    skipped = rng.choice((0, 0, 1)) if rng and phase in ("save", "evaluation") else 0
     victim = started_until(site, command, phase, skipped)
-    time.sleep(rng.uniform(0, PHASES[phase][1]))
+    if rng is not None:
+        time.sleep(rng.uniform(0, PHASES[phase][1]))
     os.killpg(victim.process.pid, signal.SIGKILL)
     assert victim.process.wait() == -signal.SIGKILL, f"ended in {phase}: {site.output}"
     if command == site.export:
@@ -193,7 +199,9 @@ def kill(site: Site, command: list[str], phase: str, rng: random.Random) -> set[
     return {name for name, (seen, _) in PHASES.items() if name != "export" and seen(victim)}
 
 
-def kill_in(site: Site, command: list[str], phase: str, rng: random.Random) -> list[set[str]]:
+def kill_in(
+    site: Site, command: list[str], phase: str, rng: random.Random | None
+) -> list[set[str]]:
     """Kills until one kill was in the phase; returns the phases of each kill."""
     kills = []
     while not kills or phase not in kills[-1]:

@@ -1,5 +1,10 @@
-"""Killed twenty times, a run ends as if nothing had been: `KILL_SEED=7 pytest THIS` for others."""
+"""Killed at any moment, a run ends as if nothing had been.
 
+`make test` kills at three fixed moments. `pytest -m long THIS` kills twenty times at moments that
+chance decides, and `KILL_SEED=7` chooses others.
+"""
+
+import dataclasses
 import os
 import random
 import re
@@ -16,25 +21,76 @@ from tiny_runs import assert_equal, checkpoint_steps, read_metrics
 from negclip_jax.checkpoints.manager import restore_params
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
-STEPS = 160
-# Of the phases of training, in which order chance decides; the cache is built only once.
-KILLS = {"start-up": 2, "steps": 4, "save": 5, "evaluation": 4}
-FIRST_KILLS = ["cache building", "cache building"]
-EXPORT_KILLS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long the run is, and in which phases it is ended; the cache is built only once.
+
+    Attributes:
+      name: of the plan.
+      steps: of the run.
+      shuffled: whether chance decides the order of `kills` and the moment within a phase.
+      first_kills, kills, export_kills: phases of training, and how often the export is killed.
+      early_stops, late_stops: phases in which SIGTERM comes: before the first update, and later.
+      stops_export: whether SIGTERM also stops an export, and two signals come at once.
+    """
+
+    name: str
+    steps: int
+    shuffled: bool
+    first_kills: tuple[str, ...]
+    kills: tuple[str, ...]
+    export_kills: int
+    early_stops: tuple[str, ...]
+    late_stops: tuple[str, ...]
+    stops_export: bool
+
+
+SHORT = Plan(
+    name="short",
+    steps=32,
+    shuffled=False,
+    first_kills=("cache building",),
+    kills=("save",),
+    export_kills=1,
+    early_stops=("compilation",),
+    late_stops=("save",),
+    stops_export=False,
+)
+LONG = Plan(
+    name="long",
+    steps=160,
+    shuffled=True,
+    first_kills=("cache building", "cache building"),
+    kills=("start-up",) * 2 + ("steps",) * 4 + ("save",) * 5 + ("evaluation",) * 4,
+    export_kills=3,
+    early_stops=("import", "cache building", "compilation"),
+    late_stops=("steps", "save", "evaluation"),
+    stops_export=True,
+)
+
+
+@pytest.fixture(
+    scope="module", params=[SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=lambda p: p.name
+)
+def plan(request) -> Plan:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def settings(short_run, tmp_path_factory) -> dict:
+def settings(plan, short_run, tmp_path_factory) -> dict:
+    own_cache = str(tmp_path_factory.mktemp("compiled")) if plan is LONG else ""
     changes = {
-        "train.total": f"{STEPS} steps",
+        "train.total": f"{plan.steps} steps",
         "train.ema_decay": 0.8,
         "data.captions": "mix",
         "eval.every": "8 steps",
         "eval.batch_size": 2,
         "checkpoint.every": "4 steps",
         "log.every": "2 steps",
-        "log.tensorboard": True,
-        "runtime.compilation_cache": str(tmp_path_factory.mktemp("compiled")),
+        "log.tensorboard": plan is LONG,  # importing it takes a second of each process
+        "runtime.compilation_cache": own_cache,  # "": the one of all tests
     }
     return short_run | changes
 
@@ -48,18 +104,19 @@ def undisturbed(settings, tmp_path_factory) -> Site:
 
 
 @pytest.fixture(scope="module")
-def killed(settings, tmp_path_factory) -> Site:
+def killed(plan, settings, tmp_path_factory) -> Site:
     """The same, killed in every phase; what lay about after each kill is in `site.litter`."""
     site = Site(tmp_path_factory.mktemp("killed"), settings)
-    rng = random.Random(SEED)
-    plan = [phase for phase, count in KILLS.items() for _ in range(count)]
-    rng.shuffle(plan)
+    rng = random.Random(SEED) if plan.shuffled else None
+    kills = list(plan.kills)
+    if rng is not None:
+        rng.shuffle(kills)
     phases, litter = [], []
-    for phase in FIRST_KILLS + plan:
+    for phase in [*plan.first_kills, *kills]:
         phases += kill_in(site, site.train, phase, rng)
         litter.append(site.leftovers())
     site.finish(site.train)
-    for _ in range(EXPORT_KILLS):
+    for _ in range(plan.export_kills):
         phases += kill_in(site, site.export, "export", rng)
         litter.append(site.leftovers())
     site.finish(site.export)
@@ -67,11 +124,12 @@ def killed(settings, tmp_path_factory) -> Site:
     print(
         f"\nseed {SEED}: {len(phases)} kills, in {dict(hit)}; left by one: {max(map(len, litter))}"
     )
-    assert len(phases) >= 20 and set(KILLS) | {"cache building", "export"} <= set(hit)
+    assert {*plan.first_kills, *plan.kills, "export"} <= set(hit)
+    assert plan is not LONG or len(phases) >= 20
     return site
 
 
-def test_parameters_and_optimizer_are_equal(killed, undisturbed):
+def test_parameters_and_optimizer_are_equal(plan, killed, undisturbed):
     for step in ("last", "best"):
         for ema in (True, False):
             ours, theirs = (
@@ -79,16 +137,18 @@ def test_parameters_and_optimizer_are_equal(killed, undisturbed):
             )
             assert_equal(ours, theirs)
     assert checkpoint_steps(killed.workdir) == checkpoint_steps(undisturbed.workdir)
+    assert checkpoint_steps(killed.workdir)[-1] == plan.steps
     assert_equal(optimizer_state(killed), optimizer_state(undisturbed))
 
 
 def optimizer_state(site: Site) -> Any:
+    step = str(checkpoint_steps(site.workdir)[-1])
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(site.workdir / "checkpoints" / str(STEPS) / "opt_state")
+        return checkpointer.restore(site.workdir / "checkpoints" / step / "opt_state")
 
 
-def test_metrics_have_no_gap_and_no_duplicate(killed, undisturbed):
-    assert list(read_metrics(killed.workdir)) == list(range(STEPS + 1))
+def test_metrics_have_no_gap_and_no_duplicate(plan, killed, undisturbed):
+    assert list(read_metrics(killed.workdir)) == list(range(plan.steps + 1))
     ours, theirs = (s.workdir / "metrics.jsonl" for s in (killed, undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -103,15 +163,15 @@ CONTINUE = r"; to continue:\n  python \S*launch\.py --config=\S+ --workdir=run "
 
 
 @pytest.fixture(scope="module")
-def stopped(settings, tmp_path_factory) -> Site:
+def stopped(plan, settings, tmp_path_factory) -> Site:
     """The same, preempted in every phase; how it ended each time is checked here."""
     site = Site(tmp_path_factory.mktemp("stopped"), settings)
     term = 128 + signal.SIGTERM
-    for phase in ("import", "cache building", "compilation"):
+    for phase in plan.early_stops:
         assert stop(site, site.train, phase, signal.SIGTERM) == term, site.output
         assert re.search(r"^stopped at once by SIGTERM" + CONTINUE, site.output, re.M), site.output
         assert checkpoint_steps_or_none(site) == []
-    for phase in ("steps", "save", "evaluation"):
+    for phase in plan.late_stops:
         assert stop(site, site.train, phase, signal.SIGTERM) == term, site.output
         found = re.search(r"^stopped by SIGTERM after step (\d+)" + CONTINUE, site.output, re.M)
         assert found and re.search(rf"^saved step {found[1]} in \d", site.output, re.M), site.output
@@ -119,6 +179,9 @@ def stopped(settings, tmp_path_factory) -> Site:
             checkpoint_steps(site.workdir)[-1] == max(read_metrics(site.workdir)) == int(found[1])
         )
         assert "Traceback" not in site.output
+    if not plan.stops_export:
+        site.finish(site.train)
+        return site
     # Which of the two Python handles first is not said.
     both = (signal.SIGTERM, signal.SIGINT)
     assert stop(site, site.train, "steps", *both) in (128 + s for s in both), site.output
@@ -135,13 +198,14 @@ def checkpoint_steps_or_none(site: Site) -> list[int]:
     return checkpoint_steps(site.workdir) if (site.workdir / "checkpoints").exists() else []
 
 
-def test_a_run_that_was_preempted_everywhere_is_the_same(stopped, undisturbed):
+def test_a_run_that_was_preempted_everywhere_is_the_same(plan, stopped, undisturbed):
     ours, theirs = (restore_params(str(s.workdir), "best") for s in (stopped, undisturbed))
     assert_equal(ours, theirs)
     ours, theirs = ((s.workdir / "metrics.jsonl").read_bytes() for s in (stopped, undisturbed))
     assert ours == theirs
-    ours, theirs = (contents(s.root / "exported") for s in (stopped, undisturbed))
-    assert ours == theirs
+    if plan.stops_export:
+        ours, theirs = (contents(s.root / "exported") for s in (stopped, undisturbed))
+        assert ours == theirs
     assert stopped.leftovers() == []
 
 

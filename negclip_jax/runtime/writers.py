@@ -12,7 +12,6 @@ import time
 from typing import Any, Protocol
 
 from etils import epath
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from negclip_jax.common import extras, storage
 from negclip_jax.common.errors import InputError
@@ -93,18 +92,19 @@ class TensorBoardWriter:
 
     def __init__(self, directory: epath.Path, *, resume_step: int):
         """TensorBoard will hide what an earlier process wrote for later steps."""
+        # Imported where it is used: tensorboardX imports torch where that is installed.
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
+        self._event_pb2, self._summary_pb2 = event_pb2, summary_pb2
         directory.mkdir(parents=True, exist_ok=True)
         self._events = EventsWriter(str(directory / "events"))
         self._add(resume_step + 1, session_log=event_pb2.SessionLog(status=1))  # START
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        values = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in metrics.items()
-        ]
-        self._add(step, summary=summary_pb2.Summary(value=values))
+        summary = self._summary_pb2.Summary
+        values = [summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, summary=summary(value=values))
 
     def flush(self, *, durable: bool = True) -> None:
         self._events.flush()
@@ -115,7 +115,7 @@ class TensorBoardWriter:
             events.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        event = event_pb2.Event(wall_time=time.time(), step=step, **content)
+        event = self._event_pb2.Event(wall_time=time.time(), step=step, **content)
         self._events.write_event(event)
 
 

@@ -6,6 +6,7 @@ device; its gradient must not be summed over devices once for every micro-batch.
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -132,19 +133,27 @@ def test_parts_and_blocks_give_the_plain_loss_and_gradients(small):
     assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-6 * largest)
 
 
-@pytest.fixture(scope="module")
-def run() -> dict:
-    """The figures of large_batch_run.py, in a process of its own: its memory, and fast code."""
+@pytest.fixture(
+    scope="module", params=[2048, pytest.param(BATCH, marks=pytest.mark.long)], ids="{}".format
+)
+def run(request) -> dict:
+    """The figures of large_batch_run.py; all pairs in a process of its own: memory, fast code."""
     script = pathlib.Path(__file__).with_name("large_batch_run.py")
+    if request.param < BATCH:
+        part = BATCH // request.param
+        figures = runpy.run_path(str(script))["main"](
+            request.param, MICROBATCHES // part, MEBIBYTES / part
+        )
+        return figures | {"batch": request.param}
     command = [sys.executable, str(script), str(BATCH), str(MICROBATCHES), str(MEBIBYTES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"batch": BATCH}
 
 
 def test_the_loss_equals_float64(run):
     assert run["loss"] == pytest.approx(run["expected_loss"], rel=1e-6)
-    assert run["loss"] < np.log(BATCH)
+    assert run["loss"] < np.log(run["batch"])
 
 
 def test_gradients_equal_float64(run):
@@ -153,5 +162,7 @@ def test_gradients_equal_float64(run):
     assert run["text_gradient"] > 1e-3
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("run", [BATCH], indirect=True)
 def test_eight_devices_in_one_process_stay_small(run):
     assert run["memory"] < 2 * 2**30
