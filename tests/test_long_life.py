@@ -26,7 +26,7 @@ def long_run(request, short_run, tmp_path_factory) -> tuple[dict, dict]:
     changes = {
         "train.total": f"{steps} steps",
         "train.batch_size": 8,
-        "eval.every": f"{steps // 40} steps",
+        "eval.every": f"{steps // (40 if steps == LONG else 16)} steps",
         "checkpoint.every": f"{steps // 10} steps",
         "log.every": "10 steps",
         "data.cache_features": False,  # so that worker processes have something to do
