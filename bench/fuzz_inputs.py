@@ -140,7 +140,7 @@ def _vocabulary() -> bytes:
 
 def _read_all(path: Path) -> None:
     """Tensors are opened lazily: a file is good when all of them were read."""
-    from negclip_jax.interop.files import open_file
+    from negclip_jax.interop.tensors import open_file
 
     for tensor in open_file(path)[0].values():
         tensor.read()

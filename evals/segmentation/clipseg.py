@@ -21,7 +21,8 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.interop import clipseg
 from negclip_jax.interop.config import tokenizer_beside
-from negclip_jax.interop.files import open_weights, resolve
+from negclip_jax.interop.files import resolve
+from negclip_jax.interop.tensors import open_weights
 from negclip_jax.runtime import console
 
 SIZE = 352  # pixels, of the published evaluation

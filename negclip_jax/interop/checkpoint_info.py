@@ -5,7 +5,7 @@ from pathlib import Path
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
-from negclip_jax.interop.stored import CheckpointError
+from negclip_jax.interop.files import CheckpointError
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
 

@@ -15,7 +15,7 @@ import numpy as np
 from negclip_jax.interop import huggingface
 from negclip_jax.interop.config import text_config
 from negclip_jax.interop.files import CheckpointError, read_json
-from negclip_jax.interop.parameters import require_clip, taker
+from negclip_jax.interop.parameters import export_tensors, require_clip
 from negclip_jax.models.clip import CLIPConfig
 
 PREFIX = "clip."
@@ -88,7 +88,7 @@ def text_tensors(config: CLIPConfig, params: dict[str, Any]) -> dict[str, np.nda
     Raises:
       CheckpointError: parameters that do not fit the configuration or are not finite.
     """
-    places, take = taker(params, config, _KEYS)
+    places, take = export_tensors(params, config, _KEYS)
     return {PREFIX + name: np.array(take(name), np.float32, order="C") for name in places}
 
 

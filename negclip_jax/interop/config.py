@@ -1,4 +1,4 @@
-"""`config.json` of a Hugging Face CLIP, both ways.
+"""`config.json` and its companions of a Hugging Face CLIP or SigLIP, both ways.
 
 An own reader, because importing `transformers.CLIPConfig` takes two seconds and pulls in torch
 where that is installed, while the rules are few. transformers stays the authority: the tests
@@ -12,12 +12,10 @@ from typing import Any
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.preprocessing import SIGLIP_MEAN, SIGLIP_STD, settings_of
-from negclip_jax.interop import siglip
 from negclip_jax.interop.files import CheckpointError, read_json
-from negclip_jax.interop.json_fields import fields, typed
-from negclip_jax.interop.writing import copy_file, copy_non_weights, write_json
+from negclip_jax.interop.writing import Export, copy_file, copy_non_weights, write_json
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
-from negclip_jax.models.siglip import SigLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig, SigLIPTextConfig, SigLIPVisionConfig
 
 # Their key to our field; what a config.json leaves out has transformers' default, which is
 # ViT-B/32 and the default of our classes too.
@@ -29,13 +27,14 @@ _TOWER_KEYS = {
     "hidden_act": "hidden_act",
     "layer_norm_eps": "layer_norm_eps",
 }
-_TEXT_KEYS = _TOWER_KEYS | {
+_SIGLIP_TEXT_KEYS = _TOWER_KEYS | {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "context_length",
-    "eos_token_id": "eos_token_id",
 }
+_TEXT_KEYS = _SIGLIP_TEXT_KEYS | {"eos_token_id": "eos_token_id"}
 _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
 
+_WORDS = {int: "one whole number", float: "a number", str: "a name"}
 _OTHER_MODELS = {
     "clip_text_model": "it holds the text tower alone; give a full CLIPModel as well (--base)",
     "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel as well (--base)",
@@ -66,9 +65,12 @@ def read_config(directory: Path | str) -> CLIPConfig:
     """
     path = Path(directory) / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") == siglip.MODEL_TYPE:
-        return siglip.config_of(path, raw)
-    _require_clip(path, raw)
+    if raw.get("model_type") == "siglip":
+        return _siglip_config(path, raw)
+    kind = raw.get("model_type", "clip")
+    if kind != "clip":
+        reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
+        raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
     text, vision = (_tower_section(path, raw, name) for name in ("text_config", "vision_config"))
     try:
         return CLIPConfig(
@@ -83,13 +85,6 @@ def read_config(directory: Path | str) -> CLIPConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _require_clip(path: Path, raw: dict) -> None:
-    kind = raw.get("model_type", "clip")
-    if kind != "clip":
-        reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
-        raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
-
-
 def _tower_section(path: Path, raw: dict, name: str) -> dict:
     """A tower's values. `text_config_dict`, where present, replaces them all, defaults included."""
     legacy = raw.get(f"{name}_dict")
@@ -97,6 +92,34 @@ def _tower_section(path: Path, raw: dict, name: str) -> dict:
     if not isinstance(section, dict):
         raise CheckpointError(f"{path}: {name} is {section!r}, not an object")
     return section
+
+
+def _siglip_config(path: Path, raw: dict[str, Any]) -> SigLIPConfig:
+    """The model of a config.json with `model_type` "siglip".
+
+    SigLIP 2 of fixed resolution has the same architecture and the same `model_type`; of its
+    differences, in tokenizer and resampling, the model knows nothing.
+    """
+    sections = [raw.get(name) or {} for name in ("text_config", "vision_config")]
+    if not all(isinstance(section, dict) for section in sections):
+        raise CheckpointError(f"{path}: text_config and vision_config must be objects")
+    text, vision = sections
+    if not vision.get("vision_use_head", True) or vision.get("num_channels", 3) != 3:
+        raise CheckpointError(
+            f"{path}: vision_config must have vision_use_head true and num_channels 3"
+        )
+    try:
+        text_tower = SigLIPTextConfig(
+            **fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
+        )
+        vision_tower = SigLIPVisionConfig(
+            **fields(vision, _VISION_KEYS, "vision_config.", SigLIPVisionConfig())
+        )
+        # What older versions of transformers do not write: the text tower's own width.
+        projection = text.get("projection_size") or text_tower.width
+        return SigLIPConfig(text=text_tower, vision=vision_tower, projection_dim=projection)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def text_config(section: dict[str, Any], where: str = "") -> TextConfig:
@@ -116,6 +139,40 @@ def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
     return VisionConfig(**fields(section, _VISION_KEYS, where, VisionConfig()))
 
 
+def fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dict[str, Any]:
+    """Values of a section under our names; what it leaves out keeps our default.
+
+    Args:
+      section: of config.json.
+      keys: their key to our field.
+      where: what goes before a key in messages.
+      default: an object with our fields, whose values give the types.
+
+    Raises:
+      ValueError: a value of the wrong type.
+    """
+    return {
+        ours: typed(section[theirs], getattr(default, ours), f"{where}{theirs}")
+        for theirs, ours in keys.items()
+        if theirs in section
+    }
+
+
+def typed(value: Any, example: Any, where: str) -> Any:
+    """Checks a JSON value against the type of our default; sizes may be written `[224, 224]`."""
+    if where.endswith("_size") and isinstance(value, list) and len(set(map(repr, value))) == 1:
+        value = value[0]
+    kinds = (int, float) if isinstance(example, float) else type(example)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{where} is {value!r}, which is not {_WORDS[type(example)]}")
+    # Token ids may be 0, every other whole number is a size.
+    if isinstance(example, int) and value < (0 if where.endswith("_id") else 1):
+        raise ValueError(f"{where} is {value}, which is too small")
+    if isinstance(example, float) and not abs(value) < 1e300:  # an int has no infinity
+        raise ValueError(f"{where} is {value}, which is not finite")
+    return value
+
+
 def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
     """A complete `config.json` for a model that was not made from a checkpoint.
 
@@ -123,10 +180,20 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
       config: the model.
       dtype: of the weights beside it, `"float32"`, `"float16"` or `"bfloat16"`.
     """
-    if isinstance(config, SigLIPConfig):
-        return siglip.config_dict(config, dtype)
-    text = {theirs: getattr(config.text, ours) for theirs, ours in _TEXT_KEYS.items()}
+    is_siglip = isinstance(config, SigLIPConfig)
+    text_keys = _SIGLIP_TEXT_KEYS if is_siglip else _TEXT_KEYS
+    text = {theirs: getattr(config.text, ours) for theirs, ours in text_keys.items()}
     vision = {theirs: getattr(config.vision, ours) for theirs, ours in _VISION_KEYS.items()}
+    if is_siglip:
+        text |= {"model_type": "siglip_text_model", "projection_size": config.projection_dim}
+        return {
+            "architectures": ["SiglipModel"],
+            "model_type": "siglip",
+            "torch_dtype": dtype,
+            "initializer_factor": 1.0,
+            "text_config": text,
+            "vision_config": {"model_type": "siglip_vision_model"} | vision,
+        }
     legacy = config.text.eos_token_id == LEGACY_EOS_TOKEN_ID
     start = 0 if legacy else config.text.eos_token_id - 1
     return corrected(
@@ -189,17 +256,27 @@ def preprocessor_dict(
 ) -> dict[str, Any]:
     """A `preprocessor_config.json`; by default the family's own at the model's image size."""
     images = preprocessor or preprocessor_of(None, config)
+    square = {"height": images.size, "width": images.size}
     if images.squash:
-        return siglip.preprocessor_dict(images)
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": images.resize},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": images.size, "width": images.size},
+        processor = {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": square,
+            "resample": {"bilinear": 2, "bicubic": 3}[images.resample],
+        }
+    else:
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": images.resize},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": square,
+        }
+    return processor | {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -222,25 +299,19 @@ def tokenizer_dict(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
-def write_other_files(
-    stage: Path,
-    config: CLIPConfig,
-    base: Path | None,
-    tokenizer: Path | str | None,
-    dtype: str,
-    preprocessor: Preprocessor | None = None,
-) -> None:
-    """Writes all of an export but its weights: the base's files, or new ones without a base.
+def write_other_files(stage: Path, export: Export, dtype: str) -> None:
+    """Writes all of an export but its weights, which are in `dtype`: the base's files, or new ones.
 
-    Args and errors are those of `write_config`, with the base that takes its place. A tokenizer
-    that is given goes before the base's.
+    A tokenizer that is given goes before the base's. Errors are those of `write_config`.
     """
+    config, base = export.config, export.base
+    given = {"tokenizer": export.tokenizer, "preprocessor": export.preprocessor}
     if base is None:
-        write_config(stage, config, dtype=dtype, tokenizer=tokenizer, preprocessor=preprocessor)
+        write_config(stage, config, dtype=dtype, **given)
         return
     copy_non_weights(base, stage)
-    if tokenizer is not None:
-        write_tokenizer(Path(tokenizer), stage, config)
+    if export.tokenizer is not None:
+        write_tokenizer(export.tokenizer, stage, config)
     raw = read_json(base / "config.json")
     right = corrected(raw, config, dtype)
     if right != raw:

@@ -9,10 +9,8 @@ contrastive fine-tuning supervises the one at the end token: look at pictures, n
 from pathlib import Path
 from typing import Any
 
-from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import towers, writing
 from negclip_jax.interop.config import tokenizer_beside, write_tokenizer
-from negclip_jax.interop.parameters import require_dtype
 from negclip_jax.models.clip import CLIPConfig
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -21,7 +19,7 @@ ARCHITECTURE = "CLIPTextModelWithProjection"
 
 
 def fitting_pipelines(config: CLIPConfig) -> str:
-    """Which published pipelines take a text tower of this width, in words."""
+    """Which published pipelines take a text tower of this width."""
     width = config.text.width
     if width == 768:
         return "768 wide: fits Stable Diffusion 1.x, and SDXL as its first text encoder"
@@ -55,42 +53,18 @@ def usage(config: CLIPConfig) -> str:
     )
 
 
-def save(
-    directory: Path | str,
-    config: CLIPConfig,
-    params: dict[str, Any],
-    *,
-    base: Path | str | None = None,
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-) -> Path:
+@writing.layout_writer
+def save(stage: Path, export: writing.Export) -> None:
     """Writes a directory with `text_encoder/` and, where one is known, `tokenizer/`.
 
-    Args:
-      directory: destination; written whole or not at all.
-      config, params: the whole model.
-      base: directory in Hugging Face's layout whose tokenizer goes along.
-      tokenizer: directory with a tokenizer instead of the base's.
-      preprocessor: of no use here: pictures are made, not read.
-      dtype: of the weights, float32 by default.
-      overwrite: replace an earlier export.
-
-    Raises:
-      CheckpointError: see `huggingface.save`.
+    The weights are float32 by default. Arguments and errors are those of `writing.layout_writer`;
+    a preprocessor is of no use here: pictures are made, not read.
     """
-    del preprocessor
-    require_dtype(dtype)
-    out, base = Path(directory), None if base is None else Path(base)
-    words = tokenizer or (base and tokenizer_beside(base))
-    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
-        (stage / ENCODER).mkdir()
-        towers.write_tower(stage / ENCODER, config, params, ARCHITECTURE, dtype or "float32")
-        if words:
-            (stage / TOKENIZER).mkdir()
-            write_tokenizer(Path(words), stage / TOKENIZER, config)
-    return out
+    (stage / ENCODER).mkdir()
+    towers.write_tower(stage / ENCODER, export, ARCHITECTURE)
+    if source := export.tokenizer or (export.base and tokenizer_beside(export.base)):
+        (stage / TOKENIZER).mkdir()
+        write_tokenizer(source, stage / TOKENIZER, export.config)
 
 
 def load(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:

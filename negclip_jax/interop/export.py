@@ -22,9 +22,10 @@ from flax import nnx
 
 from negclip_jax.common import signals, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.interop import files, model_card, readers, towers, writing
+from negclip_jax.interop import model_card, readers, towers, writing
 from negclip_jax.interop.export_formats import ARCHITECTURES, LAYOUTS, Layout
-from negclip_jax.interop.parameters import DTYPES, interpolate
+from negclip_jax.interop.parameters import interpolate
+from negclip_jax.interop.tensors import stored_dtypes
 from negclip_jax.models import clip
 
 _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
@@ -113,7 +114,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="for a checkpoint without one")
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=writing.DTYPES,
         help="of the weights; default: float32, or the checkpoint's own where a whole model is "
         "converted and nothing was trained",
     )
@@ -177,7 +178,7 @@ def _from_checkpoint(args: argparse.Namespace, layout: Layout) -> Source:
     if args.ema or args.step != "best":
         raise InputError("--step and --ema choose in a run: they need --workdir, not --checkpoint")
     config, params, info = readers.read_any(
-        args.checkpoint, activation=args.activation, base=args.base, alone=layout.architecture
+        args.checkpoint, activation=args.activation, base=args.base, tower_class=layout.architecture
     )
     if args.base and args.alpha is None and info.layout != "tower":
         raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
@@ -188,10 +189,8 @@ def _kept_dtype(args: argparse.Namespace, info: readers.CheckpointInfo) -> str |
     """float16 or bfloat16 where all of a checkpoint is stored so and nothing was changed."""
     if args.alpha is not None or info.layout not in ("huggingface", "openai", "open_clip"):
         return None
-    of_directory = info.layout == "huggingface"
-    stored = files.open_weights(info.path) if of_directory else files.open_file(info.path)[0]
-    found = {tensor.dtype for tensor in stored.values() if tensor.dtype in DTYPES}
-    return found.pop() if len(found) == 1 else None
+    kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _from_workdir(args: argparse.Namespace) -> Source:

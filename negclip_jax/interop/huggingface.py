@@ -5,7 +5,7 @@
     params = load_params(directory, config)
     save("exported", config, params, base=directory)
 
-`KEYS` (for SigLIP: `siglip.KEYS`) holds transformers' tensor names. They are the same in every
+`KEYS` (for SigLIP: `SIGLIP_KEYS`) holds transformers' tensor names. They are the same in every
 version from 4.30 to 5.x as long as a file holds a full `CLIPModel` with its `text_model.` prefix:
 since 5.6 a bare `CLIPTextModel` writes other names, which older versions read as a random encoder.
 """
@@ -16,18 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import siglip, writing
+from negclip_jax.interop import writing
 from negclip_jax.interop.config import read_config, write_config, write_other_files
-from negclip_jax.interop.files import (
-    CheckpointError,
-    StoredTensor,
-    find_weights,
-    open_weights,
-    resolve,
-)
-from negclip_jax.interop.key_table import CONV, LINEAR, Key, Slot, encoder_blocks, norm
-from negclip_jax.interop.parameters import DTYPES, fits, read_params, require_dtype, taker
+from negclip_jax.interop.files import CheckpointError, StoredTensor, find_weights, resolve
+from negclip_jax.interop.key_table import CONV, LINEAR, Key, Slot, encoder_blocks, linear, norm
+from negclip_jax.interop.parameters import export_tensors, fits, read_params
+from negclip_jax.interop.tensors import open_weights, stored_dtypes
 from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -67,6 +61,34 @@ KEYS = (
     *VISION_KEYS,
 )
 
+_HEAD = tuple(f"vision/head/attn/{name}" for name in ("query", "key", "value"))
+SIGLIP_KEYS = (
+    # Vectors of one element, where CLIP has a scalar.
+    Key("logit_scale", "logit_scale", shape=(1,)),
+    Key("logit_bias", "logit_bias", shape=(1,)),
+    Key("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+    Key("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
+    *encoder_blocks("text_model", "text"),
+    *norm("text_model.final_layer_norm", "text/ln_final"),
+    *linear("text_model.head", "text_projection"),
+    Key("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", CONV),
+    Key("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
+    Key("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
+    *encoder_blocks("vision_model", "vision"),
+    *norm("vision_model.post_layernorm", "vision/ln_post"),
+    Key("vision_model.head.probe", "vision/head/probe"),
+    Key(
+        "vision_model.head.attention.in_proj_weight",
+        tuple(f"{path}/kernel" for path in _HEAD),
+        LINEAR,
+    ),
+    Key("vision_model.head.attention.in_proj_bias", tuple(f"{path}/bias" for path in _HEAD)),
+    *linear("vision_model.head.attention.out_proj", "vision/head/attn/out"),
+    *norm("vision_model.head.layernorm", "vision/head/ln"),
+    *linear("vision_model.head.mlp.fc1", "vision/head/mlp/fc1"),
+    *linear("vision_model.head.mlp.fc2", "vision/head/mlp/fc2"),
+)
+
 # Constant buffers that transformers before 4.31 saved.
 BUFFERS = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision"))
 _LOAD_ADVICE = (
@@ -78,7 +100,7 @@ _LOAD_ADVICE = (
 
 def keys_of(config: CLIPConfig) -> tuple[Key, ...]:
     """The table of a model's family."""
-    return siglip.KEYS if isinstance(config, SigLIPConfig) else KEYS
+    return SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
 
 
 def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
@@ -113,18 +135,8 @@ def _open(directory: Path) -> dict[str, StoredTensor]:
     return {name: tensor for name, tensor in opened.items() if name not in BUFFERS}
 
 
-def save(
-    directory: Path | str,
-    config: CLIPConfig,
-    params: dict[str, Any],
-    *,
-    base: Path | str | None = None,
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    shard_bytes: int = writing.SHARD_BYTES,
-) -> Path:
+@writing.layout_writer
+def save(stage: Path, export: writing.Export, *, shard_bytes: int = writing.SHARD_BYTES) -> None:
     """Writes a directory that transformers 4.30 to 5.x reads with `CLIPModel.from_pretrained`.
 
     With a base, every file of it that is not a weight is copied as it is, and config.json with
@@ -133,62 +145,33 @@ def save(
     its type, and the export is bit-equal. Once anything was trained, rounding it to half would
     lose most of an update at learning rate 1e-6, so the whole file is float32.
 
-    Args:
-      directory: destination; written whole or not at all.
-      config: the model; must be the base's.
-      params: tree of `models.clip.abstract(config)`, numpy or jax arrays.
-      base: directory that the model was made from; its weights may be absent.
-      tokenizer: directory with vocab.json and merges.txt, instead of the base's.
-      preprocessor: for a model without a base, if it is not CLIP's own.
-      dtype: `"float32"`, `"float16"` or `"bfloat16"` instead of the rule above.
-      overwrite: replace an earlier export.
-      shard_bytes: greatest size of one weight file; above it, shards with an index are written.
-
-    Returns:
-      The directory.
-
-    Raises:
-      CheckpointError: params that do not fit or are not finite, an occupied destination, a base
-        of another shape, a disk that is full or cannot be written.
+    `shard_bytes` is the greatest size of one weight file: above it, shards with an index are
+    written. Other arguments and errors are those of `writing.layout_writer`; a base of another
+    shape is refused.
     """
-    out, base = Path(directory), None if base is None else Path(base)
+    config, base = export.config, export.base
     if base is not None and read_config(base) != config:
         raise CheckpointError(f"{base}/config.json does not describe the model to be saved")
-    places, take = taker(params, config, keys_of(config))
-    dtypes = _dtypes(places, take, base, dtype)
+    places, take = export_tensors(export.params, config, keys_of(config))
+    dtypes = dict.fromkeys(places, export.dtype or "float32")
+    if export.dtype is None and base is not None and find_weights(base):
+        kept = stored_dtypes(base)
+        halves = any(dtype != "float32" for name, dtype in kept.items() if name not in BUFFERS)
+        if halves and _is_untouched(_open(base), places, take):
+            dtypes = {name: kept[name] for name in places}
+    kinds = set(dtypes.values())
+    write_other_files(stage, export, kinds.pop() if len(kinds) == 1 else "float32")
     sizes = {name: slot.size for name, slot in places.items()}
-    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
-        write_other_files(stage, config, base, tokenizer, _widest(dtypes), preprocessor)
-        writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)
-    return out
-
-
-def _dtypes(
-    places: dict[str, Slot],
-    take: Callable[[str], np.ndarray],
-    base: Path | None,
-    dtype: str | None,
-) -> dict[str, str]:
-    """The type to write each tensor in, see `save`."""
-    require_dtype(dtype)
-    if dtype is None and base is not None and find_weights(base):
-        stored = _open(base)
-        halves = any(tensor.dtype != "float32" for tensor in stored.values())
-        if halves and all(
-            _is_untouched(stored.get(name), slot, take) for name, slot in places.items()
-        ):
-            return {name: stored[name].dtype for name in places}
-    return dict.fromkeys(places, dtype or "float32")
+    writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)
 
 
 def _is_untouched(
-    stored: StoredTensor | None, slot: Slot, take: Callable[[str], np.ndarray]
+    stored: dict[str, StoredTensor], places: dict[str, Slot], take: Callable[[str], np.ndarray]
 ) -> bool:
-    if not fits(stored, slot) or stored.dtype not in DTYPES:
-        return False
-    return np.array_equal(stored.read().reshape(slot.shape), take(slot.name))
-
-
-def _widest(dtypes: dict[str, str]) -> str:
-    kinds = set(dtypes.values())
-    return kinds.pop() if len(kinds) == 1 else "float32"
+    """Whether a checkpoint holds exactly these tensors, each in a type that is written."""
+    return all(
+        fits(tensor := stored.get(name), slot)
+        and tensor.dtype in writing.DTYPES
+        and np.array_equal(tensor.read().reshape(slot.shape), take(name))
+        for name, slot in places.items()
+    )

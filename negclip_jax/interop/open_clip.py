@@ -1,6 +1,6 @@
 """Models of open_clip, both ways: `open_clip_config.json` beside a state dict.
 
-    stored, _ = files.open_file(Path("dir/open_clip_model.safetensors"))
+    stored, _ = tensors.open_file(Path("dir/open_clip_model.safetensors"))
     config, preprocessor = read_config(Path("dir"))
     params = load_params(stored, config, "dir")
     save("exported", config, params)
@@ -21,7 +21,7 @@ from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import openai, writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
-from negclip_jax.interop.parameters import require_clip, require_dtype, taker
+from negclip_jax.interop.parameters import export_tensors, require_clip
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 
 CONFIG = "open_clip_config.json"
@@ -254,37 +254,22 @@ def _ratio(mlp_width: int, width: int) -> float:
     return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
 
 
-def save(
-    directory: Path | str,
-    config: CLIPConfig,
-    params: dict[str, Any],
-    *,
-    base: Path | str | None = None,
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    custom_text: bool = False,
-) -> Path:
+@writing.layout_writer
+def save(stage: Path, export: writing.Export, *, custom_text: bool = False) -> None:
     """Writes a directory for `open_clip.create_model_and_transforms("local-dir:...")`.
 
     `open_clip_config.json` and `open_clip_model.safetensors` (one file: open_clip reads no
     shards), and Hugging Face's config.json, tokenizer and preprocessor files beside them. The
-    arguments are those of `huggingface.save`; the weights are float32 by default. With
-    `custom_text` it is a CustomTextCLIP.
-
-    Raises:
-      CheckpointError: see `huggingface.save`; a model that open_clip cannot express.
+    weights are float32 by default. With `custom_text` it is a CustomTextCLIP. Other arguments and
+    errors are those of `writing.layout_writer`; a model that open_clip cannot express is refused.
     """
-    require_dtype(dtype)
-    described = config_dict(config, preprocessor or preprocessor_of(base, config))
+    config, dtype = export.config, export.dtype or "float32"
+    described = config_dict(config, export.preprocessor or preprocessor_of(export.base, config))
     if custom_text:
         described["model_cfg"]["custom_text"] = True
-    places, take = taker(params, config, CUSTOM_TEXT_KEYS if custom_text else KEYS)
-    out, base, dtype = Path(directory), None if base is None else Path(base), dtype or "float32"
-    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
-        write_other_files(stage, config, base, tokenizer, dtype, preprocessor)
-        writing.write_json(stage / CONFIG, described)
-        tensors = {name: writing.converted(name, take(name), dtype) for name in places}
-        writing.write_file(stage / WEIGHTS[0], tensors)
-    return out
+    keys = CUSTOM_TEXT_KEYS if custom_text else KEYS
+    places, take = export_tensors(export.params, config, keys)
+    write_other_files(stage, export, dtype)
+    writing.write_json(stage / CONFIG, described)
+    tensors = {name: writing.converted(name, take(name), dtype) for name in places}
+    writing.write_file(stage / WEIGHTS[0], tensors)

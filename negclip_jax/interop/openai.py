@@ -1,6 +1,6 @@
 """State dicts of OpenAI's clip package, both ways.
 
-    stored, _ = files.open_file(Path("ViT-B-32.pt"))
+    stored, _ = tensors.open_file(Path("ViT-B-32.pt"))
     config = infer_config(stored, "ViT-B-32.pt")
     params = load_params(stored, config, "ViT-B-32.pt")
     save("exported", config, params)
@@ -19,9 +19,10 @@ from typing import Any
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
-from negclip_jax.interop.files import CheckpointError, StoredTensor, import_torch, problem_report
+from negclip_jax.interop.files import CheckpointError, StoredTensor, problem_report
 from negclip_jax.interop.key_table import CONV, Key, linear, norm
-from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
+from negclip_jax.interop.parameters import export_tensors, read_params, require_clip
+from negclip_jax.interop.tensors import import_torch
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 
 WEIGHTS = "model.pt"
@@ -171,39 +172,23 @@ def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
         )
 
 
-def save(
-    directory: Path | str,
-    config: CLIPConfig,
-    params: dict[str, Any],
-    *,
-    base: Path | str | None = None,
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-) -> Path:
+@writing.layout_writer
+def save(stage: Path, export: writing.Export) -> None:
     """Writes a directory with `model.pt`, a bare state dict for `clip.load` and open_clip.
 
     A pickle, because the package reads nothing else. `config.json`, tokenizer and preprocessor
     stand beside it in Hugging Face's form, so that this project reads the directory back as it
-    was. The arguments are those of `huggingface.save`; the weights are float32 by default.
-
-    Raises:
-      CheckpointError: see `huggingface.save`; a model that OpenAI's code would run wrongly; no
-        PyTorch to write the file with.
+    was. The weights are float32 by default. Arguments and errors are those of
+    `writing.layout_writer`; a model that OpenAI's code would run wrongly is refused.
     """
-    require_expressible(config, preprocessor or preprocessor_of(base, config))
-    require_dtype(dtype)
+    config, dtype = export.config, export.dtype or "float32"
+    require_expressible(config, export.preprocessor or preprocessor_of(export.base, config))
     torch = import_torch("a file for OpenAI's clip needs")
-    places, take = taker(params, config, KEYS)
-    out, base = Path(directory), None if base is None else Path(base)
-    dtype = dtype or "float32"
-    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
-        write_other_files(stage, config, base, tokenizer, dtype, preprocessor)
-        # float32 first: numpy's bfloat16 is unknown to torch.
-        state = {
-            name: torch.tensor(writing.converted(name, take(name), dtype).astype("float32"))
-            for name in places
-        }
-        torch.save({k: v.to(getattr(torch, dtype)) for k, v in state.items()}, stage / WEIGHTS)
-    return out
+    places, take = export_tensors(export.params, config, KEYS)
+    write_other_files(stage, export, dtype)
+    # float32 first: numpy's bfloat16 is unknown to torch.
+    state = {
+        name: torch.tensor(writing.converted(name, take(name), dtype).astype("float32"))
+        for name in places
+    }
+    torch.save({k: v.to(getattr(torch, dtype)) for k, v in state.items()}, stage / WEIGHTS)

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from negclip_jax.interop.files import FLOAT_TYPES, CheckpointError, StoredTensor, problem_report
+from negclip_jax.interop.files import CheckpointError, StoredTensor, problem_report
 from negclip_jax.interop.key_table import Key, Slot, expected_shapes, slots
+from negclip_jax.interop.tensors import FLOAT_TYPES
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def read_params(
@@ -95,7 +94,7 @@ def flat_params(
     return flat
 
 
-def taker(
+def export_tensors(
     params: dict[str, Any], config: CLIPConfig, keys: tuple[Key, ...]
 ) -> tuple[dict[str, Slot], Callable[[str], np.ndarray]]:
     """A layout's slots by name, and a function that fetches their tensor by name.
@@ -128,12 +127,6 @@ def require_clip(config: CLIPConfig, layout: str) -> None:
         raise CheckpointError(
             f"{layout} holds CLIPs, and this is a SigLIP: write it with --layout=huggingface"
         )
-
-
-def require_dtype(dtype: str | None) -> None:
-    """Raises CheckpointError for a type that weights are not written in; None is fine."""
-    if dtype is not None and dtype not in DTYPES:
-        raise CheckpointError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
 
 
 def fits(tensor: StoredTensor | None, slot: Slot) -> bool:

@@ -28,9 +28,9 @@ from negclip_jax.interop.files import (
     CheckpointError,
     StoredTensor,
     find_weights,
-    open_file,
     read_json,
 )
+from negclip_jax.interop.tensors import open_file
 from negclip_jax.models.clip import CLIPConfig
 
 Checkpoint = tuple[CLIPConfig, dict[str, Any], CheckpointInfo]
@@ -42,7 +42,7 @@ def read_any(
     ema: bool = False,
     activation: str | None = None,
     base: str | Path | None = None,
-    alone: str = "",
+    tower_class: str = "",
 ) -> Checkpoint:
     """Reads a checkpoint of any known layout.
 
@@ -55,7 +55,7 @@ def read_any(
       base: for a Hugging Face directory of one tower (CLIPTextModel and so on), the checkpoint of
         any layout that the rest of the model comes from. The directory may be the `text_encoder/`
         of a diffusers pipeline, or the folder that holds it.
-      alone: class of transformers (a key of `towers.ARCHITECTURES`) that is wanted of such a
+      tower_class: class of transformers (a key of `towers.ARCHITECTURES`) that is wanted of such a
         directory without a base; see `towers.load_alone`.
 
     Returns:
@@ -70,7 +70,7 @@ def read_any(
     if storage.is_remote(name) and not is_workdir(name):
         _require_no_step(step, ema, path)
         with remote.copied(name) as copy:
-            found = read_any(copy, activation=activation, base=base, alone=alone)
+            found = read_any(copy, activation=activation, base=base, tower_class=tower_class)
         return (*found[:2], dataclasses.replace(found[2], label=name))
     local = Path(name).expanduser()
     if is_workdir(name):
@@ -81,8 +81,8 @@ def read_any(
     tower = _tower_directory(place)
     if tower is not None and base is not None:
         return _read_tower(tower, name, read_any(base, activation=activation))
-    if tower is not None and alone:
-        towers.require_holds(tower, alone)
+    if tower is not None and tower_class:
+        towers.require_holds(tower, tower_class)
         return _agreed(_read_alone(tower, place / diffusers.TOKENIZER, name), activation)
     file = _state_dict_file(place)
     if file is not None:
@@ -153,7 +153,7 @@ def _read_alone(directory: Path, words: Path, name: str) -> Checkpoint:
 def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
     """One tower from a directory of its own, everything else from another checkpoint."""
     config, params, info = rest
-    config, params = towers.graft(directory, config, params)
+    config, params = towers.merge_tower(directory, config, params)
     label = f"the tower of {name} in {info.label}"
     source = f"{info.activation_source}; of the tower, hidden_act in {directory / 'config.json'}"
     return (

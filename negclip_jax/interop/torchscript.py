@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 import numpy as np
 
-from negclip_jax.interop.stored import CheckpointError, StoredTensor
+from negclip_jax.common.plain_pickle import PlainUnpickler
+from negclip_jax.interop.files import CheckpointError, StoredTensor
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -101,11 +102,10 @@ class _Storage:
     read: Callable[[], bytes]
 
 
-class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler, not the one in C: that one fills a table as long as the largest
-    number in the pickle, so that ten bytes could ask for 30 GB."""
+class _Unpickler(PlainUnpickler):
+    """Plain values, and what a compiled module is made of."""
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar = dict(PlainUnpickler.dispatch)
 
     def __init__(self, content: bytes, read: Callable[[str], bytes]):
         super().__init__(io.BytesIO(content))
@@ -132,7 +132,7 @@ class _Unpickler(pickle._Unpickler):
         return _Storage(dtype, lambda: self._read(key))
 
     def _build(self) -> None:
-        """Attributes are given to modules only: to a class or function they would stay for ever."""
+        """Attributes are given to modules only: to a class or function they would stay."""
         state = self.stack.pop()
         module = self.stack[-1]
         if type(module) is not _Module or not isinstance(state, dict):

@@ -1,6 +1,6 @@
 """Hugging Face directories of one tower: CLIPTextModel, CLIPTextModelWithProjection, and so on.
 
-    config, params = graft("someones/text_encoder", config, params)
+    config, params = merge_tower("someones/text_encoder", config, params)
     save_tower("text_encoder", config, params, architecture="CLIPTextModelWithProjection")
 
 A text encoder is what other software takes out of a CLIP: Stable Diffusion holds a CLIPTextModel.
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import huggingface, writing
 from negclip_jax.interop.config import (
     config_dict,
@@ -28,9 +27,10 @@ from negclip_jax.interop.config import (
     vision_config,
     write_tokenizer,
 )
-from negclip_jax.interop.files import CheckpointError, StoredTensor, open_weights, read_json
+from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
 from negclip_jax.interop.key_table import Key, expected_shapes
-from negclip_jax.interop.parameters import read_params, require_clip, require_dtype, taker
+from negclip_jax.interop.parameters import export_tensors, read_params, require_clip
+from negclip_jax.interop.tensors import open_weights
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
 
@@ -81,7 +81,7 @@ def _tower_of(directory: Path) -> Tower | None:
     return next((tower for tower in (TEXT, VISION) if tower.model_type == kind), None)
 
 
-def graft(
+def merge_tower(
     directory: Path | str, config: CLIPConfig, params: dict[str, Any]
 ) -> tuple[CLIPConfig, dict[str, Any]]:
     """A model with the tower that `directory` holds in the place of its own.
@@ -103,7 +103,7 @@ def graft(
     if tower is None:
         raise CheckpointError(f"{path}: model_type is {raw.get('model_type')!r}, not of one tower")
     section = _section(directory, tower, raw)
-    grafted = dataclasses.replace(config, **{tower.name: section})
+    merged = dataclasses.replace(config, **{tower.name: section})
     stored = _prefixed(open_weights(directory), tower)
     projected = tower.projection.theirs in stored
     own_width = getattr(config, tower.name).width
@@ -114,11 +114,9 @@ def graft(
             "directory saved WithProjection"
         )
     keys = (tower.projection, *tower.keys) if projected else tower.keys
-    part = read_params(
-        stored, keys, grafted, where=directory, authority="the model", advice=_ADVICE
-    )
+    part = read_params(stored, keys, merged, where=directory, authority="the model", advice=_ADVICE)
     flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(part)
-    return grafted, traverse_util.unflatten_dict(flat)
+    return merged, traverse_util.unflatten_dict(flat)
 
 
 def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
@@ -127,7 +125,7 @@ def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     A projection that the directory lacks is zeros as well.
 
     Raises:
-      CheckpointError: see `graft`.
+      CheckpointError: see `merge_tower`.
     """
     raw = read_json(Path(directory) / "config.json")
     tower = _tower_of(Path(directory))
@@ -145,7 +143,7 @@ def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     except ValueError as error:
         raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from error
     zeros = {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(config).items()}
-    return graft(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
+    return merge_tower(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
 
 
 def require_holds(directory: Path, architecture: str) -> None:
@@ -185,59 +183,38 @@ def _prefixed(stored: Mapping[str, StoredTensor], tower: Tower) -> dict[str, Sto
     return {name: tensor for name, tensor in named.items() if name not in huggingface.BUFFERS}
 
 
+@writing.layout_writer
 def save_tower(
-    directory: Path | str,
-    config: CLIPConfig,
-    params: dict[str, Any],
+    stage: Path,
+    export: writing.Export,
     *,
     architecture: str,
-    base: Path | str | None = None,
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
     shard_bytes: int = writing.SHARD_BYTES,
-) -> Path:
+) -> None:
     """Writes a directory for `from_pretrained` of one of `ARCHITECTURES`.
 
-    Beside the weights stand config.json and the tokenizer of a text tower, or the preprocessor of
-    a vision tower, taken from the base.
+    Beside the weights, float32 by default, stand config.json and the tokenizer of a text tower, or
+    the preprocessor of a vision tower, taken from the base.
 
-    Args:
-      directory: destination; written whole or not at all.
-      config, params: the whole model.
-      architecture: class of transformers.
-      base: directory in Hugging Face's layout whose tokenizer or preprocessor goes along.
-      tokenizer: directory with a tokenizer instead of the base's.
-      preprocessor: instead of the base's.
-      dtype: of the weights, float32 by default.
-      overwrite: replace an earlier export.
-      shard_bytes: greatest size of one weight file.
-
-    Raises:
-      CheckpointError: see `huggingface.save`; an unknown architecture.
+    `shard_bytes` is the greatest size of one weight file. Other arguments and errors are those of
+    `writing.layout_writer`; an unknown architecture is refused.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"architecture {architecture!r} is not one of {known}")
-    require_dtype(dtype)
-    out, base = Path(directory), None if base is None else Path(base)
-    with writing.export_directory(out, overwrite=overwrite, keep=base) as stage:
-        write_tower(stage, config, params, architecture, dtype or "float32", shard_bytes)
-        if ARCHITECTURES[architecture][0] is VISION:
-            images = preprocessor_dict(config, preprocessor or preprocessor_of(base, config))
-            writing.write_json(stage / "preprocessor_config.json", images)
-        elif source := tokenizer or (base and tokenizer_beside(base)):
-            write_tokenizer(Path(source), stage, config)
-    return out
+    config, base = export.config, export.base
+    write_tower(stage, export, architecture, shard_bytes)
+    if ARCHITECTURES[architecture][0] is VISION:
+        images = preprocessor_dict(config, export.preprocessor or preprocessor_of(base, config))
+        writing.write_json(stage / "preprocessor_config.json", images)
+    elif source := export.tokenizer or (base and tokenizer_beside(base)):
+        write_tokenizer(source, stage, config)
 
 
 def write_tower(
     directory: Path,
-    config: CLIPConfig,
-    params: dict[str, Any],
+    export: writing.Export,
     architecture: str,
-    dtype: str = "float32",
     shard_bytes: int = writing.SHARD_BYTES,
 ) -> None:
     """Writes config.json and weights of one tower into a directory that exists.
@@ -245,10 +222,11 @@ def write_tower(
     Raises:
       CheckpointError: parameters that do not fit or are not finite.
     """
+    config, dtype = export.config, export.dtype or "float32"
     require_clip(config, architecture)
     tower, projected = ARCHITECTURES[architecture]
     keys = (tower.projection, *tower.keys) if projected else tower.keys
-    places, take = taker(params, config, keys)
+    places, take = export_tensors(export.params, config, keys)
     section = config_dict(config, dtype)[f"{tower.name}_config"]
     described = {"architectures": [architecture], "torch_dtype": dtype}
     writing.write_json(directory / "config.json", described | section)

@@ -6,11 +6,14 @@ cleared away by the next one.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 import numpy as np
@@ -19,7 +22,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from negclip_jax.common import atomic_files, remote, storage
+from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
+from negclip_jax.models.clip import CLIPConfig
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
 _MARKS = ("config.json", "text_encoder/config.json")
@@ -27,6 +34,65 @@ _UNFINISHED = "UNFINISHED"
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
 _stages: set[Path] = set()  # that are open in this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What a layout writes.
+
+    Attributes:
+      config, params: the whole model; params are the tree of `models.clip.abstract(config)`, of
+        numpy or jax arrays.
+      base: directory in Hugging Face's layout that the model was made from, whose other files go
+        along; its weights may be absent.
+      tokenizer: directory with a tokenizer, instead of the base's.
+      preprocessor: of a model without a base, or instead of the base's.
+      dtype: of the weights; None for the layout's own rule.
+    """
+
+    config: CLIPConfig
+    params: dict[str, Any]
+    base: Path | None
+    tokenizer: Path | None
+    preprocessor: Preprocessor | None
+    dtype: str | None
+
+
+def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:
+    """Makes a layout's `save` of the function `write(stage, export, **options)`.
+
+    The result is `save(directory, config, params, *, overwrite=False, **options)`, with the fields
+    of `Export` among the options, None by default. It writes the directory whole or not at all and
+    returns it.
+
+    Raises:
+      CheckpointError: an unknown dtype, an occupied destination (`overwrite` replaces an earlier
+        export), a full disk; params that do not fit or are not finite, and whatever else `write`
+        refuses.
+    """
+
+    @functools.wraps(write)
+    def save(
+        directory: Path | str,
+        config: CLIPConfig,
+        params: dict[str, Any],
+        *,
+        base: Path | str | None = None,
+        tokenizer: Path | str | None = None,
+        preprocessor: Preprocessor | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Path:
+        if dtype is not None and dtype not in DTYPES:
+            raise CheckpointError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        out, base, tokenizer = Path(directory), *(x and Path(x) for x in (base, tokenizer))
+        export = Export(config, params, base, tokenizer, preprocessor, dtype)
+        with export_directory(out, overwrite=overwrite, keep=base) as stage:
+            write(stage, export, **options)
+        return out
+
+    return save
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def test_odd_safetensors_are_sentences(kind, tmp_path):
 
 def test_a_declared_header_is_not_allocated(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(header(b"{}", 99_000_000))
-    setup = "from negclip_jax.interop.files import open_weights, CheckpointError; import pathlib"
+    setup = "from negclip_jax.interop.tensors import open_weights, CheckpointError; import pathlib"
     code = f"""
 try:
     result = len(open_weights(pathlib.Path({str(tmp_path)!r})))

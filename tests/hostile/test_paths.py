@@ -17,8 +17,8 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.pairs import PairError, read_pairs
 from negclip_jax.data.records import unsafe_name
-from negclip_jax.interop.files import open_file, open_weights
 from negclip_jax.interop.readers import read_any
+from negclip_jax.interop.tensors import open_file, open_weights
 
 OUTSIDE = [
     "../secret.png",

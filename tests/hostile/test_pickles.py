@@ -21,8 +21,8 @@ from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import read_pairs
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
-from negclip_jax.interop.files import open_file, open_weights
 from negclip_jax.interop.readers import read_any
+from negclip_jax.interop.tensors import open_file, open_weights
 from negclip_jax.interop.torchscript import torchscript_tensors
 
 

@@ -25,8 +25,8 @@ from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import Pair, read_pairs, unsafe_name, write_pairs
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
-from negclip_jax.interop.files import open_weights
 from negclip_jax.interop.open_clip import read_config as read_open_clip
+from negclip_jax.interop.tensors import open_weights
 
 EXAMPLES = settings(
     derandomize=True,

@@ -88,7 +88,7 @@ def test_pickles_are_read_by_lists_of_allowed_names_alone():
         "negclip_jax/common/plain_pickle.py",
     }
     for bases, methods in found.values():
-        assert bases == ["pickle._Unpickler"]
+        assert bases in (["pickle._Unpickler"], ["PlainUnpickler"])
         assert {"find_class", "persistent_load"} <= methods
 
 

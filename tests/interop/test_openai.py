@@ -9,8 +9,9 @@ from interop import libraries, tiny
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import openai
-from negclip_jax.interop.files import CheckpointError, open_file
+from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.readers import read_any
+from negclip_jax.interop.tensors import open_file
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import pytest
 from interop import tiny
 
 from negclip_jax.interop import openai, parameters
-from negclip_jax.interop.files import CheckpointError
-from negclip_jax.interop.stored import StoredTensor
+from negclip_jax.interop.files import CheckpointError, StoredTensor
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def read(tensors, config, keys):
 
 def test_a_part_of_a_layout_is_read_as_a_part_of_the_tree(loaded):
     config, params = loaded
-    tensors = stored(*parameters.taker(params, config, openai.KEYS))
+    tensors = stored(*parameters.export_tensors(params, config, openai.KEYS))
     part = {key.theirs.split(".")[0] for key in openai.TEXT_KEYS}
     text = {name: t for name, t in tensors.items() if name.split(".")[0] in part}
     result = read(text, config, openai.TEXT_KEYS)
@@ -40,7 +39,7 @@ def test_a_part_of_a_layout_is_read_as_a_part_of_the_tree(loaded):
 
 def test_values_of_a_fused_tensor_that_are_not_finite(loaded):
     config, params = loaded
-    places, take = parameters.taker(params, config, openai.KEYS)
+    places, take = parameters.export_tensors(params, config, openai.KEYS)
     name = "transformer.resblocks.1.attn.in_proj_bias"
     bad = np.array(take(name))
     bad[[0, 40, 95]] = np.nan  # one of the query, one of the key, one of the value
@@ -49,10 +48,3 @@ def test_values_of_a_fused_tensor_that_are_not_finite(loaded):
         read(tensors, config, openai.KEYS)
     assert f"with NaN or infinity (1): {name} (3 of 96 values)" in str(caught.value)
     assert str(caught.value).endswith("Look again.")
-
-
-def test_types(loaded):
-    for dtype in (None, "float32", "float16", "bfloat16"):
-        parameters.require_dtype(dtype)
-    with pytest.raises(CheckpointError, match="'int8' is not one of float32, float16, bfloat16"):
-        parameters.require_dtype("int8")

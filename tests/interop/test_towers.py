@@ -83,17 +83,17 @@ def test_a_tower_of_transformers_replaces_ours(name, prefixed, full, tmp_path):
         stored = {k.removeprefix(prefix): v for k, v in stored.items()}
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
-    grafted, merged = towers.graft(tmp_path, config, params)
+    config_of_both, merged = towers.merge_tower(tmp_path, config, params)
     part, other = ("text", "vision") if "Text" in name else ("vision", "text")
-    assert getattr(grafted, part).hidden_act == "gelu"
-    assert getattr(grafted, other) == getattr(config, other)
+    assert getattr(config_of_both, part).hidden_act == "gelu"
+    assert getattr(config_of_both, other) == getattr(config, other)
     tiny.assert_equal_params(merged[other], params[other])
     assert merged["logit_scale"] == params["logit_scale"]
     if "Projection" in name:
         pixels, ids = tiny.inputs(config)
         encode, batch = (tiny.our_texts, ids) if part == "text" else (tiny.our_images, pixels)
         expected = features(name, tower, config)
-        assert tiny.difference(encode(grafted, merged, batch), expected) < 1e-5
+        assert tiny.difference(encode(config_of_both, merged, batch), expected) < 1e-5
     else:
         projection = "text_projection" if part == "text" else "visual_projection"
         np.testing.assert_array_equal(merged[projection], params[projection])
@@ -117,7 +117,7 @@ def test_a_diffusers_directory_is_read_by_its_text_encoder(full, tiny_vocabulary
     _, directory, config, params = full
     out = diffusers.save(tmp_path / "out", config, params, tokenizer=tiny_vocabulary)
     tiny.assert_equal_params(read_any(out, base=directory)[1], params)
-    read_config, read, info = read_any(out, alone="CLIPTextModelWithProjection")
+    read_config, read, info = read_any(out, tower_class="CLIPTextModelWithProjection")
     tiny.assert_equal_params(read["text"], params["text"])
     np.testing.assert_array_equal(read["text_projection"], params["text_projection"])
     assert (read_config.text, info.layout, info.base) == (config.text, "tower", None)
@@ -131,9 +131,9 @@ def test_one_tower_without_a_base(full, tmp_path):
     for name in ("CLIPTextModel", "CLIPVisionModelWithProjection"):
         towers.save_tower(tmp_path / name, config, params, architecture=name)
     with pytest.raises(CheckpointError, match=r"no text_projection\.weight, .*take a CLIPTextMod"):
-        read_any(tmp_path / "CLIPTextModel", alone="CLIPTextModelWithProjection")
+        read_any(tmp_path / "CLIPTextModel", tower_class="CLIPTextModelWithProjection")
     with pytest.raises(CheckpointError, match="holds a vision tower, and a CLIPTextModel is a te"):
-        read_any(tmp_path / "CLIPVisionModelWithProjection", alone="CLIPTextModel")
+        read_any(tmp_path / "CLIPVisionModelWithProjection", tower_class="CLIPTextModel")
 
 
 def test_tokenizer_and_preprocessor_go_along(full, tiny_vocabulary, tmp_path):
@@ -154,12 +154,12 @@ def test_towers_that_do_not_fit(full, tmp_path):
     out = towers.save_tower(tmp_path / "out", config, params, architecture="CLIPTextModel")
     wider = dataclasses.replace(config, text=dataclasses.replace(config.text, width=64))
     with pytest.raises(CheckpointError, match="32 wide where the model's projection takes 64"):
-        towers.graft(out, wider, params)
+        towers.merge_tower(out, wider, params)
     with pytest.raises(CheckpointError, match="model_type is 'clip', not of one tower"):
-        towers.graft(directory, config, params)
+        towers.merge_tower(directory, config, params)
     with pytest.raises(CheckpointError, match="'CLIPModel' is not one of CLIPTextModel,"):
         towers.save_tower(tmp_path / "x", config, params, architecture="CLIPModel")
     settings = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
     with pytest.raises(CheckpointError, match=r"config\.json: unknown activation 'relu'"):
-        towers.graft(out, config, params)
+        towers.merge_tower(out, config, params)

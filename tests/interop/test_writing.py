@@ -228,3 +228,9 @@ def test_views_and_scalars_are_written_as_what_they_are(tmp_path):
 def test_shards_are_filled_in_order():
     n_bytes = {"a": 4, "b": 4, "c": 9, "d": 1, "e": 7}
     assert writing._shards(n_bytes, 8) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_weights_are_written_in_three_types(base, tmp_path):
+    with pytest.raises(CheckpointError, match="dtype 'int8' is not one of float32, float16, bfl"):
+        huggingface.save(tmp_path / "out", *tiny.load(base), dtype="int8")
+    assert not (tmp_path / "out").exists()
