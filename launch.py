@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             process_id=runtime.process_id,
             num_processes=runtime.num_processes,
             timeout=runtime.timeout,
-            heartbeat_timeout=runtime.silence,
+            heartbeat_timeout=runtime.heartbeat_timeout,
         )
         if not sharding.is_main_process():
             console.set_up_logging(only_warnings=True)

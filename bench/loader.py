@@ -23,7 +23,7 @@ from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.data.tokenizer import load_tokenizer
 
@@ -108,8 +108,7 @@ def _loader(texts: Ragged, images: np.ndarray, features: np.ndarray, batch_size:
         preprocess=Preprocessor(),
         batch_size=batch_size,
         packing=Packing.suited_to(texts.lengths, batch_size, shards=1),
-        features=features,
-        unreadable=np.zeros(len(features), bool),
+        cached=CachedFeatures(features, np.zeros(len(features), bool)),
     )
 
 

@@ -40,7 +40,7 @@ class Ours:
         """Photo and caption of each pair in the batches of these steps."""
         data, loader = self._config.data, self._run.loader
         pairs, _ = read_data(
-            pairs=data.pairs, images=data.images, captions="negated", max_bad_images=0.0
+            pairs=data.pairs, images=data.images, caption_mode="negated", max_bad_images=0.0
         )
         chosen = [loader.pairs_at(step)[0] for step in range(start, stop)]
         return [[(pairs[i].image, pairs[i].negated) for i in batch] for batch in chosen]

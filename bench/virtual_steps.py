@@ -162,7 +162,7 @@ def _batch(case: Case, model: clip.CLIPConfig, mesh: Mesh) -> dict:
     packing = Packing.suited_to(_lengths(), pairs, shards)
     rows = packing.rows * shards
     shapes = {name: (rows, packing.row_length) for name in ("ids", "positions", "segments")}
-    shapes |= {"ends": (rows, packing.slots), "slots": (shards, packing.per_shard)}
+    shapes |= {"ends": (rows, packing.max_captions_per_row), "slots": (shards, packing.per_shard)}
     placed = sharding.batch(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -8,8 +8,26 @@ that matches the whole name wins, a name that no rule covers and a rule that mat
 errors.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from negclip_jax.common.renamed_keys import new_key
+
+
+class Section(ConfigDict):
+    """Answers to the old names of keys that were renamed as well, with a warning."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(new_key(key, self._fields))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(new_key(key, self._fields), value)
+
+    def get_type(self, key: str) -> type:
+        """Type of the values of a key."""
+        return super().get_type(new_key(key, self._fields))
 
 
 def base() -> ConfigDict:
@@ -41,10 +59,10 @@ def _model() -> ConfigDict:
 
 
 def _data() -> ConfigDict:
-    data = ConfigDict()
+    data = Section()
     data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, or "tfds:NAME/SPLIT"
     data.images = placeholder(str)  # required: image directory, or "tfds:NAME/SPLIT"
-    data.captions = "negated"  # "negated", "original" (affirmative control run), or "mix"
+    data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives
     data.validation_fraction = 0.2
@@ -130,16 +148,16 @@ def _mesh() -> ConfigDict:
 
 
 def _runtime() -> ConfigDict:
-    runtime = ConfigDict()
+    runtime = Section()
     # jax.distributed: "off"; "auto" on TPU pods, Slurm and MPI, where JAX finds the others; else
     # "HOST:PORT" of process 0, the same in all processes, with the next two.
     runtime.distributed = "off"
     runtime.process_id = placeholder(int)  # of this process, from 0
     runtime.num_processes = placeholder(int)
     # Several processes end together. Seconds that one waits for another (which may download the
-    # weights meanwhile) or for an input, and without a sign of life until one counts as dead.
+    # weights meanwhile) or for an input, and seconds without a heartbeat after which one is dead.
     runtime.timeout = 600.0
-    runtime.silence = 60.0
+    runtime.heartbeat_timeout = 60.0
     runtime.compilation_cache = "{workdir}/compilation_cache"  # "": off
     # Continue a run although keys that change its result differ from those it was started with.
     runtime.allow_config_change = False

@@ -27,7 +27,7 @@ def get_config(variant: str = "published") -> ConfigDict:
 
 def _pretrain(config: ConfigDict) -> None:
     """CLIP's own training: everything is trained, on captions that never say "no"."""
-    config.data.captions = "original"
+    config.data.caption_mode = "original"
     config.train.total = "700 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
@@ -50,7 +50,7 @@ def _finetune(config: ConfigDict) -> None:
     config.train.batch_size = 32
     config.train.total = "6000 steps"
     config.train.foil_weight = 2.0
-    config.data.captions = "mix"
+    config.data.caption_mode = "mix"
     config.data.original_fraction = 0.2
     config.data.foils = 2
     config.optim.lr = 2e-3

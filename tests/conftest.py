@@ -152,7 +152,7 @@ def finished_run(make_config, tmp_path_factory) -> types.SimpleNamespace:
     changes = {
         "seed": 4,  # its validation loss is smallest before the end
         "train.ema_decay": 0.8,
-        "data.captions": "mix",
+        "data.caption_mode": "mix",
         "data.foils": 1,
         "optim.lr": 1e-2,
         "optim.freeze": ("vision/.*", "visual_projection", "text/blocks/0/.*"),

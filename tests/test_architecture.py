@@ -71,7 +71,7 @@ ROOMS = {
     "negclip_jax/pretrained.py": LIBRARY,
     "negclip_jax/training": (*INTEROP, *EMBEDDINGS, "negclip_jax.training"),
     "negclip_jax": ("negclip_jax",),
-    "configs": ("configs",),
+    "configs": (*COMMON, "configs"),
     "data_gen": (*DATA, "data_gen"),
     "evals": (*LIBRARY, "evals"),
     "launch.py": (*RUNTIME, "negclip_jax.training", "evals"),

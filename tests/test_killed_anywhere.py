@@ -84,7 +84,7 @@ def settings(plan, short_run, tmp_path_factory) -> dict:
     changes = {
         "train.total": f"{plan.steps} steps",
         "train.ema_decay": 0.8,
-        "data.captions": "mix",
+        "data.caption_mode": "mix",
         "eval.every": "8 steps",
         "eval.batch_size": 2,
         "checkpoint.every": "4 steps",

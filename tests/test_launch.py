@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
+from negclip_jax.common import renamed_keys
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import console
@@ -78,6 +79,21 @@ def test_every_key_can_be_set(run_launch, given):
     }
     assert (config.optim.lr, config.train.total, config.train.ema_decay) == (1e-5, "3 epochs", 0.9)
     assert config.optim.freeze == ("vision/.*",) and config.log.tensorboard is False
+
+
+@pytest.mark.parametrize("form", ["{}=mix", "{} mix"])
+def test_a_key_that_was_renamed_can_be_set_by_its_old_name(run_launch, given, caplog, form):
+    renamed_keys._warn.cache_clear()
+    setting = form.format("--config.data.captions").split(" ")
+    more = ("--config.runtime.silence=5", "--config.data.original_fraction=0.25")
+    assert run_launch(CONFIG, "--workdir=x", *setting, *more) == (0, "")
+    ((config, _),) = given
+    assert (config.data.caption_mode, config.runtime.heartbeat_timeout) == ("mix", 5.0)
+    assert "captions" not in config.data.to_dict()
+    assert [r.getMessage().split(";")[0] for r in caplog.records] == [
+        "config.data.captions is now config.data.caption_mode",
+        "config.runtime.silence is now config.runtime.heartbeat_timeout",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import Pair
 from negclip_jax.data.tokenizer import Tokenizer
 
-CAPTIONS = ("negated", "original", "mix")
+CAPTION_MODES = ("negated", "original", "mix")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 
 
@@ -36,104 +36,101 @@ class ImageSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """N examples of U distinct images.
+    """N examples of U distinct images. An example shows one of its C captions, and its K foils.
 
     Attributes:
       images: names of distinct images, U.
       image_of: int64 `[N]`, the image of each example.
-      texts: token ids of all captions; the last is an empty one.
-      captions: int64 `[C, N]`, indices into `texts`: the captions that an example may show, one or
+      texts: token ids of all captions and foils; the last is an empty one.
+      caption_index_CxN: int64, indices into `texts`: the captions that an example may show, one or
         (negated, original).
-      foils: int64 `[N, K]`, indices into `texts`, or None.
-      foil_mask: bool `[N, K]`, False where a pair has fewer than K foils, or None.
+      foil_index_NxK: int64, indices into `texts`, or None.
+      foil_mask_NxK: False where a pair has fewer than K foils, or None.
     """
 
     images: list[str]
     image_of: np.ndarray
     texts: Ragged
-    captions: np.ndarray
-    foils: np.ndarray | None
-    foil_mask: np.ndarray | None
+    caption_index_CxN: np.ndarray
+    foil_index_NxK: np.ndarray | None
+    foil_mask_NxK: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.image_of)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest caption."""
-        return int(self.texts.lengths.max())
-
     @functools.cached_property
-    def sizes(self) -> np.ndarray:
+    def lengths(self) -> np.ndarray:
         """Tokens of the captions and foils of each example, int64 `[N, C + K]`."""
-        texts = self.captions.T
-        if self.foils is not None:
-            texts = np.concatenate([texts, self.foils], axis=1)
-        return self.texts.lengths[texts]
+        index = self.caption_index_CxN.T
+        if self.foil_index_NxK is not None:
+            index = np.concatenate([index, self.foil_index_NxK], axis=1)
+        return self.texts.lengths[index]
 
     @functools.cached_property
-    def room(self) -> np.ndarray:
-        """Tokens that packing keeps for the captions and foils of each example, as `sizes`.
+    def reserved_lengths(self) -> np.ndarray:
+        """Tokens that packing reserves for the captions and foils of each example, as `lengths`.
 
         Never less than a few short examples need: one of them can take the place of any other
         without changing a batch's shape.
         """
         count = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self)))
-        shortest = np.argsort(self.sizes.sum(axis=1), kind="stable")[:count]
-        return np.maximum(self.sizes, self.sizes[shortest].max(axis=0))
+        shortest = np.argsort(self.lengths.sum(axis=1), kind="stable")[:count]
+        return np.maximum(self.lengths, self.lengths[shortest].max(axis=0))
 
-    def room_of(self, pairs: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        """What of `room` these examples take, int64 `[B * (1 + K)]`, in the order of `texts_of`."""
-        shown = self.room[pairs, kinds][:, None]
-        return np.concatenate([shown, self.room[pairs, len(self.captions) :]], axis=1).reshape(-1)
+    def reserved_of(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
+        """`reserved_lengths` of these examples, int64 `[B * (1 + K)]`, ordered as `texts_of`."""
+        shown = self.reserved_lengths[pairs, caption_choice_B][:, None]
+        foils = self.reserved_lengths[pairs, len(self.caption_index_CxN) :]
+        return np.concatenate([shown, foils], axis=1).reshape(-1)
 
-    def texts_of(self, pairs: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    def texts_of(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
         """Texts that these examples show, indices int64 `[B * (1 + K)]`: caption, foils, caption...
 
-        `pairs` and `kinds` are int `[B]`: example, and which of its C captions it shows.
+        Args:
+          pairs: int `[B]`, examples.
+          caption_choice_B: int, which of its C captions each shows.
         """
-        shown = self.captions[kinds, pairs]
-        if self.foils is None:
+        shown = self.caption_index_CxN[caption_choice_B, pairs]
+        if self.foil_index_NxK is None:
             return shown
-        return np.concatenate([shown[:, None], self.foils[pairs]], axis=1).reshape(-1)
+        return np.concatenate([shown[:, None], self.foil_index_NxK[pairs]], axis=1).reshape(-1)
 
 
 def tokenize_pairs(
-    pairs: Sequence[Pair], images: list[str], tokenizer: Tokenizer, *, captions: str, foils: int
+    pairs: Sequence[Pair], images: list[str], tokenizer: Tokenizer, *, caption_mode: str, foils: int
 ) -> Examples:
     """Tokenizes once what training will read many times.
 
     Args:
-      pairs: examples; with captions other than "original" each needs a negated caption.
+      pairs: examples; with a mode other than "original" each needs a negated caption.
       images: distinct image names, which may be more than those of `pairs`.
-      captions: "negated", "original", or "mix" (both, chosen per epoch).
+      tokenizer: of the model.
+      caption_mode: "negated", "original", or "mix" (both, chosen per epoch).
       foils: K, false captions kept per pair; the first K of each.
     """
-    if captions not in CAPTIONS:
-        raise InputError(f"data.captions: {captions!r} is none of {', '.join(CAPTIONS)}")
+    if caption_mode not in CAPTION_MODES:
+        modes = ", ".join(CAPTION_MODES)
+        raise InputError(f"data.caption_mode: {caption_mode!r} is none of {modes}")
     columns = []
-    if captions != "original":
+    if caption_mode != "original":
         columns.append([pair.negated for pair in pairs])
-    if captions != "negated":
+    if caption_mode != "negated":
         columns.append([pair.caption for pair in pairs])
     false = [foil for pair in pairs for foil in pair.foils[:foils]]
     ids, offsets = tokenizer.encode_ragged([*itertools.chain(*columns, false), ""])
     number = {name: i for i, name in enumerate(images)}
-    n = len(pairs)
-    first_foil = n * len(columns)
+    first_foil = len(pairs) * len(columns)
+    foil_mask = foil_index = None
+    if foils:
+        foil_mask = np.array([[k < len(pair.foils) for k in range(foils)] for pair in pairs])
+        foil_index = np.full(foil_mask.shape, len(offsets) - 2)  # the empty text
+        # Row-major, as the texts were listed.
+        foil_index[foil_mask] = first_foil + np.arange(foil_mask.sum())
     return Examples(
         images=images,
         image_of=np.array([number[pair.image] for pair in pairs], np.int64),
         texts=Ragged(ids, offsets),
-        captions=np.arange(first_foil).reshape(len(columns), n),
-        **_foil_indices(pairs, foils, first_foil, empty=len(offsets) - 2),
+        caption_index_CxN=np.arange(first_foil).reshape(len(columns), len(pairs)),
+        foil_index_NxK=foil_index,
+        foil_mask_NxK=foil_mask,
     )
-
-
-def _foil_indices(pairs: Sequence[Pair], count: int, first: int, empty: int) -> dict:
-    if not count:
-        return {"foils": None, "foil_mask": None}
-    mask = np.array([[k < len(pair.foils) for k in range(count)] for pair in pairs])
-    indices = np.full(mask.shape, empty)
-    indices[mask] = first + np.arange(mask.sum())  # row-major, as the texts were listed
-    return {"foils": indices, "foil_mask": mask}

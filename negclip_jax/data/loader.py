@@ -6,9 +6,10 @@ is decided here, by counter-based random bits that no library version changes; g
 work in threads or processes. Captions are tokenized once and gathered per batch, not per record;
 with cached features nothing else is left to do.
 
-Several processes load rows of one batch and must agree on its shapes without a word. So the packing
-of captions follows the pairs that are planned, and a pair whose image cannot be read, which one
-process alone finds out, is replaced by one whose captions fit in the room of the planned ones.
+Several processes load rows of one batch and must agree on its shapes without communication. So the
+packing of captions follows the pairs that are planned, and a pair whose image cannot be read, which
+one process alone finds out, is replaced by one whose captions fit into what was reserved for the
+planned ones.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -38,6 +39,19 @@ _LENGTH_MULTIPLE = 8  # padded rows: few compiled shapes, and aligned
 _MAX_REPLACEMENTS = 100
 
 
+@dataclasses.dataclass(frozen=True)
+class CachedFeatures:
+    """Image features that stand for pixels.
+
+    Attributes:
+      features: float32 `[U, D]`, one row per distinct image.
+      unreadable: bool `[U]`, images that have no feature.
+    """
+
+    features: np.ndarray
+    unreadable: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairLoader:
     """Training or validation batches.
@@ -54,8 +68,7 @@ class PairLoader:
       threads: that load images when there are no worker processes.
       max_bad_images: share of the distinct images that may fail before the run is stopped.
       packing: several captions a row; None pads each to the longest of all.
-      features: float32 `[U, D]`, one row per distinct image, instead of pixels.
-      unreadable: bool `[U]`, images that have no feature.
+      cached: image features, which batches then hold instead of pixels.
     """
 
     examples: Examples
@@ -69,8 +82,9 @@ class PairLoader:
     threads: int = 16
     max_bad_images: float = 0.0
     packing: Packing | None = None
-    features: np.ndarray | None = None
-    unreadable: np.ndarray | None = None
+    cached: CachedFeatures | None = None
+    # Names of bad images, over all passes: validation reads the same images again and again.
+    _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
 
     def __post_init__(self):
         if self.shuffle and self.batch_size > len(self.examples):
@@ -101,15 +115,14 @@ class PairLoader:
         rows = np.arange(self.batch_size) if rows is None else rows
         if start >= stop:
             return
-        read = self._cached if self._is_cached else self._decoded
-        batches = iter(read(start, stop, rows))
+        has_workers = self.workers and self.cached is None
+        batches = iter(self._read(start, stop, rows))
         try:
-            shielded = self.workers and not self._is_cached
-            for step, batch in enumerate(_shielded(batches) if shielded else batches, start):
-                self._bad_images.check(batch.pop("bad"))
-                if shielded:  # workers hand over shared memory: free it for the next batch
+            for step, batch in enumerate(_shielded(batches) if has_workers else batches, start):
+                self._check_bad(batch.pop("bad"))
+                if has_workers:  # workers hand over shared memory: free it for the next batch
                     batch = {name: np.array(x) for name, x in batch.items()}
-                yield batch if self._is_cached else self._complete(batch, step, rows)
+                yield batch if self.cached is not None else self._complete(batch, step, rows)
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
             # grain keep the last batches in reference cycles, and with them shared memory.
@@ -120,17 +133,12 @@ class PairLoader:
     def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of a batch (-1: padding) and which caption each shows, both int64 `[B]`."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        at = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        place = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        n, modes = len(self.examples), len(self.examples.caption_index_CxN)
         if not self.shuffle:
-            return np.where(at < len(self.examples), at, -1), np.zeros_like(at)
-        order, shows_original = _epoch(
-            len(self.examples),
-            self.seed,
-            epoch,
-            self.original_fraction,
-            len(self.examples.captions),
-        )
-        pairs = order[at]
+            return np.where(place < n, place, -1), np.zeros_like(place)
+        order, shows_original = _epoch(n, self.seed, epoch, self.original_fraction, modes)
+        pairs = order[place]
         return pairs, shows_original[pairs].astype(np.int64)
 
     def load(self, pair: int) -> Batch:
@@ -151,182 +159,154 @@ class PairLoader:
         blank = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
         return {"image": blank, "pair": np.int64(-1), "bad": np.int64(bad)}
 
-    @functools.cached_property
-    def _bad_images(self) -> "_BadImages":
-        # One for all passes: validation reads the same images again and again.
-        return _BadImages(self)
+    def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
+        """A batch of the right shapes, for the compiler: no image is read."""
+        if self.cached is not None:
+            batch = self._of_features(rows, step)
+        else:
+            image = np.zeros((len(rows), self.preprocess.size, self.preprocess.size, 3), np.uint8)
+            batch = {"image": image, "pair": self.pairs_at(step)[0][rows], "bad": rows}
+            batch = self._complete(batch, step, rows)
+        del batch["bad"]
+        return batch
 
-    @property
-    def _is_cached(self) -> bool:
-        return self.features is not None
-
-    def _decoded(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
-        examples = grain.MapDataset.source(_Rows(self, rows, stop))[start * len(rows) :]
+    def _read(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
+        """Images with `pair` and `bad` in batches; from cached features, complete batches."""
+        if self.cached is not None:
+            whole = grain.MapDataset.source(_Source(self._of_features, rows, stop))[start:]
+            return whole.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        size = len(rows)
+        single = grain.MapDataset.source(_Source(self._of_pixels, rows, stop * size))
+        single = single[start * size :]
         # Two batches ahead are enough to hide the work, and bound the memory.
         if not self.workers:
             # Threads take single examples here, so that they also share the very first batch.
-            ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * len(rows))
-            return examples.to_iter_dataset(ahead).batch(len(rows))
+            ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * size)
+            return single.to_iter_dataset(ahead).batch(size)
         # Processes hand over whole batches: one message each, not one per image.
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
-        batched = examples.batch(len(rows)).to_iter_dataset(ahead)
-        return batched.mp_prefetch(processes, _start_worker)
+        return single.batch(size).to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)
 
-    def _cached(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
-        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        batches = grain.MapDataset.source(_Batches(self, rows, stop))[start:]
-        return batches.to_iter_dataset(ahead)
+    def _of_pixels(self, rows: np.ndarray, index: int) -> Batch:
+        """One image, where those of all steps stand one after the other."""
+        step, row = divmod(index, len(rows))
+        return self.load(int(self.pairs_at(step)[0][rows[row]]))
 
-    def from_features(self, step: int, rows: np.ndarray) -> Batch:
-        """A whole batch whose images are rows of `features`."""
-        pairs, kinds = (x[rows] for x in self.pairs_at(step))
-        used = self._readable(pairs)
-        feature = self.features[self.examples.image_of[used]]
-        feature = np.where(used[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
-        batch = {"feature": feature, "pair": used, "bad": np.where(used != pairs, pairs, -1)}
-        return self._complete(batch, step, rows, kinds)
+    def _of_features(self, rows: np.ndarray, step: int) -> Batch:
+        """A complete batch whose images are rows of the cached features."""
+        planned, image_of = self.pairs_at(step)[0][rows], self.examples.image_of
+        if self.shuffle:
+            pairs = self._replacement[planned]
+        else:
+            pairs = np.where(self.cached.unreadable[image_of[planned]], -1, planned)
+        feature = self.cached.features[image_of[pairs]]
+        feature = np.where(pairs[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
+        images = {"feature": feature, "pair": pairs, "bad": np.where(pairs != planned, planned, -1)}
+        return self._complete(images, step, rows)
+
+    def _complete(self, images: Batch, step: int, rows: np.ndarray) -> Batch:
+        """Everything that a batch holds: images, and the captions of the pairs they belong to.
+
+        `images` holds `image` or `feature`, and `pair`, those that were read: int64 `[R]`, -1 where
+        none was.
+        """
+        batch, examples = dict(images), self.examples
+        pairs, (planned, caption_choice) = batch.pop("pair"), self.pairs_at(step)
+        if self.shuffle and (pairs < 0).any():
+            raise InputError(
+                "too many images cannot be read: no pair with short captions is left to take the "
+                "place of one of them. Mend or remove them"
+            )
+        # A replacement shows its own captions, in what was reserved for those of the planned pair.
+        # What validation masks keeps the planned ones: they fit, and are never read.
+        shown = np.where(pairs >= 0, pairs, planned[rows])
+        texts = examples.texts_of(shown, caption_choice[rows])
+        if self.packing is None:
+            # CLIP's text tower is causal: positions after the end token change nothing.
+            length = -(-int(examples.texts.lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+            batch["text"] = examples.texts.padded(texts, length)
+        else:
+            reserved = examples.reserved_of(planned[rows], caption_choice[rows])
+            # A process that loads a part of the batch plans the whole: all need one shape.
+            is_part = len(rows) < self.batch_size
+            whole = examples.reserved_of(planned, caption_choice) if is_part else reserved
+            count = self.packing.rows_needed(whole) if is_part else None
+            batch["text"] = self.packing.pack(examples.texts, texts, reserved, count)
+        if examples.foil_mask_NxK is not None:
+            batch["foil_mask"] = examples.foil_mask_NxK[pairs]
+        if not self.shuffle:
+            batch["mask"] = pairs >= 0
+        return batch
 
     def _candidates(self, pair: int) -> Iterator[int]:
         """The pair itself, and in training those that may replace it, in the order of trial."""
         yield pair
         if self.shuffle:
             following = np.roll(np.arange(len(self.examples)), -pair)[1:]
-            fits = (self.examples.sizes[following] <= self.examples.room[pair]).all(axis=1)
+            reserved = self.examples.reserved_lengths[pair]
+            fits = (self.examples.lengths[following] <= reserved).all(axis=1)
             yield from following[fits][: _MAX_REPLACEMENTS - 1].tolist()
-
-    def _readable(self, pairs: np.ndarray) -> np.ndarray:
-        """Pairs with a feature: as they are, replaced, or -1 where validation leaves them out."""
-        if self.shuffle:
-            return self._replacement[pairs]
-        return np.where(self.unreadable[self.examples.image_of[pairs]], -1, pairs)
 
     @functools.cached_property
     def _replacement(self) -> np.ndarray:
         """The pair that `load` would take for each pair, int64 `[N]`; -1 if there is none."""
+        # The same choice as from pixels: a run with cached features sees the same pairs.
         chosen = np.arange(len(self.examples))
-        unreadable = self.unreadable[self.examples.image_of]
+        unreadable = self.cached.unreadable[self.examples.image_of]
         if unreadable.all():
             raise InputError("none of the images could be read")
         for pair in np.flatnonzero(unreadable).tolist():
             chosen[pair] = next((c for c in self._candidates(pair) if not unreadable[c]), -1)
         return chosen
 
-    def _complete(
-        self, batch: Batch, step: int, rows: np.ndarray, kinds: np.ndarray | None = None
-    ) -> Batch:
-        """Adds the captions of the pairs that the images belong to."""
-        kinds = self.pairs_at(step)[1][rows] if kinds is None else kinds
-        pairs = batch.pop("pair")
-        if self.shuffle and (pairs < 0).any():
-            raise InputError(
-                "too many images cannot be read: no pair with short captions is left to take the "
-                "place of one of them. Mend or remove them"
-            )
-        planned = self.pairs_at(step)[0][rows]
-        # What validation masks keeps its own captions: they fit, and nobody reads them.
-        texts = self.examples.texts_of(np.where(pairs >= 0, pairs, planned), kinds)
-        if self.packing is None:
-            batch["text"] = self.examples.texts.padded(texts, self._padded_length)
-        else:
-            room = self.examples.room_of(planned, kinds)
-            shape = self._packed_rows(step, rows)
-            batch["text"] = self.packing.pack(self.examples.texts, texts, room, shape)
-        if self.examples.foil_mask is not None:
-            batch["foil_mask"] = self.examples.foil_mask[pairs]
-        if not self.shuffle:
-            batch["mask"] = pairs >= 0
-        return batch
-
-    def _packed_rows(self, step: int, rows: np.ndarray) -> int | None:
-        """Packed rows a shard that all processes agree on; None where this is the only one."""
-        if len(rows) == self.batch_size:
-            return None
-        return self.packing.rows_needed(self.examples.room_of(*self.pairs_at(step)))
-
-    def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
-        """A batch of the right shapes, for the compiler: no image is read."""
-        if self._is_cached:
-            batch = self.from_features(step, rows)
-        else:
-            side = self.preprocess.size
-            pixels = np.zeros((len(rows), side, side, 3), np.uint8)
-            batch = {"image": pixels, "pair": self.pairs_at(step)[0][rows], "bad": rows}
-            batch = self._complete(batch, step, rows)
-        del batch["bad"]
-        return batch
-
-    @functools.cached_property
-    def _padded_length(self) -> int:
-        # CLIP's text tower is causal: positions after the end token change nothing.
-        return -(-self.examples.longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    def _check_bad(self, bad: np.ndarray) -> None:
+        """Names each failed image once and stops the run when there are too many."""
+        allowed = int(self.max_bad_images * len(self.examples.images))
+        for pair in bad[bad >= 0]:
+            name = self.examples.images[self.examples.image_of[pair]]
+            if name in self._reported:
+                continue
+            self._reported.add(name)
+            count = len(self._reported)
+            try:
+                self.images.open(name)
+                reason = f"{name} could not be read at first"
+            except ImageError as error:
+                reason = str(error)
+            if count > allowed:
+                raise InputError(
+                    f"{count} images could not be read, more than the {allowed} that "
+                    f"data.max_bad_images={self.max_bad_images} allows; the last: {reason}"
+                )
+            instead = "the next readable pair takes its place" if self.shuffle else "left out"
+            logging.warning("image %d of bad ones: %s; %s", count, reason, instead)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Random access to the images of examples in the order of batches: what grain reads from."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Source:
+    """Random access for grain: `read(rows, index)` for each index below `length`."""
 
-    loader: PairLoader
+    read: Callable[[np.ndarray, int], Batch]  # a method, which a worker process can be sent
     rows: np.ndarray
-    stop: int
+    length: int
 
     def __len__(self) -> int:
-        return self.stop * len(self.rows)
+        return self.length
 
     def __getitem__(self, index: int) -> Batch:
-        step, slot = divmod(int(index), len(self.rows))
-        return self.loader.load(int(self.loader.pairs_at(step)[0][self.rows[slot]]))
+        return self.read(self.rows, int(index))
 
     def __repr__(self) -> str:  # grain prints its source; the default would print every token
-        return f"{type(self).__name__}({len(self.loader.examples)} pairs)"
-
-
-class _Batches(_Rows):
-    """Random access to whole batches of cached features."""
-
-    def __len__(self) -> int:
-        return self.stop
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.loader.from_features(int(index), self.rows)
-
-
-class _BadImages:
-    """Names each failed image once and stops the run when there are too many."""
-
-    def __init__(self, loader: PairLoader):
-        self._loader = loader
-        self._seen: set[str] = set()
-        self._allowed = int(loader.max_bad_images * len(loader.examples.images))
-
-    def check(self, bad: np.ndarray) -> None:
-        for pair in bad[bad >= 0]:
-            name = self._loader.examples.images[self._loader.examples.image_of[pair]]
-            if name not in self._seen:
-                self._seen.add(name)
-                self._report(name)
-
-    def _report(self, name: str) -> None:
-        try:
-            self._loader.images.open(name)
-            reason = f"{name} could not be read at first"
-        except ImageError as error:
-            reason = str(error)
-        if len(self._seen) > self._allowed:
-            raise InputError(
-                f"{len(self._seen)} images could not be read, more than the {self._allowed} that "
-                f"data.max_bad_images={self._loader.max_bad_images} allows; the last: {reason}"
-            )
-        instead = "the next readable pair takes its place" if self._loader.shuffle else "left out"
-        logging.warning("image %d of bad ones: %s; %s", len(self._seen), reason, instead)
+        return f"{type(self).__name__}({self.length})"
 
 
 def _shielded(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, from worker processes that no signal stops but the main process does.
 
     Ctrl-C in a terminal, and Slurm, signal every process, but only the main one knows when to
-    stop. Processes inherit blocked signals, so those that the first batch starts are deaf from
-    their first moment.
+    stop. Workers inherit blocked signals: the first batch, which starts them, is asked for while
+    signals are blocked, so that they never see SIGINT or SIGTERM.
     """
     resource_tracker.ensure_running()  # starting it would unblock signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -353,11 +333,11 @@ def _start_worker(index: int, count: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _epoch(
-    n: int, seed: int, epoch: int, original_fraction: float, captions: int
+    n: int, seed: int, epoch: int, original_fraction: float, captions_per_pair: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Order of the pairs in an epoch, int64 `[n]`, and which show their original, bool `[n]`."""
     bits = np.random.Philox(key=[seed, epoch]).random_raw(2 * n)
     order = np.argsort(bits[:n], kind="stable")
     # The upper 53 bits as a float in [0, 1), which is what every generator does.
     shows_original = (bits[n:] >> np.uint64(11)) * 2.0**-53 < original_fraction
-    return order, shows_original & (captions > 1)
+    return order, shows_original & (captions_per_pair > 1)

@@ -7,10 +7,11 @@ tokens and a few per cent.
 
 Shapes are static: rows are packed per shard of the batch, so that no gather crosses devices, and
 nearly all batches have one number of rows, so that few programs are compiled. Letters in shapes: S
-shards, R rows over all shards, L tokens a row, Q captions a row at most, B captions.
+shards, R rows over all shards, L tokens a row, Q captions a row at most, B captions of a batch.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -38,17 +39,17 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each caption, int64 `[N]`."""
         return np.diff(self.offsets)
 
-    def padded(self, captions: np.ndarray, length: int) -> np.ndarray:
-        """Captions with these indices, int `[B]`, one a row and zeros after it: int32 `[B, T]`."""
+    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
+        """Captions with these indices, one a row and zeros after it: int32 `[B, T]`."""
         column = np.arange(length)
-        inside = column < self.lengths[captions][:, None]
-        at = self.offsets[captions][:, None] + column
-        return np.where(inside, self.ids[np.where(inside, at, 0)], 0)
+        inside = column < self.lengths[index_B][:, None]
+        token = self.offsets[index_B][:, None] + column
+        return np.where(inside, self.ids[np.where(inside, token, 0)], 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Packing:
     Attributes:
       per_shard: B / S, captions of each part of the batch that is packed by itself.
       row_length: L, at least the longest caption.
-      slots: Q, captions a row at most.
+      max_captions_per_row: Q.
       rows: R / S, of each shard, as long as they are enough.
       row_step: by which they grow when they are not.
     """
 
     per_shard: int
     row_length: int
-    slots: int
+    max_captions_per_row: int
     rows: int = 1
     row_step: int = 1
 
@@ -76,8 +77,8 @@ class Packing:
         wanted = min(_MAX_ROW_LENGTH, _round_up(_CAPTIONS_PER_ROW * mean, 16))
         row_length = max(wanted, _round_up(int(lengths.max()), 8))
         # A third more captions a row than on average: short ones come together.
-        slots = max(2, _round_up(1.33 * row_length / mean, 1))
-        packing = cls(per_shard=batch_size // shards, row_length=row_length, slots=slots)
+        most = max(2, _round_up(1.33 * row_length / mean, 1))
+        packing = cls(batch_size // shards, row_length, max_captions_per_row=most)
         trial = np.random.Philox(key=0).random_raw(max(batch_size, _TRIAL_CAPTIONS)) % len(lengths)
         batches = trial[: len(trial) // batch_size * batch_size].reshape(-1, batch_size)
         rows = max(packing.rows_needed(lengths[batch.astype(np.int64)]) for batch in batches)
@@ -93,16 +94,18 @@ class Packing:
     def pack(
         self,
         texts: Ragged,
-        captions: np.ndarray,
-        room: np.ndarray | None = None,
+        index_B: np.ndarray,
+        reserved_B: np.ndarray | None = None,
         rows: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Packs the captions with these indices, int `[B]`.
+        """Packs the captions with these indices.
 
         Args:
           texts: all captions.
-          captions: to pack.
-          room: tokens to keep for each, int `[B]`, at least its length, which is the default.
+          index_B: int, the captions to pack.
+          reserved_B: int, tokens to keep for each, at least its length, which is the default. They
+            alone decide the shape and the places, so that processes which know what was planned,
+            but not which caption took another's place elsewhere, agree on both.
           rows: of each shard, where a shard elsewhere needs more than the ones here.
 
         Returns int32 arrays:
@@ -111,17 +114,34 @@ class Packing:
           ends `[R, Q]`: column of the end token of each caption of the row; 0 where unused.
           slots `[S, B / S]`: where a caption's end is among the `R / S * Q` of its shard.
         """
-        lengths = texts.lengths[captions]
-        room = lengths if room is None else room
-        if (lengths > room).any():
+        lengths = texts.lengths[index_B]
+        reserved_B = lengths if reserved_B is None else reserved_B
+        if (lengths > reserved_B).any():
             raise ValueError("a caption is longer than the room that was planned for it")
-        assigned = [_assign(part, self) for part in room.reshape(-1, self.per_shard)]
+        assigned = [_assign(part, self) for part in reserved_B.reshape(-1, self.per_shard)]
         rows = max(rows or 0, self._rows([row for row, _, _ in assigned]))
-        in_shard, slot, column = (np.stack(x) for x in zip(*assigned, strict=True))
+        in_shard, number, column = (np.stack(x) for x in zip(*assigned, strict=True))
         row = (in_shard + rows * np.arange(len(assigned))[:, None]).ravel()
-        place = (row, slot.ravel(), column.ravel())
-        packed = _scatter(texts, captions, lengths, place, rows * len(assigned), self)
-        return packed | {"slots": (in_shard * self.slots + slot).astype(np.int32)}
+        slots = (in_shard * self.max_captions_per_row + number).astype(np.int32)
+        number, column = number.ravel(), column.ravel()
+
+        # Every token of every caption goes to its place without a Python loop: token t belongs to
+        # caption `owner[t]`, and the captions' tokens follow each other.
+        owner = np.repeat(np.arange(len(index_B)), lengths)
+        position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        target = (row * self.row_length + column)[owner] + position
+        values = {
+            "ids": texts.ids[texts.offsets[index_B][owner] + position],
+            "positions": position,
+            "segments": number[owner] + 1,
+        }
+        packed = {}
+        for name, value in values.items():
+            packed[name] = np.zeros((rows * len(assigned), self.row_length), np.int32)
+            packed[name].reshape(-1)[target] = value
+        ends = np.zeros((rows * len(assigned), self.max_captions_per_row), np.int32)
+        ends[row, number] = column + lengths - 1
+        return packed | {"ends": ends, "slots": slots}
 
     def _rows(self, rows_of_shards: list[np.ndarray]) -> int:
         fullest = max(int(row.max()) + 1 for row in rows_of_shards)
@@ -133,55 +153,30 @@ def _round_up(x: float, multiple: int) -> int:
 
 
 def _assign(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best fit in decreasing length: row, slot and first column of each caption, int64 `[B]`.
-
-    Rows are kept in buckets by the room they have left, so a caption finds the fullest row that
-    takes it in at most L steps.
-    """
+    """Best fit in decreasing length: row, number in the row and first column, int64 `[B]` each."""
     if lengths.max() > packing.row_length:
         raise ValueError(f"a caption of {lengths.max()} tokens in rows of {packing.row_length}")
-    row_of, slot_of, column_of = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
-    rows_with_room: list[list[int]] = [[] for _ in range(packing.row_length + 1)]
+    row_of, number_of, column_of = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
+    # Rows by the columns they have left, so that a caption finds the fullest row that takes it in
+    # at most L steps, whatever the number of rows. Lists, because this loop is not vectorised and
+    # NumPy scalars would take most of its time.
+    rows_with: list[list[int]] = [[] for _ in range(packing.row_length + 1)]
     used: list[int] = []  # captions in each row
+    # Long ones first: short ones then fill what is left. Stable, so that the same lengths always
+    # give the same places.
     order = np.argsort(-lengths, kind="stable")
     for caption, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        room = length
-        while room <= packing.row_length and not rows_with_room[room]:
-            room += 1
-        if room <= packing.row_length:
-            row = rows_with_room[room].pop()
+        left = length
+        while left <= packing.row_length and not rows_with[left]:
+            left += 1
+        if left <= packing.row_length:
+            row = rows_with[left].pop()
         else:
-            room, row = packing.row_length, len(used)
+            left, row = packing.row_length, len(used)
             used.append(0)
-        row_of[caption], slot_of[caption] = row, used[row]
-        column_of[caption] = packing.row_length - room
+        row_of[caption], number_of[caption] = row, used[row]
+        column_of[caption] = packing.row_length - left
         used[row] += 1
-        if used[row] < packing.slots:
-            rows_with_room[room - length].append(row)
-    return np.array(row_of), np.array(slot_of), np.array(column_of)
-
-
-def _scatter(
-    texts: Ragged,
-    captions: np.ndarray,
-    lengths: np.ndarray,
-    place: tuple[np.ndarray, np.ndarray, np.ndarray],
-    rows: int,
-    packing: Packing,
-) -> dict[str, np.ndarray]:
-    """Writes every token of every caption to its place in `[R, L]`, without a Python loop."""
-    row, slot, column = place
-    of_caption = np.repeat(np.arange(len(captions)), lengths)
-    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    target = (row * packing.row_length + column)[of_caption] + position
-    values = {
-        "ids": texts.ids[texts.offsets[captions][of_caption] + position],
-        "positions": position,
-        "segments": slot[of_caption] + 1,
-    }
-    arrays = {name: np.zeros((rows, packing.row_length), np.int32) for name in values}
-    for name, array in arrays.items():
-        array.reshape(-1)[target] = values[name]
-    ends = np.zeros((rows, packing.slots), np.int32)
-    ends[row, slot] = column + lengths - 1
-    return arrays | {"ends": ends}
+        if used[row] < packing.max_captions_per_row:
+            rows_with[left - length].append(row)
+    return np.array(row_of), np.array(number_of), np.array(column_of)

@@ -54,7 +54,7 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
     if not pairs and file.dropped:
         raise PairError(
             f'{path}: none of its {file.dropped} records has "{key}", the negated caption. Write '
-            'them with data_gen, or set data.captions="original" to train on plain captions.'
+            'them with data_gen, or set data.caption_mode="original" to train on plain captions.'
         )
     if not pairs:
         raise PairError(f"{path} holds no captions: there is nothing to train on.")

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.common.renamed_keys import RENAMED, with_new_keys
 from negclip_jax.interop.files import CheckpointError, read_json
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 _LIBRARY = {"huggingface": "transformers", "openai": "clip"}
 _RECIPE = (
-    *("data.pairs", "data.images", "data.captions", "data.original_fraction", "data.foils"),
-    *("train.total", "train.batch_size", "train.foil_weight", "train.ema_decay"),
+    *("data.pairs", "data.images", "data.caption_mode", "data.original_fraction", "data.foils"),
+    *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.freeze"),
     *("model.dtype", "seed"),
 )
@@ -122,7 +123,9 @@ def recipe_of_run(workdir: Path) -> dict[str, Any]:
     """Settings of a run that decide what was learned, and the revision of the code."""
     path = workdir / "config.json"
     config = read_json(path) if path.is_file() else {}
-    recipe = {key: _at(config, key) for key in _RECIPE}
+    known = {key: _at(config, key) for key in (*RENAMED, *_RECIPE)}
+    known = with_new_keys({k: v for k, v in known.items() if v is not None}, warn=False)
+    recipe = {key: known[key] for key in _RECIPE if key in known}
     environment = workdir / "environment.json"
     if environment.is_file():
         recipe["git_revision"] = read_json(environment).get("git_revision")

@@ -128,7 +128,13 @@ class TextTower(nnx.Module):
     def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Array) -> Array:
         x = x.astype(self.dtype)
         x = run_blocks(
-            self.blocks, x, mask, at=ends, mask_at=mask_of_ends, remat=self.remat, scan=self.scan
+            self.blocks,
+            x,
+            mask,
+            read_positions=ends,
+            read_mask=mask_of_ends,
+            remat=self.remat,
+            scan=self.scan,
         )
         return self.ln_final(x)
 
@@ -169,7 +175,7 @@ class VisionTower(nnx.Module):
         x = self.ln_pre(x + self.position_embedding.astype(self.dtype))
         class_token = jnp.zeros((len(pixels), 1), jnp.int32)
         x = run_blocks(
-            self.blocks, x, None, at=class_token, mask_at=None, remat=self.remat, scan=self.scan
+            self.blocks, x, None, read_positions=class_token, remat=self.remat, scan=self.scan
         )
         return self.ln_post(x[:, 0])
 
@@ -231,11 +237,13 @@ class CLIP(nnx.Module):
             return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
 
     def _pool_packed(self, packed: dict[str, Array]) -> Array:
-        rows = {name: packed[name] for name in ("ids", "positions", "segments", "ends")}
-        in_rows, slots = self.text.packed(**rows), packed["slots"]
-        # Each of S shards of the batch has rows of its own, so this gather stays on its device.
-        by_shard = in_rows.reshape(len(slots), -1, in_rows.shape[-1])
-        return take(by_shard, slots).reshape(-1, in_rows.shape[-1])
+        names = ("ids", "positions", "segments", "ends")
+        state_RxQxW = self.text.packed(**{name: packed[name] for name in names})
+        # Back to batch order. Each of S shards has rows of its own, so this gather stays on its
+        # device: over all rows at once, XLA would send them to every device first.
+        width = state_RxQxW.shape[-1]
+        by_shard = state_RxQxW.reshape(len(packed["slots"]), -1, width)
+        return take(by_shard, packed["slots"]).reshape(-1, width)
 
     def encode_image(self, pixels: Array) -> Array:
         """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""

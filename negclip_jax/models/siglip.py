@@ -150,7 +150,13 @@ class SigLIPVisionTower(VisionTower):
         added = (self.patch_bias + self.position_embedding).astype(self.dtype)
         x = self._embed_patches(pixels) + added
         x = run_blocks(
-            self.blocks, x, None, at=None, mask_at=None, remat=self.remat, scan=self.scan
+            self.blocks,
+            x,
+            None,
+            read_positions=None,
+            read_mask=None,
+            remat=self.remat,
+            scan=self.scan,
         )
         return self.head(self.ln_post(x))
 

@@ -45,7 +45,7 @@ class TowerConfig:
             raise ValueError(f"unknown activation {self.hidden_act!r}; known are: {known}")
 
 
-# Far beyond any model. What a stranger's config.json says is built, layer by layer, before its
+# Far beyond any model. What an untrusted config.json says is built, layer by layer, before its
 # weights are compared with it.
 _LARGEST = {"layers": 1000, "image_size": 2**14, "context_length": 2**16}
 _LARGEST_SIZE = 2**24
@@ -133,16 +133,16 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(config, dtype, rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, mask: Mask, at: Array | None = None) -> Array:
-        """Transforms `[B, T, W]`; given columns `at`, int `[B, Q]`, returns only those.
+    def __call__(self, x: Array, mask: Mask, read_positions: Array | None = None) -> Array:
+        """Transforms `[B, T, W]`; given `read_positions`, int `[B, Q]`, returns only those columns.
 
         `mask` says which columns a row attends to: all (None), those before it (`CAUSAL`), or bool
         `[B, Q or T, T]`.
         """
         normalised = self.ln_1(x)
         queries = normalised
-        if at is not None:
-            queries, x = take(normalised, at), take(x, at)
+        if read_positions is not None:
+            queries, x = take(normalised, read_positions), take(x, read_positions)
         x = x + self.attn(queries, normalised, mask)
         return x + self.mlp(self.ln_2(x))
 
@@ -187,8 +187,8 @@ def run_blocks(
     x: Array,
     mask: Mask,
     *,
-    at: Array | None,
-    mask_at: Mask,
+    read_positions: Array | None = None,
+    read_mask: Mask = None,
     remat: bool,
     scan: bool,
 ) -> Array:
@@ -198,9 +198,9 @@ def run_blocks(
       blocks: of `stacked_blocks`.
       x: states.
       mask: what a row attends to, see `Block`.
-      at: columns to return, int `[B, Q]`; None for all. Nobody reads the last block's other
-        columns, so it computes keys and values there, no more.
-      mask_at: the mask of those columns.
+      read_positions: columns to return, int `[B, Q]`; None for all. Of the others the last block
+        computes keys and values, no more: its output there is never read.
+      read_mask: the mask of those columns.
       remat: keep nothing but each block's input for the backward pass.
       scan: run the blocks in a loop, which is compiled once, not one after the other.
 
@@ -209,8 +209,8 @@ def run_blocks(
     """
     graphdef, params = nnx.split(blocks)
 
-    def block(x, layer, mask, at=None):
-        return nnx.merge(graphdef, layer)(x, mask, at)
+    def block(x, layer, mask, read_positions=None):
+        return nnx.merge(graphdef, layer)(x, mask, read_positions)
 
     def body(x, layer):
         return block(x, layer, mask), None
@@ -222,7 +222,8 @@ def run_blocks(
         kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(body, policy=kept, prevent_cse=not scan)
     x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params), unroll=not scan)
-    return block(x, jax.tree.map(lambda p: p[-1], params), mask if at is None else mask_at, at)
+    last = jax.tree.map(lambda p: p[-1], params)
+    return block(x, last, mask if read_positions is None else read_mask, read_positions)
 
 
 def take(x: Array, columns: Array) -> Array:

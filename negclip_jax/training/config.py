@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
+from negclip_jax.common.renamed_keys import with_new_keys
 from negclip_jax.runtime import multihost, sharding, workdir
 
 Settings = Mapping[str, Any]
@@ -40,7 +41,7 @@ _RANGES = {
     "checkpoint.keep": POSITIVE,
     "mesh.min_shard_size": NOT_NEGATIVE,
     "runtime.timeout": POSITIVE,
-    "runtime.silence": POSITIVE,
+    "runtime.heartbeat_timeout": POSITIVE,
 }
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
@@ -127,7 +128,8 @@ def record_or_compare(
     """
     description = json.loads(json.dumps(description))  # tuples become lists, as in the file
     if resumes:
-        old = {**defaults, **flatten_dict(workdir.read_config(path), sep=".")}
+        old = with_new_keys(flatten_dict(workdir.read_config(path), sep="."))
+        old = {**defaults, **old}
         new = flatten_dict(description, sep=".")
         # A longer run is another one where the learning rate depends on the end.
         depends_on_end = new["optim.schedule"] != "constant" or "percent" in new["optim.warmup"]

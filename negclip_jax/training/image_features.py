@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.embeddings import features
 from negclip_jax.runtime import console, multihost, sharding
 from negclip_jax.training.step import Objective
@@ -74,7 +74,8 @@ def use_cache(
     array, unreadable = cache.open()
     _check(unreadable, loader)
     logging.info("image features of %s images come from %s", f"{len(names):,}", cache.directory)
-    return [x and dataclasses.replace(x, features=array, unreadable=unreadable) for x in loaders]
+    cached = CachedFeatures(array, unreadable)
+    return [x and dataclasses.replace(x, cached=cached) for x in loaders]
 
 
 def _digests(loader: PairLoader, root: epath.Path) -> list[str]:

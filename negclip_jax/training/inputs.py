@@ -18,16 +18,18 @@ from negclip_jax.runtime import multihost
 
 
 def read_data(
-    *, pairs: str, images: str, captions: str, max_bad_images: float
+    *, pairs: str, images: str, caption_mode: str, max_bad_images: float
 ) -> tuple[list[Pair], ImageSource]:
     """Pairs and where their images are, with pairs whose image is missing left out.
 
     Raises InputError when more images are missing than `max_bad_images` (a share) allows.
     """
-    needs_negated = captions != "original"
+    needs_negated = caption_mode != "original"
     if pairs.startswith("tfds:"):
         if needs_negated:
-            raise InputError("data.pairs=tfds:... has no negated captions; data.captions=original")
+            raise InputError(
+                "data.pairs=tfds:... has no negated captions; data.caption_mode=original"
+            )
         from negclip_jax.data import tfds
 
         all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
@@ -59,7 +61,7 @@ def loaders(
     *,
     pairs: str,
     images: str,
-    captions: str,
+    caption_mode: str,
     original_fraction: float,
     foils: int,
     validation_fraction: float,
@@ -78,8 +80,8 @@ def loaders(
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
     Args:
-      pairs, images, captions, original_fraction, foils, validation_fraction, split_by, split_seed,
-        max_bad_images, packing, workers, threads: keys of the configuration's section `data`.
+      pairs, images, caption_mode, original_fraction, foils, validation_fraction, split_by,
+        split_seed, max_bad_images, packing, workers, threads: keys of the section `data`.
       seed: of order and choice of captions.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
@@ -88,7 +90,7 @@ def loaders(
     Raises InputError for whatever cannot be read, also where another process reads something else.
     """
     all_pairs, source = read_data(
-        pairs=pairs, images=images, captions=captions, max_bad_images=max_bad_images
+        pairs=pairs, images=images, caption_mode=caption_mode, max_bad_images=max_bad_images
     )
     parts = split_pairs(
         all_pairs, validation_fraction=validation_fraction, by=split_by, seed=split_seed
@@ -102,8 +104,8 @@ def loaders(
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
         if not part and not is_training:
             break
-        examples = tokenize_pairs(part, names, tokenizer, captions=captions, foils=foils)
-        sizes = (examples.room.ravel(), batch_size * (1 + foils), shards)
+        examples = tokenize_pairs(part, names, tokenizer, caption_mode=caption_mode, foils=foils)
+        sizes = (examples.reserved_lengths.ravel(), batch_size * (1 + foils), shards)
         made.append(
             PairLoader(
                 examples=examples,
@@ -112,7 +114,7 @@ def loaders(
                 batch_size=batch_size,
                 seed=seed,
                 shuffle=is_training,
-                original_fraction=original_fraction if captions == "mix" else 0.0,
+                original_fraction=original_fraction if caption_mode == "mix" else 0.0,
                 workers=workers if is_training else 0,
                 threads=threads,
                 max_bad_images=max_bad_images,
@@ -127,7 +129,12 @@ def loaders(
 def fingerprint(examples: Examples) -> str:
     """16 hexadecimal digits that change with any image name or token of the examples."""
     digest = hashlib.sha256("\n".join(examples.images).encode())
-    arrays = (examples.image_of, examples.texts.ids, examples.captions, examples.foils)
+    arrays = (
+        examples.image_of,
+        examples.texts.ids,
+        examples.caption_index_CxN,
+        examples.foil_index_NxK,
+    )
     for array in arrays:
         digest.update(b"" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]

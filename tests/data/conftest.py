@@ -29,7 +29,7 @@ def make_loader(tiny_pairs, pairs, tokenizer):
     @functools.cache
     def examples(captions: str, foils: int) -> Examples:
         images = sorted({pair.image for pair in pairs})
-        return tokenize_pairs(pairs, images, tokenizer, captions=captions, foils=foils)
+        return tokenize_pairs(pairs, images, tokenizer, caption_mode=captions, foils=foils)
 
     def make(captions: str = "mix", foils: int = 1, **arguments) -> PairLoader:
         settings = {

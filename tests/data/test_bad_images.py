@@ -11,6 +11,7 @@ from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.loader import CachedFeatures
 from negclip_jax.data.packing import Packing
 
 
@@ -54,7 +55,7 @@ def test_a_bad_image_is_replaced_by_the_next_readable_pair(make_loader, broken, 
                 np.testing.assert_array_equal(batch["image"][row], clean["image"])
                 shown = loader.examples.texts_of(np.array([index]), np.array([caption]))
                 np.testing.assert_array_equal(texts, loader.examples.texts.padded(shown, 16))
-                assert batch["foil_mask"][row] == loader.examples.foil_mask[index]
+                assert batch["foil_mask"][row] == loader.examples.foil_mask_NxK[index]
             else:
                 np.testing.assert_array_equal(batch["image"][row], whole[step]["image"][row])
                 expected = whole[step]["text"][2 * row : 2 * row + 2]
@@ -81,7 +82,7 @@ def test_cached_features_belong_to_the_same_pairs(make_loader, broken, caplog, s
     assert unreadable.sum() == 3
     numbers = np.where(unreadable, np.nan, np.arange(40))
     features = np.repeat(numbers[:, None], 2, axis=1).astype(np.float32)
-    cached = dataclasses.replace(decoding, features=features, unreadable=unreadable)
+    cached = dataclasses.replace(decoding, cached=CachedFeatures(features, unreadable))
     pixels = {
         i: decoding.preprocess.uint8(broken.open(names[i])) for i in np.flatnonzero(~unreadable)
     }
@@ -112,8 +113,10 @@ def uneven(pairs, tokenizer, make_loader, broken):
         for pair in pairs
     ]
     names = sorted({pair.image for pair in pairs})
-    examples = tokenize_pairs(changed, names, tokenizer, captions="mix", foils=1)
-    packing = Packing(per_shard=BATCH, row_length=24, slots=12)  # two shards, no row to spare
+    examples = tokenize_pairs(changed, names, tokenizer, caption_mode="mix", foils=1)
+    packing = Packing(
+        per_shard=BATCH, row_length=24, max_captions_per_row=12
+    )  # two shards, no row to spare
 
     def make(**arguments):
         settings = {"images": broken, "max_bad_images": 0.1, "packing": packing}
@@ -132,14 +135,14 @@ def test_processes_agree_on_shapes_though_one_alone_meets_a_bad_image(uneven, sh
         for name, expected in batch["text"].items():
             joined = np.concatenate([part["text"][name] for part in parts])
             np.testing.assert_array_equal(joined, expected, err_msg=name)
-    planned = [loader.examples.room_of(*loader.pairs_at(step)) for step in range(7)]
+    planned = [loader.examples.reserved_of(*loader.pairs_at(step)) for step in range(7)]
     rows = [len(batch["text"]["ids"]) // 2 for batch in whole]
     assert rows == [loader.packing.rows_needed(room) for room in planned]
 
 
 def test_a_longer_pair_is_passed_over(uneven):
     loader = uneven()
-    sizes, room = loader.examples.sizes, loader.examples.room
+    sizes, room = loader.examples.lengths, loader.examples.reserved_lengths
     following = {6: 10, 7: 10, 8: 10, 9: 10, 42: 44, 43: 44}  # the next readable pair
     chosen = {pair: int(loader.load(pair)["pair"]) for pair in following}
     assert all((sizes[new] <= room[old]).all() for old, new in chosen.items())
@@ -149,7 +152,9 @@ def test_a_longer_pair_is_passed_over(uneven):
 
 def test_where_no_pair_fits_the_run_stops(uneven, broken):
     loader = uneven()
-    fits_all = (loader.examples.sizes[:, None] <= loader.examples.room[None]).all(axis=2)
+    fits_all = (loader.examples.lengths[:, None] <= loader.examples.reserved_lengths[None]).all(
+        axis=2
+    )
     images = loader.examples.image_of[fits_all.any(axis=1)]
     broken.broken = frozenset(loader.examples.images[i] for i in images)
     with pytest.raises(InputError, match="no pair with short captions is left to take the place"):

@@ -16,15 +16,15 @@ def test_captions_of_each_kind(make_loader, pairs, tokenizer):
         ("mix", [[p.negated for p in pairs], [p.caption for p in pairs]]),
     ):
         examples = make_loader(captions, foils=0).examples
-        assert len(examples.captions) == len(wanted)
-        for column, texts in zip(examples.captions, wanted, strict=True):
+        assert len(examples.caption_index_CxN) == len(wanted)
+        for column, texts in zip(examples.caption_index_CxN, wanted, strict=True):
             np.testing.assert_array_equal(examples.texts.padded(column, 24), tokenizer(texts))
 
 
 def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tokenizer):
     examples = make_loader("mix", foils=2).examples
     texts = examples.texts_of(np.array([1, 0, 1]), np.array([0, 1, 1]))
-    assert examples.foil_mask[[1, 0]].tolist() == [[True, False], [False, False]]
+    assert examples.foil_mask_NxK[[1, 0]].tolist() == [[True, False], [False, False]]
     foil = pairs[1].foils[0]
     expected = [pairs[1].negated, foil, "", pairs[0].caption, "", "", pairs[1].caption, foil, ""]
     np.testing.assert_array_equal(examples.texts.padded(texts, 24), tokenizer(expected))
@@ -33,7 +33,7 @@ def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tok
         .sum(axis=1)
         .max()
     )
-    assert examples.longest == longest == examples.sizes.max()
+    assert examples.lengths.max() == longest
 
 
 def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
@@ -43,18 +43,20 @@ def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
         for i, (p, w) in enumerate(zip(pairs, words, strict=True))
     ]
     names = sorted({pair.image for pair in pairs})
-    examples = tokenize_pairs(changed, names, tokenizer, captions="mix", foils=1)
-    assert examples.sizes.shape == examples.room.shape == (80, 3)
-    np.testing.assert_array_equal(examples.sizes[4], [3 + 4 + 2, 2 + 4 + 2, 3 + 4 + 2])
-    assert (examples.room >= examples.sizes).all()
-    fits = (examples.sizes[:, None] <= examples.room[None]).all(axis=2)
+    examples = tokenize_pairs(changed, names, tokenizer, caption_mode="mix", foils=1)
+    assert examples.lengths.shape == examples.reserved_lengths.shape == (80, 3)
+    np.testing.assert_array_equal(examples.lengths[4], [3 + 4 + 2, 2 + 4 + 2, 3 + 4 + 2])
+    assert (examples.reserved_lengths >= examples.lengths).all()
+    fits = (examples.lengths[:, None] <= examples.reserved_lengths[None]).all(axis=2)
     assert (fits.all(axis=1)).sum() >= 8, "so many fit everywhere"
     # Little is given away for it, where captions are not short themselves.
-    assert (examples.room > examples.sizes).any(axis=1).mean() < 0.5
-    taken = examples.room_of(np.array([4, 79]), np.array([1, 0]))
-    assert taken.tolist() == examples.room[[4, 4, 79, 79], [1, 2, 0, 2]].tolist()
+    assert (examples.reserved_lengths > examples.lengths).any(axis=1).mean() < 0.5
+    taken = examples.reserved_of(np.array([4, 79]), np.array([1, 0]))
+    assert taken.tolist() == examples.reserved_lengths[[4, 4, 79, 79], [1, 2, 0, 2]].tolist()
 
 
 def test_unknown_captions(pairs, tokenizer):
-    with pytest.raises(InputError, match=r"data\.captions: 'both' is none of negated, original"):
-        tokenize_pairs(pairs, [], tokenizer, captions="both", foils=0)
+    with pytest.raises(
+        InputError, match=r"data\.caption_mode: 'both' is none of negated, original"
+    ):
+        tokenize_pairs(pairs, [], tokenizer, caption_mode="both", foils=0)

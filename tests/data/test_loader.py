@@ -7,6 +7,7 @@ from tiny_batches import BATCH, assert_same, batches
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import loader as loading
 from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.loader import CachedFeatures
 from negclip_jax.data.packing import Packing
 
 
@@ -140,7 +141,7 @@ def test_validation_is_in_file_order_and_masks_its_padding(make_loader, pairs):
     assert masks.tolist() == [True] * 80 + [False] * 4
     texts = np.concatenate([batch["text"] for batch in loaded])[masks]
     np.testing.assert_array_equal(
-        texts, loader.examples.texts.padded(loader.examples.captions[0], texts.shape[1])
+        texts, loader.examples.texts.padded(loader.examples.caption_index_CxN[0], texts.shape[1])
     )
     assert all(batch["text"].any(axis=1).all() for batch in loaded), "padding needs an end token"
 
@@ -154,7 +155,7 @@ def test_a_batch_larger_than_the_data(make_loader):
 
 def test_cached_features_from_any_start_and_in_shares(make_loader):
     features = np.arange(40, dtype=np.float32)[:, None] + np.zeros(3, np.float32)
-    loader = make_loader(features=features, unreadable=np.zeros(40, bool))
+    loader = make_loader(cached=CachedFeatures(features, np.zeros(40, bool)))
     loaded = batches(loader, 0, 15)
     for step, batch in enumerate(loaded):
         expected = loader.examples.image_of[loader.pairs_at(step)[0]]
@@ -166,7 +167,9 @@ def test_cached_features_from_any_start_and_in_shares(make_loader):
 
 
 def test_packed_batches_hold_the_texts_of_padded_ones(make_loader, whole):
-    packing = Packing(per_shard=BATCH, row_length=24, slots=12)  # two shards of caption and foil
+    packing = Packing(
+        per_shard=BATCH, row_length=24, max_captions_per_row=12
+    )  # two shards of caption and foil
     loader = make_loader(packing=packing)
     loaded = batches(loader, 0, 15)
     for batch, padded in zip(loaded, whole, strict=True):
@@ -174,7 +177,7 @@ def test_packed_batches_hold_the_texts_of_padded_ones(make_loader, whole):
         assert text["ids"].shape[0] % 2 == 0 and text["slots"].shape == (2, BATCH)
         rows = len(text["ids"]) // 2
         for i, expected in enumerate(padded["text"]):
-            row, slot = divmod(int(text["slots"].ravel()[i]), packing.slots)
+            row, slot = divmod(int(text["slots"].ravel()[i]), packing.max_captions_per_row)
             row += i // BATCH * rows
             ids = text["ids"][row][text["segments"][row] == slot + 1]
             np.testing.assert_array_equal(ids, expected[: len(ids)])
@@ -193,5 +196,5 @@ def test_packed_batches_hold_the_texts_of_padded_ones(make_loader, whole):
 
 
 def test_what_grain_prints_of_the_source_is_short(make_loader):
-    rows = loading._Rows(make_loader(), np.arange(BATCH), 10)
-    assert len(repr(rows)) < 40 and "80 pairs" in repr(rows)
+    source = loading._Source(make_loader()._of_pixels, np.arange(BATCH), 10)
+    assert repr(source) == "_Source(10)"

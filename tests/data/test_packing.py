@@ -46,7 +46,7 @@ def test_every_caption_is_found_again(texts, shards):
 
 
 def test_rows_are_as_declared_and_grow_in_steps(texts):
-    packing = Packing(per_shard=8, row_length=48, slots=6, rows=3, row_step=4)
+    packing = Packing(per_shard=8, row_length=48, max_captions_per_row=6, rows=3, row_step=4)
     short = np.flatnonzero(texts.lengths <= 8)[:8]
     long = np.flatnonzero(texts.lengths >= 20)[:8]
     assert packing.pack(texts, short)["ids"].shape == (3, 48)
@@ -57,7 +57,7 @@ def test_rows_are_as_declared_and_grow_in_steps(texts):
 
 def test_room_alone_decides_the_shape_and_the_places(texts):
     """So that a caption can be exchanged for a shorter one where others know only the first."""
-    packing = Packing(per_shard=8, row_length=48, slots=6, row_step=1)
+    packing = Packing(per_shard=8, row_length=48, max_captions_per_row=6, row_step=1)
     long = np.flatnonzero(texts.lengths >= 16)[:8]
     short = np.flatnonzero(texts.lengths <= 8)[:8]
     room = texts.lengths[long]
@@ -83,14 +83,16 @@ def test_one_number_of_rows_serves_nearly_all_batches(texts):
 
 def test_slots_of_a_row_are_not_exceeded():
     texts = Ragged(np.ones(400, np.int32), np.arange(0, 401, 2))
-    packing = Packing(per_shard=200, row_length=64, slots=4)
+    packing = Packing(per_shard=200, row_length=64, max_captions_per_row=4)
     packed = packing.pack(texts, np.arange(200))
     assert packed["segments"].max() == 4 and len(packed["ids"]) == 50
 
 
 def test_caption_longer_than_a_row_is_refused(texts):
     with pytest.raises(ValueError, match="40 tokens in rows of 32"):
-        Packing(per_shard=1, row_length=32, slots=2).pack(texts, np.array([len(texts) - 1]))
+        Packing(per_shard=1, row_length=32, max_captions_per_row=2).pack(
+            texts, np.array([len(texts) - 1])
+        )
 
 
 def test_padded_rows(texts):

@@ -158,7 +158,7 @@ def test_plain_captions_name_the_key_and_the_way_out(tmp_path):
         annotation.pop("updated_caption", None)
     message = error(write(tmp_path / "p.json", content))
     assert 'none of its 3 records has "updated_caption"' in message
-    assert 'data.captions="original"' in message
+    assert 'data.caption_mode="original"' in message
     write_pairs(tmp_path / "p.jsonl", [PAIRS[1]])
     assert 'none of its 1 records has "negated"' in error(tmp_path / "p.jsonl")
 

@@ -77,7 +77,7 @@ def test_licences_that_are_none(tmp_path):
 def test_recipe_and_scores_of_a_real_run(finished_run):
     recipe = model_card.recipe_of_run(finished_run.workdir)
     assert recipe["train.total"] == "20 steps" and recipe["optim.lr"] == 1e-2
-    assert recipe["data.captions"] == "mix" and "git_revision" in recipe
+    assert recipe["data.caption_mode"] == "mix" and "git_revision" in recipe
     assert model_card.base_of_run(finished_run.workdir).endswith("tiny")
     scores = model_card.scores_of_run(finished_run.workdir, 20)
     assert set(scores) >= {"val/loss (step 20)"}

@@ -81,7 +81,7 @@ def forward(tiny_config, texts) -> float:
 def test_padded_and_packed_captions_are_the_same_work(tiny_config, texts, forward):
     work = StepFlops(tiny_config, trains_text=True, trains_vision=False)
     captions = np.arange(16)
-    packing = Packing(per_shard=8, row_length=32, slots=4, rows=9, row_step=1)
+    packing = Packing(per_shard=8, row_length=32, max_captions_per_row=4, rows=9, row_step=1)
     for text in (texts.padded(captions, 24), packing.pack(texts, captions)):
         assert work({"text": text, "feature": np.zeros((16, 40))}) == 3 * forward
 

@@ -26,8 +26,16 @@ def states():
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def run(blocks, x, mask=None, at=None, mask_at=None):
-    return transformer.run_blocks(blocks, x, mask, at=at, mask_at=mask_at, remat=False, scan=True)
+def run(blocks, x, mask=None, read_positions=None, read_mask=None):
+    return transformer.run_blocks(
+        blocks,
+        x,
+        mask,
+        read_positions=read_positions,
+        read_mask=read_mask,
+        remat=False,
+        scan=True,
+    )
 
 
 def test_parameters_are_stacked_by_layer(blocks):
@@ -61,7 +69,7 @@ def gradient_of(blocks, states, **how):
 
     def loss(params):
         merged = nnx.merge(graphdef, params)
-        x = transformer.run_blocks(merged, states, None, at=None, mask_at=None, **how)
+        x = transformer.run_blocks(merged, states, None, read_positions=None, read_mask=None, **how)
         return (x**2).sum()
 
     return jax.jit(jax.grad(loss)), params
@@ -88,7 +96,7 @@ def test_a_tower_of_one_block(states, scan):
     one = transformer.stacked_blocks(
         dataclasses.replace(CONFIG, layers=1), jnp.float32, nnx.Rngs(0)
     )
-    x = transformer.run_blocks(one, states, None, at=None, mask_at=None, remat=False, scan=scan)
+    x = transformer.run_blocks(one, states, None, remat=False, scan=scan)
     assert x.shape == states.shape and not np.allclose(x, states)
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from configs import common
+from negclip_jax.common import renamed_keys
 from negclip_jax.common.errors import InputError
 from negclip_jax.training.config import StepUnits, check_settings, record_or_compare
 
@@ -132,6 +133,25 @@ def test_a_run_of_before_objectives_had_a_name_is_resumed_with_its_own(tmp_path,
     recorded(run, {"train.objective": "contrastive"}, resumes=True)
     warnings = [r for r in caplog.records if r.levelname == "WARNING"]
     assert not warnings and json.loads(file.read_text())["train"]["objective"] == "contrastive"
+
+
+def test_a_run_with_old_names_is_resumed_with_a_warning(tmp_path, caplog):
+    renamed_keys._warn.cache_clear()
+    run, file = epath.Path(tmp_path), tmp_path / "config.json"
+    recorded(run, {"data.caption_mode": "mix"}, resumes=False)
+    content = json.loads(file.read_text())
+    content["data"]["captions"] = content["data"].pop("caption_mode")
+    content["runtime"]["silence"] = content["runtime"].pop("heartbeat_timeout")
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"data\.caption_mode: 'mix' -> 'negated'"):
+        recorded(run, {}, resumes=True)
+    recorded(run, {"data.caption_mode": "mix"}, resumes=True)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert [message.split(";")[0] for message in sorted(warnings)] == [
+        "config.data.captions is now config.data.caption_mode",
+        "config.runtime.silence is now config.runtime.heartbeat_timeout",
+    ]
+    assert json.loads(file.read_text())["data"]["caption_mode"] == "mix"
 
 
 def test_a_change_that_is_allowed_is_named(tmp_path, caplog):

@@ -19,7 +19,7 @@ CHANGES = {
     "mesh.fsdp": 2,
     "mesh.min_shard_size": 64,
     "runtime.timeout": TIMEOUT,
-    "runtime.silence": SILENCE,
+    "runtime.heartbeat_timeout": SILENCE,
 }
 
 

@@ -47,7 +47,7 @@ def parts(tiny_config, tiny_pairs, tiny_vocabulary):
     tokenizer = load_tokenizer(tiny_vocabulary, context_length=24)
     preprocess = Preprocessor(size=32, resize=32)
     loader = PairLoader(
-        examples=tokenize_pairs(pairs, names, tokenizer, captions="negated", foils=0),
+        examples=tokenize_pairs(pairs, names, tokenizer, caption_mode="negated", foils=0),
         images=ImageDirectory(tiny_pairs / "images"),
         preprocess=preprocess,
         batch_size=8,
@@ -75,13 +75,13 @@ def folders(workdir) -> set[str]:
 def test_features_are_those_of_the_tower(parts, tmp_path, devices):
     objective, params, loader = parts
     cached, validation = use_cache(parts, tmp_path, devices=devices)
-    assert validation is None and not cached.unreadable.any()
+    assert validation is None and not cached.cached.unreadable.any()
     pixels = np.stack(
         [loader.preprocess.uint8(loader.images.open(name)) for name in loader.examples.images]
     )
     expected = jax.jit(objective.encode_image)(params, pixels)
-    assert cached.features.shape == (40, 40) and cached.features.dtype == np.float32
-    np.testing.assert_allclose(cached.features, expected, rtol=1e-5, atol=1e-6)
+    assert cached.cached.features.shape == (40, 40) and cached.cached.features.dtype == np.float32
+    np.testing.assert_allclose(cached.cached.features, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 1e-3, "rows are all alike"
 
 
@@ -91,7 +91,7 @@ def test_what_was_computed_is_not_computed_again(parts, tmp_path, monkeypatch, c
     assert f"image features of 40 images come from {tmp_path / 'features'}" in caplog.text
     monkeypatch.setattr(image_features, "_build", None)
     second, _ = use_cache(parts, tmp_path, devices=8)
-    np.testing.assert_array_equal(first.features, second.features)
+    np.testing.assert_array_equal(first.cached.features, second.cached.features)
 
 
 def test_whatever_changes_a_feature_changes_the_folder(parts, tmp_path):
@@ -134,7 +134,7 @@ def test_unreadable_images_count_against_their_share(parts, tmp_path):
     broken = OneBroken(loader.images.root)
     tolerant = dataclasses.replace(loader, images=broken, max_bad_images=0.05)
     cached, _ = use_cache((objective, params, tolerant), tmp_path)
-    assert np.flatnonzero(cached.unreadable).tolist() == [5]
+    assert np.flatnonzero(cached.cached.unreadable).tolist() == [5]
     strict = dataclasses.replace(tolerant, max_bad_images=0.01)
     message = r"1 of 40 images could not be read, .*max_bad_images=0\.01 allows: 005\.png"
     with pytest.raises(InputError, match=message):

@@ -24,7 +24,7 @@ def gappy(tiny_pairs, tmp_path):
 
 
 def test_missing_images_are_left_out_and_listed(gappy, caplog):
-    pairs, _ = read_data(**gappy, captions="negated", max_bad_images=0.075)
+    pairs, _ = read_data(**gappy, caption_mode="negated", max_bad_images=0.075)
     assert len(pairs) == 74 and not {"007.png", "011.png", "031.png"} & {p.image for p in pairs}
     assert "3 of 40 images are not in" in caplog.text
     assert "007.png, 011.png, 031.png; their pairs are left out" in caplog.text
@@ -33,7 +33,7 @@ def test_missing_images_are_left_out_and_listed(gappy, caplog):
 def test_too_many_missing_images_stop_the_run(gappy):
     message = r"3 of 40 images are not in .*: 007\.png, 011.*data\.max_bad_images=0\.05 allows"
     with pytest.raises(InputError, match=message):
-        read_data(**gappy, captions="negated", max_bad_images=0.05)
+        read_data(**gappy, caption_mode="negated", max_bad_images=0.05)
 
 
 def test_pairs_without_negation_serve_only_a_control_run(tiny_pairs, tmp_path):
@@ -43,10 +43,12 @@ def test_pairs_without_negation_serve_only_a_control_run(tiny_pairs, tmp_path):
     plain = tmp_path / "plain.json"
     plain.write_text(json.dumps(content))
     arguments = {"pairs": str(plain), "images": str(tiny_pairs / "images"), "max_bad_images": 0.0}
-    assert len(read_data(**arguments, captions="original")[0]) == 80
+    assert len(read_data(**arguments, caption_mode="original")[0]) == 80
     for captions in ("negated", "mix"):
-        with pytest.raises(InputError, match=r"has \"updated_caption\".*data\.captions=\"original"):
-            read_data(**arguments, captions=captions)
+        with pytest.raises(
+            InputError, match=r"has \"updated_caption\".*data\.caption_mode=\"original"
+        ):
+            read_data(**arguments, caption_mode=captions)
 
 
 def test_tfds_has_no_negated_captions(tiny_pairs):
@@ -54,11 +56,11 @@ def test_tfds_has_no_negated_captions(tiny_pairs):
         read_data(
             pairs="tfds:coco_captions/train",
             images=str(tiny_pairs),
-            captions="negated",
+            caption_mode="negated",
             max_bad_images=0.0,
         )
     with pytest.raises(InputError, match="write tfds:NAME/SPLIT"):
-        read_data(pairs="tfds:coco", images="tfds:x/y", captions="original", max_bad_images=0.0)
+        read_data(pairs="tfds:coco", images="tfds:x/y", caption_mode="original", max_bad_images=0.0)
 
 
 def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):
@@ -67,14 +69,16 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     before = fingerprint(examples)
     other_word = examples.texts.ids.copy()
     other_word[1] += 1
-    assert examples.foil_mask.any()
+    assert examples.foil_mask_NxK.any()
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
         dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
         dataclasses.replace(examples, texts=Ragged(other_word, examples.texts.offsets)),
-        dataclasses.replace(examples, captions=np.roll(examples.captions, 1, axis=1)),
-        dataclasses.replace(examples, foils=np.roll(examples.foils, 1, axis=0)),
-        dataclasses.replace(examples, foils=None),
+        dataclasses.replace(
+            examples, caption_index_CxN=np.roll(examples.caption_index_CxN, 1, axis=1)
+        ),
+        dataclasses.replace(examples, foil_index_NxK=np.roll(examples.foil_index_NxK, 1, axis=0)),
+        dataclasses.replace(examples, foil_index_NxK=None),
     ]
     prints = [fingerprint(e) for e in changed]
     assert len({before, *prints}) == 7

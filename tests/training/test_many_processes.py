@@ -21,7 +21,7 @@ STEPS, HALF = 6, 3
 CHANGES = {
     "train.total": f"{STEPS} steps",
     "train.ema_decay": 0.8,
-    "data.captions": "mix",
+    "data.caption_mode": "mix",
     "data.foils": 1,
     "data.validation_fraction": 0.025,  # one image, two pairs: fewer than there are processes
     "optim.lr": 2e-3,

@@ -12,7 +12,7 @@ from negclip_jax.training.loop import train
 
 CHANGES = {
     "train.total": "10 steps",
-    "data.captions": "mix",
+    "data.caption_mode": "mix",
     "data.foils": 1,
     "eval.every": "5 steps",
     "checkpoint.every": "10 steps",

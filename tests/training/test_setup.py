@@ -26,7 +26,7 @@ from negclip_jax.training.setup import prepare
         ({"optim.freeze": (".*",)}, r"optim\.freeze leaves nothing to train"),
         ({"mesh.rules": ((".*", "shard"),)}, r"mesh\.rules: 'shard' is neither"),
         ({"data.workers": -1}, r"config\.data\.workers is -1"),
-        ({"data.captions": "negate"}, r"data\.captions: 'negate' is none of"),
+        ({"data.caption_mode": "negate"}, r"data\.caption_mode: 'negate' is none of"),
         ({"data.crop": "centre"}, r"crop is 'centre'"),
         ({"data.validation_fraction": 1.5}, r"validation_fraction is 1\.5"),
         ({"data.split_by": "pair"}, r"split by \"image\" or by \"caption\""),
