@@ -11,6 +11,7 @@ Several hosts run the same command, with --config.runtime.distributed=auto on TP
 MPI; elsewhere with HOST:PORT of the first, .num_processes and .process_id. They end together.
 """
 
+import logging
 import re
 import shlex
 import sys
@@ -84,7 +85,9 @@ def _say_how_to_continue(what: str) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a wrong setting is a sentence, not a traceback."""
+    """Parses the command line; a wrong setting exits with a one-line message, not a traceback."""
+    # Warnings about renamed keys as they are: absl, which is not set up yet, adds lines to them.
+    handlers, logging.root.handlers = logging.root.handlers, [logging.StreamHandler()]
     try:
         positional = flags.FLAGS(argv)
         _ = _CONFIG.value.seed  # a file that cannot be read is reported at the first access
@@ -98,11 +101,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         SyntaxError,
         OSError,
     ) as error:
-        print(f"error: {_sentence(error)}\nSee python launch.py --help", file=sys.stderr)
+        print(f"error: {_reason(error)}\nSee python launch.py --help", file=sys.stderr)
         sys.exit(2)
+    finally:
+        logging.root.handlers = handlers
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The last thing that the libraries said, without the tracebacks and quotes around it."""
     text = str(error.args[0] if error.args else error).replace("\\n", "\n").strip()
     if "Traceback" in text:

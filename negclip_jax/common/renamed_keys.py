@@ -15,8 +15,6 @@ RENAMED = {
     "runtime.silence": "runtime.heartbeat_timeout",
 }
 
-_log = logging.getLogger(__name__)
-
 
 def new_key(key: str, present: Mapping[str, Any]) -> str:
     """Today's name of a key of the section that holds `present`: mostly `key` itself."""
@@ -39,4 +37,5 @@ def with_new_keys(settings: Mapping[str, Any], *, warn: bool = True) -> dict[str
 
 @functools.cache  # once in a process: a key is looked up several times to be set
 def _warn(old: str, new: str) -> None:
-    _log.warning("config.%s is now config.%s; the old name works until the next release", old, new)
+    message = "config.%s is now called config.%s; the old name is read in this release only"
+    logging.getLogger(__name__).warning(message, old, new)

@@ -31,10 +31,10 @@ def test_a_file_that_uses_the_old_name(warnings):
     assert config.to_dict().keys() == common.base().to_dict().keys()
     assert "captions" not in config.data.to_dict() and "silence" not in config.runtime.to_dict()
     assert warnings() == [
-        "config.data.captions is now config.data.caption_mode; the old name works until the next "
-        "release",
-        "config.runtime.silence is now config.runtime.heartbeat_timeout; the old name works until "
-        "the next release",
+        "config.data.captions is now called config.data.caption_mode; the old name is read in this "
+        "release only",
+        "config.runtime.silence is now called config.runtime.heartbeat_timeout; the old name is "
+        "read in this release only",
     ]
 
 

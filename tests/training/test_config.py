@@ -148,8 +148,8 @@ def test_a_run_with_old_names_is_resumed_with_a_warning(tmp_path, caplog):
     recorded(run, {"data.caption_mode": "mix"}, resumes=True)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert [message.split(";")[0] for message in sorted(warnings)] == [
-        "config.data.captions is now config.data.caption_mode",
-        "config.runtime.silence is now config.runtime.heartbeat_timeout",
+        "config.data.captions is now called config.data.caption_mode",
+        "config.runtime.silence is now called config.runtime.heartbeat_timeout",
     ]
     assert json.loads(file.read_text())["data"]["caption_mode"] == "mix"
 
