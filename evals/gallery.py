@@ -5,11 +5,8 @@ losses (it was right and is wrong), worst first, then wins, best first. With one
 mistakes and its surest right answers.
 """
 
-import base64
-import dataclasses
 import functools
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +17,7 @@ import pyarrow.parquet as pq
 
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
-
-_SIDE, _QUALITY = 176, 78  # of a thumbnail: pixels of the longer side, JPEG quality
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """Items for one benchmark's gallery.
-
-    Attributes:
-      title: "lost", "won", ...
-      items: each with `item`, `images` (data URIs), `options`, `groups`.
-    """
-
-    title: str
-    items: list[dict[str, Any]]
+from negclip_jax.common.page.thumbnails import thumbnail
 
 
 def read(predictions: Path, benchmark: str, models: Sequence[str]) -> list[list[dict]]:
@@ -83,65 +66,60 @@ def margin(row: Mapping[str, Any]) -> float:
     return min(true, default=0.0) - max(false, default=0.0)
 
 
-class Thumbnails:
-    """Photos as small JPEG data URIs; one that cannot be read is an empty string."""
-
-    def __init__(self, roots: DataRoots):
-        self._roots = roots
-        self.of = functools.lru_cache(4096)(self._make)
-
-    def _make(self, ref: ImageRef) -> str:
-        try:
-            image = self._roots.open(ref)
-        except InputError:
-            return ""
-        image.thumbnail((_SIDE, _SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=_QUALITY)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def build(
     predictions: Path,
     benchmark: str,
-    models: Sequence[tuple[str, str]],
-    thumbnails: Thumbnails,
+    models: Mapping[str, int],
+    roots: DataRoots,
     *,
     groups: Sequence[str],
     size: int,
-) -> list[Shown]:
-    """The gallery of a benchmark; empty where no model has predictions.
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The gallery of a benchmark, titled lists of items; empty where no model has predictions.
 
     Args:
       predictions: the parquet file.
       benchmark: its name.
-      models: (name, colour) of those to show; the first and the last one are compared.
-      thumbnails: makes them.
+      models: name to place (its colour) of those to show; the first and last one are compared.
+      roots: where photos are.
       groups: columns to show with an item.
       size: items in all.
     """
     if not models or not size or not predictions.is_file():
         return []
-    rows = read(predictions, benchmark, [name for name, _ in models])
+    rows = read(predictions, benchmark, list(models))
     if not rows[0]:
         return []
+    photo_url = functools.cache(functools.partial(_photo_url, roots))
     return [
-        Shown(title, [_item([r[i] for r in rows], models, thumbnails, groups) for i in places])
+        (
+            title,
+            [_item([r[i] for r in rows], list(models.values()), photo_url, groups) for i in places],
+        )
         for title, places in choose(rows, size)
         if places
     ]
 
 
+def _photo_url(roots: DataRoots, ref: ImageRef) -> str:
+    """A photo as a small data URL; one that cannot be read is an empty string."""
+    try:
+        return thumbnail(roots.open(ref))
+    except InputError:
+        return ""
+
+
 def _item(
     rows: Sequence[Mapping],
-    models: Sequence[tuple[str, str]],
-    thumbnails: Thumbnails,
+    places: Sequence[int],
+    photo_url: Callable[[ImageRef], str],
     groups: Sequence[str],
 ) -> dict[str, Any]:
+    """What the template shows of one item: photos, options and each model's scores of them."""
     first = rows[0]
     boxes = [box and tuple(box) for box in first["boxes"]]
     refs = [ImageRef(path, box) for path, box in zip(first["images"], boxes, strict=True)]
-    photos = [{"uri": thumbnails.of(ref), "path": ref.path} for ref in refs]
+    photos = [{"url": photo_url(ref), "path": ref.path} for ref in refs]
     of_images = len(refs) == len(first["scores"]) > 1
     labels = photos if of_images else first["texts"]
     options = [
@@ -150,13 +128,8 @@ def _item(
             "text": "" if of_images else label,
             "true": i in first["answers"],
             "scores": [
-                {
-                    "model": name,
-                    "colour": colour,
-                    "value": row["scores"][i],
-                    "chosen": i in row["predicted"],
-                }
-                for (name, colour), row in zip(models, rows, strict=True)
+                {"place": place, "value": row["scores"][i], "chosen": i in row["predicted"]}
+                for place, row in zip(places, rows, strict=True)
             ],
         }
         for i, label in enumerate(labels)

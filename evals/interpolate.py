@@ -123,8 +123,8 @@ def curve(
     }
 
 
-def sentence(found: Mapping[str, Any]) -> str:
-    """The result of `curve` for a terminal and the report."""
+def best_alpha_text(found: Mapping[str, Any]) -> str:
+    """The result of `curve` as one line for a terminal and the report."""
     by_alpha = {point["alpha"]: point for point in found["points"]}
     base, best = by_alpha[0], by_alpha[found["best"]]
     gain, change = (100 * (best[k] - base[k]) for k in ("negation", "retention"))

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
 from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.statistics import change_text, interval_text
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
 _SCHEMA = pa.schema(
@@ -197,8 +198,11 @@ def table_text(document: Mapping[str, Any]) -> str:
         for metric in headlines(entry):
             found = [rows[n] and rows[n]["metrics"].get(metric) for n in names]
             n = max((value["n"] for value in found if value), default=0)
-            lines.append([f"{title}: {metric}", *map(_cell, found), f"{n:,}"])
-            lines += _separability(entry, metric, names)
+            lines.append([f"{title}: {metric}", *map(interval_text, found), f"{n:,}"])
+            pairs = [entry["comparisons"].get(f"{names[0]} -> {name}", {}) for name in names]
+            changes = [pair.get("metrics", {}).get(metric) for pair in pairs]
+            if any(changes):
+                lines.append(["", *(change_text(c) if c else "" for c in changes)])
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(names) + 2)]
     return "\n".join(
         "  ".join(
@@ -214,29 +218,6 @@ def headlines(entry: Mapping[str, Any]) -> list[str]:
     metrics = [m for row in entry["rows"].values() for m in row["metrics"].items()]
     names = dict.fromkeys(name for name, value in metrics if value["headline"])
     return list(names) or list(dict.fromkeys(name for name, _ in metrics))[:1]
-
-
-def _cell(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    low, high = (f"{100 * value[key]:.1f}" for key in ("low", "high"))
-    return f"{100 * value['value']:.1f} [{low}, {high}]"
-
-
-def _separability(entry: Mapping[str, Any], metric: str, names: Sequence[str]) -> list[list[str]]:
-    """Under the numbers, what each model's difference from the first one is worth."""
-    notes = []
-    for name in names[1:]:
-        found = entry["comparisons"].get(f"{names[0]} -> {name}", {}).get("metrics", {})
-        notes.append(change_text(found[metric]) if metric in found else "")
-    return [["", "", *notes]] if any(notes) else []
-
-
-def change_text(comparison: Mapping[str, Any]) -> str:
-    """A paired comparison in a few characters: "+3.2 (40 up, 26 down)"."""
-    flips = f"{comparison['gained']:,} up, {comparison['lost']:,} down"
-    verdict = "" if comparison["separable"] else ", not separable"
-    return f"{100 * comparison['difference']:+.1f} ({flips}{verdict})"
 
 
 def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset: bool) -> pa.Table:

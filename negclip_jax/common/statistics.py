@@ -12,7 +12,8 @@ multinomial, which is the same distribution. Ten thousand right/wrong items cost
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -42,8 +43,8 @@ class Share(NamedTuple):
     def __str__(self) -> str:
         if self.rate is None:
             return "none to judge"
-        percent = ", ".join(f"{100 * value:.1f}" for value in (self.low, self.high))
-        return f"{100 * self.rate:.1f} % [{percent}] ({self.k} of {self.n})"
+        low, high = percent(self.low), percent(self.high)
+        return f"{percent(self.rate)} % [{low}, {high}] ({self.k} of {self.n})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,30 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of bootstrapped numbers, `[resamples]`."""
     low, high = np.quantile(draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
+
+
+def percent(share: float) -> str:
+    """0.123 as "12.3"."""
+    return f"{100 * share:.1f}"
+
+
+def interval_text(estimate: Mapping[str, Any] | None, unit: str = "") -> str:
+    """An `Estimate`, as JSON keeps it, in percent: "87.3 [84.1, 90.0]"; "-" for none."""
+    if estimate is None:
+        return "-"
+    value, low, high = (percent(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def change_text(comparison: Mapping[str, Any], *, interval: bool = False) -> str:
+    """A `Comparison`, as JSON keeps it, in percent: "+3.2 (40 up, 26 down, not separable)".
+
+    With `interval`: "+4.7 [+0.2, +9.6] (234 up, 194 down)".
+    """
+    value, low, high = (f"{100 * comparison[key]:+.1f}" for key in ("difference", "low", "high"))
+    flips = f"{comparison['gained']:,} up, {comparison['lost']:,} down"
+    verdict = "" if comparison["separable"] else ", not separable"
+    return f"{value}{f' [{low}, {high}]' if interval else ''} ({flips}{verdict})"
 
 
 def _grouped(

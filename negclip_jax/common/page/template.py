@@ -1,0 +1,53 @@
+"""HTML pages that open from disk: no network, no server, no script.
+
+A command's template lies beside the command, extends `base.html` and may import `macros.html` and
+call `charts`. Every value is escaped, since captions, queries and file names may contain markup;
+one that a template lacks is an error.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from negclip_jax.common import statistics
+from negclip_jax.common.atomic_files import whole_file
+from negclip_jax.common.page import charts
+
+
+def write_page(path: Path, template: Path, **values: Any) -> Path:
+    """Renders a template to `path`, which is replaced whole; returns `path`."""
+    text = render(template, **values)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8", "replace"))  # a file name may be of no encoding
+    return path
+
+
+def render(template: Path, **values: Any) -> str:
+    """The page of a template file with its values.
+
+    Templates know the filters `percent` ("12.3"), `number` ("1,234") and `plural` ("2 photos"), and
+    as globals `charts`, `change_text` and `interval_text`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "number": "{:,}".format,
+        "percent": statistics.percent,
+        "plural": plural,
+    }
+    environment.globals |= {
+        "change_text": statistics.change_text,
+        "charts": charts,
+        "interval_text": statistics.interval_text,
+    }
+    return environment.get_template(template.name).render(**values)
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun: "1 query", "1,200 queries"."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
