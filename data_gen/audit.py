@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.labels import precision, read_labels
+from data_gen.hand_labels import precision, read_labels
 from data_gen.records import read_table
 from negclip_jax.common import storage
 from negclip_jax.common.statistics import Share

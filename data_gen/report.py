@@ -1,29 +1,46 @@
-"""The report of a run: one page that opens from disk, and a sample for hand labels.
+"""The report of a run: one page that opens from disk, and a sample for hand labels."""
 
-The page needs no network: charts are inline SVG, thumbnails are data URIs, and every text from
-captions, models and file names is escaped.
-"""
-
-import base64
-import io
+import collections
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from PIL import ImageOps
-
-from data_gen.findings import Findings, histogram
+from data_gen.hand_labels import sample, write_sample
 from data_gen.images import PhotoError, PhotoFolder
-from data_gen.labels import write_sample
-from negclip_jax.common import storage
-from negclip_jax.common.decoding import ImageError, opened
-from negclip_jax.common.statistics import Share
+from data_gen.manifest import read_manifest
+from data_gen.records import read_table
+from data_gen.rules import REASONS
+from negclip_jax.common import strict_json
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.thumbnails import file_thumbnail
+from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
-_WIDTH, _HEIGHT = 320, 110  # of a histogram, in SVG units
+GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
+_COLUMNS = [
+    "pair_id",
+    "image_id",
+    "file_name",
+    "caption",
+    "object",
+    "question",
+    "negated_caption",
+    "foils",
+    "rewriter",
+    "cue",
+    "cue_position",
+    "clip_tokens",
+    "attempt",
+    "accepted",
+    "reasons",
+    "p_no",
+    "mass",
+]
 
 
 def write_report(run: str | os.PathLike) -> Path:
@@ -32,179 +49,261 @@ def write_report(run: str | os.PathLike) -> Path:
     Reads the run's tables and manifest, photos where they still are, and `audit.json` where the
     run was audited. Raises InputError for a directory without a run.
     """
-    run = Path(run)
-    findings = Findings(run)
-    page = render(findings)
-    storage.write_whole(run / "report.html", page.encode())
-    write_sample(findings.accepted, run / "audit_sample.csv")
-    return run / "report.html"
-
-
-def render(findings: Findings) -> str:
-    """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+    summary = RunSummary(Path(run))
+    gallery, doubtful = sample(summary.accepted, GALLERY), summary.doubtful()
+    photos = summary.manifest["config"]["input"]["images"]
+    page = write_page(
+        summary.run / "report.html",
+        Path(__file__).with_name("report.html"),
+        run=summary,
+        manifest=summary.manifest,
+        bar_rows=bar_rows,
+        share=lambda found: Share(**found),
+        gallery=gallery,
+        doubtful=doubtful,
+        thumbnails=_thumbnails(photos, {row["file_name"] for row in (*gallery, *doubtful)}),
     )
-    environment.filters |= {"percent": percent, "number": "{:,}".format}
-    thumbnails = Thumbnails(findings.manifest["config"]["input"]["images"])
-    return environment.get_template("report.html").render(
-        run=findings,
-        manifest=findings.manifest,
-        cards=_cards(findings),
-        funnel=_bars([(name, n, note) for name, n, note in findings.funnel()]),
-        calls=findings.calls(),
-        charts=_charts(findings),
-        audit=_audit(findings.audit),
-        gallery=[thumbnails.shown(row) for row in findings.gallery()],
-        doubtful=[thumbnails.shown(row) for row in findings.doubtful()],
-        models=_models(findings.manifest),
-    )
+    write_sample(summary.accepted, summary.run / "audit_sample.csv")
+    return page
 
 
-class Thumbnails:
-    """Small copies of the photos as data URIs; nothing where a photo cannot be read any more."""
-
-    def __init__(self, images: str | None):
-        """`images`: the run's photo folder; None if it had none."""
-        there = images is not None and Path(images).is_dir()
-        self._folder = PhotoFolder(images, THUMBNAIL) if there else None
-        self._known: dict[str, str | None] = {}
-
-    def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with its `thumbnail`, and `p_absent` from its probabilities."""
-        name = row["file_name"]
-        if name not in self._known:
-            self._known[name] = self._make(name)
-        p_absent = row["p_no"] / row["mass"] if row["mass"] and row["p_no"] is not None else None
-        return {**row, "thumbnail": self._known[name], "p_absent": p_absent}
-
-    def _make(self, name: str) -> str | None:
-        if self._folder is None:
-            return None
+def _thumbnails(photos: str | None, names: Iterable[str]) -> dict[str, str]:
+    """Data URLs of the photos that are still below the folder `photos`, by their names."""
+    if photos is None or not Path(photos).is_dir():
+        return dict.fromkeys(names, "")
+    folder, found = PhotoFolder(photos, THUMBNAIL), {}
+    for name in names:
         try:
-            with opened(self._folder.path(name)) as image:
-                image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-                small = ImageOps.exif_transpose(image).convert("RGB")
-                small.thumbnail((THUMBNAIL, THUMBNAIL))
-        except (PhotoError, ImageError):
-            return None
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=72)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            found[name] = file_thumbnail(folder.path(name), THUMBNAIL)
+        except PhotoError:  # a name that leads out of the folder
+            found[name] = ""
+    return found
 
 
-def percent(value: float | None) -> str:
-    """0.123 as "12.3 %"; a dash for what is not known."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+@dataclass
+class RunSummary:
+    """A run's tables as the report tells them; everything is computed when it is asked for."""
+
+    run: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.run)
+
+    @cached_property
+    def audit(self) -> dict[str, Any] | None:
+        """What `audit` wrote into the run, if it was called."""
+        path = self.run / "audit.json"
+        try:
+            return strict_json.load(path) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error}); run `audit` again") from None
+
+    @cached_property
+    def rewrites(self) -> list[dict[str, Any]]:
+        return read_table(self.run, "pairs", _COLUMNS).to_pylist()
+
+    @cached_property
+    def accepted(self) -> list[dict[str, Any]]:
+        return [row for row in self.rewrites if row["accepted"]]
+
+    @cached_property
+    def candidates(self) -> list[str | None]:
+        return self._column("candidates", "reject_reason")
+
+    @cached_property
+    def verdicts(self) -> list[dict[str, Any]]:
+        columns = ["object", "question", "verdict", "p_yes", "p_no", "mass", "method"]
+        return read_table(self.run, "verdicts", columns).to_pylist()
+
+    def _column(self, table: str, name: str) -> list[Any]:
+        return read_table(self.run, table, [name]).column(name).to_pylist()
+
+    def funnel(self) -> list[tuple[str, int, str]]:
+        """(step, number, what is counted), from the captions to the accepted pairs."""
+        usable = sum(reason is None for reason in self.candidates)
+        asked = "questions" if self.manifest["config"]["pipeline"] == "vqa" else "objects"
+        verdicts = collections.Counter(row["verdict"] for row in self.verdicts)
+        tried = len({row["pair_id"] for row in self.rewrites if row["attempt"] == 0})
+        return [
+            ("captions", self.manifest["captions"], f"of {self.manifest['images']:,} photos"),
+            ("proposed", len(self.candidates), asked),
+            ("usable", usable, "not mentioned in any caption, not a duplicate"),
+            ("absent", verdicts["absent"], f"of {len(self.verdicts):,} judged"),
+            ("rewritten", tried, "captions with an absent object"),
+            ("accepted", len(self.accepted), "rewrites that break no rule"),
+        ]
+
+    def filter_reasons(self) -> list[tuple[str, int]]:
+        """Why candidates were not asked about, most frequent first."""
+        return collections.Counter(reason for reason in self.candidates if reason).most_common()
+
+    def ingest_codes(self) -> list[tuple[str, int]]:
+        """Why captions and photos were refused, most frequent first."""
+        return collections.Counter(self._column("rejects", "code")).most_common()
+
+    def verdict_counts(self) -> list[tuple[str, int]]:
+        return collections.Counter(row["verdict"] for row in self.verdicts).most_common()
+
+    def reasons(self) -> list[dict[str, Any]]:
+        """Each reason against rewrites with its sentence, number and examples."""
+        found = collections.defaultdict(list)
+        for row in self.rewrites:
+            for reason in row["reasons"] or ():
+                found[reason].append(row)
+        ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        return [
+            {
+                "code": code,
+                "sentence": REASONS.get(code, "the model gave no usable answer"),
+                "n": len(rows),
+                "examples": sample([r for r in rows if r["negated_caption"]], EXAMPLES),
+            }
+            for code, rows in ordered
+        ]
+
+    def counted(self, column: str) -> list[tuple[str, int]]:
+        """The values of a column over the accepted pairs, most frequent first."""
+        return _counted(row[column] for row in self.accepted)
+
+    def rewriters(self) -> list[tuple[str, int]]:
+        return _counted((row["rewriter"] or "").partition(":")[0] for row in self.accepted)
+
+    def lengths(self) -> list[int]:
+        return [row["clip_tokens"] for row in self.accepted if row["clip_tokens"] is not None]
+
+    def probabilities(self, name: str) -> list[float]:
+        """Of the verdicts of a model: `p_yes` or `mass`; empty where annotations decided."""
+        rows = (row for row in self.verdicts if row["method"] not in ("instances", "vqa"))
+        return [row[name] for row in rows if row[name] is not None]
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The objects that most pairs deny, with the share of photos that lack them."""
+        asked = collections.Counter(row["object"] for row in self.verdicts)
+        absent = collections.Counter(
+            row["object"] for row in self.verdicts if row["verdict"] == "absent"
+        )
+        return [
+            {"name": name, "pairs": n, "absent": Share.of(absent[name], asked[name])}
+            for name, n in self.counted("object")[:TOP]
+        ]
+
+    def variety(self) -> dict[str, float]:
+        """Different objects, their perplexity (2 to the entropy), and repeated texts as a share."""
+        counts = [n for _, n in self.counted("object")]
+        total = sum(counts)
+        entropy = -sum(n / total * math.log2(n / total) for n in counts) if total else 0.0
+        texts = collections.Counter(_bare(row["negated_caption"]) for row in self.accepted)
+        repeated = sum(n for n in texts.values() if n > 1)
+        return {
+            "objects": len(counts),
+            "perplexity": 2**entropy if total else 0.0,
+            "repeated": repeated / total if total else 0.0,
+        }
+
+    def doubtful(self) -> list[Mapping[str, Any]]:
+        """The accepted pairs whose verdict was nearest to not being one; none if all were sure."""
+        rows = [row for row in self.accepted if row["p_no"] is not None and row["mass"]]
+        rows = [row for row in rows if _certainty(row) < 1]
+        return sorted(rows, key=lambda row: (_certainty(row), row["pair_id"]))[:DOUBTFUL]
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Each stage's calls, tokens, latencies and cost, from the request cache's statistics."""
+        return [
+            {"stage": stage, **numbers, "cost": self._cost(stage, numbers)}
+            for stage, numbers in self.manifest["calls"].items()
+        ]
+
+    def _cost(self, stage: str, numbers: Mapping[str, Any]) -> float:
+        prices = self.manifest["config"]["prices"]
+        role = "mllm" if stage.startswith("verify") else "llm"
+        inputs = numbers["prompt_tokens"] * prices[f"{role}_input"]
+        return (inputs + numbers["completion_tokens"] * prices[f"{role}_output"]) / 1e6
+
+    def key_figures(self) -> list[tuple[str, str, str]]:
+        """(title, value, note) of what stands at the top of the page."""
+        accepted, images = len(self.accepted), self.manifest["images"]
+        absent = sum(row["verdict"] == "absent" for row in self.verdicts)
+        calls = sum(row["calls"] for row in self.calls())
+        tokens = sum(row["prompt_tokens"] for row in self.calls())
+        calls_a_pair = f"{calls / accepted:.2f}" if accepted else "–"
+        tokens_a_pair = f"{tokens / max(accepted, 1):,.0f} prompt tokens a pair"
+        variety = self.variety()
+        return [
+            (
+                "pairs accepted",
+                f"{accepted:,}",
+                f"{accepted / images:.1f} a photo" if images else "",
+            ),
+            (
+                "rewrites accepted",
+                _share_text(accepted, len(self.rewrites)),
+                f"of {len(self.rewrites):,}, second tries included",
+            ),
+            (
+                "judged absent",
+                _share_text(absent, len(self.verdicts)),
+                "the published run kept 35.5 % of its captions",
+            ),
+            (
+                "model calls a pair",
+                calls_a_pair if calls else "none",
+                tokens_a_pair if calls else "written without a model",
+            ),
+            (
+                "different objects",
+                f"{variety['objects']:,}",
+                f"as varied as {variety['perplexity']:.0f} equally frequent ones; "
+                f"{percent(variety['repeated'])} % of the texts repeat another",
+            ),
+        ]
+
+    def provenance(self) -> list[tuple[str, str]]:
+        """(what, value) for the foot of the page: who did what, with which inputs and versions."""
+        manifest = self.manifest
+        models, inputs = manifest["capabilities"].items(), manifest["inputs"].items()
+        return [
+            ("run", manifest["run_id"]),
+            ("pipeline", manifest["config"]["pipeline"]),
+            *((f"{stage} by", who) for stage, who in manifest["roles"].items()),
+            ("verified by", manifest["verify_method"]),
+            *((f"{role} model", str(can.get("model", ""))) for role, can in models),
+            *((f"{name} (sha256)", facts["sha256"]) for name, facts in inputs),
+            *sorted(manifest["packages"].items()),
+            ("Python", manifest["python"]),
+            ("git", manifest["git"] or "not a checkout"),
+        ]
 
 
-def _cards(findings: Findings) -> list[dict[str, str]]:
-    accepted, images = len(findings.accepted), findings.manifest["images"]
-    absent = sum(row["verdict"] == "absent" for row in findings.verdicts)
-    calls = sum(row["calls"] for row in findings.calls())
-    per_pair = f"{calls / accepted:.2f}" if accepted else "–"
-    tokens = sum(row["prompt_tokens"] for row in findings.calls())
-    variety = findings.variety()
+def bar_rows(rows: Sequence[tuple]) -> list[dict[str, Any]]:
+    """(name, number) or (name, number, note) as bars: the longest is of width 100.
+
+    Without a note, the share of all.
+    """
+    top, total = max((row[1] for row in rows), default=1) or 1, sum(row[1] for row in rows)
     return [
         {
-            "title": "pairs accepted",
-            "value": f"{accepted:,}",
-            "note": f"{accepted / images:.1f} a photo" if images else "",
-        },
-        {
-            "title": "rewrites accepted",
-            "value": percent(accepted / len(findings.rewrites) if findings.rewrites else None),
-            "note": f"of {len(findings.rewrites):,}, second tries included",
-        },
-        {
-            "title": "judged absent",
-            "value": percent(absent / len(findings.verdicts) if findings.verdicts else None),
-            "note": "the published run kept 35.5 % of its captions",
-        },
-        {
-            "title": "model calls a pair",
-            "value": per_pair if calls else "none",
-            "note": f"{tokens / max(accepted, 1):,.0f} prompt tokens a pair"
-            if calls
-            else "written without a model",
-        },
-        {
-            "title": "different objects",
-            "value": f"{variety['objects']:,}",
-            "note": f"as varied as {variety['perplexity']:.0f} equally frequent ones; "
-            f"{percent(variety['repeated'])} of the texts repeat another",
-        },
+            "name": str(name),
+            "n": n,
+            "note": note[0] if note else _share_text(n, total),
+            "width": round(100 * n / top, 1),
+        }
+        for name, n, *note in rows
     ]
 
 
-def _bars(rows: Sequence[tuple[str, int, str]]) -> list[dict[str, Any]]:
-    top = max([n for _, n, _ in rows] + [1])
-    return [{"name": a, "n": n, "note": b, "width": round(100 * n / top, 1)} for a, n, b in rows]
+def _share_text(n: int, total: int) -> str:
+    return f"{percent(n / total)} %" if total else "–"
 
 
-def _charts(findings: Findings) -> dict[str, Any]:
-    def bars(rows: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
-        total = sum(n for _, n in rows)
-        return _bars([(str(name), n, percent(n / total)) for name, n in rows])
-
-    lengths = findings.lengths()
-    drawn = [("CLIP tokens of the negated caption", _histogram(lengths, 0, 78, 39))]
-    for name, title in (("p_yes", "p(yes) of the verifier"), ("mass", "p(yes) + p(no)")):
-        values = findings.probabilities(name)
-        if values:
-            drawn.append((title, _histogram(values, 0, 1, 25)))
-    return {
-        "histograms": [{"title": title, "svg": svg} for title, svg in drawn],
-        "cues": bars(findings.cues()),
-        "positions": bars(findings.positions()),
-        "rewriters": bars(findings.rewriters()),
-        "verdicts": bars(findings.verdict_counts()),
-        "filtered": bars(findings.filter_reasons()),
-        "refused": bars(findings.ingest_codes()),
-    }
+def _certainty(row: Mapping[str, Any]) -> float:
+    return row["p_no"] / row["mass"] * min(row["mass"], 1.0)
 
 
-def _histogram(values: Sequence[float], low: float, high: float, bins: int) -> Markup:
-    counts = histogram(values, low, high, bins)
-    top, step, foot = max([*counts, 1]), _WIDTH / bins, _HEIGHT - 18
-    bars = "".join(
-        f'<rect x="{i * step + 0.5:.1f}" y="{foot - foot * n / top:.1f}" width="{step - 1:.1f}" '
-        f'height="{foot * n / top:.1f}" rx="1"><title>{low + (high - low) * i / bins:g} to '
-        f"{low + (high - low) * (i + 1) / bins:g}: {n:,}</title></rect>"
-        for i, n in enumerate(counts)
-    )
-    axis = f'<line x1="0" x2="{_WIDTH}" y1="{foot}" y2="{foot}"/>'
-    words = (
-        f'<text x="0" y="{_HEIGHT - 4}">{low:g}</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">{high:g}</text>'
-    )
-    return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{bars}{axis}{words}</svg>')
+def _counted(values: Iterable[Any]) -> list[tuple[Any, int]]:
+    counter = collections.Counter(value for value in values if value)
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _audit(audit: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The audit's shares as objects that print themselves."""
-    if audit is None:
-        return None
-    rates = ("false_absence", "found_absent", "unsure")
-
-    def shares(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-        return {**row, **{key: Share(**row[key]) for key in keys}}
-
-    shown = shares(audit, (*rates, "pairs"))
-    shown["by_class"] = [shares(row, rates) for row in audit["by_class"]]
-    shown["curve"] = [shares(point, rates[:2]) for point in audit["curve"]]
-    labels = audit.get("precision", {})
-    return {**shown, "precision": {name: Share(**share) for name, share in labels.items()}}
-
-
-def _models(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) for the foot of the page."""
-    facts = [("run", manifest["run_id"]), ("pipeline", manifest["config"]["pipeline"])]
-    facts += [(f"{stage} by", who) for stage, who in manifest["roles"].items()]
-    facts.append(("verified by", manifest["verify_method"]))
-    for role, can in manifest["capabilities"].items():
-        facts.append((f"{role} model", str(can.get("model", ""))))
-    for name, facts_of in manifest["inputs"].items():
-        facts.append((f"{name} (sha256)", facts_of["sha256"]))
-    facts += sorted(manifest["packages"].items())
-    return [*facts, ("Python", manifest["python"]), ("git", manifest["git"] or "not a checkout")]
+def _bare(text: str) -> str:
+    return " ".join("".join(c for c in text.lower() if c.isalnum() or c == " ").split())

@@ -79,7 +79,7 @@ def _evaluate(args: argparse.Namespace, started: float) -> int:
 def _tell(out: Path, results: Results, failures: list[runner.Failure], seconds: float) -> None:
     print(table_text(results.document))
     if "interpolation" in results.document:
-        print(interpolate.sentence(results.document["interpolation"]))
+        print(interpolate.best_alpha_text(results.document["interpolation"]))
     for failure in failures:
         logging.error("%s on %s: %s", failure.model, failure.benchmark, failure.message)
     logging.info("%s; open %s", human_seconds(seconds), out / report.PAGE)

@@ -44,15 +44,10 @@ def run(args: argparse.Namespace) -> None:
     )
     queries = list(dict.fromkeys(args.queries))
     kept, rankings = rank(loaded, folder, queries, cache=cache)
-    found = {
-        query: {
-            ranking.model: column
-            for ranking, column in zip(
-                rankings, page.shown(folder, kept, rankings, number, args.top), strict=True
-            )
-        }
-        for number, query in enumerate(queries)
-    }
+    found = {}
+    for number, query in enumerate(queries):
+        columns = page.shown(folder, kept, rankings, number, args.top)
+        found[query] = {r.model: rows for r, rows in zip(rankings, columns, strict=True)}
     document = {
         "images": str(folder.root),
         "photos": len(kept),
@@ -62,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     }
     # ASCII, because a file name may hold bytes that are no UTF-8.
     storage.write_json(args.out / RESULTS, document, ensure_ascii=True)
-    page.write(args.out, folder, kept, loaded, rankings, queries, top=args.top)
+    page.write(args.out, folder, document["models"], found, photos=len(kept))
     for query, columns in found.items():
         print(table_text(query, columns))
     _warn(folder)

@@ -1,19 +1,18 @@
 """`report.html` of a search: for each query the first photos of every model, side by side."""
 
+import functools
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals import pages, plots
-from evals.gallery import Thumbnails
-from evals.models import Model
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
+from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.thumbnails import file_thumbnail
 
-PAGE, _TEMPLATE = "report.html", "search.html"
-_SKIPPED_SHOWN = 50
+PAGE = "report.html"
 
 
 def shown(
@@ -43,49 +42,40 @@ def shown(
 def write(
     out: Path,
     folder: PhotoFolder,
-    kept: Sequence[int],
-    models: Sequence[Model],
-    rankings: Sequence[Ranking],
-    queries: Sequence[str],
+    models: Mapping[str, Mapping[str, Any]],
+    queries: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     *,
-    top: int,
+    photos: int,
 ) -> Path:
-    """Makes the page in `out`. It holds small copies of the photos, and links to the photos."""
-    thumbnails = Thumbnails(folder)
+    """Makes the page in `out`. It holds small copies of the photos, and links to the photos.
 
-    def card(row: dict[str, Any]) -> dict[str, Any]:
-        ref = folder.refs[row["place"]]
-        path = os.path.relpath(folder.path(ref), out)
-        link = urllib.parse.quote(Path(path).as_posix().encode("utf-8", "surrogateescape"))
-        return row | {"uri": thumbnails.of(ref), "link": link, "name": printable(row["name"])}
+    Args:
+      out: folder of the page.
+      folder: of the photos.
+      models: `facts` of each, by name.
+      queries: {query: {model: rows of `shown`}}.
+      photos: how many were ranked.
+    """
+    photo_url = functools.cache(file_thumbnail)
 
-    sections = [
-        {
-            "query": query,
-            "columns": [
-                [card(row) for row in column]
-                for column in shown(folder, kept, rankings, number, top)
-            ],
-        }
-        for number, query in enumerate(queries)
-    ]
-    page = pages.render(
-        _TEMPLATE,
-        models=[
-            {"name": model.name, "colour": plots.colour(i), "facts": model.facts}
-            for i, model in enumerate(models)
-        ],
-        sections=sections,
-        photos=len(kept),
+    def card(row: Mapping[str, Any]) -> dict[str, Any]:
+        file = folder.path(folder.refs[row["place"]])
+        path = Path(os.path.relpath(file, out)).as_posix()
+        link = urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
+        return {**row, "url": photo_url(file), "link": link, "name": printable(row["name"])}
+
+    return write_page(
+        out / PAGE,
+        Path(__file__).with_name("page.html"),
+        models=models,
+        queries={
+            query: {name: [card(row) for row in rows] for name, rows in columns.items()}
+            for query, columns in queries.items()
+        },
+        photos=photos,
         folder=printable(str(folder.root)),
-        skipped=[
-            {"name": printable(name), "reason": printable(reason)}
-            for name, reason in list(folder.skipped.items())[:_SKIPPED_SHOWN]
-        ],
-        more_skipped=max(0, len(folder.skipped) - _SKIPPED_SHOWN),
+        skipped=[(printable(name), printable(reason)) for name, reason in folder.skipped.items()],
     )
-    (out / PAGE).write_text(page, encoding="utf-8")
-    return out / PAGE
 
 
 def printable(name: str) -> str:

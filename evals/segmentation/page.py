@@ -3,8 +3,6 @@
 Masks of the phrases that are shown are drawn again: keeping all of them would take a megabyte each.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evals import pages, plots, report
 from evals.images import DataRoots
+from evals.report import metric_row
 from evals.results import headlines
 from evals.segmentation import masks, metrics, scoring
 from evals.segmentation.phrases import Phrase, PhraseSet
 from evals.segmentation.scoring import Towers
+from negclip_jax.common.page import charts
+from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.thumbnails import thumbnail
 
-PAGE, _TEMPLATE = "report.html", "segmentation.html"
+PAGE = "report.html"
 THRESHOLD = 0.3  # of the masks that are drawn and compared
-_SIDE, _QUALITY = 300, 80  # of a picture: pixels of the longer side, JPEG quality
+_SIDE = 300  # pixels of the longer side of a picture
 _TINTS = ((138, 143, 152), (230, 126, 34), (36, 80, 200), (122, 63, 176))  # about the page's --m0..
 _TINTED = 0.55
 _RIM, _EDGE = (255, 255, 255), (0, 0, 0)  # of the true outline
@@ -48,32 +49,36 @@ def write(
       size: phrases to show of each set.
     """
     models = list(document["settings"]["models"])
-    galleries = {
-        found.name: _gallery(found, rows[found.name], towers, roots, size) for found in sets
-    }
-    page = pages.render(
-        _TEMPLATE,
-        models=[
-            {"name": name, "colour": plots.colour(i), "facts": model["facts"]}
-            for i, (name, model) in enumerate(document["settings"]["models"].items())
-        ],
+    galleries = {s.name: _gallery(s, rows[s.name], towers, roots, size) for s in sets}
+    return write_page(
+        out / PAGE,
+        Path(__file__).with_name("page.html"),
+        document=document,
+        models=document["settings"]["models"],
         summary=[
-            report.metric_row(name, entry, metric, models)
+            metric_row(name, entry, headlines(entry)[0], models)
             for name, entry in document["benchmarks"].items()
-            for metric in headlines(entry)[:1]
         ],
         sections=[
-            _section(name, entry, models)
-            | {"gallery": galleries.get(name, []), "plots": _plots(document["curves"][name])}
+            {
+                "anchor": name,
+                "entry": entry,
+                "gallery": galleries.get(name, []),
+                "plots": _plots(document["curves"][name]),
+                "rows": [
+                    metric_row(name, entry, m, models) for m in entry["rows"][models[0]]["metrics"]
+                ],
+                "thresholds": [
+                    f"{row}: {metric} at {found['threshold']:g}"
+                    for row, value in entry["rows"].items()
+                    for metric, found in value["metrics"].items()
+                    if metric.endswith("_best")
+                ],
+            }
             for name, entry in document["benchmarks"].items()
         ],
-        protocol=document["protocol"],
-        warnings=document["warnings"],
         threshold=THRESHOLD,
-        environment=document["environment"],
     )
-    (out / PAGE).write_text(page, encoding="utf-8")
-    return out / PAGE
 
 
 def choose(
@@ -132,15 +137,12 @@ def _gallery(
     towers: Towers,
     roots: DataRoots,
     size: int,
-) -> list[dict[str, Any]]:
+) -> list[tuple[str, list[dict[str, Any]]]]:
     names = list(towers.embeddings)
     by_item = {phrase.item: phrase for phrase in found.phrases}
     chosen = choose(rows, names[0], names[-1], size) if rows else []
     return [
-        {
-            "title": title,
-            "items": [_shown(by_item[item], ious, towers, roots) for item, *ious in part],
-        }
+        (title, [_shown(by_item[item], ious, towers, roots) for item, *ious in part])
         for title, part in chosen
     ]
 
@@ -152,20 +154,14 @@ def _shown(
     image, (truth,), drawn = scoring.look(towers, [phrase], roots)
     image.thumbnail((_SIDE, _SIDE))
     names = list(drawn)
-    shown = [{"caption": "true mask", "uri": _uri(overlay(image, truth, None, _RIM)), "iou": None}]
-    for name, iou in zip((names[0], names[-1]), ious, strict=True):
-        place = names.index(name)
-        tint = _TINTS[place % len(_TINTS)]
-        picture = overlay(image, truth, drawn[name][0] > THRESHOLD, tint)
-        shown.append({"caption": name, "uri": _uri(picture), "iou": f"{100 * iou:.1f}"})
-        shown[-1]["colour"] = plots.colour(place)
-    return {"text": phrase.text, "path": phrase.image, "item": phrase.item, "pictures": shown}
-
-
-def _uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    pictures = [
+        {"caption": "true mask", "url": thumbnail(overlay(image, truth, None, _RIM), _SIDE)}
+    ]
+    for place, iou in zip((0, len(names) - 1), ious, strict=True):
+        mask = drawn[names[place]][0] > THRESHOLD
+        picture = thumbnail(overlay(image, truth, mask, _TINTS[place % len(_TINTS)]), _SIDE)
+        pictures.append({"caption": names[place], "place": place, "iou": iou, "url": picture})
+    return {"phrase": phrase, "pictures": pictures}
 
 
 def _plots(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
@@ -175,24 +171,7 @@ def _plots(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str
     by_recall = [(curve["recall"], curve["precision"]) for curve in curves.values()]
     return [
         {"title": "mIoU at every threshold",
-         "svg": plots.lines(by_threshold, across="threshold", up="mIoU")},
+         "svg": charts.lines(by_threshold, across="threshold", up="mIoU")},
         {"title": "precision against recall, over all pixels",
-         "svg": plots.lines(by_recall, across="recall", up="precision")},
+         "svg": charts.lines(by_recall, across="recall", up="precision")},
     ]  # fmt: skip
-
-
-def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    metric_names = list(next(iter(entry["rows"].values()))["metrics"])
-    best = [m for m in metric_names if m.endswith("_best")]
-    thresholds = [
-        f"{row}: {m} at {entry['rows'][row]['metrics'][m]['threshold']:g}"
-        for row in entry["rows"]
-        for m in best
-    ]
-    return {
-        "anchor": name,
-        **{k: entry[k] for k in ("title", "task", "source", "file", "notes", "subset")},
-        **{k: entry[k] for k in ("scored", "total")},
-        "rows": [report.metric_row(name, entry, m, models) for m in metric_names],
-        "thresholds": thresholds,
-    }

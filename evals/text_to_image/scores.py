@@ -18,6 +18,7 @@ from evals.text_to_image.pictures import Picture
 from evals.text_to_image.pipelines import MODELS
 from evals.text_to_image.prompts import Prompt
 from negclip_jax.common import storage
+from negclip_jax.common.statistics import change_text, interval_text
 
 RESULTS = "results.json"
 METRICS = {
@@ -140,9 +141,11 @@ def table_text(content: Mapping[str, Any]) -> str:
     lines = [f"{judge['label']}: {content['judged']:,} of {content['drawn']:,} pictures judged"]
     width = max(map(len, METRICS.values()))
     for name, words in METRICS.items():
-        cells = [f"{model} {_cell(found[name])}" for model, found in content["scores"].items()]
+        cells = [
+            f"{model} {interval_text(found[name])}" for model, found in content["scores"].items()
+        ]
         if name in content["difference"]:
-            cells.append(difference_text(content["difference"][name]))
+            cells.append(change_text(content["difference"][name], interval=True))
         lines.append("  ".join([words.ljust(width), *cells]))
     for model, counts in content["answers"].items():
         if counts["other"]:
@@ -151,16 +154,3 @@ def table_text(content: Mapping[str, Any]) -> str:
                 "yes or no and count as wrong"
             )
     return "\n".join(lines)
-
-
-def difference_text(change: Mapping[str, Any]) -> str:
-    """Tuned minus base: "+4.7 [-0.2, 9.6] (234 up, 194 down, not separable)"."""
-    value, low, high = (f"{100 * change[key]:+.1f}" for key in ("difference", "low", "high"))
-    flips = f"{change['gained']:,} up, {change['lost']:,} down"
-    verdict = "" if change["separable"] else ", not separable"
-    return f"{value} [{low}, {high}] ({flips}{verdict})"
-
-
-def _cell(estimate: Mapping[str, float]) -> str:
-    value, low, high = (f"{100 * estimate[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"

@@ -158,3 +158,15 @@ def test_a_share_of_nothing():
     assert Share.of(0, 0)[2:] == (None, None, None)
     assert str(Share.of(0, 0)) == "none to judge"
     assert str(Share.of(1, 20)) == "5.0 % [0.9, 23.6] (1 of 20)"
+
+
+def test_numbers_as_text():
+    found = {"value": 0.873, "low": 0.8409, "high": 0.9}
+    assert statistics.interval_text(found) == "87.3 [84.1, 90.0]"
+    assert statistics.interval_text(found, " %") == "87.3 % [84.1, 90.0]"
+    assert statistics.interval_text(None) == "-"
+    change = {"difference": 0.047, "low": -0.002, "high": 0.096, "gained": 1234, "lost": 194}
+    assert statistics.change_text(change | {"separable": True}) == "+4.7 (1,234 up, 194 down)"
+    assert statistics.change_text(change | {"separable": False}, interval=True) == (
+        "+4.7 [-0.2, +9.6] (1,234 up, 194 down, not separable)"
+    )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_gen.audit import audit
 from data_gen.records import write_table
-from data_gen.report import THUMBNAIL, percent, write_report
+from data_gen.report import THUMBNAIL, RunSummary, bar_rows, write_report
+from negclip_jax.common.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -103,5 +104,69 @@ def test_an_unaudited_run_without_pairs_has_a_page(tmp_path):
     assert (run / "audit_sample.csv").read_text().count("\n") == 1
 
 
-def test_percent():
-    assert (percent(0.1234), percent(None)) == ("12.3 %", "–")
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    return RunSummary(make_run(tmp_path_factory.mktemp("summary")))
+
+
+def test_funnel_and_reasons_agree_with_the_tables(summary):
+    assert [(name, n) for name, n, _ in summary.funnel()] == [
+        ("captions", 5),
+        ("proposed", 6),
+        ("usable", 5),
+        ("absent", 3),
+        ("rewritten", 3),
+        ("accepted", 3),
+    ]
+    assert summary.filter_reasons() == [("mentioned", 1)]
+    assert summary.ingest_codes() == [("image_missing", 1)]
+    assert dict(summary.verdict_counts()) == {"absent": 3, "present": 1, "unsure": 1}
+    reasons = summary.reasons()
+    assert [(r["code"], r["n"]) for r in reasons] == [("affirmed", 1), ("no_cue", 1)]
+    assert reasons[0]["examples"][0]["negated_caption"] == "A bus 3 with a lamp"
+
+
+def test_shares_and_objects(summary):
+    assert summary.rewriters() == [("template", 2), ("llm", 1)]
+    assert summary.counted("cue") == [("no", 3)]
+    assert summary.lengths() == [12, 12, 12]
+    cat = next(row for row in summary.objects() if row["name"] == "cat")
+    assert (cat["pairs"], cat["absent"].k, cat["absent"].n) == (1, 1, 2)
+    variety = summary.variety()
+    assert variety["objects"] == 3 and variety["repeated"] == 0
+    assert variety["perplexity"] == pytest.approx(3)
+
+
+def test_doubtful_pairs_come_first(summary):
+    assert [row["pair_id"] for row in summary.doubtful()] == ["p2", "p4", "p1"]
+
+
+def test_cost_follows_the_prices(summary):
+    assert summary.calls()[0]["cost"] == pytest.approx(4.000006)
+
+
+def test_no_run_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        RunSummary(tmp_path).funnel()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"run_id": "x"}', "[" * 10_000])
+def test_another_manifest_is_a_sentence(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="holds no run of data_gen"):
+        RunSummary(tmp_path).manifest  # noqa: B018 it is read when it is asked for
+
+
+def test_a_damaged_audit_is_a_sentence(tmp_path):
+    (tmp_path / "audit.json").write_text("{")
+    with pytest.raises(InputError, match=r"audit\.json cannot be read .*run `audit` again"):
+        RunSummary(tmp_path).audit  # noqa: B018
+
+
+def test_bars_are_as_wide_as_their_numbers():
+    assert bar_rows([("a", 3), ("b", 1)]) == [
+        {"name": "a", "n": 3, "note": "75.0 %", "width": 100.0},
+        {"name": "b", "n": 1, "note": "25.0 %", "width": 33.3},
+    ]
+    assert bar_rows([("a", 0, "of none")]) == [{"name": "a", "n": 0, "note": "of none", "width": 0}]
+    assert bar_rows([]) == []

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from evals import gallery
-from evals.gallery import Thumbnails
 from evals.images import DataRoots, ImageRef
 
 
@@ -50,18 +49,18 @@ def test_one_kind_gives_its_room_to_the_other(bad, good, shown):
     assert (len(wrong), len(sure)) == shown
 
 
-def test_thumbnails_are_small_cropped_pictures(tmp_path):
+def test_photos_are_small_cropped_copies(tmp_path):
     pixels = np.zeros((300, 600, 3), np.uint8)
     pixels[:, 300:] = (255, 0, 0)
     Image.fromarray(pixels).save(tmp_path / "1.png")
-    thumbnails = Thumbnails(DataRoots((tmp_path,)))
+    roots = DataRoots((tmp_path,))
 
     def opened(ref):
-        head, data = thumbnails.of(ref).split(",")
+        head, data = gallery._photo_url(roots, ref).split(",")
         assert head == "data:image/jpeg;base64"
         return Image.open(io.BytesIO(base64.b64decode(data)))
 
     assert opened(ImageRef("1.png")).size == (176, 88)
     cropped = opened(ImageRef("1.png", (300, 0, 100, 100)))
     assert cropped.size == (100, 100) and cropped.getpixel((50, 50))[0] > 250
-    assert thumbnails.of(ImageRef("gone.png")) == ""
+    assert gallery._photo_url(roots, ImageRef("gone.png")) == ""

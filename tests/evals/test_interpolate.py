@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evals.interpolate import Mixtures, check_kinds, curve, row_name, sentence
+from evals.interpolate import Mixtures, best_alpha_text, check_kinds, curve, row_name
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop.parameters import interpolate
 
@@ -93,6 +93,6 @@ def test_of_equal_negation_the_smaller_alpha():
 
 def test_the_sentence_states_gain_loss_and_limit():
     benchmarks = document(valse=[0.5, 0.6, 0.7, 0.7], mcq=[0.3] * 4, coco=[0.6, 0.6, 0.594, 0.5])
-    text = sentence(curve(benchmarks, ALPHAS, RETENTION, 0.01))
+    text = best_alpha_text(curve(benchmarks, ALPHAS, RETENTION, 0.01))
     assert text.startswith("best alpha 0.75: negation +10.0, retention -0.6 points against alpha 0")
     assert "at most 1.0 may be lost" in text

@@ -13,7 +13,8 @@ from tiny_benchmark import HTML
 
 from evals import registry, report
 from evals.images import DataRoots
-from evals.results import Results, change_text
+from evals.results import Results
+from negclip_jax.common.statistics import change_text
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAPTION = "<img src=x onerror=\"document.title='taken over'\"> & 'no' dog"

@@ -133,9 +133,7 @@ def lines(
     return _svg(width, height, marks)
 
 
-def losses(
-    train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]
-) -> Markup:
+def losses(train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Markup:
     """A run's training loss as a line and its validation loss as dots, against the step from 0."""
     width, height, left = 320, 130, 30
     foot = height - 20
@@ -219,4 +217,4 @@ def _mark(tag: str, content: str = "", **attributes: Any) -> Markup:
 
 def _svg(width: float, height: float, marks: Sequence[Markup]) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {}" style="max-width:{:.0f}px" role="img">')
-    return head.format(width, height, 1.4 * width) + Markup("").join(marks) + Markup("</svg>")
+    return head.format(width, height, 1.6 * width) + Markup("").join(marks) + Markup("</svg>")

@@ -10,16 +10,14 @@ from typing import Any
 
 import jinja2
 
-from negclip_jax.common import statistics
-from negclip_jax.common.atomic_files import whole_file
+from negclip_jax.common import statistics, storage
 from negclip_jax.common.page import charts
 
 
 def write_page(path: Path, template: Path, **values: Any) -> Path:
     """Renders a template to `path`, which is replaced whole; returns `path`."""
-    text = render(template, **values)
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(text.encode("utf-8", "replace"))  # a file name may be of no encoding
+    # A file name may hold bytes of no encoding.
+    storage.write_whole(path, render(template, **values).encode("utf-8", "replace"))
     return path
 
 

@@ -2,8 +2,11 @@
 
 import base64
 import io
+import os
 
-from PIL import Image
+from PIL import Image, ImageOps
+
+from negclip_jax.common.decoding import ImageError, opened
 
 _QUALITY = 78
 
@@ -15,6 +18,16 @@ def thumbnail(image: Image.Image, side: int = 176) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
     return jpeg_url(buffer.getvalue())
+
+
+def file_thumbnail(path: str | os.PathLike, side: int = 176) -> str:
+    """The `thumbnail` of an image file, turned upright; "" where it is gone or unreadable."""
+    try:
+        with opened(path) as image:
+            image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+            return thumbnail(ImageOps.exif_transpose(image), side)
+    except ImageError:
+        return ""
 
 
 def jpeg_url(data: bytes) -> str:

@@ -1,7 +1,5 @@
 """The page holds the photos, marks what moved and escapes whatever a file or query is called."""
 
-import types
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +8,7 @@ from evals.search import page
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
 
-MODELS = [types.SimpleNamespace(name=name, facts={"weights": name}) for name in ("base", "tuned")]
+MODELS = {name: {"facts": {"weights": name}} for name in ("base", "tuned")}
 
 
 @pytest.fixture
@@ -46,7 +44,9 @@ def test_the_page_is_whole_and_escaped(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     query = "<b>no</b> dog & co"
-    path = page.write(out, folder, [0, 1, 2], MODELS, RANKINGS, [query], top=3)
+    columns = page.shown(folder, [0, 1, 2], RANKINGS, 0, 3)
+    queries = {query: dict(zip(MODELS, columns, strict=True))}
+    path = page.write(out, folder, MODELS, queries, photos=3)
     text = path.read_text()
     assert text.count("data:image/jpeg;base64") == 6
     assert "&lt;b&gt;no&lt;/b&gt; dog &amp; co" in text and "<b>no</b>" not in text

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from evals import plots
+from negclip_jax.common.page import charts
 
 
 def estimate(value: float, half: float = 0.1, n: int = 10) -> dict:
@@ -20,7 +20,7 @@ def numbers(svg: ET.Element, tag: str, attribute: str) -> list[float]:
 
 
 def test_intervals_stand_where_the_numbers_say():
-    svg = parse(plots.intervals([estimate(0.5), None, estimate(0.75)], chance=0.25))
+    svg = parse(charts.intervals([estimate(0.5), None, estimate(0.75)], chance=0.25))
     width = float(svg.get("viewBox").split()[2])
     assert numbers(svg, "circle", "cx") == [0.5 * width, 0.75 * width]
     colours = [node.get("fill") for node in svg.iter("circle")]
@@ -31,7 +31,7 @@ def test_intervals_stand_where_the_numbers_say():
 
 def test_published_values_are_ticks_with_their_source():
     published = {"model": "<b>CLIP</b>", "value": 0.4, "source": "a & b"}
-    markup = plots.intervals([estimate(0.5)], published=[published])
+    markup = charts.intervals([estimate(0.5)], published=[published])
     assert "<b>" not in str(markup)
     assert parse(markup).find(".//path/title").text == "<b>CLIP</b>: 40.0 (a & b)"
 
@@ -41,7 +41,7 @@ def test_a_breakdown_has_a_line_a_group_and_a_mark_a_model():
         "<no>": {"a": estimate(0.2, n=1234), "b": estimate(0.9)},
         "a very long name of a group": {"b": estimate(0.5)},
     }
-    markup = plots.breakdown(groups, ["a", "b"])
+    markup = charts.breakdown(groups, ["a", "b"])
     svg = parse(markup)
     texts = ["".join(node.itertext()) for node in svg.iter("text")]
     assert "<no> n=1,234" in texts and "a very long na… n=10" in texts
@@ -61,7 +61,7 @@ def test_the_curve_rises_with_negation_and_runs_with_retention(flat):
         {"alpha": 0.5, "retention": 0.6 if flat else 0.59, "negation": 0.7},
         {"alpha": 1, "retention": 0.6 if flat else 0.5, "negation": 0.8},
     ]
-    svg = parse(plots.curve(points, best=0.5))
+    svg = parse(charts.mixtures(points, best=0.5))
     xs, ys = numbers(svg, "circle", "cx"), numbers(svg, "circle", "cy")
     assert ys[0] > ys[1] > ys[2]  # SVG counts from the top
     assert xs[0] == xs[1] == xs[2] if flat else xs[0] > xs[1] > xs[2]
@@ -70,7 +70,27 @@ def test_the_curve_rises_with_negation_and_runs_with_retention(flat):
 
 
 def test_lines_lie_between_their_axes_and_labels_are_escaped():
-    svg = str(plots.lines([((0, 1), (0, 1)), ((0, 0.5), (1, 1))], across="<x>", up="y & z"))
+    svg = str(charts.lines([((0, 1), (0, 1)), ((0, 0.5), (1, 1))], across="<x>", up="y & z"))
     assert 'points="0.0,176.0 292.0,14.0"' in svg and 'points="0.0,14.0 146.0,14.0"' in svg
     assert "var(--m0)" in svg and "var(--m1)" in svg
     assert "&lt;x&gt;" in svg and "y &amp; z" in svg
+
+
+def test_losses_fall_from_left_to_right():
+    svg = parse(charts.losses([(50, 4.0), (100, 1.0)], [(0, 4.0), (100, 0.5)]))
+    (line,) = svg.iter("polyline")
+    assert line.get("points") == "172.0,8.0 314.0,84.5"
+    assert numbers(svg, "circle", "cx") == [30, 314] and numbers(svg, "circle", "cy")[0] == 8
+    assert [node.text for node in svg.iter("text")] == ["4.0", "0", "100 steps"]
+
+
+def test_a_histogram_says_what_its_bars_count():
+    svg = parse(charts.histogram([0.1, 0.2, 0.9], 0, 1, 2))
+    titles = [node.text for node in svg.iter("title")]
+    assert titles == ["0 to 0.5: 2", "0.5 to 1: 1"]
+    assert numbers(svg, "rect", "height") == [92, 46]
+
+
+def test_a_histogram_keeps_everything():
+    counts = charts.bin_counts([0, 0.05, 0.5, 1.0, 2.0, -1], 0, 1, 10)
+    assert counts == [3, 0, 0, 0, 0, 1, 0, 0, 0, 2]

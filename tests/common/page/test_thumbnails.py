@@ -1,0 +1,43 @@
+"""Small JPEG copies as data URLs."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from negclip_jax.common.page.thumbnails import file_thumbnail, jpeg_url, thumbnail
+
+
+def opened(url: str) -> Image.Image:
+    head, data = url.split(",")
+    assert head == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_the_longer_side_is_bounded_and_small_images_stay():
+    image = Image.new("RGBA", (600, 300))
+    assert opened(thumbnail(image)).size == (176, 88) and image.size == (600, 300)
+    assert opened(thumbnail(image, 300)).size == (300, 150)
+    assert opened(thumbnail(Image.new("L", (20, 10)))).size == (20, 10)
+
+
+def test_a_file_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (400, 100)).save(tmp_path / "turned.jpg", exif=exif)
+    assert opened(file_thumbnail(tmp_path / "turned.jpg", 160)).size == (40, 160)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", b"GIF89a"])
+def test_what_cannot_be_read_is_left_out(tmp_path, content):
+    path = tmp_path / "1.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    assert file_thumbnail(path) == ""
+
+
+def test_bytes_stay_as_they_are():
+    data = np.random.default_rng(0).bytes(100)
+    assert base64.b64decode(jpeg_url(data).partition(",")[2]) == data
