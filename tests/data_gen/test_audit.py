@@ -64,5 +64,5 @@ def test_hand_labels_flow_back(run, tmp_path):
 
 
 def test_bad_files_are_sentences(run, tmp_path):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         audit(run, tmp_path / "none.json")
