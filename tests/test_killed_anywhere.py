@@ -18,7 +18,7 @@ import pytest
 from kills import Site, kill_in, stop
 from tiny_runs import assert_equal, checkpoint_steps, read_metrics
 
-from negclip_jax.checkpoints.manager import restore_params
+from negclip_jax.checkpoints.restore import restore_params
 
 SEED = int(os.environ.get("KILL_SEED", "0"))
 

@@ -13,7 +13,6 @@ import errno
 import logging
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -21,20 +20,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from negclip_jax.checkpoints import manifest
-from negclip_jax.checkpoints.frozen import check_frozen, check_space
-from negclip_jax.common import storage, strict_json
+from negclip_jax.checkpoints import manifest, orbax_internals
+from negclip_jax.checkpoints.restore import check_space, complete_steps, saved_metrics
+from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.runtime import multihost, sharding
 
 _ITEMS = ("params", "opt_state", "ema")
-_WRITING_THREADS = ("array_type_handler", "write_metadata_after_commits")  # orbax's
-_CLOSE_SECONDS = 30.0
 _REPLACED = ".replaced"  # a step that is being saved again
-_UNPACKED_PER_BYTE, _UNPACKED_FREE = 100, 2**26  # bytes that an item may become
 
 
 class State(Protocol):
@@ -65,10 +60,10 @@ class Checkpoints:
         self._last_good: int | None = None
         self._saving: int | None = None
         self._is_replacing = False
-        _ask_for_no_throughput()
+        orbax_internals.disable_throughput_log()
         with self._disk_errors("open"):
             self._settle_replaced()
-            steps = _steps(self._directory)
+            steps = complete_steps(self._directory)
             damaged = manifest.damaged(self._directory, steps, "metrics")
         self._skip(damaged, rest=len(steps) - len(damaged))  # orbax reads those of all steps
         with self._disk_errors("open"):
@@ -124,7 +119,7 @@ class Checkpoints:
         return min(map(self._value, self._manager.all_steps()), default=math.inf)
 
     def _value(self, step: int) -> float:
-        return _metrics(self._directory, step).get(self._best, math.inf)
+        return saved_metrics(self._directory, step).get(self._best, math.inf)
 
     def save(self, step: int, state: State, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the device memory may be overwritten.
@@ -187,12 +182,7 @@ class Checkpoints:
         """Releases threads; does not raise for a save that failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
-        # Of a save that failed orbax awaits the first error only: its other threads would go on
-        # writing into what the next one to open the directory clears away.
-        for thread in threading.enumerate():
-            if thread.name.startswith(_WRITING_THREADS):
-                with contextlib.suppress(Exception):  # its join raises what it died of
-                    thread.join(_CLOSE_SECONDS)
+        orbax_internals.join_writing_threads()
 
     def _make_way(self, step: int) -> None:
         """For a second save of a step; the first one stays until the second is complete."""
@@ -223,10 +213,7 @@ class Checkpoints:
 
     def _list_files(self) -> None:
         """Called by orbax when the files of a step are complete and it is about to commit them."""
-        name = str(self._saving)
-        names = [p.name for p in self._directory.iterdir()]
-        unfinished = [n for n in names if n.startswith(f"{name}.orbax-checkpoint-tmp")]
-        manifest.write(self._directory / (unfinished or [name])[-1])
+        manifest.write(orbax_internals.directory_of_save(self._directory, self._saving))
 
     @contextlib.contextmanager
     def _disk_errors(self, action: str) -> Iterator[None]:
@@ -244,59 +231,6 @@ class Checkpoints:
                 f"cannot {action} {self._directory}: {storage.root_cause(error)}; {good}. "
                 f"{advice} the same command again to continue"
             ) from error
-
-
-def restore_params(
-    workdir: str, step: str | int = "best", *, ema: bool = False
-) -> tuple[dict, int]:
-    """All parameters of a run as float32 NumPy arrays, and the step they are from.
-
-    Args:
-      workdir: of a training run.
-      step: "best", "last" or a step number; "best" falls back to "last" where nothing was
-        evaluated.
-      ema: the moving average instead of the parameters themselves.
-
-    Raises InputError where there is no such run, step or average.
-    """
-    root = storage.path(workdir)
-    directory = root / "checkpoints"
-    if not directory.exists():
-        raise InputError(f"{workdir} has no checkpoints/: it is not the --workdir of a run")
-    number = _choose(directory, step)
-    item = "ema" if ema else "params"
-    if not (directory / str(number) / item).exists():
-        raise InputError(f"step {number} of {workdir} holds no moving average (train.ema_decay)")
-    _check_item(directory, number, item)
-    trained = _to_host(directory / str(number) / item)
-    path = root / "frozen"
-    if not path.exists():
-        return trained, number
-    check_frozen(path)
-    leaves = traverse_util.flatten_dict(_to_host(path)) | traverse_util.flatten_dict(trained)
-    return traverse_util.unflatten_dict(leaves), number
-
-
-def _check_item(directory: epath.Path, number: int, item: str) -> None:
-    try:
-        manifest.check(directory / str(number), item)
-    except manifest.DamagedError as error:
-        others = ", ".join(str(step) for step in _steps(directory) if step != number) or "none"
-        raise InputError(
-            f"step {number} cannot be used: {error}. Other steps of this run: {others}"
-        ) from error
-
-
-def _ask_for_no_throughput() -> None:
-    """Keeps orbax from asking tensorstore, in order to log a speed, what it has written so far.
-
-    Each answer stays in memory for ever (tensorstore 0.1.86): 40 kB with every save.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        from orbax.checkpoint._src.serialization import tensorstore_utils
-
-        if tensorstore_utils.get_tensorstore_raw_bytes:  # AttributeError where it does not ask
-            tensorstore_utils.get_tensorstore_raw_bytes = lambda direction=None: 0
 
 
 def _manager(
@@ -326,61 +260,6 @@ def _manager(
         async_options=ocp.AsyncOptions(post_finalization_callback=before_commit),
     )
     return ocp.CheckpointManager(directory, options=options)
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    """Steps whose save was complete, in order."""
-    return sorted(x.step for x in ocp.path.step.standard_name_format().find_all(directory))
-
-
-def _choose(directory: epath.Path, step: str | int) -> int:
-    steps = _steps(directory)
-    if not steps:
-        raise InputError(f"{directory} holds no complete checkpoint")
-    if step == "last":
-        return steps[-1]
-    if step == "best":
-        for each in steps:
-            _check_item(directory, each, "metrics")
-        scored = [(min(m.values()), s) for s in steps if (m := _metrics(directory, s))]
-        return min(scored)[1] if scored else steps[-1]
-    if not str(step).isdigit() or int(step) not in steps:
-        raise InputError(f"no checkpoint of step {step}; there are: {', '.join(map(str, steps))}")
-    return int(step)
-
-
-def _metrics(directory: epath.Path, step: int) -> dict[str, float]:
-    """What a step was saved with; InputError for what no run of ours would have saved."""
-    path = directory / str(step) / "metrics" / "metrics"
-    if not path.exists():
-        return {}
-    try:
-        return {name: float(value) for name, value in strict_json.loads(path.read_bytes()).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path} holds no metrics: {error}") from error
-
-
-def _to_host(path: epath.Path) -> dict:
-    # One CPU device, whatever mesh the arrays were saved from.
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    # The handler, because a checkpointer would also look for a step's metadata: this is an item.
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        saved = handler.metadata(path).tree
-    _check_claims(path, saved)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
-
-
-def _check_claims(path: epath.Path, saved: Any) -> None:
-    """A stranger's run may name arrays of any size; a trained one takes about its size on disk."""
-    if "://" in str(path):
-        return
-    sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved))
-    files = (os.path.join(folder, f) for folder, _, names in os.walk(path) for f in names)
-    claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
-    if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
-        raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
 
 
 def abstract_of(state: Any, placements: Any) -> Any:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from etils import epath
 
+from negclip_jax.checkpoints.orbax_internals import COMMIT_FILES
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 
 FORMAT = 1
 NAME = "manifest.json"
-# Orbax writes the time of the commit into the first and makes the second after our list.
-_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class DamagedError(InputError):
@@ -145,6 +144,6 @@ def _local_files(directory: Path, items: tuple[str, ...]) -> dict[str, list]:
 
 
 def _belongs(name: str, items: tuple[str, ...]) -> bool:
-    if name.rpartition("/")[2] in (NAME, *_LATER):
+    if name.rpartition("/")[2] in (NAME, *COMMIT_FILES):
         return False
     return not items or name.startswith(tuple(f"{item}/" for item in items))

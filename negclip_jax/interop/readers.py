@@ -107,7 +107,7 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
       InputError: no such run, step or average.
     """
     # Deferred: orbax takes a second to import, and other checkpoints do not need it.
-    from negclip_jax.checkpoints import manager
+    from negclip_jax.checkpoints import restore
 
     run = Path(workdir).expanduser()
     if storage.is_remote(workdir):
@@ -122,7 +122,7 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
             "is not the --workdir of a run"
         )
     config = huggingface.read_config(base)
-    params, number = manager.restore_params(workdir, step, ema=ema)
+    params, number = restore.restore_params(workdir, step, ema=ema)
     average = ", moving average" if ema else ""
     label = f"step {number} of {workdir}{average}"
     info = of_directory(base, config, "workdir", label)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from negclip_jax.checkpoints import failed_saves
+from negclip_jax.checkpoints import orbax_internals
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import multihost, sharding
@@ -54,7 +54,7 @@ def train(
     with contextlib.ExitStack() as stack, multihost.end_together(), disk_errors(workdir):
         if is_main:
             stack.callback(log_to_file(create_workdir(workdir)).detach)
-        stack.enter_context(failed_saves.end_the_run(workdir))
+        stack.enter_context(orbax_internals.end_on_failed_save(workdir))
         run = prepare(config, workdir)
         stack.callback(run.checkpoints.close)
         start = int(run.state.step)

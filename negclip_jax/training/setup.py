@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from negclip_jax.checkpoints.frozen import restore_frozen, save_frozen
 from negclip_jax.checkpoints.manager import Checkpoints, abstract_of
+from negclip_jax.checkpoints.restore import restore_frozen, save_frozen
 from negclip_jax.common import remote
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor

@@ -18,8 +18,8 @@ from etils import epath
 from tiny_runs import assert_equal, checkpoint_steps, read_metrics
 
 from negclip_jax.checkpoints import manager
-from negclip_jax.checkpoints.frozen import save_frozen
-from negclip_jax.checkpoints.manager import Checkpoints, restore_params
+from negclip_jax.checkpoints.manager import Checkpoints
+from negclip_jax.checkpoints.restore import restore_params, save_frozen
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
 from negclip_jax.training.step import TrainState

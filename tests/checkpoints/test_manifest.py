@@ -14,8 +14,8 @@ from etils import epath
 from tiny_runs import assert_equal, checkpoint_steps
 
 from negclip_jax.checkpoints import manager, manifest
-from negclip_jax.checkpoints.frozen import restore_frozen, save_frozen
-from negclip_jax.checkpoints.manager import Checkpoints, restore_params
+from negclip_jax.checkpoints.manager import Checkpoints
+from negclip_jax.checkpoints.restore import restore_frozen, restore_params, save_frozen
 from negclip_jax.common.errors import InputError
 from negclip_jax.training.step import TrainState
 

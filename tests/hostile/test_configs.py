@@ -126,13 +126,13 @@ def test_a_run_is_not_unpacked_to_a_thousand_times_its_size(tmp_path):
     """256 MiB of zeros are a few kilobytes on disk."""
     import orbax.checkpoint as ocp
 
-    from negclip_jax.checkpoints import manager
+    from negclip_jax.checkpoints import restore
 
     item = tmp_path / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, {"a": np.zeros(2**26, np.float32)})
     with pytest.raises(InputError, match=r"unpacks to 268,435,456 bytes: refused"):
-        manager._to_host(manager.epath.Path(item))
+        restore._to_host(restore.epath.Path(item))
 
 
 def header(content: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:

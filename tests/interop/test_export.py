@@ -16,7 +16,7 @@ from flax import traverse_util
 from interop import tiny
 from safetensors.numpy import load_file
 
-from negclip_jax.checkpoints import manager
+from negclip_jax.checkpoints import restore
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import export, huggingface, openai
 
@@ -44,9 +44,9 @@ def run(base, tmp_path, monkeypatch):
         return params | {"logit_scale": scale}, int(number)
 
     # The stand-in must not outlive a change of what it stands for.
-    real = inspect.signature(manager.restore_params).parameters
+    real = inspect.signature(restore.restore_params).parameters
     assert list(real) == ["workdir", "step", "ema"]
-    monkeypatch.setattr(manager, "restore_params", restore_params)
+    monkeypatch.setattr(restore, "restore_params", restore_params)
     return workdir
 
 

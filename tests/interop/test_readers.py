@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from interop import tiny
 
-from negclip_jax.checkpoints import manager
+from negclip_jax.checkpoints import restore
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
 from negclip_jax.interop.readers import read_any
@@ -33,7 +33,7 @@ def workdir(directory, tmp_path, monkeypatch):
         number = {"best": 20, "last": 30}.get(step) or int(step)
         return params | {"logit_scale": np.float32(number + 0.5 * ema)}, number
 
-    monkeypatch.setattr(manager, "restore_params", restore_params)
+    monkeypatch.setattr(restore, "restore_params", restore_params)
     return path
 
 

@@ -27,7 +27,8 @@ from evals import __main__ as evaluate
 from evals import registry
 from negclip_jax import CLIP
 from negclip_jax.checkpoints import manifest
-from negclip_jax.checkpoints.manager import Checkpoints, restore_params
+from negclip_jax.checkpoints.manager import Checkpoints
+from negclip_jax.checkpoints.restore import restore_params
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings import feature_files

@@ -13,7 +13,7 @@ from tiny_runs import assert_close, read_metrics
 
 from evals import registry
 from evals.in_training import configured
-from negclip_jax.checkpoints.manager import restore_params
+from negclip_jax.checkpoints.restore import restore_params
 from negclip_jax.runtime import sharding
 from negclip_jax.training.loop import train
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics, use_one_device
 
-from negclip_jax.checkpoints.manager import restore_params
+from negclip_jax.checkpoints.restore import restore_params
 from negclip_jax.common.errors import InputError
 from negclip_jax.training.loop import train
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from negclip_jax.checkpoints.frozen import save_frozen
+from negclip_jax.checkpoints.restore import save_frozen
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 
