@@ -39,7 +39,7 @@ test-long: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses=auto -m long
 
 fuzz: $(VENV)/.installed-test
-	$(BIN)/python -m bench.fuzz --inputs=10000 --out=runs/fuzz
+	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz --inputs=10000 --out=runs/fuzz
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench --out=runs/bench

@@ -12,22 +12,21 @@ with as many captions as COCO's train2014.
 
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bench import tables
+from bench import harness
+from bench.harness import Side
 from bench.loopback import LoopbackServer
 from data_gen import settings
 from data_gen.engines.base import ChatRequest
@@ -102,28 +101,19 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
     }
 
 
-@contextlib.contextmanager
-def elsewhere(shows: dict[str, frozenset[str]], latency: float) -> Iterator[tuple[str, list]]:
-    """A server in another process: its URL, and a list that holds its counts after the block."""
-    parent, child = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(child, shows, latency), daemon=True)
-    process.start()
-    counted: list = []
-    try:
-        yield parent.recv(), counted
-        parent.send(None)
-        counted.append(parent.recv())
-    finally:
-        process.terminate()
-        process.join(10)
+class Server:
+    """A loopback server in a process of its own; made with `harness.Side`."""
 
+    def __init__(self, shows: dict[str, frozenset[str]], latency: float):
+        self._server = LoopbackServer(shows, POOL, latency=latency, prefix_cache=True)
+        self._server.__enter__()
 
-def _serve(pipe: Any, shows: dict[str, frozenset[str]], latency: float) -> None:
-    with LoopbackServer(shows, POOL, latency=latency, prefix_cache=True) as server:
-        pipe.send(server.url)
-        pipe.recv()
-        pipe.send({"calls": server.counts.calls, "in_flight": server.counts.peak})
+    def url(self) -> str:
+        return self._server.url
+
+    def counts(self) -> dict[str, int]:
+        counts = self._server.counts
+        return {"calls": counts.calls, "in_flight": counts.peak}
 
 
 def client(calls: int, kilobytes: int) -> dict[str, float]:
@@ -132,13 +122,9 @@ def client(calls: int, kilobytes: int) -> dict[str, float]:
     if kilobytes:
         data = np.random.default_rng(0).bytes(kilobytes * 1024)
         photo = Photo("0" * 64, 640, 480, "file", data)
-    with elsewhere({}, 0.05) as (url, counted):
-        cpu, seconds = asyncio.run(_ask(url, calls, photo))
-    return {
-        "cpu_ms_per_call": 1000 * cpu / calls,
-        "calls_per_second": calls / seconds,
-        "in_flight": counted[0]["in_flight"],
-    }
+    with Side("bench.data_gen:Server", {}, 0.05) as server:
+        cpu, seconds = asyncio.run(_ask(server("url"), calls, photo))
+        return _rates(calls, cpu, seconds, server("counts")["in_flight"])
 
 
 async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float]:
@@ -165,17 +151,23 @@ async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float]
 
 def whole_run(folder: Path, shows: dict[str, frozenset[str]], latency: float) -> dict[str, float]:
     """The same for a run with everything: decoding, rules, cache, tables."""
-    with elsewhere(shows, latency) as (url, counted), tempfile.TemporaryDirectory() as out:
+    server = Side("bench.data_gen:Server", shows, latency)
+    with server, tempfile.TemporaryDirectory() as out:
+        url = server("url")
         changes = _inputs(folder) | {"llm.url": url, "mllm.url": url}
         config = settings.load(None, changes)
         cpu, started = time.process_time(), time.perf_counter()
         run(config, Path(out), say=lambda line: None)
         cpu, seconds = time.process_time() - cpu, time.perf_counter() - started
-    calls = counted[0]["calls"]
+        counted = server("counts")
+    return _rates(counted["calls"], cpu, seconds, counted["in_flight"])
+
+
+def _rates(calls: int, cpu: float, seconds: float, in_flight: int) -> dict[str, float]:
     return {
         "cpu_ms_per_call": 1000 * cpu / calls,
         "calls_per_second": calls / seconds,
-        "in_flight": counted[0]["in_flight"],
+        "in_flight": in_flight,
     }
 
 
@@ -209,19 +201,18 @@ def _ingest(path: str) -> dict[str, float]:
     return {"captions": ingested.captions, "seconds": seconds, "megabytes": memory}
 
 
-def measure(images: int, latency: float, calls: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """All measurements, as they are written to the JSON file."""
-    with tempfile.TemporaryDirectory() as folder:
-        shows = world(Path(folder) / "world", images)
-        variants = (("per_caption", False), ("per_image", True), ("per_image", False))
-        costs = [
-            cost(Path(folder) / "world", shows, variant, latency, prefix_cache=cached)
-            for variant, cached in (*variants, ("frugal", False))
-        ]
-        many = world(Path(folder) / "many", 10 * images)
-        whole = whole_run(Path(folder) / "many", many, latency)
+    images, latency, calls = args.images, args.latency, args.calls
+    shows = world(scratch / "world", images)
+    variants = ("per_caption", False), ("per_image", True), ("per_image", False), ("frugal", False)
+    costs = [
+        cost(scratch / "world", shows, variant, latency, prefix_cache=cached)
+        for variant, cached in variants
+    ]
+    many = world(scratch / "many", 10 * images)
+    whole = whole_run(scratch / "many", many, latency)
     return {
-        "machine": tables.machine(),
         "images": images,
         "latency_s": latency,
         "cost": costs,
@@ -259,28 +250,23 @@ def report(result: dict[str, Any]) -> str:
     read = result["ingest"]
     return "\n\n".join(
         [
-            tables.markdown(header, rows),
-            tables.markdown(["request", "CPU ms/call", "calls/s", "in flight"], clients),
+            harness.markdown(header, rows),
+            harness.markdown(["request", "CPU ms/call", "calls/s", "in flight"], clients),
             f"ingest: {read['captions']:,} captions in {read['seconds']:.1f} s, "
             f"{read['megabytes']:,.0f} MB",
-            tables.describe(result["machine"]),
+            harness.describe(result["machine"]),
         ]
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.data_gen", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--images", type=int, default=40, help="photos with five captions each")
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds of each answer")
-    parser.add_argument("--calls", type=int, default=4000, help="requests of the client's test")
-    parser.add_argument("--json", type=Path, help="file for the result")
-    args = parser.parse_args(argv)
-    result = measure(args.images, args.latency, args.calls)
-    tables.write_json(args.json, result)
-    print(report(result))
-    return 0
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.parser("bench.data_gen", __doc__)
+    add = parser.add_argument
+    add("--images", type=int, default=40, help="photos with five captions each")
+    add("--latency", type=float, default=0.05, help="seconds of each answer")
+    add("--calls", type=int, default=4000, help="requests of the client's test")
+    harness.run(parser, measure, report, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

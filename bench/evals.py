@@ -10,8 +10,6 @@ files, keeps embeddings, scores, resamples, and writes results, predictions and 
 import argparse
 import contextlib
 import io
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 
 import jax
 
-from bench import material, tables
+from bench import harness, material
 from evals import models, runner
 from evals.__main__ import main as evaluate
 from evals.encode import Encoder
@@ -59,21 +57,20 @@ def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
     return seconds
 
 
-def measure(arch: str, data: Sequence[Path], tokenizer: Path, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Encoding alone, the command, and the command again with all embeddings kept."""
-    checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(data))
+    checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(args.data))
     loaded = runner.load_problems([runner.AVAILABLE], roots, allow_subset=True)
-    material.random_checkpoint(checkpoint, arch, tokenizer=tokenizer)
+    material.random_checkpoint(checkpoint, args.arch, tokenizer=args.tokenizer)
     encoding = encode_once(checkpoint, roots, loaded, scratch)
-    command = whole_command(checkpoint, data, out)
-    again = whole_command(checkpoint, data, out)
+    command = whole_command(checkpoint, args.data, out)
+    again = whole_command(checkpoint, args.data, out)
     return {
-        "arch": arch,
+        "arch": args.arch,
         "encoding": encoding,
         "command_seconds": command,
         "ratio": command / encoding["seconds"],
         "again_seconds": again,
-        "machine": tables.machine(),
     }
 
 
@@ -90,29 +87,16 @@ def table(result: dict[str, Any]) -> str:
         ],
         ["the same command again", f"{result['again_seconds']:.1f} s", ""],
     ]
-    title = f"{result['arch']}; {tables.describe(result['machine'])}"
-    return f"{title}\n\n{tables.markdown(['evaluation', 'seconds', 'ratio'], rows)}"
+    return harness.titled(result["arch"], result, ["evaluation", "seconds", "ratio"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.evals",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.parser("bench.evals", __doc__)
     add = parser.add_argument
-    add("--data", action="append", type=Path, required=True, help="as for python -m evals")
-    add("--tokenizer", type=Path, required=True, help="folder of vocab.json and merges.txt")
+    add("--data", action="append", type=Path, required=True, help="as for evals")
+    add("--tokenizer", type=Path, required=True, help="of vocab.json and merges.txt")
     add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    add("--json", type=Path, help="where to write all figures")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            result = measure(args.arch, args.data, args.tokenizer, Path(scratch))
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"bench.evals: {error}")
-    tables.write_json(args.json, result)
-    print(table(result))
+    harness.run(parser, measure, table, argv)
 
 
 if __name__ == "__main__":

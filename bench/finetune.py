@@ -12,30 +12,18 @@ import contextlib
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import tables
-from bench.sides import Side
+from bench import harness
+from bench.harness import Side
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 
 ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            result = measure(args, Path(scratch))
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"bench.finetune: {error}")
-    tables.write_json(args.json, result)
-    print(table(result))
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -44,11 +32,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     settings = _material(args, scratch)
     reference = (
-        "bench.reference:Reference",
+        "bench.published_recipe:Reference",
         settings["model.checkpoint"],
         settings["data.images"],
         args.reference_workers,
-        tables.cores(),
+        harness.cores(),
     )
     # On a GPU JAX would take most of the memory at once, and the other side needs some too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -63,7 +51,6 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "dtype": args.dtype,
         "device": device,
-        "machine": tables.machine(),
         "seconds_of_parts": parts,
         "rounds": rounds,
     }
@@ -80,7 +67,11 @@ def _round(args: argparse.Namespace, ours: Side, theirs: Side | None, n: int) ->
     if theirs is not None:
         rates["reference"] = theirs("matmul_rate")
         result["reference"] = theirs("epoch", ours("batches", *steps))
-    print(_progress(args, n, result), file=sys.stderr, flush=True)
+    pairs = args.steps * args.batch_size
+    said = f"round {n + 1} of {args.repetitions}: ours {pairs / mine['seconds']:.2f}"
+    if theirs is not None:
+        said += f", published recipe {pairs / result['reference']['seconds']:.2f}"
+    print(f"{said} pairs/s", file=sys.stderr, flush=True)
     return result | {"matmul_rate": rates}
 
 
@@ -93,7 +84,9 @@ def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str
 
     later = [pairs / r["ours"]["seconds"] for r in rounds]
     # A photo has several captions: an epoch of these pairs sees its share of the cached photos.
-    first = [pairs / (r["ours"]["seconds"] + _cache_seconds(args, r)) for r in rounds]
+    photos = pairs / args.captions_per_photo
+    caches = [r["cache"]["seconds"] * photos / r["cache"]["images"] for r in rounds]
+    first = [pairs / (r["ours"]["seconds"] + c) for r, c in zip(rounds, caches, strict=True)]
     result: dict[str, Any] = {
         "pairs_per_second_later_epochs": median(later),
         "pairs_per_second_first_epoch": median(first),
@@ -127,76 +120,44 @@ def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _cache_seconds(args: argparse.Namespace, round_: dict[str, Any]) -> float:
-    photos = args.steps * args.batch_size / args.captions_per_photo
-    return round_["cache"]["seconds"] * photos / round_["cache"]["images"]
-
-
 def _share(round_: dict[str, Any], count: str, side: str) -> float:
     """Our FLOP/s as a share of what a side's library reaches in large matrix products."""
     return round_["flops"][count] / round_["ours"]["seconds"] / round_["matmul_rate"][side]
 
 
-def _progress(args: argparse.Namespace, n: int, result: dict[str, Any]) -> str:
-    pairs = args.steps * args.batch_size
-    text = f"round {n + 1} of {args.repetitions}: ours {pairs / result['ours']['seconds']:.2f}"
-    if result["reference"] is not None:
-        text += f", published recipe {pairs / result['reference']['seconds']:.2f}"
-    return f"{text} pairs/s"
-
-
 def table(result: dict[str, Any]) -> str:
     """What a person reads."""
 
-    def cells(*keys: str, form: str) -> list[str]:
-        return [form.format(result[key]) if key in result else "" for key in keys]
+    def row(
+        name: str, form: str, ours: str = "", reference: str = "", ratio: str = ""
+    ) -> list[str]:
+        """What was not measured leaves its cell empty."""
+        keys = (ours, reference, ratio)
+        forms = (form, form, "{:.2f} x" if ours else form)
+        cells = [
+            f.format(result[k]) if k in result else "" for k, f in zip(keys, forms, strict=True)
+        ]
+        return [name, *cells]
 
-    per_second = "{:.1f}"
-    rows = [
-        [
-            "pairs/s, later epochs",
-            *cells("pairs_per_second_later_epochs", "reference_pairs_per_second", form=per_second),
-            *cells("ratio_later_epochs", form="{:.2f} x"),
-        ],
-        [
-            "pairs/s, first epoch",
-            *cells("pairs_per_second_first_epoch", "reference_pairs_per_second", form=per_second),
-            *cells("ratio_first_epoch", form="{:.2f} x"),
-        ],
-        [
-            "waiting for data",
-            *cells("data_wait_share", "reference_data_wait_share", form="{:.1%}"),
-            "",
-        ],
-        [
-            "peak memory, GiB",
-            *cells("peak_memory_gib", "reference_peak_memory_gib", form="{:.1f}"),
-            "",
-        ],
-        [
-            "large matmul, GFLOP/s",
-            *cells("matmul_gflops", "reference_matmul_gflops", form="{:.0f}"),
-            "",
-        ],
-        [
-            "our FLOP/s on real tokens / matmul",
-            *cells("flops_share_of_matmul", "flops_share_of_reference_matmul", form="{:.0%}"),
-            "",
-        ],
-        [
-            "tokens computed / real",
-            *cells("text_tokens_computed_per_real", form="{:.2f}"),
-            "",
-            "",
-        ],
-        ["largest difference of a loss", "", "", *cells("loss_max_rel_diff", form="{:.1e}")],
-    ]
-    title = (
-        f"{result['arch']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}; "
-        f"{tables.describe(result['machine'])}"
+    later, first, their = (
+        "pairs_per_second_later_epochs",
+        "pairs_per_second_first_epoch",
+        "reference_pairs_per_second",
     )
+    share = ("flops_share_of_matmul", "flops_share_of_reference_matmul")
+    rows = [
+        row("pairs/s, later epochs", "{:.1f}", later, their, "ratio_later_epochs"),
+        row("pairs/s, first epoch", "{:.1f}", first, their, "ratio_first_epoch"),
+        row("waiting for data", "{:.1%}", "data_wait_share", "reference_data_wait_share"),
+        row("peak memory, GiB", "{:.1f}", "peak_memory_gib", "reference_peak_memory_gib"),
+        row("large matmul, GFLOP/s", "{:.0f}", "matmul_gflops", "reference_matmul_gflops"),
+        row("our FLOP/s on real tokens / matmul", "{:.0%}", *share),
+        row("tokens computed / real", "{:.2f}", "text_tokens_computed_per_real"),
+        row("largest difference of a loss", "{:.1e}", ratio="loss_max_rel_diff"),
+    ]
+    title = f"{result['arch']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}"
     header = ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"]
-    return f"{title}\n\n{tables.markdown(header, rows)}"
+    return harness.titled(title, result, header, rows)
 
 
 def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -227,12 +188,8 @@ def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.parser("bench.finetune", __doc__)
     add = parser.add_argument
     add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
     add("--batch-size", type=int, default=256, help="pairs a step (default 256)")
@@ -246,8 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
     add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
     add("--breakdown", action="store_true", help="also time the parts of a step")
-    add("--json", type=Path, help="where to write all figures")
-    return parser
+    harness.run(parser, measure, table, argv)
 
 
 if __name__ == "__main__":

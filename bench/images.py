@@ -8,8 +8,6 @@ and normalises inside `jit`; the other side applies OpenAI's transform to float3
 """
 
 import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import tables
-from bench.sides import Side
+from bench import harness
+from bench.harness import Side
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 
@@ -99,18 +97,26 @@ def _loader(images: Any, preprocess: Any, names: list[str]) -> Any:
         preprocess=preprocess,
         batch_size=_BATCH,
         shuffle=False,
-        threads=tables.cores(),
+        threads=harness.cores(),
     )
 
 
-def measure(root: Path, names: list[str], repetitions: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Both sides in turns."""
+    root = args.images
+    if root is None:
+        from bench import material
+
+        _, root = material.write_pairs(scratch, args.limit, captions_per_photo=1)
+    names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))[: args.limit]
+    if not names:
+        raise InputError(f"--images={root} holds no *.jpg")
     extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     with (
         Side("bench.images:OurImages", str(root), names) as ours,
         Side("bench.images:TheirImages", str(root), names) as theirs,
     ):
-        rounds = [(ours("read"), theirs("read")) for _ in range(repetitions)]
+        rounds = [(ours("read"), theirs("read")) for _ in range(args.repetitions)]
         mean, largest = ours("difference")
     mine, other = (len(names) / np.array(side) for side in zip(*rounds, strict=True))
     return {
@@ -120,7 +126,6 @@ def measure(root: Path, names: list[str], repetitions: int) -> dict[str, Any]:
         "ratio": float(np.median(mine / other)),
         "mean_difference_levels": mean,
         "max_difference_levels": largest,
-        "machine": tables.machine(),
     }
 
 
@@ -133,39 +138,16 @@ def table(result: dict[str, Any]) -> str:
         ["images/s and core", f"{mine:.0f}", f"{other:.0f}", f"{result['ratio']:.2f} x"],
         ["mean difference, of 255 levels", difference, "0", ""],
     ]
-    title = f"{result['images']} photos; {tables.describe(result['machine'])}"
-    return f"{title}\n\n{tables.markdown(header, rows)}"
+    return harness.titled(f"{result['images']} photos", result, header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.images",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.parser("bench.images", __doc__)
     add = parser.add_argument
-    add("--images", type=Path, help="directory of JPEG files; default: made ones of COCO's size")
+    add("--images", type=Path, help="directory of JPEG files; default: made, of COCO's size")
     add("--limit", type=int, default=256, help="photos to read (default 256)")
     add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    add("--json", type=Path, help="where to write all figures")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            root = args.images or _make(Path(scratch), args.limit)
-            names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))[: args.limit]
-            if not names:
-                raise InputError(f"--images={root} holds no *.jpg")
-            result = measure(root, names, args.repetitions)
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"bench.images: {error}")
-    tables.write_json(args.json, result)
-    print(table(result))
-
-
-def _make(scratch: Path, count: int) -> Path:
-    from bench import material
-
-    return material.write_pairs(scratch, count, captions_per_photo=1)[1]
+    harness.run(parser, measure, table, argv)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ a Dataset of tensors that a DataLoader collates record by record.
 
 import argparse
 import itertools
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import material, tables
+from bench import harness, material
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
@@ -31,18 +29,19 @@ _DIM = 512  # of a ViT-B/32's features
 _UNIQUE_EVERY = 5  # captions of an image
 
 
-def measure(captions: list[str], directory: Path, batch_size: int, repetitions: int) -> dict:
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Rates per second of wall time, in turns; tokenizing runs on one core on both sides."""
+    captions, batch_size, directory = _captions(args.captions), args.batch_size, args.tokenizer
+    if directory is None:
+        directory = scratch
+        material.write_tokenizer(directory)
     extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     import torch
     from torch.utils.data import DataLoader, TensorDataset
     from transformers import CLIPTokenizer
 
     torch.set_num_threads(1)
-    tokenizer, theirs = (
-        load_tokenizer(directory),
-        CLIPTokenizer.from_pretrained(directory),
-    )
+    tokenizer, theirs = load_tokenizer(directory), CLIPTokenizer.from_pretrained(directory)
     ids, offsets = tokenizer.encode_ragged(captions)
     padded = Ragged(ids, offsets).padded(np.arange(len(captions)), 77)
     images = np.arange(len(captions)) // _UNIQUE_EVERY
@@ -69,7 +68,7 @@ def measure(captions: list[str], directory: Path, batch_size: int, repetitions: 
         "batches": our_batches,
         "reference_batches": their_batches,
     }
-    rates = _rates(works, len(captions), repetitions)
+    rates = _rates(works, len(captions), args.repetitions)
     lengths = np.diff(offsets)
     steps = range(loader.steps_per_epoch)
     chosen = [loader.examples.texts_of(*loader.pairs_at(step)) for step in steps]
@@ -84,7 +83,6 @@ def measure(captions: list[str], directory: Path, batch_size: int, repetitions: 
         "reference_captions_per_second": rates["reference_batches"],
         "tokens_computed_per_real": float(computed / sum(lengths[c].sum() for c in chosen)),
         "tokens_padded_per_real": float(77 / lengths.mean()),
-        "machine": tables.machine(),
     }
 
 
@@ -128,47 +126,29 @@ def table(result: dict[str, Any]) -> str:
     ]
     title = (
         f"{result['captions']:,} captions of {result['tokens_per_caption']:.1f} tokens, batch "
-        f"{result['batch_size']}; {tables.describe(result['machine'])}"
+        f"{result['batch_size']}"
     )
-    return f"{title}\n\n{tables.markdown(header, rows)}"
+    return harness.titled(title, result, header, rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.loader",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--captions", type=Path, help="text file, one caption a line; default: made ones")
-    add("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
-    add("--batch-size", type=int, default=512, help="captions a batch (default 512)")
-    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    add("--json", type=Path, help="where to write all figures")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            vocabulary = args.tokenizer or _vocabulary(Path(scratch))
-            result = measure(_captions(args), vocabulary, args.batch_size, args.repetitions)
-    except InputError as error:
-        sys.exit(f"bench.loader: {error}")
-    tables.write_json(args.json, result)
-    print(table(result))
-
-
-def _captions(args: argparse.Namespace) -> list[str]:
-    if args.captions is None:
+def _captions(path: Path | None) -> list[str]:
+    if path is None:
         rng = np.random.default_rng(0)
         return [material.negated_caption(rng) for _ in range(25_000)]
     try:
-        return [line for line in args.captions.read_text().splitlines() if line.strip()]
+        return [line for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
-        raise InputError(f"cannot read --captions={args.captions}: {error.strerror}") from error
+        raise InputError(f"cannot read --captions={path}: {error.strerror}") from error
 
 
-def _vocabulary(scratch: Path) -> Path:
-    material.write_tokenizer(scratch)
-    return scratch
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.parser("bench.loader", __doc__)
+    add = parser.add_argument
+    add("--captions", type=Path, help="text file, one caption a line; default: made ones")
+    add("--tokenizer", type=Path, help="folder of CLIP's vocabulary, for real captions")
+    add("--batch-size", type=int, default=512, help="captions a batch (default 512)")
+    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
+    harness.run(parser, measure, table, argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench import sides
-from bench.matmul import matmul_rate, side_for
+from bench.harness import matmul_rate, peak_memory, side_for
 from configs import negationclip
 from negclip_jax.interop import huggingface
 from negclip_jax.models import flops
@@ -143,4 +142,4 @@ class Ours:
 def _peak_memory() -> int:
     """Most bytes in use so far: of the device where it counts them, else of this process."""
     statistics = jax.devices()[0].memory_stats()
-    return statistics["peak_bytes_in_use"] if statistics else sides.peak_memory()
+    return statistics["peak_bytes_in_use"] if statistics else peak_memory()

@@ -6,18 +6,24 @@ the batch; everything trained but the vision tower, its projection and the final
 `torch.optim.AdamW` with nothing set but the learning rate (so weight decay is 0.01, also on biases
 and on the logit scale); float32; no schedule, no clipping, and no bound on the logit scale.
 
-This is the reference that speed is compared with and that tests replicate step by step.
+This is the reference that speed is compared with and that tests replicate step by step. `Reference`
+times it, in a process of its own.
 """
 
 import pathlib
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPTokenizer
+
+from bench.harness import matmul_rate, peak_memory, side_for
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -93,3 +99,61 @@ def clip_transform(image: Image.Image, size: int) -> torch.Tensor:
     image = image.crop((left, top, left + size, top + size)).convert("RGB")
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
     return pixels.sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
+
+
+class Reference:
+    """A run of the published recipe on given batches."""
+
+    def __init__(self, checkpoint: str, images: str, workers: int, threads: int):
+        """Trains on a GPU if PyTorch sees one.
+
+        Args:
+          checkpoint: Hugging Face directory.
+          images: of the photos.
+          workers: processes that decode, as `DataLoader` takes them; 0 is this process.
+          threads: of PyTorch on the CPU.
+        """
+        torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._recipe = PublishedRecipe(pathlib.Path(checkpoint))
+        self._recipe.model.to(self._device)
+        self._images, self._workers = pathlib.Path(images), workers
+
+    def epoch(self, batches: list[list[tuple[str, str]]]) -> dict[str, Any]:
+        """Takes a step on each of these batches of photos and captions, which are equally large."""
+        pairs = [pair for batch in batches for pair in batch]
+        recipe = self._recipe
+        size = recipe.model.config.vision_config.image_size
+        photos = Pairs([self._images / photo for photo, _ in pairs], size)
+        losses, waited = [], 0.0
+        begin = time.perf_counter()
+        loader = iter(DataLoader(photos, batch_size=len(batches[0]), num_workers=self._workers))
+        for _ in batches:
+            asked = time.perf_counter()
+            pixels, indices = next(loader)
+            ids = recipe.tokenize([pairs[i][1] for i in indices])
+            waited += time.perf_counter() - asked
+            losses.append(recipe.step(pixels.to(self._device), ids.to(self._device)))
+        return {
+            "seconds": time.perf_counter() - begin,
+            "waited": waited,
+            "losses": losses,
+            "memory": self._peak_memory(),
+        }
+
+    def matmul_rate(self) -> float:
+        """FLOP/s of large float32 products with this library, at this moment."""
+
+        def multiply(a: torch.Tensor, b: torch.Tensor) -> None:
+            torch.matmul(a, b)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+
+        side = side_for(self._device)
+        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device), side)
+
+    def _peak_memory(self) -> int:
+        """Most bytes in use so far: of the GPU if there is one, else of this process."""
+        if self._device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return peak_memory()

@@ -4,27 +4,92 @@
     python -m bench.scaling --out=docs/scaling.md --json=docs/scaling.json --reuse    # at once
 
 Steps are compiled for virtual devices, each count in a process of its own; nothing runs and no
-accelerator is needed. `--out` rewrites the tables between the marks of that file, else they are
-printed; `--reuse` renders the figures of `--json` again.
+accelerator is needed. A step takes at least the longest of three times, which overlap at best:
+products at the peak of the matrix units, memory at its bandwidth, and messages at the bandwidth of
+the links (Williams et al., 2009, https://doi.org/10.1145/1498765.1498785).
+
+`--out` rewrites the tables between the marks of that file, else they are printed; `--reuse` renders
+the figures of `--json` again.
 """
 
-import argparse
+import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import roofline, tables
+from bench import harness
+from bench.harness import Side
 from bench.hlo import Collective
 from bench.material import ARCHITECTURES
-from bench.roofline import ACCELERATORS, Accelerator
-from bench.sides import Side
 from bench.virtual_steps import Case, flops_per_pair
 from negclip_jax.models import flops
+from negclip_jax.models.transformer import TowerConfig
 
 Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """Published peaks of one device.
+
+    Attributes:
+      flops: dense bfloat16 operations a second.
+      memory, memory_rate: bytes, and bytes a second.
+      link_rate: bytes a second that it sends to devices of its group, all links together.
+      group: devices that these links join.
+      network_rate: bytes a second that it sends to other groups, its share of its host's.
+      sources: pages of the makers.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    memory_rate: float
+    link_rate: float
+    group: int
+    network_rate: float
+    sources: tuple[str, ...]
+
+
+# Makers add up both directions of a link ("bidirectional"); what a device can send is half.
+ACCELERATORS = (
+    Accelerator(
+        name="TPU v5e",
+        flops=197e12,
+        memory=16e9,
+        memory_rate=819e9,
+        link_rate=400e9 / 2,
+        group=256,
+        network_rate=6.4e12 / 8 / 256,
+        sources=("https://cloud.google.com/tpu/docs/v5e",),
+    ),
+    Accelerator(
+        name="TPU v6e",
+        flops=918e12,
+        memory=32e9,
+        memory_rate=1638e9,
+        link_rate=800e9 / 2,
+        group=256,
+        network_rate=25.6e12 / 8 / 256,
+        sources=("https://cloud.google.com/tpu/docs/v6e",),
+    ),
+    Accelerator(
+        name="H100 SXM",
+        flops=989.4e12,  # the data sheet's 1,979 is with sparsity
+        memory=80e9,
+        memory_rate=3350e9,
+        link_rate=900e9 / 2,
+        group=8,
+        network_rate=400e9 / 8,
+        sources=(
+            "https://www.nvidia.com/en-us/data-center/h100/",
+            "https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html",
+        ),
+    ),
+)
 
 DEVICES = (8, 64, 256, 1024)
 _PAIRS = 64  # of each device: the recipe's 512 on eight
@@ -49,6 +114,12 @@ _EPOCHS, _MFU = 15, 0.4  # of the published recipe; assumed for the costs
 _LARGEST_BATCH = 131_072  # four times that from which SigLIP gains nothing (Zhai et al., 2023)
 _PAIR_COUNTS = (1e6, 10e6, 100e6)
 _MARKS = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_FLOAT32, _BFLOAT16 = 4, 2
+# Bytes of memory traffic a trained parameter: it is read in both passes, its gradient is written
+# and read, Adam's two moments and itself are read and written.
+_TRAINED_TRAFFIC = (2 + 2 + 6) * _FLOAT32
+_PASSES = 3  # forward, and gradients of inputs and of weights
 
 
 def measure(devices: int, cases: Sequence[Case]) -> list[Result]:
@@ -75,12 +146,64 @@ def sent(result: Result) -> float:
     return sum(Collective(**collective).sent for collective in result["collectives"])
 
 
+def message_seconds(collectives: Sequence[Mapping[str, Any]], device: Accelerator) -> float:
+    """That the messages of a step take; `collectives` are the fields of `hlo.Collective`.
+
+    Devices of a group first exchange among themselves, then each carries its part to the other
+    groups, as the libraries do: so links and network each carry what they must and no more.
+    """
+    passes = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-all": 1}
+    total = 0.0
+    for message in collectives:
+        devices, kind = message["devices"], message["kind"]
+        whole = message["size"] * (devices if kind == "reduce-scatter" else 1)
+        near = min(devices, device.group)
+        far = devices // near
+        share = (near - 1) / near / device.link_rate
+        share += (far - 1) / far / near / device.network_rate
+        total += message["times"] * passes.get(kind, 1) * whole * share
+    return total
+
+
+def memory_traffic(towers: Sequence[tuple[TowerConfig, float]], trained: int) -> float:
+    """Bytes that a step reads and writes at least, in bfloat16 with float32 parameters.
+
+    Each matrix product reads its input and writes its output once in each of its three passes;
+    everything else is fused into them, and attention never writes its scores. No program does
+    better, most do worse.
+
+    Args:
+      towers: that are computed, each with the tokens that it reads.
+      trained: parameters that the step updates.
+    """
+    numbers = sum(
+        tokens * tower.layers * (10 * tower.width + 2 * tower.mlp_width) for tower, tokens in towers
+    )
+    return _PASSES * _BFLOAT16 * numbers + _TRAINED_TRAFFIC * trained
+
+
+def gradient_and_feature_messages(
+    trained: int, pairs: int, devices: int, dim: int
+) -> list[dict[str, Any]]:
+    """What data-parallel training sends in a step, without a compiler.
+
+    The gradient is summed over devices; text features are gathered, and their gradient is summed.
+    """
+    features = _FLOAT32 * pairs * devices * dim
+    common = {"devices": devices, "times": 1}
+    return [
+        {"kind": "all-reduce", "size": _FLOAT32 * trained, **common},
+        {"kind": "all-gather", "size": features, **common},
+        {"kind": "all-reduce", "size": features, **common},
+    ]
+
+
 def times(result: Result, device: Accelerator) -> tuple[float, float, float]:
     """Seconds of a step at least, each at its peak: products, memory, links."""
     return (
         result["program_flops"] / device.flops,
         _memory_traffic(result, result["pairs"]) / device.memory_rate,
-        roofline.seconds(result["collectives"], device),
+        message_seconds(result["collectives"], device),
     )
 
 
@@ -90,7 +213,7 @@ def _memory_traffic(result: Result, pairs: int) -> float:
     towers = [(model.text, pairs * tokens)]
     if result["trains"] == "all":
         towers.append((model.vision, pairs * model.vision.positions))
-    return roofline.memory_traffic(towers, result["trained"])
+    return memory_traffic(towers, result["trained"])
 
 
 def compute_bound_batch(result: Result, device: Accelerator, devices: int) -> tuple[int, str]:
@@ -104,10 +227,10 @@ def compute_bound_batch(result: Result, device: Accelerator, devices: int) -> tu
     dim, batch = ARCHITECTURES[result["arch"]].projection_dim, devices
     while True:
         pairs = batch // devices
-        messages = roofline.gradient_and_feature_messages(result["trained"], pairs, devices, dim)
+        messages = gradient_and_feature_messages(result["trained"], pairs, devices, dim)
         products = pairs * flops_per_pair(result["arch"], result["trains"], batch) / device.flops
         memory = _memory_traffic(result, pairs) / device.memory_rate
-        links = roofline.seconds(messages, device)
+        links = message_seconds(messages, device)
         if products >= max(memory, links):
             return batch, ""
         if batch >= _LARGEST_BATCH:
@@ -120,7 +243,7 @@ def hours(arch: str, trains: str, pairs: float, device: Accelerator) -> float:
     total = _EPOCHS * flops_per_pair(arch, trains, 512)
     if trains == "text":
         total += flops.vision_forward(ARCHITECTURES[arch])
-    return roofline.device_hours(pairs * total, device, mfu=_MFU)
+    return pairs * total / (_MFU * device.flops) / 3600
 
 
 def _accelerators(_: Sequence[Result]) -> str:
@@ -139,13 +262,13 @@ def _accelerators(_: Sequence[Result]) -> str:
         ]
         for a in ACCELERATORS
     ]
-    return tables.markdown(header, rows)
+    return harness.markdown(header, rows)
 
 
 def _steps(results: Sequence[Result]) -> str:
     header = ["step", "devices", "batch", "arguments", "temporaries", "GFLOP (of the model)"]
     header += ["messages", "sent"]
-    return tables.markdown(header, [_step_row(result) for result in _by_step(results)])
+    return harness.markdown(header, [_step_row(result) for result in _by_step(results)])
 
 
 def _by_step(results: Sequence[Result]) -> list[Result]:
@@ -171,7 +294,7 @@ def _bounds(results: Sequence[Result]) -> str:
     for result in _by_step(results):
         row = [_name(result), str(result["devices"])]
         rows.append([*row, *(_bound(times(result, device)) for device in ACCELERATORS)])
-    return tables.markdown(["step", "devices", *(f"{a.name}, ms" for a in ACCELERATORS)], rows)
+    return harness.markdown(["step", "devices", *(f"{a.name}, ms" for a in ACCELERATORS)], rows)
 
 
 def _bound(parts: Sequence[float]) -> str:
@@ -190,7 +313,7 @@ def _meshes(results: Sequence[Result]) -> str:
         rows.append(
             [mesh, str(result["microbatches"]), arguments, temporaries, messages, bytes_sent]
         )
-    return tables.markdown(header, rows)
+    return harness.markdown(header, rows)
 
 
 def _large(results: Sequence[Result]) -> str:
@@ -203,7 +326,7 @@ def _large(results: Sequence[Result]) -> str:
         bound = "none" if bound == _UNBOUNDED else f"{bound:g}"
         row = [str(result["microbatches"]), bound, temporaries, messages, bytes_sent]
         rows.append([*row, work.split()[0]])
-    return tables.markdown(header, rows)
+    return harness.markdown(header, rows)
 
 
 def _batches(results: Sequence[Result]) -> str:
@@ -215,7 +338,7 @@ def _batches(results: Sequence[Result]) -> str:
                 batch, bound = compute_bound_batch(result, device, devices)
                 row.append(f"none: {bound}" if bound else f"{batch:,}")
             rows.append(row)
-    return tables.markdown(["step", "devices", *(a.name for a in ACCELERATORS)], rows)
+    return harness.markdown(["step", "devices", *(a.name for a in ACCELERATORS)], rows)
 
 
 def _costs(_: Sequence[Result]) -> str:
@@ -227,7 +350,7 @@ def _costs(_: Sequence[Result]) -> str:
                 cells = (hours(arch, trains, pairs, device) for pairs in _PAIR_COUNTS)
                 row.append(" / ".join(map(_digits, cells)))
             rows.append(row)
-    return tables.markdown(["recipe", *(a.name for a in ACCELERATORS)], rows)
+    return harness.markdown(["recipe", *(a.name for a in ACCELERATORS)], rows)
 
 
 TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
@@ -255,7 +378,7 @@ def _write(path: Path | None, results: Sequence[Result]) -> None:
     """One line a program, so that a change of one is a change of one line."""
     if path is not None:
         lines = ",\n".join(json.dumps(result) for result in results)
-        versions = json.dumps(tables.versions("jax", "jaxlib"))
+        versions = json.dumps(harness.versions("jax", "jaxlib"))
         path.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
 
 
@@ -283,13 +406,8 @@ def _mib(size: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.parser("bench.scaling", __doc__)
     parser.add_argument("--out", type=Path, help="Markdown file whose tables are rewritten")
-    parser.add_argument("--json", type=Path, help="where all figures go, or come from")
     parser.add_argument("--reuse", action="store_true", help="compile nothing, read --json")
     args = parser.parse_args(argv)
     if args.reuse and (args.json is None or not args.json.is_file()):

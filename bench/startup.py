@@ -11,7 +11,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import sides, tables
-from bench.sides import Side
+from bench import harness
+from bench.harness import Side
 from negclip_jax.common import extras
-from negclip_jax.common.errors import InputError
 
 DEPTHS = (4, 12, 24)
 _ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +35,10 @@ class OurStart:
 
         from negclip_jax.pretrained import CLIP
 
-        before, start = sides.peak_memory(), time.perf_counter()
+        before, start = harness.peak_memory(), time.perf_counter()
         jax.block_until_ready(CLIP.from_pretrained(checkpoint).params)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "memory": sides.peak_memory() - before}
+        return {"seconds": seconds, "memory": harness.peak_memory() - before}
 
     def compile(self, layers: int) -> float:
         """Seconds to compile loss and gradient of a text tower of this depth."""
@@ -71,21 +69,21 @@ class TheirStart:
         import torch
         from transformers import CLIPModel
 
-        before, start = sides.peak_memory(), time.perf_counter()
+        before, start = harness.peak_memory(), time.perf_counter()
         model = CLIPModel.from_pretrained(checkpoint)
         with torch.no_grad():
             sum(parameter.sum() for parameter in model.parameters())  # pages of a memory map
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "memory": sides.peak_memory() - before}
+        return {"seconds": seconds, "memory": harness.peak_memory() - before}
 
 
-def measure(arch: str, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Each figure once, but `--help`, which is the median of three."""
     from bench import material
 
     extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     checkpoint = scratch / "checkpoint"
-    material.random_checkpoint(checkpoint, arch)
+    material.random_checkpoint(checkpoint, args.arch)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     with Side("bench.startup:TheirStart") as theirs:
         other = theirs("load", str(checkpoint))
@@ -93,13 +91,12 @@ def measure(arch: str, scratch: Path) -> dict[str, Any]:
         mine = ours("load", str(checkpoint))
         compiled = {layers: ours("compile", layers) for layers in DEPTHS}
     return {
-        "arch": arch,
+        "arch": args.arch,
         "help_seconds": float(np.median([_help_seconds() for _ in range(3)])),
         "file_bytes": size,
         "load": mine,
         "reference_load": other,
         "compile_seconds_by_layers": compiled,
-        "machine": tables.machine(),
     }
 
 
@@ -132,26 +129,14 @@ def table(result: dict[str, Any]) -> str:
             "",
         ],
     ]
-    title = f"{result['arch']}; {tables.describe(result['machine'])}"
-    return f"{title}\n\n{tables.markdown(header, rows)}"
+    return harness.titled(result["arch"], result, header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.startup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--arch", default="vit_b_32", help="sizes of the model (default vit_b_32)")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            result = measure(args.arch, Path(scratch))
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"bench.startup: {error}")
-    tables.write_json(args.json, result)
-    print(table(result))
+    parser = harness.parser("bench.startup", __doc__)
+    add = parser.add_argument
+    add("--arch", default="vit_b_32", help="sizes of the model (default vit_b_32)")
+    harness.run(parser, measure, table, argv)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Case:
 
 
 class VirtualDevices:
-    """A process with so many CPU devices; made with `sides.Side`, in a process of its own."""
+    """A process with so many CPU devices; made with `harness.Side`, in a process of its own."""
 
     def __init__(self, devices: int):
         os.environ["XLA_FLAGS"] = _XLA_FLAGS.format(devices)

@@ -14,6 +14,8 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
         + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Threads of PyTorch and BLAS that wait for each other keep the cores of other workers busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import logging

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import images, loader, material, startup, tables
+from bench import images, loader, material, startup
 from negclip_jax.data.tokenizer import load_tokenizer
 
 
@@ -74,14 +74,3 @@ def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
     _, offsets = tokenizer.encode_ragged([material.negated_caption(rng) for _ in range(2000)])
     lengths = np.diff(offsets)
     assert abs(lengths.mean() - 22.4) < 0.3 and abs(lengths.std() - 3.6) < 0.3
-
-
-def test_tables_align_their_columns():
-    text = tables.markdown(["a", "long header"], [["1", "2"], ["wide cell", "3"]])
-    assert len({len(line) for line in text.splitlines()}) == 1
-    assert text.splitlines()[1].startswith("| ---")
-
-
-def test_the_machine_is_described_in_a_line():
-    line = tables.describe(tables.machine())
-    assert "\n" not in line and "Python 3" in line and "jax" in line

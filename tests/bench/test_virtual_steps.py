@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import ROOT
 
-from bench import roofline, scaling
+from bench import scaling
 from bench.material import ARCHITECTURES
 from bench.virtual_steps import Case, flops_per_pair, measure
 from negclip_jax.models import flops
@@ -33,10 +33,10 @@ def test_products_are_those_of_the_model(result):
 def test_messages_are_the_gradient_and_the_features(result):
     dim = ARCHITECTURES[result["arch"]].projection_dim
     sizes = result["trained"], result["pairs"], result["devices"], dim
-    expected = roofline.gradient_and_feature_messages(*sizes)
-    for device in roofline.ACCELERATORS:
-        counted = roofline.seconds(result["collectives"], device)
-        assert counted == pytest.approx(roofline.seconds(expected, device), rel=0.02)
+    expected = scaling.gradient_and_feature_messages(*sizes)
+    for device in scaling.ACCELERATORS:
+        counted = scaling.message_seconds(result["collectives"], device)
+        assert counted == pytest.approx(scaling.message_seconds(expected, device), rel=0.02)
 
 
 @pytest.mark.parametrize("result", DATA_PARALLEL, ids=name)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bench import sides
+from bench.harness import peak_memory
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.models import clip
 from negclip_jax.runtime import sharding
@@ -61,7 +61,7 @@ def main(batch: int, microbatches: int, mebibytes: float) -> dict:
 
     value, (gradient, by_image) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, feature)
     jax.block_until_ready(by_image)
-    memory = sides.peak_memory()
+    memory = peak_memory()
     expected, by_scale, by_row = reference(image, encoded, rows=np.arange(0, batch, 97))
     return {
         "loss": float(value),

@@ -1,8 +1,10 @@
-"""Two processes that take turns."""
+"""What the benchmarks share: two processes that take turns, tables, the yardstick."""
 
+import numpy as np
 import pytest
 
-from bench.sides import Side, peak_memory
+from bench import harness
+from bench.harness import Side, matmul_rate, peak_memory
 
 
 def test_calls_keep_their_state_in_the_other_process():
@@ -32,3 +34,21 @@ def test_peak_memory_grows_with_what_is_allocated():
     block = b"x" * max(2**26, before)
     assert peak_memory() > before
     del block
+
+
+def test_the_matmul_rate_is_of_the_best_product():
+    calls = []
+    rate = matmul_rate(lambda a, b: calls.append(a.shape), np.asarray)
+    assert len(calls) == 6 and calls[0] == (2048, 2048)
+    assert rate > 1e12  # nothing was multiplied, which takes no time
+
+
+def test_tables_align_their_columns():
+    text = harness.markdown(["a", "long header"], [["1", "2"], ["wide cell", "3"]])
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert text.splitlines()[1].startswith("| ---")
+
+
+def test_the_machine_is_described_in_a_line():
+    line = harness.describe(harness.machine())
+    assert "\n" not in line and "Python 3" in line and "jax" in line

@@ -4,9 +4,9 @@ import json
 import random
 
 import pytest
+from hostile import fuzz
+from hostile.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 
-from bench import fuzz
-from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from negclip_jax.common.errors import InputError
 
 

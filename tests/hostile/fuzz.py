@@ -1,6 +1,6 @@
 """Mutated annotation files, checkpoint files and images through the public readers.
 
-    python -m bench.fuzz --inputs=10000 --seed=0 --out=runs/fuzz
+    PYTHONPATH=tests python -m hostile.fuzz --inputs=10000 --seed=0 --out=runs/fuzz
 
 Each input is a good file with a few mutations. A reader must take it or refuse it with an
 InputError; anything else is a finding: the input is kept in --out with its seed in the name, and
@@ -19,10 +19,10 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from hostile.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from rich.console import Console
 from rich.progress import track
 
-from bench.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from negclip_jax.common.errors import InputError, printable, sentence
 
 SLOW_SECONDS = 5.0
@@ -147,7 +147,7 @@ def _outcome(kind: Kind, path: Path) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.fuzz",
+        prog="python -m hostile.fuzz",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Good files of every kind that strangers send, small, and what reads them: for `fuzz.py`."""
+"""Good files of every kind of untrusted input, small, and what reads them: for `fuzz.py`."""
 
 import io
 import json

@@ -1,0 +1,224 @@
+"""What the benchmarks share: a process for each side, tables and JSON, and the command line.
+
+Each side of a comparison runs in a process of its own, in turns: that keeps a side's memory peak
+and thread pool apart from the other's, and a machine that gets busier from favouring one of them.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from negclip_jax.common.errors import InputError
+
+
+def parser(module: str, doc: str) -> argparse.ArgumentParser:
+    """A parser for the command line of `python -m MODULE`, with the flag `--json`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--json", type=Path, help="where to write all figures")
+    return made
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace, Path], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    argv: Sequence[str] | None,
+) -> None:
+    """Runs a benchmark: measures, writes `--json` and prints the table.
+
+    Args:
+      parser: of `parser`, with the flags of this benchmark.
+      measure: returns what `--json` holds, from the flags and a scratch folder that is removed.
+      table: turns that into text.
+      argv: arguments instead of the process's own.
+
+    Exits with a one-line message where `measure` raises InputError or RuntimeError.
+    """
+    args = parser.parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+            result = measure(args, Path(scratch)) | {"machine": machine()}
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"{parser.prog.removeprefix('python -m ')}: {error}")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "versions": versions("jax", "jaxlib", "torch", "transformers", "pillow", "numpy"),
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    usable = hasattr(os, "sched_getaffinity")  # macOS has none
+    return len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """One line about it."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    processor = f"{machine['cores']} cores of {machine['processor']}"
+    return f"{processor}, Python {machine['python']}, {versions}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def titled(
+    title: str, result: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
+    """A table below what was measured and the machine of `result`."""
+    return f"{title}; {describe(result['machine'])}\n\n{markdown(header, rows)}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of the packages that are installed, by name."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Side:
+    """A proxy: `side("method", *args)` calls a method of an object in another process."""
+
+    def __init__(self, make: str, *args: Any):
+        """Starts the process, which makes the object.
+
+        Args:
+          make: "module:function", imported by the new process alone.
+          args: of the function; they are pickled.
+        """
+        spawn = multiprocessing.get_context("spawn")  # fork and JAX's threads do not mix
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, make, args))
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def __call__(self, method: str, *args: Any) -> Any:
+        """Returns what the method returns; raises RuntimeError with its traceback if it fails."""
+        with contextlib.suppress(OSError):  # a process that is gone: receiving says so
+            self._pipe.send((method, args))
+        return self._receive()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(10)
+        self._process.terminate()
+
+    def _receive(self) -> Any:
+        try:
+            ok, value = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            raise RuntimeError(
+                f"a side of the benchmark ended with exit code {code}"
+                + ("; out of memory? try a smaller --batch-size" if code == -9 else "")
+            ) from None
+        if not ok:
+            raise RuntimeError(value)
+        return value
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count what the process was before it was this program
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return 1024 * int(lines["VmHWM"].split()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _serve(pipe: Connection, make: str, args: tuple) -> None:
+    try:
+        module, name = make.split(":")
+        target = getattr(importlib.import_module(module), name)(*args)
+        pipe.send((True, None))
+        while (command := pipe.recv()) is not None:
+            method, arguments = command
+            pipe.send((True, getattr(target, method)(*arguments)))
+    except EOFError:
+        return
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
+def matmul_rate(
+    multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any], side: int = 2048
+) -> float:
+    """FLOP/s of products of square matrices: the best of five, so that a pause does not count.
+
+    Args:
+      multiply: blocks until the product exists.
+      make: turns float32 `[side, side]` into its operand. The numbers are random, as products of
+        constants draw less power and run faster than any model's.
+      side: of the matrices; accelerators need larger ones than processors to be busy.
+    """
+    operand = make(np.random.default_rng(0).standard_normal((side, side), np.float32))
+    multiply(operand, operand)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(operand, operand)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def side_for(platform: str) -> int:
+    """Side of the matrices that keep a device busy, by JAX's name of its platform."""
+    return 2048 if platform == "cpu" else 8192
