@@ -47,7 +47,6 @@ def test_a_killed_worker_costs_one_shard(scene, tmp_path):
     folder, shows = scene
     with FaultServer(shows, POOL, latency=0.1) as server:
         assert main(arguments(folder, tmp_path / "local", server)) == 0
-        before = server.counts.calls
         command = arguments(folder, tmp_path / "ray", server, "--runner=ray", "--workers=2")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         environment["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -59,10 +58,12 @@ def test_a_killed_worker_costs_one_shard(scene, tmp_path):
             text=True,
         )
         until = time.monotonic() + 120
-        while server.counts.calls < before + 10 and time.monotonic() < until:
+        while not (victims := workers_of(process)) and time.monotonic() < until:
             time.sleep(0.05)
-        victims = workers_of(process)
         assert victims, "no worker was found"
+        started = server.counts.calls
+        while server.counts.calls < started + 5 and time.monotonic() < until:
+            time.sleep(0.02)
         victims[0].kill()
         _, error = process.communicate(timeout=180)
     assert process.returncode == 0, error[-3000:]

@@ -127,10 +127,10 @@ def test_killed_without_warning_it_draws_what_is_missing(command, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        while process.poll() is None and len(list(command.out.rglob("*.png"))) < 3:
+        while process.poll() is None and len(list(command.out.rglob("[!.]*.png"))) < 3:
             time.sleep(0.005)
         process.kill()
-    survivors = {path: path.stat().st_mtime_ns for path in command.out.rglob("*.png")}
+    survivors = {path: path.stat().st_mtime_ns for path in command.out.rglob("[!.]*.png")}
     listed = (command.out / "images.jsonl").read_text().count("\n")
     assert 3 <= len(survivors) < 10 and process.returncode == -9
     assert command(*more, count=5) == 0
