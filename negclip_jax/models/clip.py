@@ -125,18 +125,10 @@ class TextTower(nnx.Module):
         mask = same & jnp.tril(jnp.ones(same.shape[1:], bool))
         return self._run(x, mask, ends, jnp.take_along_axis(mask, ends[:, :, None], axis=1))
 
-    def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Array) -> Array:
-        x = x.astype(self.dtype)
-        x = run_blocks(
-            self.blocks,
-            x,
-            mask,
-            read_positions=ends,
-            read_mask=mask_of_ends,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return self.ln_final(x)
+    def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Mask) -> Array:
+        read = {"read_positions": ends, "read_mask": mask_of_ends}
+        options = {"remat": self.remat, "scan": self.scan}
+        return self.ln_final(run_blocks(self.blocks, x.astype(self.dtype), mask, **read, **options))
 
     def end_positions(self, ids: Array) -> Array:
         """Position of each row's end token, int32 `[B]`, by transformers' rule.
@@ -199,6 +191,8 @@ class VisionTower(nnx.Module):
 class CLIP(nnx.Module):
     """Text and vision tower with their projections into one space and a logit scale."""
 
+    TOWERS = (TextTower, VisionTower)
+
     def __init__(
         self,
         config: CLIPConfig,
@@ -218,12 +212,17 @@ class CLIP(nnx.Module):
           rngs: NNX random streams.
         """
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.text = TextTower(config.text, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
-        self.vision = VisionTower(config.vision, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
+        options = {"dtype": dtype, "remat": remat, "scan": scan, "rngs": rngs}
+        text_tower, vision_tower = self.TOWERS
+        self.text = text_tower(config.text, **options)
+        self.vision = vision_tower(config.vision, **options)
+        self._add_projections(config, rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+
+    def _add_projections(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
         d, w_text, w_vision = config.projection_dim, config.text.width, config.vision.width
         self.text_projection = normal(rngs, (w_text, d), w_text**-0.5)
         self.visual_projection = normal(rngs, (w_vision, d), w_vision**-0.5)
-        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
         """Projected, unnormalised text features, float32 `[B, D]`.

@@ -68,7 +68,7 @@ def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> fl
 
 
 def text_forward_read(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
-    """The same without what nobody reads: the last block's queries and MLP before the end token."""
+    """The same less what is never read: queries and MLP of the last block before the end token."""
     n = lengths.astype(np.float64)
     width = config.width
     without_last = text_forward(config, projection, lengths) - (

@@ -149,39 +149,18 @@ class SigLIPVisionTower(VisionTower):
         """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
         added = (self.patch_bias + self.position_embedding).astype(self.dtype)
         x = self._embed_patches(pixels) + added
-        x = run_blocks(
-            self.blocks,
-            x,
-            None,
-            read_positions=None,
-            read_mask=None,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        x = run_blocks(self.blocks, x, None, remat=self.remat, scan=self.scan)
         return self.head(self.ln_post(x))
 
 
 class SigLIP(CLIP):
     """Text and vision tower with one space, a logit scale and a logit bias."""
 
-    def __init__(
-        self,
-        config: SigLIPConfig,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
-        scan: bool = True,
-        rngs: nnx.Rngs,
-    ):
-        """Initialises float32 parameters at random; the arguments are those of `CLIP`."""
-        self.config, self.dtype = config, jnp.dtype(dtype)
-        self.text = SigLIPTextTower(config.text, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
-        self.vision = SigLIPVisionTower(
-            config.vision, dtype=dtype, remat=remat, scan=scan, rngs=rngs
-        )
+    TOWERS = (SigLIPTextTower, SigLIPVisionTower)
+
+    def _add_projections(self, config: SigLIPConfig, rngs: nnx.Rngs) -> None:
         width, dim = config.text.width, config.projection_dim
-        self.text_projection = linear(width, dim, width**-0.5, dtype, rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+        self.text_projection = linear(width, dim, width**-0.5, self.dtype, rngs)
         self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init, jnp.float32))
 
     def encode_text(self, text: Array | dict[str, Array]) -> Array:

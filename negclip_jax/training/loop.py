@@ -69,8 +69,9 @@ def train(
             built = {"val": run.validation} | built
         progress = TrainingProgress(start=start, total=run.units.total_steps, enabled=is_main)
         with StopSignal() as stop, progress:
-            step_log = StepLog(run, writers, timing, progress, dtype=config.model.dtype)
-            return _loop(run, step_log, built, stop)
+            device = run.mesh.devices.flat[0].device_kind
+            peak = peak_flops(device, run.mesh.size, config.model.dtype)
+            return _loop(run, StepLog(run, writers, timing, progress, peak), built, stop)
 
 
 def _loop(
@@ -78,57 +79,49 @@ def _loop(
 ) -> TrainState:
     """Step, then look and save: `step` always counts the updates that `state` has seen."""
     state, total = run.state, run.units.total_steps
-    best = run.checkpoints.best_value()
-    start = int(state.step)
+    start, best = int(state.step), run.checkpoints.best_value()
 
     def look_and_save(step: int, state: TrainState) -> float:
-        is_eval_due = run.units.due(step, run.eval_every) or (step == 0 and run.eval_every)
+        """Evaluates and saves what is due at this step; the best value so far."""
         results: dict[str, float] | None = {}
-        if evaluators and is_eval_due:
+        if evaluators and (run.units.due(step, run.eval_every) or (step == 0 and run.eval_every)):
             results = log.evaluate(step, state, evaluators, stop)
+        # All processes stop at the same step, or those left would wait in a collective.
         signum = multihost.agreed_stop(step, stop.received)
         is_asked = signum is not None and (step < total or results is None)
         value = (results or {}).get(run.best, math.inf)
         is_due = run.units.due(step, run.checkpoint_every) or value < best or step == total
         if step and (is_due or is_asked):
-            _save(run, log, step, state, results or {}, signum if is_asked else None)
+            log.flush()  # raises on a loss that is not finite, so no such state is ever saved
+            if is_asked:
+                message = "%s: saving step %d; until that is done, the one before counts"
+                logging.info(message, signal.Signals(signum).name, step)
+            started = time.monotonic()
+            with log.chrono.pause():
+                run.checkpoints.save(step, state, results or {})  # goes on while the run does
+            if is_asked:
+                run.checkpoints.wait()
+                logging.info("saved step %d in %.1f s", step, time.monotonic() - started)
         if is_asked:
             raise Interrupted(signum, step)
         return min(best, value) if step else best
 
-    is_missing = sharding.is_main_process() and log.is_evaluation_missing(start)
+    # A run that a signal stopped before an evaluation was saved without it: made up for now.
+    is_missing = sharding.is_main_process() and start > 0 and run.units.due(start, run.eval_every)
+    is_missing = is_missing and not is_evaluated(run.workdir / "metrics.jsonl", start)
     is_missing = multihost.from_main("what the log holds", is_missing)
     if evaluators and (start == 0 or is_missing):
         best = look_and_save(start, state)
-    log.begin(start)
+    log.chrono.begin(start)
     for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
-        with jax.transfer_guard_device_to_host("disallow"):  # a read would make the host wait
+        # The call returns before the step is done. Whatever reads a result makes the host wait, and
+        # then the device, which has nothing to do until the next batch comes.
+        with jax.transfer_guard_device_to_host("disallow"):
             state, metrics = run.train_step(state, run.frozen, batch)
         log.push(step, metrics)
         best = look_and_save(step, state)
     run.checkpoints.wait()
     return state
-
-
-def _save(
-    run: Run,
-    log: "StepLog",
-    step: int,
-    state: TrainState,
-    results: dict[str, float],
-    signum: int | None,
-) -> None:
-    """Saves while the run goes on, or where a signal came, before it ends."""
-    log.flush()  # raises on a loss that is not finite, so no such state is ever saved
-    started = time.monotonic()
-    if signum is not None:
-        name = signal.Signals(signum).name
-        logging.info("%s: saving step %d; until that is done, the one before counts", name, step)
-    with log.chrono.pause():
-        run.checkpoints.save(step, state, results)
-    if signum is not None:
-        run.checkpoints.wait()
-        logging.info("saved step %d in %.1f s", step, time.monotonic() - started)
 
 
 def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
@@ -160,18 +153,11 @@ class StepLog:
         writers: Writers,
         timing: Writers,
         progress: TrainingProgress,
-        *,
-        dtype: str,
+        peak: float | None,
     ):
         self._run, self._writers, self._timing, self._progress = run, writers, timing, progress
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        devices = run.mesh.devices.flat
-        peak = peak_flops(devices[0].device_kind, run.mesh.size, dtype)
         self.chrono = Chrono(run.loader.batch_size, peak)
-
-    def begin(self, step: int) -> None:
-        """Starts the clock: `step` updates are done."""
-        self.chrono.begin(step)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step that has just been started."""
@@ -184,11 +170,6 @@ class StepLog:
         self._drain()
         self._writers.flush(durable=durable)
         self._timing.flush(durable=durable)
-
-    def is_evaluation_missing(self, step: int) -> bool:
-        """Whether the run was stopped before the evaluation that belongs to this step."""
-        is_due = step > 0 and self._run.units.due(step, self._run.eval_every)
-        return is_due and not is_evaluated(self._run.workdir / "metrics.jsonl", step)
 
     def evaluate(
         self, step: int, state: TrainState, evaluators: dict[str, Evaluator], stop: StopSignal
@@ -211,9 +192,8 @@ class StepLog:
         logging.info("step %d: evaluating", step, extra={"file_only": True})
         with self.chrono.pause():
             # Of several processes none may leave an evaluation that the others wait in.
-            results = (
-                stop.unless_asked(all_results) if multihost.is_single_process() else all_results()
-            )
+            is_single = multihost.is_single_process()
+            results = stop.unless_asked(all_results) if is_single else all_results()
             # Whether to save depends on them: no last digit may differ between processes.
             results = multihost.from_main(f"results of step {step}", results)
         if results is None:
@@ -225,6 +205,7 @@ class StepLog:
         return results
 
     def _drain(self) -> None:
+        """Reads what is pending, which waits for the device, and checks that it is finite."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -236,20 +217,19 @@ class StepLog:
             bad = [n for n in checked if not math.isfinite(numbers[n])]
             if bad:
                 self._writers.flush()
-                raise InputError(self._not_finite(step, bad[0], numbers))
+                last = self._run.checkpoints.latest_step
+                saved = "no checkpoint was saved"
+                saved = saved if last is None else f"the last checkpoint is step {last}"
+                raise InputError(
+                    f"{bad[0]} is {numbers[bad[0]]} at step {step} (learning rate "
+                    f"{numbers['lr']:.2e}, logit scale {numbers['logit_scale']:.3f}); stopped, "
+                    f"{saved}. Try a smaller optim.lr, optim.clip_norm=1.0 or "
+                    "train.logit_scale_max=4.6052"
+                )
             self._writers.write(step, numbers)
         timing = self.chrono.window(step, self._run.units.total_steps)
         self._timing.write(step, timing)
         self._progress.update(step, numbers["loss"], timing)
-
-    def _not_finite(self, step: int, name: str, numbers: dict[str, float]) -> str:
-        last = self._run.checkpoints.latest_step
-        kept = "no checkpoint was saved" if last is None else f"the last checkpoint is step {last}"
-        return (
-            f"{name} is {numbers[name]} at step {step} (learning rate {numbers['lr']:.2e}, logit "
-            f"scale {numbers['logit_scale']:.3f}); stopped, {kept}. Try a smaller optim.lr, "
-            "optim.clip_norm=1.0 or train.logit_scale_max=4.6052"
-        )
 
 
 def _writers(
