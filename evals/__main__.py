@@ -10,56 +10,102 @@ continues: nothing that was encoded is encoded again.
 """
 
 import argparse
+import logging
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from evals import entry, registry
+from evals import command_line, registry
+from negclip_jax.common.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
+    """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
+    stopped = "stopped; what was scored is kept, and the same command continues in {out}"
+    return command_line.execute(_parser(), evaluate, argv, stopped=stopped)
 
-    def work() -> int | None:
-        from evals.command import evaluate
 
-        return evaluate(args)
+def evaluate(args: argparse.Namespace) -> int:
+    """Loads, encodes, scores and reports.
 
-    stopped = f"stopped; what was scored is kept, and the same command continues in {args.out}"
-    return entry.execute(work, stopped=stopped)
+    Returns 0, or 1 where a model failed on a benchmark. Raises InputError.
+    """
+    from negclip_jax.runtime import multihost, sharding
+
+    started = time.monotonic()
+    if bool(args.model) == bool(args.interpolate):
+        raise InputError("give one or more --model=[NAME=]PATH, or --interpolate=BASE,TUNED")
+    if args.distributed not in ("off", "auto") and None in (args.process_id, args.num_processes):
+        raise InputError("--distributed=HOST:PORT needs --process-id and --num-processes as well")
+    sharding.start_distributed(
+        args.distributed, process_id=args.process_id, num_processes=args.num_processes
+    )
+    with multihost.end_together():
+        return _evaluate(args, started, is_main=sharding.is_main_process())
+
+
+def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int:
+    from evals import interpolate, models, report, runner
+    from evals.images import DataRoots
+    from evals.results import Results, table_text
+    from negclip_jax.runtime.timing import human_seconds
+    from negclip_jax.runtime.workdir import environment
+
+    if is_main:
+        command_line.require_writable(args.out)
+    roots = DataRoots(tuple(args.data), tuple(args.images))
+    loaded = runner.load_problems(
+        args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
+    )
+    kinds = {name: benchmark.retention for name, (benchmark, _) in loaded.items()}
+    if args.interpolate:
+        interpolate.check_kinds(kinds)
+    cache = command_line.embedding_cache(args)
+    sources = command_line.load_models(args.interpolate or args.model, args)
+    tested, described = sources, {m.name: models.described(m) for m in sources}
+    if args.interpolate:
+        tested = interpolate.Mixtures(*sources, alphas=args.alphas)
+        described = tested.described()
+    settings = {"models": described, "seed": args.seed, "allow_subset": args.allow_subset}
+    results = Results(args.out, settings, environment(), overwrite=args.overwrite, writes=is_main)
+    for name, model in described.items():
+        logging.info("%s: %s", name, "; ".join(model["facts"].values()))
+    try:
+        failures = runner.run(tested, loaded, roots, results, cache=cache)
+        if args.interpolate and not failures:
+            entries = results.document["benchmarks"]
+            found = interpolate.curve(entries, args.alphas, kinds, args.max_loss / 100)
+            results.document["interpolation"] = found
+            results.write()
+    finally:  # a killed evaluation has a page of what it scored
+        if is_main and results.document["benchmarks"]:
+            report.write(args.out, roots, gallery=args.gallery)
+    if is_main:
+        print(table_text(results.document))
+        if "interpolation" in results.document:
+            print(interpolate.best_alpha_text(results.document["interpolation"]))
+        for failure in failures:
+            logging.error("%s on %s: %s", failure.model, failure.benchmark, failure.message)
+        seconds = human_seconds(time.monotonic() - started)
+        logging.info("%s; open %s", seconds, args.out / report.PAGE)
+    return 1 if failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = entry.parser("evals", __doc__)
+    parser = command_line.parser("evals", __doc__)
     parser.epilog = "benchmarks: " + ", ".join(registry.names())
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]PATH", help="may be repeated")
     add(
         "--benchmarks",
-        type=_names,
+        type=command_line.comma_separated,
         default="available",
         metavar="A,B",
         help="names from the list below; default: all whose files are there",
     )
-    add(
-        "--data",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="published files and photos, at any depth; may be repeated: the first wins",
-    )
-    add("--images", action="append", default=[], type=Path, metavar="DIR", help="more photos")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder to write into")
-    add("--allow-subset", action="store_true", help="score the items whose photos are there")
-    add("--overwrite", action="store_true", help="replace results of other models in --out")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
-    add("--crop", choices=("openai", "transformers"), default="openai", help="centre-crop rounding")
-    add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
-    add("--tokenizer", metavar="DIR", help="vocabulary for a model that has none")
-    add("--cache", type=Path, metavar="DIR", help="of embeddings; default: OUT/embeddings")
-    add("--seed", type=int, default=0, help="of the bootstrap")
-    add("--gallery", type=int, default=24, metavar="N", help="items a benchmark in the report")
+    shared = ("--data", "--images", "--out", "--allow-subset", "--overwrite", "--dtype", "--crop")
+    command_line.add_shared(parser, *shared)
+    shared = ("--activation", "--tokenizer", "--cache", "--seed", "--gallery")
+    command_line.add_shared(parser, *shared)
     blend = parser.add_argument_group("weight-space ensembling")
     blend.add_argument(
         "--interpolate",
@@ -93,10 +139,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
 def _pair(text: str) -> list[str]:
     parts = text.split(",")
     if len(parts) != 2 or not all(parts):
@@ -122,4 +164,4 @@ def _alphas(text: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command_line.exit_with(main)

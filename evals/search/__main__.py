@@ -11,27 +11,106 @@ the folder are not followed.
 """
 
 import argparse
+import json
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from evals import entry
+from evals import command_line
+from negclip_jax.common.errors import InputError
+
+RESULTS = "results.json"
+_SKIPPED_SHOWN = 5
+_NAME = 44  # characters of a file name in the terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
-
-    def work() -> int | None:
-        from evals.search.command import run
-
-        return run(args)
-
+    """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
     stopped = "stopped; what was encoded is kept, and the same command continues"
-    return entry.execute(work, stopped=stopped)
+    return command_line.execute(_parser(), run, argv, stopped=stopped)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Ranks, writes and shows. Raises InputError."""
+    from evals import models
+    from evals.search import page
+    from evals.search.folder import PhotoFolder
+    from evals.search.ranking import rank
+    from negclip_jax.common import storage
+    from negclip_jax.runtime.timing import human_seconds
+
+    started = time.monotonic()
+    if not all(query.strip() for query in args.queries):
+        raise InputError("a query is empty: say what to look for, in quotes")
+    if args.top < 1:
+        raise InputError(f"--top={args.top}: at least one photo has to be shown")
+    command_line.require_writable(args.out)
+    _require_own(args.out)
+    folder = PhotoFolder(args.images)
+    cache = command_line.embedding_cache(args)
+    sources = [text for text in (args.base, args.model) if text]
+    loaded = command_line.load_models(sources, args)
+    queries = list(dict.fromkeys(args.queries))
+    kept, rankings = rank(loaded, folder, queries, cache=cache)
+    found = {}
+    for number, query in enumerate(queries):
+        columns = page.shown(folder, kept, rankings, number, args.top)
+        found[query] = {r.model: rows for r, rows in zip(rankings, columns, strict=True)}
+    document = {
+        "images": str(folder.root),
+        "photos": len(kept),
+        "models": {model.name: models.described(model) for model in loaded},
+        "skipped": folder.skipped,
+        "queries": found,
+    }
+    # ASCII, because a file name may hold bytes that are no UTF-8.
+    storage.write_json(args.out / RESULTS, document, ensure_ascii=True)
+    page.write(args.out, folder, document["models"], found, photos=len(kept))
+    for query, columns in found.items():
+        print(table_text(query, columns))
+    if folder.skipped:
+        listed = [f"{page.printable(n)}: {r}" for n, r in folder.skipped.items()][:_SKIPPED_SHOWN]
+        more = len(folder.skipped) - len(listed)
+        listed += [f"and {more} more"] if more else []
+        logging.warning("%d left out: %s", len(folder.skipped), "; ".join(listed))
+    seconds = human_seconds(time.monotonic() - started)
+    logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / page.PAGE)
+
+
+def _require_own(out: Path) -> None:
+    """Raises InputError where `out` holds the results of another command."""
+    path = out / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"queries": {}}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "queries" not in found:
+        raise InputError(f"{path} is not of a search and would be replaced: give another --out")
+
+
+def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
+    """The first photos of every model for a terminal, a line a rank."""
+    from evals.search.page import printable
+
+    def cell(row: dict[str, Any]) -> str:
+        name = printable(row["name"])
+        short = name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+        moved = f" (was {row['was']:,})" if row["was"] else ""
+        return f"{row['score']:.3f} {short}{moved}"
+
+    width = _NAME + 22
+    lines = [f"\n{printable(query)}"]
+    lines.append("     " + "".join(name.ljust(width) for name in columns).rstrip())
+    for rows in zip(*columns.values(), strict=True):
+        cells = "".join(cell(row).ljust(width) for row in rows)
+        lines.append(f"{rows[0]['rank']:4d} {cells.rstrip()}")
+    return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = entry.parser("evals.search", __doc__)
+    parser = command_line.parser("evals.search", __doc__)
     add = parser.add_argument
     add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
     add("--model", required=True, metavar="[NAME=]PATH", help="as in python -m evals")
@@ -45,13 +124,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write into; default: %(default)s",
     )
-    add("--cache", type=Path, metavar="DIR", help="of embeddings; default: OUT/embeddings")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
-    add("--crop", choices=("openai", "transformers"), default="openai", help="centre-crop rounding")
-    add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
-    add("--tokenizer", metavar="DIR", help="vocabulary for a model that has none")
+    shared = ("--cache", "--dtype", "--crop", "--activation", "--tokenizer")
+    command_line.add_shared(parser, *shared)
     return parser
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command_line.exit_with(main)

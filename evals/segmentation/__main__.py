@@ -12,29 +12,84 @@ continues: no phrase is segmented twice. Needs PyTorch: pip install -e '.[torch]
 """
 
 import argparse
+import logging
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from evals import entry
+from evals import command_line
+from negclip_jax.common.errors import InputError
 
 _PHRASES = ("phrasecut", "refcoco", "negrefcocog", "categories")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
+    """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
+    stopped = "stopped; the same command continues in {out}"
+    return command_line.execute(_parser(), run, argv, stopped=stopped)
 
-    def work() -> int | None:
-        from evals.segmentation.command import run
 
-        return run(args)
+def run(args: argparse.Namespace) -> None:
+    """Segments, measures and reports. Raises InputError."""
+    import jax
 
-    stopped = f"stopped; the same command continues in {args.out}"
-    return entry.execute(work, stopped=stopped)
+    from evals import models
+    from evals.images import DataRoots
+    from evals.results import table_text
+    from evals.segmentation import page, phrases, results, scoring
+    from evals.segmentation.clipseg import CLIPSeg
+    from evals.segmentation.sources import SOURCES
+    from negclip_jax.common import storage
+    from negclip_jax.runtime.timing import human_seconds
+    from negclip_jax.runtime.workdir import environment
+
+    started = time.monotonic()
+    # The accelerator belongs to CLIPSeg: JAX only reads weights, and would take its memory.
+    jax.config.update("jax_platforms", "cpu")
+    roots = DataRoots(tuple(args.data), tuple(args.images))
+    sets = phrases.load_sets(
+        args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset
+    )
+    clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
+    tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)
+    if results.OWN in [model.name for model in tuned]:
+        raise InputError(
+            f"--model={results.OWN}=...: this name is that of the base's own text tower"
+        )
+    warnings = [text for model in tuned if (text := clipseg.check(model))]
+    for text in warnings:
+        logging.warning(text)
+    document = {
+        "settings": {"models": results.described(args.base, clipseg, tuned), "size": args.size},
+        "seed": args.seed,
+        "environment": environment("torch", "transformers"),
+        "protocol": results.protocol(args.size),
+        "negated": phrases.NEGATED,
+        "warnings": warnings,
+        "benchmarks": {},
+        "curves": {},
+    }
+    results.require_same(args.out, document["settings"], overwrite=args.overwrite)
+    if not (args.out / results.RESULTS).is_file():
+        # Whose phrases these are, should this be killed.
+        storage.write_json(args.out / results.RESULTS, document)
+    tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
+    towers = results.towers(clipseg, tuned, sets, tokenizer, args.out, document)
+    try:
+        scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
+    finally:  # what was scored before a photo failed, or Ctrl-C, has its page
+        rows = scoring.collect(sets, args.out)
+        for found in sets:
+            results.measure(document, found, list(rows[found.name].values()), args.seed)
+        if document["benchmarks"]:
+            storage.write_json(args.out / results.RESULTS, document)
+            page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
+    print(table_text(document))
+    seconds = human_seconds(time.monotonic() - started)
+    logging.info("%s; open %s", seconds, args.out / page.PAGE)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = entry.parser("evals.segmentation", __doc__)
+    parser = command_line.parser("evals.segmentation", __doc__)
     add = parser.add_argument
     add("--base", required=True, metavar="DIR_OR_HUB_ID", help="CLIPSeg as transformers saves it")
     add(
@@ -45,26 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         help="checkpoint with a tuned text tower: a run, a Hugging Face directory, a .pt, ...; may "
         "be repeated",
     )
-    add(
-        "--data",
-        action="append",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="published files and photos, at any depth; may be repeated: the first wins",
-    )
-    add("--images", action="append", default=[], type=Path, metavar="DIR", help="more photos")
-    add("--out", required=True, type=Path, metavar="DIR", help="folder to write into")
+    command_line.add_shared(parser, "--data", "--images", "--out")
     add(
         "--phrases",
-        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        type=command_line.comma_separated,
         default="available",
         metavar="A,B",
         help=f"of {', '.join(_PHRASES)}; default: all whose files and photos are there",
     )
     add("--split", help="of PhraseCut (default: test) and RefCOCO (default: val)")
-    add("--allow-subset", action="store_true", help="score the phrases whose photos are there")
-    add("--overwrite", action="store_true", help="replace results of other models in --out")
     add(
         "--size",
         type=int,
@@ -73,12 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         help="side of photo and mask; default: %(default)s, the published protocol",
     )
     add("--device", default="cpu", help="of PyTorch, such as cuda; default: %(default)s")
-    add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
-    add("--tokenizer", metavar="DIR", help="vocabulary for a model that has none")
-    add("--seed", type=int, default=0, help="of the bootstrap; default: %(default)s")
-    add("--gallery", type=int, default=24, metavar="N", help="overlays a set in the report")
+    shared = ("--allow-subset", "--overwrite", "--activation", "--tokenizer", "--seed", "--gallery")
+    command_line.add_shared(parser, *shared)
     return parser
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command_line.exit_with(main)

@@ -13,27 +13,143 @@ no picture is drawn and no question is asked twice.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from evals import entry
+from evals import command_line
+from negclip_jax.common.errors import InputError
+
+if TYPE_CHECKING:
+    from evals.text_to_image.judge import Judge
+    from evals.text_to_image.pictures import Picture
+    from evals.text_to_image.prompts import Prompt
+    from evals.text_to_image.stand_in import StandIn
+
+_LIBRARIES = ("diffusers", "torch", "transformers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, 1 after a sentence, 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
+    """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
+    stopped = "stopped; the same command continues in {out}"
+    return command_line.execute(_parser(), run, argv, stopped=stopped)
 
-    def work() -> int | None:
-        from evals.text_to_image.command import run
 
-        return run(args)
+def run(args: argparse.Namespace) -> None:
+    """Draws, judges and reports. Raises InputError."""
+    import jax
 
-    stopped = f"stopped; the same command continues in {args.out}"
-    return entry.execute(work, stopped=stopped)
+    from evals.text_to_image.pictures import Pictures
+    from evals.text_to_image.pipelines import Pipelines
+    from evals.text_to_image.prompts import read_prompts
+    from negclip_jax.runtime.workdir import environment
+
+    # The accelerator belongs to the pipeline: JAX only reads weights, and would take its memory.
+    jax.config.update("jax_platforms", "cpu")
+    prompts = read_prompts(_prompt_file(args))
+    judge = _judge(args, prompts)  # its mistakes show before an hour of drawing
+    texts = [prompt.text for prompt in prompts]
+    pipelines = Pipelines(
+        args.base,
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        encoder=args.encoder,
+        steps=args.steps,
+        guidance=args.guidance,
+        size=args.size,
+        activation=args.activation,
+    )
+    pipelines.check_prompts(texts)
+    for model, facts in pipelines.facts.items():
+        logging.info("%s: %s", model, "; ".join(facts.values()))
+    for note in pipelines.notes:
+        logging.warning(note)
+    pictures = Pictures(args.out, pipelines.settings, args.seed)
+    drawn = pictures.draw(pipelines, texts, args.images_per_prompt, batch_size=args.batch_size)
+    described = {
+        "models": pipelines.facts,
+        "settings": pipelines.settings | {"seed": args.seed},
+        "notes": pipelines.notes,
+        "environment": environment(*_LIBRARIES),
+    }
+    try:
+        if judge is not None:
+            judge.look(drawn)
+    finally:  # what was judged before a server went down, or Ctrl-C, has its page
+        _report(args, described, prompts, drawn, judge)
+
+
+def _prompt_file(args: argparse.Namespace) -> Path:
+    from evals.images import DataRoots
+    from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED
+
+    if args.prompts is not None:
+        return args.prompts
+    if not args.data:
+        raise InputError(
+            f"give a list as --prompts=FILE; the 107 published negation prompts are {DOWNLOAD}"
+        )
+    return DataRoots(tuple(args.data)).find(PUBLISHED, download=DOWNLOAD)
+
+
+def _judge(args: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Judge | StandIn | None":
+    from evals.text_to_image.chat import Patience
+    from evals.text_to_image.judge import Judge
+    from evals.text_to_image.stand_in import StandIn
+
+    if args.judge:
+        return Judge(
+            args.out,
+            prompts,
+            args.judge,
+            model=args.judge_model,
+            patience=Patience(timeout=args.judge_timeout, tries=args.judge_tries),
+            concurrency=args.judge_concurrency,
+        )
+    if args.stand_in:
+        return StandIn(args.out, prompts, args.stand_in)
+    logging.warning(
+        "nobody judges these pictures: give --judge=URL, or --stand-in=CLIP for a rough comparison"
+    )
+    return None
+
+
+def _report(
+    args: argparse.Namespace,
+    described: dict[str, Any],
+    prompts: "Sequence[Prompt]",
+    drawn: "Sequence[Picture]",
+    judge: "Judge | StandIn | None",
+) -> None:
+    from evals.text_to_image import page, scores
+
+    found = {picture: judge and judge.verdict(picture) for picture in drawn}
+    verdicts = {picture: verdict for picture, verdict in found.items() if verdict}
+    content = {
+        "judge": judge and {"kind": judge.kind, "label": judge.label} | judge.described(),
+        **described,
+        **scores.document(prompts, drawn, verdicts, seed=args.seed),
+    }
+    if args.stand_in and Path(args.stand_in).resolve() == Path(args.model).resolve():
+        content["notes"] = [
+            *content["notes"],
+            "the stand-in is the model that draws: it shares the faults that it should see",
+        ]
+    if content["blank"]:
+        content["notes"] = [
+            *content["notes"],
+            f"{content['blank']} of {content['drawn']} pictures are of one colour, as after an "
+            "overflow of numbers: --dtype=float32 has more room",
+        ]
+    scores.write(args.out, content)
+    print(scores.table_text(content))
+    logging.info("open %s", page.write(args.out))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = entry.parser("evals.text_to_image", __doc__)
+    parser = command_line.parser("evals.text_to_image", __doc__)
     add = parser.add_argument
     add("--base", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
     add(
@@ -42,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="checkpoint with the tuned text tower: a run, a Hugging Face directory, a .pt, ...",
     )
-    add("--out", required=True, type=Path, metavar="DIR", help="folder to write into")
+    command_line.add_shared(parser, "--out")
     add("--prompts", type=Path, metavar="FILE", help=".json, .jsonl, .csv or .txt")
     add(
         "--data",
@@ -109,4 +225,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command_line.exit_with(main)

@@ -93,12 +93,15 @@ def record(path: epath.Path, config: dict[str, Any]) -> None:
         storage.write_json(path / name, content, indent=2, sort_keys=True, ensure_ascii=True)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, git revision, command line and devices of this process."""
+def environment(*libraries: str) -> dict[str, Any]:
+    """Versions, git revision, command line and devices of this process.
+
+    `libraries`: packages to name beside those that every command uses.
+    """
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": package_versions(_PACKAGES),
+        "packages": package_versions([*_PACKAGES, *libraries]),
         "git_revision": git_revision(),
         "devices": [f"{d.device_kind} {d.id}" for d in jax.devices()],
         "processes": jax.process_count(),

@@ -9,7 +9,6 @@ import pytest
 from tiny_runs import ROOT
 
 from evals import __main__ as command_line
-from evals import command
 from negclip_jax.common.errors import InputError
 
 
@@ -78,7 +77,7 @@ def test_a_mistake_is_a_sentence_and_status_1(monkeypatch, capsys):
     def refuse(args):
         raise InputError("the sentence")
 
-    monkeypatch.setattr(command, "evaluate", refuse)
+    monkeypatch.setattr(command_line, "evaluate", refuse)
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
     assert command_line.main(["--data=d", "--out=o"]) == 1
     assert capsys.readouterr().err == "error: the sentence\n"
@@ -88,7 +87,7 @@ def test_ctrl_c_says_how_to_continue(monkeypatch, capsys):
     def interrupt(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "evaluate", interrupt)
+    monkeypatch.setattr(command_line, "evaluate", interrupt)
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
     assert command_line.main(["--data=d", "--out=runs/o"]) == 130
     assert "the same command continues in runs/o" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_how_it_ends(raised, status, said, monkeypatch, capsys):
     def run(args):
         raise raised
 
-    monkeypatch.setattr("evals.text_to_image.command.run", run)
+    monkeypatch.setattr("evals.text_to_image.__main__.run", run)
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
     assert text_to_image.main(NEEDED) == status
     assert capsys.readouterr().err == said

@@ -1,30 +1,18 @@
-"""The command behind `python -m evals.segmentation`, once its arguments are well formed."""
+"""`results.json` of segmentation: what was segmented, by what, and what it scored."""
 
-import argparse
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from evals import models
-from evals.images import DataRoots
 from evals.models import Model
-from evals.results import table_text
-from evals.segmentation import metrics, page, phrases, scoring
+from evals.segmentation import metrics, scoring
 from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.phrases import NEGATED, PhraseSet
-from evals.segmentation.sources import SOURCES
 from evals.store import EmbeddingStore
-from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.runtime.timing import human_seconds
-from negclip_jax.runtime.workdir import environment
 
 RESULTS = "results.json"
 OWN = "CLIPSeg"  # the name of its own text tower
@@ -33,56 +21,7 @@ _TASK = "Which pixels of the photo does the phrase mean?"
 _GROUPS = {"all": "all phrases", "negated": "negated phrases"}
 
 
-def run(args: argparse.Namespace) -> None:
-    """Segments, measures and reports; see `evals.segmentation` for the arguments.
-
-    Raises InputError.
-    """
-    started = time.monotonic()
-    # The accelerator belongs to CLIPSeg: JAX only reads weights, and would take its memory.
-    jax.config.update("jax_platforms", "cpu")
-    roots = DataRoots(tuple(args.data), tuple(args.images))
-    sets = phrases.load_sets(
-        args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset
-    )
-    clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
-    tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)
-    if OWN in [model.name for model in tuned]:
-        raise InputError(f"--model={OWN}=...: this name is that of the base's own text tower")
-    warnings = [text for model in tuned if (text := clipseg.check(model))]
-    for text in warnings:
-        logging.warning(text)
-    document = {
-        "settings": {"models": _described(args.base, clipseg, tuned), "size": args.size},
-        "seed": args.seed,
-        "environment": _environment(),
-        "protocol": _protocol(args.size),
-        "negated": NEGATED,
-        "warnings": warnings,
-        "benchmarks": {},
-        "curves": {},
-    }
-    _require_same(args.out, document["settings"], overwrite=args.overwrite)
-    if not (args.out / RESULTS).is_file():
-        # Whose phrases these are, should this be killed.
-        storage.write_json(args.out / RESULTS, document)
-    tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
-    towers = _towers(clipseg, tuned, sets, tokenizer, args.out, document)
-    try:
-        scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
-    finally:  # what was scored before a photo failed, or Ctrl-C, has its page
-        rows = scoring.collect(sets, args.out)
-        for found in sets:
-            _measure(document, found, list(rows[found.name].values()), args.seed)
-        if document["benchmarks"]:
-            storage.write_json(args.out / RESULTS, document)
-            page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
-    print(table_text(document))
-    seconds = human_seconds(time.monotonic() - started)
-    logging.info("%s; open %s", seconds, args.out / page.PAGE)
-
-
-def _towers(
+def towers(
     clipseg: CLIPSeg,
     tuned: Sequence[Model],
     sets: Sequence[PhraseSet],
@@ -110,9 +49,7 @@ def _towers(
     return scoring.Towers(clipseg, embeddings)
 
 
-def _measure(
-    document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping], seed: int
-) -> None:
+def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping], seed: int) -> None:
     """Adds the metrics of a set, and of its negated phrases if it has any."""
     names = list(document["settings"]["models"])
     for group, title in _GROUPS.items():
@@ -147,7 +84,7 @@ def _measure(
         document["curves"][key] = measured["curves"]
 
 
-def _described(base: str, clipseg: CLIPSeg, tuned: Sequence[Model]) -> dict[str, Any]:
+def described(base: str, clipseg: CLIPSeg, tuned: Sequence[Model]) -> dict[str, Any]:
     config = clipseg.config
     facts = {
         "weights": f"{base} (transformers' CLIPSeg)",
@@ -165,7 +102,7 @@ def _described(base: str, clipseg: CLIPSeg, tuned: Sequence[Model]) -> dict[str,
     return {OWN: own, **others}
 
 
-def _protocol(size: int) -> list[str]:
+def protocol(size: int) -> list[str]:
     return [
         f"Photo and mask are squashed to {size} x {size} pixels (photo: bilinear, ImageNet's mean "
         "and std; mask: nearest neighbour); a pixel is foreground above the threshold; thresholds "
@@ -178,7 +115,7 @@ def _protocol(size: int) -> list[str]:
     ]
 
 
-def _require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Raises InputError where `out` holds results of other models or settings."""
     path = out / RESULTS
     try:
@@ -196,9 +133,3 @@ def _require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
             f"{out} holds results of other models or another --size: give another --out, or "
             "--overwrite to replace them"
         )
-
-
-def _environment() -> dict[str, Any]:
-    found = environment()
-    found["packages"] |= {name: metadata.version(name) for name in ("torch", "transformers")}
-    return found

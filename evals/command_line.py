@@ -1,0 +1,145 @@
+"""What the commands of this package share: flags, user errors as one line, what Ctrl-C leaves.
+
+Nothing heavy is imported before a command's work begins: --help needs neither JAX nor torch.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from negclip_jax.common.errors import InputError
+
+if TYPE_CHECKING:
+    from evals.models import Model
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--data": {
+        "action": "append",
+        "required": True,
+        "type": Path,
+        "metavar": "DIR",
+        "help": "published files and photos, at any depth; may be repeated: the first wins",
+    },
+    "--images": {
+        "action": "append",
+        "default": [],
+        "type": Path,
+        "metavar": "DIR",
+        "help": "more photos",
+    },
+    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "folder to write into"},
+    "--allow-subset": {"action": "store_true", "help": "score the items whose photos are there"},
+    "--overwrite": {"action": "store_true", "help": "replace results of other models in --out"},
+    "--dtype": {
+        "choices": ("float32", "bfloat16"),
+        "default": "float32",
+        "help": "of the computation",
+    },
+    "--crop": {
+        "choices": ("openai", "transformers"),
+        "default": "openai",
+        "help": "centre-crop rounding",
+    },
+    "--activation": {"metavar": "NAME", "help": "quick_gelu or gelu, for weights that do not say"},
+    "--tokenizer": {"metavar": "DIR", "help": "vocabulary for a model that has none"},
+    "--cache": {"type": Path, "metavar": "DIR", "help": "of embeddings; default: OUT/embeddings"},
+    "--seed": {"type": int, "default": 0, "help": "of the bootstrap; default: %(default)s"},
+    "--gallery": {
+        "type": int,
+        "default": 24,
+        "metavar": "N",
+        "help": "items of each in the report",
+    },
+}
+
+
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_shared(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Adds flags that several commands have: "--data", "--out", "--dtype", ..."""
+    for flag in flags:
+        parser.add_argument(flag, **_FLAGS[flag])
+
+
+def comma_separated(text: str) -> list[str]:
+    """The names in a list like "a, b,,a", each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def execute(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None,
+    *,
+    stopped: str,
+) -> int:
+    """Parses a command line and does its work.
+
+    Args:
+      parser: of the command.
+      run: does the work and returns the exit status, or None for 0.
+      argv: the arguments; None: those of the process.
+      stopped: message after Ctrl-C, with the arguments as fields: "... continues in {out}".
+
+    Returns the exit status: that of `run`, 1 after a user error, 130 after Ctrl-C.
+    """
+    args = parser.parse_args(argv)
+    from negclip_jax.runtime import console
+
+    console.set_up_logging()
+    try:
+        return run(args) or 0
+    except (InputError, OSError) as error:
+        console.fail(str(error))
+        return 1
+    except KeyboardInterrupt:
+        print(stopped.format(**vars(args)), file=sys.stderr)
+        return 130
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Runs `main` as the program; SIGTERM ends it as Ctrl-C does, so that pages are written."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
+
+
+def require_writable(out: Path) -> None:
+    """Says at once, not after an hour, that nothing can be written. Raises InputError."""
+    if out.parts[:1] == ("gs:",):  # as `Path` leaves an address: it would become a local folder
+        raise InputError(f"--out={out} is no folder of this machine: write there, then copy it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".write_test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --out={out}: {error.strerror or error}") from error
+
+
+def embedding_cache(args: argparse.Namespace) -> Path:
+    """The folder of embeddings; compiled programs are kept there too, unless JAX has a place."""
+    import jax
+
+    cache = args.cache or args.out / "embeddings"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((cache / "compiled").absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return cache
+
+
+def load_models(sources: Sequence[str], args: argparse.Namespace) -> "list[Model]":
+    """The models of [NAME=]PATH sources, by --dtype, --crop, --tokenizer and --activation."""
+    from evals import models
+
+    names = ("dtype", "crop", "tokenizer", "activation")
+    return models.load_all(sources, **{name: getattr(args, name) for name in names})
