@@ -51,7 +51,7 @@ _FLAGS: dict[str, dict[str, Any]] = {
         "type": int,
         "default": 24,
         "metavar": "N",
-        "help": "items of each in the report",
+        "help": "items of each set in the report",
     },
 }
 

@@ -127,7 +127,7 @@ def read_tower(model: str, activation: str | None = None) -> Checkpoint:
         model.removesuffix("+ema"),
         ema=model.endswith("+ema"),
         activation=activation,
-        alone="CLIPTextModel",
+        tower_class="CLIPTextModel",
     )
 
 
