@@ -1,8 +1,8 @@
 """Every setting of the generation stage, declared once, with its unit and the reason for it.
 
 Variants: `per_image` (the default), `frugal` (several questions in one call, for servers without a
-prefix cache), `per_caption` (the published script's exact semantics) and `random_objects` (its
-ablation with random objects).
+prefix cache), `per_caption` (the published script's exact semantics), `random_objects` (its
+ablation with random objects) and `quickstart` (short captions of a rendered world, no model).
 
     python -m data_gen run --config=configs/data_gen.py:frugal --config.verify.absent_at=0.9 ...
 """
@@ -78,6 +78,9 @@ def _stages(config: ConfigDict) -> None:
     config.propose.number = 6  # objects (or questions) an image
     config.propose.temperature = 0.7
     config.propose.top_p = 0.95
+    # Share of draws by "cooccurrence" that are even over all absent objects: if only plausible ones
+    # are denied, "no oven" is only ever said of kitchens and may be learned as a word for them.
+    config.propose.random = 0.0
     config.propose.filter = True  # drop what a caption mentions, by any of its names, before asking
 
     config.verify = ConfigDict()
@@ -108,6 +111,18 @@ def _stages(config: ConfigDict) -> None:
     config.rewrite.max_tokens = 120  # a caption
     config.rewrite.tries = 2  # a rejected rewrite is made once more
     config.rewrite.require_rules = True  # False: broken rules are recorded, and all is accepted
+
+    # The writer "template" (and, for `style` and `hold_out`, the foils):
+    config.rewrite.style = "natural"  # "plain": more words and orders, for "a red star and a moon"
+    config.rewrite.before = 0.35  # share of negations before the caption; English has fewer of them
+    config.rewrite.statements = 0.0  # share of captions replaced by "there is no dog" alone
+    # Cue words and template names of language/data/templates.tsv never to be used, separated by
+    # commas: to ask a model later about words that it was not trained on.
+    config.rewrite.hold_out = ""
+    # "edit": foils are the caption changed as little as possible; "template": the pair's template
+    # said of an object that is there, so that no form of words tells truth from falsehood.
+    config.rewrite.foils_by = "edit"
+    config.rewrite.affirm = False  # True: the second foil says that the absent object is there
 
     config.check = ConfigDict()
     config.check.max_tokens = 77  # of CLIP, start and end included; what is behind them is not read
@@ -156,9 +171,24 @@ def _random_objects(config: ConfigDict) -> None:
     config.propose.by = "random"
 
 
+def _quickstart(config: ConfigDict) -> None:
+    """Short captions of a rendered world, no model: many words and orders, foils of the same words.
+
+    Each caption gets an object of its own, as there are few in a scene to learn from.
+    """
+    config.propose.number = 3  # as many as a scene has captions: each object is used
+    config.assign.captions_per_object = 1
+    config.rewrite.style = "plain"
+    config.rewrite.before = 0.3
+    config.rewrite.statements = 0.4  # what half the questions are about
+    config.rewrite.foils_by = "template"
+    config.rewrite.affirm = True  # else a caption with a negation is always the better choice
+
+
 _VARIANTS = {
     "per_image": lambda config: None,
     "frugal": _frugal,
     "per_caption": _per_caption,
     "random_objects": _random_objects,
+    "quickstart": _quickstart,
 }

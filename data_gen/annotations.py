@@ -10,8 +10,7 @@ from typing import Any
 
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
-from negclip_jax.language.nouns import mention
-from negclip_jax.language.senses import canonical, kinds, same
+from negclip_jax.language.vocabulary import canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 # Share of the image's area below which an object counts as neither seen nor absent: 17 x 17 pixels
@@ -25,10 +24,6 @@ class Scene:
 
     present: frozenset[str]
     captions: tuple[str, ...]
-
-    def lacks(self, name: str) -> bool:
-        """Neither annotated nor mentioned, by this or another word, in any caption."""
-        return name not in self.present and not any(mention(name).search(c) for c in self.captions)
 
 
 class InstanceVerifier:

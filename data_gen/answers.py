@@ -2,10 +2,9 @@
 
 import re
 
-from negclip_jax.language.lemmas import is_participle
-from negclip_jax.language.nouns import PLURAL_ONLY, singular
-from negclip_jax.language.senses import canonical
-from negclip_jax.language.word_classes import ABSTRACT, word_set
+from negclip_jax.language import tables
+from negclip_jax.language.inflection import PLURAL_ONLY, singular
+from negclip_jax.language.vocabulary import ABSTRACT, canonical, is_participle
 
 _LABEL = re.compile(
     r"^(?:(?:the |your |my )?(?:new|updated|rewritten|revised|modified|negated|final|output)? ?"
@@ -43,7 +42,7 @@ CHATTER = re.compile(
 )
 
 # "A blue sky" is no object either, but a traffic light is one.
-_NEVER = ABSTRACT - word_set("light hand eye face place line piece top wall sun air face hair")
+_NEVER = ABSTRACT - tables.words("concrete_head")
 _NAME = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
 _LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+")
 

@@ -18,7 +18,7 @@ from data_gen.hand_labels import precision, read_labels
 from data_gen.records import read_table
 from negclip_jax.common import storage
 from negclip_jax.common.statistics import Share
-from negclip_jax.language.senses import canonical
+from negclip_jax.language.vocabulary import canonical
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NOT_A_MODEL = ("instances", "vqa")

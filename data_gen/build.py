@@ -16,7 +16,8 @@ from data_gen.stages.questions import VQAProposer
 from data_gen.stages.rewrite import Checker, RewriteStage
 from data_gen.stages.waves import UntilEnough
 from negclip_jax.common.errors import InputError
-from negclip_jax.language.nouns import SYNONYMS
+from negclip_jax.language.grammar import Grammar
+from negclip_jax.language.vocabulary import CATEGORIES
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _check(config: Settings, roles: Roles, annotated: bool) -> None:
         )
     if roles.propose == "file":
         require(config, "input.objects")
+    grammar_of(config)
 
 
 def build(
@@ -139,6 +141,9 @@ def build(
             config.foils,
             config.seed,
             {"pipeline": config.pipeline, "run_id": run_id},
+            grammar_of(config),
+            config.rewrite.foils_by,
+            config.rewrite.affirm,
         ),
         PhotoFolder(config.input.images, config.images.long_side) if config.input.images else None,
         annotations.visible,
@@ -170,7 +175,7 @@ def build_proposer(
         case "file":
             return propose.FileProposer(config.input.objects)
         case "random":
-            return propose.RandomProposer(SYNONYMS, settings.number, config.seed, per_caption)
+            return propose.RandomProposer(CATEGORIES, settings.number, config.seed, per_caption)
         case "cooccurrence":
             return propose.CooccurrenceProposer(
                 annotations.statistics, annotations.present, settings.number, config.seed
@@ -223,7 +228,7 @@ def build_writer(
     config: Settings, roles: Roles, prompts: Mapping[str, Prompt], models: Models
 ) -> writers.Writer:
     """Who rewrites."""
-    template = writers.TemplateWriter(config.seed)
+    template = writers.TemplateWriter(config.seed, grammar_of(config))
     if roles.rewrite == "template":
         return template
     settings = config.rewrite
@@ -243,6 +248,16 @@ def build_writer(
     return llm
 
 
+def grammar_of(config: Settings) -> Grammar:
+    """What the writer "template" and the foils are written with. Raises InputError."""
+    settings = config.rewrite
+    names = tuple(name for name in settings.hold_out.split(",") if name)
+    try:
+        return Grammar(settings.style, names, settings.before, settings.statements)
+    except ValueError as error:
+        raise InputError(f"rewrite.hold_out: {error}") from None
+
+
 def load_annotations(config: Settings) -> Annotations:
     """Instance annotations, if there are any."""
     if config.input.instances is None:
@@ -255,7 +270,12 @@ def load_annotations(config: Settings) -> Annotations:
         image_id: frozenset(n for n in names if verifier.verdict(image_id, n)[0] == "present")
         for image_id, names in verifier.present.items()
     }
-    return Annotations(verifier, Cooccurrence(verifier.present), verifier.present, visible)
+    return Annotations(
+        verifier,
+        Cooccurrence(verifier.present, random=config.propose.random),
+        verifier.present,
+        visible,
+    )
 
 
 def token_counter(config: Settings) -> Callable[[str], int]:

@@ -1,10 +1,8 @@
 """One image through all stages."""
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,7 @@ from data_gen.stages.questions import filtered_questions
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from data_gen.work import Candidate, ImageItem, Rows, Verdict
-from negclip_jax.language.cues import tokenize
-from negclip_jax.language.mentions import find_same
-from negclip_jax.language.nouns import SYNONYMS, plural
+from negclip_jax.language.mentions import named_categories
 
 
 class ImagePipeline:
@@ -103,23 +99,8 @@ class ImagePipeline:
         names = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
         names |= self._visible.get(image.image_id, frozenset())
         if not names:
-            names = {name for text in image.texts for name in _named(text)}
+            names = {name for text in image.texts for name in named_categories(text)}
         return sorted(names)
-
-
-def _named(caption: str) -> set[str]:
-    """COCO's categories that a caption names by their own names.
-
-    A "vehicle" is not surely a car, and a hot dog is no dog.
-    """
-    found = {name for name in SYNONYMS if _words(name).search(caption)}
-    tokens = tokenize(caption) if found else ()
-    return {name for name in found if find_same(name, tokens)}
-
-
-@cache
-def _words(name: str) -> re.Pattern[str]:
-    return re.compile(rf"\b({re.escape(name)}|{re.escape(plural(name))})\b", re.IGNORECASE)
 
 
 def _first_usable(candidates: Sequence[Candidate], config: Settings) -> list[Candidate]:

@@ -8,11 +8,11 @@ people; `data_gen.audit` counts it.
 from collections.abc import Callable, Sequence
 
 from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
-from negclip_jax.language.cues import PEOPLE, Cue, Token, find_cues, governs, position, tokenize
-from negclip_jax.language.lemmas import content, related, stem
+from negclip_jax.language.inflection import HUMANS, article, plural, singular, stem
 from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
-from negclip_jax.language.nouns import HUMANS, article, plural, singular
-from negclip_jax.language.senses import concepts
+from negclip_jax.language.negation import PEOPLE, Cue, cue_of, find_cues, governs
+from negclip_jax.language.text import Token, tokenize
+from negclip_jax.language.vocabulary import concepts, content, related
 
 __all__ = ["REASONS", "check", "clean", "cue_of", "mentioned", "normalise_object"]
 
@@ -68,17 +68,6 @@ def check(
     if mentioned(obj, captions):
         found.add("mentioned")
     return [reason for reason in REASONS if reason in found]
-
-
-def cue_of(text: str) -> tuple[str, str] | None:
-    """The first cue of negation and its position to what the text affirms, None without a cue.
-
-    The cue is a word in lower case ("no", "without", "isn't"); the position is "before" ("no dog,
-    just a bus"), "after" ("a bus with no dog") or "alone" ("there is no dog").
-    """
-    tokens = tokenize(text)
-    cues = find_cues(tokens)
-    return (cues[0].word, position(cues[0], tokens)) if cues else None
 
 
 def _form(rewrite: str, caption: str, tokens: Sequence[Token]) -> set[str]:

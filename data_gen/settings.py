@@ -38,6 +38,16 @@ _RENAMED = {
     "verify.mass": "verify.min_answer_probability",
     "verify.wave": "verify.questions_per_round",
 }
+# Keys that are younger than runs which may go on, with the values by which these were made.
+_YOUNGER = {
+    "propose.random": 0.0,
+    "rewrite.style": "natural",
+    "rewrite.before": 0.35,
+    "rewrite.statements": 0.0,
+    "rewrite.hold_out": "",
+    "rewrite.foils_by": "edit",
+    "rewrite.affirm": False,
+}
 
 _CHOICES = {
     "pipeline": ("absence", "vqa"),
@@ -48,6 +58,8 @@ _CHOICES = {
     "verify.method": ("auto", "logprobs", "choice", "text", "multi", "substring"),
     "rewrite.by": ("auto", "llm", "template"),
     "rewrite.unit": ("image", "caption"),
+    "rewrite.style": ("natural", "plain"),
+    "rewrite.foils_by": ("edit", "template"),
 }
 _RANGES = {
     "max_errors": SHARE,
@@ -56,6 +68,9 @@ _RANGES = {
     "verify.present_at": SHARE,
     "verify.min_answer_probability": SHARE,
     "rewrite.templates": SHARE,
+    "rewrite.before": SHARE,
+    "rewrite.statements": SHARE,
+    "propose.random": SHARE,
     "propose.top_p": SHARE,
     "rewrite.top_p": SHARE,
     "limit": POSITIVE,
@@ -116,6 +131,10 @@ def _from_file(path: Path, variant: str) -> ConfigDict:
             value = config[section][name]
             del config[section][name]
             _, name = _present_name(old, f"{path}: {old}").split(".")
+            config[section][name] = value
+    for key, value in _YOUNGER.items():  # files that were copied from an older one lack them
+        section, name = key.split(".")
+        if name not in config[section]:
             config[section][name] = value
     return config
 
@@ -188,6 +207,10 @@ def fingerprint(config: ConfigDict, prompts: Mapping[str, Prompt], extra: Any) -
     for key in _NEUTRAL_KEYS:
         section, name = key.split(".")
         content[section].pop(name)
+    for key, value in _YOUNGER.items():
+        section, name = key.split(".")
+        if content[section][name] == value:
+            content[section].pop(name)
     content["input"] = {name: value is not None for name, value in content["input"].items()}
     content["prompts"] = sorted(prompt.id for prompt in prompts.values())
     return content_hash([content, extra])

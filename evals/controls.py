@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from evals.choices import Choice, Control
 from evals.cues import AFTER, count_cues, find_cue, split_at_cue
+from negclip_jax.language import tables
 
 Scores = Sequence[Sequence[float]]
 
@@ -52,13 +53,7 @@ POLARITY_CONTROLS: dict[str, Control] = {
 _WORD = re.compile(r"[a-z]+")
 _CLAUSE = re.compile(r"[,;.]|\b(?:but|while|though|although|however|yet)\b", re.IGNORECASE)
 # What NegBench's sentences are made of besides the names of objects.
-_FRAME_WORDS = """
-a alongside also an and any are be been both can contain contained contains depict depicted depicts
-display displayed displays do does evident feature featured features find found from has have here
-image in include included includes is it its of on one or photo picture present scene see seen show
-showing shown shows sight some that the there this to visible was were with within won you
-"""
-_FRAME = frozenset(_FRAME_WORDS.split())
+_FRAME = tables.words("negbench_frame")
 
 
 def contradictions(items: Sequence[Choice]) -> Scores:

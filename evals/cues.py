@@ -1,48 +1,26 @@
 """Which word negates, and where it stands: "no dog" before the noun, "the dog is gone" after it.
 
-Rules over words, without a parser: the cue is the first negating word of a text, and it stands
-before the noun if what follows it in its clause names anything.
+Statistics over the words of `negclip_jax.language.negation`, without its rules of scope: the cue is
+the first negating word of a text, and it stands before the noun if what follows it in its clause
+names anything.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
+
+from negclip_jax.language import tables
+from negclip_jax.language.negation import negating_words
+from negclip_jax.language.text import tokenize
 
 BEFORE, AFTER, INSTEAD = "before the noun", "after the noun", "instead of the noun"
 NONE = "none"
 
-# Cue as it is reported: how it is written. Earlier rows win where two match at one place.
-_CUES = {
-    "nobody": r"nobody|no[ -]?one",
-    "nothing": r"nothing|none",
-    "neither": r"neither|nor",
-    "never": r"never",
-    "without": r"without|w/o",
-    "not": r"cannot|not|\w+n ?['’] ?t",
-    "no": r"no(?! ?\. ?\d)",  # not "no. 12"
-    "lacks": r"lack(?:s|ed|ing)?|devoid|free of|minus|absence|exclud(?:es|ed|ing)|except",
-    "absent": r"absent|missing|nowhere",
-}
-_CUE = re.compile(
-    r"(?<![\w'’-])(?:" + "|".join(f"(?P<c{i}>{p})" for i, p in enumerate(_CUES.values())) + r")\b",
-    re.IGNORECASE,
-)
 # A place ("not in the kitchen") is no name of what is absent, so that it ends the clause too.
-_CLAUSE_END = re.compile(
-    r"[.,;:!?]|\b(?:but|and|while|though|although|yet|however|in|on|at|from|near|within|inside|"
-    r"under|behind|beside|among|anywhere)\b",
-    re.IGNORECASE,
-)
+_CLAUSE_END = tables.words("clause_end")
 # Words that name nothing: what may stand between a cue that follows its noun and the clause's end.
-_EMPTY_WORDS = """
-a an the any some this that these those it its there here of to by with for as is are was were be
-been being do does did has have had can could will would present visible seen see shown show shows
-included include includes pictured depicted featured found evident noticeable noticeably visibly
-obviously apparent apparently actually really fully completely even clearly around nearby all part
-"""
-_EMPTY = frozenset(_EMPTY_WORDS.split())
+_EMPTY = tables.words("names_nothing")
 # "is missing", "is absent" follow their noun; "missing a wheel", "absent any people" do not.
-_OBJECT = re.compile(r"\s+(?:an?|any|its|his|her|their|one)\b", re.IGNORECASE)
+_OBJECT = tables.words("object_start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +33,40 @@ class Cue:
 
 def find_cue(text: str) -> Cue | None:
     """The first negation of a text; None where it has none."""
-    found = _CUE.search(text)
-    if found is None:
+    tokens = tokenize(text)
+    found = negating_words(tokens)
+    if not found:
         return None
-    word = list(_CUES)[int(found.lastgroup[1:])]
+    word = found[0].family
+    rest = tokens[found[0].last + 1 :]
     if word in ("nobody", "nothing"):
         return Cue(word, INSTEAD)
     if word == "absent":
-        return Cue(word, BEFORE if _OBJECT.match(text, found.end()) else AFTER)
-    clause = _CLAUSE_END.split(text[found.end() :], maxsplit=1)[0]
-    names = [w for w in re.findall(r"[a-z]+", clause.lower()) if w not in _EMPTY]
-    return Cue(word, BEFORE if names else AFTER)
+        has_object = rest and not rest[0].mark and rest[0].word in _OBJECT
+        return Cue(word, BEFORE if has_object else AFTER)
+    for token in rest:
+        if token.word in _CLAUSE_END or set(token.mark) & set(".,;:!?"):
+            break
+        if token.word not in _EMPTY and not token.word.isdigit():
+            return Cue(word, BEFORE)
+    return Cue(word, AFTER)
 
 
 def split_at_cue(text: str) -> tuple[str, str]:
     """What stands before and after the first negating word; all before where there is none."""
-    found = _CUE.search(text)
-    return (text[: found.start()], text[found.end() :]) if found else (text, "")
+    tokens = tokenize(text)
+    for cue in negating_words(tokens):
+        return text[: tokens[cue.first].start], text[tokens[cue.last].end :]
+    return text, ""
 
 
 def count_cues(text: str) -> int:
     """How many negating words a text has."""
-    return len(_CUE.findall(text))
+    return len(negating_words(tokenize(text)))
 
 
-# Group columns that `cue_columns` makes, with the sentence that the report gives them.
-_SENTENCES = {
+# Group columns that `cue_columns` makes, with how the report describes them.
+_TITLES = {
     "cue": "by the negating word (of the right text, else of a wrong one)",
     "position": "by where the negating word stands",
     "negated": "by which texts negate",
@@ -92,7 +78,7 @@ def cue_columns(items: Sequence[tuple[Sequence[str], int]]) -> dict[str, list[st
 
     An item with one text has that text as right. Empty if no text of any item negates.
     """
-    columns: dict[str, list[str]] = {name: [] for name in _SENTENCES}
+    columns: dict[str, list[str]] = {name: [] for name in _TITLES}
     for texts, answer in items:
         cues = [find_cue(text) for text in texts]
         right = cues[answer] if len(cues) > 1 else cues[0]
@@ -106,11 +92,11 @@ def cue_columns(items: Sequence[tuple[Sequence[str], int]]) -> dict[str, list[st
 
 
 def cue_breakdowns(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Those of `cue_columns` that are worth a drawing, with their sentences.
+    """Those of `cue_columns` that are worth a drawing, with their titles.
 
     None where fewer than a twentieth of the items negate; no column whose value is always the same.
     """
     cues = columns.get("cue", ())
     if sum(cue != NONE for cue in cues) < len(cues) / 20:
         return {}
-    return {name: text for name, text in _SENTENCES.items() if len(set(columns.get(name, ()))) > 1}
+    return {name: text for name, text in _TITLES.items() if len(set(columns.get(name, ()))) > 1}

@@ -27,11 +27,11 @@ _console = Console(highlight=False)
 
 
 class Failed(Exception):
-    """The story cannot go on; a command that ended with an error has said why itself."""
+    """The run cannot go on; a command that ended with an error has said why itself."""
 
 
 def commands(out: str) -> list[tuple[str, list[str]]]:
-    """What is run, in order: a sentence and the arguments of `python`."""
+    """What is run, in order: what it is for and the arguments of `python`."""
     world, config = f"{out}/world", "configs/quickstart.py"
     train = f"--config.data.images={world}/train/images"
 
@@ -49,7 +49,7 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
         module = ["-m", "negclip_jax.interop.export", f"--workdir={out}/{variant}"]
         return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
 
-    pairs = f"{out}/pairs.json"
+    pairs = f"{out}/pairs/pairs.json"
     return [
         ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}"]),
         (
@@ -64,15 +64,16 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
         (
             "Write negation pairs from the annotations, some words and orders kept out",
             [
-                "-m",
-                "data_gen.from_annotations",
+                *["-m", "data_gen", "run", "--config=:quickstart"],
                 f"--captions={world}/train/captions.json",
                 f"--instances={world}/train/instances.json",
-                f"--out={pairs}",
-                "--statements=0.4",
-                "--affirm",
-                f"--hold-out={','.join(HOLD_OUT)}",
+                f"--out={out}/generation",
+                f"--config.rewrite.hold_out={','.join(HOLD_OUT)}",
             ],
+        ),
+        (
+            "Export them for training",
+            ["-m", "data_gen", "export", f"--out={out}/generation", f"--to={out}/pairs"],
         ),
         ("Fine-tune the text tower: the published recipe", launch("published", "base", pairs)),
         ("Export it", export("published", "published_clip")),
@@ -93,10 +94,10 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
     ]
 
 
-def run(sentence: str, arguments: Sequence[str]) -> tuple[str, float]:
+def run(title: str, arguments: Sequence[str]) -> tuple[str, float]:
     """Prints and runs one command; returns it with its seconds. Raises Failed."""
     shown = shlex.join(["python", *arguments])
-    _console.print(f"\n[bold]{sentence}[/bold]\n  [dim]{shown}[/dim]", soft_wrap=True)
+    _console.print(f"\n[bold]{title}[/bold]\n  [dim]{shown}[/dim]", soft_wrap=True)
     started = time.monotonic()
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
     if code:
@@ -107,7 +108,7 @@ def run(sentence: str, arguments: Sequence[str]) -> tuple[str, float]:
 
 
 def start_afresh(path: Path) -> None:
-    """An empty folder, known as ours. Raises Failed rather than remove anything else's files."""
+    """An empty folder, marked as a quickstart's. Raises Failed for one with files of others."""
     if path.exists() and any(path.iterdir()):
         if not (path / MARKER).exists():
             raise Failed(f"{path} holds files that no quickstart wrote; choose another --out")
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = ROOT / out
     try:
         start_afresh(path)
-        done = [run(sentence, arguments) for sentence, arguments in commands(out)]
+        done = [run(title, arguments) for title, arguments in commands(out)]
     except Failed as error:
         sys.exit(f"quickstart stopped: {error}")
     evaluation = json.loads((path / "evaluation.json").read_text())

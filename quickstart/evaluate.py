@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from negclip_jax.common.statistics import wilson
-from negclip_jax.language.nouns import noun
+from negclip_jax.language.inflection import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from negclip_jax.language.nouns import noun
-from negclip_jax.language.templates import ALONE, held_out, select
+from negclip_jax.language.grammar import TEMPLATES, held_out
+from negclip_jax.language.inflection import noun
+from negclip_jax.language.negation import ALONE
 
 # Kept out of the fine-tuning set, to be asked about afterwards. A new word never occurs in a
 # fine-tuning caption at all; a new order is a known word at a place where it never stood.
@@ -148,10 +149,11 @@ _PLAIN = (
     _polarity(True, True, "both_polarities"),
     _mcq,
 )
-# "Nobody" and its like say nothing about shapes.
+# Of the grammar that the pairs are written with; "nobody" and its like say nothing about shapes.
+_PLAIN_TEMPLATES = [t for t in TEMPLATES if t.style != "natural" and not t.people]
 _TEMPLATES = {
-    "unseen_cues": [t for t in held_out(HOLD_OUT) if not t.people],
-    "seen_cues": [t for t in select(HOLD_OUT) if not t.people],
+    "unseen_cues": [t for t in _PLAIN_TEMPLATES if t in held_out(HOLD_OUT)],
+    "seen_cues": [t for t in _PLAIN_TEMPLATES if t not in held_out(HOLD_OUT)],
 }
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from negclip_jax.language.inflection import noun
+
 COLOURS = {
     "red": (222, 38, 38),
     "orange": (255, 145, 0),
@@ -77,11 +79,6 @@ class Thing:
         """Area in square pixels (shoelace formula)."""
         x, y = self.outline.T
         return round(abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2, 2)
-
-
-def with_article(name: str) -> str:
-    """'an orange star', 'a red star'."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def outline(kind: str) -> np.ndarray:
@@ -184,7 +181,7 @@ def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 def _words(names: Sequence[str], rng: np.random.Generator) -> list[str]:
     coloured = rng.random() >= COLOURLESS
-    return [with_article(name if coloured else name.split()[1]) for name in names]
+    return [noun(name if coloured else name.split()[1]).a for name in names]
 
 
 def _lists(words: Sequence[str]) -> dict[str, str]:

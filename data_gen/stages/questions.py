@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from data_gen.rules import cue_of, mentioned
 from data_gen.work import Candidate, ImageItem
-from negclip_jax.language.lemmas import content
 from negclip_jax.language.questions import deny
+from negclip_jax.language.vocabulary import content
 
 _YES_NO = re.compile(
     r"(is|are|was|were|does|do|did|can|could|has|have|will|would|isn't|aren't)\b[^?]{3,120}\?",

@@ -1,15 +1,18 @@
 """Every draft is checked by all rules; a rejected one is written once more."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_gen import rules
-from data_gen.grammar import foil
 from data_gen.stages.writers import Draft, Writer
 from data_gen.work import Assignment, ImageItem, shuffled
 from negclip_jax.common.provenance import content_hash
+from negclip_jax.language.foils import affirm, foil, template_foils
+from negclip_jax.language.grammar import NATURAL, Grammar
+from negclip_jax.language.negation import ALONE
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class Checker:
         if draft.problem is not None:
             return [draft.problem]
         caption = assignment.caption
+        # A statement about the object alone keeps nothing of its caption.
+        alone = _is_statement(draft)
         return rules.check(
             draft.text,
-            caption=caption.text,
+            caption="" if alone else caption.text,
             obj=assignment.candidate.object,
-            other_captions=[c.text for c in image.captions if c.id != caption.id],
+            other_captions=[c.text for c in image.captions if alone or c.id != caption.id],
             max_tokens=self.max_tokens,
             count_tokens=self.count_tokens,
         )
@@ -48,6 +53,10 @@ class RewriteStage:
     Attributes:
       tries: drafts of one caption, at most.
       foils: false captions of an accepted pair, at most.
+      grammar: what foils are written with.
+      foils_by: "edit": the caption changed as little as possible; "template": the template of the
+        pair, where it has one, said of what is there.
+      affirm: whether the second foil says that the absent object is there.
       labels: columns that are the same in every row (`pipeline`, `run_id`).
     """
 
@@ -57,6 +66,9 @@ class RewriteStage:
     foils: int
     seed: int
     labels: Mapping[str, Any] = field(default_factory=dict)
+    grammar: Grammar = NATURAL
+    foils_by: str = "edit"
+    affirm: bool = False
 
     async def run(
         self, image: ImageItem, assignments: Sequence[Assignment], present: Sequence[str]
@@ -83,16 +95,24 @@ class RewriteStage:
             row = self._row(image, assignment, draft, attempt, reasons, accepted)
             rows.append(row)
             if accepted:
-                row["foils"] = self._foils(assignment, present)
+                row["foils"] = self._foils(assignment, draft, present)
                 break
         return rows
 
-    def _foils(self, assignment: Assignment, present: Sequence[str]) -> list[str]:
-        """Captions that negate something that is there."""
-        caption = assignment.caption
-        texts = []
-        for name in shuffled(present, self.seed, caption.id)[: self.foils]:
-            texts.append(foil(caption.text, name, f"{self.seed}/{caption.id}/{name}"))
+    def _foils(self, assignment: Assignment, draft: Draft, present: Sequence[str]) -> list[str]:
+        """Captions that are false: they negate something that is there, or affirm what is not."""
+        caption, candidate = assignment.caption, assignment.candidate
+        key = f"{self.seed}/{caption.id}"
+        names = shuffled(present, self.seed, caption.id)
+        if self.foils_by == "template" and draft.template is not None:
+            about = (caption.text, candidate.object, names, draft.template, key, self.grammar)
+            texts = list(itertools.islice(template_foils(*about), self.foils))
+        else:
+            found = (foil(caption.text, n, f"{key}/{n}", self.grammar) for n in names[: self.foils])
+            texts = [text for text in found if text is not None]
+        if self.affirm and self.foils > 1 and candidate.question is None:
+            false = affirm(caption.text, candidate.object, key, _is_statement(draft))
+            texts[1:] = [false, *texts[2:]]
         return list(dict.fromkeys(texts))
 
     def _row(
@@ -131,6 +151,10 @@ class RewriteStage:
             "prompt_ids": _by_stage(candidate.prompt_id, verdict.prompt_id, draft.prompt_id),
             **self.labels,
         }
+
+
+def _is_statement(draft: Draft) -> bool:
+    return draft.template is not None and draft.template.position == ALONE
 
 
 def _by_stage(propose: str | None, verify: str | None, rewrite: str | None) -> dict:

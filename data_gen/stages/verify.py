@@ -14,7 +14,7 @@ from data_gen.images import Photo
 from data_gen.prompts import Prompt, lines
 from data_gen.replies import numbered, numbered_schema, yes_no_mass, yes_or_no
 from data_gen.work import Candidate, ImageItem, Verdict, shuffled
-from negclip_jax.language.nouns import noun
+from negclip_jax.language.inflection import noun
 
 TOP_LOGPROBS = 20
 _OPTIONS = ("yes", "no")

@@ -7,15 +7,19 @@ from typing import Protocol
 
 from data_gen import rules
 from data_gen.engines.base import Capabilities, ChatRequest, Engine
-from data_gen.grammar import merge_question, rewrite_by_template
 from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.replies import numbered, numbered_schema
 from data_gen.work import Assignment, ImageItem, chance, shuffled
+from negclip_jax.language.grammar import NATURAL, Grammar, Template
+from negclip_jax.language.questions import merge_question
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A rewritten caption before it is checked; `problem` says why there is no usable text."""
+    """A rewritten caption before it is checked; `problem` says why there is no usable text.
+
+    `template` is the grammar's, where it wrote the text.
+    """
 
     text: str
     rewriter: str
@@ -23,6 +27,7 @@ class Draft:
     model: str | None = None
     prompt_id: str | None = None
     problem: str | None = None
+    template: Template | None = None
 
 
 class Writer(Protocol):
@@ -125,10 +130,10 @@ class LLMWriter:
 
 
 class TemplateWriter:
-    """The grammar of `language.templates`: no model, always correct in form, less natural."""
+    """The grammar of `language.grammar`: no model, always correct in form, less natural."""
 
-    def __init__(self, seed: int):
-        self._seed = seed
+    def __init__(self, seed: int, grammar: Grammar = NATURAL):
+        self._seed, self._grammar = seed, grammar
 
     async def first(self, image: ImageItem, assignments: Sequence[Assignment]) -> list[Draft]:
         return [self._write(a, ()) for a in assignments]
@@ -140,8 +145,11 @@ class TemplateWriter:
         caption, candidate = assignment.caption, assignment.candidate
         key = f"{self._seed}/{caption.id}/{candidate.question or candidate.object}"
         if candidate.question is None:
-            text, name = rewrite_by_template(caption.text, candidate.object, key, avoid)
-            return Draft(text, f"template:{name}")
+            written = self._grammar.rewrite(caption.text, candidate.object, key, avoid)
+            if written is None:
+                return Draft("", "template", problem="held_out")
+            text, template = written
+            return Draft(text, f"template:{template.name}", template=template)
         text = merge_question(caption.text, candidate.question)
         return Draft(text or "", "template:merge", problem=None if text else "unmergeable")
 

@@ -24,7 +24,7 @@ from evals.cues import count_cues
 from evals.images import DataRoots
 from evals.instances import Photo, read_photos
 from evals.pictures import Pictures
-from negclip_jax.language.nouns import noun
+from negclip_jax.language.inflection import noun
 
 FILES = ("instances.json", "instances_val2017.json", "instances_val2014.json")
 DOWNLOAD = "images.cocodataset.org/annotations/annotations_trainval2017.zip"

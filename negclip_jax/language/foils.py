@@ -1,24 +1,17 @@
 """Captions that are false of a photo: they deny something that it shows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from negclip_jax.language.cues import Token, tokenize
-from negclip_jax.language.lemmas import is_participle
+from negclip_jax.language import tables
+from negclip_jax.language.grammar import NATURAL, Grammar, Template, in_style, pick
+from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import find_kinds, mentioned
-from negclip_jax.language.phrasing import pick, rewrite_by_template, state_absence
-from negclip_jax.language.senses import concepts
-from negclip_jax.language.word_classes import STOP, word_set
+from negclip_jax.language.negation import AFTER, ALONE, find_cues
+from negclip_jax.language.text import Token, tokenize
+from negclip_jax.language.vocabulary import STOP, concepts, is_participle
 
-_PREPOSITIONS = word_set("on in at near beside behind under inside outside next by")
-_DETERMINERS = word_set("a an the his her its their")
-_AMOUNTS = word_set("some two three four several many")
-# Verbs of captions in the third person, with their base; only behind a noun are they verbs.
-_VERBS = word_set("""
-stand sit walk ride hold play lay lie look eat rest pose run jump hang lean wait drive fly wear
-carry drink sleep swim surf ski skate throw catch hit swing cross travel graze float watch cut
-stare talk show display contain feature use cook prepare smile perform enjoy serve
-""")
+_PREPOSITIONS, _DETERMINERS, _AMOUNTS = map(tables.words, ("place", "foil_determiner", "amount"))
 
 
 def _third_person(base: str) -> str:
@@ -29,10 +22,11 @@ def _third_person(base: str) -> str:
     return f"{base}s"
 
 
-_BASES = {_third_person(base): base for base in _VERBS}
+# Verbs of captions in the third person, with their base; only behind a noun are they verbs.
+_BASES = {_third_person(base): base for base in tables.words("verb")}
 
 
-def foil(caption: str, present: str, seed_key: str) -> str:
+def foil(caption: str, present: str, seed_key: str, grammar: Grammar = NATURAL) -> str | None:
     """A caption that is false of the photo: it negates something that the photo shows.
 
     Where the caption names the object, it is changed as little as possible ("a man with a dog" to
@@ -44,14 +38,64 @@ def foil(caption: str, present: str, seed_key: str) -> str:
       caption: affirmative and true of the photo.
       present: name of an object that is in the photo, singular.
       seed_key: the same key gives the same text.
+      grammar: of the rewrites and statements; edits with a cue that it holds out are not made.
+    Returns:
+      The text, None where the grammar holds out every way to say it.
     """
     if not mentioned(present, [caption]):
-        return rewrite_by_template(caption, present, seed_key)[0]
+        rewritten = grammar.rewrite(caption, present, seed_key)
+        return rewritten and rewritten[0]
     tokens = tokenize(caption)
     edits = [text for edit in _EDITS if (text := edit(caption, tokens, present)) is not None]
+    if grammar.hold_out:
+        banned = set(grammar.hold_out)
+        edits = [t for t in edits if banned.isdisjoint(c.word for c in find_cues(tokenize(t)))]
     if edits and find_kinds(present, tokens):
         return pick(edits, seed_key, "edit")
-    return state_absence(present, seed_key, caption)
+    return grammar.statement(present, seed_key, caption)
+
+
+def template_foils(
+    caption: str,
+    absent: str,
+    present: Sequence[str],
+    template: Template,
+    seed_key: str,
+    grammar: Grammar,
+) -> Iterator[str]:
+    """False captions in the words of a pair, so that no word tells them from the truth.
+
+    Each object that is there is negated by the pair's own template, those first that the caption
+    does not mention: "a dog without a dog" would be told apart by its text alone. For what it
+    mentions, there are statements, and the two objects of the pair with their roles exchanged
+    ("a cat" absent, "a dog" present: "a cat but no dog").
+
+    Args:
+      caption, absent, template: of the pair.
+      present: objects that are in the photo, in the order of choice.
+    """
+    fresh = [name for name in present if not mentioned(name, [caption])]
+    for i, name in enumerate([*fresh, *(name for name in present if name not in fresh)]):
+        known = noun(name)
+        fits = template.fits(caption, known.human)
+        if fits and (template.position == ALONE or name in fresh):
+            yield template.fill(caption, known)
+            continue
+        base, position = (noun(absent).some, AFTER) if i % 2 else ("", ALONE)
+        if options := grammar.fitting(position, base, known.human):
+            yield pick(options, f"{seed_key}/{name}", "foil").fill(base, known)
+
+
+def affirm(caption: str, absent: str, seed_key: str, alone: bool) -> str:
+    """A false caption without a negation: that the absent object is there, beside the caption or
+    `alone`.
+    """
+    form = pick(_AFFIRMED_ALONE if alone else _AFFIRMED, seed_key, "affirm")
+    return in_style(caption, form, a=noun(absent).some)
+
+
+_AFFIRMED = ("{c} with {a}", "{c} and {a}", "{c}, and there is {a}", "there is {a}", "{a}")
+_AFFIRMED_ALONE = ("there is {a}", "{a}", "a picture of {a}")
 
 
 def _without(caption: str, tokens: Sequence[Token], present: str) -> str | None:

@@ -4,35 +4,20 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from negclip_jax.language.cues import Token, tokenize
-from negclip_jax.language.lemmas import stem
-from negclip_jax.language.nouns import plural, singular
-from negclip_jax.language.senses import concepts, kinds, same, wider
-from negclip_jax.language.word_classes import word_set
+from negclip_jax.language import tables
+from negclip_jax.language.inflection import plural, singular, stem
+from negclip_jax.language.text import Token, tokenize
+from negclip_jax.language.vocabulary import CATEGORIES, concepts, kinds, same, wider
 
 Span = tuple[int, int]  # first and last token
 
-# Words that make another thing of the next: a hot dog is no dog.
-_OTHER_THING = {
-    "dog": {"hot", "corn"},
-    "bear": {"teddy", "stuffed", "toy", "gummy"},
-    "chair": {"wheel"},
-    "apple": {"pine"},
-    "table": {"pool"},
-    "phone": {"ear"},
-    "horse": {"rocking", "saw"},
-    "mouse": {"mickey", "minnie"},
-    "car": {"train", "rail", "railway", "cable", "subway"},
-}
-# And of the word before: a bus stop is no bus, a couple of monitors are no people.
-_MADE_OTHER = {
-    "bus": {"stop", "station", "lane", "shelter"},
-    "train": {"track", "tracks", "station"},
-    "couple": {"of"},
-    "pair": {"of"},
+# Words around a word that make another thing of it: a hot dog is no dog, a bus stop no bus.
+_OTHERS = {
+    word: (frozenset(before.split()), frozenset(behind.split()))
+    for word, before, behind in tables.rows("compounds")
 }
 # Before an animal or a vehicle these are no people: "a baby elephant", "a passenger train".
-_AGES = word_set("baby adult child mother father male female infant young passenger")
+_AGES = tables.words("age")
 
 
 class _Forms:
@@ -78,27 +63,32 @@ class _Forms:
 def _is_other_thing(words: Sequence[str], i: int) -> bool:
     """Whether the words around the i-th make another thing of it."""
     one = singular(words[i])
-    if i and words[i - 1] in _OTHER_THING.get(one, ()):
-        return True
     follows = words[i + 1] if i + 1 < len(words) else ""
-    if follows in _MADE_OTHER.get(one, ()):
+    before, behind = _OTHERS.get(one, ((), ()))
+    if follows in behind or (i and words[i - 1] in before):
         return True
     return one in _AGES and bool(found := concepts(follows)) and "person" not in found
 
 
 @lru_cache(maxsize=100_000)
-def _forms(obj: str, strength: str) -> _Forms:
+def _forms(obj: str, sense: str) -> _Forms:
     # "running" of a question is denied by "does not run".
     verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
-    if strength == "same":
-        return _Forms(same(obj), verbs)
-    if strength == "kind":
-        return _Forms(kinds(obj), verbs)
-    head = obj.rpartition(" ")[2]  # "a ball" may be the tennis ball
-    return _Forms({*kinds(obj), *wider(obj), *(() if obj in _COMPOUND else (head,))}, verbs)
+    match sense:
+        case "name":
+            return _Forms([obj])
+        case "same":
+            return _Forms(same(obj), verbs)
+        case "kind":
+            return _Forms(kinds(obj), verbs)
+    # "A ball" may be the tennis ball, but "a dog" is no hot dog.
+    head = () if obj in _INDIVISIBLE else (obj.rpartition(" ")[2],)
+    return _Forms({*kinds(obj), *wider(obj), *head}, verbs)
 
 
-_COMPOUND = {"hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign"}
+_INDIVISIBLE = {
+    "hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign",
+}  # fmt: skip
 
 
 def find_same(obj: str, tokens: Sequence[Token]) -> list[Span]:
@@ -109,6 +99,12 @@ def find_same(obj: str, tokens: Sequence[Token]) -> list[Span]:
 def find_kinds(obj: str, tokens: Sequence[Token]) -> list[Span]:
     """Where tokens name the object or a kind of it: a "kitten" for "cat"."""
     return _forms(obj, "kind").find([token.word for token in tokens])
+
+
+def named_categories(caption: str) -> set[str]:
+    """COCO's categories that a caption names by their own name: a "vehicle" may be no car."""
+    words = _words(caption)
+    return {name for name in CATEGORIES if _forms(name, "name").find(words)}
 
 
 def mentioned(obj: str, captions: Iterable[str]) -> bool:

@@ -10,32 +10,23 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from negclip_jax.language.lemmas import is_content, is_participle
-from negclip_jax.language.nouns import singular
-from negclip_jax.language.senses import concepts
-from negclip_jax.language.templates import in_style
-from negclip_jax.language.word_classes import STOP, word_set
+from negclip_jax.language import tables
+from negclip_jax.language.grammar import in_style
+from negclip_jax.language.inflection import singular
+from negclip_jax.language.vocabulary import STOP, concepts, is_content, is_participle
 
 _AUXILIARY = re.compile(
     r"(is|are|was|were|do|does|did|can|will|has|have)\s+(.+?)\s*\?*\s*", re.IGNORECASE
 )
-_PRONOUNS = word_set("it he she they we you this that these those")
 _ANYONE = {"anyone": "nobody", "anybody": "nobody", "someone": "no one", "somebody": "no one"}
-_DETERMINERS = word_set("the a an his her its their this that these those both all any some")
-_POINTING = word_set("this that these those")
-_PREPOSITIONS = word_set(
-    "on in at near under behind inside outside by with from of over off up down"
-)
-_ADJECTIVES = word_set("""
-red blue green yellow black white brown orange purple pink gray grey big small large little young
-old tall short long main other first second left right front back same top bottom older younger
-""")
+_PRONOUNS, _DETERMINERS, _POINTING = map(tables.words, ("pronoun", "determiner", "pointing"))
+_PREPOSITIONS, _ADJECTIVES = map(tables.words, ("preposition", "adjective"))
+_NUMBERS = tables.words("number")
 _OPINION = re.compile(
     r"\b(you (think|believe|know|say|like|want|expect|guess)|likely|probably|or|only|more than|"
     r"less than|enough|too|why|how|what|if|not|n't|better|supposed|possible)\b",
     re.IGNORECASE,
 )
-_NUMBERS = word_set("two three four five six seven eight nine ten many several all both")
 
 
 class Denial(NamedTuple):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_gen.annotations import InstanceVerifier, Scene, read_coco
+from data_gen.annotations import InstanceVerifier, read_coco
 from negclip_jax.common.errors import InputError
 
 NAMES = ["person", "cat", "couch", "laptop", "keyboard", "hot dog"]
@@ -56,11 +56,6 @@ def test_verdicts(verifier, image, obj, verdict, p_yes):
 def test_what_is_present_counts_however_small(verifier):
     assert verifier.present == {"1": {"cat", "couch", "person"}, "2": {"cat", "laptop"}, "3": set()}
     assert verifier.names == tuple(NAMES)
-
-
-def test_a_scene_lacks_what_is_neither_annotated_nor_mentioned():
-    scene = Scene(frozenset(["cat"]), ("a man on a sofa",))
-    assert [scene.lacks(name) for name in ("cat", "couch", "person", "dog")] == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from data_gen import settings
 from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
 from data_gen.engines.base import Capabilities, ChatResult
 from data_gen.engines.scripted import ScriptedEngine
-from data_gen.pipeline import _named
 from data_gen.prompts import load_prompts
 from data_gen.work import Caption, ImageItem
 from negclip_jax.common.errors import InputError
+from negclip_jax.language.mentions import named_categories
 
 IMAGE = ImageItem("7", "train/7.jpg", (Caption("1", "A man on a horse."), Caption("2", "A rider")))
 CAN = Capabilities("m", images=True)
@@ -91,8 +91,8 @@ def test_no_more_objects_than_asked_for(photos):
 
 
 def test_what_a_caption_names():
-    assert _named("Two dogs and a vehicle") == {"dog"}
-    assert _named("A hot dog on a plate") == {"hot dog"}
+    assert named_categories("Two dogs and a vehicle") == {"dog"}
+    assert named_categories("A hot dog on a plate") == {"hot dog"}
 
 
 def test_token_counters(shared_data):

@@ -4,13 +4,16 @@ import ast
 import csv
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 
 from data_gen.rules import REASONS, check, clean, cue_of, mentioned
 from negclip_jax.data.tokenizer import load_tokenizer
-from negclip_jax.language.cues import find_cues, tokenize
 from negclip_jax.language.mentions import find_same
+from negclip_jax.language.negation import find_cues
+from negclip_jax.language.text import tokenize
 
 
 def reasons(text, caption="A dog on a street", obj="cat", **more):
@@ -76,19 +79,6 @@ def test_objects_of_other_captions_are_mentioned_and_known():
     text = "A dog on a street with a tree, a bench and no cat"
     assert reasons(text, other_captions=["A tree and a bench"]) == []
     assert "mentioned" in reasons(text, other_captions=["two kittens and a tree with a bench"])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("A bus with no dog", ("no", "after")),
-        ("Nobody is there, just a bus", ("nobody", "before")),
-        ("there isn't a dog", ("isn't", "alone")),
-        ("A bus", None),
-    ],
-)
-def test_cue_of(text, expected):
-    assert cue_of(text) == expected
 
 
 # What a small model really wrote (greedy and sampled), see also the captions further below.
@@ -167,3 +157,15 @@ def test_real_pairs_are_rarely_rejected(shared_data, count):
             rejected += bool(min(found, key=len))
     assert total > 900
     assert rejected < 0.02 * total
+
+
+def test_language_audit_and_report_need_neither_jax_nor_models():
+    program = (
+        "import sys\n"
+        "import negclip_jax.language.foils, negclip_jax.language.questions\n"
+        "import data_gen.rules, data_gen.cooccurrence, data_gen.audit\n"
+        "names = {'jax', 'flax', 'torch', 'transformers', 'ml_collections', 'aiohttp'}\n"
+        "sys.exit(', '.join(names & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from data_gen.annotations import read_scenes
-from negclip_jax.language.cues import find_cues, tokenize
-from negclip_jax.language.foils import foil
+from negclip_jax.language.foils import affirm, foil, template_foils
+from negclip_jax.language.grammar import BY_NAME, TEMPLATES, Grammar
 from negclip_jax.language.mentions import find_kinds, mentioned
+from negclip_jax.language.negation import find_cues
+from negclip_jax.language.text import tokenize
 
 
 def foils(caption, present):
@@ -65,3 +67,32 @@ def test_real_foils_negate_once(shared_data):
                 named += 1
                 changed += len(text) > 0.8 * len(caption)
     assert changed > 0.5 * named > 0
+
+
+def test_held_out_cues_are_in_no_foil():
+    grammar = Grammar("plain", ("without", "not", "no"))
+    for caption in ("A man with a dog", "There is a dog", "A dog is running", "a bus"):
+        for i in range(40):
+            words = foil(caption, "dog", str(i), grammar).lower().replace(",", "").split()
+            assert not {"without", "not", "no"} & set(words)
+    nothing = Grammar(hold_out=tuple({t.cue for t in TEMPLATES} - {"nobody", "never"}))
+    assert foil("A man with a dog", "dog", "1", nothing) is None
+
+
+def test_the_template_of_a_pair_says_what_is_there_first_what_the_caption_leaves_out():
+    def texts(caption, template, present=("dog", "cat")):
+        about = (caption, "kite", present, BY_NAME[template], "1", Grammar("plain"))
+        return list(template_foils(*about))
+
+    assert texts("a dog", "with-no")[0] == "a dog with no cat"
+    assert texts("a dog", "is-not-alone") == ["there is not a cat", "there is not a dog"]
+    assert texts("a bus", "and-no") == ["a bus and no dog", "a bus and no cat"]
+    exchanged = texts("a dog", "with-no")[1]  # no "a dog with no dog"
+    assert "kite" in exchanged and "dog" in exchanged and len(find_cues(tokenize(exchanged))) == 1
+
+
+def test_affirmations_say_that_the_absent_is_there_in_the_style_of_the_caption():
+    texts = {affirm("A bus.", "apple", str(i), alone=False) for i in range(50)}
+    assert "A bus with an apple." in texts and len(texts) == 5
+    assert affirm("A bus.", "apple", "1", alone=True).lower().endswith("an apple.")
+    assert not any(find_cues(tokenize(text)) for text in texts)

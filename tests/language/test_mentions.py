@@ -2,8 +2,8 @@
 
 import pytest
 
-from negclip_jax.language.cues import tokenize
-from negclip_jax.language.mentions import find_kinds, find_same, mentioned
+from negclip_jax.language.mentions import find_kinds, find_same, mentioned, named_categories
+from negclip_jax.language.text import tokenize
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,12 @@ from negclip_jax.language.mentions import find_kinds, find_same, mentioned
         ("dog", "a hot dog", False, False, False),
         ("dog", "the dog's bowl", True, True, True),
         ("cat", "a category", False, False, False),
+        ("dog", "Two dogs play", True, True, True),
+        ("dog", "a dogged runner", False, False, False),
+        ("person", "A WOMAN on a horse", False, True, True),
+        ("tv", "an old television", True, True, True),
+        ("knife", "knives on a board", True, True, True),
+        ("scissors", "garden shears", True, True, True),
         ("person", "a couple of monitors", False, False, False),
         ("person", "a couple on a bench", False, True, True),
         ("person", "a baby elephant in a passenger train", False, False, False),
@@ -38,3 +44,8 @@ def test_mentions(obj, text, same, kind, mention):
 
 def test_spans_are_of_tokens():
     assert find_same("wine glass", tokenize("Two wine glasses, a wine glass")) == [(1, 2), (4, 5)]
+
+
+def test_categories_are_named_by_their_own_names():
+    caption = "Two dogs on a sofa, a hot dog, a vehicle and a bus stop"
+    assert named_categories(caption) == {"dog", "hot dog"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_gen.grammar import merge_question
-from data_gen.rules import check, cue_of
-from negclip_jax.language.questions import deny
+from data_gen.rules import check
+from negclip_jax.language.negation import cue_of
+from negclip_jax.language.questions import deny, merge_question
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from negclip_jax.language.nouns import mention
-from negclip_jax.language.templates import NEGATION
+from negclip_jax.language.mentions import find_kinds
+from negclip_jax.language.negation import find_cues
+from negclip_jax.language.text import tokenize
 from quickstart import evaluate
 from quickstart.evaluate import answer, credit, tables, tally
 from quickstart.questions import NEW_ORDERS, NEW_WORDS, ROWS, Question, build, read_scenes
@@ -31,9 +32,9 @@ def questions(scenes):
 
 def is_true(scene, text):
     """Reads a caption independently of the templates: what is affirmed and what is negated."""
-    kinds = {kind: mention(kind).search(text) for kind in KINDS}
-    found = {kind: match.start() for kind, match in kinds.items() if match}
-    cue = NEGATION.search(text)
+    tokens = tokenize(text)
+    found = {kind: spans[0][0] for kind in KINDS if (spans := find_kinds(kind, tokens))}
+    cue = find_cues(tokens)
     coloured = {f"{colour} {kind}" for colour, kind in scene.objects}
     for name in re.findall(r"(?:red|orange|yellow|green|blue|purple) \w+", text):
         if name not in coloured:

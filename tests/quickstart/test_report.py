@@ -99,8 +99,8 @@ def test_results_json(story, tmp_path):
 def test_the_driver_runs_public_commands_and_holds_the_cues_out():
     commands = [arguments for _, arguments in driver.commands("runs/x")]
     assert [a[0] for a in commands].count("launch.py") >= 2
-    writer = next(a for a in commands if "data_gen.from_annotations" in a)
-    assert f"--hold-out={','.join(HOLD_OUT)}" in writer
+    writer = next(a for a in commands if a[1:3] == ["data_gen", "run"])
+    assert f"--config.rewrite.hold_out={','.join(HOLD_OUT)}" in writer
     for arguments in commands:
         if "--config.data.pairs" in " ".join(arguments):
             assert "heldout" not in " ".join(arguments)

@@ -2,8 +2,15 @@
 
 import pytest
 
-from negclip_jax.language.cues import find_cues, governs, position, tokenize
 from negclip_jax.language.mentions import find_same
+from negclip_jax.language.negation import (
+    cue_of,
+    find_cues,
+    governs,
+    negating_words,
+    position,
+)
+from negclip_jax.language.text import tokenize
 
 
 def cue_words(text):
@@ -28,6 +35,8 @@ def denied(text, obj):
         ("A car-free street", ["-free"]),
         ("Neither a dog nor a cat", ["neither"]),
         ("A road empty of cars", ["empty"]),
+        ("A man w/o a hat", ["w/o"]),
+        ("A man isn ' t there", ["isn't"]),
         ("A bus", []),
         ("An empty room with a free seat and clear water", []),
         ("Not only a dog but a cat", []),
@@ -64,6 +73,8 @@ def test_cues(text, words):
         ("A car-free street", "car"),
         ("A bus with no sofa", "couch"),
         ("A man not in a car", "car"),
+        ("The dog is missing: a bus on a road", "dog"),
+        ("The dog is absent; the bus is red", "dog"),
     ],
 )
 def test_in_scope(text, obj):
@@ -105,3 +116,36 @@ def test_out_of_scope(text, obj):
 def test_position(text, expected):
     tokens = tokenize(text)
     assert position(find_cues(tokens)[0], tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A bus with no dog", ("no", "after")),
+        ("Nobody is there, just a bus", ("nobody", "before")),
+        ("there isn't a dog", ("isn't", "alone")),
+        ("A bus", None),
+    ],
+)
+def test_cue_of(text, expected):
+    assert cue_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "families"),
+    [
+        ("no doubt, neither a cat nor a dog", ["no", "neither", "neither"]),
+        ("nobody and no one, w/o a hat", ["nobody", "nobody", "without"]),
+        ("everything except a dog", ["lacks"]),
+        ("bus no. 5, no . 7", []),
+        ("a 'no parking' sign", []),
+        ("a room empty of people, sans dogs", []),  # `evals` has never counted these
+    ],
+)
+def test_negating_words_are_literal(text, families):
+    assert [cue.family for cue in negating_words(tokenize(text))] == families
+
+
+def test_free_of_is_one_cue():
+    tokens = tokenize("a road free of cars")
+    assert [(cue.first, cue.last) for cue in negating_words(tokens)] == [(2, 3)]

@@ -1,0 +1,136 @@
+"""Forms of names: article by sound, plural and singular, stems."""
+
+import pytest
+
+from negclip_jax.language.inflection import article, noun, plural, singular, stem
+from negclip_jax.language.vocabulary import CATEGORIES
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dog", "a"),
+        ("apple", "an"),
+        ("orange", "an"),
+        ("umbrella", "an"),
+        ("unicorn", "a"),
+        ("uninflated ball", "an"),
+        ("hour glass", "an"),
+        ("one-way sign", "a"),
+        ("European bison", "a"),
+        ("hot dog", "a"),
+        ("hour", "an"),
+        ("honest man", "an"),
+        ("hourglass", "an"),
+        ("house", "a"),
+        ("ewe", "a"),
+        ("ewer", "a"),
+        ("eulogy", "a"),
+        ("eucalyptus tree", "a"),
+        ("utensil", "a"),
+        ("utility pole", "a"),
+        ("uterus", "a"),
+        ("utter mess", "an"),
+        ("urinal", "a"),
+        ("urn", "an"),
+        ("urban street", "an"),
+        ("unicycle", "a"),
+        ("uniform", "a"),
+        ("unidentified object", "an"),
+        ("unimpressed cat", "an"),
+        ("used car", "a"),
+        ("usher", "an"),
+        ("ukulele", "a"),
+        ("U-turn", "a"),
+        ("US flag", "a"),
+        ("USB stick", "a"),
+        ("ouija board", "a"),
+        ("onesie", "a"),
+        ("onerous task", "an"),
+        ("once-white wall", "a"),
+        ("x-ray", "an"),
+        ("X-rays", "an"),
+        ("xbox", "an"),
+        ("xylophone", "a"),
+        ("L-shaped sofa", "an"),
+        ("SUV", "an"),
+        ("MRI scan", "an"),
+        ("TV", "a"),
+        ("8-ball", "an"),
+        ("18-wheeler", "an"),
+        ("80s car", "an"),
+        ("1980s car", "a"),
+    ],
+)
+def test_article_follows_the_sound(name, expected):
+    assert article(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("dog", "dogs"),
+        ("wine glass", "wine glasses"),
+        ("bench", "benches"),
+        ("knife", "knives"),
+        ("mouse", "mice"),
+        ("sheep", "sheep"),
+        ("person", "people"),
+        ("red cross", "red crosses"),
+        ("berry", "berries"),
+        ("key", "keys"),
+        ("toothbrush", "toothbrushes"),
+        ("shears", "shears"),
+        ("spectacles", "spectacles"),
+        ("shades", "shades"),
+        ("lamp shade", "lamp shades"),
+        ("garden shears", "garden shears"),
+        ("glasses", "glasses"),
+        ("glass", "glasses"),
+        ("pyjamas", "pyjamas"),
+        ("ewe", "ewes"),
+    ],
+)
+def test_plural(one, many):
+    assert plural(one) == many
+
+
+def test_singular_undoes_plural():
+    names = """dog bus bench knife potato tomato cookie shoe vase house horse glove leaf fireman
+    woman sheep dress box dish tie person mouse goose loaf movie lens zebra sofa pizza"""
+    assert [n for n in (*names.split(), *CATEGORIES) if singular(plural(n)) != n] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shears", "shades", "spectacles", "tennis", "grass", "sunglasses", "canvas", "snow", "gas"],
+)
+def test_singular_leaves_singulars(name):
+    assert singular(name) == name
+
+
+def test_forms_of_mass_and_plural_only_nouns():
+    assert noun("broccoli").a == "any broccoli"
+    assert noun("broccoli").slots["are"] == "is"
+    assert noun("scissors").slots["isnt"] == "aren't"
+    assert noun("scissors").some == "scissors"
+    assert noun("dog").some == "a dog"
+
+
+def test_empty_name_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        noun("  ")
+
+
+def test_glasses_are_counted_behind_what_they_are_for():
+    assert singular("wine glasses") == "wine glass"
+    assert singular("lamp shades") == "lamp shade"
+    assert noun("shades").slots["isnt"] == "aren't"
+
+
+@pytest.mark.parametrize(
+    "forms", ["ride rides riding rode", "run runs running ran", "sit sits sitting sat", "ski skis",
+              "park parked parking", "person people", "lie lying laying"]
+)  # fmt: skip
+def test_forms_share_a_stem(forms):
+    assert len({stem(form) for form in forms.split()}) == 1
