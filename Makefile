@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help setup quickstart test test-long fuzz bench lint format clean
 
@@ -33,10 +34,10 @@ quickstart: setup
 	$(BIN)/python -m quickstart --out=runs/quickstart
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest --numprocesses=auto
+	$(PYTEST)
 
 test-long: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses=auto -m long
+	$(PYTEST) -m long
 
 fuzz: $(VENV)/.installed-test
 	PYTHONPATH=tests $(BIN)/python -m hostile.fuzz --inputs=10000 --out=runs/fuzz

@@ -51,6 +51,32 @@ for _library in ("absl", "jax", "orbax", "grain"):
 flags.FLAGS.mark_as_parsed()
 
 
+# A worker takes whole files (`--dist=loadfile`), so that their fixtures are made once; those that
+# take longest come first, so that no worker is left with one of them at the end.
+_LONGEST_FILES = (
+    "training/test_failing_processes.py",
+    "training/test_many_processes.py",
+    "test_killed_anywhere.py",
+    "training/test_resume.py",
+    "training/test_bucket_run.py",
+    "training/test_loop.py",
+    "data_gen/test_ray_runner.py",
+    "test_long_life.py",
+    "bench/test_finetune.py",
+    "bench/test_others.py",
+    "training/test_same_result.py",
+    "training/test_step_microbatches.py",
+    "training/test_large_batch.py",
+    "evals/test_many_hosts.py",
+    "evals/text_to_image/test_command.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / "tests" / file: i for i, file in enumerate(_LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """Real photos, captions and vocabulary, which are not part of the repository."""
