@@ -12,6 +12,7 @@ from negclip_jax.interop.checkpoint_info import CheckpointInfo
 from negclip_jax.interop.config import text_config
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import Checkpoint, read_any
+from negclip_jax.interop.writing import Export
 from negclip_jax.models.clip import CLIPConfig, TextConfig
 from negclip_jax.models.siglip import SigLIPConfig
 
@@ -206,7 +207,7 @@ def build(
     # Through a file: the names of the tensors change from version to version of transformers, and
     # from files alone it reads all of them.
     with tempfile.TemporaryDirectory(prefix="text-encoder-") as folder:
-        towers.write_tower(Path(folder), config, params, slot.architecture)
+        towers.write_tower(Path(folder), Export(config, params), slot.architecture)
         encoder, loading = getattr(transformers, slot.architecture).from_pretrained(
             folder, dtype=dtype, output_loading_info=True
         )

@@ -52,10 +52,10 @@ class Export:
 
     config: CLIPConfig
     params: dict[str, Any]
-    base: Path | None
-    tokenizer: Path | None
-    preprocessor: Preprocessor | None
-    dtype: str | None
+    base: Path | None = None
+    tokenizer: Path | None = None
+    preprocessor: Preprocessor | None = None
+    dtype: str | None = None
 
 
 def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:

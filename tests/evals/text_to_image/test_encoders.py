@@ -198,7 +198,7 @@ def test_other_checkpoints_go_to_the_one_reader(monkeypatch):
     monkeypatch.setattr(encoders, "read_any", lambda path, **more: asked.append((path, more)))
     read_tower("runs/l14@500+ema")
     read_tower("negationclip.pt", "quick_gelu")
-    alone = {"alone": "CLIPTextModel"}
+    alone = {"tower_class": "CLIPTextModel"}
     assert asked == [
         ("runs/l14@500", {"ema": True, "activation": None} | alone),
         ("negationclip.pt", {"ema": False, "activation": "quick_gelu"} | alone),
