@@ -1,5 +1,8 @@
 """The quickstart's runs: a tiny CLIP on a rendered world, on two CPU cores (see `quickstart/`).
 
+    python launch.py --config=configs/quickstart.py:finetune --workdir=runs/finetune \
+        --config.model.checkpoint=DIR --config.data.pairs=pairs.json --config.data.images=DIR
+
 Variants: `pretrain` (affirmative captions only, both towers), `published` (the published recipe
 at this scale) and `finetune` (the project's own recipe).
 """

@@ -111,19 +111,27 @@ class TextTower(nnx.Module):
         sees = jnp.arange(length) <= ends[:, :, None]
         return self._run(x, CAUSAL, ends, sees)[:, 0]
 
-    def packed(self, ids: Array, positions: Array, segments: Array, ends: Array) -> Array:
-        """Encodes rows that hold several captions (`data.packing`) to `[R, Q, width]`.
+    def packed(
+        self, ids: Array, positions: Array, segments: Array, ends: Array, slots: Array
+    ) -> Array:
+        """Encodes rows that hold several captions (see `data.packing`) to `[B, width]`.
 
         Args:
           ids, positions, segments: int `[R, L]`: token, position in its caption, number of the
             caption in the row from 1.
-          ends: int `[R, Q]`: column of each caption's end token. What stands at columns that end no
-            caption is to be ignored.
+          ends: int `[R, Q]`: column of each caption's end token; 0 where a row has fewer than Q.
+          slots: int `[S, B / S]`: where each caption's end is among those of its shard.
         """
         x = self.token_embedding[ids] + self.position_embedding[positions]
+        # A token sees those before it of its own caption: causal, and one block per caption.
         same = segments[:, :, None] == segments[:, None, :]
         mask = same & jnp.tril(jnp.ones(same.shape[1:], bool))
-        return self._run(x, mask, ends, jnp.take_along_axis(mask, ends[:, :, None], axis=1))
+        read_mask = jnp.take_along_axis(mask, ends[:, :, None], axis=1)
+        state_RxQxW = self._run(x, mask, ends, read_mask)
+        # Back to batch order, without the unused ends. Each of S shards has rows of its own, so
+        # this gather stays on its device: over all rows at once, XLA would first send them around.
+        width = state_RxQxW.shape[-1]
+        return take(state_RxQxW.reshape(len(slots), -1, width), slots).reshape(-1, width)
 
     def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Mask) -> Array:
         read = {"read_positions": ends, "read_mask": mask_of_ends}
@@ -227,22 +235,11 @@ class CLIP(nnx.Module):
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
         """Projected, unnormalised text features, float32 `[B, D]`.
 
-        `text` is one caption a row, int `[B, T]`, or what `data.packing.pack` returns: `ids`,
-        `positions`, `segments` `[R, L]`, `ends` `[R, Q]` and `slots` `[S, B / S]`.
+        `text` is one caption a row, int `[B, T]`, or what `data.packing` made, see `packed`.
         """
         with matmul_precision(self.dtype):
-            packed = isinstance(text, dict)
-            pooled = self._pool_packed(text) if packed else self.text(text)
+            pooled = self.text.packed(**text) if isinstance(text, dict) else self.text(text)
             return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
-
-    def _pool_packed(self, packed: dict[str, Array]) -> Array:
-        names = ("ids", "positions", "segments", "ends")
-        state_RxQxW = self.text.packed(**{name: packed[name] for name in names})
-        # Back to batch order. Each of S shards has rows of its own, so this gather stays on its
-        # device: over all rows at once, XLA would send them to every device first.
-        width = state_RxQxW.shape[-1]
-        by_shard = state_RxQxW.reshape(len(packed["slots"]), -1, width)
-        return take(by_shard, packed["slots"]).reshape(-1, width)
 
     def encode_image(self, pixels: Array) -> Array:
         """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""

@@ -137,7 +137,7 @@ def sigmoid_loss(
 
 
 # By the name in `train.objective`: the function, and the learned scalars of a model that it takes
-# after the features of images and texts.
+# after the features of images and texts. One that it does not take has no gradient.
 OBJECTIVES: dict[str, tuple[Callable[..., tuple[Array, Numbers]], tuple[str, ...]]] = {
     "contrastive": (contrastive_loss, ("logit_scale",)),
     "sigmoid": (sigmoid_loss, ("logit_scale", "logit_bias")),
