@@ -29,13 +29,11 @@ from bench import harness
 from bench.harness import Side
 from bench.loopback import LoopbackServer
 from data_gen import settings
-from data_gen.engines.base import ChatRequest
-from data_gen.engines.openai import OpenAIEngine
-from data_gen.engines.transport import TransportSettings
 from data_gen.generate import run
-from data_gen.images import Photo
 from data_gen.manifest import counts
 from data_gen.stages.ingest import read_captions
+from negclip_jax.common.chat.client import ChatClient, ChatSettings
+from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
 
 ABSENT = 0.355  # share of proposed objects that are absent in the published run
@@ -121,16 +119,16 @@ def client(calls: int, kilobytes: int) -> dict[str, float]:
     photo = None
     if kilobytes:
         data = np.random.default_rng(0).bytes(kilobytes * 1024)
-        photo = Photo("0" * 64, 640, 480, "file", data)
+        photo = ChatImage("0" * 64, "file", data)
     with Side("bench.data_gen:Server", {}, 0.05) as server:
         cpu, seconds = asyncio.run(_ask(server("url"), calls, photo))
         return _rates(calls, cpu, seconds, server("counts")["in_flight"])
 
 
-async def _ask(url: str, calls: int, photo: Photo | None) -> tuple[float, float]:
+async def _ask(url: str, calls: int, photo: ChatImage | None) -> tuple[float, float]:
     """CPU and wall seconds of `calls` requests."""
-    patience = TransportSettings(start_concurrency=256, concurrency=256)
-    engine = OpenAIEngine([url], None, patience)
+    patience = ChatSettings(start_concurrency=256, concurrency=256)
+    engine = ChatClient([url], patience)
     numbers = iter(range(calls))
 
     async def work() -> None:

@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.engines.connect import open_engine, probe_engine
+    from data_gen.connect import open_engine, probe_engine
     from data_gen.engines.probe import describe
 
     config = settings.load(args.config, changes)
@@ -264,8 +264,8 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.cache import Cache
     from data_gen.engines.batchfile import import_answers
+    from data_gen.engines.cache import Cache
     from negclip_jax.common.atomic_files import locked
 
     with locked(args.out):

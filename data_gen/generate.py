@@ -11,9 +11,9 @@ from typing import Any
 
 from data_gen import manifest, shards
 from data_gen.build import Models, Roles, build, resolve
-from data_gen.cache import Cache
+from data_gen.connect import connected
 from data_gen.engines.base import Capabilities
-from data_gen.engines.connect import connected
+from data_gen.engines.cache import Cache
 from data_gen.prompts import Prompt, load_prompts
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner

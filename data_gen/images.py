@@ -1,17 +1,16 @@
 """A photo for a model: decoded once, checked, made small, and named by its content."""
 
-import base64
 import hashlib
 import io
 import os
 import stat
 import warnings
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from negclip_jax.common.chat.messages import ChatImage
 from negclip_jax.common.decoding import MAX_BYTES, MAX_PIXELS, formats
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.records import unsafe_name
@@ -19,33 +18,20 @@ from negclip_jax.data.records import unsafe_name
 _QUALITY = 90
 
 
-@dataclass(frozen=True)
-class Photo:
+@dataclass(frozen=True, kw_only=True)
+class Photo(ChatImage):
     """A photo as it is sent.
 
     Attributes:
-      sha256: of the file's bytes, in hexadecimal.
-      width, height: pixels as a person sees it, rotation applied.
-      encoding: how `data` was made from the file; with `sha256` it stands for the bytes sent.
-      data: JPEG, PNG or WebP bytes.
-      mime: their type.
+      width, height: pixels of the whole photo as a viewer shows it, rotation applied.
     """
 
-    sha256: str
     width: int
     height: int
-    encoding: str
-    data: bytes = field(repr=False)
-    mime: str = "image/jpeg"
-
-    @cached_property
-    def data_url(self) -> bytes:
-        """`data:image/...;base64,...`, encoded once for all questions about the photo."""
-        return b"data:%s;base64,%s" % (self.mime.encode(), base64.b64encode(self.data))
 
 
 class PhotoError(Exception):
-    """A photo that cannot be used: `code` for the table of rejects, and a sentence."""
+    """A photo that cannot be used: `code` for the table of rejects, and the reason."""
 
     def __init__(self, code: str, detail: str):
         super().__init__(detail)
@@ -120,7 +106,7 @@ def encode(data: bytes, name: str, long_side: int) -> Photo:
     except Exception as error:  # Pillow's plug-ins raise whatever they meet in damaged files
         raise PhotoError("image_undecodable", f"{name} cannot be decoded ({error})") from None
     if as_it_is:
-        return Photo(sha256, image.width, image.height, "file", data)
+        return Photo(sha256, "file", data, width=image.width, height=image.height)
     return _converted(turned, sha256, _upright_size(data), long_side)
 
 
@@ -144,7 +130,8 @@ def _converted(image: Image.Image, sha256: str, size: tuple[int, int], long_side
     image.thumbnail((long_side, long_side), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=_QUALITY)
-    return Photo(sha256, *size, f"jpeg{_QUALITY}-{long_side}", out.getvalue())
+    encoding = f"jpeg{_QUALITY}-{long_side}"
+    return Photo(sha256, encoding, out.getvalue(), width=size[0], height=size[1])
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen import shards
-from data_gen.cache import read_statistics
 from data_gen.engines.base import Capabilities
+from data_gen.engines.cache import read_statistics
 from data_gen.prompts import Prompt
 from data_gen.settings import Settings
 from negclip_jax.common import storage, strict_json

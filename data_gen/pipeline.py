@@ -6,7 +6,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from data_gen.engines.base import is_transient
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.settings import Settings
 from data_gen.stages.assign import assign
@@ -15,6 +14,7 @@ from data_gen.stages.questions import filtered_questions
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from data_gen.work import Candidate, ImageItem, Rows, Verdict
+from negclip_jax.common.chat.messages import is_transient
 from negclip_jax.language.mentions import named_categories
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_gen.build import Roles
-from data_gen.cache import read_statistics
+from data_gen.engines.cache import read_statistics
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
 from data_gen.records import read_table

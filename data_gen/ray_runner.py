@@ -15,8 +15,8 @@ from typing import Any
 
 from data_gen import manifest, settings, shards
 from data_gen.build import Models, build
-from data_gen.cache import Cache
-from data_gen.engines.connect import connected
+from data_gen.connect import connected
+from data_gen.engines.cache import Cache
 from data_gen.generate import Job, Outcome, note, prepare, run_id_of
 from data_gen.records import write_table
 from data_gen.runner import LocalRunner

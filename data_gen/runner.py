@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen import shards
-from data_gen.cache import Cache
 from data_gen.engines.base import Pending
+from data_gen.engines.cache import Cache
 from data_gen.shards import Shard
 from data_gen.work import ImageItem, Rows
 from negclip_jax.common.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_gen.cache import MODES
+from data_gen.engines.cache import MODES
 from data_gen.prompts import Prompt
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data_gen import shards
-from data_gen.cache import Cache, read_statistics
-from data_gen.engines.base import is_transient
+from data_gen.engines.cache import Cache, read_statistics
 from data_gen.manifest import counts, read_manifest
 from data_gen.records import read_table, table_paths
 from negclip_jax.common.atomic_files import locked
+from negclip_jax.common.chat.messages import is_transient
 from negclip_jax.common.errors import InputError
 
 

@@ -15,12 +15,12 @@ from aiohttp import web
 from PIL import Image
 
 from bench.loopback import LoopbackServer, last_turn
-from data_gen.engines.transport import TransportSettings
+from negclip_jax.common.chat.client import ChatSettings
 
 POOL = ["umbrella", "dog", "bicycle", "kite", "laptop", "bus", "horse", "clock"]
 TEXTS = ["A man sits on a bench", "A person on a seat", "Some grass and trees"]
 PLACES = ["a lake", "a wall", "the sea", "a gate", "a tower", "a bridge", "a fence", "a hill"]
-IMPATIENT = TransportSettings(
+IMPATIENT = ChatSettings(
     backoff=0.01,
     timeout=0.5,
     max_outage_seconds=1.0,

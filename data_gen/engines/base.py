@@ -1,104 +1,9 @@
-"""What every engine understands: a chat request, with at most one photo, and its result."""
+"""What every engine can be asked, what it can do, and how it says that the answer comes later."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-from data_gen.images import Photo
-from negclip_jax.common.errors import InputError
-from negclip_jax.common.provenance import content_hash
-
-KEY_VERSION = 1  # raise it when a change of this file makes old answers wrong
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """One question to a model.
-
-    Attributes:
-      stage: propose, verify, rewrite, merge or probe; for statistics and part of the key.
-      model: the name that the server knows the model by.
-      messages: (role, text) turns. A photo goes before the text of the last one: the turns before
-        it are a prefix of all requests, and with the photo a prefix of all questions about it.
-      max_tokens: upper bound of the answer.
-      temperature, top_p: sampling; 0 is greedy.
-      top_logprobs: alternatives of the first token to return, 0 for none.
-      choice: the only answers allowed, empty for any; `choice_by` names the server's dialect.
-      schema: JSON schema of the answer, None for free text.
-      sample: number of this sample of the same question; also its seed's.
-    """
-
-    stage: str
-    model: str
-    messages: tuple[tuple[str, str], ...]
-    photo: Photo | None = None
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_logprobs: int = 0
-    choice: tuple[str, ...] = ()
-    choice_by: str = ""
-    schema: Mapping[str, Any] | None = None
-    sample: int = 0
-    key: str = field(init=False, default="")
-
-    def __post_init__(self):
-        object.__setattr__(self, "key", _key(self))
-
-    @property
-    def seed(self) -> int:
-        """31 bits of the key: another request, another seed. Servers need not honour it."""
-        return int(self.key[:8], 16) >> 1
-
-
-def _key(request: ChatRequest) -> str:
-    """blake2b-128 over what determines the answer: not URL, concurrency, timeouts or row order."""
-    photo = request.photo
-    content = {
-        "version": KEY_VERSION,
-        "stage": request.stage,
-        "model": request.model,
-        "messages": request.messages,
-        "photo": photo and [photo.sha256, photo.encoding],
-        "sampling": [request.max_tokens, request.temperature, request.top_p],
-        "top_logprobs": request.top_logprobs,
-        "choice": [request.choice, request.choice_by],
-        "schema": request.schema,
-        "sample": request.sample,
-    }
-    return content_hash(content)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatResult:
-    """An answer, or the reason why there is none.
-
-    Attributes:
-      text: the answer; empty with an error.
-      finish_reason: the server's word, "length" for a cut answer.
-      top: (token, log probability) of the first token's alternatives, None if not given.
-      error: code of a failure (`permanent` if asking again would fail again), with `detail`.
-      latency_ms, attempts, host: of the last call; they are in no table (see `data_gen.records`).
-    """
-
-    text: str = ""
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    top: Sequence[tuple[str, float]] | None = None
-    error: str | None = None
-    detail: str | None = None
-    permanent: bool = False
-    latency_ms: float = 0.0
-    attempts: int = 1
-    host: str = ""
-
-
-def is_transient(code: str | None) -> bool:
-    """Whether an error code stands for a failure that may be over when it is asked again."""
-    known = ("timeout", "connection", "bad_response", "batch")
-    return code is not None and (code in known or code.startswith("http_"))
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +39,6 @@ class Engine(Protocol):
     async def generate(self, request: ChatRequest) -> ChatResult: ...
 
     async def close(self) -> None: ...
-
-
-class EndpointError(InputError):
-    """A server that answers nobody: down, a wrong key, an unknown model. The run stops."""
-
-    def __init__(self, message: str):
-        super().__init__(message, status=3)
 
 
 class Pending(Exception):

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_gen.cache import Cache
-from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Pending
-from data_gen.engines.openai import body_of, result_of
-from data_gen.engines.transport import Reply
+from data_gen.engines.base import Capabilities, Pending
+from data_gen.engines.cache import Cache
 from negclip_jax.common import strict_json
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult, body_of, result_of
 from negclip_jax.common.errors import InputError
 
 MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
@@ -125,7 +124,10 @@ def _result(entry: dict) -> ChatResult:
     response = response if isinstance(response, dict) else {}
     status, body = response.get("status_code", 200), response.get("body")
     if status == 200 and isinstance(body, dict) and not entry.get("error"):
-        return replace(result_of(Reply(body)), host="batch")
+        try:
+            return replace(result_of(body), host="batch")
+        except ValueError as error:
+            return ChatResult(error="bad_response", detail=str(error), host="batch")
     detail = json.dumps(entry.get("error") or body)[:500]
     refused = status in (400, 413, 422)
     return ChatResult(error="refused" if refused else "batch", detail=detail, permanent=refused)

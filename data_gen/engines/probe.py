@@ -11,9 +11,10 @@ import json
 
 from PIL import Image
 
-from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, EndpointError
-from data_gen.engines.openai import CHOICE_DIALECTS, OpenAIEngine
+from data_gen.engines.base import Capabilities
 from data_gen.images import encode
+from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
+from negclip_jax.common.chat.messages import CHOICE_DIALECTS, ChatRequest, ChatResult
 
 _OPTIONS = ("zebra-7", "quartz-4")
 _SCHEMA = {
@@ -26,7 +27,7 @@ _HELLO = (("user", "Say hello."),)
 _LOOK = (("user", 'Is there a dog in this image? Answer only with "yes" or "no".'),)
 
 
-async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Capabilities:
+async def probe(engine: ChatClient, model: str | None, *, images: bool) -> Capabilities:
     """Asks a server for everything that a run could use: seven to ten short requests.
 
     Args:
@@ -36,12 +37,22 @@ async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Cap
     Raises EndpointError for a server that is down, refuses the key, does not know the model, or
     cannot see where it has to.
     """
-    url = engine.transport.hosts[0].url
-    listed = await engine.models()
-    name = model or _first_model(listed, url)
+    url = engine.url
+    try:
+        listed = await engine.models()
+    except NoAnswer:  # some servers have no such list
+        listed = []
+    if not model and not listed:
+        raise EndpointError(
+            f"{url} is down or lists no models (no usable answer from {url}/models); check the "
+            "address, or give the model's name with --llm-model or --mllm-model"
+        )
+    name = model or str(listed[0]["id"])
     hello = await engine.generate(ChatRequest("probe", name, _HELLO, max_tokens=1))
     _require(hello, url, "a plain question")
-    can = Capabilities(name, context=_context(listed, name))
+    # vLLM says its `max_model_len`, other servers nothing.
+    context = next((m.get("max_model_len") for m in listed if m["id"] == name), None)
+    can = Capabilities(name, context=context if isinstance(context, int) else 0)
     top = await engine.generate(
         ChatRequest("probe", name, _HELLO, max_tokens=1, top_logprobs=20, sample=1)
     )
@@ -62,25 +73,6 @@ async def probe(engine: OpenAIEngine, model: str | None, *, images: bool) -> Cap
     return await _with_images(engine, can, url) if images else can
 
 
-def _first_model(listed, url: str) -> str:
-    try:
-        return str(listed["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise EndpointError(
-            f"{url} is down or lists no models (no usable answer from {url}/models); check the "
-            "address, or give the model's name with --llm-model or --mllm-model"
-        ) from None
-
-
-def _context(listed, name: str) -> int:
-    """vLLM's `max_model_len`, 0 where a server does not say it."""
-    try:
-        entry = next(model for model in listed["data"] if model["id"] == name)
-        return int(entry.get("max_model_len") or 0)
-    except (KeyError, TypeError, ValueError, StopIteration):
-        return 0
-
-
 def _require(result: ChatResult, url: str, what: str) -> None:
     if result.error is not None:
         raise EndpointError(
@@ -89,7 +81,7 @@ def _require(result: ChatResult, url: str, what: str) -> None:
         )
 
 
-async def _choice_dialect(engine: OpenAIEngine, name: str) -> str:
+async def _choice_dialect(engine: ChatClient, name: str) -> str:
     for dialect in CHOICE_DIALECTS:
         request = ChatRequest(
             "probe", name, _HELLO, max_tokens=8, choice=_OPTIONS, choice_by=dialect
@@ -107,7 +99,7 @@ def _keeps_to_schema(result: ChatResult) -> bool:
         return False
 
 
-async def _with_images(engine: OpenAIEngine, can: Capabilities, url: str) -> Capabilities:
+async def _with_images(engine: ChatClient, can: Capabilities, url: str) -> Capabilities:
     """Two questions about one photo: whether it sees, what a photo costs, whether it remembers."""
     picture = io.BytesIO()
     Image.radial_gradient("L").resize((640, 480)).convert("RGB").save(picture, "JPEG", quality=60)
@@ -127,7 +119,7 @@ async def _with_images(engine: OpenAIEngine, can: Capabilities, url: str) -> Cap
 
 
 def describe(role: str, can: Capabilities) -> str:
-    """One line for a person."""
+    """One line for the terminal."""
     known = [
         f"logprobs {'yes' if can.logprobs else 'no'}",
         f"choice {can.choice or 'no'}",

@@ -1,18 +1,16 @@
 """vLLM inside this process: no server, for machines with a GPU of their own."""
 
 import asyncio
-import base64
 import dataclasses
 import time
 from typing import Any
 
-from data_gen.engines.base import Capabilities, ChatRequest, ChatResult
-from data_gen.engines.openai import fields_of
+from data_gen.engines.base import Capabilities
 from negclip_jax.common import extras
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult, fields_of
 from negclip_jax.common.errors import InputError
 
 _GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
-_PHOTO_FIELD = "image_url"
 
 
 class VLLMEngine:
@@ -98,10 +96,8 @@ class VLLMEngine:
 
 def _messages(request: ChatRequest) -> list[dict[str, Any]]:
     turns = fields_of(request)["messages"]
-    if request.photo is not None:
-        data = base64.b64encode(request.photo.data).decode()
-        url = f"data:{request.photo.mime};base64,{data}"
-        turns[-1]["content"][0][_PHOTO_FIELD] = {"url": url}
+    if request.image is not None:
+        turns[-1]["content"][0]["image_url"] = {"url": request.image.data_url.decode()}
     return turns
 
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from data_gen.engines.base import Capabilities, ChatRequest, Engine
+from data_gen.engines.base import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
 from data_gen.rules import mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
+from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_json
 

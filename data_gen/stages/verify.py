@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from data_gen.engines.base import Capabilities, ChatRequest, ChatResult, Engine
+from data_gen.engines.base import Capabilities, Engine
 from data_gen.images import Photo
 from data_gen.prompts import Prompt, lines
 from data_gen.replies import numbered, numbered_schema, yes_no_mass, yes_or_no
 from data_gen.work import Candidate, ImageItem, Verdict, shuffled
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.language.inflection import noun
 
 TOP_LOGPROBS = 20

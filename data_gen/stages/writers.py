@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from data_gen import rules
-from data_gen.engines.base import Capabilities, ChatRequest, Engine
+from data_gen.engines.base import Capabilities, Engine
 from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.replies import numbered, numbered_schema
 from data_gen.work import Assignment, ImageItem, chance, shuffled
+from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.language.grammar import NATURAL, Grammar, Template
 from negclip_jax.language.questions import merge_question
 

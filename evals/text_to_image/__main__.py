@@ -95,8 +95,7 @@ def _prompt_file(args: argparse.Namespace) -> Path:
 
 
 def _judge(args: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Judge | StandIn | None":
-    from evals.text_to_image.chat import Patience
-    from evals.text_to_image.judge import Judge
+    from evals.text_to_image.judge import Judge, patience
     from evals.text_to_image.stand_in import StandIn
 
     if args.judge:
@@ -105,8 +104,11 @@ def _judge(args: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Judge | St
             prompts,
             args.judge,
             model=args.judge_model,
-            patience=Patience(timeout=args.judge_timeout, tries=args.judge_tries),
-            concurrency=args.judge_concurrency,
+            settings=patience(
+                timeout=args.judge_timeout,
+                tries=args.judge_tries,
+                concurrency=args.judge_concurrency,
+            ),
         )
     if args.stand_in:
         return StandIn(args.out, prompts, args.stand_in)

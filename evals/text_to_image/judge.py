@@ -10,22 +10,55 @@ score is their product. An answer other than a plain yes or no fails its questio
 import asyncio
 import collections
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.text_to_image.chat import Answer, Chat, JudgeError, Patience
 from evals.text_to_image.pictures import Picture
 from evals.text_to_image.prompts import Prompt
+from negclip_jax.common.chat.client import ChatClient, ChatSettings, EndpointError, NoAnswer
+from negclip_jax.common.chat.messages import ChatImage, ChatRequest, ChatResult, is_transient
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.journal import Journal
 from negclip_jax.runtime import console
 
 ANSWERS = "answers.jsonl"
 _INSTRUCTION = "Answer with one word: yes or no."
+_MAX_TOKENS = 16  # room for "yes" in any vocabulary; who needs more does not answer plainly
+_KEY = "OPENAI_API_KEY"
 _PLAIN = re.compile(r"""["'*`]*(yes|no)["'*`]*[.!]?["'*`]*""", re.IGNORECASE)
+
+
+class JudgeError(InputError):
+    """A server that cannot be asked: down, too slow, a wrong key, address or model."""
+
+
+def patience(
+    *, timeout: float = 120.0, tries: int = 5, concurrency: int = 8, backoff: float = 2.0
+) -> ChatSettings:
+    """Seconds for one try, tries of one question, questions in flight, seconds between tries.
+
+    A question whose tries are used up stops the command: the breaker, which would wait for the
+    server instead of counting tries, never opens.
+    """
+    return ChatSettings(
+        concurrency=concurrency,
+        start_concurrency=concurrency,
+        timeout=timeout,
+        tries=tries,
+        backoff=backoff,
+        breaker_failures=tries * concurrency + 1,
+        longest_retry_after=30.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back: the model's text, or the `problem` that took its place."""
+
+    text: str
+    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +69,7 @@ class Verdict:
       affirmative: what the prompt asks for is there.
       negation: what it denies is not there.
       reasons: (question or statement, answer or comparison, whether it holds, whether the answer
-        was plain), for people.
+        was plain), for the page.
     """
 
     affirmative: bool
@@ -71,8 +104,7 @@ class Judge:
         url: str,
         *,
         model: str = "",
-        patience: Patience | None = None,
-        concurrency: int = 8,
+        settings: ChatSettings | None = None,
     ):
         """Opens the answers that an earlier command has got; nothing is asked yet.
 
@@ -81,8 +113,7 @@ class Judge:
           prompts: with their questions.
           url: of the server, before /chat/completions. The key is in OPENAI_API_KEY.
           model: by the server's name; "" for the only one that it offers.
-          patience: with a slow server.
-          concurrency: questions in flight.
+          settings: of the client, as `patience` makes them.
 
         Raises InputError for no address, or prompts without questions.
         """
@@ -92,8 +123,13 @@ class Judge:
                 f"{len(bare)} of {len(prompts)} prompts have no questions for a judge, such as "
                 f"{bare[0]!r}: give Question1 and Question2 in --prompts, or --stand-in instead"
             )
-        self._chat = Chat(url, os.environ.get("OPENAI_API_KEY"), patience or Patience())
-        self._out, self._concurrency = out, concurrency
+        self._settings = settings or patience()
+        try:
+            self._client = ChatClient([url], self._settings, _KEY)
+        except InputError as error:
+            raise InputError(f"--judge={error}") from None
+        self._completions = 0
+        self._out = out
         self._prompts = {prompt.text: prompt for prompt in prompts}
         self.model = model
         self._journal = Journal(out / ANSWERS)
@@ -105,11 +141,11 @@ class Judge:
 
     @property
     def label(self) -> str:
-        return f"VQA judge {self.model or self._chat.url}"
+        return f"VQA judge {self.model or self._client.url}"
 
     def described(self) -> dict[str, Any]:
         """For `results.json`."""
-        return {"url": self._chat.url, "model": self.model, "instruction": _INSTRUCTION}
+        return {"url": self._client.url, "model": self.model, "instruction": _INSTRUCTION}
 
     def look(self, pictures: Sequence[Picture]) -> None:
         """Asks what has not been answered yet, and keeps each answer at once.
@@ -119,25 +155,33 @@ class Judge:
         asyncio.run(self._look(pictures))
 
     async def _look(self, pictures: Sequence[Picture]) -> None:
-        async with self._chat as chat:
-            try:
-                self.model = self.model or await self._only_model(chat)
-                left = self._unanswered(pictures)
-                with console.Bar("answers", len(left)) as bar:
-                    await self._ask_all(chat, left, bar)
-            except JudgeError as error:
-                missing = len(self._unanswered(pictures))
-                raise JudgeError(
-                    f"{error}; {missing:,} answers are missing: those that came are kept, and the "
-                    "same command asks for the rest alone"
-                ) from None
+        try:
+            self.model = self.model or await self._only_model()
+            left = self._unanswered(pictures)
+            with console.Bar("answers", len(left)) as bar:
+                await self._ask_all(left, bar)
+        except (JudgeError, EndpointError) as error:
+            missing = len(self._unanswered(pictures))
+            raise JudgeError(
+                f"the judge {error}; {missing:,} answers are missing: those that came are kept, "
+                "and the same command asks for the rest alone"
+            ) from None
+        finally:
+            await self._client.close()
 
-    async def _only_model(self, chat: Chat) -> str:
-        names = await chat.models()
+    async def _only_model(self) -> str:
+        try:
+            listed = await self._client.models(self._settings.tries)
+        except NoAnswer as failed:
+            raise JudgeError(
+                f"{self._client.url} does not list its models ({failed}): check the address, "
+                f"which usually ends in /v1, and the key in {_KEY}, or give --judge-model=NAME"
+            ) from None
+        names = [str(model["id"]) for model in listed]
         if len(names) != 1:
             shown = ", ".join(names[:8]) or "none"
             raise JudgeError(
-                f"the judge {chat.url} offers {len(names)} models ({shown}): give --judge-model"
+                f"{self._client.url} offers {len(names)} models ({shown}): give --judge-model"
             )
         return names[0]
 
@@ -151,23 +195,44 @@ class Judge:
         }
         return list(wanted.values())
 
-    async def _ask_all(self, chat: Chat, left: list[tuple[Picture, str]], bar: console.Bar) -> None:
+    async def _ask_all(self, left: list[tuple[Picture, str]], bar: console.Bar) -> None:
         questions = iter(left)
 
         async def work() -> None:
             for picture, question in questions:
                 png = (self._out / picture.file).read_bytes()
-                answer = await chat.ask(self.model, png, f"{question} {_INSTRUCTION}")
-                self._keep(picture, question, answer)
+                image = ChatImage(picture.sha256, "file", png, "image/png")
+                turn = ("user", f"{question} {_INSTRUCTION}")
+                request = ChatRequest("judge", self.model, (turn,), image, _MAX_TOKENS)
+                self._keep(picture, question, self._answer(await self._client.generate(request)))
                 bar.advance(1)
 
-        workers = [asyncio.create_task(work()) for _ in range(self._concurrency)]
+        workers = [asyncio.create_task(work()) for _ in range(self._settings.concurrency)]
         try:
             await asyncio.gather(*workers)
         finally:  # one has given up: the others' questions are asked by the next command
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+    def _answer(self, result: ChatResult) -> Answer:
+        """The answer in a result; one that no model gave is an answer too, to fail its question.
+
+        Raises JudgeError where the server has not answered, or has never given a completion.
+        """
+        if result.error is None:
+            self._completions += 1
+            return Answer(result.text)
+        if is_transient(result.error) and result.error != "bad_response":
+            raise JudgeError(
+                f"{result.host} did not answer in {result.attempts} tries (last: {result.detail})"
+            )
+        if not self._completions:
+            raise JudgeError(
+                f"{result.host} has given no chat completion ({result.detail}): check the "
+                "address, which usually ends in /v1, and that the model takes images"
+            )
+        return Answer("", result.detail or result.error)
 
     def _keep(self, picture: Picture, question: str, answer: Answer) -> None:
         row = {"judge": self.model, "image": picture.sha256, "question": question}

@@ -4,13 +4,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from scripted_engine import ScriptedEngine
 
 from data_gen import settings
 from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
-from data_gen.engines.base import Capabilities, ChatResult
-from data_gen.engines.scripted import ScriptedEngine
+from data_gen.engines.base import Capabilities
 from data_gen.prompts import load_prompts
 from data_gen.work import Caption, ImageItem
+from negclip_jax.common.chat.messages import ChatResult
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.mentions import named_categories
 
@@ -60,7 +61,7 @@ def test_all_rows_of_an_image(photos):
     assert [r["object"] for r in rows.pairs] == ["dog", "dog"]
     assert all(r["accepted"] and "car" in r["foils"][0] for r in rows.pairs)
     assert rows.rejects == [] and rows.codes() == {"mentioned", "unusable"}
-    assert len({r.photo.sha256 for r in engine.requests if r.photo}) == 1
+    assert len({r.image.sha256 for r in engine.requests if r.image}) == 1
 
 
 def test_a_missing_photo_costs_no_call(tmp_path):

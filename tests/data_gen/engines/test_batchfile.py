@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from data_gen.cache import Cache
 from data_gen.engines import batchfile
-from data_gen.engines.base import ChatRequest, Pending
+from data_gen.engines.base import Pending
 from data_gen.engines.batchfile import BatchEngine, import_answers
-from data_gen.images import Photo
+from data_gen.engines.cache import Cache
+from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
 
-PHOTO = Photo("ab", 1, 1, "file", b"\xff\xd8jpeg")
+PHOTO = ChatImage("ab", "file", b"\xff\xd8jpeg")
 
 
 def request(i: int, photo=None) -> ChatRequest:

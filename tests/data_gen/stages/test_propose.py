@@ -4,9 +4,9 @@ import asyncio
 import json
 
 import pytest
+from scripted_engine import ScriptedEngine
 
-from data_gen.engines.base import Capabilities, ChatResult
-from data_gen.engines.scripted import ScriptedEngine
+from data_gen.engines.base import Capabilities
 from data_gen.prompts import load_prompts
 from data_gen.stages.propose import (
     CaptionProposer,
@@ -16,6 +16,7 @@ from data_gen.stages.propose import (
     filtered,
 )
 from data_gen.work import Candidate, Caption, ImageItem
+from negclip_jax.common.chat.messages import ChatResult
 from negclip_jax.common.errors import InputError
 
 PROMPTS = load_prompts()

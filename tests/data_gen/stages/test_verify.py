@@ -4,9 +4,9 @@ import asyncio
 import math
 
 import pytest
+from scripted_engine import ScriptedEngine
 
-from data_gen.engines.base import Capabilities, ChatResult
-from data_gen.engines.scripted import ScriptedEngine
+from data_gen.engines.base import Capabilities
 from data_gen.prompts import load_prompts
 from data_gen.stages.verify import (
     AnnotationVerifier,
@@ -18,6 +18,7 @@ from data_gen.stages.verify import (
     question_of,
 )
 from data_gen.work import Candidate, Caption, ImageItem, Question
+from negclip_jax.common.chat.messages import ChatResult
 
 PROMPTS = load_prompts()
 CAN = Capabilities("m", images=True, logprobs=True, choice="regex")

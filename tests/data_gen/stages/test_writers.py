@@ -5,14 +5,15 @@ import json
 import re
 
 import pytest
+from scripted_engine import ScriptedEngine
 
 from data_gen.build import estimated_tokens
-from data_gen.engines.base import Capabilities, ChatResult
-from data_gen.engines.scripted import ScriptedEngine
+from data_gen.engines.base import Capabilities
 from data_gen.prompts import load_prompts
 from data_gen.stages.rewrite import Checker, RewriteStage
 from data_gen.stages.writers import LLMWriter, MixedWriter, TemplateWriter
 from data_gen.work import Assignment, Candidate, Caption, ImageItem, Verdict
+from negclip_jax.common.chat.messages import ChatResult
 
 TEXTS = ["A man rides a horse.", "A horse on a beach", "Someone riding near the sea"]
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enumerate(TEXTS)))

@@ -205,7 +205,7 @@ def test_prose_fails_is_counted_and_shown(command, capsys):
         (["--model=nowhere"], "nowhere"),
         (["--prompts=nowhere.json"], "nowhere.json cannot be read"),
         (["--data=."], "prompts_with_questions.json is not below .: get it from github.com/sep"),
-        (["--judge=somewhere"], "--judge=somewhere is no server address"),
+        (["--judge=somewhere"], "--judge='somewhere' is no server address"),
         (["--stand-in=nowhere"], "nowhere"),
         (["--size=20"], "--size=20 is not a multiple of 8"),
     ],

@@ -5,19 +5,25 @@ import json
 import logging
 
 import pytest
-from fault_server import always
+from fault_server import always, first
 from judge_server import JudgeServer
 
-from evals.text_to_image.chat import JudgeError, Patience
-from evals.text_to_image.judge import ANSWERS, Judge, count_answers, plain
+from evals.text_to_image.judge import (
+    ANSWERS,
+    Answer,
+    Judge,
+    JudgeError,
+    count_answers,
+    patience,
+    plain,
+)
 from evals.text_to_image.prompts import Prompt
 from negclip_jax.common.errors import InputError
 
-IMPATIENT = Patience(timeout=1, tries=2, wait=0.01)
 
-
-def judge_of(out, prompts, server, **options):
-    return Judge(out, prompts, server.url, patience=IMPATIENT, **options)
+def judge_of(out, prompts, server, *, model="", tries=2, timeout=1, concurrency=8):
+    settings = patience(timeout=timeout, tries=tries, concurrency=concurrency, backoff=0.01)
+    return Judge(out, prompts, server.url, model=model, settings=settings)
 
 
 def verdicts_of(judge, pictures):
@@ -132,12 +138,67 @@ def test_a_server_that_goes_down_keeps_what_it_said(drawn, prompts):
     assert len(verdicts_of(judge, pictures)) == 12
 
 
-def test_a_server_that_is_down_from_the_start(drawn, prompts):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("503", r"did not answer in 3 tries \(last: status 503: no\)"),
+        ("500", r"did not answer in 3 tries \(last: status 500: CUDA error\)"),
+        ("hang", r"did not answer in 3 tries \(last: no answer in 0\.4 s\)"),
+        ("reset", r"did not answer in 3 tries \(last: the connection failed"),
+        ("401", r"refuses the key \(status 401: .*\); set the right API key in OPENAI_API_KEY"),
+        ("404", r"has no such model or path \(status 404: .*\); check the address, which usually"),
+        (
+            "400",
+            r"given no chat completion \(status 400: .*maximum context.*the model takes images",
+        ),
+        (
+            "html",
+            r"has given no chat completion \(.*<html>Bad gateway</html>'\): check the address",
+        ),
+        (
+            "empty",
+            r"has given no chat completion \(the answer is no JSON object: ''\): check the address",
+        ),
+        ("no message", r"has given no chat completion \(the answer has no message"),
+    ],
+)
+def test_a_server_that_never_answers_is_one_line_with_its_address(drawn, prompts, fault, said):
     out, pictures = drawn
-    with JudgeServer(faults={"hang": always}) as server:
-        judge = Judge(out, prompts, server.url, model="m", patience=Patience(0.1, 2, 0.01))
-        with pytest.raises(JudgeError, match=r"nothing in 0\.1 s.*28 answers are missing"):
+    with JudgeServer(faults={fault: always}) as server:
+        judge = judge_of(out, prompts, server, model="m", tries=3, timeout=0.4, concurrency=1)
+        with pytest.raises(JudgeError, match=f"^the judge {server.url} .*{said}") as caught:
             judge.look(pictures)
+        assert server.given[fault] == (1 if fault in ("400", "401", "404") else 3)
+    message = str(caught.value)
+    assert "28 answers are missing: those that came are kept" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "hang", "reset", "truncated", "html"])
+def test_what_may_pass_is_tried_again(drawn, prompts, fault):
+    out, pictures = drawn
+    with JudgeServer(faults={fault: first(2)}) as server:
+        judge_of(out, prompts, server, tries=3, timeout=0.4, concurrency=1).look(pictures)
+        assert server.given[fault] == 2 and len(server.asked) == 28
+
+
+def test_a_server_that_is_no_longer_there(drawn, prompts):
+    out, pictures = drawn
+    with JudgeServer() as server:
+        gone = judge_of(out, prompts, server, tries=3)
+    with pytest.raises(JudgeError, match=r"does not list its models \(Cannot connect.*check the"):
+        gone.look(pictures)
+    gone.model = "m"
+    with pytest.raises(JudgeError, match=r"did not answer in 3 tries .*Cannot connect"):
+        gone.look(pictures)
+
+
+def test_the_key(drawn, prompts, monkeypatch):
+    out, pictures = drawn
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with JudgeServer() as server:
+        judge_of(out, prompts, server).look(pictures)
+        assert set(server.keys) == {"Bearer secret"}
+    assert "secret" not in (out / ANSWERS).read_text()
 
 
 def test_an_answer_that_no_model_gave_fails_its_question_and_is_shown(drawn, prompts):
@@ -192,3 +253,12 @@ def test_damaged_answers_are_asked_for_again(drawn, prompts, caplog):
         with caplog.at_level(logging.WARNING):
             judge_of(out, prompts, server).look(pictures)
         assert len(server.asked) == 29
+
+
+def test_answers_of_earlier_versions_are_read(drawn, prompts):
+    out, pictures = drawn
+    row = {"judge": "m", "image": pictures[0].sha256, "question": "Is this a man?"}
+    lines = [row | {"answer": "Yes.", "problem": ""}, row | {"question": "?", "other": 1}]
+    (out / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judge = Judge(out, prompts, "http://host/v1", model="m")
+    assert judge._answers == {("m", pictures[0].sha256, "Is this a man?"): Answer("Yes.")}

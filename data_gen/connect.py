@@ -3,22 +3,19 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_gen.build import Models, Roles
-from data_gen.cache import Cache
 from data_gen.engines.base import Capabilities, Engine
-from data_gen.engines.cached import CachedEngine, ErrorShare
-from data_gen.engines.openai import OpenAIEngine
+from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import probe
-from data_gen.engines.transport import TransportSettings
 from data_gen.settings import Settings
 from negclip_jax.common import storage
+from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.errors import InputError
 
-_TRANSPORT = tuple(field.name for field in dataclasses.fields(TransportSettings))
+_CHAT_SETTINGS = tuple(field.name for field in dataclasses.fields(ChatSettings))
 
 
 def open_engine(config: Settings, role: str, out: Path) -> Engine:
@@ -39,8 +36,8 @@ def open_engine(config: Settings, role: str, out: Path) -> Engine:
     urls = [url.strip() for url in section.url.split(",") if url.strip()]
     if not urls:
         raise InputError(f"--{role}-url is empty")
-    values = {name: config.engine[name] for name in _TRANSPORT if name in config.engine}
-    return OpenAIEngine(urls, os.environ.get(section.key_variable), TransportSettings(**values))
+    values = {name: config.engine[name] for name in _CHAT_SETTINGS if name in config.engine}
+    return ChatClient(urls, ChatSettings(**values), section.key_variable)
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +76,7 @@ async def connected(
 
 async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Capabilities:
     """What the engine can: a server is asked, other engines know."""
-    if isinstance(engine, OpenAIEngine):
+    if isinstance(engine, ChatClient):
         return await probe(engine, model, images=images)
     return engine.capabilities()
 

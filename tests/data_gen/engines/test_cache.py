@@ -1,5 +1,6 @@
-"""Answers on disk: found again, committed in time, refused by a full disk with a sentence."""
+"""Answers on disk: found again, nothing asked twice; a full disk or too many errors end the run."""
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -8,9 +9,10 @@ import sys
 import textwrap
 
 import pytest
+from scripted_engine import ScriptedEngine
 
-from data_gen.cache import Cache, read_statistics
-from data_gen.engines.base import ChatRequest, ChatResult
+from data_gen.engines.cache import Cache, CachedEngine, ErrorShare, read_statistics
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
 
@@ -66,8 +68,8 @@ def test_forgetting_by_error_and_by_stage(tmp_path):
 def test_a_killed_process_loses_nothing_that_was_committed(tmp_path):
     program = f"""
         import os, signal, sys
-        from data_gen.cache import Cache
-        from data_gen.engines.base import ChatRequest, ChatResult
+        from data_gen.engines.cache import Cache
+        from negclip_jax.common.chat.messages import ChatRequest, ChatResult
         cache = Cache(__import__("pathlib").Path({str(tmp_path / "c.sqlite")!r}))
         for i in range(300):  # 256 are committed by number, the rest is not
             cache.put(ChatRequest("verify", "m", (("user", str(i)),)), ChatResult("No"))
@@ -111,3 +113,55 @@ def test_statistics_of_a_cache_in_use(tmp_path):
     assert found["verify"]["latency_ms_p95"] == 12.5 and found["verify"]["attempts"] == 6
     assert found["propose"]["errors"] == {"refused": 1}
     assert read_statistics(tmp_path / "none.sqlite") == {}
+
+
+def question(text: str) -> ChatRequest:
+    return ChatRequest("propose", "m", (("user", text),))
+
+
+def ask(engine, *requests) -> list[ChatResult]:
+    async def run():
+        return await asyncio.gather(*(engine.generate(r) for r in requests))
+
+    return asyncio.run(run())
+
+
+def test_equal_requests_are_one_call_now_and_later(tmp_path):
+    scripted = ScriptedEngine(lambda r: r.messages[0][1].upper())
+    cache = Cache(tmp_path / "c.sqlite")
+    engine = CachedEngine(scripted, cache, ErrorShare(1.0))
+    answers = ask(engine, question("a"), question("a"), question("b"))
+    assert [a.text for a in answers] == ["A", "A", "B"] and len(scripted.requests) == 2
+    cache.close()
+    again = CachedEngine(scripted, Cache(tmp_path / "c.sqlite"), ErrorShare(1.0))
+    assert [a.text for a in ask(again, question("b"), question("a"))] == ["B", "A"]
+    assert len(scripted.requests) == 2 and (again.hits, again.calls) == (2, 0)
+
+
+def test_permanent_errors_are_kept_and_transient_ones_are_not(tmp_path):
+    def answer(r):
+        bad = r.messages[0][1] == "bad"
+        return ChatResult(error="refused" if bad else "timeout", permanent=bad)
+
+    scripted = ScriptedEngine(answer)
+    engine = CachedEngine(scripted, Cache(tmp_path / "c.sqlite"), ErrorShare(1.0))
+    for _ in range(2):
+        ask(engine, question("bad"))
+        ask(engine, question("slow"))
+    assert [r.messages[0][1] for r in scripted.requests] == ["bad", "slow", "slow"]
+
+
+def test_too_many_errors_stop_the_run(tmp_path):
+    scripted = ScriptedEngine(lambda r: ChatResult(error="timeout", detail="no answer in 5 s"))
+    engine = CachedEngine(scripted, Cache(tmp_path / "c.sqlite"), ErrorShare(0.05))
+    with pytest.raises(InputError, match=r"20 of 20 requests failed.*no answer in 5 s") as caught:
+        for i in range(30):
+            ask(engine, question(str(i)))
+    assert caught.value.status == 4
+
+
+def test_a_few_errors_do_not(tmp_path):
+    errors = ErrorShare(0.05)
+    for i in range(1000):
+        errors.count(ChatResult(error="timeout" if i % 25 == 0 else None))
+    assert errors.errors == 40

@@ -9,8 +9,8 @@ from fault_server import POOL, FaultServer, always, arguments, tables, world
 
 from data_gen import settings
 from data_gen.cli import main
-from data_gen.engines.base import ChatRequest
-from data_gen.engines.connect import open_engine
+from data_gen.connect import open_engine
+from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 
 

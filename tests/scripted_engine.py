@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from data_gen.engines.base import ChatRequest, ChatResult
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 
 
 class ScriptedEngine:

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from data_gen.engines.base import ChatRequest
-from data_gen.engines.openai import CHOICE_DIALECTS, body_of, result_of
-from data_gen.engines.transport import Reply
-from data_gen.images import Photo
+from negclip_jax.common.chat.messages import (
+    CHOICE_DIALECTS,
+    ChatImage,
+    ChatRequest,
+    body_of,
+    result_of,
+)
 
 TURNS = (("system", "Be brief."), ("user", 'Is there a dog? {braces} "quotes" \u00e9'))
 
@@ -27,8 +30,8 @@ def test_a_greedy_text_request():
 
 
 def test_the_photo_goes_before_the_question():
-    photo = Photo("ab", 1, 1, "file", b"\xff\xd8jpeg")
-    body = json.loads(body_of(request(photo=photo)))
+    image = ChatImage("ab", "file", b"\xff\xd8jpeg")
+    body = json.loads(body_of(request(image=image)))
     picture, text = body["messages"][-1]["content"]
     assert picture == {
         "type": "image_url",
@@ -51,13 +54,13 @@ def test_sampling_logprobs_schema_and_choice():
 def test_the_key_depends_on_what_decides_the_answer_and_on_nothing_else():
     base = request()
     assert base.key == request().key and len(base.key) == 32
-    photo, same = (Photo("ab", w, 1, "file", b"1") for w in (1, 2))
-    assert request(photo=photo).key == request(photo=same).key
+    image, same = (ChatImage("ab", "file", data) for data in (b"1", b"2"))
+    assert request(image=image).key == request(image=same).key
     others = [
         request(max_tokens=1),
         request(temperature=0.5),
         request(sample=1),
-        request(photo=photo),
+        request(image=image),
         request(top_logprobs=5),
         request(choice=("yes",), choice_by="regex"),
         ChatRequest("rewrite", "m", TURNS),
@@ -67,19 +70,35 @@ def test_the_key_depends_on_what_decides_the_answer_and_on_nothing_else():
     assert len({base.key, *(other.key for other in others)}) == 1 + len(others)
 
 
-def reply(message, **choice) -> Reply:
+def test_keys_are_those_of_every_earlier_version():
+    """The answers that a run has got are found in its cache by these keys."""
+    assert request().key == "097fb53633559e17ef7e7c352941c5f0"
+    everything = request(
+        image=ChatImage("ab" * 32, "jpeg90-672", b"1"),
+        max_tokens=1,
+        temperature=0.7,
+        top_p=0.9,
+        top_logprobs=20,
+        choice=("yes", "no"),
+        choice_by="regex",
+        schema={"type": "object"},
+        sample=1,
+    )
+    assert everything.key == "fb9ef44eb5dea759617ba77fd0acbc94"
+    assert everything.seed == 2110749223
+
+
+def completion(message, **choice) -> dict:
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": None}
-    body = {"choices": [{"message": message, "finish_reason": "stop", **choice}], "usage": usage}
-    return Reply(body, latency_ms=3, attempts=2, host="h")
+    return {"choices": [{"message": message, "finish_reason": "stop", **choice}], "usage": usage}
 
 
 def test_an_answer_with_everything():
     top = [{"token": "No", "logprob": -0.1}, {"token": "Yes", "logprob": -2.5}]
     logprobs = {"content": [{"token": "No", "logprob": -0.1, "top_logprobs": top}]}
-    result = result_of(reply({"content": "No"}, logprobs=logprobs))
+    result = result_of(completion({"content": "No"}, logprobs=logprobs))
     assert (result.text, result.prompt_tokens, result.completion_tokens) == ("No", 7, 2)
     assert list(result.top) == [("No", -0.1), ("Yes", -2.5)]
-    assert (result.attempts, result.host, result.latency_ms) == (2, "h", 3)
 
 
 @pytest.mark.parametrize(
@@ -87,17 +106,17 @@ def test_an_answer_with_everything():
     [(None, ""), ([{"type": "text", "text": "a"}], "a"), (5, ""), ("half \ud800 é", "half ? é")],
 )
 def test_answers_without_plain_text(content, text):
-    assert result_of(reply({"content": content})).text == text
+    assert result_of(completion({"content": content})).text == text
 
 
 @pytest.mark.parametrize("logprobs", [None, {}, {"content": []}, {"content": None}, "x"])
 def test_ignored_logprobs_are_none(logprobs):
-    assert result_of(reply({"content": "No"}, logprobs=logprobs)).top is None
+    assert result_of(completion({"content": "No"}, logprobs=logprobs)).top is None
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"choices": []}, {"choices": [{"text": "x"}]}, {"choices": 3}]
 )
 def test_an_answer_without_a_message_is_an_error(body):
-    result = result_of(Reply(body))
-    assert result.error == "bad_response" and not result.permanent
+    with pytest.raises(ValueError, match="the answer has no message"):
+        result_of(body)
