@@ -105,7 +105,7 @@ def write_json(file: epath.Path | Path, content: Any, **options: Any) -> None:
 def read_text(file: epath.Path) -> str:
     """The text of a file, what is no UTF-8 replaced; OSError for what is no file.
 
-    A pipe in its place would be waited for, and a device read for ever.
+    A pipe in its place would block, and a device never ends.
     """
     if not is_remote(file):
         mode = os.stat(file).st_mode

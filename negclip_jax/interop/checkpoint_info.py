@@ -1,4 +1,4 @@
-"""Where a model came from, and what its arithmetic was taken to be, in words."""
+"""Where a model came from, and what its arithmetic was taken to be."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ class CheckpointInfo:
 
     Attributes:
       path: the directory or file that was read.
-      label: words for it, e.g. "step 500 of runs/b32".
+      label: text for it, e.g. "step 500 of runs/b32".
       layout: "workdir", "huggingface", "openai", "open_clip", or "tower" for a directory of one
         tower, with the rest from a base or alone.
       activation: "quick_gelu", or "gelu in the text tower, quick_gelu in the vision tower".
@@ -49,13 +49,13 @@ def describe_own_preprocessing(config: CLIPConfig) -> str:
 
 
 def describe_activation(config: CLIPConfig) -> str:
-    """The towers' activation in words."""
+    """The towers' activation as text."""
     text, vision = config.text.hidden_act, config.vision.hidden_act
     return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
 
 
 def describe_pooling(config: CLIPConfig) -> str:
-    """The rule by which a caption's end token is found, in words."""
+    """The rule by which a caption's end token is found, as text."""
     if isinstance(config, SigLIPConfig):
         return "the last position, padding included"
     if config.text.eos_token_id == LEGACY_EOS_TOKEN_ID:

@@ -20,11 +20,11 @@ from negclip_jax.models.clip import CLIPConfig
 
 PREFIX = "clip."
 POSITIONS = PREFIX + next(
-    key.theirs for key in huggingface.TEXT_KEYS if key.ours == "text/position_embedding"
+    key.name for key in huggingface.TEXT_KEYS if key.path == "text/position_embedding"
 )
 TEXT_PREFIXES = (f"{PREFIX}text_model.", f"{PREFIX}text_projection.")
 _KEYS = (huggingface.TEXT_PROJECTION, *huggingface.TEXT_KEYS)
-# Fields of a text tower in words, most telling first. All of them have to be CLIPSeg's.
+# Fields of a text tower and how messages call them, most telling first. All must be CLIPSeg's.
 _SIZES = {
     "width": "wide",
     "projection_dim": "numbers after the projection",
@@ -66,13 +66,13 @@ def check_fits(clipseg: CLIPConfig, config: CLIPConfig, label: str) -> None:
       config: of the model, which `label` names in the message.
     """
     require_clip(config, "CLIPSeg")
-    theirs, ours = (
+    wanted, found = (
         dataclasses.asdict(c.text) | {"projection_dim": c.projection_dim} for c in (clipseg, config)
     )
     wrong = [
-        f"{ours[key]} {what} where CLIPSeg's has {theirs[key]}"
+        f"{found[key]} {what} where CLIPSeg's has {wanted[key]}"
         for key, what in _SIZES.items()
-        if ours[key] != theirs[key]
+        if found[key] != wanted[key]
     ]
     if wrong:
         raise CheckpointError(
@@ -92,12 +92,13 @@ def text_tensors(config: CLIPConfig, params: dict[str, Any]) -> dict[str, np.nda
     return {PREFIX + name: np.array(take(name), np.float32, order="C") for name in places}
 
 
-def is_related(theirs: np.ndarray, params: dict[str, Any]) -> bool:
+def is_related(positions: np.ndarray, params: dict[str, Any]) -> bool:
     """Whether a model's text tower and CLIPSeg's come from one training.
 
-    By the cosine of their position embeddings, float `[T, width]`: near 1 after fine-tuning, near 0
-    between two trainings. The decoder reads only the space of the tower that it was trained with.
+    By the cosine of their position embeddings, float `[T, width]`, of which `positions` are
+    CLIPSeg's: near 1 after fine-tuning, near 0 between two trainings. The decoder reads only the
+    space of the tower that it was trained with.
     """
     ours = np.asarray(params["text"]["position_embedding"], np.float64)
-    norms = np.linalg.norm(theirs) * np.linalg.norm(ours)
-    return float((theirs.astype(np.float64) * ours).sum()) > 0.9 * norms
+    norms = np.linalg.norm(positions) * np.linalg.norm(ours)
+    return float((positions.astype(np.float64) * ours).sum()) > 0.9 * norms

@@ -152,9 +152,9 @@ def fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dic
       ValueError: a value of the wrong type.
     """
     return {
-        ours: typed(section[theirs], getattr(default, ours), f"{where}{theirs}")
-        for theirs, ours in keys.items()
-        if theirs in section
+        field: typed(section[key], getattr(default, field), f"{where}{key}")
+        for key, field in keys.items()
+        if key in section
     }
 
 
@@ -182,8 +182,8 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
     """
     is_siglip = isinstance(config, SigLIPConfig)
     text_keys = _SIGLIP_TEXT_KEYS if is_siglip else _TEXT_KEYS
-    text = {theirs: getattr(config.text, ours) for theirs, ours in text_keys.items()}
-    vision = {theirs: getattr(config.vision, ours) for theirs, ours in _VISION_KEYS.items()}
+    text = {key: getattr(config.text, field) for key, field in text_keys.items()}
+    vision = {key: getattr(config.vision, field) for key, field in _VISION_KEYS.items()}
     if is_siglip:
         text |= {"model_type": "siglip_text_model", "projection_size": config.projection_dim}
         return {

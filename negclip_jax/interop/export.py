@@ -33,7 +33,7 @@ _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is exported: a model, where it came from, and words for it."""
+    """What is exported: a model, where it came from, and its label."""
 
     config: clip.CLIPConfig
     params: dict[str, Any]
@@ -42,7 +42,7 @@ class Source:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, or 1 after a sentence on stderr."""
+    """Runs the command; returns the exit status: 0, or 1 after a one-line message on stderr."""
     args = _parser().parse_args(argv)
     try:
         export(args)
@@ -263,7 +263,7 @@ def _facts(source: Source, layout: Layout) -> dict[str, str]:
 
 
 def _notes(args: argparse.Namespace, source: Source, layout: Layout) -> list[str]:
-    """What a person must know to use this export."""
+    """What a user of this export must know."""
     notes = [f"text tower {layout.note(source.config)}"] if layout.note else []
     if not (args.tokenizer or source.info.tokenizer):
         notes.append("no tokenizer came along: --tokenizer=DIR adds one")

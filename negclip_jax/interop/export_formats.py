@@ -24,7 +24,7 @@ class Layout:
       usage: code that loads the result, with `{out}` for the directory, or a function of
         configuration and directory that gives it.
       outputs: methods of the model whose results must be the same after reading back.
-      note: function of the configuration to a sentence for the person, if there is one.
+      note: function of the configuration to a line that is printed, if there is one.
       architecture: what it holds where that is one tower, a key of `towers.ARCHITECTURES`.
     """
 

@@ -13,54 +13,54 @@ from flax import traverse_util
 
 from negclip_jax.models import clip
 
-# How our array is made from theirs, as the axes for `np.transpose`.
+# How our array is made from the stored tensor, as the axes for `np.transpose`.
 LINEAR = (1, 0)  # torch's Linear weight [out, in] to our kernel [in, out]
 CONV = (2, 3, 1, 0)  # torch's Conv2d weight [out, in, height, width] to [height, width, in, out]
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One line of a layout: their tensor name, our path, and the transposition between them.
+    """One line of a layout: a tensor's name, our path, and the transposition between them.
 
-    `{layer}` in the name means one tensor a block; ours is then their stack, leading axis layer.
-    Several paths mean that theirs is made of ours, one after the other along its first axis.
-    `shape`, where given, is theirs, and has the elements of ours in the same order.
+    `{layer}` in the name means one tensor a block; our array is then their stack, leading axis
+    layer. Several paths mean that the tensor is made of our arrays, one after the other along its
+    first axis. `shape`, where given, is the tensor's, with our array's elements in the same order.
     """
 
-    theirs: str
-    ours: str | tuple[str, ...]
+    name: str
+    path: str | tuple[str, ...]
     axes: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
 
 
-def linear(theirs: str, ours: str) -> tuple[Key, Key]:
+def linear(name: str, path: str) -> tuple[Key, Key]:
     """Weight and bias of torch's Linear."""
-    return Key(f"{theirs}.weight", f"{ours}/kernel", LINEAR), Key(f"{theirs}.bias", f"{ours}/bias")
+    return Key(f"{name}.weight", f"{path}/kernel", LINEAR), Key(f"{name}.bias", f"{path}/bias")
 
 
-def norm(theirs: str, ours: str) -> tuple[Key, Key]:
+def norm(name: str, path: str) -> tuple[Key, Key]:
     """Weight and bias of torch's LayerNorm."""
-    return Key(f"{theirs}.weight", f"{ours}/scale"), Key(f"{theirs}.bias", f"{ours}/bias")
+    return Key(f"{name}.weight", f"{path}/scale"), Key(f"{name}.bias", f"{path}/bias")
 
 
-def encoder_blocks(theirs: str, ours: str) -> tuple[Key, ...]:
+def encoder_blocks(name: str, path: str) -> tuple[Key, ...]:
     """Blocks of transformers' encoders, which CLIP and SigLIP name alike."""
-    theirs, ours = f"{theirs}.encoder.layers.{{layer}}", f"{ours}/blocks"
+    name, path = f"{name}.encoder.layers.{{layer}}", f"{path}/blocks"
     return (
-        *norm(f"{theirs}.layer_norm1", f"{ours}/ln_1"),
-        *linear(f"{theirs}.self_attn.q_proj", f"{ours}/attn/query"),
-        *linear(f"{theirs}.self_attn.k_proj", f"{ours}/attn/key"),
-        *linear(f"{theirs}.self_attn.v_proj", f"{ours}/attn/value"),
-        *linear(f"{theirs}.self_attn.out_proj", f"{ours}/attn/out"),
-        *norm(f"{theirs}.layer_norm2", f"{ours}/ln_2"),
-        *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/fc1"),
-        *linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *norm(f"{name}.layer_norm1", f"{path}/ln_1"),
+        *linear(f"{name}.self_attn.q_proj", f"{path}/attn/query"),
+        *linear(f"{name}.self_attn.k_proj", f"{path}/attn/key"),
+        *linear(f"{name}.self_attn.v_proj", f"{path}/attn/value"),
+        *linear(f"{name}.self_attn.out_proj", f"{path}/attn/out"),
+        *norm(f"{name}.layer_norm2", f"{path}/ln_2"),
+        *linear(f"{name}.mlp.fc1", f"{path}/mlp/fc1"),
+        *linear(f"{name}.mlp.fc2", f"{path}/mlp/fc2"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """The place of one of their tensors in our parameters."""
+    """The place of one of a file's tensors in our parameters."""
 
     name: str
     paths: tuple[str, ...]
@@ -69,7 +69,7 @@ class Slot:
     axes: tuple[int, ...] | None
 
     def put(self, params: dict[str, np.ndarray], tensor: np.ndarray) -> None:
-        """Copies their tensor (any float type) into our flat, preallocated float32 arrays."""
+        """Copies a file's tensor (any float type) into our flat, preallocated float32 arrays."""
         parts = [tensor] if len(self.paths) == 1 else np.split(tensor, len(self.paths))
         for path, part in zip(self.paths, parts, strict=True):
             ours = part if self.axes is None else part.transpose(self.axes)
@@ -77,7 +77,7 @@ class Slot:
             np.copyto(view, ours.reshape(view.shape), casting="same_kind")
 
     def take(self, params: dict[str, np.ndarray]) -> np.ndarray:
-        """Their tensor out of our flat arrays: mostly a view, often not contiguous."""
+        """The file's tensor out of our flat arrays: mostly a view, often not contiguous."""
         parts = [self._view(params, path) for path in self.paths]
         if self.axes is not None:
             parts = [part.transpose(np.argsort(self.axes)) for part in parts]
@@ -101,26 +101,26 @@ def expected_shapes(config: clip.CLIPConfig) -> dict[str, tuple[int, ...]]:
 
 
 def slots(keys: tuple[Key, ...], config: clip.CLIPConfig) -> dict[str, Slot]:
-    """Expands a key table for a model's size, keyed by their tensor name, in the table's order."""
+    """Expands a key table for a model's size, keyed by the tensor's name, in the table's order."""
     shapes = expected_shapes(config)
     expanded = [slot for key in keys for slot in _expand(key, shapes)]
     return {slot.name: slot for slot in expanded}
 
 
 def _expand(key: Key, shapes: dict[str, tuple[int, ...]]) -> list[Slot]:
-    paths = (key.ours,) if isinstance(key.ours, str) else key.ours
+    paths = (key.path,) if isinstance(key.path, str) else key.path
     shape = shapes[paths[0]]
-    if "{layer}" not in key.theirs:
-        theirs = key.shape or _their_shape(shape, key.axes, len(paths))
-        return [Slot(key.theirs, paths, None, theirs, key.axes)]
+    if "{layer}" not in key.name:
+        tensor_shape = key.shape or _tensor_shape(shape, key.axes, len(paths))
+        return [Slot(key.name, paths, None, tensor_shape, key.axes)]
     layers, *rest = shape
-    theirs = _their_shape(tuple(rest), key.axes, len(paths))
-    names = [key.theirs.format(layer=layer) for layer in range(layers)]
-    return [Slot(name, paths, i, theirs, key.axes) for i, name in enumerate(names)]
+    tensor_shape = _tensor_shape(tuple(rest), key.axes, len(paths))
+    names = [key.name.format(layer=layer) for layer in range(layers)]
+    return [Slot(name, paths, i, tensor_shape, key.axes) for i, name in enumerate(names)]
 
 
-def _their_shape(
+def _tensor_shape(
     ours: tuple[int, ...], axes: tuple[int, ...] | None, parts: int
 ) -> tuple[int, ...]:
-    theirs = ours if axes is None else tuple(ours[axis] for axis in np.argsort(axes))
-    return theirs if parts == 1 else (parts * theirs[0], *theirs[1:])
+    shape = ours if axes is None else tuple(ours[axis] for axis in np.argsort(axes))
+    return shape if parts == 1 else (parts * shape[0], *shape[1:])

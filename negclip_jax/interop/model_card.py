@@ -33,12 +33,12 @@ class Card:
     Attributes:
       title: name of the model.
       layout: key of `layouts.LAYOUTS`.
-      source: words for what was exported.
+      source: what was exported, as text.
       base_model: what it was made from: a Hub name, a path, or "" if not known.
       licence: of the weights, in the Hub's words ("mit"); "" if not known.
-      facts: what its arithmetic is, {name: words}.
+      facts: what its arithmetic is, {name: text}.
       recipe: of the training, {key: value}; empty without a run.
-      scores: {name: value in words}.
+      scores: {name: value as text}.
       check: result of reading the export back.
       code: lines that load it.
     """

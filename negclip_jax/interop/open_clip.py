@@ -28,7 +28,7 @@ CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 KEYS = openai.KEYS
 CUSTOM_TEXT_KEYS = (
-    *(dataclasses.replace(key, theirs=f"text.{key.theirs}") for key in openai.TEXT_KEYS),
+    *(dataclasses.replace(key, name=f"text.{key.name}") for key in openai.TEXT_KEYS),
     *openai.OTHER_KEYS,
 )
 

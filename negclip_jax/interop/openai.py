@@ -36,17 +36,17 @@ _ADVICE = (
 )
 
 
-def _blocks(theirs: str, ours: str) -> tuple[Key, ...]:
-    theirs, ours = f"{theirs}.resblocks.{{layer}}", f"{ours}/blocks"
-    fused = [f"{ours}/attn/{name}" for name in ("query", "key", "value")]
+def _blocks(name: str, path: str) -> tuple[Key, ...]:
+    name, path = f"{name}.resblocks.{{layer}}", f"{path}/blocks"
+    fused = [f"{path}/attn/{part}" for part in ("query", "key", "value")]
     return (
-        *norm(f"{theirs}.ln_1", f"{ours}/ln_1"),
-        Key(f"{theirs}.attn.in_proj_weight", tuple(f"{path}/kernel" for path in fused), (1, 0)),
-        Key(f"{theirs}.attn.in_proj_bias", tuple(f"{path}/bias" for path in fused)),
-        *linear(f"{theirs}.attn.out_proj", f"{ours}/attn/out"),
-        *norm(f"{theirs}.ln_2", f"{ours}/ln_2"),
-        *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/fc1"),
-        *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/fc2"),
+        *norm(f"{name}.ln_1", f"{path}/ln_1"),
+        Key(f"{name}.attn.in_proj_weight", tuple(f"{each}/kernel" for each in fused), (1, 0)),
+        Key(f"{name}.attn.in_proj_bias", tuple(f"{each}/bias" for each in fused)),
+        *linear(f"{name}.attn.out_proj", f"{path}/attn/out"),
+        *norm(f"{name}.ln_2", f"{path}/ln_2"),
+        *linear(f"{name}.mlp.c_fc", f"{path}/mlp/fc1"),
+        *linear(f"{name}.mlp.c_proj", f"{path}/mlp/fc2"),
     )
 
 
@@ -148,15 +148,15 @@ def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
     """Raises CheckpointError, with all reasons, for a model that OpenAI's code cannot run."""
     require_clip(config, "OpenAI's layout")
     reasons = [
-        f"the {name} tower's {what} is {value} where its code has {theirs}"
+        f"the {name} tower's {what} is {value} where its code has {expected}"
         for name, tower in (("text", config.text), ("vision", config.vision))
-        for what, value, theirs in (
+        for what, value, expected in (
             ("activation", tower.hidden_act, HIDDEN_ACT),
             ("layer_norm_eps", tower.layer_norm_eps, _EPSILON),
             ("width of a head", tower.width // tower.heads, _HEAD_WIDTH),
             ("width of the MLP", tower.mlp_width, _MLP_RATIO * tower.width),
         )
-        if value != theirs
+        if value != expected
     ]
     end, last = config.text.eos_token_id, config.text.vocab_size - 1
     if end not in (LEGACY_EOS_TOKEN_ID, last):

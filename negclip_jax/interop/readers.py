@@ -1,10 +1,10 @@
-"""One door to every checkpoint that this project can read, whatever software wrote it.
+"""Reads every kind of checkpoint that this project knows, whatever software wrote it.
 
     config, params, info = read_any("runs/b32@500")
     print(info)
 
 What the arithmetic depends on and a file may not say (the activation above all) is never guessed
-in silence: `CheckpointInfo` tells what was taken and where that was written.
+silently: `CheckpointInfo` tells what was taken and where that was written.
 """
 
 import dataclasses
@@ -221,32 +221,34 @@ def _read_state_dict(file: Path, label: str, activation: str | None) -> Checkpoi
 def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
     """Model and origin by a configuration beside the file, or None where there is none."""
     folder = file.parent
-    theirs, ours = folder / open_clip.CONFIG, folder / "config.json"
-    if theirs.is_file() and (file.name.startswith("open_clip") or not ours.is_file()):
+    open_clip_json, config_json = folder / open_clip.CONFIG, folder / "config.json"
+    if open_clip_json.is_file() and (
+        file.name.startswith("open_clip") or not config_json.is_file()
+    ):
         config, preprocessor = open_clip.read_config(folder)
-        base = _describes(ours, config)
+        base = _describes(config_json, config)
         config = huggingface.read_config(folder) if base else config
         info = CheckpointInfo(
             path=file,
             label=label,
             layout="open_clip",
             activation=describe_activation(config),
-            activation_source=f"quick_gelu and act_kwargs in {theirs}",
+            activation_source=f"quick_gelu and act_kwargs in {open_clip_json}",
             pooling=describe_pooling(config),
             tokenizer=tokenizer_beside(folder),
             preprocessor=preprocessor,
-            preprocessor_source=str(theirs),
+            preprocessor_source=str(open_clip_json),
             base=base,
         )
         return config, info
-    if ours.is_file() and read_json(ours).get("model_type") == "clip":
+    if config_json.is_file() and read_json(config_json).get("model_type") == "clip":
         config = huggingface.read_config(folder)
         return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
     return None
 
 
 def _describes(config_json: Path, config: CLIPConfig) -> Path | None:
-    """The folder of a config.json if it is that of the same model, in words that say more.
+    """The folder of a config.json if it describes the same model, in more detail.
 
     Hugging Face's files beside a model of open_clip then belong to its export. They may be of
     another, as open_clip never reads them.

@@ -68,7 +68,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
       CheckpointError: another kind of file, a damaged one, or a pickle with more than tensors.
     """
     bare = False
-    if not path.is_file():  # a pipe would be waited for and a device read for ever
+    if not path.is_file():  # a pipe would block and a device never ends
         raise CheckpointError(f"{path} is no file, but a folder, a pipe, a device or a broken link")
     if path.suffix == ".safetensors":
         opened = _open_safetensors(path)

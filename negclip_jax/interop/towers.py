@@ -40,7 +40,7 @@ class Tower:
 
     Attributes:
       model_type: in its config.json.
-      name: of the tower, in our parameters and before theirs.
+      name: of the tower, in our parameters and in tensor names.
       keys: its tensors, without the projection.
       projection: of this tower into the common space.
     """
@@ -105,11 +105,11 @@ def merge_tower(
     section = _section(directory, tower, raw)
     merged = dataclasses.replace(config, **{tower.name: section})
     stored = _prefixed(open_weights(directory), tower)
-    projected = tower.projection.theirs in stored
+    projected = tower.projection.name in stored
     own_width = getattr(config, tower.name).width
     if not projected and section.width != own_width:
         raise CheckpointError(
-            f"{directory} has no {tower.projection.theirs}, and its {tower.name} tower is "
+            f"{directory} has no {tower.projection.name}, and its {tower.name} tower is "
             f"{section.width} wide where the model's projection takes {own_width}: give a "
             "directory saved WithProjection"
         )
@@ -160,9 +160,9 @@ def require_holds(directory: Path, architecture: str) -> None:
         raise CheckpointError(
             f"{directory} holds a {held} tower, and a {architecture} is a {tower.name} tower"
         )
-    if projected and tower.projection.theirs not in open_weights(directory):
+    if projected and tower.projection.name not in open_weights(directory):
         raise CheckpointError(
-            f"{directory} has no {tower.projection.theirs}, which a {architecture} holds: give the "
+            f"{directory} has no {tower.projection.name}, which a {architecture} holds: give the "
             f"model that it comes from (--base), or take a {architecture.removesuffix(_PROJECTED)}"
         )
 
@@ -178,7 +178,7 @@ def _prefixed(stored: Mapping[str, StoredTensor], tower: Tower) -> dict[str, Sto
     """Names as in a full CLIPModel, whichever version of transformers wrote them."""
     prefix = f"{tower.name}_model."
     bare = not any(name.startswith(prefix) for name in stored)
-    own = (tower.projection.theirs, *huggingface.BUFFERS)
+    own = (tower.projection.name, *huggingface.BUFFERS)
     named = {n if n in own or not bare else prefix + n: tensor for n, tensor in stored.items()}
     return {name: tensor for name, tensor in named.items() if name not in huggingface.BUFFERS}
 

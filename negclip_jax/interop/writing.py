@@ -224,7 +224,7 @@ def copy_file(source: Path, name: Path | str, destination: Path) -> None:
     """Copies one file of a checkpoint directory.
 
     Links are followed, as a Hub snapshot is a folder of links into its cache, but not to anywhere
-    else: a stranger's folder must not carry this machine's files into what is published.
+    else: an untrusted folder must not carry this machine's files into what is published.
 
     Raises:
       CheckpointError: a link that leads out of the directory.

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
+"""What is printed: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
 
 import logging
 import sys
@@ -170,5 +170,5 @@ class Bar:
 
 
 def fail(message: str) -> None:
-    """Prints an error sentence for a person."""
+    """Prints an error message to stderr."""
     print(f"error: {printable(message)}", file=sys.stderr)
