@@ -15,7 +15,7 @@ from evals import scoring
 from evals.benchmark import Metric, Problem, Result
 from evals.cues import cue_breakdowns, cue_columns
 from evals.images import DataRoots, ImageRef
-from evals.pictures import Pictures, Views
+from evals.problem_images import ProblemImages, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def choice_problem(
       controls: scorers without a model, by title.
       views: the photos whose mean embedding stands for an image, such as the frames of a video.
     """
-    pictures = Pictures(roots, (ref for item in items for ref in item.images), views)
+    pictures = ProblemImages(roots, (ref for item in items for ref in item.images), views)
     kept = [item for item in items if all(ref in pictures for ref in item.images)]
     table = _Table(kept, pictures, rule, tuple(numbers), dict(breakdowns or {}))
     repeated = sum(len(set(item.options)) < len(item.options) for item in kept)
@@ -122,7 +122,7 @@ class _Table:
     def __init__(
         self,
         items: Sequence[Choice],
-        pictures: Pictures,
+        pictures: ProblemImages,
         rule: str,
         numbers: Sequence[Number],
         breakdowns: dict[str, str],

@@ -13,7 +13,7 @@ import numpy as np
 from evals import scoring
 from evals.benchmark import Metric, Problem, Result
 from evals.images import DataRoots, ImageRef
-from evals.pictures import Pictures
+from evals.problem_images import ProblemImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def classification_problem(
       prompts: sets of templates with `{}` for the class, by name; each set gives `top1_NAME` and
         `top5_NAME`.
     """
-    pictures = Pictures(roots, (item.image for item in items))
+    pictures = ProblemImages(roots, (item.image for item in items))
     kept = [item for item in items if item.image in pictures]
     classifier = _Classifier(kept, pictures, tuple(classes), dict(prompts))
     described = [
@@ -63,7 +63,7 @@ class _Classifier:
     def __init__(
         self,
         items: Sequence[Labelled],
-        pictures: Pictures,
+        pictures: ProblemImages,
         classes: Sequence[str],
         prompts: Mapping[str, Sequence[str]],
     ):

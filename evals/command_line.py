@@ -15,44 +15,22 @@ from negclip_jax.common.errors import InputError
 if TYPE_CHECKING:
     from evals.models import Model
 
+_DATA = "published files and photos, at any depth; may be repeated: the first wins"
 _FLAGS: dict[str, dict[str, Any]] = {
-    "--data": {
-        "action": "append",
-        "required": True,
-        "type": Path,
-        "metavar": "DIR",
-        "help": "published files and photos, at any depth; may be repeated: the first wins",
-    },
-    "--images": {
-        "action": "append",
-        "default": [],
-        "type": Path,
-        "metavar": "DIR",
-        "help": "more photos",
-    },
-    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "folder to write into"},
-    "--allow-subset": {"action": "store_true", "help": "score the items whose photos are there"},
-    "--overwrite": {"action": "store_true", "help": "replace results of other models in --out"},
-    "--dtype": {
-        "choices": ("float32", "bfloat16"),
-        "default": "float32",
-        "help": "of the computation",
-    },
-    "--crop": {
-        "choices": ("openai", "transformers"),
-        "default": "openai",
-        "help": "centre-crop rounding",
-    },
-    "--activation": {"metavar": "NAME", "help": "quick_gelu or gelu, for weights that do not say"},
-    "--tokenizer": {"metavar": "DIR", "help": "vocabulary for a model that has none"},
-    "--cache": {"type": Path, "metavar": "DIR", "help": "of embeddings; default: OUT/embeddings"},
-    "--seed": {"type": int, "default": 0, "help": "of the bootstrap; default: %(default)s"},
-    "--gallery": {
-        "type": int,
-        "default": 24,
-        "metavar": "N",
-        "help": "items of each set in the report",
-    },
+    "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
+    "--images": dict(action="append", default=[], type=Path, metavar="DIR", help="more photos"),
+    "--out": dict(required=True, type=Path, metavar="DIR", help="folder to write into"),
+    "--allow-subset": dict(action="store_true", help="score the items whose photos are there"),
+    "--overwrite": dict(action="store_true", help="replace results of other models in --out"),
+    "--dtype": dict(choices=("float32", "bfloat16"), default="float32", help="of the computation"),
+    "--crop": dict(
+        choices=("openai", "transformers"), default="openai", help="centre-crop rounding"
+    ),
+    "--activation": dict(metavar="NAME", help="quick_gelu or gelu, for weights that do not say"),
+    "--tokenizer": dict(metavar="DIR", help="vocabulary for a model that has none"),
+    "--cache": dict(type=Path, metavar="DIR", help="of embeddings; default: OUT/embeddings"),
+    "--seed": dict(type=int, default=0, help="of the bootstrap; default: %(default)s"),
+    "--gallery": dict(type=int, default=24, metavar="N", help="items of each set in the report"),
 }
 
 

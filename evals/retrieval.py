@@ -13,7 +13,7 @@ from evals import scoring
 from evals.benchmark import Metric, Problem, Result
 from evals.cues import cue_breakdowns, cue_columns
 from evals.images import DataRoots, ImageRef
-from evals.pictures import Pictures, Views
+from evals.problem_images import ProblemImages, Views
 
 KS = (1, 5, 10)
 HEADLINES = ("t2i_recall@5", "i2t_recall@5")
@@ -42,7 +42,7 @@ def retrieval_problem(
     Photos that are missing are left out together with their captions; that makes the rest easier
     to find, so that a subset's recall does not compare with the whole's. Items are captions.
     """
-    pictures = Pictures(roots, (record.image for record in records), views)
+    pictures = ProblemImages(roots, (record.image for record in records), views)
     kept = [record for record in records if record.image in pictures]
     gallery = _Gallery(kept, pictures, tuple(headlines))
     total = sum(len(record.captions) for record in records)
@@ -62,7 +62,9 @@ def retrieval_problem(
 class _Gallery:
     """All photos and captions of a problem, each caption a row of its own."""
 
-    def __init__(self, records: Sequence[Captioned], pictures: Pictures, headlines: Sequence[str]):
+    def __init__(
+        self, records: Sequence[Captioned], pictures: ProblemImages, headlines: Sequence[str]
+    ):
         self.records, self.pictures, self._headlines = records, pictures, headlines
         self.captions = [caption for record in records for caption in record.captions]
         self.texts = list(dict.fromkeys(self.captions))

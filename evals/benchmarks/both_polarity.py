@@ -23,7 +23,7 @@ from evals.benchmark import Benchmark, Metric, Problem, Result
 from evals.cues import count_cues
 from evals.images import DataRoots
 from evals.instances import Photo, read_photos
-from evals.pictures import Pictures
+from evals.problem_images import ProblemImages
 from negclip_jax.language.inflection import noun
 
 FILES = ("instances.json", "instances_val2017.json", "instances_val2014.json")
@@ -44,7 +44,7 @@ def load(roots: DataRoots) -> Problem:
     """Reads an instance file. Raises InputError."""
     file = roots.find(*FILES, download=DOWNLOAD)
     photos = read_photos(file)
-    pictures = Pictures(roots, (photo.image for photo in photos))
+    pictures = ProblemImages(roots, (photo.image for photo in photos))
     kept = [photo for photo in photos if photo.image in pictures]
     pairs = [(photo.image, text) for photo in kept for text in statements(photo)]
     row_of = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in pairs))}

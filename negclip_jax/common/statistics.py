@@ -13,10 +13,10 @@ multinomial, which is the same distribution. Ten thousand right/wrong items cost
 
 import dataclasses
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -95,7 +95,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     """
     if n <= 0:
         raise ValueError("no items, so there is no share")
-    z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2
+    z2 = NormalDist().inv_cdf((1 + LEVEL) / 2) ** 2
     p = right / n
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -162,6 +162,8 @@ def compare(
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p-value of McNemar's test (1947) from the items that changed each way."""
+    from scipy import stats  # a second of importing, which --help does without
+
     if gained + lost == 0:
         return 1.0
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue)

@@ -11,7 +11,7 @@ from evals.images import DataRoots, ImageRef
 Views = Callable[[ImageRef], tuple[ImageRef, ...]]
 
 
-class Pictures:
+class ProblemImages:
     """Distinct images all of whose photos are there, in order.
 
     `refs` are the photos to encode, `missing` the paths of those that are not there.

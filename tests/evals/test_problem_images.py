@@ -4,7 +4,7 @@ import numpy as np
 from tiny_evals import AllThere, write_photos
 
 from evals.images import DataRoots, ImageRef
-from evals.pictures import Pictures
+from evals.problem_images import ProblemImages
 
 A, B, C = (ImageRef(f"{name}.jpg") for name in "abc")
 
@@ -15,7 +15,7 @@ def pair(ref: ImageRef) -> tuple[ImageRef, ImageRef]:
 
 
 def test_one_photo_an_image(tmp_path):
-    pictures = Pictures(AllThere((tmp_path,)), [B, A, B, C])
+    pictures = ProblemImages(AllThere((tmp_path,)), [B, A, B, C])
     assert pictures.refs == [B, A, C] and pictures.row(A) == pictures.shown(A) == 1
     encoded = np.eye(3, dtype=np.float32)
     assert pictures.features(encoded) is encoded
@@ -23,19 +23,19 @@ def test_one_photo_an_image(tmp_path):
 
 def test_crops_of_one_photo_are_images_of_their_own(tmp_path):
     crop = ImageRef("a.jpg", (0, 0, 5, 5))
-    pictures = Pictures(AllThere((tmp_path,)), [A, crop])
+    pictures = ProblemImages(AllThere((tmp_path,)), [A, crop])
     assert pictures.refs == [A, crop] and pictures.row(crop) == 1
 
 
 def test_missing_photos(tmp_path):
     write_photos(tmp_path, ["b.jpg"])
-    pictures = Pictures(DataRoots((tmp_path,)), [A, B, C, A])
+    pictures = ProblemImages(DataRoots((tmp_path,)), [A, B, C, A])
     assert pictures.missing == ["a.jpg", "c.jpg"] and pictures.refs == [B]
     assert B in pictures and A not in pictures and pictures.row(B) == 0
 
 
 def test_views_are_averaged(tmp_path):
-    pictures = Pictures(AllThere((tmp_path,)), [B, A], pair)
+    pictures = ProblemImages(AllThere((tmp_path,)), [B, A], pair)
     assert [ref.path for ref in pictures.refs] == ["b0.jpg", "b1.jpg", "a0.jpg", "a1.jpg"]
     assert (pictures.row(A), pictures.shown(A)) == (1, 2)
     encoded = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
@@ -45,10 +45,10 @@ def test_views_are_averaged(tmp_path):
 
 def test_an_image_lacks_if_one_of_its_views_does(tmp_path):
     write_photos(tmp_path, ["a0.jpg", "a1.jpg", "b0.jpg"])
-    pictures = Pictures(DataRoots((tmp_path,)), [A, B], pair)
+    pictures = ProblemImages(DataRoots((tmp_path,)), [A, B], pair)
     assert pictures.missing == ["b1.jpg"] and A in pictures and B not in pictures
 
 
 def test_nothing_is_there(tmp_path):
-    pictures = Pictures(DataRoots((tmp_path,)), [A])
+    pictures = ProblemImages(DataRoots((tmp_path,)), [A])
     assert pictures.refs == [] and pictures.missing == ["a.jpg"]
