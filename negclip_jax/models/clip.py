@@ -8,8 +8,10 @@ The blocks themselves are in `models.transformer`.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -262,5 +264,13 @@ def abstract(
     scan: bool = True,
 ) -> tuple[nnx.GraphDef, dict]:
     """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
+    graphdef, shapes = _abstract(config, jnp.dtype(dtype), remat, scan)
+    return graphdef, jax.tree.map(lambda shape: shape, shapes)  # a tree that the caller may change
+
+
+@functools.lru_cache(8)  # tracing a model takes half a second, and a run asks more than once
+def _abstract(
+    config: CLIPConfig, dtype: jnp.dtype, remat: bool, scan: bool
+) -> tuple[nnx.GraphDef, dict]:
     options = {"dtype": dtype, "remat": remat, "scan": scan}
     return split(nnx.eval_shape(lambda: config.build(**options, rngs=nnx.Rngs(0))))
