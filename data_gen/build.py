@@ -12,9 +12,7 @@ from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
 from data_gen.settings import Settings, require
 from data_gen.stages import propose, verify, writers
-from data_gen.stages.questions import VQAProposer
 from data_gen.stages.rewrite import Checker, RewriteStage
-from data_gen.stages.waves import UntilEnough
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES
@@ -171,7 +169,7 @@ def build_proposer(
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
     match roles.propose:
         case "vqa":
-            return VQAProposer()
+            return propose.VQAProposer()
         case "file":
             return propose.FileProposer(config.input.objects)
         case "random":
@@ -218,7 +216,7 @@ def build_verifier(
     if annotations.verifier is not None and settings.instances_first:
         verifier = verify.AnnotationVerifier(annotations.verifier, verifier)
     if settings.questions_per_round and method != "multi":
-        return UntilEnough(
+        return verify.UntilEnough(
             verifier, settings.questions_per_round, config.assign.captions_per_object
         )
     return verifier

@@ -1,5 +1,6 @@
 """What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,20 @@ from typing import Protocol
 from data_gen.engines.base import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.replies import LIST_SCHEMA, string_list
-from data_gen.rules import mentioned, normalise_object
+from data_gen.rules import cue_of, mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
 from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_json
+from negclip_jax.language.questions import deny
+from negclip_jax.language.vocabulary import content
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more
+_YES_NO = re.compile(
+    r"(is|are|was|were|does|do|did|can|could|has|have|will|would|isn't|aren't)\b[^?]{3,120}\?",
+    re.IGNORECASE,
+)
 
 
 class Proposer(Protocol):
@@ -174,5 +181,51 @@ def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[C
             else:
                 seen.add((name, candidate.caption_id))
                 candidate = replace(candidate, object=name)
+        kept.append(candidate)
+    return kept
+
+
+class VQAProposer:
+    """Pipeline vqa: the yes/no questions of VQAv2 about an image; a "no" is negated."""
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        return [Candidate("", "vqa", question=question.text) for question in image.questions]
+
+
+def focus(question: str) -> str | None:
+    """What the answer "no" denies: "Is the man wearing a hat?" gives "hat".
+
+    From the grammar of the question where that is known, else its last content word. Not usable,
+    hence None: other questions, choices ("a cat or a dog"), and questions that negate themselves.
+    """
+    text = " ".join(question.split())
+    if not _YES_NO.fullmatch(text) or " or " in text.lower() or cue_of(text):
+        return None
+    denial = deny(text)
+    if denial is not None:
+        return denial.focus
+    words = content(text)
+    return words[-1] if words else None
+
+
+def filtered_questions(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
+    """The candidates with their focus, and a reason on those not worth asking.
+
+    "unusable" (no yes/no question), "duplicate" and "mentioned" (a caption says it already).
+    """
+    kept: list[Candidate] = []
+    seen: set[str] = set()
+    for candidate in candidates:
+        if candidate.reject_reason is None:
+            name = focus(candidate.question or "")
+            reason = None
+            if name is None:
+                reason = "unusable"
+            elif candidate.question.lower() in seen:
+                reason = "duplicate"
+            elif mentioned(name, captions):
+                reason = "mentioned"
+            seen.add((candidate.question or "").lower())
+            candidate = replace(candidate, object=name or "", reject_reason=reason)
         kept.append(candidate)
     return kept

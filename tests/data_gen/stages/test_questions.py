@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_gen.stages.questions import filtered_questions, focus
+from data_gen.stages.propose import filtered_questions, focus
 from data_gen.work import Candidate
 
 

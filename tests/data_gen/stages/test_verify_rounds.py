@@ -2,7 +2,7 @@
 
 import asyncio
 
-from data_gen.stages.waves import UntilEnough
+from data_gen.stages.verify import UntilEnough
 from data_gen.work import Candidate, Caption, ImageItem, Verdict
 
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), "a man") for i in range(5)))

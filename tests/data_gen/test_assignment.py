@@ -2,7 +2,7 @@
 
 import collections
 
-from data_gen.stages.assign import assign
+from data_gen.pipeline import assign
 from data_gen.work import Candidate, Caption, ImageItem, Verdict
 
 TEXTS = ["a man", "a boy on a road", "a person", "someone with no hat", "a guy"]
