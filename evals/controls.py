@@ -52,7 +52,7 @@ POLARITY_CONTROLS: dict[str, Control] = {
 
 _WORD = re.compile(r"[a-z]+")
 _CLAUSE = re.compile(r"[,;.]|\b(?:but|while|though|although|however|yet)\b", re.IGNORECASE)
-# What NegBench's sentences are made of besides the names of objects.
+# What NegBench's captions are made of besides the names of objects.
 _FRAME = tables.words("negbench_frame")
 
 

@@ -108,7 +108,7 @@ def negating_words(tokens: Sequence[Token]) -> list[Cue]:
         number = cue.word == "no" and after and after.mark == "." and after.word[0].isdigit()
         quoted = tokens[cue.first].mark.endswith(("'", "’"))
         if cue.family and not number and not quoted:
-            found.append(cue._replace(last=cue.last + bool(_entry(cue.word).needs)))
+            found.append(cue._replace(last=cue.last + (cue.word == "free")))
     return found
 
 

@@ -139,6 +139,7 @@ def test_cue_of(text, expected):
         ("everything except a dog", ["lacks"]),
         ("bus no. 5, no . 7", []),
         ("a 'no parking' sign", []),
+        ("a scene free from cars, devoid of people", ["lacks", "lacks"]),
         ("a room empty of people, sans dogs", []),  # `evals` has never counted these
     ],
 )
