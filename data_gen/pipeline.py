@@ -14,6 +14,7 @@ from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from data_gen.work import Assignment, Candidate, Caption, ImageItem, Rows, Verdict, shuffled
 from negclip_jax.common.chat.messages import is_transient
+from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import named_categories
 
 
@@ -96,7 +97,7 @@ class ImagePipeline:
     def _known_present(self, image: ImageItem, verdicts: Sequence[Verdict]) -> list[str]:
         """Objects that are surely in the photo: annotated, seen by the verifier, or mentioned."""
         names = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
-        names |= self._visible.get(image.image_id, frozenset())
+        names |= self._visible.get(identity(image.image_id), frozenset())
         if not names:
             names = {name for text in image.texts for name in named_categories(text)}
         return sorted(names)

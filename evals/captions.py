@@ -63,15 +63,15 @@ def _blip(fields: Fields, content: list) -> list[Captioned]:
 
 
 def _coco(fields: Fields, content: dict) -> list[Captioned]:
-    captions: dict[float, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for i, row in enumerate(fields.sequence(content, "annotations", "the file")):
         where = f"annotations[{i}]"
-        image = fields.number(row, "image_id", where)
+        image = fields.identity(row, "image_id", where)
         captions.setdefault(image, []).append(fields.text(row, "caption", where))
     records = []
     for i, image in enumerate(fields.sequence(content, "images", "the file")):
         where = f"images[{i}]"
-        name, key = fields.text(image, "file_name", where), fields.number(image, "id", where)
+        name, key = fields.text(image, "file_name", where), fields.identity(image, "id", where)
         if key not in captions:
             fields.note("a photo has no caption", where)
         records.append(Captioned(name, ImageRef(name), tuple(captions.get(key, ()))))

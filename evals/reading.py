@@ -3,103 +3,23 @@
 Everything wrong with the records of a file is collected and comes in one sentence.
 """
 
-import ast
 import contextlib
 import csv
 import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.images import DataRoots, FileMissing, ImageRef
-from negclip_jax.common import strict_json
+from negclip_jax.common import records, strict_json
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.problems import Problems
 from negclip_jax.common.strict_json import parse_json, read_text
 
-Box = tuple[float, float, float, float]
 
-_LONGEST_TEXT = 100_000  # characters of a caption
-_LONGEST_LITERAL = 2**20  # characters of a list written in Python; parsing takes 200 bytes for each
+class Fields(records.Fields):
+    """The fields of a published file's records."""
 
-
-class Fields(Problems):
-    """Takes the fields out of one file's records and notes whatever is wrong with them.
-
-    Getters return an empty value for a bad field, so that reading goes on; `done` then raises.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(shown=5)
-        self.path = path
-        self._ids: dict[str, str] = {}
-
-    def text(self, record: Any, key: str, where: str) -> str:
-        """A string that is not blank, unchanged."""
-        value = self._value(record, key, where)
-        if isinstance(value, str) and value.strip() and len(value) <= _LONGEST_TEXT:
-            return value
-        if isinstance(value, str):
-            wrong = f"is longer than {_LONGEST_TEXT:,} characters" if value.strip() else "is empty"
-            self.note(f'"{key}" {wrong}', where)
-        elif value is not None:
-            self.note(f'"{key}" is not a string', where)
-        return ""
-
-    def texts(self, record: Any, key: str, where: str) -> list[str]:
-        """A list of strings, or such a list written as a Python literal (read without eval)."""
-        value = self._value(record, key, where)
-        if isinstance(value, str):
-            try:
-                value = _literal(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                self.note(f'"{key}" is not a Python list', where)
-                return []
-        if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-            return value
-        if value is not None:
-            self.note(f'"{key}" is not a list of strings', where)
-        return []
-
-    def number(self, record: Any, key: str, where: str) -> float:
-        """An int or float; a digit string of a CSV file counts."""
-        value = self._value(record, key, where)
-        try:
-            return float("nan") if value is None else _number(value)
-        except (TypeError, ValueError):
-            self.note(f'"{key}" is not a number', where)
-            return float("nan")
-
-    def sequence(self, record: Any, key: str, where: str) -> list:
-        """A list that is not empty, of anything."""
-        value = self._value(record, key, where)
-        if isinstance(value, list) and value:
-            return value
-        if value is not None:
-            self.note(f'"{key}" is not a list of anything', where)
-        return []
-
-    def option(self, record: Any, key: str, where: str, options: Sequence[str]) -> str:
-        """One of `options`."""
-        value = self._value(record, key, where)
-        if value in options:
-            return value
-        if value is not None:
-            self.note(f'"{key}" is none of {", ".join(options)}', where)
-        return ""
-
-    def box(self, value: Any, where: str) -> Box:
-        """x, y, width, height; width and height are positive."""
-        try:
-            x, y, width, height = (_number(v) for v in value)
-        except (TypeError, ValueError):
-            self.note("a box is not four numbers x, y, width, height", where)
-            return (0.0, 0.0, 1.0, 1.0)
-        if width <= 0 or height <= 0:
-            self.note("a box has no area", where)
-            return (0.0, 0.0, 1.0, 1.0)
-        return (x, y, width, height)
+    advice = "Is it the published file? Correct these records or get it again; nothing was scored."
 
     def check_boxes(
         self, roots: DataRoots, boxes: Iterable[tuple[ImageRef, str]], tolerated: float = 0.0
@@ -127,30 +47,6 @@ class Fields(Problems):
         for where in outside:
             self.note("a box lies outside its photo", where)
         return []
-
-    def unique(self, identity: str, where: str) -> str:
-        """Notes a second record with the same identity."""
-        if identity and identity in self._ids:
-            self.note("an id occurs twice", f"{identity} in {self._ids[identity]} and {where}")
-        self._ids.setdefault(identity, where)
-        return identity
-
-    def done(self) -> None:
-        """Raises InputError with all that was noted, if anything was."""
-        self.raise_if_any(
-            self.path,
-            InputError,
-            "Is it the published file? Correct these records or get it again; nothing was scored.",
-        )
-
-    def _value(self, record: Any, key: str, where: str) -> Any:
-        if not isinstance(record, Mapping):
-            self.note("a record is not an object", where)
-        elif record.get(key) is None:
-            self.note(f'"{key}" is missing', where)
-        else:
-            return record[key]
-        return None
 
 
 def find_parts(
@@ -203,26 +99,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             "the published file?"
         )
     return _nonempty(path, rows)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    try:
-        number = float(value)
-    except OverflowError:  # 1 and four hundred zeros
-        raise ValueError from None
-    if number != number or number in (float("inf"), float("-inf")):
-        raise ValueError
-    return number
-
-
-def _literal(text: str) -> Any:
-    if len(text) > _LONGEST_LITERAL:
-        raise ValueError
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of "\d", on the terminal
-        return ast.literal_eval(text)
 
 
 def _nonempty(path: Path, content: Any) -> Any:

@@ -1,13 +1,14 @@
 """Captions files into images with usable captions; what is not usable is a row with its reason."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.work import Caption, ImageItem, Question
-from negclip_jax.common import strict_json
+from negclip_jax.common import coco
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.records import as_written, identity
 from negclip_jax.data.records import unsafe_name
 
 LONGEST_CAPTION = 512  # characters
@@ -32,13 +33,9 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
     for two different captions with one id, and where more than `max_rejects` (a share) of the
     captions cannot be used.
     """
-    if path.lower().endswith((".jsonl", ".ndjson", ".parquet")):
-        names, annotations = _read_records(path)
-    else:
-        content = read_json(path, ("images", "annotations"))
-        names = _image_names(path, content["images"])
-        annotations = content["annotations"]
-    reader = _Reader(path, names)
+    tables = path.lower().endswith((".jsonl", ".ndjson", ".parquet"))
+    images, annotations = (_read_records if tables else _read_coco)(path)
+    reader = _Reader(path, images)
     reader.read(annotations)
     refused = sum(1 for row in reader.rejects if row["caption_id"] is not None)
     if refused > max_rejects * max(len(annotations), 1):
@@ -56,11 +53,18 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
 class _Reader:
     """Annotations of one file on their way into images."""
 
-    def __init__(self, path: str, names: Mapping[str, str]):
-        self._path, self._names = path, names
+    def __init__(self, path: str, images: Sequence[tuple[Any, Any]]):
+        """`images`: id and file name of each, in any spelling of the ids (`records.identity`)."""
+        self._path = path
+        self._ids = {_key(given): as_written(given) for given, _ in reversed(images)}
+        self._names: dict[str, str] = {}  # by the first spelling of each id
+        for given, name in images:
+            image_id = self._ids[_key(given)]
+            if self._names.setdefault(image_id, name) != name:
+                raise InputError(f"{path}: two images have the id {image_id}; give each its own")
         self._captions: dict[str, list[Caption]] = {}
         self._seen: dict[str, tuple[str, str]] = {}  # caption id to image id and text
-        self._bad_names = {i: reason for i, n in names.items() if (reason := unsafe_name(n))}
+        self._bad_names = {i: reason for i, n in self._names.items() if (reason := unsafe_name(n))}
         self.rejects: list[dict[str, Any]] = []
 
     def read(self, annotations: Sequence[Any]) -> None:
@@ -69,7 +73,9 @@ class _Reader:
                 self._reject(None, f"row {index}", "not_an_object", "it is no JSON object")
                 continue
             caption_id = row.get("id", f"row {index}")
-            self._add(str(row.get("image_id")), str(caption_id), row.get("caption"))
+            given = row.get("image_id")
+            image_id = self._ids.get(_key(given), str(given))
+            self._add(image_id, str(caption_id), row.get("caption"))
 
     def _add(self, image_id: str, caption_id: str, text: Any) -> None:
         if image_id not in self._names:
@@ -114,6 +120,10 @@ class _Reader:
         ]
 
 
+def _key(image_id: Any) -> str:
+    return identity(image_id) or repr(image_id)
+
+
 def id_order(image_id: str) -> tuple[int, int, str]:
     """Sort key: numbers by size, then other ids by their letters."""
     number = int(image_id) if image_id.isdecimal() and len(image_id) < 19 else None
@@ -135,40 +145,25 @@ def _problem(text: Any) -> tuple[str, str] | None:
     return None
 
 
-def read_json(path: str, keys: Sequence[str]) -> dict[str, Any]:
-    """A JSON object with these lists. Raises InputError that says what is missing."""
-    content = strict_json.read_json(Path(path), (dict, list))
-    for key in keys:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise InputError(f'{path} has no list "{key}": it is not in the expected layout')
-    return content
+def _read_coco(path: str) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    """Ids and names of the images, and the rows of captions."""
+    content = coco.read_lists(Path(path), ("images", "annotations"))
+    for index, image in enumerate(content["images"]):
+        known = isinstance(image, dict) and "file_name" in image
+        if not known or identity(image.get("id")) is None:
+            raise InputError(f"{path}: images[{index}] has no id or no file_name")
+    return [(row["id"], row["file_name"]) for row in content["images"]], content["annotations"]
 
 
-def _image_names(path: str, images: Sequence[Any]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for index, image in enumerate(images):
-        try:
-            image_id, name = str(image["id"]), image["file_name"]
-        except (TypeError, KeyError):
-            raise InputError(f"{path}: images[{index}] has no id or no file_name") from None
-        if names.setdefault(image_id, name) != name:
-            raise InputError(f"{path}: two images have the id {image_id}; give each its own")
-    return names
+def _read_records(path: str) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    from negclip_jax.data.pairs import read_pairs
 
-
-def _read_records(path: str) -> tuple[dict[str, str], list[dict]]:
-    from negclip_jax.data.pairs import PairError, read_pairs
-
-    try:
-        pairs = read_pairs(path, require_negated=False)
-    except PairError as error:
-        raise InputError(str(error)) from None
-    names = {pair.image_id: pair.image for pair in pairs}
+    pairs = read_pairs(path, require_negated=False)
     rows = [
         {"id": i, "image_id": pair.image_id, "caption": pair.caption}
         for i, pair in enumerate(pairs)
     ]
-    return names, rows
+    return [(pair.image_id, pair.image) for pair in pairs], rows
 
 
 def with_questions(
@@ -179,8 +174,8 @@ def with_questions(
     Files: VQAv2's `questions` (`question_id`, `image_id`, `question`) and `annotations`
     (`question_id`, `answers` of ten annotators). Raises InputError.
     """
-    asked = read_json(questions, ("questions",))["questions"]
-    answered = read_json(answers, ("annotations",))["annotations"]
+    asked = coco.read_lists(Path(questions), ("questions",), layout="VQAv2")["questions"]
+    answered = coco.read_lists(Path(answers), ("annotations",), layout="VQAv2")["annotations"]
     try:
         by_image = _by_image(asked, answered)
     except (KeyError, TypeError, AttributeError) as error:
@@ -188,14 +183,14 @@ def with_questions(
             f"{questions} and {answers} are not in VQAv2's layout ({error!r} in one of their rows)"
         ) from None
     for image in images:
-        if image.image_id in by_image:
-            asked = tuple(by_image[image.image_id])
+        asked = tuple(by_image.get(identity(image.image_id), ()))
+        if asked:
             yield ImageItem(image.image_id, image.file_name, image.captions, asked)
 
 
 def _by_image(asked: Sequence[dict], answered: Sequence[dict]) -> dict[str, list[Question]]:
     """The questions that most annotators answered with yes or no, by image id."""
-    texts = {row["question_id"]: (str(row["image_id"]), row["question"]) for row in asked}
+    texts = {row["question_id"]: (identity(row["image_id"]), row["question"]) for row in asked}
     found: dict[str, list[Question]] = {}
     for row in answered:
         votes = [str(answer.get("answer", "")).strip().lower() for answer in row["answers"]]

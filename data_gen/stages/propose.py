@@ -13,6 +13,7 @@ from data_gen.rules import cue_of, mentioned, normalise_object
 from data_gen.work import Candidate, ImageItem, shuffled
 from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.records import identity
 from negclip_jax.common.strict_json import read_json
 from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import content
@@ -137,22 +138,24 @@ class FileProposer:
         content = read_json(Path(path), (dict, list))
         if isinstance(content, list) or not all(isinstance(n, list) for n in content.values()):
             raise InputError(f"{path} must be an object of image ids to lists of object names")
-        self._names: Mapping[str, list] = content
+        self._names = {identity(image_id): names for image_id, names in content.items()}
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        return [Candidate(str(name), "file") for name in self._names.get(image.image_id, ())]
+        return [
+            Candidate(str(name), "file") for name in self._names.get(identity(image.image_id), ())
+        ]
 
 
 class CooccurrenceProposer:
     """Objects by how often they occur beside those that are annotated (`data_gen.cooccurrence`)."""
 
     def __init__(self, statistics, present: Mapping[str, frozenset[str]], number: int, seed: int):
-        """`statistics`: a Cooccurrence; `present`: annotated objects by image id."""
+        """`statistics`: a Cooccurrence; `present`: annotated objects by normalised image id."""
         self._statistics, self._present = statistics, present
         self._number, self._seed = number, seed
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        present = self._present.get(image.image_id)
+        present = self._present.get(identity(image.image_id))
         if present is None:
             return []
         names = self._statistics.propose(

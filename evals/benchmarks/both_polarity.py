@@ -14,21 +14,65 @@ of the names, so that they are the same everywhere. Only the strict rule exists.
 - `mcq`: "there is no X" above "an X" and "a Y but no Z", Z being there (two categories; 1/3).
 """
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from evals import scoring
 from evals.benchmark import Benchmark, Metric, Problem, Result
 from evals.cues import count_cues
-from evals.images import DataRoots
-from evals.instances import Photo, read_photos
+from evals.images import DataRoots, ImageRef
 from evals.problem_images import ProblemImages
+from evals.reading import Fields
+from negclip_jax.common import coco
 from negclip_jax.language.inflection import noun
 
 FILES = ("instances.json", "instances_val2017.json", "instances_val2014.json")
 DOWNLOAD = "images.cocodataset.org/annotations/annotations_trainval2017.zip"
 CHANCES = {"both_polarities": 1 / 4, "absent": 1 / 2, "present": 1 / 2, "all_four": 1 / 6}
+
+
+class Photo(NamedTuple):
+    """A photo with an absent category and one or two that are there ("" for no second one)."""
+
+    image: ImageRef
+    absent: str
+    present: str
+    second: str
+
+
+def read_photos(file: Path) -> list[Photo]:
+    """The photos of an instance file that show a category and lack one, with categories drawn.
+
+    A category is there if anything of it is annotated, crowds included. Raises InputError.
+    """
+    fields = Fields(file)
+    instances = coco.read_instances(file, fields)
+    inside: dict[str, set[str]] = {}
+    for row in instances.objects:
+        inside.setdefault(row.image, set()).add(row.category)
+    photos = []
+    for i, (image_id, image) in enumerate(instances.images.items()):
+        where = f"images[{i}]"
+        name = fields.unique(fields.text(image._asdict(), "file_name", where), where)
+        present = _drawn(name, inside.get(image_id, set()))
+        absent = _drawn(name, set(instances.categories) - set(present))
+        if present and absent:
+            photos.append(Photo(ImageRef(name), absent[0], *[*present, ""][:2]))
+    fields.done()
+    return photos
+
+
+def _drawn(photo: str, categories: set[str]) -> list[str]:
+    """In an order that depends on nothing but the names."""
+
+    def key(category: str) -> bytes:
+        return hashlib.sha256(f"{Path(photo).name}/{category}".encode()).digest()
+
+    return sorted(categories, key=key)
 
 
 def statements(photo: Photo) -> tuple[str, ...]:

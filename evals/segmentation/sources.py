@@ -18,7 +18,7 @@ Category names: every category that a photo shows, the mask being all of it, cro
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from evals.images import DataRoots, FileMissing
 from evals.reading import Fields, read_json
 from evals.segmentation.phrases import Phrase, PhraseSet, Source, is_negated, phrase_set
 from evals.segmentation.refs import read_refs
+from negclip_jax.common import coco
+from negclip_jax.common.records import Box
 
 _INSTANCES = ("instances", "instances_train2014", "instances_train2017")
 _INSTANCES += ("instances_val2014", "instances_val2017")
@@ -35,59 +37,33 @@ _WRONG_SIZE = {150417, 285665, 498246, 61564, 285743, 498269, 498010, 150516, 15
 _WRONG_SIZE |= {61530, 150333, 286065, 285814, 498187, 285761, 498042}
 _TOLERANCE = 1.0  # pixels, between the edges of a box in two files
 
-Box = tuple[float, float, float, float]
 
+def _read_instances(files: Sequence[Path]) -> coco.Instances:
+    """The objects of files in COCO's layout together; COCO's 2014 and 2017 files share many.
 
-class Instances:
-    """Objects of files in COCO's instances layout.
-
-    Attributes:
-      photos: by id: file name and (height, width).
-      categories: names by id.
-      objects: annotations by id.
-      of_photo: annotations by photo's id.
+    Raises InputError for all that is wrong in one of them: here photos need their size and objects
+    their box and segmentation.
     """
-
-    def __init__(self, files: Sequence[Path]):
-        """Reads the files. Raises InputError for all that is wrong in one of them."""
-        self.photos: dict[int, tuple[str, tuple[int, int]]] = {}
-        self.categories: dict[int, str] = {}
-        self.objects: dict[int, dict] = {}
-        self.of_photo: dict[int, list[dict]] = defaultdict(list)
-        for file in files:
-            self._read(read_json(file, dict), Fields(file))
-
-    def _read(self, content: dict, fields: Fields) -> None:
-        for i, row in enumerate(fields.sequence(content, "categories", "the file")):
-            where = f"categories[{i}]"
-            self.categories[fields.number(row, "id", where)] = fields.text(row, "name", where)
-        for i, row in enumerate(fields.sequence(content, "images", "the file")):
-            where = f"images[{i}]"
-            size = tuple(fields.number(row, side, where) for side in ("height", "width"))
-            name = fields.text(row, "file_name", where)
-            self.photos[fields.number(row, "id", where)] = name, size
-        for i, row in enumerate(fields.sequence(content, "annotations", "the file")):
-            where = f"annotations[{i}]"
-            image, category, identity = (
-                fields.number(row, key, where) for key in ("image_id", "category_id", "id")
-            )
-            for value, known, what in (
-                (image, self.photos, "image_id is not among the images"),
-                (category, self.categories, "category_id is not among the categories"),
-            ):
-                if value not in known:
-                    fields.note(what, where)
-            if identity in self.objects:
-                continue  # COCO's 2014 and 2017 files hold the same objects
-            if isinstance(row, dict) and isinstance(row.get("segmentation"), list | dict):
-                box = fields.box(row.get("bbox"), where)
-                row = row | {"image_id": image, "category_id": category, "bbox": box}
-                self.objects[identity] = row
-                self.of_photo[image].append(row)
-            else:
+    images: dict[str, coco.Image] = {}
+    objects: dict[str, coco.Instance] = {}
+    for file in files:
+        fields = Fields(file)
+        found = coco.read_instances(file, fields, segmentation=True)
+        for i, image in enumerate(found.images.values()):
+            if not (image.file_name and image.width > 0 and image.height > 0):
+                fields.note("a photo has no file_name, width or height", f"images[{i}]")
+        for i, row in enumerate(found.objects):
+            where = f"annotations[{i}]" + f" (id {row.id})" * bool(row.id)
+            if row.image not in found.images:
+                fields.note("image_id is not among the images", where)
+            if not isinstance(row.segmentation, list | dict):
                 fields.note('"segmentation" is missing', where)
+            if row.box is None or not row.id:
+                fields.note('"bbox" or "id" is missing', where)
+            objects.setdefault(row.id, row)
         fields.done()
-        self.photos = {k: (name, (int(h), int(w))) for k, (name, (h, w)) in self.photos.items()}
+        images |= found.images
+    return coco.Instances(images, (), list(objects.values()))
 
 
 def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
@@ -152,19 +128,21 @@ def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
 
 def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
     instances, fields, phrases = _instances_beside(roots, file), Fields(file), []
+    objects = {row.id: row for row in instances.objects}
     for i, row in enumerate(read_refs(file)):
         where = f"record {i}"
         if fields.text(row, "split", where) != split:
             continue
-        annotation = instances.objects.get(fields.number(row, "ann_id", where))
+        annotation = objects.get(fields.identity(row, "ann_id", where))
         if annotation is None:
             fields.note("ann_id is not in instances.json", where)
             continue
-        image, size = instances.photos[annotation["image_id"]]
+        image = instances.images[annotation.image]
         for j, sentence in enumerate(fields.sequence(row, "sentences", where)):
             text = fields.text(sentence, "sent", f"{where}, sentence {j}")
-            shape = (annotation["segmentation"],)
-            phrases.append(Phrase(f"{row.get('ref_id', i)}/{j}", image, text, shape, size))
+            shape = (annotation.segmentation,)
+            item = f"{row.get('ref_id', i)}/{j}"
+            phrases.append(Phrase(item, image.file_name, text, shape, _size(image)))
     fields.done()
     name = f"{file.parent.name} {file.stem.removeprefix('refs').strip('()')}".strip()
     return phrase_set(
@@ -177,10 +155,10 @@ def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
     )
 
 
-def _instances_beside(roots: DataRoots, file: Path) -> Instances:
+def _instances_beside(roots: DataRoots, file: Path) -> coco.Instances:
     """RefCOCO's own instances.json, whose annotation ids its records name."""
     beside = file.with_name("instances.json")
-    return Instances([beside] if beside.is_file() else _instance_files(roots))
+    return _read_instances([beside] if beside.is_file() else _instance_files(roots))
 
 
 def _instance_files(roots: DataRoots) -> list[Path]:
@@ -195,17 +173,15 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """A phrase for every category in every photo of `instances.json`; there are no splits."""
     del split
     file = _instance_files(roots)[0]
-    instances, phrases = Instances([file]), []
-    for image, annotations in instances.of_photo.items():
-        name, size = instances.photos[image]
-        shapes: dict[str, list[Any]] = defaultdict(list)
-        for annotation in annotations:
-            category = instances.categories[annotation["category_id"]]
-            shapes[category].append(annotation["segmentation"])
-        phrases += [
-            Phrase(f"{int(image)}/{text}", name, text, tuple(segmentations), size)
-            for text, segmentations in shapes.items()
-        ]
+    instances, phrases = _read_instances([file]), []
+    shapes: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for image_id, objects in _by_image(instances).items():
+        for row in objects:
+            shapes[image_id, row.category].append(row.segmentation)
+    for (image_id, category), segmentations in shapes.items():
+        image = instances.images[image_id]
+        item, shape = f"{image_id}/{category}", tuple(segmentations)
+        phrases.append(Phrase(item, image.file_name, category, shape, _size(image)))
     found = phrase_set(
         roots,
         phrases,
@@ -222,8 +198,9 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """NegRefCOCOg's phrases whose object is found in COCO's instances; there are no splits."""
     del split
     file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
-    instances, fields, phrases = Instances(_instance_files(roots)), Fields(file), []
-    by_digits = {_coco_number(name): i for i, (name, _) in instances.photos.items()}
+    instances, fields, phrases = _read_instances(_instance_files(roots)), Fields(file), []
+    by_digits = {_coco_number(image.file_name): i for i, image in instances.images.items()}
+    of_photo = _by_image(instances)
     records, absent, unclear, negated = read_json(file, list), [], 0, 0
     for i, row in enumerate(records):
         where = f"item {i}"
@@ -235,12 +212,12 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         if photo is None:
             absent.append(image)
             continue
-        name, size = instances.photos[photo]
-        meant = _meant(instances.of_photo[photo], right, [b for b in pair if b != right], size)
+        name, size = instances.images[photo].file_name, _size(instances.images[photo])
+        meant = _meant(of_photo[photo], right, [b for b in pair if b != right], size)
         if meant is None:
             unclear += 1
         else:
-            phrases.append(Phrase(str(i), name, text, (meant["segmentation"],), size))
+            phrases.append(Phrase(str(i), name, text, (meant.segmentation,), size))
     fields.done()
     notes = [
         f"Of {len(records)} phrases {len(absent)} are on photos that the instance files lack, and "
@@ -261,27 +238,38 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     return [dataclasses.replace(found, missing=missing)]
 
 
+def _size(image: coco.Image) -> tuple[int, int]:
+    return image.height, image.width
+
+
+def _by_image(instances: coco.Instances) -> dict[str, list[coco.Instance]]:
+    objects: dict[str, list[coco.Instance]] = defaultdict(list)
+    for row in instances.objects:
+        objects[row.image].append(row)
+    return objects
+
+
 def _coco_number(name: str) -> str:
     """What the names of a photo in COCO 2014 and 2017 have in common."""
     return Path(name).stem[-12:]
 
 
 def _meant(
-    annotations: Sequence[Mapping[str, Any]],
+    annotations: Sequence[coco.Instance],
     right: Box,
     others: Sequence[Box],
     size: tuple[int, int],
-) -> Mapping[str, Any] | None:
+) -> coco.Instance | None:
     """The object that `right` was made of, if just one fits."""
     found = [
         one
         for one in annotations
         for two in annotations
         if one is not two
-        and one["category_id"] == two["category_id"]
+        and one.category == two.category
         and len(others) == 1
-        and _cut(one["bbox"], two["bbox"], right, size)
-        and _cut(two["bbox"], one["bbox"], others[0], size)
+        and _cut(one.box, two.box, right, size)
+        and _cut(two.box, one.box, others[0], size)
     ]
     return found[0] if len(found) == 1 else None
 

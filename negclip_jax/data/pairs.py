@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from negclip_jax.common import atomic_files, remote, storage, strict_json
+from negclip_jax.common import atomic_files, coco, remote, storage, strict_json
 from negclip_jax.common.problems import Problems
+from negclip_jax.common.records import as_written, identity, is_half
 from negclip_jax.data import pair_tables
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
@@ -91,7 +92,7 @@ class _File(Problems):
         for key in ("object", "provenance"):
             if not isinstance(record[key], str | None):
                 self.note(f"{key} is not a string", where)
-            elif record[key] and _is_half(record[key]):
+            elif record[key] and is_half(record[key]):
                 self.note(f"{key} is not valid Unicode", where)
         image_id = image if record["image_id"] is None else _identity(record["image_id"])
         if image_id is None and image is not None:
@@ -128,23 +129,18 @@ class _File(Problems):
             self.note(f"the {what} is empty", where)
         elif len(text) > LONGEST_TEXT:
             self.note(f"the {what} is longer than {LONGEST_TEXT:,} characters", where)
-        elif _is_half(text):
+        elif is_half(text):
             self.note(f"the {what} is not valid Unicode (half a surrogate pair)", where)
         else:
             return text
         return None
 
 
-def _is_half(text: str) -> bool:
-    """Whether it holds half a surrogate pair, which JSON can and no file can."""
-    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
-
-
 def _identity(value) -> str | None:
     """Image ids are compared as strings: COCO's are numbers, other files' are not."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
-    return str(value) if len(str(value)) <= _LONGEST_ID and not _is_half(str(value)) else None
+    return str(value) if len(str(value)) <= _LONGEST_ID and not is_half(str(value)) else None
 
 
 def _format_of(path: Path) -> str:
@@ -174,16 +170,7 @@ def _format_of(path: Path) -> str:
 
 
 def _read_coco(file: _File) -> Iterator[Pair | None]:
-    content = strict_json.read_json(file.path, (dict, list), PairError)
-    if not isinstance(content, dict):
-        raise PairError(
-            f"{file.path} is not in the COCO layout: it holds a {type(content).__name__}, not an "
-            'object with "images" and "annotations".'
-        )
-    for key in ("images", "annotations"):
-        if not isinstance(content.get(key), list):
-            what = "is not a list" if key in content else "is missing"
-            raise PairError(f'{file.path} is not in the COCO layout: the key "{key}" {what}.')
+    content = coco.read_lists(file.path, ("images", "annotations"), PairError)
     names = _coco_images(content["images"], file)
     for index, annotation in enumerate(content["annotations"]):
         where = f"annotations[{index}]"
@@ -194,22 +181,22 @@ def _read_coco(file: _File) -> Iterator[Pair | None]:
             where += f" (id {str(annotation['id'])[:40]})"
         if file.leaves_out(annotation.get("updated_caption")):
             continue
-        image_id = _identity(annotation.get("image_id"))
+        image_id = identity(annotation.get("image_id"))
         if image_id is None:
             file.note("image_id is missing or no id", where)
         elif image_id not in names:
             file.note('image_id is not among "images"', f"{image_id} in {where}")
         elif names[image_id] is not None:
-            image = {"image": names[image_id], "image_id": image_id}
+            image = dict(zip(("image", "image_id"), names[image_id], strict=True))
             yield file.pair(where, _record(annotation, "updated_caption") | image)
 
 
-def _coco_images(images: list, file: _File) -> dict[str, str | None]:
-    """File names by image id; None where the name is a problem, noted already."""
-    names: dict[str, str | None] = {}
+def _coco_images(images: list, file: _File) -> dict[str, tuple[str, str] | None]:
+    """File names and ids as written, by normalised id; None for a name that is a problem."""
+    names: dict[str, tuple[str, str] | None] = {}
     for index, image in enumerate(images):
         where = f"images[{index}]"
-        image_id = _identity(image.get("id")) if isinstance(image, dict) else None
+        image_id = identity(image.get("id")) if isinstance(image, dict) else None
         if image_id is None:
             file.note('an entry of "images" has no id', where)
         elif image_id in names:
@@ -218,7 +205,8 @@ def _coco_images(images: list, file: _File) -> dict[str, str | None]:
             file.note('an entry of "images" has no file_name', f"{where} (id {image_id})")
             names[image_id] = None
         else:
-            names[image_id] = file.name(image["file_name"], f"{where} (id {image_id})")
+            name = file.name(image["file_name"], f"{where} (id {image_id})")
+            names[image_id] = None if name is None else (name, as_written(image["id"]))
     return names
 
 
@@ -291,12 +279,17 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
 
 def _write_coco(path: Path, pairs: Iterable[Pair]) -> None:
     names: dict[str, str] = {}
+    written: dict[str, tuple[str, str]] = {}
     annotations = []
     for pair in pairs:
-        if names.setdefault(pair.image_id, pair.image) != pair.image:
+        key, names[pair.image_id] = identity(pair.image_id), pair.image
+        if key is None:
+            raise PairError(f"{pair.image_id!r} is no id of COCO JSON. Write .jsonl instead.")
+        known = written.setdefault(key, (pair.image_id, pair.image))
+        if known != (pair.image_id, pair.image):
             raise PairError(
-                f"The image id {pair.image_id} stands for {names[pair.image_id]} and {pair.image}: "
-                "COCO JSON has one file an id. Write .jsonl or .parquet instead."
+                f"The image id {pair.image_id} stands for {known[1]} and {pair.image}: COCO JSON "
+                "has one file an id, and 1 and 01 are one. Write .jsonl or .parquet instead."
             )
         fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
         fields |= {"object": pair.object, "provenance": pair.provenance}

@@ -62,6 +62,32 @@ def test_ids(tmp_path):
         read_captions(write(tmp_path / "c.json", [row_of(1, "a")], twice))
 
 
+def test_ids_are_compared_however_they_are_written_and_kept_as_written(tmp_path):
+    images = [{"id": "0007", "file_name": "a.jpg"}, {"id": 8.0, "file_name": "b.jpg"}]
+    rows = [row_of(1, "one", 7), row_of(2, "two", 7.0), row_of(3, "three", "8")]
+    ingested = read_captions(write(tmp_path / "c.json", rows, images))
+    assert ingested.rejects == []
+    assert [
+        (image.image_id, image.file_name, len(image.captions)) for image in ingested.images
+    ] == [
+        ("0007", "a.jpg", 2),
+        ("8", "b.jpg", 1),
+    ]
+
+
+@pytest.mark.parametrize("other", ["1", 1.0, "01"])
+def test_two_images_that_cannot_be_told_apart_are_refused(tmp_path, other):
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": other, "file_name": "b.jpg"}]
+    with pytest.raises(InputError, match="two images have the id 1"):
+        read_captions(write(tmp_path / "c.json", [row_of(1, "a")], images))
+    lines = [{"image": f"{i}.jpg", "caption": "a", "image_id": str(i)} for i in (1, other)]
+    path = tmp_path / "c.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    if other != "1":
+        with pytest.raises(InputError, match="two images have the id"):
+            read_captions(str(path))
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "C:\\b.jpg"])
 def test_image_names_that_leave_the_folder(tmp_path, name):
     images = [{"id": 1, "file_name": name}, {"id": 2, "file_name": "b.jpg"}]
@@ -76,8 +102,8 @@ def test_image_names_that_leave_the_folder(tmp_path, name):
     [
         ("", "is empty: 0 bytes"),
         ("{", "not valid JSON"),
-        ('{"images": []}', 'no list "annotations"'),
-        ("[]", 'no list "images"'),
+        ('{"images": []}', 'the key "annotations" is missing'),
+        ("[]", 'object with "images" and "annotations"'),
         ('{"images": [{}], "annotations": []}', "has no id or no file_name"),
         ('{"images": [], "annotations": []}', "no usable caption"),
     ],
