@@ -19,9 +19,10 @@ from evals.benchmark import Benchmark, Problem
 from evals.classification import Labelled, classification_problem
 from evals.images import DataRoots, ImageRef
 from evals.labelled import prepared, read_prompts
-from evals.reading import Box, Fields
+from evals.reading import Fields
 from negclip_jax.common.decoding import opened
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.records import Box
 from negclip_jax.common.strict_json import read_text
 from negclip_jax.data.records import unsafe_name
 
