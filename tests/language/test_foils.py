@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_gen.annotations import read_scenes
+from data_gen.annotations import InstanceVerifier
 from negclip_jax.language.foils import affirm, foil, template_foils
 from negclip_jax.language.grammar import BY_NAME, TEMPLATES, Grammar
 from negclip_jax.language.mentions import find_kinds, mentioned
@@ -52,14 +52,13 @@ def test_what_cannot_be_changed_becomes_a_statement():
 
 def test_real_foils_negate_once(shared_data):
     captions = json.loads((shared_data / "coco" / "captions.json").read_text())
-    instances = json.loads((shared_data / "coco" / "instances.json").read_text())
-    scenes = read_scenes(captions, instances)
+    present_in = InstanceVerifier(shared_data / "coco" / "instances.json").present
     changed = named = 0
     for row in captions["annotations"]:
-        scene, caption = scenes.get(row["image_id"]), row["caption"]
-        if scene is None or find_cues(tokenize(caption)):
+        objects, caption = present_in.get(str(row["image_id"])), row["caption"]
+        if objects is None or find_cues(tokenize(caption)):
             continue
-        for present in sorted(scene.present)[:2]:
+        for present in sorted(objects)[:2]:
             text = foil(caption, present, str(row["id"]))
             assert len(find_cues(tokenize(text))) == 1, (caption, text)
             assert text != caption
