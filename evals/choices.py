@@ -44,7 +44,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Number:
+class AccuracySpec:
     """One reported accuracy.
 
     Attributes:
@@ -64,16 +64,18 @@ class Number:
 
 # Scores of all options of all items without any model.
 Control = Callable[[Sequence[Choice]], Sequence[Sequence[float]]]
-ACCURACY = (Number(headline=True),)
+ACCURACY = (AccuracySpec(headline=True),)
 
 
-def by_group(column: str, values: Sequence[str], *, headline: bool = False) -> tuple[Number, ...]:
+def by_group(
+    column: str, values: Sequence[str], *, headline: bool = False
+) -> tuple[AccuracySpec, ...]:
     """An accuracy for each value of a group, named `accuracy_VALUE`."""
 
     def within(value: str) -> Callable[[Choice], bool]:
         return lambda item: item.groups[column] == value
 
-    return tuple(Number(f"accuracy_{v}", within(v), headline=headline) for v in values)
+    return tuple(AccuracySpec(f"accuracy_{v}", within(v), headline=headline) for v in values)
 
 
 def choice_problem(
@@ -82,7 +84,7 @@ def choice_problem(
     items: Sequence[Choice],
     *,
     rule: str,
-    numbers: Sequence[Number] = ACCURACY,
+    numbers: Sequence[AccuracySpec] = ACCURACY,
     breakdowns: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     controls: Mapping[str, Control] | None = None,
@@ -124,7 +126,7 @@ class _Table:
         items: Sequence[Choice],
         pictures: ProblemImages,
         rule: str,
-        numbers: Sequence[Number],
+        numbers: Sequence[AccuracySpec],
         breakdowns: dict[str, str],
     ):
         self.items, self.rule, self.numbers, self.pictures = items, rule, numbers, pictures
@@ -167,7 +169,9 @@ class _Table:
             metrics += self._metrics(number, official, strict)
         return Result(metrics, self._predictions(scores, official, strict), self._breakdowns)
 
-    def _metrics(self, number: Number, official: np.ndarray, strict: np.ndarray) -> list[Metric]:
+    def _metrics(
+        self, number: AccuracySpec, official: np.ndarray, strict: np.ndarray
+    ) -> list[Metric]:
         kept = [row for row, item in enumerate(self.items) if number.keep(item)]
         weights = None
         if number.macro:
@@ -187,7 +191,7 @@ class _Table:
             metric(f"{number.name}_strict", strict, False),
         ]
 
-    def _macro(self, number: Number, kept: list[int]) -> tuple[list[int], np.ndarray]:
+    def _macro(self, number: AccuracySpec, kept: list[int]) -> tuple[list[int], np.ndarray]:
         values = np.array([self.items[row].groups[number.macro] for row in kept])
         _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
         enough = sizes[group] >= number.at_least

@@ -12,7 +12,7 @@ from negclip_jax.common.errors import InputError
 # name: "module:attribute", imported when it is asked for.
 BENCHMARKS: dict[str, str] = {
     "valse": "evals.benchmarks.valse:BENCHMARK",
-    "valse_pieces": "evals.benchmarks.valse_pieces:BENCHMARK",
+    "valse_pieces": "evals.benchmarks.valse:OTHER_PIECES",
     "negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK",
     "negbench_mcq": "evals.benchmarks.negbench_mcq:BENCHMARK",
     "negbench_mcq_voc2007": "evals.benchmarks.negbench_mcq:VOC2007",
@@ -29,12 +29,12 @@ BENCHMARKS: dict[str, str] = {
     "aro_attribution": "evals.benchmarks.aro:ATTRIBUTION",
     "aro_coco_order": "evals.benchmarks.aro:COCO_ORDER",
     "aro_flickr30k_order": "evals.benchmarks.aro:FLICKR30K_ORDER",
-    "coco_retrieval": "evals.benchmarks.coco_retrieval:BENCHMARK",
-    "flickr30k_retrieval": "evals.benchmarks.flickr30k_retrieval:BENCHMARK",
+    "coco_retrieval": "evals.benchmarks.karpathy_retrieval:COCO",
+    "flickr30k_retrieval": "evals.benchmarks.karpathy_retrieval:FLICKR30K",
     "imagenet": "evals.benchmarks.zeroshot:IMAGENET",
     "cifar10": "evals.benchmarks.zeroshot:CIFAR10",
     "cifar100": "evals.benchmarks.zeroshot:CIFAR100",
-    "voc2007": "evals.benchmarks.zeroshot_voc2007:BENCHMARK",
+    "voc2007": "evals.benchmarks.zeroshot:VOC2007",
 }
 
 

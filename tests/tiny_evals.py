@@ -129,7 +129,7 @@ def _valse(piece: str) -> Callable[[Path], object]:
 
 
 def _valse_pieces(folder: Path) -> None:
-    from evals.benchmarks.valse_pieces import PIECES
+    from evals.benchmarks.valse import PIECES
 
     for piece in PIECES:
         _valse(piece)(folder)
@@ -281,9 +281,9 @@ def _flickr_lines(folder: Path) -> None:
 
 def _class_folders(name: str, prompts: str) -> Callable[[Path], object]:
     def write(folder: Path):
-        from evals import labelled
+        from evals.benchmarks import zeroshot
 
-        keys = labelled.read_prompts(prompts).keys
+        keys = zeroshot.read_prompts(prompts).keys
         write_photos(
             folder / name, [f"{key}/{i}.png" for key in keys for i in range(1 + len(key) % 2)]
         )

@@ -19,7 +19,7 @@ items. Order: argmax over five with the original first, so that a tie is right.
 import functools
 
 from evals.benchmark import Benchmark, Problem
-from evals.choices import ACCURACY, Choice, Number, choice_problem
+from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
 
@@ -37,13 +37,13 @@ def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> P
     boxes = [(item.images[0], f"item {item.id}") for item in items]
     notes = fields.check_boxes(roots, boxes, tolerated=0.01)
     fields.done()
-    macro = Number("accuracy_macro", macro=group, at_least=at_least, headline=True)
+    macro = AccuracySpec("accuracy_macro", macro=group, at_least=at_least, headline=True)
     return choice_problem(
         roots,
         file,
         items,
         rule="argmax",
-        numbers=(macro, Number("accuracy")),
+        numbers=(macro, AccuracySpec("accuracy")),
         breakdowns={group: f"by {group}"},
         notes=notes,
     )

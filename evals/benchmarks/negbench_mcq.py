@@ -21,7 +21,7 @@ import functools
 from collections.abc import Sequence
 
 from evals.benchmark import Benchmark, Problem, Published
-from evals.choices import ACCURACY, Choice, Number, by_group, choice_problem
+from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem
 from evals.controls import contradictions
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
@@ -29,7 +29,7 @@ from evals.reading import Fields, read_csv
 
 DOWNLOAD = "the Google Drive named by github.com/m1k2zoo/negbench (datasets.md)"
 TYPES = ("positive", "negative", "hybrid")
-MEAN = Number("accuracy_mean_of_templates", macro="template")
+MEAN = AccuracySpec("accuracy_mean_of_templates", macro="template")
 CAPTIONS = tuple(f"caption_{i}" for i in range(4))
 COLUMNS = ("image_path", "correct_answer", *CAPTIONS, "correct_answer_template")
 REPOSITORY = "negbench repository, results/mcq (corrected 2025-03)"

@@ -19,7 +19,7 @@ crops alone reaches 50 % there.
 """
 
 from evals.benchmark import Benchmark, Problem, Published
-from evals.choices import ACCURACY, Choice, Number, choice_problem
+from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import BOX_CONTROLS
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
@@ -39,7 +39,9 @@ def load(roots: DataRoots) -> Problem:
     fields.done()
     numbers = (
         *ACCURACY,
-        Number("accuracy_area_balanced", lambda item: item.groups["size"] != EQUAL, macro="size"),
+        AccuracySpec(
+            "accuracy_area_balanced", lambda item: item.groups["size"] != EQUAL, macro="size"
+        ),
     )
     return choice_problem(
         roots,

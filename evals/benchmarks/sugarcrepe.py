@@ -14,7 +14,7 @@ mean over the seven categories, as papers report it, given only where all files 
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Problem
-from evals.choices import Choice, Number, by_group, choice_problem
+from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, find_parts, read_json
 
@@ -35,7 +35,7 @@ def load(roots: DataRoots) -> Problem:
     names = {c: (f"{c}.json", f"sugarcrepe_{c}.json") for c in CATEGORIES}
     files, notes = find_parts(roots, names, DOWNLOAD)
     items = [item for category, file in files.items() for item in _read(file, category)]
-    mean = Number("accuracy_mean", macro="category", headline=True)
+    mean = AccuracySpec("accuracy_mean", macro="category", headline=True)
     each = by_group("category", CATEGORIES, headline=bool(notes))
     return choice_problem(
         roots,

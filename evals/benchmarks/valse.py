@@ -1,8 +1,9 @@
-"""VALSE existence: "there are no people" or "there are people"? A caption or its foil.
+"""VALSE: "there are no people" or "there are people"? A caption or its foil, in eleven pieces.
 
 Source: Parcalabescu et al., "VALSE" (ACL 2022, arXiv 2112.07566), github.com/Heidelberg-NLP/VALSE,
-`data/existence.json` (MIT). Photos: Visual7W, ai.stanford.edu/~yukez/visual7w. The ten other pieces
-are `evals.benchmarks.valse_pieces`.
+`data/*.json` (MIT). Photos: Visual7W, ai.stanford.edu/~yukez/visual7w (existence, counting), COCO
+val2017 (plurals, relations), COCO val2014 (foil-it), COCO train2014 and VisDial (coreference), SWiG
+(actions); the repository's README says where each is.
 
 File: an object from item id to `image_file`, `caption`, `foil`, `mturk` and more.
 
@@ -12,45 +13,88 @@ metrics is defined). VALSE's scripts count only valid items (`mturk.caption >= 2
 505 of 534 existence items); NegationCLIP's published values are multiples of 1/534 and so count
 all. Both are reported: `accuracy` is over all items, `accuracy_valid` over the valid ones. One
 item's caption and foil are equal ("There are 4."): never right officially, half right strictly.
+
+`valse` is existence, the piece about negation. `valse_pieces` are the ten others: each has its
+accuracy over all items (its name) and over the valid ones (`NAME_valid`);
+`accuracy_mean_of_pieces` is their mean, given only where all ten files are there.
 """
 
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Problem, Published
-from evals.choices import ACCURACY, Choice, Number, choice_problem
+from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, read_json
+from evals.reading import Fields, find_parts, read_json
 
 PAPER = "Park et al. 2025 (arXiv 2501.10913)"
 DOWNLOAD = "github.com/Heidelberg-NLP/VALSE (data/*.json)"
+PIECES = (
+    "plurals",
+    "relations",
+    "foil-it",
+    "coreference-standard",
+    "coreference-hard",
+    "counting-small-quant",
+    "counting-hard",
+    "counting-adversarial",
+    "action-replacement",
+    "actant-swap",
+)
 
 
 def load(roots: DataRoots) -> Problem:
     """Reads `existence.json`, all 534 items. Raises InputError."""
-    file = roots.find(*file_names("existence"), download=DOWNLOAD)
-    valid = Number("accuracy_valid", is_valid)
+    file = roots.find(*_file_names("existence"), download=DOWNLOAD)
+    valid = AccuracySpec("accuracy_valid", _is_valid)
     return choice_problem(
         roots,
         file,
-        read_piece(file, "existence"),
+        _read_piece(file, "existence"),
         rule="greater",
         numbers=(*ACCURACY, valid),
         controls=POLARITY_CONTROLS,
     )
 
 
-def file_names(piece: str) -> tuple[str, ...]:
+def load_pieces(roots: DataRoots) -> Problem:
+    """Reads those of the ten files that are there. Raises InputError."""
+    names = {piece: _file_names(piece) for piece in PIECES}
+    files, notes = find_parts(roots, names, DOWNLOAD)
+    items = [item for piece, file in files.items() for item in _read_piece(file, piece)]
+    mean = AccuracySpec("accuracy_mean_of_pieces", macro="piece", headline=True)
+    return choice_problem(
+        roots,
+        next(iter(files.values())).parent,
+        items,
+        rule="greater",
+        numbers=[*([] if notes else [mean]), *(n for piece in files for n in _numbers(piece))],
+        breakdowns={"piece": "by piece"},
+        notes=notes,
+    )
+
+
+def _numbers(piece: str) -> list[AccuracySpec]:
+    def within(item: Choice) -> bool:
+        return item.groups["piece"] == piece
+
+    return [
+        AccuracySpec(piece, within, headline=True),
+        AccuracySpec(f"{piece}_valid", lambda item: within(item) and _is_valid(item)),
+    ]
+
+
+def _file_names(piece: str) -> tuple[str, ...]:
     """Where the file of a piece may be."""
     return f"valse/{piece}.json", f"VALSE/data/{piece}.json", f"valse_{piece}.json", f"{piece}.json"
 
 
-def is_valid(item: Choice) -> bool:
+def _is_valid(item: Choice) -> bool:
     """Whether at least two of three annotators found the caption, not the foil, to be true."""
     return item.groups["valid"] == "yes"
 
 
-def read_piece(file: Path, piece: str) -> list[Choice]:
+def _read_piece(file: Path, piece: str) -> list[Choice]:
     """The items of one piece. Raises InputError."""
     fields = Fields(file)
     items = []
@@ -65,7 +109,7 @@ def read_piece(file: Path, piece: str) -> list[Choice]:
     return items
 
 
-COMMON = {
+_COMMON = {
     "source": "Parcalabescu et al., ACL 2022, github.com/Heidelberg-NLP/VALSE",
     "licence": "MIT; photos: Visual7W, COCO (Flickr licences), SWiG",
     "download": DOWNLOAD,
@@ -83,5 +127,12 @@ BENCHMARK = Benchmark(
         Published("CLIP ViT-L/14", "accuracy", 357 / 534, PAPER),
         Published("NegationCLIP ViT-L/14", "accuracy", 425 / 534, PAPER),
     ),
-    **COMMON,
+    **_COMMON,
+)
+OTHER_PIECES = Benchmark(
+    name="valse_pieces",
+    title="VALSE, other pieces",
+    load=load_pieces,
+    retention=True,
+    **_COMMON,
 )

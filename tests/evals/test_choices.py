@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, features, mean
 
-from evals.choices import Choice, Number, by_group, choice_problem
+from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 
 
@@ -43,10 +43,10 @@ def test_parts_and_macro_means(roots):
     kinds = "aaabbc"
     items = [choice(i, kind=kinds[i]) for i in range(6)]
     numbers = (
-        Number(headline=True),
+        AccuracySpec(headline=True),
         *by_group("kind", "ab"),
-        Number("macro", macro="kind"),
-        Number("macro_of_two", macro="kind", at_least=2),
+        AccuracySpec("macro", macro="kind"),
+        AccuracySpec("macro_of_two", macro="kind", at_least=2),
     )
     metrics = scored(build(roots, items, numbers=numbers), {"i0", "i3", "i4"})
     assert mean(metrics["accuracy"]) == pytest.approx(3 / 6)

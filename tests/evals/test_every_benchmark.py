@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_evals import constant, features, mean, numbers, oracle, write_benchmark
 
-from evals import choices, classification, labelled, registry, retrieval
+from evals import choices, classification, registry, retrieval
 from evals.benchmark import Result
+from evals.benchmarks import zeroshot
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
 
@@ -24,16 +25,15 @@ SHUFFLED = {
 @pytest.fixture(autouse=True, scope="module")
 def few_classes():
     """Seven classes and three templates of each data set instead of a thousand and eighty."""
-    real = labelled.read_prompts
+    real = zeroshot.read_prompts
 
-    def few(name: str) -> labelled.Prompts:
+    def few(name: str) -> zeroshot.Prompts:
         known = real(name)
         if name == "voc2007":
             return known
-        return labelled.Prompts(known.classes[:7], known.keys[:7], known.templates[:3])
+        return zeroshot.Prompts(known.classes[:7], known.keys[:7], known.templates[:3])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labelled, "read_prompts", few)
         patch.setattr("evals.benchmarks.zeroshot.read_prompts", few)
         yield
 

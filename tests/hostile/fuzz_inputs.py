@@ -150,7 +150,8 @@ def annotation_kinds() -> dict[str, Kind]:
     """Annotation files, and the JSON files of checkpoints."""
     from data_gen.annotations import InstanceVerifier
     from data_gen.stages.ingest import read_captions
-    from evals import captions, reading
+    from evals import reading
+    from evals.benchmarks.karpathy_retrieval import read_captions as read_captioned
     from negclip_jax.data.images import Preprocessor
     from negclip_jax.data.pairs import read_pairs
     from negclip_jax.data.tokenizer import load_tokenizer
@@ -174,7 +175,7 @@ def annotation_kinds() -> dict[str, Kind]:
         "benchmark, captions": Kind(
             "k.json",
             [_json(_KARPATHY), coco, _json([_RECORD | {"caption": ["x", "y"]}])],
-            lambda path: captions.read_captions(path, "test"),
+            lambda path: read_captioned(path, "test"),
         ),
         "config.json": Kind("config.json", [_json(_CONFIG)], lambda path: read_config(path.parent)),
         "preprocessing": Kind(

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.stages.ingest import read_captions
-from evals.benchmarks import zeroshot_voc2007
+from evals.benchmarks import zeroshot
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
@@ -151,7 +151,7 @@ def test_annotations_of_voc_stay_in_their_folder(name, tmp_path):
     (folder / "ImageSets" / "Main" / "test.txt").write_text(name)
     (tmp_path / "secret.xml").write_text("<annotation/>")
     with pytest.raises(InputError, match=r"test\.txt names"):
-        zeroshot_voc2007.load(DataRoots((tmp_path,)))
+        zeroshot.load_voc2007(DataRoots((tmp_path,)))
 
 
 def test_entities_of_an_annotation_are_not_unpacked(tmp_path):
@@ -162,4 +162,4 @@ def test_entities_of_an_annotation_are_not_unpacked(tmp_path):
     laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b SYSTEM "file:///etc/hostname">]><x>&b;</x>'
     (folder / "Annotations" / "a.xml").write_text(laughs)
     with pytest.raises(InputError, match="declares a document type"):
-        zeroshot_voc2007.load(DataRoots((tmp_path,)))
+        zeroshot.load_voc2007(DataRoots((tmp_path,)))

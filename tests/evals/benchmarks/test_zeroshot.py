@@ -3,18 +3,17 @@
 import pytest
 from tiny_evals import AllThere, features, numbers, write_photos
 
-from evals import labelled
 from evals.benchmarks import zeroshot
 from evals.images import DataRoots
 
 
-def few(monkeypatch, count: int) -> labelled.Prompts:
+def few(monkeypatch, count: int) -> zeroshot.Prompts:
     """The first classes and three templates of what is shipped."""
-    real = labelled.read_prompts
+    real = zeroshot.read_prompts
 
-    def read(name: str) -> labelled.Prompts:
+    def read(name: str) -> zeroshot.Prompts:
         prompts = real(name)
-        return labelled.Prompts(
+        return zeroshot.Prompts(
             prompts.classes[:count], prompts.keys[:count], prompts.templates[:3]
         )
 
@@ -59,27 +58,27 @@ class Rows(list):
 def test_prepared_data_sets_with_labels_in_their_own_order(
     tmp_path, monkeypatch, benchmark, asked, prompts
 ):
-    keys = labelled.read_prompts(prompts).keys
+    keys = zeroshot.read_prompts(prompts).keys
     names = [key.replace(" ", "_") for key in reversed(keys)]
 
     def rows(name, split, folders):
         assert (name, split) == asked and folders == (tmp_path,)
         return Rows(names, [0, 1, len(keys) - 1])
 
-    monkeypatch.setattr(labelled, "tfds_rows", rows)
+    monkeypatch.setattr(zeroshot, "tfds_rows", rows)
     problem = benchmark.load(AllThere((tmp_path,)))
     assert problem.file == f"tfds:{'/'.join(asked)}" and problem.total == 3
     assert problem.images[2].path == f"tfds:{'/'.join(asked)}#2"
     if prompts == "imagenet":
         return  # 80,000 prompts: that they are all there is enough
-    classes = labelled.read_prompts(prompts).classes
+    classes = zeroshot.read_prompts(prompts).classes
     predictions = problem.score(*features(problem)).predictions
     assert predictions["class"] == [classes[-1], classes[-2], classes[0]]
 
 
 def test_numbers_say_which_prompts_they_used(tmp_path, monkeypatch):
     few(monkeypatch, 6)
-    keys = labelled.read_prompts("cifar10").keys[:6]
+    keys = zeroshot.read_prompts("cifar10").keys[:6]
     write_photos(
         tmp_path / "cifar10" / "test", [f"{key}/{i}.png" for key in keys for i in range(3)]
     )

@@ -7,17 +7,16 @@ import pytest
 from PIL import Image
 from tiny_evals import AllThere, features, voc_annotation, write_benchmark
 
-from evals import labelled
-from evals.benchmarks import zeroshot_voc2007
+from evals.benchmarks import zeroshot
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
 
-CLASSES = labelled.read_prompts("voc2007").classes
+CLASSES = zeroshot.read_prompts("voc2007").classes
 
 
 def test_objects_are_cut_out(tmp_path):
     roots = write_benchmark("voc2007", tmp_path)
-    problem = zeroshot_voc2007.load(roots)
+    problem = zeroshot.load_voc2007(roots)
     assert problem.total == 14 and len(problem.texts) == 80 * 20  # "a photo of a {}." is in both
     assert {metric.name for metric in problem.score(*features(problem)).metrics} >= {
         "top1_single",
@@ -49,14 +48,14 @@ def write(folder, annotation: str, name: str = "000001"):
 )
 def test_bad_annotations(tmp_path, annotation, expected):
     with pytest.raises(InputError) as caught:
-        zeroshot_voc2007.load(write(tmp_path, annotation))
+        zeroshot.load_voc2007(write(tmp_path, annotation))
     assert expected in str(caught.value) and "000001.xml" in str(caught.value)
 
 
 def test_an_annotation_that_is_not_there(tmp_path):
     roots = write(tmp_path, voc_annotation([]), name="000009")
     with pytest.raises(InputError, match=r"000009\.xml cannot be read"):
-        zeroshot_voc2007.load(roots)
+        zeroshot.load_voc2007(roots)
 
 
 class Rows(list):
@@ -81,14 +80,14 @@ def test_a_prepared_data_set_gives_the_same_boxes(tmp_path, monkeypatch):
             "label": np.array([CLASSES.index(kind) for kind, _ in objects]),
         },
     }
-    monkeypatch.setattr(labelled, "tfds_rows", lambda name, split, folders: Rows([row]))
-    prepared = zeroshot_voc2007.load(AllThere((tmp_path,)))
+    monkeypatch.setattr(zeroshot, "tfds_rows", lambda name, split, folders: Rows([row]))
+    prepared = zeroshot.load_voc2007(AllThere((tmp_path,)))
     assert prepared.images[0].path == "tfds:voc/2007/test#0"
-    folder = zeroshot_voc2007.load(write(tmp_path, voc_annotation(objects)))
+    folder = zeroshot.load_voc2007(write(tmp_path, voc_annotation(objects)))
     assert [ref.box for ref in prepared.images] == [ref.box for ref in folder.images]
     assert prepared.total == folder.total == 2
 
 
 def test_neither_is_there(tmp_path):
     with pytest.raises(InputError, match=r"VOCdevkit/VOC2007.*host\.robots.*tfds build voc"):
-        zeroshot_voc2007.load(DataRoots((tmp_path,)))
+        zeroshot.load_voc2007(DataRoots((tmp_path,)))

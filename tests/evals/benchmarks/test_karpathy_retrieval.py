@@ -1,12 +1,96 @@
-"""The forms of COCO's and Flickr30k's splits, all to the same photos and captions; bad files."""
+"""COCO and Flickr30k retrieval: their files in all forms, the test split alone."""
 
 import json
 
 import pytest
-from tiny_evals import karpathy_content, write_json
+from tiny_evals import AllThere, features, karpathy_content, numbers, write_json
 
-from evals.captions import read_captions
+from evals.benchmarks.karpathy_retrieval import COCO, FLICKR30K, read_captions
 from negclip_jax.common.errors import InputError
+
+BLIP = [{"image": f"val2014/COCO_val2014_{i:012d}.jpg", "caption": ["a", "b"]} for i in range(7)]
+
+
+def test_forms_give_the_same_numbers(tmp_path):
+    karpathy = karpathy_content(8)
+    write_json(tmp_path / "a" / "dataset_coco.json", karpathy)
+    blip = [
+        {
+            "image": f"{image['filepath']}/{image['filename']}",
+            "caption": [sentence["raw"] for sentence in image["sentences"]],
+        }
+        for image in karpathy["images"]
+        if image["split"] == "test"
+    ]
+    write_json(tmp_path / "b" / "coco_karpathy_test.json", blip)
+    first, second = (COCO.load(AllThere((tmp_path / name,))) for name in "ab")
+    assert list(first.images) == list(second.images) and len(first.images) == 6
+    assert numbers(first.score(*features(first))) == numbers(second.score(*features(second)))
+
+
+def test_karpathys_own_file_comes_first(tmp_path):
+    write_json(tmp_path / "coco_karpathy_test.json", BLIP)
+    assert COCO.load(AllThere((tmp_path,))).total == 14
+    write_json(tmp_path / "deeper" / "dataset_coco.json", karpathy_content(4))
+    problem = COCO.load(AllThere((tmp_path,)))
+    assert problem.file.endswith("dataset_coco.json") and problem.total == 8
+
+
+def test_published_values():
+    values = {(p.model, p.metric): p.value for p in COCO.published}
+    assert values["CLIP ViT-B/32", "t2i_recall@5"] == pytest.approx(0.5585)
+    assert values["CLIP ViT-L/14", "i2t_recall@5"] == pytest.approx(0.7918)
+
+
+def test_both_directions_are_shown(tmp_path):
+    write_json(tmp_path / "coco_karpathy_test.json", BLIP)
+    problem = COCO.load(AllThere((tmp_path,)))
+    metrics = problem.score(*features(problem)).metrics
+    assert [m.name for m in metrics if m.headline] == ["t2i_recall@5", "i2t_recall@5"]
+    assert "7 images and 14 captions." in problem.notes
+
+
+def flickr_karpathy(folder):
+    content = karpathy_content(8)
+    for i, image in enumerate(content["images"]):
+        del image["filepath"], image["cocoid"]  # Flickr30k's has neither
+        image["filename"] = f"{i}.jpg"
+    write_json(folder / "dataset_flickr30k.json", content)
+    return content
+
+
+def flickr_blip(folder):
+    content = [
+        {
+            "image": f"flickr30k-images/{i['filename']}",
+            "caption": [s["raw"] for s in i["sentences"]],
+        }
+        for i in flickr_karpathy(folder)["images"]
+        if i["split"] == "test"
+    ]
+    (folder / "dataset_flickr30k.json").unlink()
+    write_json(folder / "flickr30k_test.json", content)
+
+
+def flickr_lines(folder):
+    rows = ["image,caption"]
+    for image in flickr_karpathy(folder)["images"]:
+        if image["split"] == "test":
+            rows += [f"{image['filename']},{s['raw']}" for s in image["sentences"]]
+    (folder / "dataset_flickr30k.json").unlink()
+    (folder / "flickr30k_test_karpathy.txt").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("write", [flickr_karpathy, flickr_blip, flickr_lines])
+def test_each_form_of_flickr30k(tmp_path, write):
+    write(tmp_path)
+    problem = FLICKR30K.load(AllThere((tmp_path,)))
+    assert [ref.path.rpartition("/")[2] for ref in problem.images] == [
+        f"{i}.jpg" for i in (1, 2, 3, 5, 6, 7)
+    ]
+    assert problem.total == 16 and "Thing 7, view 2." in problem.texts
+    assert numbers(problem.score(*features(problem))).keys() >= {"t2i_recall@5", "i2t_recall@5"}
+
 
 EXPECTED = [
     ("COCO_val2014_000000000001.jpg", ("Thing 1, view 0.", "Thing 1, view 1.", "Thing 1, view 2.")),

@@ -1,13 +1,42 @@
-"""Files of captioned photos: the forms in which COCO and Flickr30k splits are passed around."""
+"""COCO and Flickr30k retrieval on Karpathy's test splits, both ways.
 
+Source: Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments" (CVPR 2015). Files, whichever is
+there first: `dataset_coco.json`, `dataset_flickr30k.json` (caption_datasets.zip,
+cs.stanford.edu/people/karpathy/deepimagesent), `coco_karpathy_test.json`, `flickr30k_test.json`
+(BLIP and ARO, storage.googleapis.com/sfr-vision-language-research/datasets),
+`coco_test_karpathy.json`, `flickr30k_test_karpathy.txt` (CLIP_benchmark).
+
+- COCO, 5,000 photos: captions Chen et al., 2015 (CC BY 4.0); photos: COCO val2014,
+  images.cocodataset.org/zips/val2014.zip. In-domain for whatever was fine-tuned on COCO captions: a
+  rise here is no sign that general ability was kept.
+- Flickr30k, 1,000 photos with five captions each: Young et al., "From image descriptions to visual
+  denotations" (TACL 2014); photos on request from shannon.cs.illinois.edu/DenotationGraph, for
+  research only.
+
+Protocol (CLIP_benchmark `zeroshot_retrieval.py`): raw captions without a prompt, all of them
+(COCO: 25,010; some papers keep five a photo), recall@k > 0, text to image over captions and image
+to text over photos.
+"""
+
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.images import ImageRef
+from evals.benchmark import Benchmark, Problem, Published
+from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
-from evals.retrieval import Captioned
+from evals.retrieval import Captioned, retrieval_problem
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_text
+
+DOWNLOAD = "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip)"
+SOURCE = "CLIP_benchmark"
+
+
+def load(roots: DataRoots, names: Sequence[str]) -> Problem:
+    """Reads the test split of the first file that is there. Raises InputError."""
+    file = roots.find(*names, download=DOWNLOAD)
+    return retrieval_problem(roots, file, read_captions(file, "test"))
 
 
 def read_captions(file: Path, split: str) -> list[Captioned]:
@@ -87,3 +116,47 @@ def _lines(fields: Fields) -> Sequence[Captioned]:
         elif line.strip():
             fields.note('a line is not "image.jpg,caption"', f"line {number}")
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]
+
+
+def _published(model: str, t2i: float, i2t: float) -> tuple[Published, Published]:
+    return (
+        Published(model, "t2i_recall@5", t2i / 100, SOURCE),
+        Published(model, "i2t_recall@5", i2t / 100, SOURCE),
+    )
+
+
+_COMMON = {
+    "download": DOWNLOAD,
+    "retention": True,
+    "task": "Which photo belongs to a caption, and which caption to a photo?",
+}
+BENCHMARK = COCO = Benchmark(
+    name="coco_retrieval",
+    title="COCO retrieval (Karpathy 5k)",
+    source="Karpathy and Fei-Fei, CVPR 2015; Chen et al. 2015",
+    licence="captions CC BY 4.0; photos: COCO val2014, Flickr licences",
+    load=functools.partial(
+        load, names=("dataset_coco.json", "coco_karpathy_test.json", "coco_test_karpathy.json")
+    ),
+    published=(
+        *_published("CLIP ViT-B/32", 55.85, 74.82),
+        *_published("CLIP ViT-B/16", 58.37, 76.82),
+        *_published("CLIP ViT-L/14", 61.08, 79.18),
+    ),
+    **_COMMON,
+)
+FLICKR30K = Benchmark(
+    name="flickr30k_retrieval",
+    title="Flickr30k retrieval (1k)",
+    source="Young et al., TACL 2014; split by Karpathy and Fei-Fei, CVPR 2015",
+    licence="captions and photos for research only (Flickr's terms)",
+    load=functools.partial(
+        load,
+        names=("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt"),
+    ),
+    published=(
+        *_published("CLIP ViT-B/32", 83.38, 94.90),
+        *_published("CLIP ViT-L/14", 87.16, 97.40),
+    ),
+    **_COMMON,
+)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny_evals import write_photos
 
+from evals.benchmarks.zeroshot import find_labelled, read_prompts
 from evals.images import DataRoots
-from evals.labelled import find_labelled, read_prompts
 from negclip_jax.common.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -157,7 +157,7 @@ def test_tensorflow_is_not_imported(data_dir):
 import sys
 from pathlib import Path
 from evals.images import DataRoots
-from evals.labelled import find_labelled
+from evals.benchmarks.zeroshot import find_labelled
 roots = DataRoots((Path({str(data_dir)!r}),))
 items = find_labelled(roots, (), "pets/test", {KEYS!r}, "")[1]
 roots.open(items[0].image)
