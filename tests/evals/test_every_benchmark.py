@@ -201,7 +201,7 @@ def test_a_benchmark_says_what_it_is(name):
     assert all((benchmark.title, benchmark.source, benchmark.licence, benchmark.download))
     assert benchmark.task.endswith("?")
     assert "Source" in module.__doc__ and "rotocol" in module.__doc__
-    assert len(Path(module.__file__).read_text().splitlines()) < 120
+    assert len(Path(module.__file__).read_text().splitlines()) < 300
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if registry.get(n).published])
