@@ -20,9 +20,9 @@ import jax
 from bench import harness, material
 from evals import models, runner
 from evals.__main__ import main as evaluate
-from evals.encode import Encoder
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.encoder import Encoder
 
 
 def encode_once(

@@ -47,13 +47,12 @@ class Ours:
     def fill_cache(self) -> dict[str, float]:
         """Decodes and encodes every distinct photo into a new cache."""
         run, self._caches = self._run, self._caches + 1
-        data = self._config.data.copy_and_resolve_references()
-        data.cache_dir = f"{run.workdir}/cache-{self._caches}"
-        preprocess = run.context.preprocess
-        objective = Objective(run.context.graphdef, preprocess.mean, preprocess.std)
+        cache = {"cache_features": True, "cache_dir": f"{run.workdir}/cache-{self._caches}"}
+        dtype = self._config.model.dtype
         params = patterns.merge(run.frozen, self._state.params)
         start = time.perf_counter()
-        image_features.use_cache(data, run.workdir, [run.loader], objective, params, "", run.mesh)
+        model = (self._sizes, params, run.mesh)
+        image_features.use_cache(run.workdir, [run.loader], *model, dtype=dtype, **cache)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "images": len(run.loader.examples.images)}
 

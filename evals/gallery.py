@@ -104,7 +104,7 @@ def build(
 def _photo_url(roots: DataRoots, ref: ImageRef) -> str:
     """A photo as a small data URL; one that cannot be read is an empty string."""
     try:
-        return thumbnail(roots.open(ref))
+        return thumbnail(ref.open(roots))
     except InputError:
         return ""
 

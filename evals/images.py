@@ -20,26 +20,14 @@ from PIL import Image
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import decode
+from negclip_jax.embeddings.inputs import ImageRef
+
+__all__ = ["DataRoots", "FileMissing", "ImageRef"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
 # No dots at the start of a name: a benchmark's file may name anything.
 _TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<row>\d{1,12})")
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRef:
-    """One picture to encode; equal references are encoded once.
-
-    Attributes:
-      path: as the published file names it; `DataRoots.resolve` finds the file.
-        `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
-      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
-        before any preprocessing.
-    """
-
-    path: str
-    box: tuple[float, float, float, float] | None = None
 
 
 class FileMissing(InputError):
@@ -132,13 +120,12 @@ class DataRoots:
                 return min(found, key=lambda p: (len(p.parts), str(p)))
         return None
 
-    def open(self, ref: ImageRef) -> Image.Image:
-        """The picture in mode RGB, cropped to its box. Raises ImageError."""
-        data = self.read(ref.path) if _TFDS.fullmatch(ref.path) else self._located(ref.path)
-        image = decode(data, ref.path)
-        if ref.box is None:
-            return image
-        return _cropped(image, ref)
+    def open(self, path: str) -> Image.Image:
+        """The whole picture in mode RGB. Raises ImageError.
+
+        `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
+        """
+        return decode(self.read(path) if _TFDS.fullmatch(path) else self._located(path), path)
 
     def read(self, path: str) -> bytes:
         """The encoded photo, empty where it cannot be read."""
@@ -184,19 +171,6 @@ class DataRoots:
                 if name.lower().endswith(IMAGE_SUFFIXES):
                     photos[_key(name)] |= dict.fromkeys(files)
         return {key: list(files) for key, files in photos.items()}
-
-
-def _cropped(image: Image.Image, ref: ImageRef) -> Image.Image:
-    """The part of a photo in its box; what lies outside of the photo is black."""
-    x, y, width, height = ref.box
-    try:
-        part = image.crop((x, y, x + width, y + height))
-        if min(part.size) > 0:
-            return part
-        reason = "it is less than a pixel"
-    except (Image.DecompressionBombError, OverflowError, ValueError) as error:
-        reason = error
-    raise ImageError(f"{ref.path}: the box {list(ref.box)} cannot be cut out ({reason})")
 
 
 def tfds_rows(name: str, split: str, folders: Sequence[Path]) -> Sequence[dict]:

@@ -15,12 +15,12 @@ from typing import Any
 from flax import nnx
 
 from evals import runner
-from evals.encode import Encoder
 from evals.images import DataRoots
 from evals.models import Model
-from evals.store import EmbeddingStore
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.encoder import Encoder
+from negclip_jax.embeddings.store import EmbeddingStore
 
 NAME = "bench"
 

@@ -10,20 +10,17 @@ import functools
 import re
 from typing import Any
 
-import jax
 import numpy as np
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
-from negclip_jax.embeddings import features
+from negclip_jax.embeddings.encoder import TOWERS, fingerprint
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
-from negclip_jax.runtime.sharding import to_host
 
-_TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
 _PRECISION = {
     "float32": "float32 weights and arithmetic",
     "bfloat16": "bfloat16 arithmetic on float32 weights",
@@ -57,20 +54,8 @@ class Model:
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of all that an "image" and a "text" embedding depend on but the item itself."""
-        return {kind: self._fingerprint(kind) for kind in _TOWERS}
-
-    def _fingerprint(self, kind: str) -> str:
-        tower, projection = _TOWERS[kind]
-        # SigLIP's vision tower has no projection after it.
-        params = {n: self.params[n] for n in (tower, projection) if n in self.params}
-        weights = {
-            jax.tree_util.keystr(path): leaf if isinstance(leaf, np.ndarray) else to_host(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        }
-        config = getattr(self.config, tower)
-        numerics = f"{config} {self.dtype} {jax.default_backend()} {jax.__version__}"
-        preprocess = self.preprocess if kind == "image" else "token ids"
-        return features.fingerprint(weights, numerics, preprocess, [])
+        model = (self.config, self.params, self.dtype, self.preprocess)
+        return {kind: fingerprint(kind, *model) for kind in TOWERS}
 
 
 def load(

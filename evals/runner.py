@@ -12,11 +12,11 @@ from pathlib import Path
 
 from evals import registry
 from evals.benchmark import Benchmark, Problem
-from evals.encode import Encoder
 from evals.images import DataRoots, FileMissing
 from evals.models import Model
 from evals.results import Results
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.runtime import sharding
 
 AVAILABLE = "available"  # stands for every benchmark whose files are there

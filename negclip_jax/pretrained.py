@@ -10,7 +10,8 @@ This is the door for notebooks and small scripts. Training and evaluation take `
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,15 +21,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from PIL import Image
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from negclip_jax.embeddings.encoder import compiled
 from negclip_jax.interop import readers
 from negclip_jax.models import clip
+from negclip_jax.models.normalisation import l2_normalise
 
 _COMPUTE_DTYPES = ("float32", "bfloat16")
-_BATCH = 64  # similarity() encodes this many at a time: 38 MB of 224-pixel images
+_BATCH = 64  # raw items encoded at a time: 38 MB of 224-pixel images
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -107,7 +111,7 @@ class CLIP:
         pixels = jnp.asarray(pixels)
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise InputError(f"pixels are {pixels.dtype}, not float: give preprocess(images)")
-        return _encode_image(self.graphdef, self.params, pixels.astype(jnp.float32))
+        return compiled(_encode_image, self.graphdef)(self.params, pixels.astype(jnp.float32))
 
     def encode_text(self, ids: Any) -> Array:
         """Projected, unnormalised text features.
@@ -120,7 +124,7 @@ class CLIP:
           float32 `[B, D]`. The first call for a shape compiles.
         """
         if isinstance(ids, dict):
-            return _encode_text(self.graphdef, self.params, ids)
+            return compiled(_encode_text, self.graphdef)(self.params, ids)
         ids = np.asarray(ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"ids are {ids.dtype}{list(ids.shape)}, not int[B, T]")
@@ -130,12 +134,22 @@ class CLIP:
             raise InputError(
                 f"ids range from {ids.min()} to {ids.max()}, but the model has {vocab_size} tokens"
             )
-        return _encode_text(self.graphdef, self.params, ids.astype(np.int32))
+        return compiled(_encode_text, self.graphdef)(self.params, ids.astype(np.int32))
+
+    def embed_images(self, images: Any) -> np.ndarray:
+        """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes."""
+        single = isinstance(images, (Image.Image, str, os.PathLike))
+        single = single or getattr(images, "ndim", 4) < 4
+        return _embedded(lambda part: self.encode_image(self.preprocess(part)), images, single)
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Unit vectors of texts, float32 `[B, D]`."""
+        single = isinstance(texts, str)
+        return _embedded(lambda part: self.encode_text(self.tokenize(part)), texts, single)
 
     def similarity(self, images: Any, texts: str | Sequence[str]) -> np.ndarray:
         """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`."""
-        pixels, ids = self.preprocess(images), self.tokenize(texts)
-        return _unit_rows(self.encode_image, pixels) @ _unit_rows(self.encode_text, ids).T
+        return self.embed_images(images) @ self.embed_texts(texts).T
 
     def __repr__(self) -> str:
         text, vision = self.config.text, self.config.vision
@@ -156,17 +170,19 @@ def _to_device(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_image(graphdef: nnx.GraphDef, params: dict, pixels: Array) -> Array:
-    return nnx.merge(graphdef, params).encode_image(pixels)
+def _encode_image(model: clip.CLIP, pixels: Array) -> Array:
+    return model.encode_image(pixels)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_text(graphdef: nnx.GraphDef, params: dict, ids: Array) -> Array:
-    return nnx.merge(graphdef, params).encode_text(ids)
+def _encode_text(model: clip.CLIP, ids: Array) -> Array:
+    return model.encode_text(ids)
 
 
-def _unit_rows(encode: Any, inputs: np.ndarray) -> np.ndarray:
-    batches = [inputs[i : i + _BATCH] for i in range(0, max(len(inputs), 1), _BATCH)]
-    features = np.concatenate([np.asarray(encode(batch)) for batch in batches])
-    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+def _embedded(encode: Callable[[list], Array], items: Any, single: bool) -> np.ndarray:
+    """Unit rows of raw items; of several batches the last is filled up: one shape is compiled."""
+    items = [items] if single else list(items)
+    count, size = len(items), min(_BATCH, max(len(items), 1))
+    items += items[:1] * (-count % size)
+    parts = [items[i : i + size] for i in range(0, max(len(items), 1), size)]
+    features = np.concatenate([np.asarray(encode(part)) for part in parts])
+    return l2_normalise(features[:count])

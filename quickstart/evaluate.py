@@ -23,7 +23,6 @@ from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].
 Scorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
-BATCH = 250  # images or captions encoded at once
 
 
 def credit(scores: Sequence[float]) -> float:
@@ -82,33 +81,12 @@ def clip_scorer(directory: str, images: Path) -> Scorer:
 
     def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         files, texts = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
-        seen = _encode(files, lambda part: model.encode_image(_pixels(model, images, part)))
-        read = _encode(texts, lambda part: model.encode_text(model.tokenize(part)))
-        return np.array([seen[file] @ read[text] for file, text in pairs])
+        seen = model.embed_images([images / file for file in files]).astype(np.float64)
+        read = model.embed_texts(texts).astype(np.float64)
+        row_of_file, row_of_text = ({k: i for i, k in enumerate(c)} for c in (files, texts))
+        return np.array([seen[row_of_file[f]] @ read[row_of_text[t]] for f, t in pairs])
 
     return score
-
-
-def _pixels(model: Any, folder: Path, files: Sequence[str]) -> Any:
-    from PIL import Image
-
-    opened = []
-    for file in files:
-        with Image.open(folder / file) as image:
-            opened.append(image.convert("RGB"))
-    return model.preprocess(opened)
-
-
-def _encode(keys: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> dict[str, np.ndarray]:
-    """Unit features by key. The last batch is filled up: one shape, compiled once."""
-    features = {}
-    for start in range(0, len(keys), BATCH):
-        part = list(keys[start : start + BATCH])
-        filled = part + part[:1] * (BATCH - len(part))
-        out = np.asarray(encode(filled), np.float64)[: len(part)]
-        out /= np.linalg.norm(out, axis=-1, keepdims=True)
-        features.update(zip(part, out, strict=True))
-    return features
 
 
 def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -> list[dict]:

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Threads of PyTorch and BLAS that wait for each other keep the cores of other workers busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -232,3 +233,44 @@ def tiny_pairs(tmp_path_factory) -> pathlib.Path:
     content = {"images": images, "annotations": annotations}
     (path / "pairs.json").write_text(json.dumps(content))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint):
+    """The tiny checkpoint as evaluations load it."""
+    from evals import models
+
+    return models.load(f"tiny={tiny_checkpoint}")
+
+
+@pytest.fixture(scope="session")
+def other_model(tiny_model):
+    """The same with other weights in both towers."""
+    rng = np.random.default_rng(5)
+    params = dict(tiny_model.params)
+    for name in ("text_projection", "visual_projection"):
+        params[name] = rng.standard_normal(params[name].shape).astype(np.float32)
+    return dataclasses.replace(tiny_model, name="other", params=params)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> types.SimpleNamespace:
+    """`data`: a folder with `photos/0.png` to `photos/11.png`; `refs`: they, and one cropped."""
+    from negclip_jax.embeddings.inputs import ImageRef
+
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = rng.integers(0, 256, (40, 36 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
+    refs = [ImageRef(f"{i}.png") for i in range(12)]
+    return types.SimpleNamespace(data=folder, refs=[*refs, ImageRef("3.png", (2.0, 3.0, 20, 30))])
+
+
+@pytest.fixture
+def one_device_mesh(monkeypatch):
+    """Encoders use one of the eight devices: less to compile."""
+    from tiny_runs import use_one_device
+
+    use_one_device(monkeypatch)

@@ -122,9 +122,11 @@ class Victim:
     def is_building_cache(self) -> bool:
         if "M parameters trained" not in self.log or "compiled the training step" in self.log:
             return False
-        features = self.site.workdir / "features"
-        folders = [path for path in features.glob("*") if path.is_dir()]
-        return any(not (folder / "manifest.json").exists() for folder in folders)
+        return _holds(self.site.workdir / "features", "*.rows") and not self._has_features
+
+    @property
+    def _has_features(self) -> bool:
+        return "image features of" in self.log
 
     def is_saving(self) -> bool:
         return _holds(self.site.workdir / "checkpoints", "*.orbax-checkpoint-tmp*")
@@ -137,7 +139,7 @@ class Victim:
         return maps.exists() and "jaxlib" in maps.read_text()
 
     def is_compiling(self) -> bool:
-        return "image features of" in self.log and "compiled the training step" not in self.log
+        return self._has_features and "compiled the training step" not in self.log
 
     def is_stepping(self) -> bool:
         return re.search(r"step \d+/", self.log) is not None and not self.is_evaluating()

@@ -28,7 +28,7 @@ import jax
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageDirectory
-from negclip_jax.embeddings.features import FeatureCache
+from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.training import loop
 from negclip_jax.training.step import CompiledStep
 
@@ -143,13 +143,13 @@ def full_disk() -> None:
 
 def full_disk_at_cache(_: bool) -> None:
     """The disk is full when the image features are to be written."""
-    original = FeatureCache.build
+    original = EmbeddingStore.add
 
-    def build(*arguments, **keywords):
+    def add(*arguments):
         full_disk()
-        original(*arguments, **keywords)
+        original(*arguments)
 
-    FeatureCache.build = build
+    EmbeddingStore.add = add
 
 
 def tiny_benchmark(_: bool) -> None:

@@ -41,9 +41,9 @@ class PhotoFolder:
         """The file of a photo."""
         return self.root / ref.path
 
-    def open(self, ref: ImageRef) -> Image.Image:
+    def open(self, path: str) -> Image.Image:
         """The picture in mode RGB. Raises ImageError."""
-        return self._images.open(ref.path)
+        return self._images.open(path)
 
     def read(self, path: str) -> bytes:
         """The encoded photo, empty where it cannot be read."""

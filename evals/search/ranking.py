@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.encode import Encoder
 from evals.models import Model
 from evals.search.folder import PhotoFolder
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.encoder import Encoder
 
 
 @dataclasses.dataclass(frozen=True)

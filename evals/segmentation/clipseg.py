@@ -15,10 +15,10 @@ from PIL import Image
 
 from evals import models
 from evals.models import Model
-from evals.store import EmbeddingStore, key
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from negclip_jax.embeddings.store import EmbeddingStore, key
 from negclip_jax.interop import clipseg
 from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.files import resolve

@@ -10,9 +10,9 @@ from evals.models import Model
 from evals.segmentation import metrics, scoring
 from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.phrases import NEGATED, PhraseSet
-from evals.store import EmbeddingStore
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings.store import EmbeddingStore
 
 RESULTS = "results.json"
 OWN = "CLIPSeg"  # the name of its own text tower
@@ -42,7 +42,7 @@ def towers(
     embeddings = {}
     for name, model in {OWN: None, **{m.name: m for m in tuned}}.items():
         fingerprint = document["settings"]["models"][name]["fingerprint"]
-        path = out / "embeddings" / f"clipseg-{fingerprint}.bin"
+        path = out / "embeddings" / f"clipseg-{fingerprint}.rows"
         store = EmbeddingStore(path, clipseg.config.projection_dim)
         rows = clipseg.embed(texts, tokenizer, model, store=store)
         embeddings[name] = dict(zip(texts, rows, strict=True))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.images import DataRoots, ImageRef
+from evals.images import DataRoots
 from evals.segmentation import masks, metrics
 from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.phrases import Phrase, PhraseSet
@@ -131,7 +131,7 @@ def look(
     PhotoError.
     """
     try:
-        image = roots.open(ImageRef(phrases[0].image))
+        image = roots.open(phrases[0].image)
     except ImageError as error:
         raise PhotoError(str(error)) from error
     truths = [true_mask(phrase, image.size) for phrase in phrases]

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from evals import models
-from evals.encode import Encoder
 from evals.images import DataRoots, ImageRef
 from evals.text_to_image.judge import Verdict
 from evals.text_to_image.pictures import FOLDER, Picture
 from evals.text_to_image.prompts import Prompt
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.encoder import Encoder
 
 LABEL = "CLIP stand-in, not a VQA judge"
 _NEUTRAL, _STATEMENT = "a photo", "a photo of {}"

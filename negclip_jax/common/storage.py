@@ -89,7 +89,7 @@ def write_whole(file: epath.Path | Path, content: bytes) -> None:
     if is_remote(file):
         file.write_bytes(content)
         return
-    with _named(file), atomic_files.whole_file(Path(file)) as unfinished:
+    with named(file), atomic_files.whole_file(Path(file)) as unfinished:
         unfinished.write_bytes(content)
 
 
@@ -115,7 +115,7 @@ def read_text(file: epath.Path) -> str:
 
 
 @contextlib.contextmanager
-def _named(file: epath.Path | Path) -> Iterator[None]:
+def named(file: epath.Path | Path) -> Iterator[None]:
     """Adds the file to what the system says of a disk that is full: it does not say which."""
     try:
         yield
@@ -139,7 +139,7 @@ class LineFile:
         """Adds lines; unless `durable`, a bucket may get them half a minute later."""
         if not self._remote:
             if lines:
-                with _named(self._file), self._file.open("a") as file:
+                with named(self._file), self._file.open("a") as file:
                     file.writelines(lines)
             return
         self._text += "".join(lines)

@@ -135,7 +135,11 @@ class Preprocessor:
         return np.asarray(image)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 `[..., 3]` to float32 `(pixels / 255 - mean) / std`, in OpenAI's order."""
+        """uint8 `[..., 3]` to float32 `(pixels / 255 - mean) / std`, in OpenAI's order.
+
+        On the host, bit-equal to the references; `models.normalisation` does it on the device,
+        where XLA may turn the divisions into products.
+        """
         if pixels.dtype != np.uint8:
             raise ImageError(f"normalise takes uint8 pixels, got {pixels.dtype}.")
         scaled = pixels.astype(np.float32)

@@ -44,7 +44,8 @@ class CachedFeatures:
     """Image features that stand for pixels.
 
     Attributes:
-      features: float32 `[U, D]`, one row per distinct image.
+      features: float32 `[U, D]`, one row per distinct image; an array, or what is indexed like one
+        (`embeddings.store.MappedRows`).
       unreadable: bool `[U]`, images that have no feature.
     """
 

@@ -209,6 +209,13 @@ def to_host(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def from_main(tree: Any) -> Any:
+    """Process 0's arrays, in the memory of every process; all of them have the same shapes."""
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
 def from_all(array: np.ndarray) -> np.ndarray:
     """Arrays of one shape, one of each process, stacked in the order of the processes."""
     from jax.experimental import multihost_utils

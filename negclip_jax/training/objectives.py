@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import sharding
 
 Numbers = dict[str, Array]
@@ -159,12 +160,6 @@ def check_objective(name: str, params: dict) -> str:
             f"it can be trained with {', '.join(fitting)}"
         )
     return name
-
-
-def l2_normalise(x: Array) -> Array:
-    """Unit vectors along the last axis, float32. Not defined at zero, as in every CLIP."""
-    x = x.astype(jnp.float32)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _score(

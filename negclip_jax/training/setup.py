@@ -90,8 +90,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     eval_size = train.batch_size if eval_size is None else eval_size
     sharding.check_batch(mesh, train.batch_size, train.microbatches, "train.batch_size")
     sharding.check_batch(mesh, eval_size, train.microbatches, "eval.batch_size")
-    if cache := config.runtime.compilation_cache:
-        compilation_cache.use(cache.format(workdir=path))
+    if kept := config.runtime.compilation_cache:
+        compilation_cache.use(kept.format(workdir=path))
 
     checkpoints = _open_checkpoints(path, keep=config.checkpoint.keep, best=config.checkpoint.best)
     resumes = checkpoints.latest_step is not None
@@ -106,7 +106,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     size = model_config.vision.image_size
     preprocess = Preprocessor.from_directory(base, crop=data.pop("crop"), default_size=size)
     preprocess = dataclasses.replace(preprocess, exact=data.pop("exact_resize"))
-    del data["cache_features"], data["cache_dir"]  # for `image_features.use_cache`
+    cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     loader, validation_loader = inputs.loaders(
         **data,
         seed=config.seed,
@@ -148,13 +148,13 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     if image_features.are_constant(trainable):
         loader, validation_loader = image_features.use_cache(
-            config.data,
             path,
             [loader, validation_loader],
-            objective,
+            model_config,
             patterns.merge(frozen, state.params),
-            f"{model_config.vision} {config.model.dtype}",
             mesh,
+            dtype=model["dtype"],
+            **cache,
         )
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
 from negclip_jax.training.objectives import OBJECTIVES, Blocks
@@ -167,22 +168,13 @@ class Objective:
         learned = (params[scalar] for scalar in scalars)
         return loss(image_BxD, text_BxTxD[:, 0], *learned, **loss_kwargs)
 
-    def encode_image(self, params: dict, image: Array) -> Array:
-        """Features float32 `[B, D]` of pixels, uint8 `[B, H, W, 3]`."""
-        model = nnx.merge(self.graphdef, sharding.whole(self.mesh, params))
-        return model.encode_image(self.normalise(image))
-
-    def normalise(self, image: Array) -> Array:
-        """uint8 pixels to the model's input, float32; bytes travel to the device, not floats."""
-        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        return (image.astype(jnp.float32) / 255 - mean) / std
-
     def _encode(self, params: dict, encoder_inputs: Batch) -> Batch:
         model = nnx.merge(self.graphdef, params)
         text = model.encode_text(encoder_inputs["text"])
         if "feature" in encoder_inputs:  # of a frozen vision tower, computed before training
             return {"image": encoder_inputs["feature"], "text": text}
-        return {"image": model.encode_image(self.normalise(encoder_inputs["image"])), "text": text}
+        pixels = normalise_pixels(encoder_inputs["image"], self.mean, self.std)
+        return {"image": model.encode_image(pixels), "text": text}
 
 
 def make_train_step(

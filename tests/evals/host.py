@@ -12,22 +12,23 @@ from pathlib import Path
 import jax
 
 from evals import __main__ as command_line
-from evals import encode, registry
+from evals import registry
+from negclip_jax.embeddings import encoder
 from negclip_jax.runtime import sharding
 
 
 def main(index: str, port: str, checkpoint: str, data: str, out: str) -> None:
     names = {"tiny": "BENCHMARK", "broken": "BROKEN", "kept": "KEPT"}
     registry.BENCHMARKS = {k: f"tiny_benchmark:{v}" for k, v in names.items()}
-    encode.IMAGES_PER_DEVICE = encode.TEXTS_PER_DEVICE = 2  # batches of eight
+    encoder.IMAGES_PER_DEVICE = encoder.TEXTS_PER_DEVICE = 2  # batches of eight
     encoded = []
-    original = encode._Tower._encode_next
+    original = encoder.Tower.encode_next
 
-    def counted(tower: encode._Tower) -> None:
+    def counted(tower: encoder.Tower) -> None:
         encoded[-1].append(tower.inputs.name)
         original(tower)
 
-    encode._Tower._encode_next = counted
+    encoder.Tower.encode_next = counted
     hosts = [f"--distributed=localhost:{port}", f"--process-id={index}", "--num-processes=2"]
     flags = [f"--model=m={checkpoint}", f"--data={data}", f"--out={out}/{index}"]
     statuses = []

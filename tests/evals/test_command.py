@@ -10,7 +10,7 @@ import pytest
 from tiny_benchmark import write_items
 
 from evals import __main__ as command_line
-from evals import encode
+from negclip_jax.embeddings import encoder
 from negclip_jax.interop import huggingface
 
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
@@ -87,9 +87,9 @@ def test_a_killed_evaluation_keeps_what_it_had_and_encodes_nothing_again(
 ):
     flags = [f"--model=a={tiny_checkpoint}", f"--model=b={tuned_checkpoint}"]
     flags += ["--benchmarks=tiny,kept"]
-    monkeypatch.setattr(encode, "TEXTS_PER_DEVICE", 12)
+    monkeypatch.setattr(encoder, "TEXTS_PER_DEVICE", 12)
     calls = []
-    original = encode._Tower._encode_next
+    original = encoder.Tower.encode_next
 
     def killed_at_the_third_batch_of_b(tower):
         calls.append(tower)
@@ -97,7 +97,7 @@ def test_a_killed_evaluation_keeps_what_it_had_and_encodes_nothing_again(
             raise KeyboardInterrupt
         original(tower)
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", killed_at_the_third_batch_of_b)
+    monkeypatch.setattr(encoder.Tower, "encode_next", killed_at_the_third_batch_of_b)
     assert evaluate(*flags) == 130
     found = document(evaluate.out)["benchmarks"]
     assert "a" in found["tiny"]["rows"] and "a" in found["kept"]["rows"]
@@ -110,7 +110,7 @@ def test_a_killed_evaluation_keeps_what_it_had_and_encodes_nothing_again(
         pending.append((tower.inputs.name, tower.pending))
         original(tower)
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", count)
+    monkeypatch.setattr(encoder.Tower, "encode_next", count)
     assert evaluate(*flags) == 0
     assert pending == [("texts", 24), ("texts", 12)]  # b's other half, and no image
     assert "b" in document(evaluate.out)["benchmarks"]["kept"]["rows"]
@@ -118,13 +118,13 @@ def test_a_killed_evaluation_keeps_what_it_had_and_encodes_nothing_again(
 
 def test_interpolation(evaluate, tiny_checkpoint, tuned_checkpoint, capsys, monkeypatch):
     encoded = []
-    original = encode._Tower._encode_next
+    original = encoder.Tower.encode_next
 
     def counted(tower):
         encoded.append(tower.inputs.name)
         original(tower)
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", counted)
+    monkeypatch.setattr(encoder.Tower, "encode_next", counted)
     flags = [f"--interpolate={tiny_checkpoint},{tuned_checkpoint}", "--alphas=0,0.5,1"]
     assert evaluate(*flags, "--max-loss=100") == 0
     assert encoded.count("images") == 1  # the vision tower is the same at every alpha

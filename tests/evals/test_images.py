@@ -121,7 +121,7 @@ def test_a_box_is_cut_as_pillow_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "1.png")
     roots = DataRoots((tmp_path,))
-    found = np.asarray(roots.open(ImageRef("1.png", (2.5, 3.5, 10.0, 8.2))))
+    found = np.asarray(ImageRef("1.png", (2.5, 3.5, 10.0, 8.2)).open(roots))
     # Edges are rounded with halves to even: 2.5 -> 2, 12.5 -> 12, 3.5 -> 4, 11.7 -> 12.
     np.testing.assert_array_equal(found, pixels[4:12, 2:12])
     assert roots.size("1.png") == (30, 20)
@@ -131,18 +131,18 @@ def test_a_box_is_cut_as_pillow_does(tmp_path):
 def test_boxes_of_no_photo_are_refused(tmp_path, box):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
     with pytest.raises(ImageError, match=r"a\.jpg: the box .* cannot be cut out"):
-        DataRoots((tmp_path,)).open(ImageRef("a.jpg", box))
+        ImageRef("a.jpg", box).open(DataRoots((tmp_path,)))
 
 
 def test_damaged_and_missing_images_are_named(tmp_path):
     write(tmp_path / "bad.png", b"nothing")
     roots = DataRoots((tmp_path,))
     with pytest.raises(ImageError, match=r"bad\.png: this is not an image"):
-        roots.open(ImageRef("bad.png"))
+        ImageRef("bad.png").open(roots)
     with pytest.raises(ImageError, match=r"bad\.png: this is not an image"):
         roots.size("bad.png")
     with pytest.raises(ImageError, match=r"gone\.png: there is no such photo below"):
-        roots.open(ImageRef("gone.png"))
+        ImageRef("gone.png").open(roots)
 
 
 def test_identity_follows_the_file(tmp_path):
@@ -170,6 +170,6 @@ def test_images_of_prepared_data_sets(tmp_path, monkeypatch):
         images, "tfds_rows", lambda name, split, folders: {"a/test": rows}[name + "/" + split]
     )
     roots = DataRoots((tmp_path,))
-    assert roots.open(ImageRef("tfds:a/test#1")).size == (7, 5)
+    assert ImageRef("tfds:a/test#1").open(roots).size == (7, 5)
     assert roots.missing(["tfds:a/test#1"]) == []
     assert roots.identity("tfds:a/test#1") == ["tfds:a/test#1"]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tiny_runs import read_metrics
 
-from evals import encode, in_training, models, runner
+from evals import in_training, models, runner
 from evals.images import DataRoots
 from evals.results import Results
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings import encoder
 from negclip_jax.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -19,13 +20,13 @@ def test_training_logs_what_the_command_reports(
     make_config, tiny_benchmarks, tmp_path, monkeypatch
 ):
     encoded = []
-    original = encode._Tower._encode_next
+    original = encoder.Tower.encode_next
 
     def counted(tower):
-        encoded.append(tower.inputs.name)
+        encoded.append(tower.label)
         original(tower)
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", counted)
+    monkeypatch.setattr(encoder.Tower, "encode_next", counted)
     roots, workdir = DataRoots((tiny_benchmarks,)), tmp_path / "run"
     built = in_training.evaluators(["tiny", "kept"], roots, cache=tmp_path / "evals")
     changes = {"train.total": "4 steps", "eval.every": "2 steps", "checkpoint.every": "2 steps"}
@@ -34,7 +35,7 @@ def test_training_logs_what_the_command_reports(
     logged = read_metrics(workdir)
     assert {"bench/tiny/accuracy", "bench/tiny/error", "bench/kept/accuracy"} <= logged[4].keys()
     # Three evaluations: the vision tower is frozen, so images were encoded for the first alone.
-    assert encoded.count("images") == 1 and encoded.count("texts") == 3
+    assert encoded.count("training: images") == 1 and encoded.count("training: texts") == 3
 
     model = models.load(f"{workdir}@4")
     results = Results(tmp_path / "out", {"models": {}, "seed": 0}, {})

@@ -16,8 +16,8 @@ from flax import nnx
 from PIL import Image
 
 from evals import models, registry
-from evals.encode import Encoder
 from evals.images import DataRoots
+from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 

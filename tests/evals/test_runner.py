@@ -6,12 +6,13 @@ import json
 import pytest
 from tiny_benchmark import write_items
 
-from evals import encode, registry, runner
+from evals import registry, runner
 from evals.benchmark import Problem
 from evals.images import DataRoots
 from evals.models import described
 from evals.results import Results
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings import encoder
 
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
@@ -58,14 +59,14 @@ def test_all_images_and_texts_are_encoded_once_for_all_benchmarks(
     evaluate, tiny_model, monkeypatch
 ):
     batches = []
-    original = encode._Tower._encode_next
+    original = encoder.Tower.encode_next
 
     def counted(tower):
         before = tower.pending
         original(tower)
         batches.append((tower.inputs.name, before - tower.pending))
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", counted)
+    monkeypatch.setattr(encoder.Tower, "encode_next", counted)
     evaluate(tiny_model)
     total = {kind: sum(n for name, n in batches if name == kind) for kind, _ in batches}
     assert total == {"images": 12, "texts": 48}  # of 24 and 96 that the two benchmarks list

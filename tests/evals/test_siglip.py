@@ -6,8 +6,8 @@ import transformers
 from interop import tiny
 
 from evals import models
-from evals.encode import Encoder
 from evals.images import DataRoots
+from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.pretrained import CLIP
 
 TEXTS = ["no cat", "a cat no dog", "x" * 40]
@@ -34,7 +34,7 @@ def test_features_and_facts(checkpoint, photos, tmp_path, one_device_mesh):
     assert encoder.truncated == TEXTS[2:]
     found = encoder.features(photos.refs, TEXTS)
     alone = CLIP.from_pretrained(checkpoint)
-    pixels = alone.preprocess([roots.open(ref) for ref in photos.refs])
+    pixels = alone.preprocess([ref.open(roots) for ref in photos.refs])
     expected = alone.encode_image(pixels), alone.encode_text(alone.tokenize(TEXTS))
     for ours, theirs in zip(found, map(np.asarray, expected), strict=True):
         unit = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)

@@ -82,7 +82,7 @@ def test_names_in_captions_files(name, tmp_path):
 def test_names_in_benchmarks_are_only_looked_up_in_the_list_of_files(name, root):
     """A photo is found by its last part among those that are there, wherever a name points."""
     with pytest.raises(InputError, match="there is no such photo"):
-        DataRoots((root,)).open(ImageRef(name))
+        ImageRef(name).open(DataRoots((root,)))
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/secret", ".hidden", "a/b/c"])
@@ -99,7 +99,7 @@ def test_pipes_are_not_waited_for(root):
     assert ImageDirectory(root).read("pipe.png") == b""
     assert DataRoots((root,)).read("pipe.png") == b""
     with pytest.raises(InputError, match="a device or a pipe"):
-        DataRoots((root,)).open(ImageRef("pipe.png"))
+        ImageRef("pipe.png").open(DataRoots((root,)))
     with pytest.raises(PhotoError):
         PhotoFolder(root, 64).load("pipe.png")
 

@@ -31,8 +31,8 @@ from negclip_jax.checkpoints.manager import Checkpoints
 from negclip_jax.checkpoints.restore import restore_params
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.embeddings import feature_files
-from negclip_jax.embeddings.feature_files import FeatureFiles
+from negclip_jax.embeddings import store
+from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.interop import export
 from negclip_jax.interop.readers import read_any
 from negclip_jax.training.loop import train
@@ -103,8 +103,8 @@ def test_all_that_a_run_writes_is_in_the_bucket(bucket, run):
     assert "continuing from step 12 in gs://tiny/run" in log
     # The process that was killed took the last half minute of its log along, or all of it.
     assert log.count("image features of 40 images come from gs://tiny/features/") in (2, 3)
-    cache = {name.partition("/")[2] for name in bucket.names("gs://tiny/features")}
-    assert cache == {"", "features.npy", "manifest.json"}, "chunks are cleared away"
+    cache = {name.rpartition(".")[2] for name in bucket.names("gs://tiny/features")}
+    assert cache == {"json", "rows"}, "parts are cleared away"
     assert not [name for name in names if "partial" in name or "write_test" in name]
 
 
@@ -186,21 +186,32 @@ def test_a_damaged_checkpoint_is_skipped_by_its_name(bucket, run, caplog):
 def test_damaged_features_are_computed_again_and_a_damaged_copy_is_fetched_again(
     bucket, monkeypatch, caplog
 ):
-    monkeypatch.setattr(feature_files, "CHUNK", 8)
-    files = FeatureFiles(storage.path("gs://tiny/cache/x"), 21, 3)
+    monkeypatch.setattr(store, "PART", 8)
+    place = storage.path("gs://tiny/cache/x.rows")
+    keys = [store.key(bytes([i])) for i in range(21)]
     features = np.arange(63, dtype=np.float32).reshape(21, 3)
-    for chunk in files.missing():
-        files.write_chunk(chunk, features[8 * chunk : 8 * chunk + 8])
-    files.merge()
-    assert np.array_equal(files.open(), features)
-    copy = remote.local_copy(storage.path("gs://tiny/cache/x/features.npy"))
+    killed = EmbeddingStore(place, 3)
+    for i in range(0, 21, 4):
+        killed.add(keys[i : i + 4], features[i : i + 4])
+    assert len(EmbeddingStore(place, 3)) == 16, "what a kill loses is less than a part"
+    opened = EmbeddingStore(place, 3)
+    opened.add(keys[16:], features[16:])
+    opened.finish()
+    assert bucket.names("gs://tiny/cache") == ["x.rows"]
+    for found in (opened, EmbeddingStore(place, 3, writes=False)):
+        assert np.array_equal(found.mapped(keys), features)
+    copy = remote.local_copy(place)
     copy.write_bytes(copy.read_bytes()[:-2] + b"xx")
-    files.take_apart_if_damaged()
-    assert np.array_equal(files.open(), features) and not caplog.text.count("computed again")
-    bucket.flip_bit("gs://tiny/cache/x/features.npy")
-    files.take_apart_if_damaged()
-    assert "gs://tiny/cache/x/features.npy is damaged: the features of images 0-7 of" in caplog.text
-    assert files.missing() == [0]
+    assert np.array_equal(EmbeddingStore(place, 3).rows(keys), features)
+    assert not caplog.text.count("computed again")
+    bucket.flip_bit("gs://tiny/cache/x.rows")
+    damaged = EmbeddingStore(place, 3)
+    assert "gs://tiny/cache/x.rows is damaged: 1 of its 21 embeddings have another" in caplog.text
+    (lost,) = [i for i in range(21) if keys[i] not in damaged]
+    damaged.add([keys[lost]], features[[lost]])
+    damaged.finish()
+    caplog.clear()
+    assert np.array_equal(EmbeddingStore(place, 3).rows(keys), features) and not caplog.text
 
 
 def test_a_slow_bucket_is_waited_for_with_a_word_and_not_by_the_training(

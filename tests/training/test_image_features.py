@@ -16,10 +16,12 @@ from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.pairs import read_pairs
 from negclip_jax.data.tokenizer import load_tokenizer
+from negclip_jax.embeddings import encoder
+from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.models import clip
+from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
-from negclip_jax.training.step import Objective
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_constant_means_that_nothing_an_image_passes_is_trained(tiny_config, fre
 @pytest.fixture(scope="module")
 def parts(tiny_config, tiny_pairs, tiny_vocabulary):
     """A model, the constants of its preprocessing, and a loader of all pairs."""
-    graphdef, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
+    _, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
     pairs = read_pairs(tiny_pairs / "pairs.json")
     names = sorted({pair.image for pair in pairs})
     tokenizer = load_tokenizer(tiny_vocabulary, context_length=24)
@@ -53,34 +55,37 @@ def parts(tiny_config, tiny_pairs, tiny_vocabulary):
         batch_size=8,
         threads=2,
     )
-    return Objective(graphdef, preprocess.mean, preprocess.std), params, loader
+    return tiny_config, params, loader
 
 
-def use_cache(parts, workdir, *, devices=1, numerics="float32", **data):
-    objective, params, loader = parts
+def use_cache(parts, workdir, *, devices=1, dtype="float32", **data):
+    config, params, loader = parts
     mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.devices()[:devices])
     section = common.base().data
-    section.update(data)
+    cache = {key: section[key] for key in ("cache_features", "cache_dir")} | data
     params = jax.device_put(params, sharding.replicated(mesh))
-    loaders = [loader, None]
+    model = (config, params, mesh)
     workdir = epath.Path(workdir)
-    return image_features.use_cache(section, workdir, loaders, objective, params, numerics, mesh)
+    return image_features.use_cache(workdir, [loader, None], *model, dtype=dtype, **cache)
 
 
-def folders(workdir) -> set[str]:
-    return {path.name for path in (workdir / "features").iterdir() if path.is_dir()}
+def kept(workdir) -> set[str]:
+    return {path.name for path in (workdir / "features").glob("*.rows")}
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_features_are_those_of_the_tower(parts, tmp_path, devices):
-    objective, params, loader = parts
+    config, params, loader = parts
     cached, validation = use_cache(parts, tmp_path, devices=devices)
     assert validation is None and not cached.cached.unreadable.any()
     pixels = np.stack(
         [loader.preprocess.uint8(loader.images.open(name)) for name in loader.examples.images]
     )
-    expected = jax.jit(objective.encode_image)(params, pixels)
-    assert cached.cached.features.shape == (40, 40) and cached.cached.features.dtype == np.float32
+    graphdef, _ = clip.abstract(config)
+    model = nnx.merge(graphdef, params)
+    inputs = normalise_pixels(pixels, loader.preprocess.mean, loader.preprocess.std)
+    expected = jax.jit(model.encode_image)(inputs)
+    assert cached.cached.features.shape == (40, 40) and cached.cached.features[0].dtype == np.float32
     np.testing.assert_allclose(cached.cached.features, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 1e-3, "rows are all alike"
 
@@ -89,24 +94,24 @@ def test_what_was_computed_is_not_computed_again(parts, tmp_path, monkeypatch, c
     caplog.set_level(logging.INFO)
     first, _ = use_cache(parts, tmp_path)
     assert f"image features of 40 images come from {tmp_path / 'features'}" in caplog.text
-    monkeypatch.setattr(image_features, "_build", None)
+    monkeypatch.setattr(encoder.Tower, "encode_next", None)
     second, _ = use_cache(parts, tmp_path, devices=8)
     np.testing.assert_array_equal(first.cached.features, second.cached.features)
 
 
-def test_whatever_changes_a_feature_changes_the_folder(parts, tmp_path):
-    objective, params, loader = parts
+def test_whatever_changes_a_feature_changes_the_file(parts, tmp_path):
+    config, params, loader = parts
     use_cache(parts, tmp_path)
-    assert len(folders(tmp_path)) == 1
+    assert len(kept(tmp_path)) == 1
     other_text = params | {"text_projection": params["text_projection"] + 1}
-    use_cache((objective, other_text, loader), tmp_path)
-    assert len(folders(tmp_path)) == 1, "captions do not matter"
-    use_cache(parts, tmp_path, numerics="bfloat16")
+    use_cache((config, other_text, loader), tmp_path)
+    assert len(kept(tmp_path)) == 1, "captions do not matter"
+    use_cache(parts, tmp_path, dtype="bfloat16")
     other_head = params | {"visual_projection": params["visual_projection"] + 1}
-    use_cache((objective, other_head, loader), tmp_path)
+    use_cache((config, other_head, loader), tmp_path)
     cropped = dataclasses.replace(loader.preprocess, crop="transformers")
-    use_cache((objective, params, dataclasses.replace(loader, preprocess=cropped)), tmp_path)
-    assert len(folders(tmp_path)) == 4
+    use_cache((config, params, dataclasses.replace(loader, preprocess=cropped)), tmp_path)
+    assert len(kept(tmp_path)) == 4
 
 
 def test_the_folder_is_a_setting_and_the_cache_can_be_off(parts, tmp_path):
@@ -130,22 +135,68 @@ class OneBroken(ImageDirectory):
 
 
 def test_unreadable_images_count_against_their_share(parts, tmp_path):
-    objective, params, loader = parts
+    config, params, loader = parts
     broken = OneBroken(loader.images.root)
     tolerant = dataclasses.replace(loader, images=broken, max_bad_images=0.05)
-    cached, _ = use_cache((objective, params, tolerant), tmp_path)
+    cached, _ = use_cache((config, params, tolerant), tmp_path)
     assert np.flatnonzero(cached.cached.unreadable).tolist() == [5]
     strict = dataclasses.replace(tolerant, max_bad_images=0.01)
     message = r"1 of 40 images could not be read, .*max_bad_images=0\.01 allows: 005\.png"
     with pytest.raises(InputError, match=message):
-        use_cache((objective, params, strict), tmp_path)
+        use_cache((config, params, strict), tmp_path)
 
 
-def test_the_weights_are_no_constants_of_the_program(tiny_config):
-    """Closed over, they would be copied on the host, and could not be sharded over hosts."""
-    graphdef, params = clip.abstract(tiny_config)
-    objective = Objective(graphdef, (0.5,) * 3, (0.5,) * 3)
-    encode = image_features.encoder(objective, sharding.make_mesh(data=-1, fsdp=1))
-    pixels = jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8)
-    traced = encode.trace(params, pixels, jax.ShapeDtypeStruct((8,), bool))
-    assert sum(np.size(constant) for constant in traced.jaxpr.consts) < 100
+def test_a_killed_build_continues_and_gives_the_same_bits(parts, tmp_path, monkeypatch):
+    whole, _ = use_cache(parts, tmp_path / "whole")
+    monkeypatch.setattr(encoder, "_TRAINING_IMAGES_PER_DEVICE", 8)
+    encode_next, batches = encoder.Tower.encode_next, []
+
+    def killed(tower):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        encode_next(tower)
+        batches.append(tower.pending)
+
+    monkeypatch.setattr(encoder.Tower, "encode_next", killed)
+    undisturbed = tmp_path / "undisturbed"
+    with pytest.raises(KeyboardInterrupt):
+        use_cache(parts, tmp_path)
+    assert batches == [32, 24]
+    (file,) = (tmp_path / "features").glob("*.rows")
+    with file.open("ab") as stream:
+        stream.write(b"what a kill cut short")
+    monkeypatch.setattr(encoder.Tower, "encode_next", encode_next)
+    resumed, _ = use_cache(parts, tmp_path)
+    use_cache(parts, undisturbed)
+    (other,) = (undisturbed / "features").glob("*.rows")
+    assert file.read_bytes() == other.read_bytes()
+    np.testing.assert_allclose(resumed.cached.features, whole.cached.features, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_flipped_bit_hit_is_named_and_computed_again(parts, tmp_path, caplog):
+    before, _ = use_cache(parts, tmp_path)
+    expected = np.asarray(before.cached.features)
+    (file,) = (tmp_path / "features").glob("*.rows")
+    content = file.read_bytes()
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 16
+    file.write_bytes(damaged)
+    after, _ = use_cache(parts, tmp_path)
+    assert f"{file} is damaged: 1 of its 40 embeddings have another checksum" in caplog.text
+    np.testing.assert_array_equal(after.cached.features, expected)
+    assert file.read_bytes() == content
+
+
+def test_a_new_image_is_computed_alone(parts, tmp_path, monkeypatch):
+    """Rows are kept by content: what other pairs have in common with these is not new."""
+    config, params, loader = parts
+    fewer = dataclasses.replace(loader.examples, images=loader.examples.images[:25])
+    use_cache((config, params, dataclasses.replace(loader, examples=fewer)), tmp_path)
+    encoded, add = [], EmbeddingStore.add
+    monkeypatch.setattr(
+        EmbeddingStore, "add", lambda s, k, rows: encoded.append(len(k)) or add(s, k, rows)
+    )
+    found, _ = use_cache(parts, tmp_path)
+    assert sum(encoded) == 15 and len(kept(tmp_path)) == 1
+    whole, _ = use_cache(parts, tmp_path / "whole")
+    np.testing.assert_allclose(found.cached.features, whole.cached.features, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import EVALUATORS, assert_equal, read_metrics, use_one_device
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.embeddings.feature_files import FeatureFiles
+from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.interop import export
 from negclip_jax.training.loop import train
 
@@ -68,14 +68,14 @@ def mounted_again(disk, how: str) -> None:
 
 
 def test_every_fault_is_a_sentence_and_the_run_continues(attempt, disk, finished_run, monkeypatch):
-    write_chunk = FeatureFiles.write_chunk
+    add = EmbeddingStore.add
 
-    def full_cache(self, chunk, features):
+    def full_cache(self, keys, rows):
         fill(disk)
-        write_chunk(self, chunk, features)
+        add(self, keys, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureFiles, "write_chunk", full_cache)
+        patch.setattr(EmbeddingStore, "add", full_cache)
         ended = attempt()
     assert "No space left on device" in ended and "features/" in ended, ended
     assert "run the same command again" in ended
@@ -125,7 +125,7 @@ def test_a_run_goes_on_from_what_flipped_bits_left(
     use_one_device(monkeypatch)
     workdir = shutil.copytree(finished_run.workdir, tmp_path / "run")
     params = [p for p in (workdir / "checkpoints" / "20" / "params").rglob("*") if p.is_file()]
-    (features,) = workdir.glob("features/*/features.npy")
+    (features,) = workdir.glob("features/*.rows")
     damaged = [max(params, key=lambda path: path.stat().st_size), features]
     for path in damaged:
         content = bytearray(path.read_bytes())

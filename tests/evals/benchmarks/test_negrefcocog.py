@@ -93,7 +93,7 @@ def test_the_slice_with_its_photo(shared_data):
     problem = negrefcocog.load(roots)
     assert problem.scored == problem.total == 1
     x, y, w, h = problem.images[0].box
-    assert roots.open(problem.images[0]).size == (round(x + w) - round(x), round(y + h) - round(y))
+    assert problem.images[0].open(roots).size == (round(x + w) - round(x), round(y + h) - round(y))
 
 
 def error(folder, records) -> str:

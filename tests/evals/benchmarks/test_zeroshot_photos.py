@@ -132,7 +132,7 @@ def test_prepared_data_set(data_dir):
     roots = DataRoots((data_dir,))
     reds = {item.label: set() for item in items}
     for item in items:
-        reds[item.label].add(roots.open(item.image).getpixel((0, 0))[0])
+        reds[item.label].add(item.image.open(roots).getpixel((0, 0))[0])
     assert reds == {2: {0, 120}, 0: {40, 160}, 1: {80, 200}}  # dog, aquarium fish, cat
 
 
@@ -160,7 +160,7 @@ from evals.images import DataRoots
 from evals.benchmarks.zeroshot import find_labelled
 roots = DataRoots((Path({str(data_dir)!r}),))
 items = find_labelled(roots, (), "pets/test", {KEYS!r}, "")[1]
-roots.open(items[0].image)
+items[0].image.open(roots)
 print([name for name in ("tensorflow", "torch") if name in sys.modules], len(items))
 """
     # A stand-in that can be imported: without TensorFlow here, its absence would prove nothing.

@@ -23,7 +23,7 @@ def test_objects_are_cut_out(tmp_path):
         "top1_imagenet_templates",
     }
     assert problem.images[0].box == (1, 2, 29, 38)  # xmin, ymin, xmax - xmin, ymax - ymin
-    assert roots.open(problem.images[0]).size == (29, 38)
+    assert problem.images[0].open(roots).size == (29, 38)
     assert problem.images[0].path == "VOC2007/JPEGImages/000000.jpg"
 
 

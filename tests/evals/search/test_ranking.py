@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from evals import encode
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import rank
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings import encoder
 from negclip_jax.pretrained import CLIP
 
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
@@ -32,13 +32,13 @@ def test_scores_are_cosines_and_the_order_is_theirs(folder, tiny_model, tiny_che
 def test_only_what_is_new_is_encoded(folder, tiny_model, other_model, tmp_path, monkeypatch):
     first = rank([tiny_model], folder, QUERIES, cache=tmp_path)[1][0]
     encoded = []
-    inner = encode._Tower._encode_next
+    inner = encoder.Tower.encode_next
 
     def counted(self):
-        encoded.append(self._label)
+        encoded.append(self.label)
         return inner(self)
 
-    monkeypatch.setattr(encode._Tower, "_encode_next", counted)
+    monkeypatch.setattr(encoder.Tower, "encode_next", counted)
     again = rank([tiny_model], folder, QUERIES, cache=tmp_path)[1][0]
     assert not encoded
     np.testing.assert_array_equal(again.scores, first.scores)

@@ -13,8 +13,8 @@ from transformers import CLIPModel, CLIPSegForImageSegmentation
 
 from evals import models
 from evals.segmentation.clipseg import CLIPSeg
-from evals.store import EmbeddingStore
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.store import EmbeddingStore
 
 TEXTS = ["a cat", "a cat without a hat", "no dog at all"]
 

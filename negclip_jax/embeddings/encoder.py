@@ -1,0 +1,387 @@
+"""Encodes each distinct image and text once, over all devices, and keeps what was computed.
+
+A tower works through its items in batches of one shape (one compiled program) and stores each batch
+when the next is on its way, so what a kill leaves is found again. With several benchmarks all items
+are known before the first is encoded, in the order in which the benchmarks need them: a benchmark
+can be scored as soon as its own images are done.
+
+Several processes run the same batches: which items are left is what the main process's store says,
+every batch is filled up to full size, and every process receives all features. None can wait for a
+batch that another does not run.
+
+Stores hold features as the model gives them, not their unit vectors: training normalises by itself,
+and a decoder such as CLIPSeg's reads them as they are.
+"""
+
+import collections
+import contextlib
+import functools
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import PIL
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings.inputs import ImageRef, Images, ImageSource, Texts
+from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
+from negclip_jax.models import clip
+from negclip_jax.models.normalisation import l2_normalise
+from negclip_jax.runtime import console, multihost, sharding
+
+IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
+_TRAINING_IMAGES_PER_DEVICE = 32
+_BAD_SHOWN = 5
+# SigLIP's vision tower has no projection after it.
+TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
+
+
+class Model(Protocol):
+    """What is encoded with.
+
+    Attributes:
+      name: in progress bars.
+      config, params: as `interop.readers.read_any` returns them, or on devices.
+      dtype: of the computation, "float32" or "bfloat16".
+      preprocess: images to pixels.
+      tokenizer: texts to ids.
+      fingerprints: of both towers, see `fingerprint`.
+    """
+
+    name: str
+    config: clip.CLIPConfig
+    params: dict[str, Any]
+    dtype: str
+    preprocess: Preprocessor
+    tokenizer: Tokenizer
+    fingerprints: dict[str, str]
+
+
+def fingerprint(
+    tower: str, config: clip.CLIPConfig, params: dict, dtype: str, preprocess: Preprocessor | None
+) -> str:
+    """Of all that an embedding depends on but the item itself; names a store.
+
+    Args:
+      tower: "image" or "text".
+      config, params: of the whole model.
+      dtype: of the computation.
+      preprocess: from image to pixels; ignored for texts.
+    """
+    numerics = f"{getattr(config, TOWERS[tower][0])} {dtype} {jax.default_backend()}"
+    numerics += f" {jax.__version__}"
+    sha = hashlib.sha256()
+    # Pillow's resize gives the same bytes within one version only.
+    read = preprocess if tower == "image" else "token ids"
+    sha.update(repr((numerics, read, PIL.__version__)).encode())
+    leaves = jax.tree_util.tree_leaves_with_path(of_tower(tower, params))
+    for name, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
+        array = leaf if isinstance(leaf, np.ndarray) else sharding.to_host(leaf)
+        sha.update(f"{name}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()[:24]
+
+
+def of_tower(tower: str, tree: dict) -> dict:
+    """The part of a tree of parameters that an "image" or a "text" passes through."""
+    return {name: tree[name] for name in TOWERS[tower] if name in tree}
+
+
+@functools.lru_cache(16)
+def compiled(
+    encode: Callable[[clip.CLIP, Any], jax.Array], graphdef: nnx.GraphDef, mesh: Mesh | None = None
+) -> Callable[[dict, Any], jax.Array]:
+    """Compiled `encode(model, batch)` as a function of parameters and batch.
+
+    One for all models of one architecture. The parameters are an argument: closed over, they would
+    be copied into the program as constants, and could not be split over hosts.
+
+    Args:
+      encode: traced; returns float32 `[B, D]`.
+      graphdef: static half of the model.
+      mesh: the result is then whole on every device.
+    """
+
+    def run(params: dict, batch: Any) -> jax.Array:
+        return encode(nnx.merge(graphdef, sharding.whole(mesh, params)), batch)
+
+    return jax.jit(run) if mesh is None else jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+class Tower:
+    """One tower: encodes its items in order, batch by batch, as far as is asked for."""
+
+    def __init__(
+        self,
+        inputs: Images | Texts,
+        store: EmbeddingStore,
+        encode: Callable[[dict[str, jax.Array]], jax.Array],
+        mesh: Mesh,
+        *,
+        label: str,
+        size: int | None = None,
+        per_device: int = 0,
+        shared: bool = False,
+    ):
+        """Finds out what is left to encode; nothing is computed yet.
+
+        Args:
+          inputs: all items.
+          store: of this tower and weights. Items without a usable embedding are tried again.
+          encode: batch to features, whole on every device.
+          mesh: over which a batch is split.
+          label: of the progress bar.
+          size: of a batch; None makes equal ones of at most `per_device` a device.
+          shared: whether the processes read one store. Else each receives what process 0 has. In a
+            shared one an item that has no embedding is not tried again.
+        """
+        self.inputs, self.store, self.label = inputs, store, label
+        self._encode, self._mesh = encode, mesh
+        self._resources, self._bar = contextlib.ExitStack(), None
+        by_key = {key: item for item, key in reversed(inputs.keys.items())}
+        order = list(dict.fromkeys(inputs.keys.values()))
+        self.distinct = len(order)
+        _agree(store, order, shared)
+        again = set() if shared else store.unusable
+        self._left = [by_key[key] for key in order if key not in store or key in again]
+        self._place = {inputs.keys[item]: i for i, item in enumerate(self._left)}
+        self._size = size or _batch_size(len(self._left), mesh.size, per_device)
+        self._batches = inputs.batches(self._left, self._size, mesh)
+        self._resources.callback(self._batches.close)
+        self._started = self._done = 0
+        self._running: collections.deque[jax.Array] = collections.deque()
+
+    @property
+    def pending(self) -> int:
+        """Items that are not encoded yet."""
+        return len(self._left) - self._done
+
+    def features(self, items: Sequence[Hashable]) -> np.ndarray:
+        """Unit rows float32 `[N, D]`; encodes up to the last of these items.
+
+        Raises InputError that names items without an embedding; others can still be asked for.
+        """
+        keys = [self.inputs.keys[item] for item in items]
+        last = max((self._place.get(key, -1) for key in keys), default=-1)
+        while self._done <= last:
+            self.encode_next()
+        bad = {i: None for i, key in zip(items, keys, strict=True) if key in self.store.unusable}
+        if bad:
+            reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
+            raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
+        return l2_normalise(self.store.rows(keys))
+
+    def unusable(self, items: Sequence[Hashable]) -> dict[Hashable, str]:
+        """What is wrong with those items that have no embedding; encodes all that are left."""
+        self.finish()
+        unusable = self.store.unusable
+        return {i: self.inputs.why_bad(i) for i in items if self.inputs.keys[i] in unusable}
+
+    def finish(self) -> None:
+        """Encodes all items that are left."""
+        while self.pending:
+            self.encode_next()
+
+    def close(self) -> None:
+        """Ends the bar and the threads."""
+        self._resources.close()
+
+    def encode_next(self) -> None:
+        """Stores one more batch, while the devices work on the one behind it."""
+        if self._bar is None:
+            bar = console.Bar(self.label, len(self._left))
+            self._bar = self._resources.enter_context(bar)
+        while len(self._running) < 2 and self._started < len(self._left):
+            batch = sharding.to_global(self._mesh, next(self._batches))
+            self._running.append(self._encode(batch))
+            self._started += self._size
+        part = self._left[self._done : self._done + self._size]
+        rows = np.asarray(self._running.popleft())[: len(part)]
+        keys = [self.inputs.keys[item] for item in part]
+        # An item that was tried again in vain is in the store already.
+        new = [i for i, k in enumerate(keys) if k not in self.store or np.isfinite(rows[i]).all()]
+        self.store.add([keys[i] for i in new], rows[new])
+        self._done += len(part)
+        self._bar.advance(len(part))
+        if not self.pending:
+            self.close()
+
+
+def _batch_size(items: int, devices: int, per_device: int) -> int:
+    """Equal batches, as few as the devices take, with hardly a row to fill up."""
+    batches = max(1, math.ceil(items / (devices * per_device)))
+    return max(1, math.ceil(items / (batches * devices))) * devices
+
+
+def _agree(store: EmbeddingStore, keys: Sequence[bytes], shared: bool) -> None:
+    """Gives every process what the main process's store holds of these keys.
+
+    Processes whose items differ would run batches of other shapes, and wait for each other.
+    """
+    if multihost.is_single_process():
+        return
+    digest = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+    left = sum(key not in store for key in keys) if shared else "those of process 0"
+    described = {"how many, and their digest": [len(keys), digest], "of them to compute": left}
+    multihost.require_same("items to encode", described)
+    if shared or not keys:
+        return
+    known = np.array([key in store for key in keys])
+    rows = np.zeros((len(keys), store.dim), np.float32)
+    rows[known] = store.rows([key for key, there in zip(keys, known, strict=True) if there])
+    known, rows = sharding.from_main((known, rows))
+    if not sharding.is_main_process():
+        store.add([keys[i] for i in np.flatnonzero(known)], rows[known])
+
+
+class Encoder:
+    """Unit features of the images and texts of several benchmarks under one model."""
+
+    def __init__(
+        self,
+        model: Model,
+        images: Sequence[ImageRef],
+        texts: Sequence[str],
+        source: ImageSource,
+        *,
+        cache: Path,
+        in_memory: dict[str, EmbeddingStore] | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """Finds out what is left to encode; nothing is computed yet.
+
+        Args:
+          model: to encode with.
+          images, texts: in the order of need; repetitions are dropped.
+          source: where images are.
+          cache: folder of the stores and of the images' digests.
+          in_memory: where given, stores are kept in this dict and not on disk.
+          mesh: that the parameters lie on; None where they are NumPy arrays.
+        """
+        params = model.params
+        if mesh is None:
+            mesh = sharding.make_mesh(data=-1, fsdp=1)
+            everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+            params = sharding.put(params, everywhere)
+        graphdef, _ = clip.abstract(model.config, dtype=model.dtype)
+
+        def tower(inputs: Images | Texts, per_device: int) -> Tower:
+            name = f"{inputs.tower}-{model.fingerprints[inputs.tower]}"
+            dim = model.config.projection_dim
+            if in_memory is not None:
+                store = in_memory.setdefault(name, EmbeddingStore(None, dim))
+            else:
+                main = sharding.is_main_process()
+                store = EmbeddingStore(cache / f"{name}.rows" if main else None, dim)
+            encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
+            label = f"{model.name}: {inputs.name}"
+            return Tower(inputs, store, encode, mesh, label=label, per_device=per_device)
+
+        distinct = list(dict.fromkeys(texts))
+        refs = Images(list(dict.fromkeys(images)), source, model.preprocess, cache)
+        self._images = tower(refs, IMAGES_PER_DEVICE)
+        self._texts = tower(Texts(distinct, model.tokenizer), TEXTS_PER_DEVICE)
+        self.truncated = self._texts.inputs.truncated
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """How many images and how many texts are still to encode."""
+        return self._images.pending, self._texts.pending
+
+    @property
+    def distinct(self) -> tuple[int, int]:
+        """How many images and texts there are that differ in bytes and in token ids."""
+        return self._images.distinct, self._texts.distinct
+
+    def features(
+        self, images: Sequence[ImageRef], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unit rows float32 `[N, D]` and `[M, D]`.
+
+        Raises InputError that names images which cannot be read; others can still be asked for.
+        """
+        # All texts first, so that there is one bar at a time.
+        self._texts.finish()
+        return self._images.features(images), self._texts.features(texts)
+
+    def unusable_images(self, images: Sequence[ImageRef]) -> dict[ImageRef, str]:
+        """Those of the images that cannot be encoded, with the reason; encodes all of them."""
+        self._texts.finish()
+        return self._images.unusable(images)
+
+    def close(self) -> None:
+        """Ends progress bars and the threads that decode."""
+        self._images.close()
+        self._texts.close()
+
+
+def image_features(
+    names: Sequence[str],
+    source: ImageSource,
+    preprocess: Preprocessor,
+    root: epath.Path,
+    model: tuple[clip.CLIPConfig, dict, str],
+    mesh: Mesh,
+    *,
+    threads: int,
+) -> tuple[MappedRows, np.ndarray]:
+    """Features of a frozen tower for training; what `root` does not hold is computed into it.
+
+    All processes see one `root`, on a disk or in a bucket, and process 0 writes there.
+
+    Args:
+      names: of the distinct images, U.
+      source, preprocess: open an image and turn it into pixels.
+      root: folder of the store and of the images' digests.
+      model: sizes, parameters on the devices of `mesh`, and compute type.
+      mesh: over which images are encoded.
+      threads: that decode.
+
+    Returns:
+      Unnormalised float32 `[U, D]`, memory-mapped, and bool `[U]`: images without features.
+    """
+    config, params, dtype = model
+    inputs = Images(
+        [ImageRef(n) for n in names], source, preprocess, root, threads=threads, shared=True
+    )
+    path = root / f"image-{fingerprint('image', *model, preprocess)}.rows"
+    multihost.require_same("feature cache", {"name": path.name})
+
+    def opened() -> EmbeddingStore:
+        return EmbeddingStore(path, config.projection_dim, writes=sharding.is_main_process())
+
+    store = opened()
+    graphdef, _ = clip.abstract(config, dtype=dtype)
+    encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
+    # Batches of one size whatever is left: a run that was killed computes the same bits.
+    size = mesh.size * _TRAINING_IMAGES_PER_DEVICE
+    tower = Tower(inputs, store, encode, mesh, label="image features", size=size, shared=True)
+    if tower.pending:
+        waited = multihost.within_time("the next images of the feature cache")
+        with contextlib.closing(tower), waited as keep_alive:
+            while tower.pending:
+                keep_alive()
+                tower.encode_next()
+        store.finish()
+        multihost.barrier("image features written")
+        if not sharding.is_main_process():
+            store = opened()
+    keys = [inputs.keys[ref] for ref in inputs.keys]
+    lacking = sum(key not in store for key in keys)
+    if lacking:
+        raise InputError(
+            f"{path} is damaged: it lacks {lacking} of the {len(keys)} embeddings that were "
+            "written. Start the run again to compute them again, or delete it"
+        )
+    logging.info("image features of %s images come from %s", f"{len(keys):,}", path)
+    return store.mapped(keys), np.array([key in store.unusable for key in keys])

@@ -1,0 +1,260 @@
+"""What the two towers read: images as pixels, texts as packed token ids, in batches of one shape.
+
+`Images` and `Texts` answer the same questions: under which key an item's embedding is kept
+(`keys`), what a batch of items looks like (`batches`), what a model does with it (`encode`, traced
+inside `jax.jit`, equal where it does the same), and why an item has no embedding (`why_bad`).
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from PIL import Image
+
+from negclip_jax.common import storage
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.siglip_tokens import SigLIPTokenizer
+from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings.store import key
+from negclip_jax.models import clip
+from negclip_jax.models.normalisation import normalise_pixels
+from negclip_jax.runtime import sharding
+
+_AHEAD = 2  # batches decoded while the devices compute
+
+Batch = dict[str, np.ndarray]
+
+
+class ImageSource(Protocol):
+    """Where images come from: `data.images.ImageDirectory` and what has the same methods."""
+
+    def open(self, name: str) -> Image.Image:
+        """The image in mode RGB; raises ImageError that names it."""
+
+    def read(self, name: str) -> bytes:
+        """The encoded image, empty where it cannot be read."""
+
+    def identity(self, name: str) -> list:
+        """What changes whenever the image's bytes do and is cheaper to look up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRef:
+    """One picture to encode; equal references are encoded once.
+
+    Attributes:
+      path: name in its source.
+      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
+        before any preprocessing.
+    """
+
+    path: str
+    box: tuple[float, float, float, float] | None = None
+
+    def open(self, source: ImageSource) -> Image.Image:
+        """The picture, cropped to its box; outside of the image it is black. Raises ImageError."""
+        image = source.open(self.path)
+        if self.box is None:
+            return image
+        x, y, width, height = self.box
+        try:
+            part = image.crop((x, y, x + width, y + height))
+            if min(part.size) > 0:
+                return part
+            reason = "it is less than a pixel"
+        except (Image.DecompressionBombError, OverflowError, ValueError) as error:
+            reason = error
+        raise ImageError(f"{self.path}: the box {list(self.box)} cannot be cut out ({reason})")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeImages:
+    """Features `[B, D]` of a batch of `Images`, NaN where bad."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+        features = model.encode_image(normalise_pixels(batch["pixels"], self.mean, self.std))
+        return jnp.where(batch["bad"][:, None], jnp.nan, features)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeTexts:
+    """Features `[B, D]` of a batch of `Texts`."""
+
+    packed: bool
+
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+        return model.encode_text(batch if self.packed else batch["ids"])
+
+
+class Images:
+    """Distinct images, decoded by threads ahead of the devices."""
+
+    name, tower = "images", "image"
+
+    def __init__(
+        self,
+        refs: Sequence[ImageRef],
+        source: ImageSource,
+        preprocess: Preprocessor,
+        digests: epath.Path | Path,
+        *,
+        threads: int = 16,
+        shared: bool = False,
+    ):
+        """Reads every file once for its digest, unless `digests/digests.json` knows it.
+
+        Args:
+          refs: of the images.
+          source, preprocess: open an image and turn it into pixels.
+          digests: folder.
+          threads: that decode.
+          shared: whether all processes see one folder; each then reads its share of the files.
+        """
+        self._source, self._preprocess, self._threads = source, preprocess, threads
+        self.encode = EncodeImages(tuple(preprocess.mean), tuple(preprocess.std))
+        self.unreadable: dict[ImageRef, str] = {}
+        paths = list(dict.fromkeys(ref.path for ref in refs))
+        digest = dict(zip(paths, image_digests(source, paths, digests, shared), strict=True))
+        self.keys = {r: key(digest[r.path].encode(), json.dumps(r.box).encode()) for r in refs}
+
+    def batches(self, refs: Sequence[ImageRef], size: int, mesh: Mesh) -> Iterator[Batch]:
+        """This process's rows of each batch: `pixels` uint8 `[r, H, W, 3]`, `bad` bool `[r]`.
+
+        Bad are images that cannot be read, noted in `unreadable`, and the rows that fill up the
+        last batch.
+        """
+        rows = sharding.local_rows(mesh, size)
+        waiting: collections.deque[list] = collections.deque()
+        pool = concurrent.futures.ThreadPoolExecutor(self._threads)
+        try:
+            for start in range(0, len(refs), size):
+                wanted = [refs[start + r] if start + r < len(refs) else None for r in rows]
+                waiting.append([pool.submit(self._pixels, ref) for ref in wanted])
+                if len(waiting) > _AHEAD:
+                    yield _stacked(waiting.popleft())
+            while waiting:
+                yield _stacked(waiting.popleft())
+        finally:  # what is still waiting is not decoded for a batch that is not asked for
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def why_bad(self, ref: ImageRef) -> str:
+        """What is wrong with an image whose features are not finite."""
+        if ref not in self.unreadable:  # only one of equal files is opened
+            same = next((r for r in self.unreadable if self.keys[r] == self.keys.get(ref)), None)
+            if same is not None:
+                return f"{ref.path} is a copy of a bad file: {self.unreadable[same]}"
+        return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
+
+    def _pixels(self, ref: ImageRef | None) -> tuple[np.ndarray, bool]:
+        if ref is not None:
+            try:
+                return self._preprocess.uint8(ref.open(self._source)), False
+            except ImageError as error:
+                self.unreadable[ref] = str(error).rstrip(".")
+        return np.zeros((self._preprocess.size, self._preprocess.size, 3), np.uint8), True
+
+
+def _stacked(pixels: list[concurrent.futures.Future]) -> Batch:
+    images, bad = zip(*(future.result() for future in pixels), strict=True)
+    return {"pixels": np.stack(images), "bad": np.array(bad)}
+
+
+def image_digests(
+    source: ImageSource, names: Sequence[str], folder: epath.Path | Path, shared: bool = False
+) -> list[str]:
+    """SHA-256 of each image; those whose `identity` is in `folder/digests.json` are not read again.
+
+    Where all processes see one folder (`shared`), each reads its share and process 0 writes.
+    """
+    index, count = sharding.process_place() if shared else (0, 1)
+    path = epath.Path(folder) / "digests.json"
+    before, mine = _known_digests(path), names[index::count]
+    identities = {name: source.identity(name) for name in (names if index == 0 else mine)}
+    known = {n: before.get(n) for n in mine}
+    changed = [n for n in mine if known[n] is None or known[n][0] != identities[n]]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        hashes = pool.map(lambda name: hashlib.sha256(source.read(name)).hexdigest(), changed)
+        known |= {n: [identities[n], h] for n, h in zip(changed, hashes, strict=True)}
+    digests = [known[name][1] for name in mine]
+    if count > 1:
+        own = np.zeros((-(-len(names) // count), 32), np.uint8)
+        own[: len(mine)] = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
+        # Image i was read by process i modulo `count`.
+        every = sharding.from_all(own).swapaxes(0, 1).reshape(-1, 32)
+        digests = [row.tobytes().hex() for row in every[: len(names)]]
+    if index == 0:
+        now = before | {n: [identities[n], d] for n, d in zip(names, digests, strict=True)}
+        if now != before:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_whole(path, json.dumps(now).encode())
+    return digests
+
+
+def _known_digests(path: epath.Path) -> dict[str, list]:
+    try:
+        return dict(json.loads(storage.read_text(path)))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: all images are read again", path)
+        return {}
+
+
+class Texts:
+    """Distinct texts, tokenized once. Texts of the same token ids have the same key."""
+
+    name, tower = "texts", "text"
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer):
+        # SigLIP reads the padding of its captions, so they cannot share rows.
+        self.encode = EncodeTexts(packed=not isinstance(tokenizer, SigLIPTokenizer))
+        self._tokens = Ragged(*tokenizer.encode_ragged(texts))
+        self._row = {text: i for i, text in enumerate(texts)}
+        ids, ends = self._tokens.ids, self._tokens.offsets
+        self.keys = {t: key(ids[ends[i] : ends[i + 1]].tobytes()) for t, i in self._row.items()}
+        full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
+        room = tokenizer.context_length - (2 if self.encode.packed else 1)  # special tokens
+        self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
+
+    def batches(self, texts: Sequence[str], size: int, mesh: Mesh) -> Iterator[Batch]:
+        """This process's share of each batch, packed as `data.packing` says or `ids` `[r, T]`.
+
+        The last batch is filled up with its last text.
+        """
+        rows = np.array([self._row[text] for text in texts])
+        parts = rows[np.minimum(np.arange(-(-len(rows) // size) * size), len(rows) - 1)]
+        parts = parts.reshape(-1, size)
+        if not self.encode.packed:
+            local = sharding.local_rows(mesh, size)
+            length = int(self._tokens.lengths[0])  # that of every row
+            yield from ({"ids": self._tokens.padded(part[local], length)} for part in parts)
+            return
+        # All batches are known, so there is one number of rows that fits each: one program.
+        lengths = self._tokens.lengths
+        packing = Packing.suited_to(lengths[parts.ravel()], size, mesh.size)
+        packing = dataclasses.replace(packing, rows=1, row_step=1)
+        fullest = max(packing.rows_needed(lengths[part]) for part in parts)
+        packing = dataclasses.replace(packing, rows=fullest)
+        for part in parts:
+            packed = packing.pack(self._tokens, part)
+            yield {name: x[sharding.local_rows(mesh, len(x))] for name, x in packed.items()}
+
+    def why_bad(self, text: str) -> str:
+        """What is wrong with a text whose features are not finite."""
+        return f"{text!r}: its features are not finite"

@@ -1,0 +1,271 @@
+"""Embeddings by key: in memory, in a file that grows, or in a bucket.
+
+    PATH               records of key (16 bytes), float32 `[D]` and the CRC-32 of both
+    PATH.part-NUMBER   in a bucket, which cannot append: records until `finish` joins them
+
+PATH is named by a fingerprint of weights, numerics and preprocessing, a key by an image's bytes and
+box or a text's token ids: what was computed from anything else is never found. A record that a kill
+has cut short, or that the disk has changed, fails its checksum and is computed again.
+
+Evaluations ask for rows by their keys, training maps the file. One format serves both. On 1 M rows
+of 512 (2 shared cores, file in the page cache) a bare array with a checksum for each 512 rows
+opened in 1.4 s, and 200 batches of 1,024 random rows took 0.27 s; these records open in 2.1 s, with
+the index of their keys, once a run, and the same batches take 0.23 s.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from etils import epath
+
+from negclip_jax.common import remote, storage
+from negclip_jax.common.errors import InputError
+
+KEY_BYTES = 16
+PART = 512  # records of an object in a bucket: what a kill loses at most
+_BLOCK = 4096  # records that are read at a time
+
+
+def key(*parts: bytes) -> bytes:
+    """Key of an item: the start of the SHA-256 of its parts."""
+    return hashlib.sha256(b"\0".join(parts)).digest()[:KEY_BYTES]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MappedRows:
+    """Float32 `[U, D]` in a file: indexed like an array, read when it is.
+
+    Attributes:
+      rows: float32 `[M, D]`, all of the file.
+      places: int64 `[U]`, which of them these are.
+    """
+
+    rows: np.ndarray
+    places: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """U and D."""
+        return len(self.places), self.rows.shape[1]
+
+    def __getitem__(self, index: np.ndarray | int | slice) -> np.ndarray:
+        return self.rows[self.places[index]]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+class EmbeddingStore:
+    """Embeddings float32 `[D]` by key; those of items that have none are kept as NaN.
+
+    Several processes may add to one file, each under a lock. Where the file system has no locks,
+    records that two write at the same moment can be lost, and are computed again.
+
+    Attributes:
+      path: the file, None in memory.
+      dim: D.
+      unusable: keys whose embedding is NaN.
+    """
+
+    def __init__(self, path: epath.Path | Path | None, dim: int, *, writes: bool = True):
+        """Reads and checks the whole file.
+
+        Args:
+          path: of the file, which need not exist; None keeps embeddings in memory.
+          dim: D.
+          writes: False where another process writes what is added here.
+        """
+        self.path = None if path is None else epath.Path(path)
+        self.dim, self._writes = dim, writes
+        self._record = np.dtype(
+            [("key", f"V{KEY_BYTES}"), ("row", "<f4", (dim,)), ("checksum", "<u4")]
+        )
+        self._is_remote = path is not None and storage.is_remote(path)
+        self.unusable: set[bytes] = set()
+        self._in_memory: dict[bytes, np.ndarray] = {}
+        self._places: dict[bytes, int] = {}  # in the file; -1 while in a part
+        self._free: list[int] = []  # places of damaged records
+        self._pending: list[bytes] = []  # records of the next part
+        self._map: np.ndarray | None = None
+        if path is not None:
+            with storage.announced(f"the check of {path}"):
+                self._read()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places or key in self._in_memory
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._in_memory)
+
+    def rows(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Embeddings of these keys, float32 `[N, D]`; KeyError for one that is not there."""
+        if self.path is not None:
+            return self.mapped(keys)[:]
+        rows = [self._in_memory[key] for key in keys]
+        return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def mapped(self, keys: Sequence[bytes]) -> MappedRows:
+        """The same, memory-mapped; for a file, in a bucket after `finish`."""
+        places = np.array([self._places[key] for key in keys], np.int64)
+        needed = int(places.max(initial=-1)) + 1
+        if self._map is None or len(self._map) < needed:
+            # The rows lie 4 D + 20 bytes apart; NumPy maps no empty file.
+            file = self._local_file() if needed else None
+            whole = file.stat().st_size // self._record.itemsize if file else 0
+            records = np.memmap(file, self._record, "r", shape=whole) if file else None
+            self._map = np.zeros((0, self.dim), "<f4") if records is None else records["row"]
+        return MappedRows(self._map, places)
+
+    def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
+        """Keeps float32 `[N, D]` under these keys; in the file when this returns.
+
+        A row that is not finite is kept as NaN. A bucket receives `PART` records at a time.
+        """
+        rows = np.asarray(rows, np.float32)
+        sound = np.isfinite(rows).all(axis=1)
+        rows = np.where(sound[:, None], rows, np.float32(np.nan))
+        if self.path is None:
+            self._in_memory.update(zip(keys, rows, strict=True))
+        elif self._writes:
+            self._write(keys, self._encoded(keys, rows))
+        self.unusable -= {k for k, ok in zip(keys, sound, strict=True) if ok}
+        self.unusable |= {k for k, ok in zip(keys, sound, strict=True) if not ok}
+
+    def finish(self) -> None:
+        """In a bucket: joins all parts into one object, which `mapped` finds."""
+        if not (self._is_remote and self._writes):
+            return
+        self._upload()
+        parts = self._parts()
+        if not parts:
+            return
+        with remote.uploaded(self.path.parent) as folder, open(folder / self.path.name, "wb") as to:
+            file = self._local_file()
+            if file is not None:
+                with open(file, "rb") as joined:
+                    to.writelines(block[ok].tobytes() for block, ok in self._checked(joined))
+            for part in parts:
+                with contextlib.suppress(FileNotFoundError):  # of another run, which was faster
+                    to.write(part.read_bytes())
+        for part in parts:
+            part.unlink(missing_ok=True)
+        self._read()
+
+    def _encoded(self, keys: Sequence[bytes], rows: np.ndarray) -> list[bytes]:
+        records = np.zeros(len(keys), self._record)
+        records["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
+        records["row"] = rows
+        contents = [record.tobytes()[:-4] for record in records]
+        return [content + zlib.crc32(content).to_bytes(4, "little") for content in contents]
+
+    def _write(self, keys: Sequence[bytes], records: list[bytes]) -> None:
+        """Written, not mapped: a full disk ends a process that writes to a map without a word."""
+        if self._is_remote:
+            self._places |= dict.fromkeys(keys, -1)
+            self._pending += records
+            if len(self._pending) >= PART:
+                self._upload()
+            return
+        size = self._record.itemsize
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with storage.named(self.path), self._locked() as file:
+            # What a kill cut short goes: records are found by their place.
+            end = file.seek(0, os.SEEK_END) // size
+            file.truncate(end * size)
+            count = len(records)
+            places = [*self._free[:count], *range(end, end + max(0, count - len(self._free)))]
+            for place, record in zip(places, records, strict=True):
+                file.seek(place * size)
+                file.write(record)
+        self._free = self._free[count:]
+        self._places |= dict(zip(keys, places, strict=True))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+            file.flush()  # before the lock goes
+
+    def _upload(self) -> None:
+        if self._pending:
+            number = sum(place < 0 for place in self._places.values())
+            part = self.path.with_name(f"{self.path.name}.part-{number:09d}")
+            storage.write_whole(part, b"".join(self._pending))
+            self._pending = []
+
+    def _parts(self) -> list[epath.Path]:
+        """Objects that a bucket holds beside the one of `path`, in the order of writing."""
+        # A bucket has no empty folders, not even one that was just made.
+        if not (self._is_remote and self.path.parent.exists()):
+            return []
+        prefix = f"{self.path.name}.part-"
+        return sorted(p for p in self.path.parent.iterdir() if p.name.startswith(prefix))
+
+    def _read(self) -> None:
+        """Fills the index of keys; says which records are damaged."""
+        file, self._map = self._local_file(), None
+        self._index(file)
+        if self._free and self._is_remote:
+            remote.forget_copy(file)  # was it the copy alone?
+            self._index(self._local_file())
+        if self._free:
+            logging.warning(
+                "%s is damaged: %d of its %d embeddings have another checksum than when they were "
+                "written; they are computed again",
+                *(self.path, len(self._free), len(self._free) + len(self._places)),
+            )
+        for part in self._parts():
+            with contextlib.suppress(FileNotFoundError), part.open("rb") as stream:
+                self._note(self._checked(stream), in_file=False)
+
+    def _index(self, file: Path | None) -> None:
+        self._places, self._free, self.unusable = {}, [], set()
+        if file is None or not file.is_file():
+            return
+        # A process that may write into damaged places must not see the half of a record that
+        # another is just writing.
+        alone = self._writes and not self._is_remote and os.access(file, os.W_OK)
+        with self._locked() if alone else open(file, "rb") as stream:
+            self._note(self._checked(stream), in_file=True)
+
+    def _note(self, records: Iterator[tuple[np.ndarray, np.ndarray]], *, in_file: bool) -> None:
+        first = 0
+        for block, sound in records:
+            if in_file:
+                self._free += (first + np.flatnonzero(~sound)).tolist()
+            places = first + np.flatnonzero(sound) if in_file else np.full(sound.sum(), -1)
+            content, kept = block["key"].tobytes(), np.flatnonzero(sound).tolist()
+            keys = [content[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in kept]
+            self._places |= zip(keys, places.tolist(), strict=True)
+            # Of a key that stands twice the later record counts: it was tried again.
+            nan = dict(zip(keys, np.isnan(block["row"][kept, 0]).tolist(), strict=True))
+            self.unusable -= nan.keys()
+            self.unusable |= {found for found, is_nan in nan.items() if is_nan}
+            first += len(block)
+
+    def _checked(self, stream: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Blocks of whole records, and bool for each: whether its checksum is right."""
+        size = self._record.itemsize
+        while content := stream.read(_BLOCK * size):
+            whole = len(content) // size * size
+            block, view = np.frombuffer(content[:whole], self._record), memoryview(content)
+            found = [zlib.crc32(view[i : i + size - 4]) for i in range(0, whole, size)]
+            yield block, block["checksum"] == np.array(found, np.uint32)
+
+    def _local_file(self) -> Path | None:
+        try:
+            return remote.local_copy(self.path)
+        except InputError:  # nothing is there
+            return None
