@@ -85,7 +85,9 @@ def test_features_are_those_of_the_tower(parts, tmp_path, devices):
     model = nnx.merge(graphdef, params)
     inputs = normalise_pixels(pixels, loader.preprocess.mean, loader.preprocess.std)
     expected = jax.jit(model.encode_image)(inputs)
-    assert cached.cached.features.shape == (40, 40) and cached.cached.features[0].dtype == np.float32
+    assert (
+        cached.cached.features.shape == (40, 40) and cached.cached.features[0].dtype == np.float32
+    )
     np.testing.assert_allclose(cached.cached.features, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 1e-3, "rows are all alike"
 
