@@ -129,8 +129,7 @@ class Tower:
         mesh: Mesh,
         *,
         label: str,
-        size: int | None = None,
-        per_device: int = 0,
+        per_device: int,
         shared: bool = False,
     ):
         """Finds out what is left to encode; nothing is computed yet.
@@ -141,9 +140,10 @@ class Tower:
           encode: batch to features, whole on every device.
           mesh: over which a batch is split.
           label: of the progress bar.
-          size: of a batch; None makes equal ones of at most `per_device` a device.
-          shared: whether the processes read one store. Else each receives what process 0 has. In a
-            shared one an item that has no embedding is not tried again.
+          per_device: items of a batch at most.
+          shared: whether the processes read one store, as training does. Else each receives what
+            process 0 has. In a shared one an item that has no embedding is not tried again, and
+            batches have one size whatever is left: what a killed run continues has the same bits.
         """
         self.inputs, self.store, self.label = inputs, store, label
         self._encode, self._mesh = encode, mesh
@@ -155,7 +155,7 @@ class Tower:
         again = set() if shared else store.unusable
         self._left = [by_key[key] for key in order if key not in store or key in again]
         self._place = {inputs.keys[item]: i for i, item in enumerate(self._left)}
-        self._size = size or _batch_size(len(self._left), mesh.size, per_device)
+        self._size = _batch_size(len(order if shared else self._left), mesh.size, per_device)
         self._batches = inputs.batches(self._left, self._size, mesh)
         self._resources.callback(self._batches.close)
         self._started = self._done = 0
@@ -363,9 +363,8 @@ def image_features(
     store = opened()
     graphdef, _ = clip.abstract(config, dtype=dtype)
     encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
-    # Batches of one size whatever is left: a run that was killed computes the same bits.
-    size = mesh.size * _TRAINING_IMAGES_PER_DEVICE
-    tower = Tower(inputs, store, encode, mesh, label="image features", size=size, shared=True)
+    options = {"label": "image features", "per_device": _TRAINING_IMAGES_PER_DEVICE}
+    tower = Tower(inputs, store, encode, mesh, **options, shared=True)
     if tower.pending:
         waited = multihost.within_time("the next images of the feature cache")
         with contextlib.closing(tower), waited as keep_alive:
