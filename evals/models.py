@@ -225,7 +225,7 @@ def _training(info: CheckpointInfo) -> str:
         "original": "original captions alone: the affirmative-only control",
         "negated": "negated captions",
         "mix": f"negated captions, {share:.0%} original ones",
-    }.get(str(data.get("captions")), "")
+    }.get(str(data.get("caption_mode", data.get("captions"))), "")
     foils = data.get("foils")
     return captions + (f", {foils} foils each" if captions and foils else "")
 
