@@ -224,7 +224,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """Tables for a person."""
+    """The result as tables."""
     published = result["cost"][0]
     rows = []
     for row in result["cost"]:

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The result as text."""
     encoding = result["encoding"]
     what = f"{encoding['images']:,} images, {encoding['texts']:,} texts"
     rows = [

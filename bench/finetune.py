@@ -126,7 +126,7 @@ def _share(round_: dict[str, Any], count: str, side: str) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The result as text."""
 
     def row(
         name: str, form: str, ours: str = "", reference: str = "", ratio: str = ""

@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The result as text."""
     header = ["JPEG to normalised tensor", "ours", "PyTorch DataLoader, Pillow", "ratio"]
     mine, other = (result[f"{side}images_per_second_and_core"] for side in ("", "reference_"))
     difference = f"{result['mean_difference_levels']:.4f} (max {result['max_difference_levels']})"

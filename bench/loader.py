@@ -111,7 +111,7 @@ def _loader(texts: Ragged, images: np.ndarray, features: np.ndarray, batch_size:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The result as text."""
     header = ["captions", "ours", "transformers, DataLoader", "ratio"]
 
     def row(name: str, key: str) -> list[str]:

@@ -108,7 +108,7 @@ def _help_seconds() -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What a person reads."""
+    """The result as text."""
     header = ["start-up", "ours", "transformers"]
     file = result["file_bytes"]
 

@@ -58,9 +58,9 @@ def audit(
     result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
     result["pairs"] = contradicted(pairs, truth)._asdict()
     if labels is not None:
-        shares, strangers = precision(read_labels(labels), pairs)
+        shares, unknown = precision(read_labels(labels), pairs)
         result["precision"] = {name: share._asdict() for name, share in shares.items()}
-        result["labels_of_no_pair"] = strangers
+        result["labels_of_no_pair"] = unknown
     storage.write_json(run / "audit.json", result, sort_keys=True)
     return table_text(result)
 

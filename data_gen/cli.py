@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str, file: TextIO | None = None) -> None:
-    """Prints what may quote models and files of strangers."""
+    """Prints text that may quote models and untrusted files."""
     print(printable(text), file=file)
 
 

@@ -40,7 +40,7 @@ class Stage:
 
 
 def plan(config: Settings, run: Path | None) -> str:
-    """A table for a person. Raises InputError for input that cannot be used."""
+    """The estimate as a table. Raises InputError for input that cannot be used."""
     job = prepare(config)
     images, captions = len(job.ingested.images), job.ingested.captions
     measured = run is not None and counts(run).get("images", 0)

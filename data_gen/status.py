@@ -17,7 +17,7 @@ from negclip_jax.common.errors import InputError
 
 
 def status(run: Path) -> str:
-    """Lines for a person: progress, funnel, errors, calls and tokens."""
+    """Lines to print: progress, funnel, errors, calls and tokens."""
     manifest = read_manifest(run)
     done = counts(run)
     lines = [
@@ -82,7 +82,7 @@ def _codes(run: Path, table: str, column: str) -> list[str]:
 
 
 def forget_errors(run: Path, code: str) -> str:
-    """Makes the next run ask again what ended with `code`; returns a line for a person.
+    """Makes the next run ask again what ended with `code`; returns a line to print.
 
     The answers of the code leave the cache and the shards that have it lose their marks. Raises
     InputError for a code that nothing ended with.
@@ -110,7 +110,7 @@ def forget_errors(run: Path, code: str) -> str:
 
 
 def forget_stage(run: Path, stage: str) -> str:
-    """Makes the next run ask everything of a stage again; returns a line for a person.
+    """Makes the next run ask everything of a stage again; returns a line to print.
 
     Raises InputError for a stage that asked nothing.
     """

@@ -100,7 +100,7 @@ class Result:
         answers, predicted: lists of options that are right and that the model chose.
         right: 1, 0, or 0.5 for a tie.
         Other columns: groups (str) and whatever else is worth keeping.
-      breakdowns: names of group columns that the report draws, with their sentence for a person.
+      breakdowns: names of group columns that the report draws, with their titles.
     """
 
     metrics: Sequence[Metric]
@@ -120,7 +120,7 @@ class Problem:
       missing: paths of the photos that are not there, each once. The runner refuses such a problem
         unless --allow-subset is given, and marks it in every output if it is.
       file: the published file that was read.
-      notes: sentences for the report: rules, filters, repairs.
+      notes: lines for the report: rules, filters, repairs.
       controls: results that need no model ("takes the smaller box"), by their title, shown as rows
         beside the models' with the same metrics; computed when called.
     """

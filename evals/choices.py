@@ -94,7 +94,7 @@ def choice_problem(
 
     Args:
       rule: the official one for ties, see `scoring.official`.
-      breakdowns: groups to draw, with their sentence. Cue and position of the negation are added
+      breakdowns: groups to draw, with their titles. Cue and position of the negation are added
         where texts negate.
       controls: scorers without a model, by title.
       views: the photos whose mean embedding stands for an image, such as the frames of a video.

@@ -178,7 +178,7 @@ def described(model: Model) -> dict[str, Any]:
 
 
 def describe_preprocessing(preprocess: Preprocessor) -> str:
-    """The preprocessing in words."""
+    """The preprocessing as text."""
     colours = "CLIP's mean and std"
     if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):
         colours = f"mean {tuple(preprocess.mean)}, std {tuple(preprocess.std)}"

@@ -1,6 +1,6 @@
 """Published annotation files, read as they are: JSON, JSON lines, CSV, Python literals.
 
-Everything wrong with the records of a file is collected and comes in one sentence.
+Everything wrong with the records of a file is collected and comes in one message.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class Fields(records.Fields):
 
         Many of them say that the photos are not those that were annotated (copies of another size,
         say), and crops would be filled up with black. Up to a share `tolerated` is taken for
-        careless annotation and only told in the sentences returned. `boxes` are references and the
+        careless annotation and only told in the notes returned. `boxes` are references and the
         places where they stand.
         """
         present = [(ref, where) for ref, where in boxes if not roots.missing([ref.path])]
@@ -55,7 +55,7 @@ def find_parts(
     """Those files of a benchmark that are there.
 
     `names` gives for each part the file names that it may have. Returns files by part, and a
-    sentence about the parts that are not there. Raises FileMissing where none is.
+    note about the parts that are not there. Raises FileMissing where none is.
     """
     files: dict[str, Path] = {}
     for part, wanted in names.items():

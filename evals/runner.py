@@ -45,7 +45,7 @@ def load_problems(
       allow_subset: score the items whose photos are there where others are not.
       out: folder that receives `missing_photos.txt` with the whole list.
 
-    Raises InputError with one sentence for each benchmark that cannot be scored.
+    Raises InputError with one line for each benchmark that cannot be scored.
     """
     skips = list(names) == [AVAILABLE]
     loaded: Loaded = {}

@@ -4,7 +4,7 @@
     model = CLIP.from_pretrained("openai/clip-vit-base-patch32")
     model.similarity("street.jpg", ["a street with cars", "a street with no cars"])
 
-This is the door for notebooks and small scripts. Training and evaluation take `graphdef` and
+For notebooks and small scripts. Training and evaluation take `graphdef` and
 `params` and call the model inside their own `jax.jit`.
 """
 

@@ -131,7 +131,7 @@ def id_order(image_id: str) -> tuple[int, int, str]:
 
 
 def _problem(text: Any) -> tuple[str, str] | None:
-    """Code and sentence of what is wrong with a caption."""
+    """Code and message of what is wrong with a caption."""
     if not isinstance(text, str):
         return "caption_not_text", f"the caption is {type(text).__name__}, not text"
     if not text.strip():

@@ -131,7 +131,7 @@ class RandomProposer:
 
 
 class FileProposer:
-    """Objects that a person or another program listed for each image."""
+    """Objects that a user or another program listed for each image."""
 
     def __init__(self, path: str):
         """`path`: JSON object of image id to list of names. Raises InputError for another."""

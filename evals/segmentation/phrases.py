@@ -61,7 +61,7 @@ class PhraseSet:
       phrases: those whose photo is there, those of one photo together.
       total, total_negated: phrases of the file and split, and how many of them negate.
       missing: photos that are not there.
-      notes: sentences for the report.
+      notes: lines for the report.
     """
 
     name: str
@@ -108,7 +108,7 @@ def load_sets(
       split: of the files that have splits, None for each one's own default.
       allow_subset: score the phrases whose photos are there where others are not.
 
-    Raises InputError with one sentence for each set that cannot be scored.
+    Raises InputError with one line for each set that cannot be scored.
     """
     skips = list(names) == [AVAILABLE]
     unknown = [] if skips else [name for name in names if name not in sources]

@@ -52,7 +52,7 @@ class Slot:
       architecture: its class in transformers.
       config: its sizes.
       projection_dim: of its projected state; None where it has none.
-      states: what the U-Net reads of it, in words.
+      states: what the U-Net reads of it, for messages.
     """
 
     name: str

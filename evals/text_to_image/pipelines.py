@@ -52,7 +52,7 @@ class Pipelines:
       facts: {"base": {name: words}, "tuned": ...}: what the pictures depend on, for people.
       settings: the same for comparison: {name: value} that JSON keeps unchanged, with fingerprints
         of all weights.
-      notes: sentences about what looks odd.
+      notes: lines about what looks odd.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file, in its order.
 
-    Raises InputError for a file that is not there or in no known layout, and one sentence for all
+    Raises InputError for a file that is not there or in no known layout, and one message for all
     of its bad records, such as a prompt that occurs twice.
     """
     if path.suffix.lower() == ".txt":

@@ -1,4 +1,4 @@
-"""Encoded images to RGB, whoever encoded them: few formats, bounded memory, errors as sentences.
+"""Encoded images to RGB, whoever encoded them: few formats, bounded memory, one-line errors.
 
 Pillow reads 40 formats, some through other programs (EPS through Ghostscript) and most without
 ever having been attacked. Photos come in the few of `FORMATS`, and nothing else is tried, whatever
@@ -87,7 +87,7 @@ def formats() -> tuple[str, ...]:
 
 
 def _require_file(data, in_memory: bool) -> None:
-    """A pipe would be waited for and a device read for ever."""
+    """A pipe would be waited for and a device read without end."""
     if in_memory:
         size = len(data)
     else:

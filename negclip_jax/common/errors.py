@@ -16,11 +16,11 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "", status: int | None = None):
-        super().__init__(sentence(str(message)))
+        super().__init__(as_message(str(message)))
         self.status = status
 
 
-def sentence(text: str) -> str:
+def as_message(text: str) -> str:
     """The text as a message: `printable`, and without its middle beyond 8,000 characters."""
     return _cut(printable(_cut(text)))
 

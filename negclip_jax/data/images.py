@@ -209,7 +209,7 @@ class ImageDirectory:
         return read_file(self._path(name))
 
     def identity(self, name: str) -> list[int]:
-        """Changes whenever the file does: size and times, among them the one nobody can set."""
+        """Changes whenever the file does: size and times, among them the one that cannot be set."""
         try:
             stat = os.stat(self._path(name))
         except OSError:

@@ -23,7 +23,7 @@ from hostile.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from rich.console import Console
 from rich.progress import track
 
-from negclip_jax.common.errors import InputError, printable, sentence
+from negclip_jax.common.errors import InputError, printable, as_message
 
 SLOW_SECONDS = 5.0
 
@@ -139,8 +139,8 @@ def _outcome(kind: Kind, path: Path) -> str | None:
         return f"took {time.perf_counter() - started:.1f} s"
     if said is None:
         return None
-    if not said or "Traceback" in said or said != sentence(said):
-        return f"is no sentence to print: {said!r}"
+    if not said or "Traceback" in said or said != as_message(said):
+        return f"is no as_message to print: {said!r}"
     return "refused"
 
 
