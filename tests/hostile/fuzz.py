@@ -23,7 +23,7 @@ from hostile.fuzz_inputs import Kind, annotation_kinds, binary_kinds
 from rich.console import Console
 from rich.progress import track
 
-from negclip_jax.common.errors import InputError, printable, as_message
+from negclip_jax.common.errors import InputError, as_message, printable
 
 SLOW_SECONDS = 5.0
 
@@ -140,7 +140,7 @@ def _outcome(kind: Kind, path: Path) -> str | None:
     if said is None:
         return None
     if not said or "Traceback" in said or said != as_message(said):
-        return f"is no as_message to print: {said!r}"
+        return f"is not printable as a message: {said!r}"
     return "refused"
 
 
