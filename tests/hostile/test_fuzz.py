@@ -42,7 +42,7 @@ def raw(path):
     raise error
 
 
-@pytest.mark.parametrize(("reader", "said"), [(crash, "KeyError: 'no'"), (raw, "no sentence")])
+@pytest.mark.parametrize(("reader", "said"), [(crash, "KeyError: 'no'"), (raw, "not printable")])
 def test_a_finding_is_kept_with_its_seed(reader, said, tmp_path, monkeypatch, capsys):
     kinds = {"broken": Kind("a.json", [json.dumps({"a": [1, 2]}).encode()], reader)}
     monkeypatch.setattr(fuzz, "annotation_kinds", lambda: kinds)
