@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evals import registry
 from evals.benchmark import Benchmark, Problem
-from evals.images import DataRoots, FileMissing
+from evals.images import DataRoots, FileMissing, why_not_scored
 from evals.models import Model
 from evals.results import Results
 from negclip_jax.common.errors import InputError
@@ -20,7 +20,6 @@ from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.runtime import sharding
 
 AVAILABLE = "available"  # stands for every benchmark whose files are there
-_PHOTOS_SHOWN = 10
 
 Loaded = dict[str, tuple[Benchmark, Problem]]
 
@@ -64,7 +63,15 @@ def load_problems(
             problems.append(f"{name}: {error}" if name in registry.names() else str(error))
             continue
         missing += [f"{name}\t{path}" for path in problem.missing]
-        complaint = _complaint(name, problem, allow_subset)
+        complaint = why_not_scored(
+            name,
+            problem.missing,
+            scored=problem.scored,
+            total=problem.total,
+            unit="items",
+            empty=f"{problem.file} holds no items",
+            allow_subset=allow_subset,
+        )
         if not complaint:
             loaded[name] = benchmark, problem
         elif skips and not problem.scored:
@@ -81,25 +88,6 @@ def load_problems(
     if not loaded:
         raise InputError(f"no benchmark has its files below {', '.join(map(str, roots.data))}")
     return loaded
-
-
-def _complaint(name: str, problem: Problem, allow_subset: bool) -> str:
-    """Why a loaded problem cannot be scored; "" where it can."""
-    if not problem.missing:
-        return "" if problem.scored else f"{name}: {problem.file} holds no items"
-    shown = ", ".join(problem.missing[:_PHOTOS_SHOWN])
-    more = len(problem.missing) - _PHOTOS_SHOWN
-    listed = shown + (f" and {more:,} more" if more > 0 else "")
-    if not problem.scored:
-        return f"{name}: none of its photos is below the data folders: {listed}"
-    if allow_subset:
-        return ""
-    lost = f"{problem.total - problem.scored:,} of {problem.total:,} items"
-    return (
-        f"{name}: {len(problem.missing):,} photos are not below the data folders, so that {lost} "
-        f"cannot be scored: {listed}. Add them, or give --allow-subset to score the others, marked "
-        "as a subset"
-    )
 
 
 def run(

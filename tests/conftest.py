@@ -256,7 +256,7 @@ def other_model(tiny_model):
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> types.SimpleNamespace:
     """`data`: a folder with `photos/0.png` to `photos/11.png`; `refs`: they, and one cropped."""
-    from negclip_jax.embeddings.inputs import ImageRef
+    from negclip_jax.data.images import ImageRef
 
     folder = tmp_path_factory.mktemp("photos")
     (folder / "photos").mkdir()

@@ -20,6 +20,7 @@ from typing import Any
 
 from evals import command_line
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 
 RESULTS = "results.json"
 _SKIPPED_SHOWN = 5
@@ -71,10 +72,9 @@ def run(args: argparse.Namespace) -> None:
     for query, columns in found.items():
         print(table_text(query, columns))
     if folder.skipped:
-        listed = [f"{page.printable(n)}: {r}" for n, r in folder.skipped.items()][:_SKIPPED_SHOWN]
-        more = len(folder.skipped) - len(listed)
-        listed += [f"and {more} more"] if more else []
-        logging.warning("%d left out: %s", len(folder.skipped), "; ".join(listed))
+        reasons = [f"{page.printable(n)}: {r}" for n, r in folder.skipped.items()]
+        listed = first(reasons, _SKIPPED_SHOWN, separator="; ")
+        logging.warning("%d left out: %s", len(reasons), listed)
     seconds = human_seconds(time.monotonic() - started)
     logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / page.PAGE)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from evals.cues import find_cue
-from evals.images import DataRoots, FileMissing
+from evals.images import DataRoots, FileMissing, why_not_scored
 from negclip_jax.common.errors import InputError
 
 NEGATED = (
@@ -19,7 +19,6 @@ NEGATED = (
     "absence, except, exclude, absent, missing, nowhere; not before a number (no. 12)."
 )
 AVAILABLE = "available"  # stands for every source whose files are there
-_SHOWN = 10
 
 
 def is_negated(text: str) -> bool:
@@ -125,7 +124,15 @@ def load_sets(
                 problems.append(f"{name}: {error}")
             continue
         for each in sets:
-            complaint = _complaint(each, allow_subset)
+            complaint = why_not_scored(
+                each.name,
+                each.missing,
+                scored=len(each.phrases),
+                total=each.total,
+                unit="phrases",
+                empty=f"{each.file} holds no phrase with a mask",
+                allow_subset=allow_subset,
+            )
             if not complaint:
                 found.append(each)
             elif skips:
@@ -143,22 +150,3 @@ def load_sets(
             "with their photos"
         )
     return found
-
-
-def _complaint(found: PhraseSet, allow_subset: bool) -> str:
-    """Why a set cannot be scored; "" where it can."""
-    if not found.missing:
-        return "" if found.phrases else f"{found.name}: {found.file} holds no phrase with a mask"
-    shown = ", ".join(found.missing[:_SHOWN])
-    more = len(found.missing) - _SHOWN
-    listed = shown + (f" and {more:,} more" if more > 0 else "")
-    if not found.phrases:
-        return f"{found.name}: none of its photos is below the data folders: {listed}"
-    if allow_subset:
-        return ""
-    lost = f"{found.total - len(found.phrases):,} of {found.total:,} phrases"
-    return (
-        f"{found.name}: {len(found.missing):,} photos are not below the data folders, so that "
-        f"{lost} cannot be scored: {listed}. Add them, or give --allow-subset to score the others, "
-        "marked as a subset"
-    )

@@ -22,6 +22,7 @@ from evals.segmentation.phrases import Phrase, PhraseSet
 from negclip_jax.common.decoding import MAX_PIXELS, ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.journal import Journal
+from negclip_jax.common.problems import first
 from negclip_jax.runtime import console
 
 ROWS = "phrases.jsonl"
@@ -199,9 +200,8 @@ def _rows(
 def _complain(problems: Mapping[str, str], allow_subset: bool) -> None:
     if not problems:
         return
-    listed = "; ".join(list(problems.values())[:_BAD_SHOWN])
-    more = f" and {len(problems) - _BAD_SHOWN} more" if len(problems) > _BAD_SHOWN else ""
-    message = f"{len(problems)} photos cannot be used: {listed}{more}"
+    listed = first(list(problems.values()), _BAD_SHOWN, separator="; ")
+    message = f"{len(problems)} photos cannot be used: {listed}"
     if not allow_subset:
         raise InputError(f"{message}. Get them again, or give --allow-subset to leave them out")
     logging.warning("%s. Their phrases are left out", message)

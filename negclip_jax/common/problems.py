@@ -46,10 +46,12 @@ class Problems:
             raise error(f"{path} has {count} problem{'s' * (count > 1)}: {found}. {advice}")
 
 
-def first(names: Sequence[str], shown: int = 10, count: int | None = None) -> str:
+def first(
+    names: Sequence[str], shown: int = 10, count: int | None = None, separator: str = ", "
+) -> str:
     """The first names of a list as text, then how many more there are.
 
     `count` is their number where `names` does not hold all of them.
     """
     more = (len(names) if count is None else count) - min(shown, len(names))
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+    return separator.join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")

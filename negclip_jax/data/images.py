@@ -20,6 +20,7 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cykooz_resizer
 import numpy as np
@@ -183,6 +184,48 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not say how to turn the image
         return image
+
+
+class ImageSource(Protocol):
+    """Where images come from: `ImageDirectory` and what has the same methods."""
+
+    def open(self, name: str) -> Image.Image:
+        """The image in mode RGB; raises ImageError that names it."""
+
+    def read(self, name: str) -> bytes:
+        """The encoded image, empty where it cannot be read."""
+
+    def identity(self, name: str) -> list:
+        """What changes whenever the image's bytes do and is cheaper to look up."""
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One picture to encode; equal references are encoded once.
+
+    Attributes:
+      path: name in its source.
+      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
+        before any preprocessing.
+    """
+
+    path: str
+    box: tuple[float, float, float, float] | None = None
+
+    def open(self, source: ImageSource) -> Image.Image:
+        """The picture, cropped to its box; outside of the image it is black. Raises ImageError."""
+        image = source.open(self.path)
+        if self.box is None:
+            return image
+        x, y, width, height = self.box
+        try:
+            part = image.crop((x, y, x + width, y + height))
+            if min(part.size) > 0:
+                return part
+            reason = "it is less than a pixel"
+        except (Image.DecompressionBombError, OverflowError, ValueError) as error:
+            reason = error
+        raise ImageError(f"{self.path}: the box {list(self.box)} cannot be cut out ({reason})")
 
 
 class ImageDirectory:

@@ -31,9 +31,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.embeddings.inputs import ImageRef, Images, ImageSource, Texts
+from negclip_jax.embeddings.inputs import Images, Texts
 from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import l2_normalise

@@ -13,18 +13,16 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from PIL import Image
 
 from negclip_jax.common import storage
 from negclip_jax.common.decoding import ImageError
-from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.data.siglip_tokens import SigLIPTokenizer
 from negclip_jax.data.tokenizer import Tokenizer
@@ -36,48 +34,6 @@ from negclip_jax.runtime import sharding
 _AHEAD = 2  # batches decoded while the devices compute
 
 Batch = dict[str, np.ndarray]
-
-
-class ImageSource(Protocol):
-    """Where images come from: `data.images.ImageDirectory` and what has the same methods."""
-
-    def open(self, name: str) -> Image.Image:
-        """The image in mode RGB; raises ImageError that names it."""
-
-    def read(self, name: str) -> bytes:
-        """The encoded image, empty where it cannot be read."""
-
-    def identity(self, name: str) -> list:
-        """What changes whenever the image's bytes do and is cheaper to look up."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageRef:
-    """One picture to encode; equal references are encoded once.
-
-    Attributes:
-      path: name in its source.
-      box: x, y, width, height in pixels; the picture is then `crop((x, y, x + w, y + h))`, cut
-        before any preprocessing.
-    """
-
-    path: str
-    box: tuple[float, float, float, float] | None = None
-
-    def open(self, source: ImageSource) -> Image.Image:
-        """The picture, cropped to its box; outside of the image it is black. Raises ImageError."""
-        image = source.open(self.path)
-        if self.box is None:
-            return image
-        x, y, width, height = self.box
-        try:
-            part = image.crop((x, y, x + width, y + height))
-            if min(part.size) > 0:
-                return part
-            reason = "it is less than a pixel"
-        except (Image.DecompressionBombError, OverflowError, ValueError) as error:
-            reason = error
-        raise ImageError(f"{self.path}: the box {list(self.box)} cannot be cut out ({reason})")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import jax
 from etils import epath
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import console, failure_monitor
 from negclip_jax.runtime.coordinator import CoordinatorStore, Late, Unreachable
@@ -133,10 +134,9 @@ def require_same(what: str, value: dict[str, Any]) -> None:
     changed = differences(from_main(what, here), here)
     if changed:
         shown = [f"{k}: {_short(b)} instead of {_short(a)}" for k, (a, b) in changed.items()]
-        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
         raise InputError(
             f"process {_team.index} differs from process 0 in its {what}: "
-            f"{'; '.join(shown[:_SHOWN])}{more}. All processes need the same"
+            f"{first(shown, _SHOWN, separator='; ')}. All processes need the same"
         )
     barrier(what)
 

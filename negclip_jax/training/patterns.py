@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 
 STACKED = "blocks"  # name of the subtree whose leaves have a leading layer axis
 
@@ -53,9 +54,11 @@ def first_match(all_names: Iterable[str], rules: Sequence[tuple[str, Any]], what
             uncovered.append(name)
     unused = [rules[i][0] for i in range(len(rules)) if i not in used]
     if unused:
-        raise InputError(f"{what}: no parameter matches {unused}; names look like {_some(values)}")
+        raise InputError(
+            f"{what}: no parameter matches {unused}; names look like {first(list(values), 3)}"
+        )
     if uncovered:
-        raise InputError(f"{what}: no rule covers {_some(uncovered)}; end the list with '.*'")
+        raise InputError(f"{what}: no rule covers {first(uncovered, 3)}; end the list with '.*'")
     return values
 
 
@@ -95,8 +98,3 @@ def trained_part(tree: dict, trainable: dict) -> dict:
 def merge(a: dict, b: dict) -> dict:
     """Inverse of `partition`."""
     return unflatten_dict(flatten_dict(a) | flatten_dict(b))
-
-
-def _some(items: Iterable[str], n: int = 3) -> str:
-    items = list(items)
-    return ", ".join(items[:n]) + (f" and {len(items) - n} more" if len(items) > n else "")

@@ -260,7 +260,7 @@ def test_character_outside_a_small_vocabulary_is_named(tmp_path):
         ("vocab.json", '{"a": "1"}', r"vocab.json: the id of 'a' is '1', not a number"),
         ("vocab.json", '{"a": 1, "b": 1}', r"two symbols share one id"),
         ("merges.txt", "#version: 0.2\nc a\nc a t\n", r"merges.txt, line 3: 'c a t' is not"),
-        ("tokenizer_config.json", "[]", r"tokenizer_config.json holds a list"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config.json holds a value of type list"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

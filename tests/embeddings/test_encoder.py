@@ -9,9 +9,10 @@ from PIL import Image
 
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import ImageRef
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.encoder import Encoder, fingerprint
-from negclip_jax.embeddings.inputs import EncodeImages, ImageRef
+from negclip_jax.embeddings.inputs import EncodeImages
 from negclip_jax.embeddings.store import EmbeddingStore, key
 from negclip_jax.models import clip
 from negclip_jax.pretrained import CLIP

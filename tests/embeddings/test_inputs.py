@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from evals.images import DataRoots
-from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.images import ImageDirectory, ImageRef
 from negclip_jax.embeddings import inputs
-from negclip_jax.embeddings.inputs import EncodeImages, ImageRef, Images, Texts, image_digests
+from negclip_jax.embeddings.inputs import EncodeImages, Images, Texts, image_digests
 from negclip_jax.runtime import sharding
 
 

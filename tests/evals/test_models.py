@@ -83,7 +83,7 @@ def test_a_run_and_its_training(finished_run):
 def test_the_affirmative_control_says_so(finished_run, tmp_path):
     run = shutil.copytree(finished_run.workdir, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    config["data"] |= {"captions": "original", "foils": 0}
+    config["data"] |= {"caption_mode": "original", "foils": 0}
     (run / "config.json").write_text(json.dumps(config))
     assert models.load(str(run)).facts["training"].endswith("the affirmative-only control")
 

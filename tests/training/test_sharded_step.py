@@ -43,14 +43,8 @@ class ShardedStep:
             lr_rules=((".*", 1.0),),
         )
         trained, frozen = patterns.partition(sharding.put(params, places), mask)
-        state_places = TrainState.placements(
-            trained,
-            tx,
-            self.mesh,
-            patterns.trained_part(rules, mask),
-            ema=True,
-            min_shard_size=MIN_SHARD_SIZE,
-        )
+        of_trained = patterns.trained_part(places, mask)
+        state_places = TrainState.placements(trained, tx, of_trained, self.mesh, ema=True)
         state = jax.jit(lambda p: TrainState.create(p, tx, ema=True), out_shardings=state_places)(
             trained
         )

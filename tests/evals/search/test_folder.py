@@ -26,7 +26,7 @@ def names(folder) -> list[str]:
 def test_photos_at_any_depth_in_the_order_of_their_names(folder):
     found = PhotoFolder(folder)
     assert names(found) == ["b/deep/a.PNG", "z.jpg"] and not found.skipped
-    assert found.open(found.refs[1]).size == (8, 8)
+    assert found.refs[1].open(found).size == (8, 8)
     assert found.path(found.refs[1]) == folder / "z.jpg"
 
 
