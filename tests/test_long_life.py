@@ -98,9 +98,9 @@ def test_steps_take_as_long_as_at_the_beginning(long_run):
 @pytest.mark.parametrize("what", ["descriptors", "threads", "processes"])
 def test_nothing_gathers_while_it_runs(long_run, what):
     _, warm, _, last = by_quarter(long_run[0], f"process/{what}")
-    assert min(last) <= min(warm) + LATE.get(what, 0)
-    if max(long_run[0]) == LONG:  # in the short run a save may be under way at any evaluation
-        assert max(last) <= max(warm) + LATE.get(what, 0)
+    # A save may be under way at an evaluation, with files of its own: no single value counts.
+    for typical in (min, statistics.median) if max(long_run[0]) == LONG else (min,):
+        assert typical(last) <= typical(warm) + LATE.get(what, 0)
 
 
 def test_nothing_outlives_a_run(long_run):
