@@ -11,6 +11,7 @@ For notebooks and small scripts. Training and evaluation take `graphdef` and
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -161,6 +162,12 @@ class CLIP:
             f"{text.context_length} tokens of {text.vocab_size}; "
             f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype})"
         )
+
+
+def from_pretrained(path_or_hub_id: str | Path, **options: Any) -> CLIP:
+    """The former spelling of `CLIP.from_pretrained`, for one release."""
+    warnings.warn("use CLIP.from_pretrained", DeprecationWarning, stacklevel=2)
+    return CLIP.from_pretrained(path_or_hub_id, **options)
 
 
 def _to_device(params: dict[str, Any]) -> dict[str, Any]:

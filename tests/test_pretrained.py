@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from negclip_jax import CLIP
+from negclip_jax import CLIP, pretrained
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.interop import huggingface, open_clip
@@ -18,6 +18,16 @@ from negclip_jax.interop import huggingface, open_clip
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
     return CLIP.from_pretrained(str(tiny_checkpoint))
+
+
+def test_what_is_loaded_is_of_the_class_that_was_asked(tiny_checkpoint, model):
+    class Mine(CLIP):
+        """Somebody's own."""
+
+    assert type(model) is CLIP
+    assert type(Mine.from_pretrained(tiny_checkpoint)) is Mine
+    with pytest.warns(DeprecationWarning, match=r"use CLIP\.from_pretrained"):
+        assert type(pretrained.from_pretrained(tiny_checkpoint)) is CLIP
 
 
 @pytest.fixture(scope="module")
