@@ -172,7 +172,7 @@ print([name for name in ("tensorflow", "torch") if name in sys.modules], len(ite
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         check=False,
     )
     assert done.stdout.strip().endswith("[] 6"), done.stdout + done.stderr
