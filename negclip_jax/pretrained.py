@@ -4,13 +4,12 @@
     model = CLIP.from_pretrained("openai/clip-vit-base-patch32")
     model.similarity("street.jpg", ["a street with cars", "a street with no cars"])
 
-For notebooks and small scripts. Training and evaluation take `graphdef` and
-`params` and call the model inside their own `jax.jit`.
+For notebooks and small scripts. Training and evaluation take `graphdef` and `params` and call the
+model inside their own `jax.jit`.
 """
 
 import dataclasses
 import functools
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +21,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from PIL import Image
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.images import Preprocessor, is_one_image
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import compiled
 from negclip_jax.interop import readers
@@ -139,8 +137,7 @@ class CLIP:
 
     def embed_images(self, images: Any) -> np.ndarray:
         """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes."""
-        single = isinstance(images, (Image.Image, str, os.PathLike))
-        single = single or getattr(images, "ndim", 4) < 4
+        single = is_one_image(images)
         return _embedded(lambda part: self.encode_image(self.preprocess(part)), images, single)
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:

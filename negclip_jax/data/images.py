@@ -20,7 +20,7 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cykooz_resizer
 import numpy as np
@@ -155,9 +155,8 @@ class Preprocessor:
         An image is a PIL image, a path, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; an
         array `[B, H, W, 3]` is B images. Raises ImageError for anything else.
         """
-        single = isinstance(images, (Image.Image, str, os.PathLike))
-        single = single or getattr(images, "ndim", 4) < 4
-        pixels = [self.uint8(_as_image(image)) for image in ([images] if single else images)]
+        images = [images] if is_one_image(images) else images
+        pixels = [self.uint8(_as_image(image)) for image in images]
         if not pixels:
             return np.zeros((0, self.size, self.size, 3), np.float32)
         return self.normalise(np.stack(pixels))
@@ -177,6 +176,11 @@ class Preprocessor:
         if self.crop == "openai":
             return round((length - self.size) / 2)  # Python's round: halves to even
         return (length - self.size) // 2
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether this is an image (PIL, path or array), not several of them."""
+    return isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 4) < 4
 
 
 def _upright(image: Image.Image) -> Image.Image:
