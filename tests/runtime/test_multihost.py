@@ -21,7 +21,7 @@ class Left(BaseException):
 
 
 class TeamOfThread:
-    """Stands in `agreement._team` for the team of the thread that asks."""
+    """Stands in `multihost._team` for the team of the thread that asks."""
 
     def __getattr__(self, name):
         return getattr(_here.team, name)
