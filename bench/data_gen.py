@@ -6,16 +6,13 @@ Cost: the published script's order of calls (variant `per_caption`, one request 
 project's variants run on the same captions against the same loopback server, which counts calls and
 the prompt tokens that it has to compute (bench/loopback.py: 2,341 tokens a photo, an object that a
 caption does not mention is absent with probability 0.355, as in the published run). Client: CPU
-time of this process a call with 256 in flight against a server in another process. Ingest: a file
-with as many captions as COCO's train2014.
+time of this process a call with 256 in flight against a server in another process.
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +28,6 @@ from bench.loopback import LoopbackServer
 from data_gen import settings
 from data_gen.generate import run
 from data_gen.manifest import counts
-from data_gen.stages.ingest import read_captions
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
@@ -50,7 +46,6 @@ TEXTS = (
     "Grass and {}",
     "{}, alone",
 )
-COCO_CAPTIONS, COCO_IMAGES = 414_113, 82_783  # train2014
 
 
 def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
@@ -76,7 +71,9 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
     """Calls, tokens and seconds of one variant; the published order of calls is sequential."""
     sequential = variant == "per_caption"
     with LoopbackServer(shows, POOL, latency=latency, prefix_cache=prefix_cache) as server:
-        changes = _inputs(folder) | {"llm.url": server.url, "mllm.url": server.url}
+        changes = {"llm.url": server.url, "mllm.url": server.url}
+        changes |= {"input.captions": str(folder / "captions.json")}
+        changes |= {"input.images": str(folder / "photos")}
         if sequential:
             changes |= {"engine.concurrency": "1", "engine.window": "1"}
         config = settings.load(f":{variant}", changes)
@@ -102,36 +99,24 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
 class Server:
     """A loopback server in a process of its own; made with `harness.Side`."""
 
-    def __init__(self, shows: dict[str, frozenset[str]], latency: float):
-        self._server = LoopbackServer(shows, POOL, latency=latency, prefix_cache=True)
-        self._server.__enter__()
+    def __init__(self, latency: float):
+        self._server = LoopbackServer({}, POOL, latency=latency, prefix_cache=True).__enter__()
 
     def url(self) -> str:
         return self._server.url
 
-    def counts(self) -> dict[str, int]:
-        counts = self._server.counts
-        return {"calls": counts.calls, "in_flight": counts.peak}
+    def peak(self) -> int:
+        """Most requests that were in flight at once."""
+        return self._server.counts.peak
 
 
 def client(calls: int, kilobytes: int) -> dict[str, float]:
     """CPU milliseconds of this process a call, 256 in flight; `kilobytes` of photo, 0 for text."""
-    photo = None
-    if kilobytes:
-        data = np.random.default_rng(0).bytes(kilobytes * 1024)
-        photo = ChatImage("0" * 64, "file", data)
-    with Side("bench.data_gen:Server", {}, 0.05) as server:
-        cpu, seconds = asyncio.run(_ask(server("url"), calls, photo))
-        return _rates(calls, cpu, seconds, server("counts")["in_flight"])
-
-
-async def _ask(url: str, calls: int, photo: ChatImage | None) -> tuple[float, float]:
-    """CPU and wall seconds of `calls` requests."""
-    patience = ChatSettings(start_concurrency=256, concurrency=256)
-    engine = ChatClient([url], patience)
+    data = np.random.default_rng(0).bytes(kilobytes * 1024)
+    photo = ChatImage("0" * 64, "file", data) if kilobytes else None
     numbers = iter(range(calls))
 
-    async def work() -> None:
+    async def work(engine: ChatClient) -> None:
         for i in numbers:
             turns = (("user", f"Is there a dog number {i} in this image?"),)
             request = ChatRequest("verify", "loopback", turns, photo, max_tokens=1)
@@ -139,64 +124,18 @@ async def _ask(url: str, calls: int, photo: ChatImage | None) -> tuple[float, fl
             if result.error is not None:
                 raise InputError(f"the loopback server failed: {result.detail}")
 
-    try:
-        cpu, started = time.process_time(), time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(300)))
-        return time.process_time() - cpu, time.perf_counter() - started
-    finally:
-        await engine.close()
+    async def ask(url: str) -> dict[str, float]:
+        engine = ChatClient([url], ChatSettings(start_concurrency=256, concurrency=256))
+        try:
+            cpu, started = time.process_time(), time.perf_counter()
+            await asyncio.gather(*(work(engine) for _ in range(300)))
+            cpu, seconds = time.process_time() - cpu, time.perf_counter() - started
+            return {"cpu_ms_per_call": 1000 * cpu / calls, "calls_per_second": calls / seconds}
+        finally:
+            await engine.close()
 
-
-def whole_run(folder: Path, shows: dict[str, frozenset[str]], latency: float) -> dict[str, float]:
-    """The same for a run with everything: decoding, rules, cache, tables."""
-    server = Side("bench.data_gen:Server", shows, latency)
-    with server, tempfile.TemporaryDirectory() as out:
-        url = server("url")
-        changes = _inputs(folder) | {"llm.url": url, "mllm.url": url}
-        config = settings.load(None, changes)
-        cpu, started = time.process_time(), time.perf_counter()
-        run(config, Path(out), say=lambda line: None)
-        cpu, seconds = time.process_time() - cpu, time.perf_counter() - started
-        counted = server("counts")
-    return _rates(counted["calls"], cpu, seconds, counted["in_flight"])
-
-
-def _rates(calls: int, cpu: float, seconds: float, in_flight: int) -> dict[str, float]:
-    return {
-        "cpu_ms_per_call": 1000 * cpu / calls,
-        "calls_per_second": calls / seconds,
-        "in_flight": in_flight,
-    }
-
-
-def _inputs(folder: Path) -> dict[str, str]:
-    captions, photos = folder / "captions.json", folder / "photos"
-    return {"input.captions": str(captions), "input.images": str(photos)}
-
-
-def ingest() -> dict[str, float]:
-    """Seconds and megabytes to read as many captions as COCO's train2014, in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "captions.json"
-        images = [
-            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 480, "width": 640}
-            for i in range(COCO_IMAGES)
-        ]
-        rows = [
-            {"id": i, "image_id": i % COCO_IMAGES, "caption": f"A man rides wave number {i} today."}
-            for i in range(COCO_CAPTIONS)
-        ]
-        path.write_text(json.dumps({"images": images, "annotations": rows}))
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_ingest, (str(path),))
-
-
-def _ingest(path: str) -> dict[str, float]:
-    started = time.perf_counter()
-    ingested = read_captions(path)
-    seconds = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"captions": ingested.captions, "seconds": seconds, "megabytes": memory}
+    with Side("bench.data_gen:Server", 0.05) as server:
+        return asyncio.run(ask(server("url"))) | {"in_flight": server("peak")}
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -208,18 +147,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         cost(scratch / "world", shows, variant, latency, prefix_cache=cached)
         for variant, cached in variants
     ]
-    many = world(scratch / "many", 10 * images)
-    whole = whole_run(scratch / "many", many, latency)
     return {
         "images": images,
         "latency_s": latency,
         "cost": costs,
-        "client": {
-            "text": client(calls, 0),
-            "photo of 120 KB": client(calls // 4, 120),
-            "whole run, tiny photos": whole,
-        },
-        "ingest": ingest(),
+        "client": {"text": client(calls, 0), "photo of 120 KB": client(calls // 4, 120)},
     }
 
 
@@ -229,29 +161,20 @@ def report(result: dict[str, Any]) -> str:
     rows = []
     for row in result["cost"]:
         name = row["variant"] + (", prefix cache" if row["prefix_cache"] else "")
-        rows.append(
-            [
-                "published (per_caption)" if row is published else name,
-                f"{row['pairs']}",
-                f"{row['calls_per_pair']:.2f}",
-                f"{row['calls_per_pair'] / published['calls_per_pair']:.2f}",
-                f"{row['tokens_per_pair']:,.0f}",
-                f"{row['tokens_per_pair'] / published['tokens_per_pair']:.2f}",
-                f"{row['pairs_per_second']:.1f}",
-            ]
-        )
+        name = "published (per_caption)" if row is published else name
+        cells = [name, f"{row['pairs']}"]
+        for key, form in (("calls_per_pair", ".2f"), ("tokens_per_pair", ",.0f")):
+            cells += [f"{row[key]:{form}}", f"{row[key] / published[key]:.2f}"]
+        rows.append([*cells, f"{row['pairs_per_second']:.1f}"])
     header = ["variant", "pairs", "calls/pair", "ratio", "tokens/pair", "ratio", "pairs/s"]
     clients = [
         [what, f"{c['cpu_ms_per_call']:.2f}", f"{c['calls_per_second']:,.0f}", f"{c['in_flight']}"]
         for what, c in result["client"].items()
     ]
-    read = result["ingest"]
     return "\n\n".join(
         [
             harness.markdown(header, rows),
             harness.markdown(["request", "CPU ms/call", "calls/s", "in flight"], clients),
-            f"ingest: {read['captions']:,} captions in {read['seconds']:.1f} s, "
-            f"{read['megabytes']:,.0f} MB",
             harness.describe(result["machine"]),
         ]
     )

@@ -12,7 +12,7 @@ import contextlib
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,86 +43,76 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(Side("bench.ours:Ours", settings, str(scratch / "run")))
         theirs = None if args.no_reference else stack.enter_context(Side(*reference))
-        rounds = [_round(args, ours, theirs, n) for n in range(args.repetitions)]
+        pairs, rounds = args.steps * args.batch_size, []
+        for n in range(args.repetitions):  # one turn of each side, on the same steps
+            steps = (n * args.steps, (n + 1) * args.steps)
+            cache, before = ours("fill_cache"), ours("matmul_rate")
+            turn = {"ours": ours("epoch", *steps), "cache": cache, "flops": ours("flops", *steps)}
+            turn["matmul_rate"] = {"ours": max(before, ours("matmul_rate"))}
+            rate = pairs / turn["ours"]["seconds"]
+            said = f"round {n + 1} of {args.repetitions}: ours {rate:.2f}"
+            if theirs is not None:
+                turn["matmul_rate"]["reference"] = theirs("matmul_rate")
+                turn["reference"] = theirs("epoch", ours("batches", *steps))
+                said += f", published recipe {pairs / turn['reference']['seconds']:.2f}"
+            print(f"{said} pairs/s", file=sys.stderr, flush=True)
+            rounds.append(turn)
         device = ours("device")
-        parts = ours("breakdown", args.repetitions * args.steps) if args.breakdown else {}
     return _summary(args, rounds) | {
         "arch": args.arch,
         "batch_size": args.batch_size,
         "dtype": args.dtype,
         "device": device,
-        "seconds_of_parts": parts,
         "rounds": rounds,
     }
-
-
-def _round(args: argparse.Namespace, ours: Side, theirs: Side | None, n: int) -> dict[str, Any]:
-    """One turn of each side: both epochs of ours, and the same steps of the other."""
-    steps = (n * args.steps, (n + 1) * args.steps)
-    cache = ours("fill_cache")
-    before = ours("matmul_rate")
-    mine = ours("epoch", *steps)
-    rates = {"ours": max(before, ours("matmul_rate"))}
-    result = {"ours": mine, "cache": cache, "flops": ours("flops", *steps), "reference": None}
-    if theirs is not None:
-        rates["reference"] = theirs("matmul_rate")
-        result["reference"] = theirs("epoch", ours("batches", *steps))
-    pairs = args.steps * args.batch_size
-    said = f"round {n + 1} of {args.repetitions}: ours {pairs / mine['seconds']:.2f}"
-    if theirs is not None:
-        said += f", published recipe {pairs / result['reference']['seconds']:.2f}"
-    print(f"{said} pairs/s", file=sys.stderr, flush=True)
-    return result | {"matmul_rate": rates}
 
 
 def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds; ratios are taken within a round, where the machine was the same."""
     pairs = args.steps * args.batch_size
 
-    def median(values: Sequence[float]) -> float:
-        return float(statistics.median(values))
+    def median(of: Callable[[dict[str, Any]], float]) -> float:
+        return float(statistics.median(of(r) for r in rounds))
 
-    later = [pairs / r["ours"]["seconds"] for r in rounds]
-    # A photo has several captions: an epoch of these pairs sees its share of the cached photos.
-    photos = pairs / args.captions_per_photo
-    caches = [r["cache"]["seconds"] * photos / r["cache"]["images"] for r in rounds]
-    first = [pairs / (r["ours"]["seconds"] + c) for r, c in zip(rounds, caches, strict=True)]
+    def share(count: str, side: str) -> float:
+        """Our FLOP/s as a share of what a side's library reaches in large matrix products."""
+        return median(lambda r: r["flops"][count] / r["ours"]["seconds"] / r["matmul_rate"][side])
+
+    def first_epoch(r: dict[str, Any]) -> float:
+        # A photo has several captions: an epoch of these pairs sees its share of the cached ones.
+        photos = pairs / args.captions_per_photo
+        return r["ours"]["seconds"] + r["cache"]["seconds"] * photos / r["cache"]["images"]
+
     result: dict[str, Any] = {
-        "pairs_per_second_later_epochs": median(later),
-        "pairs_per_second_first_epoch": median(first),
-        "flops_share_of_matmul": median([_share(r, "model", "ours") for r in rounds]),
-        "flops_share_of_matmul_read_only": median([_share(r, "read", "ours") for r in rounds]),
-        "matmul_gflops": median([r["matmul_rate"]["ours"] / 1e9 for r in rounds]),
+        "pairs_per_second_later_epochs": median(lambda r: pairs / r["ours"]["seconds"]),
+        "pairs_per_second_first_epoch": median(lambda r: pairs / first_epoch(r)),
+        "flops_share_of_matmul": share("model", "ours"),
+        "flops_share_of_matmul_read_only": share("read", "ours"),
         "text_tokens_computed_per_real": median(
-            [r["flops"]["computed"] / r["flops"]["tokens"] for r in rounds]
+            lambda r: r["flops"]["computed"] / r["flops"]["tokens"]
         ),
-        "data_wait_share": median([r["ours"]["waited"] / r["ours"]["seconds"] for r in rounds]),
-        "peak_memory_gib": max(r["ours"]["memory"] for r in rounds) / 2**30,
     }
-    if rounds[0]["reference"] is None:
+    sides = ("ours",) if args.no_reference else ("ours", "reference")
+    for side in sides:
+        prefix = "" if side == "ours" else "reference_"
+        result |= {
+            f"{prefix}matmul_gflops": median(lambda r, side=side: r["matmul_rate"][side] / 1e9),
+            f"{prefix}data_wait_share": median(
+                lambda r, side=side: r[side]["waited"] / r[side]["seconds"]
+            ),
+            f"{prefix}peak_memory_gib": max(r[side]["memory"] for r in rounds) / 2**30,
+        }
+    if args.no_reference:
         return result
-    theirs = [pairs / r["reference"]["seconds"] for r in rounds]
-    losses = [np.array([r[side]["losses"] for r in rounds]) for side in ("ours", "reference")]
+    losses = [np.array([r[side]["losses"] for r in rounds]) for side in sides]
     if args.dtype == "float32":  # the published recipe's type, in which its matmul is measured
-        result["flops_share_of_reference_matmul"] = median(
-            [_share(r, "model", "reference") for r in rounds]
-        )
+        result["flops_share_of_reference_matmul"] = share("model", "reference")
     return result | {
-        "ratio_later_epochs": median(np.divide(later, theirs)),
-        "ratio_first_epoch": median(np.divide(first, theirs)),
+        "ratio_later_epochs": median(lambda r: r["reference"]["seconds"] / r["ours"]["seconds"]),
+        "ratio_first_epoch": median(lambda r: r["reference"]["seconds"] / first_epoch(r)),
         "loss_max_rel_diff": float(np.max(np.abs(losses[0] / losses[1] - 1))),
-        "reference_matmul_gflops": median([r["matmul_rate"]["reference"] / 1e9 for r in rounds]),
-        "reference_pairs_per_second": median(theirs),
-        "reference_data_wait_share": median(
-            [r["reference"]["waited"] / r["reference"]["seconds"] for r in rounds]
-        ),
-        "reference_peak_memory_gib": max(r["reference"]["memory"] for r in rounds) / 2**30,
+        "reference_pairs_per_second": median(lambda r: pairs / r["reference"]["seconds"]),
     }
-
-
-def _share(round_: dict[str, Any], count: str, side: str) -> float:
-    """Our FLOP/s as a share of what a side's library reaches in large matrix products."""
-    return round_["flops"][count] / round_["ours"]["seconds"] / round_["matmul_rate"][side]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -202,7 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
     add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
     add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
-    add("--breakdown", action="store_true", help="also time the parts of a step")
     harness.run(parser, measure, table, argv)
 
 

@@ -68,8 +68,11 @@ def run(
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": _processor(),
+        "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": versions("jax", "jaxlib", "torch", "transformers", "pillow", "numpy"),
@@ -104,15 +107,6 @@ def titled(
 ) -> str:
     """A table below what was measured and the machine of `result`."""
     return f"{title}; {describe(result['machine'])}\n\n{markdown(header, rows)}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions(*packages: str) -> dict[str, str]:

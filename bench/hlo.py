@@ -15,16 +15,18 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
 _INSTRUCTION = re.compile(rf"^\s+(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-)
+# How much of its result's size each of n devices sends in a collective, by the bandwidth-optimal
+# algorithms (rings; Thakur et al., 2005, https://doi.org/10.1177/1094342005051521): a gather sends
+# every other device's part once, a reduction that scatters as much (its result is one of n parts),
+# and an all-reduce is the two in a row.
+_SHARE_SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Collective:
     """One communication of a program.
 
     Attributes:
-      kind: of `COLLECTIVES`.
+      kind: XLA's name of it, e.g. "all-reduce".
       size: bytes of its result on each device.
       devices: that take part in one group.
       times: how often it runs in one execution of the program.
@@ -47,21 +49,8 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in all, by the bandwidth-optimal algorithms (rings).
-
-        Of n devices (Thakur et al., 2005, https://doi.org/10.1177/1094342005051521): a gather
-        sends every other device's part once, a reduction that scatters as much, and an all-reduce
-        is the two in a row.
-        """
-        n = self.devices
-        share = {
-            "all-reduce": 2 * (n - 1) / n,
-            "all-gather": (n - 1) / n,
-            "reduce-scatter": n - 1,  # its result is one of n parts
-            "all-to-all": (n - 1) / n,
-            "collective-permute": 1,
-        }
-        return self.times * self.size * share[self.kind]
+        """Bytes that each device sends in all."""
+        return self.times * self.size * _SHARE_SENT[self.kind](self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +68,31 @@ class Program:
     def __init__(self, text: str, devices: int):
         """`devices` is how many run it: groups of a collective that are not named are all."""
         self._devices = devices
-        self._computations, self._entry = _parse(text)
+        self._computations: dict[str, list[_Instruction]] = {}
+        self._entry, current = "", []
+        for line in text.splitlines():
+            if begin := _COMPUTATION.match(line):
+                current = self._computations.setdefault(begin[2], [])
+                self._entry = begin[2] if begin[1] else self._entry
+            elif match := _INSTRUCTION.match(line):
+                name, type_, kind, operands, rest = match.groups()
+                names = tuple(re.findall(r"%([\w.\-]+)", operands))
+                current.append(_Instruction(name, type_, kind, names, rest))
+        if not self._entry:
+            raise ValueError("this is not the text of a compiled program: it has no entry")
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
         """Every communication, in no order."""
         found = []
-        for instruction, times, loops in self._instructions():
-            kind = instruction.kind.removesuffix("-start")
-            if kind in COLLECTIVES:
-                size = sum(_bytes(instruction.type))
+        for name, times, loops in self._runs():
+            for instruction in self._computations[name]:
+                kind = instruction.kind.removesuffix("-start")
+                if kind not in _SHARE_SENT:
+                    continue
                 if kind != instruction.kind:
                     raise ValueError(f"{instruction.name} is asynchronous, which this cannot read")
+                size = sum(int(width * math.prod(n)) for width, n in _arrays(instruction.type))
                 group = _group_size(instruction.rest, self._devices)
                 found.append(Collective(kind, size, group, times, loops))
         return found
@@ -115,11 +117,6 @@ class Program:
         types = [i.type for instructions in self._computations.values() for i in instructions]
         return max(math.prod(shape) for type_ in types for _, shape in _arrays(type_))
 
-    def _instructions(self) -> Iterator[tuple[_Instruction, int, int]]:
-        for name, times, loops in self._runs():
-            for instruction in self._computations[name]:
-                yield instruction, times, loops
-
     def _runs(self) -> Iterator[tuple[str, int, int]]:
         """Each call of a computation: its name, how often it runs, and the loops around it."""
         waiting = [(self._entry, 1, 0)]
@@ -127,32 +124,16 @@ class Program:
             name, times, loops = waiting.pop()
             yield name, times, loops
             for instruction in self._computations[name]:
-                is_loop = instruction.kind == "while"
-                rounds = _rounds(instruction) if is_loop else 1
+                is_loop, rounds = instruction.kind == "while", 1
+                if is_loop:
+                    turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
+                    if turns is None:
+                        raise ValueError(
+                            f"the compiler does not know how often {instruction.name} runs"
+                        )
+                    rounds = int(turns[1])
                 for called in _CALLED.findall(instruction.rest):
                     waiting.append((called, times * rounds, loops + is_loop))
-
-
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    computations: dict[str, list[_Instruction]] = {}
-    entry, current = "", []
-    for line in text.splitlines():
-        if begin := _COMPUTATION.match(line):
-            current = computations.setdefault(begin[2], [])
-            entry = begin[2] if begin[1] else entry
-        elif match := _INSTRUCTION.match(line):
-            name, type_, kind, operands, rest = match.groups()
-            names = tuple(re.findall(r"%([\w.\-]+)", operands))
-            current.append(_Instruction(name, type_, kind, names, rest))
-    if not entry:
-        raise ValueError("this is not the text of a compiled program: it has no entry")
-    return computations, entry
-
-
-def _rounds(loop: _Instruction) -> int:
-    if found := _TRIPS.search(loop.rest):
-        return int(found[1])
-    raise ValueError(f"the compiler does not know how often {loop.name} runs")
 
 
 def _arrays(type_: str) -> list[tuple[float, tuple[int, ...]]]:
@@ -161,10 +142,6 @@ def _arrays(type_: str) -> list[tuple[float, tuple[int, ...]]]:
         (1 if name == "pred" else int(bits) / 8, tuple(int(n) for n in dims.split(",") if n))
         for name, bits, dims in _ARRAY.findall(type_)
     ]
-
-
-def _bytes(type_: str) -> Iterator[int]:
-    return (int(width * math.prod(shape)) for width, shape in _arrays(type_))
 
 
 def _group_size(attributes: str, devices: int) -> int:

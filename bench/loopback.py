@@ -133,36 +133,30 @@ class LoopbackServer:
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         text, stage = self._text(body)
-        text = self.reworded(body, text, stage)
-        self.counts.by_stage[stage] += 1
-        words = text.split()
-        length = body.get("max_tokens", 1000)
-        finish = "length" if len(words) > length else "stop"
-        usage = self._usage(body, min(len(words), length))
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": " ".join(words[:length])},
-            "finish_reason": finish,
-        }
-        if self._logprobs and body.get("logprobs"):
-            choice["logprobs"] = {"content": [_logprobs(words[0] if words else "")]}
-        return {"model": self._model, "choices": [choice], "usage": usage}
-
-    def _usage(self, body: dict[str, Any], completion: int) -> dict[str, Any]:
-        parts = _parts(body)
-        total = sum(tokens for _, tokens in parts)
-        cached = 0
+        words = self.reworded(body, text, stage).split()
+        length, parts, cached = body.get("max_tokens", 1000), _parts(body), 0
+        total, completion = sum(tokens for _, tokens in parts), min(len(words), length)
+        usage: dict[str, Any] = {"prompt_tokens": total, "completion_tokens": completion}
         if self._prefixes is not None:
             known = [n for n in range(len(parts) + 1) if tuple(parts[:n]) in self._prefixes]
             cached = sum(tokens for _, tokens in parts[: max(known, default=0)])
             self._prefixes.update(tuple(parts[:n]) for n in range(1, len(parts) + 1))
+            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        self.counts.by_stage[stage] += 1
         self.counts.prompt_tokens += total - cached
         self.counts.cached_tokens += cached
         self.counts.completion_tokens += completion
-        usage = {"prompt_tokens": total, "completion_tokens": completion}
-        if self._prefixes is not None:
-            usage["prompt_tokens_details"] = {"cached_tokens": cached}
-        return usage
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": " ".join(words[:length])},
+            "finish_reason": "length" if len(words) > length else "stop",
+        }
+        if self._logprobs and body.get("logprobs"):
+            word = words[0] if words else ""
+            other = "no" if word == "yes" else "yes"
+            top = [{"token": word, "logprob": -0.05}, {"token": other, "logprob": -3.2}]
+            choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top}]}
+        return {"model": self._model, "choices": [choice], "usage": usage}
 
     def _text(self, body: dict[str, Any]) -> tuple[str, str]:
         """The answer and the stage that asked."""
@@ -170,37 +164,39 @@ class LoopbackServer:
         if self._choice and photo is None and "structured_outputs" in body:
             return body["structured_outputs"]["choice"][0], "probe"
         if photo is not None:
-            return self._look(text, self._shows.get(_digest(photo), frozenset()))
+            return self._look(text, self._shows.get(_digest(photo), frozenset())), "verify"
         if "Say hello" in text or "in this image" in text:
             return "Hello there", "probe"
         if match := _PUBLISHED.search(text):
             return _negate(json.loads(match["caption"]), match["object"].strip()), "rewrite"
         if match := _MERGE.search(text):
             return _negate(json.loads(match["caption"]), _last_word(match["question"])), "merge"
-        if rewrites := list(_REWRITE.finditer(text)):
-            return _rewrite(rewrites), "rewrite"
-        return self._propose(text), "propose"
-
-    def _look(self, text: str, shown: frozenset[str]) -> tuple[str, str]:
-        asked = re.findall(r"^\d+\. (.+)$", text, re.MULTILINE)
-        if not asked:
-            return ("yes" if self._is_shown(text, shown) else "no"), "verify"
-        said = ["yes" if self._is_shown(question, shown) else "no" for question in asked]
-        return json.dumps({str(i): answer for i, answer in enumerate(said, 1)}), "verify"
-
-    @staticmethod
-    def _is_shown(question: str, shown: frozenset[str]) -> bool:
-        match = _OBJECT.search(question)
-        return (match[1] if match else _last_word(question)) in shown
-
-    def _propose(self, text: str) -> str:
+        if matches := list(_REWRITE.finditer(text)):
+            texts = [_negate(json.loads(m["caption"]), json.loads(m["object"])) for m in matches]
+            if matches[0]["number"] is None:
+                return texts[-1], "rewrite"
+            numbers = [m["number"] for m in matches]
+            return json.dumps(dict(zip(numbers, texts, strict=True))), "rewrite"
         order = sorted(self._pool, key=lambda name: _digest((name + text).encode()))
         if "one word" in text or "Name an object" in text:
-            return next(name for name in order if name not in text)
+            return next(name for name in order if name not in text), "propose"
         if "Ask " in text:
-            return json.dumps([f"Is there a {name}?" for name in order[:6]])
+            return json.dumps([f"Is there a {name}?" for name in order[:6]]), "propose"
         number = re.search(r"Name (\d+) objects", text)
-        return json.dumps(order[: int(number[1]) if number else 6])
+        return json.dumps(order[: int(number[1]) if number else 6]), "propose"
+
+    @staticmethod
+    def _look(text: str, shown: frozenset[str]) -> str:
+        """The answer to one question about a photo, or to a numbered list of them."""
+
+        def answer(question: str) -> str:
+            match = _OBJECT.search(question)
+            return "yes" if (match[1] if match else _last_word(question)) in shown else "no"
+
+        asked = re.findall(r"^\d+\. (.+)$", text, re.MULTILINE)
+        if not asked:
+            return answer(text)
+        return json.dumps({str(i): answer(question) for i, question in enumerate(asked, 1)})
 
 
 def last_turn(body: dict[str, Any]) -> tuple[str, bytes | None]:
@@ -236,16 +232,3 @@ def _last_word(text: str) -> str:
 
 def _negate(caption: str, name: str) -> str:
     return f"{caption.rstrip('. ')} with no {name}."
-
-
-def _rewrite(found: list[re.Match]) -> str:
-    texts = [_negate(json.loads(m["caption"]), json.loads(m["object"])) for m in found]
-    if found[0]["number"] is None:
-        return texts[-1]
-    return json.dumps({m["number"]: text for m, text in zip(found, texts, strict=True)})
-
-
-def _logprobs(word: str) -> dict[str, Any]:
-    other = "no" if word == "yes" else "yes"
-    top = [{"token": word, "logprob": -0.05}, {"token": other, "logprob": -3.2}]
-    return {"token": word, "logprob": -0.05, "top_logprobs": top}

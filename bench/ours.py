@@ -16,7 +16,6 @@ from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
 from negclip_jax.training.inputs import read_data
 from negclip_jax.training.setup import prepare
-from negclip_jax.training.step import Objective
 
 
 class Ours:
@@ -114,28 +113,6 @@ class Ours:
                 lambda x: jnp.asarray(x, dtype),
                 side_for(jax.default_backend()),
             )
-
-    def breakdown(self, step: int) -> dict[str, float]:
-        """Seconds of one step's parts, each compiled alone: what the rest of its time is not."""
-        run, preprocess = self._run, self._run.context.preprocess
-        objective = Objective(run.context.graphdef, preprocess.mean, preprocess.std)
-        batch = next(run.loader.batches(step, step + 1))
-        batch = sharding.to_global(run.mesh, batch)
-
-        def loss(params: dict) -> jax.Array:
-            return objective.loss(patterns.merge(run.frozen, params), batch)[0]
-
-        parts = {
-            "forward": jax.jit(loss),
-            "forward and backward": jax.jit(jax.value_and_grad(loss)),
-        }
-        seconds = {}
-        for name, part in parts.items():
-            jax.block_until_ready(part(self._state.params))
-            start = time.perf_counter()
-            jax.block_until_ready(part(self._state.params))
-            seconds[name] = time.perf_counter() - start
-        return seconds
 
 
 def _peak_memory() -> int:

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +134,13 @@ def measure(devices: int, cases: Sequence[Case]) -> list[Result]:
 
 def chosen(results: Sequence[Result], cases: Sequence[Case], devices: int) -> list[Result]:
     """The results of these cases on so many devices, in their order; ValueError if one lacks."""
-    by_case = {_case(result): result for result in results if result["devices"] == devices}
+    fields = Case.__dataclass_fields__
+    found = [result for result in results if result["devices"] == devices]
+    by_case = {Case(**{name: result[name] for name in fields}): result for result in found}
     missing = [case for case in cases if case not in by_case]
     if missing:
         raise ValueError(f"no figures of {missing[0]} on {devices} devices: leave out --reuse")
     return [by_case[case] for case in cases]
-
-
-def sent(result: Result) -> float:
-    """Bytes that each device sends in a step."""
-    return sum(Collective(**collective).sent for collective in result["collectives"])
 
 
 def message_seconds(collectives: Sequence[Mapping[str, Any]], device: Accelerator) -> float:
@@ -202,13 +199,13 @@ def times(result: Result, device: Accelerator) -> tuple[float, float, float]:
     """Seconds of a step at least, each at its peak: products, memory, links."""
     return (
         result["program_flops"] / device.flops,
-        _memory_traffic(result, result["pairs"]) / device.memory_rate,
+        _traffic_of(result, result["pairs"]) / device.memory_rate,
         message_seconds(result["collectives"], device),
     )
 
 
-def _memory_traffic(result: Result, pairs: int) -> float:
-    """Bytes of memory that a step reads and writes with so many pairs on a device."""
+def _traffic_of(result: Result, pairs: int) -> float:
+    """Bytes of memory that this step reads and writes with so many pairs on a device."""
     model, tokens = ARCHITECTURES[result["arch"]], result["tokens"] / result["pairs"]
     towers = [(model.text, pairs * tokens)]
     if result["trains"] == "all":
@@ -229,7 +226,7 @@ def compute_bound_batch(result: Result, device: Accelerator, devices: int) -> tu
         pairs = batch // devices
         messages = gradient_and_feature_messages(result["trained"], pairs, devices, dim)
         products = pairs * flops_per_pair(result["arch"], result["trains"], batch) / device.flops
-        memory = _memory_traffic(result, pairs) / device.memory_rate
+        memory = _traffic_of(result, pairs) / device.memory_rate
         links = message_seconds(messages, device)
         if products >= max(memory, links):
             return batch, ""
@@ -246,55 +243,80 @@ def hours(arch: str, trains: str, pairs: float, device: Accelerator) -> float:
     return pairs * total / (_MFU * device.flops) / 3600
 
 
-def _accelerators(_: Sequence[Result]) -> str:
+def tables(results: Sequence[Result]) -> dict[str, str]:
+    """The tables of the page in Markdown, by the names of their marks."""
+    names, made = [a.name for a in ACCELERATORS], {}
+
+    def label(arch: str, trains: str) -> str:
+        _, size, patch = arch.removesuffix("_336").upper().split("_")
+        at = "@336" if arch.endswith("_336") else ""
+        return f"{size}/{patch}{at}, {'text tower' if trains == 'text' else 'both towers'}"
+
+    def mib(size: float) -> str:
+        return f"{size / 2**20:,.0f} MiB"
+
+    def start(result: Result) -> list[str]:
+        return [label(result["arch"], result["trains"]), str(result["devices"])]
+
+    def memory(result: Result) -> list[str]:
+        return [mib(result["arguments"]), mib(result["temporaries"])]
+
+    def messages(result: Result) -> list[str]:
+        sent = sum(Collective(**collective).sent for collective in result["collectives"])
+        return [str(sum(c["times"] for c in result["collectives"])), mib(sent)]
+
     header = ["one device", "bfloat16 TFLOP/s", "memory", "memory GB/s", "to its group GB/s"]
-    header += ["group", "beyond it GB/s", "source"]
-    rows = [
-        [
-            a.name,
-            f"{a.flops / 1e12:.0f}",
-            f"{a.memory / 1e9:.0f} GB",
-            f"{a.memory_rate / 1e9:.0f}",
-            f"{a.link_rate / 1e9:.0f}",
-            str(a.group),
-            f"{a.network_rate / 1e9:.1f}",
-            ", ".join(f"[{i}]({url})" for i, url in enumerate(a.sources, 1)),
-        ]
-        for a in ACCELERATORS
-    ]
-    return harness.markdown(header, rows)
-
-
-def _steps(results: Sequence[Result]) -> str:
-    header = ["step", "devices", "batch", "arguments", "temporaries", "GFLOP (of the model)"]
-    header += ["messages", "sent"]
-    return harness.markdown(header, [_step_row(result) for result in _by_step(results)])
-
-
-def _by_step(results: Sequence[Result]) -> list[Result]:
-    return [result for case in STEPS for n in DEVICES for result in chosen(results, [case], n)]
-
-
-def _step_row(result: Result) -> list[str]:
-    messages = sum(collective["times"] for collective in result["collectives"])
-    return [
-        _name(result),
-        str(result["devices"]),
-        f"{result['pairs'] * result['devices']:,}",
-        _mib(result["arguments"]),
-        _mib(result["temporaries"]),
-        f"{result['program_flops'] / 1e9:,.0f} ({result['model_flops'] / 1e9:,.0f})",
-        str(messages),
-        _mib(sent(result)),
-    ]
-
-
-def _bounds(results: Sequence[Result]) -> str:
     rows = []
-    for result in _by_step(results):
-        row = [_name(result), str(result["devices"])]
-        rows.append([*row, *(_bound(times(result, device)) for device in ACCELERATORS)])
-    return harness.markdown(["step", "devices", *(f"{a.name}, ms" for a in ACCELERATORS)], rows)
+    for a in ACCELERATORS:
+        row = [a.name, f"{a.flops / 1e12:.0f}", f"{a.memory / 1e9:.0f} GB"]
+        row += [f"{a.memory_rate / 1e9:.0f}", f"{a.link_rate / 1e9:.0f}", str(a.group)]
+        sources = ", ".join(f"[{i}]({url})" for i, url in enumerate(a.sources, 1))
+        rows.append([*row, f"{a.network_rate / 1e9:.1f}", sources])
+    header += ["group", "beyond it GB/s", "source"]
+    made["accelerators"] = harness.markdown(header, rows)
+
+    by_step = [result for case in STEPS for n in DEVICES for result in chosen(results, [case], n)]
+    header = ["step", "devices", "batch", "arguments", "temporaries", "GFLOP (of the model)"]
+    rows, bounds = [], []
+    for r in by_step:
+        work = f"{r['program_flops'] / 1e9:,.0f} ({r['model_flops'] / 1e9:,.0f})"
+        batch = f"{r['pairs'] * r['devices']:,}"
+        rows.append([*start(r), batch, *memory(r), work, *messages(r)])
+        bounds.append([*start(r), *(_bound(times(r, device)) for device in ACCELERATORS)])
+    made["steps"] = harness.markdown([*header, "messages", "sent"], rows)
+    made["bounds"] = harness.markdown(["step", "devices", *(f"{a}, ms" for a in names)], bounds)
+
+    header = ["data x fsdp", "microbatches", "arguments", "temporaries", "messages", "sent"]
+    rows = [
+        [f"{8 // r['fsdp']} x {r['fsdp']}", str(r["microbatches"]), *memory(r), *messages(r)]
+        for r in chosen(results, MESHES, 8)
+    ]
+    made["meshes"] = harness.markdown(header, rows)
+
+    rows = []
+    for r in chosen(results, LARGE, 8):
+        bound = r["logit_block_mib"]
+        row = [str(r["microbatches"]), "none" if bound == _UNBOUNDED else f"{bound:g}"]
+        work = f"{r['program_flops'] / 1e9:,.0f}"
+        rows.append([*row, mib(r["temporaries"]), *messages(r), work])
+    header = ["microbatches", "logit_block_mib", "temporaries", "messages", "sent", "GFLOP"]
+    made["large"] = harness.markdown(header, rows)
+
+    rows = []
+    for r in chosen(results, STEPS, 8):
+        for n in DEVICES:
+            found = (compute_bound_batch(r, device, n) for device in ACCELERATORS)
+            cells = (f"none: {bound}" if bound else f"{batch:,}" for batch, bound in found)
+            rows.append([label(r["arch"], r["trains"]), str(n), *cells])
+    made["batches"] = harness.markdown(["step", "devices", *names], rows)
+
+    rows = []
+    for trains in ("text", "all"):
+        for arch in (name for name in ARCHITECTURES if name != "tiny"):
+            costs = [[hours(arch, trains, n, a) for n in _PAIR_COUNTS] for a in ACCELERATORS]
+            rows.append([label(arch, trains), *(" / ".join(map(_digits, c)) for c in costs)])
+    made["costs"] = harness.markdown(["recipe", *names], rows)
+    return made
 
 
 def _bound(parts: Sequence[float]) -> str:
@@ -304,105 +326,20 @@ def _bound(parts: Sequence[float]) -> str:
     return " / ".join(words)
 
 
-def _meshes(results: Sequence[Result]) -> str:
-    header = ["data x fsdp", "microbatches", "arguments", "temporaries", "messages", "sent"]
-    rows = []
-    for result in chosen(results, MESHES, 8):
-        _, _, _, arguments, temporaries, _, messages, bytes_sent = _step_row(result)
-        mesh = f"{8 // result['fsdp']} x {result['fsdp']}"
-        rows.append(
-            [mesh, str(result["microbatches"]), arguments, temporaries, messages, bytes_sent]
-        )
-    return harness.markdown(header, rows)
-
-
-def _large(results: Sequence[Result]) -> str:
-    header = ["microbatches", "logit_block_mib", "temporaries", "messages", "sent"]
-    header += ["GFLOP"]
-    rows = []
-    for result in chosen(results, LARGE, 8):
-        _, _, _, _, temporaries, work, messages, bytes_sent = _step_row(result)
-        bound = result["logit_block_mib"]
-        bound = "none" if bound == _UNBOUNDED else f"{bound:g}"
-        row = [str(result["microbatches"]), bound, temporaries, messages, bytes_sent]
-        rows.append([*row, work.split()[0]])
-    return harness.markdown(header, rows)
-
-
-def _batches(results: Sequence[Result]) -> str:
-    rows = []
-    for result in chosen(results, STEPS, 8):
-        for devices in DEVICES:
-            row = [_name(result), str(devices)]
-            for device in ACCELERATORS:
-                batch, bound = compute_bound_batch(result, device, devices)
-                row.append(f"none: {bound}" if bound else f"{batch:,}")
-            rows.append(row)
-    return harness.markdown(["step", "devices", *(a.name for a in ACCELERATORS)], rows)
-
-
-def _costs(_: Sequence[Result]) -> str:
-    rows = []
-    for trains in ("text", "all"):
-        for arch in (name for name in ARCHITECTURES if name != "tiny"):
-            row = [_label(arch, trains)]
-            for device in ACCELERATORS:
-                cells = (hours(arch, trains, pairs, device) for pairs in _PAIR_COUNTS)
-                row.append(" / ".join(map(_digits, cells)))
-            rows.append(row)
-    return harness.markdown(["recipe", *(a.name for a in ACCELERATORS)], rows)
-
-
-TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
-    "accelerators": _accelerators,
-    "steps": _steps,
-    "bounds": _bounds,
-    "meshes": _meshes,
-    "large": _large,
-    "batches": _batches,
-    "costs": _costs,
-}
-
-
-def render(text: str, results: Sequence[Result]) -> str:
-    """The text with each table between its marks made anew; ValueError if one has no place."""
-    missing = TABLES.keys() - {match[2] for match in _MARKS.finditer(text)}
-    if missing:
-        raise ValueError(
-            f"no marks <!-- table: {' or '.join(sorted(missing))} --> ... <!-- end -->"
-        )
-    return _MARKS.sub(lambda m: f"{m[1]}{TABLES[m[2]](results)}\n{m[3]}", text)
-
-
-def _write(path: Path | None, results: Sequence[Result]) -> None:
-    """One line a program, so that a change of one is a change of one line."""
-    if path is not None:
-        lines = ",\n".join(json.dumps(result) for result in results)
-        versions = json.dumps(harness.versions("jax", "jaxlib"))
-        path.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
-
-
-def _case(result: Result) -> Case:
-    return Case(**{name: result[name] for name in Case.__dataclass_fields__})
-
-
-def _name(result: Result) -> str:
-    return _label(result["arch"], result["trains"])
-
-
-def _label(arch: str, trains: str) -> str:
-    _, size, patch = arch.removesuffix("_336").upper().split("_")
-    at = "@336" if arch.endswith("_336") else ""
-    return f"{size}/{patch}{at}, {'text tower' if trains == 'text' else 'both towers'}"
-
-
 def _digits(number: float) -> str:
     """Two digits, or all of them before the point."""
     return f"{number:,.0f}" if number >= 10 else f"{number:.{1 if number >= 1 else 2}f}"
 
 
-def _mib(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+def render(text: str, results: Sequence[Result]) -> str:
+    """The text with each table between its marks made anew; ValueError if one has no place."""
+    made = tables(results)
+    missing = made.keys() - {match[2] for match in _MARKS.finditer(text)}
+    if missing:
+        raise ValueError(
+            f"no marks <!-- table: {' or '.join(sorted(missing))} --> ... <!-- end -->"
+        )
+    return _MARKS.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -418,10 +355,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = json.loads(args.json.read_text())["results"]
     else:
         results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
-        _write(args.json, results)
+        if args.json is not None:  # one line a program, so that a change of one is one line
+            lines = ",\n".join(json.dumps(result) for result in results)
+            versions = json.dumps(harness.versions("jax", "jaxlib"))
+            args.json.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
     try:
         if args.out is None:
-            print("\n\n".join(f"{name}\n\n{table(results)}" for name, table in TABLES.items()))
+            print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(results).items()))
         else:
             args.out.write_text(render(args.out.read_text(), results))
     except ValueError as error:

@@ -61,7 +61,7 @@ class VirtualDevices:
         assert jax.device_count() == devices, "JAX was in use before"
 
     def measure(self, case: Case) -> dict[str, Any]:
-        """What one device does in one step, by name; see `measure`."""
+        """As the function of that name."""
         return measure(case)
 
 
@@ -74,13 +74,39 @@ def measure(case: Case) -> dict[str, Any]:
       `tokens` of text in its rows, filled or not; `collectives`, a list of their fields; beside
       them `devices` and the fields of the case, and `trained`, parameters of the whole model.
     """
-    config = _config(case)
+    config = negationclip.get_config(
+        case.arch if case.arch in negationclip.VARIANTS else "vit_b_32"
+    )
+    if case.trains == "all":
+        config.optim.freeze = ()
     mesh = sharding.make_mesh(data=-1, fsdp=case.fsdp)
     model = ARCHITECTURES[case.arch]
     graphdef, abstract = clip.abstract(model, dtype="bfloat16", remat=config.model.remat)
     trainable = patterns.trainable(abstract, config.optim.freeze)
-    step, state, frozen = _step(config, mesh, graphdef, abstract, trainable)
+    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
+    places = sharding.of_parameters(
+        mesh, abstract, rules, min_shard_size=config.mesh.min_shard_size
+    )
+    trained, frozen = patterns.partition(abstract, trainable)
+    trained_places, frozen_places = patterns.partition(places, trainable)
+    rate = optax.constant_schedule(config.optim.lr)
+    keys = ("beta1", "beta2", "eps", "clip_norm", "weight_decay", "weight_decay_rules", "lr_rules")
+    tx = optim.adamw(abstract, trainable, rate, **{key: config.optim[key] for key in keys})
+    # Shapes with placements stand for all arrays: nothing is computed and nothing is allocated.
+    state_places = TrainState.placements(trained, tx, trained_places, mesh, ema=False)
+    shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, ema=False), trained)
+    state = manager.abstract_of(shapes, state_places)
+    frozen = manager.abstract_of(frozen, frozen_places)
     batch = _batch(case, model, mesh)
+    objective = Objective(
+        graphdef,
+        CLIP_MEAN,
+        CLIP_STD,
+        microbatches=case.microbatches,
+        mesh=mesh,
+        logit_block_mib=case.logit_block_mib,
+    )
+    step = make_train_step(objective, tx, schedule=rate, logit_scale_max=None, ema_decay=None)
     compiled = CompiledStep(step, state, frozen, mesh).compiled_for(state, frozen, batch)
     program, memory = Program(compiled.as_text(), mesh.size), compiled.memory_analysis()
     return {
@@ -112,48 +138,6 @@ def flops_per_pair(arch: str, trains: str, batch: int) -> float:
 def _lengths() -> np.ndarray:
     """Tokens of negated captions, int64 `[N]`, always the same."""
     return caption_lengths(np.random.default_rng(0), _CAPTIONS)
-
-
-def _config(case: Case) -> Any:
-    known = case.arch in negationclip.VARIANTS
-    config = negationclip.get_config(case.arch if known else "vit_b_32")
-    config.train.microbatches = case.microbatches
-    config.train.logit_block_mib = case.logit_block_mib
-    if case.trains == "all":
-        config.optim.freeze = ()
-    return config
-
-
-def _step(
-    config: Any, mesh: Mesh, graphdef: Any, abstract: dict, trainable: dict
-) -> tuple[Any, Any, dict]:
-    """The step, and the shapes and placements of its state and of the frozen parameters."""
-    size = config.mesh.min_shard_size
-    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
-    places = sharding.of_parameters(mesh, abstract, rules, min_shard_size=size)
-    trained, frozen = patterns.partition(abstract, trainable)
-    trained_places, frozen_places = patterns.partition(places, trainable)
-    rate = optax.constant_schedule(config.optim.lr)
-    keys = ("beta1", "beta2", "eps", "clip_norm", "weight_decay", "weight_decay_rules", "lr_rules")
-    tx = optim.adamw(abstract, trainable, rate, **{key: config.optim[key] for key in keys})
-    state_places = TrainState.placements(trained, tx, trained_places, mesh, ema=False)
-    shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, ema=False), trained)
-    step = make_train_step(
-        Objective(
-            graphdef,
-            CLIP_MEAN,
-            CLIP_STD,
-            microbatches=config.train.microbatches,
-            mesh=mesh,
-            logit_block_mib=config.train.logit_block_mib,
-        ),
-        tx,
-        schedule=rate,
-        logit_scale_max=None,
-        ema_decay=None,
-    )
-    state = manager.abstract_of(shapes, state_places)
-    return step, state, manager.abstract_of(frozen, frozen_places)
 
 
 def _batch(case: Case, model: clip.CLIPConfig, mesh: Mesh) -> dict:

@@ -56,9 +56,8 @@ def test_startup_times_each_part(tmp_path, monkeypatch, capsys):
     startup.main(["--arch=tiny", f"--json={path}"])
     result = json.loads(path.read_text())
     assert set(result["compile_seconds_by_layers"]) == {"2", "3"}
-    assert result["file_bytes"] > 49_408 * 64 * 4
-    for load in (result["load"], result["reference_load"]):
-        assert load["seconds"] > 0 and load["memory"] >= 0
+    assert all(seconds > 0 for seconds in result["compile_seconds_by_layers"].values())
+    assert result["help_seconds"] > 0
     assert "launch.py --help" in capsys.readouterr().out
 
 

@@ -79,14 +79,15 @@ def test_costs_grow_with_pairs_and_shrink_with_the_cache():
         (["--out=absent.md"], r"absent\.md does not exist"),
     ],
 )
-def test_a_mistake_is_a_sentence(arguments, message):
+def test_user_errors_are_one_line(arguments, message):
     with pytest.raises(SystemExit, match=message):
         scaling.main(arguments)
 
 
 def test_tables_are_rewritten_in_place(tmp_path, capsys):
     document = tmp_path / "doc.md"
-    places = "\n".join(f"<!-- table: {t} -->\nold\n<!-- end -->" for t in scaling.TABLES)
+    names = scaling.tables(json.loads(FIGURES.read_text())["results"])
+    places = "\n".join(f"<!-- table: {name} -->\nold\n<!-- end -->" for name in names)
     document.write_text(f"before\n{places}\nafter\n")
     scaling.main([f"--out={document}", f"--json={FIGURES}", "--reuse"])
     text = document.read_text()
