@@ -12,33 +12,133 @@ import argparse
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 
 from negclip_jax.common import signals, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.interop import model_card, readers, towers, writing
-from negclip_jax.interop.export_formats import ARCHITECTURES, LAYOUTS, Layout
+from negclip_jax.interop import (
+    diffusers,
+    huggingface,
+    model_card,
+    open_clip,
+    openai,
+    readers,
+    towers,
+    writing,
+)
+from negclip_jax.interop.config import tokenizer_beside
 from negclip_jax.interop.parameters import interpolate
 from negclip_jax.interop.tensors import stored_dtypes
 from negclip_jax.models import clip
+from negclip_jax.models.siglip import SigLIPConfig
 
 _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """What is exported: a model, where it came from, and its label."""
+class Layout:
+    """A way to write weights.
 
-    config: clip.CLIPConfig
-    params: dict[str, Any]
-    info: readers.CheckpointInfo
-    label: str
+    Attributes:
+      save: `(out, config, params, base=, tokenizer=, preprocessor=, dtype=, overwrite=)`.
+      load: reads `(config, params)` back from the directory, for the check after writing.
+      usage: code that loads the result, with `{out}` for the directory, or a function of
+        configuration and directory that gives it.
+      outputs: methods of the model whose results must be the same after reading back.
+      note: function of the configuration to a line that is printed, if there is one.
+      architecture: what it holds where that is one tower, a key of `towers.ARCHITECTURES`.
+    """
+
+    save: Callable[..., Any]
+    load: Callable[[Path], tuple[clip.CLIPConfig, dict[str, Any]]]
+    usage: str | Callable[[clip.CLIPConfig, Path], str]
+    outputs: tuple[str, ...] = ("encode_image", "encode_text")
+    note: Callable[[clip.CLIPConfig], str] | None = None
+    architecture: str = ""
+
+
+def _load_any(directory: Path) -> tuple[clip.CLIPConfig, dict[str, Any]]:
+    return readers.read_any(directory)[:2]
+
+
+def _transformers_usage(config: clip.CLIPConfig, out: Path) -> str:
+    """The processor needs a tokenizer and an image processor, which not every base has."""
+    name = "SiglipModel" if isinstance(config, SigLIPConfig) else "CLIPModel"
+    model = f'model = {name}.from_pretrained("{{out}}")'
+    images = any((out / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
+    if not (images and tokenizer_beside(out)):
+        return f"from transformers import {name}\n{model}"
+    processor = 'processor = AutoProcessor.from_pretrained("{out}")'
+    return f"from transformers import AutoProcessor, {name}\n{model}\n{processor}"
+
+
+LAYOUTS = {
+    "huggingface": Layout(
+        save=huggingface.save,
+        load=_load_any,
+        usage=_transformers_usage,
+    ),
+    "openai": Layout(
+        save=openai.save,
+        load=_load_any,
+        # clip.load alone rounds the weights to float16; the last line brings back all digits.
+        usage=(
+            "import clip, torch\n"
+            'model, preprocess = clip.load("{out}/model.pt", device="cpu")\n'
+            'model.float().load_state_dict(torch.load("{out}/model.pt", weights_only=True))'
+        ),
+    ),
+    "open_clip": Layout(
+        save=open_clip.save,
+        load=_load_any,
+        usage=(
+            "import open_clip\n"
+            'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")\n'
+            'tokenizer = open_clip.get_tokenizer("local-dir:{out}")'
+        ),
+    ),
+    "diffusers": Layout(
+        save=diffusers.save,
+        load=diffusers.load,
+        usage=lambda config, _: diffusers.usage(config),
+        outputs=("encode_text",),
+        note=diffusers.fitting_pipelines,
+        architecture=diffusers.ARCHITECTURE,
+    ),
+}
+
+
+def _of_tower(architecture: str, tower: towers.Tower, projected: bool) -> Layout:
+    encode = "encode_text" if tower is towers.TEXT else "encode_image"
+    return Layout(
+        save=functools.partial(towers.save_tower, architecture=architecture),
+        load=towers.load_alone,
+        usage=(
+            f"from transformers import {architecture}\n"
+            f'model = {architecture}.from_pretrained("{{out}}")'
+        ),
+        outputs=(encode if projected else tower.name,),
+        architecture=architecture,
+    )
+
+
+# Classes that a layout can be written as beside its usual one: their layout's name, and they.
+ARCHITECTURES = {
+    "CLIPModel": ("huggingface", LAYOUTS["huggingface"]),
+    **{n: ("huggingface", _of_tower(n, *held)) for n, held in towers.ARCHITECTURES.items()},
+    "CustomTextCLIP": (
+        "open_clip",
+        dataclasses.replace(
+            LAYOUTS["open_clip"], save=functools.partial(open_clip.save, custom_text=True)
+        ),
+    ),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,9 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what to convert instead: a Hugging Face or open_clip directory, a .pt of OpenAI's "
         "clip or of NegationCLIP, a state dict of open_clip, a run's WORKDIR@STEP",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=_destination, required=True, help="where to write"
-    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="where to write")
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s"
     )
@@ -87,15 +185,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
     )
-    _add_options(parser)
-    return parser
-
-
-def _destination(text: str) -> Path | epath.Path:
-    return storage.path(text) if storage.is_remote(text) else Path(text)
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha",
         type=float,
@@ -123,6 +212,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--scores", metavar="FILE", type=Path, help="results.json of evals, for the model card"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    return parser
 
 
 def export(args: argparse.Namespace) -> float:
@@ -135,120 +225,118 @@ def export(args: argparse.Namespace) -> float:
       InputError: no such run, step or checkpoint, a model that the layout cannot hold, an
         occupied destination, a full disk.
     """
-    layout = _layout(args)
+    out = storage.path(args.out) if storage.is_remote(args.out) else Path(args.out)
+    layout = LAYOUTS[args.layout]
+    if args.architecture:
+        wanted, layout = ARCHITECTURES[args.architecture]
+        if args.layout != wanted:
+            raise InputError(f"--architecture={args.architecture} is of --layout={wanted}")
     # Before the weights are read, which may take a minute.
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
-    tuned = _from_checkpoint(args, layout) if args.checkpoint else _from_workdir(args)
-    source = _interpolated(args, tuned)
-    info = source.info
-    dtype = args.dtype or (None if layout.architecture else _kept_dtype(args, info))
+    source, base_model = _read_source(args, layout)
+    config, params, info = source
+    dtype = args.dtype
+    converted = args.alpha is None and info.layout in ("huggingface", "openai", "open_clip")
+    if dtype is None and converted and not layout.architecture:
+        # float16 or bfloat16 where all of it is stored so and nothing was changed.
+        kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
+        dtype = kinds.pop() if len(kinds) == 1 else None
     extras = {} if info.base else {"preprocessor": info.preprocessor}
     if args.tokenizer or not info.base:
         extras["tokenizer"] = args.tokenizer or info.tokenizer
     keep = info.base or info.path
-    with writing.export_directory(args.out, overwrite=args.overwrite, keep=keep) as stage:
-        layout.save(stage, source.config, source.params, base=info.base, dtype=dtype, **extras)
-        difference = _difference(source, *layout.load(stage), layout.outputs)
+    with writing.export_directory(out, overwrite=args.overwrite, keep=keep) as stage:
+        layout.save(stage, config, params, base=info.base, dtype=dtype, **extras)
+        expected, found = (
+            _features(*model, layout.outputs) for model in ((config, params), layout.load(stage))
+        )
+        difference = max(
+            float(np.abs(ours - read).max()) for ours, read in zip(expected, found, strict=True)
+        )
         if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
             raise InputError(
                 f"what was written does not read back as it was (features differ by "
-                f"{difference:.1e}): check the disk; {args.out} is as it was before"
+                f"{difference:.1e}): check the disk; {out} is as it was before"
             )
-        contents, code = _contents(stage), layout.code(source.config, stage, args.out)
+        files = [path for path in stage.rglob("*") if path.is_file()]
+        weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
+        megabytes = sum(path.stat().st_size for path in weights) / 1e6
+        usage = layout.usage if isinstance(layout.usage, str) else layout.usage(config, stage)
+        code = usage.format(out=out)
         check = f"read back: features of a random batch differ by at most {difference:.1e}"
-        model_card.write(stage, _card(args, source, layout, scores, check, code))
-    print(f"wrote {args.out}: {contents}, from {source.label}")
+        is_run = info.layout == "workdir"
+        if is_run:
+            scores = model_card.scores_of_run(info.path, info.step) | scores
+        card = model_card.Card(
+            title=out.expanduser().resolve().name,
+            layout=args.layout,
+            source=info.label,
+            base_model=base_model or args.base or ("" if is_run else info.label),
+            licence=args.license or model_card.licence_of(info.base),
+            facts=_facts(config, info, layout),
+            recipe=model_card.recipe_of_run(info.path) if is_run else {},
+            scores=scores,
+            check=check,
+            code=code,
+        )
+        model_card.write(stage, card)
+    others = len(files) - len(weights)
+    plural = "" if others == 1 else "s"
+    print(
+        f"wrote {out}: {megabytes:,.1f} MB of weights and {others} other file{plural}, from "
+        f"{info.label}"
+    )
     print(check)
-    for line in _notes(args, source, layout):
-        print(line)
+    if layout.note:
+        print(f"text tower {layout.note(config)}")
+    if not (args.tokenizer or info.tokenizer):
+        print("no tokenizer came along: --tokenizer=DIR adds one")
+    if info.activation_source.startswith("assumed"):
+        print(f"activation {info.activation}, {info.activation_source}")
     print(f"load it with\n\n{code}\n")
     return difference
 
 
-def _layout(args: argparse.Namespace) -> Layout:
-    if not args.architecture:
-        return LAYOUTS[args.layout]
-    wanted, layout = ARCHITECTURES[args.architecture]
-    if args.layout != wanted:
-        raise InputError(f"--architecture={args.architecture} is of --layout={wanted}")
-    return layout
-
-
-def _from_checkpoint(args: argparse.Namespace, layout: Layout) -> Source:
-    if args.ema or args.step != "best":
-        raise InputError("--step and --ema choose in a run: they need --workdir, not --checkpoint")
-    config, params, info = readers.read_any(
-        args.checkpoint, activation=args.activation, base=args.base, tower_class=layout.architecture
-    )
-    if args.base and args.alpha is None and info.layout != "tower":
-        raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
-    return Source(config, params, info, info.label)
-
-
-def _kept_dtype(args: argparse.Namespace, info: readers.CheckpointInfo) -> str | None:
-    """float16 or bfloat16 where all of a checkpoint is stored so and nothing was changed."""
-    if args.alpha is not None or info.layout not in ("huggingface", "openai", "open_clip"):
-        return None
-    kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
-    return kinds.pop() if len(kinds) == 1 else None
-
-
-def _from_workdir(args: argparse.Namespace) -> Source:
-    if args.activation:
-        raise InputError("a run knows its activation: --activation goes with --checkpoint")
-    config, params, info = readers.read_workdir(args.workdir, args.step, ema=args.ema)
-    return Source(config, params, info, info.label)
-
-
-def _interpolated(args: argparse.Namespace, tuned: Source) -> Source:
+def _read_source(args: argparse.Namespace, layout: Layout) -> tuple[readers.Checkpoint, str]:
+    """What is exported, mixed with its base for --alpha, and the name of what it was tuned from."""
+    base_model = ""
+    if args.workdir:
+        if args.activation:
+            raise InputError("a run knows its activation: --activation goes with --checkpoint")
+        source = readers.read_workdir(args.workdir, args.step, ema=args.ema)
+        base_model = model_card.base_of_run(source[2].path)
+    else:
+        if args.ema or args.step != "best":
+            raise InputError(
+                "--step and --ema choose in a run: they need --workdir, not --checkpoint"
+            )
+        source = readers.read_any(
+            args.checkpoint,
+            activation=args.activation,
+            base=args.base,
+            tower_class=layout.architecture,
+        )
+        if args.base and args.alpha is None and source[2].layout != "tower":
+            raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
     if args.alpha is None:
-        return tuned
+        return source, base_model
     if not 0 <= args.alpha <= 1:
         raise InputError(f"--alpha={args.alpha:g} is not between 0 (the base) and 1 (the tuned)")
-    name = args.base or _base_model(tuned)
+    config, tuned, info = source
+    name = args.base or base_model
     if not name:
-        raise InputError(f"{tuned.label} does not say what it was tuned from: give --base")
-    config, params, _ = readers.read_any(name)
-    if config != tuned.config:
-        raise InputError(f"{name} and {tuned.label} are different models and cannot be mixed")
-    mixed = interpolate(params, tuned.params, args.alpha)
-    label = f"{args.alpha:g} of {tuned.label} and {1 - args.alpha:g} of {name}"
-    return dataclasses.replace(tuned, params=mixed, label=label)
+        raise InputError(f"{info.label} does not say what it was tuned from: give --base")
+    other, params, _ = readers.read_any(name)
+    if other != config:
+        raise InputError(f"{name} and {info.label} are different models and cannot be mixed")
+    label = f"{args.alpha:g} of {info.label} and {1 - args.alpha:g} of {name}"
+    mixed = interpolate(params, tuned, args.alpha)
+    return (config, mixed, dataclasses.replace(info, label=label)), base_model
 
 
-def _base_model(source: Source) -> str:
-    return model_card.base_of_run(source.info.path) if source.info.layout == "workdir" else ""
-
-
-def _card(
-    args: argparse.Namespace,
-    source: Source,
-    layout: Layout,
-    scores: dict[str, str],
-    check: str,
-    code: str,
-) -> model_card.Card:
-    info = source.info
-    is_run = info.layout == "workdir"
-    if is_run:
-        scores = model_card.scores_of_run(info.path, info.step) | scores
-    return model_card.Card(
-        title=args.out.expanduser().resolve().name,
-        layout=args.layout,
-        source=source.label,
-        base_model=_base_model(source) or args.base or ("" if is_run else info.label),
-        licence=args.license or model_card.licence_of(info.base),
-        facts=_facts(source, layout),
-        recipe=model_card.recipe_of_run(info.path) if is_run else {},
-        scores=scores,
-        check=check,
-        code=code,
-    )
-
-
-def _facts(source: Source, layout: Layout) -> dict[str, str]:
+def _facts(config: clip.CLIPConfig, info: readers.CheckpointInfo, layout: Layout) -> dict[str, str]:
     """What the arithmetic of an export is; of one tower, nothing about the other."""
-    info, text, vision = source.info, source.config.text, source.config.vision
+    text, vision = config.text, config.vision
     tower, projected = towers.ARCHITECTURES.get(layout.architecture, (None, True))
     facts = {"activation": f"{info.activation} ({info.activation_source})"}
     if tower is not towers.TEXT:
@@ -258,38 +346,8 @@ def _facts(source: Source, layout: Layout) -> dict[str, str]:
         facts["text tower"] = f"{text.layers} x {text.width}"
         facts["pooling"] = f"state at {info.pooling}"
     if projected:
-        facts["features"] = f"{source.config.projection_dim} numbers"
+        facts["features"] = f"{config.projection_dim} numbers"
     return facts
-
-
-def _notes(args: argparse.Namespace, source: Source, layout: Layout) -> list[str]:
-    """What a user of this export must know."""
-    notes = [f"text tower {layout.note(source.config)}"] if layout.note else []
-    if not (args.tokenizer or source.info.tokenizer):
-        notes.append("no tokenizer came along: --tokenizer=DIR adds one")
-    if source.info.activation_source.startswith("assumed"):
-        notes.append(f"activation {source.info.activation}, {source.info.activation_source}")
-    return notes
-
-
-def _contents(out: Path) -> str:
-    """Sizes and numbers of what was written; the card comes after it."""
-    files = [path for path in out.rglob("*") if path.is_file()]
-    weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
-    megabytes = sum(path.stat().st_size for path in weights) / 1e6
-    others = len(files) - len(weights)
-    return f"{megabytes:,.1f} MB of weights and {others} other file{'' if others == 1 else 's'}"
-
-
-def _difference(
-    source: Source, config: clip.CLIPConfig, params: dict[str, Any], outputs: tuple[str, ...]
-) -> float:
-    """Greatest difference of a feature between the source and what was read back."""
-    expected = _features(source.config, source.params, outputs)
-    return max(
-        float(np.abs(ours - read).max())
-        for ours, read in zip(expected, _features(config, params, outputs), strict=True)
-    )
 
 
 def _features(

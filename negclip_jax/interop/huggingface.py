@@ -10,7 +10,6 @@ version from 4.30 to 5.x as long as a file holds a full `CLIPModel` with its `te
 since 5.6 a bare `CLIPTextModel` writes other names, which older versions read as a random encoder.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,18 @@ import numpy as np
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import read_config, write_config, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, find_weights, resolve
-from negclip_jax.interop.key_table import CONV, LINEAR, Key, Slot, encoder_blocks, linear, norm
-from negclip_jax.interop.parameters import export_tensors, fits, read_params
-from negclip_jax.interop.tensors import open_weights, stored_dtypes
+from negclip_jax.interop.parameters import (
+    CONV,
+    LINEAR,
+    Key,
+    encoder_blocks,
+    export_tensors,
+    fits,
+    linear,
+    norm,
+    read_params,
+)
+from negclip_jax.interop.tensors import open_weights
 from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -66,10 +74,7 @@ SIGLIP_KEYS = (
     # Vectors of one element, where CLIP has a scalar.
     Key("logit_scale", "logit_scale", shape=(1,)),
     Key("logit_bias", "logit_bias", shape=(1,)),
-    Key("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
-    Key("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
-    *encoder_blocks("text_model", "text"),
-    *norm("text_model.final_layer_norm", "text/ln_final"),
+    *TEXT_KEYS,
     *linear("text_model.head", "text_projection"),
     Key("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", CONV),
     Key("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
@@ -98,11 +103,6 @@ _LOAD_ADVICE = (
 )
 
 
-def keys_of(config: CLIPConfig) -> tuple[Key, ...]:
-    """The table of a model's family."""
-    return SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
-
-
 def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     """Reads a checkpoint's weights into the tree of `models.clip.abstract(config)`.
 
@@ -122,7 +122,7 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     """
     return read_params(
         _open(Path(directory)),
-        keys_of(config),
+        SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS,
         config,
         where=directory,
         authority="config.json",
@@ -152,26 +152,19 @@ def save(stage: Path, export: writing.Export, *, shard_bytes: int = writing.SHAR
     config, base = export.config, export.base
     if base is not None and read_config(base) != config:
         raise CheckpointError(f"{base}/config.json does not describe the model to be saved")
-    places, take = export_tensors(export.params, config, keys_of(config))
+    keys = SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
+    places, take = export_tensors(export.params, config, keys)
     dtypes = dict.fromkeys(places, export.dtype or "float32")
     if export.dtype is None and base is not None and find_weights(base):
-        kept = stored_dtypes(base)
-        halves = any(dtype != "float32" for name, dtype in kept.items() if name not in BUFFERS)
-        if halves and _is_untouched(_open(base), places, take):
-            dtypes = {name: kept[name] for name in places}
+        stored = _open(base)
+        if any(tensor.dtype != "float32" for tensor in stored.values()) and all(
+            fits(tensor := stored.get(name), slot)
+            and tensor.dtype in writing.DTYPES
+            and np.array_equal(tensor.read().reshape(slot.shape), take(name))
+            for name, slot in places.items()
+        ):
+            dtypes = {name: stored[name].dtype for name in places}
     kinds = set(dtypes.values())
     write_other_files(stage, export, kinds.pop() if len(kinds) == 1 else "float32")
     sizes = {name: slot.size for name, slot in places.items()}
     writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)
-
-
-def _is_untouched(
-    stored: dict[str, StoredTensor], places: dict[str, Slot], take: Callable[[str], np.ndarray]
-) -> bool:
-    """Whether a checkpoint holds exactly these tensors, each in a type that is written."""
-    return all(
-        fits(tensor := stored.get(name), slot)
-        and tensor.dtype in writing.DTYPES
-        and np.array_equal(tensor.read().reshape(slot.shape), take(name))
-        for name, slot in places.items()
-    )

@@ -20,8 +20,15 @@ from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_other_files
 from negclip_jax.interop.files import CheckpointError, StoredTensor, problem_report
-from negclip_jax.interop.key_table import CONV, Key, linear, norm
-from negclip_jax.interop.parameters import export_tensors, read_params, require_clip
+from negclip_jax.interop.parameters import (
+    CONV,
+    Key,
+    export_tensors,
+    linear,
+    norm,
+    read_params,
+    require_clip,
+)
 from negclip_jax.interop.tensors import import_torch
 from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
 

@@ -82,8 +82,12 @@ def read_any(
     if tower is not None and base is not None:
         return _read_tower(tower, name, read_any(base, activation=activation))
     if tower is not None and tower_class:
-        towers.require_holds(tower, tower_class)
-        return _agreed(_read_alone(tower, place / diffusers.TOKENIZER, name), activation)
+        config, params = towers.load_alone(tower, tower_class)
+        info = dataclasses.replace(of_directory(tower, config, "tower", name), base=None)
+        words = place / diffusers.TOKENIZER
+        if info.tokenizer is None and words.is_dir():
+            info = dataclasses.replace(info, tokenizer=tokenizer_beside(words))
+        return _agreed((config, params, info), activation)
     file = _state_dict_file(place)
     if file is not None:
         return _read_state_dict(file, name, activation)
@@ -141,13 +145,6 @@ def _tower_directory(place: Path) -> Path | None:
         return place if towers.is_tower(place) else None
     encoder = place / diffusers.ENCODER
     return encoder if towers.is_tower(encoder) else None
-
-
-def _read_alone(directory: Path, words: Path, name: str) -> Checkpoint:
-    config, params = towers.load_alone(directory)
-    info = of_directory(directory, config, "tower", name)
-    tokenizer = info.tokenizer or (tokenizer_beside(words) if words.is_dir() else None)
-    return config, params, dataclasses.replace(info, tokenizer=tokenizer, base=None)
 
 
 def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:

@@ -7,7 +7,7 @@ no torch: neither runs the code of a file.
 
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -43,9 +43,34 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
     """
     path = find_weights(directory)
     if path is None:
-        raise CheckpointError(_no_weights(directory))
-    opener = _open_safetensors if ".safetensors" in path.name else _open_pickle
-    return _open_shards(path, opener) if path.suffix == ".json" else opener(path)
+        others = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
+        found = f"; it holds {first(others)}, which are not read" if others else ""
+        raise CheckpointError(
+            f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)}{found}. "
+            "transformers' save_pretrained writes model.safetensors"
+        )
+    if path.suffix != ".json":
+        return _open_one(path)
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map: it is not an index of shards")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    absent = [shard for shard in shards if not (directory / shard).is_file()]
+    if outside or absent:
+        problems = {"shards outside the directory": outside, "missing shards": absent}
+        raise CheckpointError(problem_report(path, problems, "download the checkpoint again"))
+    tensors = {}
+    for shard in shards:
+        opened = _open_one(directory / shard).items()
+        tensors |= {name: t for name, t in opened if weight_map.get(name, shard) == shard}
+    misplaced = [f"{name} (in {weight_map[name]})" for name in weight_map if name not in tensors]
+    if misplaced:
+        problems = {"tensors that their shard does not hold": misplaced}
+        raise CheckpointError(
+            problem_report(path, problems, "the index belongs to other shards; get both again")
+        )
+    return tensors
 
 
 def stored_dtypes(path: Path) -> dict[str, str]:
@@ -85,39 +110,10 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
     return {name.removeprefix("module."): tensor for name, tensor in opened.items()}, bare
 
 
-def _no_weights(directory: Path) -> str:
-    others = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHT_SUFFIXES)
-    found = f"; it holds {first(others)}, which are not read" if others else ""
-    return (
-        f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)}{found}. "
-        "transformers' save_pretrained writes model.safetensors"
-    )
-
-
-def _open_shards(
-    index: Path, opener: Callable[[Path], dict[str, StoredTensor]]
-) -> dict[str, StoredTensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map: it is not an index of shards")
-    shards = sorted({str(shard) for shard in weight_map.values()})
-    outside = [shard for shard in shards if Path(shard).name != shard]
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
-    if outside or absent:
-        problems = {"shards outside the directory": outside, "missing shards": absent}
-        raise CheckpointError(problem_report(index, problems, "download the checkpoint again"))
-
-    tensors = {}
-    for shard in shards:
-        opened = opener(index.parent / shard).items()
-        tensors |= {name: t for name, t in opened if weight_map.get(name, shard) == shard}
-    misplaced = [f"{name} (in {weight_map[name]})" for name in weight_map if name not in tensors]
-    if misplaced:
-        problems = {"tensors that their shard does not hold": misplaced}
-        raise CheckpointError(
-            problem_report(index, problems, "the index belongs to other shards; get both again")
-        )
-    return tensors
+def _open_one(path: Path) -> dict[str, StoredTensor]:
+    if ".safetensors" in path.name:
+        return _open_safetensors(path)
+    return _state_tensors(path, _unpickle(path))
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -145,27 +141,34 @@ def _damaged(path: Path, error: Exception) -> str:
     return f"{path} ({size:,} bytes) is damaged or incomplete: {error}; download it again"
 
 
-def _open_pickle(path: Path) -> dict[str, StoredTensor]:
-    return _state_tensors(path, _unpickle(path))
-
-
 def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
-    others = [str(n) for n, v in state.items() if not (isinstance(n, str) and _is_plain(v))]
-    if others:
-        raise CheckpointError(f"{path} holds values that are not tensors: {first(others)}")
-    return {name: _stored_torch(tensor) for name, tensor in state.items()}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor with elements in memory: not sparse, quantized, nested or meta."""
     import torch
 
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    odd = value.is_nested or value.is_quantized or value.layout is not torch.strided
-    return not odd and value.device.type == "cpu"
+    def is_plain(value: object) -> bool:
+        """Whether it is a tensor with elements in memory: not sparse, quantized, nested or meta."""
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            return False
+        odd = value.is_nested or value.is_quantized or value.layout is not torch.strided
+        return not odd and value.device.type == "cpu"
+
+    others = [str(n) for n, v in state.items() if not (isinstance(n, str) and is_plain(v))]
+    if others:
+        raise CheckpointError(f"{path} holds values that are not tensors: {first(others)}")
+
+    def stored(tensor: torch.Tensor) -> StoredTensor:
+        tensor, dtype = tensor.detach(), str(tensor.dtype).removeprefix("torch.")
+
+        def read() -> np.ndarray:
+            if dtype != "bfloat16":
+                return tensor.numpy()
+            # numpy has no bfloat16 of its own: hand the bits over.
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+        return StoredTensor(tuple(tensor.shape), dtype, read)
+
+    return {name: stored(tensor) for name, tensor in state.items()}
 
 
 def import_torch(why: str) -> ModuleType:
@@ -199,7 +202,15 @@ def _unpickle(path: Path) -> object:
         # Only the zip format (torch >= 1.6) can be mapped instead of read whole.
         mapped = zipfile.is_zipfile(path)
         if mapped:
-            _require_unpacked(path)
+            # torch.save packs nothing: what is packed was put there by hand, and may become any
+            # size.
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            packed = [p.filename for p in parts if p.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise CheckpointError(
+                    f"{path} is refused: it holds compressed parts: {first(packed)}"
+                )
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise
@@ -211,25 +222,3 @@ def _unpickle(path: Path) -> object:
         ) from error
     except Exception as error:  # on a damaged file torch raises nearly every type
         raise CheckpointError(_damaged(path, error)) from error
-
-
-def _require_unpacked(path: Path) -> None:
-    """torch.save packs nothing: what is packed was put there by hand and may become any size."""
-    with zipfile.ZipFile(path) as archive:
-        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise CheckpointError(f"{path} is refused: it holds compressed parts: {first(packed)}")
-
-
-def _stored_torch(tensor) -> StoredTensor:
-    import torch
-
-    tensor, dtype = tensor.detach(), str(tensor.dtype).removeprefix("torch.")
-
-    def read() -> np.ndarray:
-        if dtype != "bfloat16":
-            return tensor.numpy()
-        # numpy has no bfloat16 of its own: hand the bits over.
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-    return StoredTensor(tuple(tensor.shape), dtype, read)

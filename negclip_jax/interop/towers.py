@@ -10,7 +10,6 @@ kinds are read.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,14 @@ from negclip_jax.interop.config import (
     vision_config,
     write_tokenizer,
 )
-from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
-from negclip_jax.interop.key_table import Key, expected_shapes
-from negclip_jax.interop.parameters import export_tensors, read_params, require_clip
+from negclip_jax.interop.files import CheckpointError, read_json
+from negclip_jax.interop.parameters import (
+    Key,
+    expected_shapes,
+    export_tensors,
+    read_params,
+    require_clip,
+)
 from negclip_jax.interop.tensors import open_weights
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
@@ -104,7 +108,12 @@ def merge_tower(
         raise CheckpointError(f"{path}: model_type is {raw.get('model_type')!r}, not of one tower")
     section = _section(directory, tower, raw)
     merged = dataclasses.replace(config, **{tower.name: section})
-    stored = _prefixed(open_weights(directory), tower)
+    # Names as in a full CLIPModel, whichever version of transformers wrote them.
+    prefix, own = f"{tower.name}_model.", (tower.projection.name, *huggingface.BUFFERS)
+    opened = open_weights(directory)
+    if not any(name.startswith(prefix) for name in opened):
+        opened = {n if n in own else prefix + n: tensor for n, tensor in opened.items()}
+    stored = {name: t for name, t in opened.items() if name not in huggingface.BUFFERS}
     projected = tower.projection.name in stored
     own_width = getattr(config, tower.name).width
     if not projected and section.width != own_width:
@@ -119,20 +128,32 @@ def merge_tower(
     return merged, traverse_util.unflatten_dict(flat)
 
 
-def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
+def load_alone(directory: Path | str, architecture: str = "") -> tuple[CLIPConfig, dict[str, Any]]:
     """A tower's directory as a model whose other half is zeros of the smallest size.
 
-    A projection that the directory lacks is zeros as well.
+    A projection that the directory lacks is zeros as well, unless a class (a key of
+    `ARCHITECTURES`) is asked for that holds it.
 
     Raises:
-      CheckpointError: see `merge_tower`.
+      CheckpointError: see `merge_tower`; or the directory lacks what the class is made of.
     """
-    raw = read_json(Path(directory) / "config.json")
-    tower = _tower_of(Path(directory))
+    directory = Path(directory)
+    raw, tower = read_json(directory / "config.json"), _tower_of(directory)
+    wanted, projected = ARCHITECTURES.get(architecture, (tower, False))
+    if tower is not wanted:
+        held = tower.name if tower else "no"
+        raise CheckpointError(
+            f"{directory} holds a {held} tower, and a {architecture} is a {wanted.name} tower"
+        )
+    if projected and tower.projection.name not in open_weights(directory):
+        raise CheckpointError(
+            f"{directory} has no {tower.projection.name}, which a {architecture} holds: give the "
+            f"model that it comes from (--base), or take a {architecture.removesuffix(_PROJECTED)}"
+        )
     sections = {"text": _SMALLEST_TEXT, "vision": _SMALLEST_VISION}
     if tower is not None:
         # Only the width matters, which an absent projection must fit.
-        own = _section(Path(directory), tower, raw)
+        own = _section(directory, tower, raw)
         sections = {
             name: dataclasses.replace(section, hidden_act=own.hidden_act)
             for name, section in sections.items()
@@ -141,30 +162,9 @@ def load_alone(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
     try:
         config = CLIPConfig(**sections, projection_dim=raw.get("projection_dim", 512))
     except ValueError as error:
-        raise CheckpointError(f"{Path(directory) / 'config.json'}: {error}") from error
+        raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
     zeros = {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(config).items()}
     return merge_tower(directory, config, traverse_util.unflatten_dict(zeros, sep="/"))
-
-
-def require_holds(directory: Path, architecture: str) -> None:
-    """Raises CheckpointError unless a tower's directory holds all that a class of ours is made of.
-
-    Args:
-      directory: of one tower.
-      architecture: key of `ARCHITECTURES`.
-    """
-    tower, projected = ARCHITECTURES[architecture]
-    found = _tower_of(directory)
-    if found is not tower:
-        held = found.name if found else "no"
-        raise CheckpointError(
-            f"{directory} holds a {held} tower, and a {architecture} is a {tower.name} tower"
-        )
-    if projected and tower.projection.name not in open_weights(directory):
-        raise CheckpointError(
-            f"{directory} has no {tower.projection.name}, which a {architecture} holds: give the "
-            f"model that it comes from (--base), or take a {architecture.removesuffix(_PROJECTED)}"
-        )
 
 
 def _section(directory: Path, tower: Tower, raw: dict[str, Any]) -> TextConfig | VisionConfig:
@@ -172,15 +172,6 @@ def _section(directory: Path, tower: Tower, raw: dict[str, Any]) -> TextConfig |
         return text_config(raw) if tower is TEXT else vision_config(raw)
     except ValueError as error:
         raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
-
-
-def _prefixed(stored: Mapping[str, StoredTensor], tower: Tower) -> dict[str, StoredTensor]:
-    """Names as in a full CLIPModel, whichever version of transformers wrote them."""
-    prefix = f"{tower.name}_model."
-    bare = not any(name.startswith(prefix) for name in stored)
-    own = (tower.projection.name, *huggingface.BUFFERS)
-    named = {n if n in own or not bare else prefix + n: tensor for n, tensor in stored.items()}
-    return {name: tensor for name, tensor in named.items() if name not in huggingface.BUFFERS}
 
 
 @writing.layout_writer

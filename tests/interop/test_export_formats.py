@@ -1,6 +1,5 @@
 """The lines that the export command prints are run as printed, each in its own library."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ from interop import libraries, tiny
 
 from negclip_jax.interop import export
 from negclip_jax.interop.config import preprocessor_dict
-from negclip_jax.interop.export_formats import ARCHITECTURES, LAYOUTS
+from negclip_jax.interop.export import ARCHITECTURES, LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +192,3 @@ def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):
         assert tiny.difference(logits(layout, ran(code), *batch), expected) < 1e-4
     assert export.main([f"--checkpoint={gelu}", "--layout=openai", f"--out={tmp_path / 'x'}"]) == 1
     assert "activation is gelu where its code has quick_gelu" in capsys.readouterr().err
-
-
-def test_usage_may_depend_on_the_model(base):
-    usage = lambda config, stage: f"{config} of {stage} in {{out}}"  # noqa: E731
-    layout = dataclasses.replace(LAYOUTS["openai"], usage=usage)
-    assert layout.code("model", "there", "here") == "model of there in here"

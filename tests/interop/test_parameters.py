@@ -1,10 +1,10 @@
-"""Reading part of a layout; the rest is tested through the layouts."""
+"""The key table and reading part of a layout; the rest is tested through the layouts."""
 
 import numpy as np
 import pytest
 from interop import tiny
 
-from negclip_jax.interop import openai, parameters
+from negclip_jax.interop import huggingface, openai, parameters
 from negclip_jax.interop.files import CheckpointError, StoredTensor
 
 
@@ -48,3 +48,54 @@ def test_values_of_a_fused_tensor_that_are_not_finite(loaded):
         read(tensors, config, openai.KEYS)
     assert f"with NaN or infinity (1): {name} (3 of 96 values)" in str(caught.value)
     assert str(caught.value).endswith("Look again.")
+
+
+@pytest.fixture(scope="module")
+def slots(tiny_config):
+    return parameters.slots(huggingface.KEYS, tiny_config)
+
+
+def test_table_covers_every_parameter_once(tiny_config, slots):
+    """Number of elements and of tensors: 14 and 16 a block (research/weights.md, section 1)."""
+    shapes = parameters.expected_shapes(tiny_config)
+    assert {path for slot in slots.values() for path in slot.paths} == set(shapes)
+    assert sum(s.size for s in slots.values()) == sum(np.prod(s) for s in shapes.values())
+    assert len(slots) == 14 + 16 * (tiny_config.text.layers + tiny_config.vision.layers)
+
+
+def test_put_and_take_are_inverse(tiny_config, slots):
+    rng = np.random.default_rng(0)
+    theirs = {name: rng.standard_normal(s.shape).astype(np.float32) for name, s in slots.items()}
+    params = {
+        path: np.full(shape, np.nan, np.float32)
+        for path, shape in parameters.expected_shapes(tiny_config).items()
+    }
+    for name, slot in slots.items():
+        slot.put(params, theirs[name])
+    assert not any(np.isnan(array).any() for array in params.values())
+    for name, slot in slots.items():
+        np.testing.assert_array_equal(slot.take(params), theirs[name])
+
+
+def test_axes():
+    conv = parameters.Key("conv", "conv", parameters.CONV)
+    (slot,) = parameters.expanded(conv, {"conv": (8, 6, 3, 48)})
+    assert slot.shape == (48, 3, 8, 6)
+    stacked = parameters.Key("layers.{layer}.weight", "kernel", parameters.LINEAR)
+    slots = parameters.expanded(stacked, {"kernel": (2, 5, 7)})
+    assert [(s.name, s.layer, s.shape) for s in slots] == [
+        ("layers.0.weight", 0, (7, 5)),
+        ("layers.1.weight", 1, (7, 5)),
+    ]
+
+
+def test_fused_tensors_come_apart_in_order():
+    key = parameters.Key("layers.{layer}.qkv", ("q", "k", "v"), parameters.LINEAR)
+    _, slot = parameters.expanded(key, dict.fromkeys("qkv", (2, 5, 7)))
+    assert slot.shape == (21, 5)
+    params = {name: np.zeros((2, 5, 7), np.float32) for name in "qkv"}
+    fused = np.arange(105, dtype=np.float32).reshape(21, 5)
+    slot.put(params, fused)
+    np.testing.assert_array_equal(params["k"][1], fused[7:14].T)
+    assert not params["k"][0].any()
+    np.testing.assert_array_equal(slot.take(params), fused)
