@@ -1,14 +1,15 @@
 """Inflection of object names: plural, singular, article, stem.
 
 Irregular forms are in `data/nouns.tsv` and `data/articles.tsv`; any other name follows the regular
-rules ("red star" -> "a red star", "red stars").
+rules. Where several singulars are regular, it is the one that WordNet knows: "quiches" is from
+"quiche" and "dishes" from "dish".
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
 
-from negclip_jax.language import tables
+from negclip_jax.language import tables, wordnet
 
 _NOUNS = tables.rows("nouns")
 MASS = frozenset(one for one, _, number in _NOUNS if number == "mass")
@@ -18,14 +19,25 @@ PLURAL_ONLY = _ALONE.keys() | {one for one, _, number in _NOUNS if number == "pa
 PLURALS = {one: many for one, many, _ in _NOUNS if many} | {many: many for many in _ALONE}
 _BY_PLURAL = {many: one for one, many in PLURALS.items()}
 HUMANS = frozenset({"person", "people", "human"})
-_MEN = re.compile(r"(?!german|human|roman|caiman|talisman|shaman)\w*man$")
+_MEN = re.compile(r"(?!german|human|roman|norman|brahman|caiman|ottoman|talisman|shaman)\w*man$")
 _ARTICLES = {word: a for a, words in tables.rows("articles") for word in words.split()}
+_COMPOUND = re.compile(r"(\w{3,})(shelf|knife|wife|child|leaf|wolf|person|foot|tooth)")
+_VOWELS_SPOKEN = "AEFHILMNORSX"  # letters whose names begin with a vowel: "an RV", but "a UFO"
 
 # Words in -s that are singular, and those in -ies that only lose an s.
 _SINGULAR = re.compile(
     r"\w*(ss|us|is)|gas|lens|canvas|christmas|always|news|series|dais|as|was|has"
 )
-_IE = re.compile(r"(^|.*[^a-z])(movie|cookie|brownie|pie|tie|necktie|bowtie|hoodie|smoothie)s$")
+_IE = re.compile(r"(^|.*[^a-z])(tie|necktie|bowtie|hoodie|onesie|selfie|smoothie)s$")
+# Regular plurals and the endings of their singulars: the first that gives a known word is right.
+_ENDINGS = tuple(
+    (re.compile(many), one)
+    for many, one in (
+        ("s$", ""), ("(?<=[sxzo])es$|(?<=[cs]h)es$", ""), ("ies$", "y"), ("ves$", "f"),
+        ("ves$", "fe"), ("men$", "man"), ("i$", "us"), ("ae$", "a"),
+        ("children$", "child"), ("feet$", "foot"), ("teeth$", "tooth"),
+    )
+)  # fmt: skip
 _VERBS = dict(tables.rows("verbs"))
 
 
@@ -66,64 +78,87 @@ class Noun:
 
 @cache
 def noun(name: str) -> Noun:
-    """The forms of an object name, lower case. Raises ValueError for an empty name."""
+    """The forms of an object name, in lower case but for names ("Christmas tree", "LED light").
+
+    Raises ValueError for an empty name.
+    """
     name = " ".join(name.split())
     if not name:
         raise ValueError("an object needs a name, got an empty one")
-    last = name.rpartition(" ")[2]
-    if last in MASS:
+    named = {name, _split(name)[1]}
+    if named & MASS:
         return Noun(name, name, f"any {name}", are="is")
-    if last in PLURAL_ONLY:
+    if named & PLURAL_ONLY:
         return Noun(name, name, f"any {name}", is_="are")
     return Noun(name, plural(name), f"{article(name)} {name}", human=name in HUMANS)
 
 
+def _split(name: str) -> tuple[str, str, str]:
+    """What stands before the word that is inflected, the word, and what stands behind it."""
+    head, of, tail = name.partition(" of ")  # "glasses of water"
+    before, _, last = head.rpartition(" ")
+    return before and f"{before} ", last, of + tail
+
+
 def article(name: str) -> str:
-    """'a' or 'an', by sound: an apple, an hour, a unicorn, a ewe."""
-    name = name.lower()
-    first = re.match(r"[a-z0-9]*", name).group()
-    if f"={first}" in _ARTICLES:
-        return _ARTICLES[f"={first}"]
-    for end in range(len(first), 0, -1):
-        if first[:end] in _ARTICLES:
-            return _ARTICLES[first[:end]]
-    return "an" if name[0] in "aeiou" else "a"
+    """'a' or 'an', by sound: an apple, an hour, a unicorn, a ewe, an RV."""
+    first = re.match(r"[^\W_]*", name).group()
+    word = first.lower()
+    if f"={word}" in _ARTICLES:
+        return _ARTICLES[f"={word}"]
+    if len(first) > 1 and first.isupper():  # spoken letter by letter
+        return "an" if first[0] in _VOWELS_SPOKEN else "a"
+    for end in range(len(word), 0, -1):
+        if word[:end] in _ARTICLES:
+            return _ARTICLES[word[:end]]
+    return "an" if name[0].lower() in "aeiou" else "a"
 
 
+@cache
 def plural(name: str) -> str:
-    """Plural of a name by its last word: 'wine glass' -> 'wine glasses'."""
-    head, _, last = name.rpartition(" ")
-    if last in PLURALS:
-        many = PLURALS[last]
-    elif _MEN.match(last):
-        many = f"{last[:-2]}en"
-    elif re.search(r"(s|x|z|ch|sh)$", last):
-        many = f"{last}es"
-    elif re.search(r"[^aeiou]y$", last):
-        many = f"{last[:-1]}ies"
+    """Plural of a name by its main word: 'wine glasses', 'glasses of water', 'LEDs'."""
+    before, word, behind = _split(name)
+    if word in PLURALS:
+        many = PLURALS[word]
+    elif word.isupper():
+        many = f"{word}s"
+    elif compound := _COMPOUND.fullmatch(word):
+        many = compound[1] + PLURALS[compound[2]]
+    elif _MEN.match(word):
+        many = f"{word[:-2]}en"
+    elif re.fullmatch(r"\w+(fish|craft)", word):
+        many = word
+    elif re.search(r"(s|x|z|ch|sh)$", word):
+        many = f"{word}es"
+    elif re.search(r"[^aeiou]y$", word):
+        many = f"{word[:-1]}ies"
     else:
-        many = f"{last}s"
-    return f"{head} {many}".strip()
+        many = f"{word}s"
+    return f"{before}{many}{behind}"
 
 
 @cache
 def singular(name: str) -> str:
-    """Singular of a name by its last word: 'wine glasses' -> 'wine glass'; others as they are."""
-    head, _, last = name.rpartition(" ")
-    if head and last in _ALONE:  # "wine glasses", not those on a nose
-        return f"{head} {_ALONE[last]}"
-    return f"{head} {_singular(last)}".strip()
+    """Singular of a name by its main word: 'wine glasses' -> 'wine glass'; others as they are."""
+    before, word, behind = _split(name)
+    if (before or behind) and word in _ALONE:  # "wine glasses", not those on a nose
+        return f"{before}{_ALONE[word]}{behind}"
+    return f"{before}{_singular(word)}{behind}"
 
 
 def _singular(word: str) -> str:
     if word in _BY_PLURAL:
         return _BY_PLURAL[word]
-    if word in MASS or len(word) < 3 or _SINGULAR.fullmatch(word):
+    if word in MASS or word in PLURALS or word in PLURAL_ONLY or len(word) < 3:
         return word
-    if word.endswith("men"):
-        return f"{word[:-2]}an"
-    if _IE.match(word):
+    if _SINGULAR.fullmatch(word) or word[-1] not in "snie":
+        return word
+    if _IE.match(word) or re.fullmatch(r"[A-Z]{2,}s", word):
         return word[:-1]
+    for many, ending in _ENDINGS:
+        one, found = many.subn(ending, word)
+        if found and wordnet.is_known(one):
+            return one
     if word.endswith("ies"):
         return f"{word[:-3]}y"
     if re.search(r"(ss|x|zz|ch|sh|bus|gas|lens)es$", word):

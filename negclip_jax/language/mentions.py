@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from negclip_jax.language import tables
+from negclip_jax.language import tables, wordnet
 from negclip_jax.language.inflection import plural, singular, stem
 from negclip_jax.language.text import Token, tokenize
 from negclip_jax.language.vocabulary import CATEGORIES, concepts, kinds, same, wider
@@ -18,13 +18,15 @@ _OTHERS = {
 }
 # Before an animal or a vehicle these are no people: "a baby elephant", "a passenger train".
 _AGES = tables.words("age")
+_COLOURS = tables.words("colour")
 
 
 class _Forms:
     """The word sequences that name something, for a search over tokens."""
 
     def __init__(self, names: Iterable[str], stems: Iterable[str] = ()):
-        phrases = {tuple(form.split()) for name in names for form in (name, plural(name))}
+        forms = {form.lower() for name in names for form in (name, plural(name))}
+        phrases = {tuple(form.split()) for form in forms}
         self.single = {phrase[0] for phrase in phrases if len(phrase) == 1}
         self.multiple: dict[str, list[tuple[str, ...]]] = {}
         for phrase in sorted(phrases, key=len, reverse=True):
@@ -67,25 +69,45 @@ def _is_other_thing(words: Sequence[str], i: int) -> bool:
     before, behind = _OTHERS.get(one, ((), ()))
     if follows in behind or (i and words[i - 1] in before):
         return True
-    return one in _AGES and bool(found := concepts(follows)) and "person" not in found
+    things = concepts(follows)
+    if one == "orange":  # the colour: "an orange cat", "orange and white"
+        around = {*words[max(i - 2, 0) : i], *words[i + 1 : i + 3]}
+        return bool(things) or not _COLOURS.isdisjoint(around)
+    return one in _AGES and bool(things) and "person" not in things
 
 
 @lru_cache(maxsize=100_000)
 def _forms(obj: str, sense: str) -> _Forms:
     # "running" of a question is denied by "does not run".
     verbs = [stem(obj)] if re.fullmatch(r"\w+(ing|ed)", obj) else []
-    match sense:
-        case "name":
-            return _Forms([obj])
-        case "same":
-            return _Forms(same(obj), verbs)
-        case "kind":
-            return _Forms(kinds(obj), verbs)
+    if sense == "name":
+        return _Forms([obj])
+    if sense == "same":
+        return _Forms(same(obj), verbs)
+    known = kinds(obj) | _more_kinds(obj)
+    if sense == "kind":
+        return _Forms(known, verbs)
+    if obj not in CATEGORIES:
+        # The other thing that the word may mean, and what a shoe is called that may be a loafer.
+        known |= wordnet.kinds(obj, senses=2) | wordnet.wider(obj)
     # "A ball" may be the tennis ball, but "a dog" is no hot dog.
     head = () if obj in _INDIVISIBLE else (obj.rpartition(" ")[2],)
-    return _Forms({*kinds(obj), *wider(obj), *head}, verbs)
+    return _Forms({*known, *wider(obj), *head}, verbs)
 
 
+def _more_kinds(obj: str) -> frozenset[str]:
+    """WordNet's words for kinds of a thing, without those that mostly mean something else."""
+    found = frozenset().union(*map(wordnet.kinds, same(obj) if obj not in CATEGORIES else [obj]))
+    if obj == "person":  # "a red", "a monitor" and "a second" are people too
+        found = frozenset(w for w in found if _AGENT.search(w) and wordnet.is_person(w))
+        found = frozenset(w for w in found if concepts(w) <= {"person"})
+    if obj in CATEGORIES:  # a "hot dog" is no sandwich, a "toilet bowl" no bowl
+        found -= wider(obj) | (CATEGORIES.keys() - {obj})
+        found = frozenset(n for n in found if not _is_other_thing(n.split(), n.count(" ")))
+    return found
+
+
+_AGENT = re.compile(r"(er|or|ist|ian|eer|ess|man|woman|mother|father)$")
 _INDIVISIBLE = {
     "hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign",
 }  # fmt: skip

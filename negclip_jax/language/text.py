@@ -4,9 +4,7 @@ import re
 from typing import NamedTuple
 
 # "isn't" is one word, also where a tokenizer of captions has cut it ("isn 't"); so is "t-shirt".
-WORD = re.compile(
-    r"w/o\b|[a-z0-9]+n ?['’] ?t\b|[a-z0-9]+(?:['’][a-z]+)*(?:-[a-z0-9]+)*", re.IGNORECASE
-)
+WORD = re.compile(r"w/o\b|[a-z0-9]+n ?['’] ?t\b|[^\W_]+(?:['’][a-z]+)*(?:-[^\W_]+)*", re.IGNORECASE)
 
 
 class Token(NamedTuple):

@@ -2,7 +2,8 @@
 
 The thesaurus is small: COCO's 80 categories (`data/categories.tsv`) with every word by which a
 caption may mention them, and other things of everyday scenes (`data/things.tsv`), grouped by
-sameness alone. Rules need different answers, so three relations are told apart:
+sameness alone, a few with kinds (`data/kinds.tsv`). `mentions` asks WordNet as well. Rules need
+different answers, so three relations are told apart:
 
 - *same*: "sofa" and "couch". "No sofa" says "no couch", and the other way round.
 - *kind*: "kitten" of "cat". A kitten is a cat, but "no kitten" does not say "no cat".
@@ -27,6 +28,7 @@ CATEGORIES = {
 _SAME = {name: frozenset((name, *same.split())) for name, same, *_ in tables.rows("categories")}
 _WIDER = {name: frozenset(wider.split()) for name, *_, wider in tables.rows("categories")}
 _THINGS = [tuple(line.split(", ")) for (line,) in tables.rows("things")]
+_KINDS = {name: frozenset(words.split(", ")) for name, words in tables.rows("kinds")}
 _EQUAL = {word: frozenset(group) for group in _THINGS for word in group}
 _EQUAL |= {name: group for name, group in _SAME.items() if len(group) > 1}
 _CANONICAL = {word: name for name, group in _SAME.items() for word in group}
@@ -42,7 +44,8 @@ def same(name: str) -> frozenset[str]:
 @cache
 def kinds(name: str) -> frozenset[str]:
     """Words, singular, that prove the thing is there: the same, and kinds of it."""
-    return same(name) | (CATEGORIES.get(name, frozenset()) - wider(name))
+    more = CATEGORIES.get(name, frozenset()) | _KINDS.get(name, frozenset())
+    return same(name) | (more - wider(name))
 
 
 def wider(name: str) -> frozenset[str]:

@@ -134,3 +134,54 @@ def test_glasses_are_counted_behind_what_they_are_for():
 )  # fmt: skip
 def test_forms_share_a_stem(forms):
     assert len({stem(form) for form in forms.split()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "one", "many"),
+    [
+        ("beanies", "beanie", "beanies"),
+        ("quiches", "quiche", "quiches"),
+        ("dishes", "dish", "dishes"),
+        ("axes", "axe", "axes"),
+        ("walruses", "walrus", "walruses"),
+        ("trellises", "trellis", "trellises"),
+        ("hooves", "hoof", "hooves"),
+        ("wolves", "wolf", "wolves"),
+        ("fungi", "fungus", "fungi"),
+        ("octopi", "octopus", "octopuses"),
+        ("zucchini", "zucchini", "zucchinis"),
+        ("passersby", "passerby", "passersby"),
+        ("stepchildren", "stepchild", "stepchildren"),
+        ("ottomans", "ottoman", "ottomans"),
+        ("snowmen", "snowman", "snowmen"),
+        ("jellyfish", "jellyfish", "jellyfish"),
+        ("spacecraft", "spacecraft", "spacecraft"),
+        ("glasses of water", "glass of water", "glasses of water"),
+        ("bird's nests", "bird's nest", "bird's nests"),
+        ("LEDs", "LED", "LEDs"),
+    ],
+)
+def test_a_plural_is_cut_to_a_word_that_there_is(written, one, many):
+    assert (singular(written), plural(one)) == (one, many)
+
+
+@pytest.mark.parametrize(
+    ("name", "a"),
+    [
+        ("popcorn", "any popcorn"),
+        ("bubble wrap", "any bubble wrap"),
+        ("wrap", "a wrap"),
+        ("swim trunks", "any swim trunks"),
+        ("trunk", "a trunk"),
+        ("nail clippers", "any nail clippers"),
+        ("LED light", "an LED light"),
+        ("UFO", "a UFO"),
+        ("RV", "an RV"),
+        ("VR headset", "a VR headset"),
+        ("XML file", "an XML file"),
+        ("Christmas tree", "a Christmas tree"),
+        ("piñata", "a piñata"),
+    ],
+)
+def test_names_as_models_write_them(name, a):
+    assert noun(name).a == a

@@ -33,6 +33,22 @@ from negclip_jax.language.text import tokenize
         ("running", "he runs", True, True, True),
         ("red umbrella", "an umbrella", False, False, True),
         ("hot dog", "a dog", False, False, False),
+        # WordNet, and what its words do not mean.
+        ("dog", "a chihuahua", False, True, True),
+        ("airplane", "a seaplane", False, True, True),
+        ("person", "a plumber", False, True, True),
+        ("person", "three planters and a trailer", False, False, False),
+        ("sandwich", "a hot dog", False, False, False),
+        ("bowl", "a toilet bowl", False, False, False),
+        ("flower", "a vase of daisies", False, True, True),
+        ("loafer", "brown shoes", False, False, True),
+        ("gun", "a rifle", False, True, True),
+        ("Christmas tree", "by a Christmas tree", True, True, True),
+        ("piñata", "two piñatas", True, True, True),
+        # An orange is a fruit.
+        ("orange", "an orange cat", False, False, False),
+        ("orange", "an orange and white bus", False, False, False),
+        ("orange", "an orange and a banana", True, True, True),
     ],
 )
 def test_mentions(obj, text, same, kind, mention):
