@@ -2,9 +2,7 @@
 
 import re
 
-from negclip_jax.language import tables
-from negclip_jax.language.inflection import PLURAL_ONLY, singular
-from negclip_jax.language.vocabulary import ABSTRACT, canonical, is_participle
+from negclip_jax.language.names import object_name
 
 _LABEL = re.compile(
     r"^(?:(?:the |your |my )?(?:new|updated|rewritten|revised|modified|negated|final|output)? ?"
@@ -41,11 +39,6 @@ CHATTER = re.compile(
     re.IGNORECASE,
 )
 
-# "A blue sky" is no object either, but a traffic light is one.
-_NEVER = ABSTRACT - tables.words("concrete_head")
-_NAME = re.compile(r"[a-z]+(?:[ -][a-z]+){0,2}")
-_LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+")
-
 
 def clean(answer: str) -> str:
     """The caption in a model's answer: one line without labels, quotes, markup or greeting.
@@ -70,22 +63,5 @@ def _unquoted(line: str) -> str:
 
 
 def normalise_object(item: str) -> str | None:
-    """The name of one object, lower case, singular, the usual word of several; None if unusable.
-
-    "A Sofa." gives "couch", "wine glasses" gives "wine glass". Unusable are sentences, lists,
-    refusals, more than three words, abstract things, and what nearly every photo has.
-    """
-    text = clean(item).lower().strip(" .,;:!?\"'“”‘’`*_()[]") if isinstance(item, str) else ""
-    text = _LEAD.sub("", text)
-    if not _NAME.fullmatch(text):
-        return None
-    name = singular(text)
-    head = name.rpartition(" ")[2]
-    if name in ABSTRACT or head in _NEVER or (len(name) < 3 and name != "tv"):
-        return None
-    if is_participle(name):
-        return None
-    words = set(re.split(r"[ -]", name))
-    if words & {"is", "are", "and", "or", "not", "no", "with", "of", "in", "on", "i", "the"}:
-        return None
-    return canonical(name) if head not in PLURAL_ONLY else name
+    """`object_name` of what a model answered; None for what is no text or names no thing."""
+    return object_name(clean(item)) if isinstance(item, str) else None

@@ -141,6 +141,8 @@ def plural(name: str) -> str:
 def singular(name: str) -> str:
     """Singular of a name by its main word: 'wine glasses' -> 'wine glass'; others as they are."""
     before, word, behind = _split(name)
+    if name in PLURAL_ONLY:
+        return name
     if (before or behind) and word in _ALONE:  # "wine glasses", not those on a nose
         return f"{before}{_ALONE[word]}{behind}"
     return f"{before}{_singular(word)}{behind}"

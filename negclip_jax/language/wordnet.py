@@ -37,19 +37,26 @@ def _graph() -> _Graph:
 
 def is_known(word: str) -> bool:
     """Whether a word, singular, names something that a photo can show."""
-    return word in _graph().senses
+    return word.lower() in _graph().senses
+
+
+def is_thing(word: str) -> bool:
+    """Whether a word, singular, first of all names something that can be touched."""
+    graph = _graph()
+    solid = ("animal", "artifact", "food", "person", "plant", "substance")
+    return any(graph.classes[i] in solid for i in graph.senses.get(word.lower(), ())[:1])
 
 
 def is_person(word: str) -> bool:
     """Whether a word, singular, names people in all its senses."""
     graph = _graph()
-    return all(graph.classes[i] == "person" for i in graph.senses.get(word, ()))
+    return all(graph.classes[i] == "person" for i in graph.senses.get(word.lower(), ()))
 
 
 def wider(name: str) -> frozenset[str]:
     """Words, singular, for what the thing is directly a kind of; empty for an unknown name."""
     graph = _graph()
-    above = (i for sense in graph.senses.get(name, ())[:1] for i in graph.wider[sense])
+    above = (i for sense in graph.senses.get(name.lower(), ())[:1] for i in graph.wider[sense])
     return _words(graph, above, 1)
 
 
@@ -57,7 +64,7 @@ def wider(name: str) -> frozenset[str]:
 def kinds(name: str, senses: int = 1) -> frozenset[str]:
     """Words, singular, for a thing and all its kinds, each meant in its first `senses` senses."""
     graph = _graph()
-    found = set(graph.senses.get(name, ())[:senses])
+    found = set(graph.senses.get(name.lower(), ())[:senses])
     queue = list(found)
     while queue:
         new = set(graph.kinds[queue.pop()]) - found

@@ -1,0 +1,43 @@
+"""Names of things as models write them."""
+
+import pytest
+
+from negclip_jax.language.names import object_name
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("a Sofa.", "couch"),
+        ("UMBRELLAS", "umbrella"),
+        ("TV", "tv"),
+        ("umbrella stand", "umbrella stand"),
+        ("Christmas Trees", "Christmas tree"),
+        ("led lights", "LED light"),
+        ("LEDs", "LED"),
+        ("RV", "RV"),
+        ("DOG", "dog"),
+        ("piñatas", "piñata"),
+        ("bird's nest", "bird's nest"),
+        ("kids' toys", "kids' toy"),
+        ("T-shirts", "shirt"),
+        ("dumplings", "dumpling"),
+        ("scaffolding", "scaffolding"),
+        ("reading glasses", "reading glasses"),
+        ("sleeping bag", "sleeping bag"),
+        ("glasses of water", "glass of water"),
+        ("remote control toy cars", "remote control toy car"),
+    ],
+)
+def test_names(written, name):
+    assert object_name(written) == name
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "sky", "a blue sky", "surfing", "people walking", "a dog and a cat", "the dog of the man",
+     "I think it is a dog", "7", "x", "I'm sorry", "cat, dog", "<b>dog</b>", "a\u202edog",
+     "a tree that has lost its leaves"],
+)  # fmt: skip
+def test_no_names(written):
+    assert object_name(written) is None
