@@ -41,9 +41,13 @@ class ValidationLoss:
     def __init__(self, loader: PairLoader, objective: Objective, mesh: Mesh):
         self._loader, self._mesh = loader, mesh
 
-        def loss(params: dict, batch: dict) -> tuple:
+        def loss(params: dict, batch: dict) -> tuple[dict, dict]:
             value, metrics = objective.loss(params, batch)
-            return metrics | {"loss": value}, batch["mask"].sum()
+            metrics, weights = metrics | {"loss": value}, {}
+            for name in metrics:  # each is a mean over the images that it counts
+                has_foil = batch["foil_mask"].any(axis=1) if name == "foil_accuracy" else True
+                weights[name] = (batch["mask"] & has_foil).sum()
+            return metrics, weights
 
         self._loss = jax.jit(loss, out_shardings=sharding.replicated(mesh))
 
@@ -55,8 +59,10 @@ class ValidationLoss:
             results.append(self._loss(params, sharding.to_global(self._mesh, batch)))
         # Read at the end: the device works while the next batch is loaded.
         values = jax.device_get(results)
-        weights = np.array([count for _, count in values], np.float64)
-        return {
-            name: float(np.average([m[name] for m, _ in values], weights=weights))
-            for name in values[0][0]
-        }
+        means = {}
+        for name in values[0][0]:
+            batches = [(m[name], w[name]) for m, w in values if w[name]]
+            if batches:
+                numbers, weights = np.array(batches, np.float64).T
+                means[name] = float(np.average(numbers, weights=weights))
+        return means

@@ -212,6 +212,8 @@ class StepLog:
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
             numbers = {name: float(value) for name, value in metrics.items()}
+            if math.isnan(numbers.get("foil_accuracy", 0.0)) and math.isfinite(numbers["loss"]):
+                del numbers["foil_accuracy"]  # no image of this batch has a foil
             # param_norm: what the update left behind, which only the next loss would show.
             checked = ("loss", "grad_norm", "param_norm")
             bad = [n for n in checked if not math.isfinite(numbers[n])]

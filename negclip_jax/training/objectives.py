@@ -33,6 +33,8 @@ _LOGIT_BYTES = 4  # float32
 # The logit of what does not count: its exponential is zero beside any other, and unlike that of
 # minus infinity its gradient is a number where nothing counts.
 _NOTHING = -1e30
+# Cosines that differ by less are a tie: equal texts differ so much by their places in packed rows.
+_TIE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +88,20 @@ def contrastive_loss(
     Returns:
       The scalar loss and metrics: `image_to_text_accuracy` and `text_to_image_accuracy`, the share
       of rows whose best match in the batch is their own, and with foils `foil_accuracy`, the share
-      of images that prefer their caption to all their foils. All float32.
+      of images with a foil that prefer their caption to all their foils, NaN where none has one. A
+      match that ties with k others counts as 1 / (1 + k). All float32.
     """
+
+    def reduce(logits_RxB: Array, _: Array, counts_RxB: Array) -> tuple[Numbers, Numbers]:
+        logits_RxB = jnp.where(counts_RxB, logits_RxB, _NOTHING)
+        rows, columns = (jax.nn.logsumexp(logits_RxB, axis=axis) for axis in (1, 0))
+        return {"logsumexp": rows}, {"logsumexp": columns}
+
     mask_B = jnp.ones(len(image_BxD), bool) if mask_B is None else mask_B
     features = (image_BxD, text_BxD, foil_BxKxD, foil_mask_BxK)
-    rows, columns, foil_BxK, metrics = _score(
-        _contrastive_block, *features, logit_scale, 0.0, mask_B, blocks
+    own_B, rows, columns, foil_BxK, metrics = _score(
+        reduce, *features, logit_scale, 0.0, mask_B, blocks
     )
-    own_B = rows["own"]
     text_to_image_B = jax.nn.logsumexp(columns["logsumexp"], axis=0)
     loss = _mean((rows["logsumexp"] + text_to_image_B) / 2 - own_B, mask_B)
     if foil_BxK is not None:
@@ -126,10 +134,16 @@ def sigmoid_loss(
     Returns:
       The scalar loss, summed over captions and averaged over images, and the metrics.
     """
+
+    def reduce(logits_RxB: Array, is_own_RxB: Array, counts_RxB: Array) -> tuple[Numbers, Numbers]:
+        # -log sigmoid of the logit where the pair is true, of its negative where it is not.
+        terms_RxB = jax.nn.softplus(jnp.where(is_own_RxB, -logits_RxB, logits_RxB))
+        return {"terms": jnp.where(counts_RxB, terms_RxB, 0).sum(axis=1)}, {}
+
     mask_B = jnp.ones(len(image_BxD), bool) if mask_B is None else mask_B
     features = (image_BxD, text_BxD, foil_BxKxD, foil_mask_BxK)
-    rows, _, foil_BxK, metrics = _score(
-        _sigmoid_block, *features, logit_scale, logit_bias, mask_B, blocks
+    _, rows, _, foil_BxK, metrics = _score(
+        reduce, *features, logit_scale, logit_bias, mask_B, blocks
     )
     loss = _mean(rows["terms"], mask_B)
     if foil_BxK is not None:
@@ -172,53 +186,46 @@ def _score(
     logit_bias: Array | float,
     mask_B: Array,
     blocks: Blocks,
-) -> tuple[Numbers, Numbers, Array | None, Numbers]:
-    """What both losses are made of: numbers of rows and columns, logits of foils, metrics."""
+) -> tuple[Array, Numbers, Numbers, Array | None, Numbers]:
+    """What both losses are made of.
+
+    Logits of the true pairs `[B]`, numbers of rows and of columns, logits of foils, and metrics.
+    """
     image, text = l2_normalise(image_BxD), l2_normalise(text_BxD)
     scale = jnp.exp(logit_scale.astype(jnp.float32))
+    own_B = scale * jnp.sum(image * text, axis=1) + logit_bias
     rows, columns = reduce_logits(
-        reduce, image, text, scale=scale, bias=logit_bias, mask_B=mask_B, blocks=blocks
+        reduce, image, text, own_B, scale=scale, bias=logit_bias, mask_B=mask_B, blocks=blocks
     )
+
+    def accuracy(better: Array, tied: Array, counts_B: Array) -> Array:
+        return _mean((better == 0) / (1 + tied), counts_B)
+
+    columns_better, columns_tied = (columns.pop(key).sum(axis=0) for key in ("better", "tied"))
     metrics = {
-        "image_to_text_accuracy": _mean(rows["best"] <= rows["own"], mask_B),
-        "text_to_image_accuracy": _mean(columns["best"].max(axis=0) <= rows["own"], mask_B),
+        "image_to_text_accuracy": accuracy(rows["better"], rows["tied"], mask_B),
+        "text_to_image_accuracy": accuracy(columns_better, columns_tied, mask_B),
     }
     if foil_BxKxD is None:
-        return rows, columns, None, metrics
+        return own_B, rows, columns, None, metrics
     foil = l2_normalise(foil_BxKxD)
     foil_BxK = scale * jnp.einsum("bd,bkd->bk", image, foil, precision="highest") + logit_bias
+    has_foil_B = mask_B
     if foil_mask_BxK is not None:
         foil_BxK = jnp.where(foil_mask_BxK, foil_BxK, -jnp.inf)
-    metrics["foil_accuracy"] = _mean(foil_BxK.max(axis=1) < rows["own"], mask_B)
-    return rows, columns, foil_BxK, metrics
+        has_foil_B = mask_B & foil_mask_BxK.any(axis=1)
+    right = accuracy(*_rivals(foil_BxK, own_B[:, None], scale, axis=1), has_foil_B)
+    metrics["foil_accuracy"] = jnp.where(has_foil_B.any(), right, jnp.nan)
+    return own_B, rows, columns, foil_BxK, metrics
 
 
-def _contrastive_block(
-    logits_RxB: Array, is_own_RxB: Array, counts_RxB: Array
-) -> tuple[Numbers, Numbers]:
-    rows, columns = _best(logits_RxB, is_own_RxB, counts_RxB)
-    logits_RxB = jnp.where(counts_RxB, logits_RxB, _NOTHING)
-    rows["logsumexp"] = jax.nn.logsumexp(logits_RxB, axis=1)
-    columns["logsumexp"] = jax.nn.logsumexp(logits_RxB, axis=0)
-    return rows, columns
-
-
-def _sigmoid_block(
-    logits_RxB: Array, is_own_RxB: Array, counts_RxB: Array
-) -> tuple[Numbers, Numbers]:
-    rows, columns = _best(logits_RxB, is_own_RxB, counts_RxB)
-    # -log sigmoid of the logit where the pair is true, of its negative where it is not.
-    terms_RxB = jax.nn.softplus(jnp.where(is_own_RxB, -logits_RxB, logits_RxB))
-    rows["terms"] = jnp.where(counts_RxB, terms_RxB, 0).sum(axis=1)
-    return rows, columns
-
-
-def _best(logits_RxB: Array, is_own_RxB: Array, counts_RxB: Array) -> tuple[Numbers, Numbers]:
-    """Of rows, the logit of the true pair; of rows and columns, the largest logit."""
-    # Read from the logits themselves, so that a tie is one to the last bit.
-    own_R = jnp.where(is_own_RxB, logits_RxB, 0).sum(axis=1)
-    shown_RxB = jax.lax.stop_gradient(jnp.where(counts_RxB, logits_RxB, _NOTHING))
-    return {"own": own_R, "best": shown_RxB.max(axis=1)}, {"best": shown_RxB.max(axis=0)}
+def _rivals(logits: Array, own: Array, scale: Array, axis: int) -> tuple[Array, Array]:
+    """How many logits along an axis are better than the true pair's, and how many as good."""
+    # Nothing here has a gradient. Floats, as a loop over blocks has none of integers.
+    above = jax.lax.stop_gradient((logits - own) / scale)
+    counts = above > _TIE, jnp.abs(above) <= _TIE
+    better, tied = (jnp.sum(count, axis=axis, dtype=jnp.float32) for count in counts)
+    return better, tied
 
 
 def _mean(x_B: Array, mask_B: Array) -> Array:
@@ -229,6 +236,7 @@ def reduce_logits(
     reduce: Reduce,
     image_BxD: Array,
     text_BxD: Array,
+    own_B: Array,
     *,
     scale: Array,
     bias: Array | float,
@@ -245,16 +253,18 @@ def reduce_logits(
     Args:
       reduce: see `Reduce`; must treat rows independently.
       image_BxD, text_BxD: unit features; row i of one belongs to row i of the other.
+      own_B: logits of these pairs, which the others are compared with.
       scale, bias: scalars.
       mask_B: False for padding, of which neither row nor column counts.
       blocks: the whole at once, left to the compiler, or in parts.
 
     Returns:
       Numbers of the rows, each `[B]`, and of the columns, each `[P, B]`: the caller reduces them
-      over blocks.
+      over blocks. Beside those of `reduce` they are `better` and `tied`: how many other logits of
+      the row or column are higher than its own pair's, and how many equal.
     """
     shared = {"scale": scale, "bias": jnp.asarray(bias, jnp.float32)}
-    batch = {"image": image_BxD, "text": text_BxD, "mask": mask_B}
+    batch = {"image": image_BxD, "text": text_BxD, "own": own_B, "mask": mask_B}
     count = blocks.count(len(image_BxD))
     if count == 1:
         of_rows, of_columns = _reduce_block(reduce, shared, batch, batch, jnp.int32(0))
@@ -263,8 +273,8 @@ def reduce_logits(
     def on_device(shared: dict, batch: dict) -> tuple[Numbers, Numbers]:
         # Texts are gathered once, before the loop, and their gradient is scattered once, behind it:
         # inside the loop no device waits for another. An image never leaves its device.
-        columns = sharding.gather_rows({"text": batch["text"], "mask": batch["mask"]})
-        rows = {"image": batch["image"], "mask": batch["mask"]}
+        columns = sharding.gather_rows({k: batch[k] for k in ("text", "own", "mask")})
+        rows = {k: batch[k] for k in ("image", "own", "mask")}
         parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
         # A block's true pairs lie on a diagonal that begins at its first row in the global batch.
         height = parts["mask"].shape[1]
@@ -289,4 +299,10 @@ def _reduce_block(
     row_R, column_B = first + jnp.arange(len(products)), jnp.arange(products.shape[1])
     is_own_RxB = row_R[:, None] == column_B[None, :]
     counts_RxB = rows["mask"][:, None] & columns["mask"][None, :]
-    return reduce(logits_RxB, is_own_RxB, counts_RxB)
+    of_rows, of_columns = reduce(logits_RxB, is_own_RxB, counts_RxB)
+    others_RxB = jnp.where(counts_RxB & ~is_own_RxB, logits_RxB, _NOTHING)
+    owns = rows["own"][:, None], columns["own"][None, :]
+    for axis, own, numbers in ((1, owns[0], of_rows), (0, owns[1], of_columns)):
+        better, tied = _rivals(others_RxB, own, shared["scale"], axis)
+        numbers |= {"better": better, "tied": tied}
+    return of_rows, of_columns

@@ -48,12 +48,24 @@ def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices)
     accuracies = {"image_to_text_accuracy", "text_to_image_accuracy", "foil_accuracy"}
     assert set(result) == accuracies | {"loss"}
     loss = jax.jit(objective.loss)
-    total = {name: 0.0 for name in result}
+    total, weights = {name: 0.0 for name in result}, {name: 0 for name in result}
     for start in range(0, PAIRS, BATCH):
         rows = slice(start, min(start + BATCH, PAIRS))
         part = pairs_of({n: x for n, x in held_out.items() if n != "mask"}, rows)
         value, metrics = loss(params, part)
         for name, number in (metrics | {"loss": value}).items():
-            total[name] += float(number) * (rows.stop - rows.start)
+            with_foil = int(part["foil_mask"].any(axis=1).sum())
+            weight = with_foil if name == "foil_accuracy" else rows.stop - rows.start
+            total[name] += float(number) * weight
+            weights[name] += weight
+    assert weights["foil_accuracy"] < weights["loss"] == PAIRS
     for name, number in total.items():
-        np.testing.assert_allclose(result[name], number / PAIRS, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(result[name], number / weights[name], rtol=1e-5, err_msg=name)
+
+
+def test_without_any_foil_there_is_no_accuracy_of_foils(model, held_out, loader, monkeypatch):
+    monkeypatch.setitem(held_out, "foil_mask", np.zeros_like(held_out["foil_mask"]))
+    graphdef, params = model
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    result = ValidationLoss(loader, Objective(graphdef, CLIP_MEAN, CLIP_STD), mesh)(params)
+    assert set(result) == {"image_to_text_accuracy", "text_to_image_accuracy", "loss"}

@@ -17,6 +17,8 @@ from negclip_jax.training.step import Objective
 
 B, K, D = 6, 3, 5
 LOG_SCALE = 1.7
+# Which of the two an accuracy chooses among.
+DIRECTIONS = {"image_to_text_accuracy": "text", "text_to_image_accuracy": "image"}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_each_image_chooses_between_its_caption_and_its_own_foils(features, foil
         np.testing.assert_allclose(loss, reference(*arguments, weight), rtol=1e-6)
 
 
-def test_a_foil_as_good_as_the_caption_is_not_told_apart():
+def test_a_foil_as_good_as_the_caption_shares_the_point_and_images_without_foils_have_none():
     # Image 0 is nearer to its foil, image 1 to its caption, image 2 to both alike, image 3 alone.
     image = np.eye(4, dtype=np.float32)
     text = image + 0.5
@@ -82,10 +84,27 @@ def test_a_foil_as_good_as_the_caption_is_not_told_apart():
     mask = np.array([[True], [True], [True], [False]])
     features = {"image": image, "text": text, "foil": foil}
     _, metrics = ours(features, foil_mask_BxK=mask)
-    assert float(metrics["foil_accuracy"]) == 2 / 4
+    assert float(metrics["foil_accuracy"]) == (0 + 1 + 1 / 2) / 3
     assert "foil_accuracy" not in ours(features)[1]
     _, metrics = ours(features, foil_mask_BxK=mask, mask_B=np.array([True, False, True, True]))
-    np.testing.assert_allclose(metrics["foil_accuracy"], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics["foil_accuracy"], (0 + 1 / 2) / 2, rtol=1e-6)
+    _, metrics = ours(features, foil_mask_BxK=mask, mask_B=np.array([False, False, False, True]))
+    assert np.isnan(metrics["foil_accuracy"])
+
+
+@pytest.mark.parametrize("collapsed", [("text",), ("image",), ("image", "text")])
+def test_a_collapsed_model_is_right_by_chance(features, collapsed):
+    same = {name: np.broadcast_to(features[name][:1], (B, D)) for name in collapsed}
+    # As packing does: equal texts differ in their last bits.
+    same = {name: x * (1 + np.arange(B)[:, None] * 1e-7) for name, x in same.items()}
+    _, metrics = ours({**features, **same})
+    chance = [name for name, of in DIRECTIONS.items() if of in collapsed]
+    for name in chance:
+        np.testing.assert_allclose(metrics[name], 1 / B, rtol=1e-6)
+    mask = np.arange(B) < 4
+    _, metrics = ours({**features, **same}, mask_B=mask)
+    for name in chance:
+        np.testing.assert_allclose(metrics[name], 1 / 4, rtol=1e-6)
 
 
 def test_absent_foils_change_nothing(features):
