@@ -4,11 +4,11 @@ A column of one value a million times is a few bytes of Parquet. What a file unp
 by its own size before its pages are read, and its strings one by one before they are copied out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from negclip_jax.data.records import PairError
+from negclip_jax.data.records import Pair, PairError
 
 FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")
 _READ = (*FIELDS, "foil")
@@ -34,7 +34,14 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
             schema = parquet.schema_arrow
             _check_columns(schema, path)
             columns = [name for name in schema.names if name in _READ]
-            _check_size(parquet.metadata, path)
+            # By the row groups alone: pyarrow 26 ends the process at damaged metadata of a column.
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+            unpacked, size = sum(group.total_byte_size for group in groups), path.stat().st_size
+            if (count := parquet.metadata.num_rows) > _ROWS_PER_BYTE * size + _FREE_ROWS:
+                said = f"says that it holds {count:,} rows"
+                raise PairError(f"{path} of {size:,} bytes {said}: refused.")
+            if unpacked > _BYTES_PER_BYTE * size + _FREE_BYTES:
+                raise PairError(f"{path} of {size:,} bytes unpacks to {unpacked:,} bytes: refused.")
         # Strings stay in dictionaries until each was found to be of a reasonable length.
         texts = [f.name for f in schema if f.name in columns and _is_text(f.type)]
         with pq.ParquetFile(path, read_dictionary=texts) as parquet:
@@ -50,15 +57,14 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _check_size(metadata, path: Path) -> None:
-    """By the row groups alone: pyarrow 26 ends the process at damaged metadata of a column."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    rows, unpacked = metadata.num_rows, sum(group.total_byte_size for group in groups)
-    size = path.stat().st_size
-    if rows > _ROWS_PER_BYTE * size + _FREE_ROWS:
-        raise PairError(f"{path} of {size:,} bytes says that it holds {rows:,} rows: refused.")
-    if unpacked > _BYTES_PER_BYTE * size + _FREE_BYTES:
-        raise PairError(f"{path} of {size:,} bytes unpacks to {unpacked:,} bytes: refused.")
+def write(path: Path, pairs: Sequence[Pair]) -> None:
+    """Writes a file that `rows` reads."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
+    columns = {key: pa.array([getattr(p, key) for p in pairs], kinds[key]) for key in FIELDS}
+    pq.write_table(pa.table(columns), path)
 
 
 def _check_values(batch, path: Path) -> None:

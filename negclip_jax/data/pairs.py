@@ -5,6 +5,7 @@ JSON as NegationCLIP released it (`updated_caption` beside `caption` in each ann
 and Parquet, all with the same content. Everything wrong with a file is reported in one error.
 """
 
+import csv
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ __all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "wri
 _log = logging.getLogger(__name__)
 
 LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
-_LONGEST_ID = 1000
+_MOST_KEYS = 20  # of the records of a file, that an error names
 
 
 def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
@@ -45,9 +46,10 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
         with remote.copied(path) as copy:
             return read_pairs(copy, require_negated=require_negated)
     file = _File(Path(path), require_negated)
-    form = _format_of(file.path)
     try:
-        pairs = [pair for pair in _READERS[form](file) if pair is not None]
+        form = _format_of(file.path)
+        records = {"coco": _coco_records, "jsonl": _jsonl_records, "parquet": _parquet_records}
+        pairs = [file.pair(where, record) for where, record in records[form](file)]
     except OSError as error:
         raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
     file.raise_if_any(file.path, PairError, "Correct or remove these records; nothing was read.")
@@ -64,6 +66,54 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
     return pairs
 
 
+def _format_of(path: Path) -> str:
+    """ "parquet", "jsonl" or "coco", from the first bytes where they tell, else the extension."""
+    if not path.exists():
+        raise PairError(f"There is no file of pairs at {path}.")
+    if path.is_dir():
+        raise PairError(f"{path} is a directory: give the file of pairs itself.")
+    if not path.is_file():
+        raise PairError(f"{path} is a device or a pipe: write the pairs into a file first.")
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        start = file.readline(1 << 20)
+    if not start:
+        raise PairError(f"{path} is empty (0 bytes).")
+    if start.startswith(b"PAR1") or suffix == ".parquet":
+        return "parquet"
+    is_json = suffix in (".json", ".jsonl", ".ndjson")
+    if other := _other_format(suffix, start, is_json):
+        raise PairError(
+            f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL or Parquet with the "
+            'columns "image", "caption" and "negated": convert it, e.g. with pandas.'
+        )
+    if is_json and suffix != ".json":
+        return "jsonl"
+    try:
+        first = strict_json.loads(start)
+    except ValueError:
+        return "coco"
+    return "jsonl" if isinstance(first, dict) and {"image", "file_name"} & first.keys() else "coco"
+
+
+def _other_format(suffix: str, start: bytes, is_json: bool) -> str | None:
+    """What a file is that is none of pairs, from its name or first line; None where unknown."""
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or suffix in (".arrow", ".feather"):
+        return "an Arrow file"
+    if start[257:262] == b"ustar" or suffix == ".tar":
+        return "a tar archive"
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"(\xb5/\xfd")):
+        return "a compressed file"
+    delimiter = "\t" if suffix == ".tsv" or (suffix != ".csv" and b"\t" in start) else ","
+    line = start.decode("utf-8-sig", "replace").strip()
+    is_table = delimiter in line and not is_json and line[0] not in "{["
+    if suffix in (".csv", ".tsv") or is_table:
+        columns = ", ".join(word[:40] for word in next(csv.reader([line], delimiter=delimiter), []))
+        kind = "tab" if delimiter == "\t" else "comma"
+        return f"a table of {kind}-separated values with the columns {columns[:200]}"
+    return None
+
+
 class _File(Problems):
     """A file while it is read: builds pairs, counts what is left out, collects what is wrong."""
 
@@ -78,7 +128,7 @@ class _File(Problems):
         return skip
 
     def pair(self, where: str, record: dict) -> Pair | None:
-        """The pair of a record with the fields of Pair, or None with its problems noted."""
+        """The pair of a record with the fields of `Pair`; None where it has problems, noted."""
         image = self.name(record["image"], where)
         caption = self._text(record["caption"], "caption", where)
         negated, foils = record["negated"], record["foils"]
@@ -94,20 +144,16 @@ class _File(Problems):
                 self.note(f"{key} is not a string", where)
             elif record[key] and is_half(record[key]):
                 self.note(f"{key} is not valid Unicode", where)
-        image_id = image if record["image_id"] is None else _identity(record["image_id"])
-        if image_id is None and image is not None:
-            self.note("image_id is neither a string nor a whole number", where)
+        image_id, written = image, record["image_id"]
+        if written is not None:
+            is_id = written == "" or identity(written) is not None
+            image_id = as_written(written) if is_id else None
+            if image_id is None and image is not None:
+                self.note("image_id is neither a string nor a whole number", where)
         if image is None or caption is None or image_id is None:
             return None
-        return Pair(
-            image,
-            caption,
-            negated,
-            foils,
-            record["object"],
-            record["provenance"],
-            image_id=image_id,
-        )
+        more = (foils, record["object"], record["provenance"])
+        return Pair(image, caption, negated, *more, image_id=image_id)
 
     def name(self, name, where: str) -> str | None:
         """The image name, normalised, or None if it must not be used."""
@@ -136,42 +182,28 @@ class _File(Problems):
         return None
 
 
-def _identity(value) -> str | None:
-    """Image ids are compared as strings: COCO's are numbers, other files' are not."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return None
-    return str(value) if len(str(value)) <= _LONGEST_ID and not is_half(str(value)) else None
-
-
-def _format_of(path: Path) -> str:
-    """ "parquet", "jsonl" or "coco", from the first bytes where they tell, else the extension."""
-    if not path.exists():
-        raise PairError(f"There is no file of pairs at {path}.")
-    if path.is_dir():
-        raise PairError(f"{path} is a directory: give the file of pairs itself.")
-    if not path.is_file():
-        raise PairError(f"{path} is a device or a pipe: write the pairs into a file first.")
-    try:
-        with path.open("rb") as file:
-            start = file.readline(1 << 20)
-    except OSError as error:
-        raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if not start:
-        raise PairError(f"{path} is empty (0 bytes).")
-    if start.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
-        return "parquet"
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return "jsonl"
-    try:
-        first = strict_json.loads(start)
-    except ValueError:
-        return "coco"
-    return "jsonl" if isinstance(first, dict) and "image" in first else "coco"
-
-
-def _read_coco(file: _File) -> Iterator[Pair | None]:
+def _coco_records(file: _File) -> Iterator[tuple[str, dict]]:
+    """Where it stands, and the fields of `Pair`, of each annotation that is used."""
     content = coco.read_lists(file.path, ("images", "annotations"), PairError)
-    names = _coco_images(content["images"], file)
+    # By normalised id: file name and id as written; None for a name that is a problem.
+    images: dict[str, dict[str, str] | None] = {}
+    for index, image in enumerate(content["images"]):
+        where = f"images[{index}]"
+        written = image.get("id") if isinstance(image, dict) else None
+        image_id = identity(written)
+        if image_id is None:
+            what = "no id" if written is None else "an id that is no whole number"
+            where += "" if written is None else f" ({str(written)[:40]})"
+            file.note(f'an entry of "images" has {what}', where)
+        elif image_id in images:
+            file.note('two entries of "images" share an id', f"{image_id} in {where}")
+        elif "file_name" not in image:
+            file.note('an entry of "images" has no file_name', f"{where} (id {image_id})")
+            images[image_id] = None
+        else:
+            name = file.name(image["file_name"], f"{where} (id {image_id})")
+            found = {"image": name, "image_id": as_written(written)}
+            images[image_id] = None if name is None else found
     for index, annotation in enumerate(content["annotations"]):
         where = f"annotations[{index}]"
         if not isinstance(annotation, dict):
@@ -184,75 +216,51 @@ def _read_coco(file: _File) -> Iterator[Pair | None]:
         image_id = identity(annotation.get("image_id"))
         if image_id is None:
             file.note("image_id is missing or no id", where)
-        elif image_id not in names:
+        elif image_id not in images:
             file.note('image_id is not among "images"', f"{image_id} in {where}")
-        elif names[image_id] is not None:
-            image = dict(zip(("image", "image_id"), names[image_id], strict=True))
-            yield file.pair(where, _record(annotation, "updated_caption") | image)
+        elif images[image_id] is not None:
+            yield where, _fields(annotation, "updated_caption") | images[image_id]
 
 
-def _coco_images(images: list, file: _File) -> dict[str, tuple[str, str] | None]:
-    """File names and ids as written, by normalised id; None for a name that is a problem."""
-    names: dict[str, tuple[str, str] | None] = {}
-    for index, image in enumerate(images):
-        where = f"images[{index}]"
-        image_id = identity(image.get("id")) if isinstance(image, dict) else None
-        if image_id is None:
-            file.note('an entry of "images" has no id', where)
-        elif image_id in names:
-            file.note('two entries of "images" share an id', f"{image_id} in {where}")
-        elif "file_name" not in image:
-            file.note('an entry of "images" has no file_name', f"{where} (id {image_id})")
-            names[image_id] = None
-        else:
-            name = file.name(image["file_name"], f"{where} (id {image_id})")
-            names[image_id] = None if name is None else (name, as_written(image["id"]))
-    return names
-
-
-def _record(source: dict, negated_key: str = "negated") -> dict:
-    record = {key: source.get(key) for key in FIELDS}
-    if record["foils"] is None:
-        record["foils"] = source.get("foil")
-    record["negated"] = source.get(negated_key)
-    return record
-
-
-def _read_jsonl(file: _File) -> Iterator[Pair | None]:
-    number = 0
+def _jsonl_records(file: _File) -> Iterator[tuple[str, dict]]:
+    number, keys = 0, {}
     with file.path.open("rb") as stream:
         try:
             for number, line in enumerate(strict_json.lines(stream), 1):
-                source = _line(file, line, f"line {number}")
-                if source is not None and not file.leaves_out(source.get("negated")):
-                    yield file.pair(f"line {number}", _record(source))
+                where = f"line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    source = strict_json.loads(text) if text.strip() else None
+                except ValueError as error:
+                    syntax = isinstance(error, json.JSONDecodeError)
+                    column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
+                    file.note("not valid JSON", where + column)
+                    continue
+                if isinstance(source, dict):
+                    keys |= dict.fromkeys(source) if len(keys) < _MOST_KEYS else {}
+                    if not file.leaves_out(source.get("negated")):
+                        yield where, _fields(source)
+                elif text.strip():
+                    file.note("not an object", where)
         except ValueError as error:
             raise PairError(f"{file.path}, line {number + 1}: {error}; nothing was read.") from None
+    for column in ("image", "caption"):
+        if keys and column not in keys:
+            found = ", ".join(key[:40] for key in list(keys)[:_MOST_KEYS])
+            raise PairError(f'{file.path} has no column "{column}"; it has: {found}.')
 
 
-def _line(file: _File, line: bytes, where: str) -> dict | None:
-    """The object of a line; None for a blank line, and for another with its problem noted."""
-    try:
-        text = line.decode("utf-8-sig" if where == "line 1" else "utf-8")
-        source = strict_json.loads(text) if text.strip() else None
-    except ValueError as error:
-        syntax = isinstance(error, json.JSONDecodeError)
-        column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
-        file.note("not valid JSON", where + column)
-        return None
-    if text.strip() and not isinstance(source, dict):
-        file.note("not an object", where)
-        return None
-    return source
-
-
-def _read_parquet(file: _File) -> Iterator[Pair | None]:
+def _parquet_records(file: _File) -> Iterator[tuple[str, dict]]:
     for row, source in enumerate(pair_tables.rows(file.path)):
         if not file.leaves_out(source.get("negated")):
-            yield file.pair(f"row {row}", _record(source))
+            yield f"row {row}", _fields(source)
 
 
-_READERS = {"coco": _read_coco, "jsonl": _read_jsonl, "parquet": _read_parquet}
+def _fields(source: dict, negated_key: str = "negated") -> dict:
+    record = {key: source.get(key) for key in FIELDS}
+    if record["foils"] is None:
+        record["foils"] = source.get("foil")
+    return record | {"negated": source.get(negated_key)}
 
 
 def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
@@ -262,14 +270,23 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
     the new one is complete. Raises PairError for another extension, a file that cannot be written
     and, in COCO, for two images with one id.
     """
-    path = Path(path)
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise PairError(f"{path}: pairs are written as {', '.join(_WRITERS)}, by the extension.")
+    path, suffixes = Path(path), (".json", ".jsonl", ".parquet")
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise PairError(f"{path}: pairs are written as {', '.join(suffixes)}, by the extension.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_files.whole_file(path) as unfinished:
-            writer(unfinished, pairs)
+            if suffix == ".json":
+                with unfinished.open("w", encoding="utf-8") as file:
+                    json.dump(_coco_content(pairs), file, ensure_ascii=False)
+            elif suffix == ".jsonl":
+                with unfinished.open("w", encoding="utf-8") as file:
+                    for pair in pairs:
+                        record = {key: getattr(pair, key) for key in FIELDS}
+                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            else:
+                pair_tables.write(unfinished, list(pairs))
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PairError(
@@ -277,12 +294,15 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
         ) from None
 
 
-def _write_coco(path: Path, pairs: Iterable[Pair]) -> None:
-    names: dict[str, str] = {}
+def _coco_content(pairs: Iterable[Pair]) -> dict[str, list]:
+    def coco_id(image_id: str) -> int | str:
+        # COCO's ids are numbers: a string that is exactly a number becomes one again.
+        return int(image_id) if re.fullmatch("0|[1-9][0-9]{0,17}", image_id) else image_id
+
     written: dict[str, tuple[str, str]] = {}
     annotations = []
     for pair in pairs:
-        key, names[pair.image_id] = identity(pair.image_id), pair.image
+        key = identity(pair.image_id)
         if key is None:
             raise PairError(f"{pair.image_id!r} is no id of COCO JSON. Write .jsonl instead.")
         known = written.setdefault(key, (pair.image_id, pair.image))
@@ -294,34 +314,8 @@ def _write_coco(path: Path, pairs: Iterable[Pair]) -> None:
         fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
         fields |= {"object": pair.object, "provenance": pair.provenance}
         annotations.append(
-            {"id": len(annotations), "image_id": _coco_id(pair.image_id), "caption": pair.caption}
+            {"id": len(annotations), "image_id": coco_id(pair.image_id), "caption": pair.caption}
             | {key: value for key, value in fields.items() if value not in (None, [])}
         )
-    images = [{"id": _coco_id(i), "file_name": name} for i, name in names.items()]
-    with path.open("w", encoding="utf-8") as file:
-        json.dump({"images": images, "annotations": annotations}, file, ensure_ascii=False)
-
-
-def _coco_id(image_id: str) -> int | str:
-    """COCO's ids are numbers: a string that is exactly a number becomes one again."""
-    return int(image_id) if re.fullmatch("0|[1-9][0-9]{0,17}", image_id) else image_id
-
-
-def _write_jsonl(path: Path, pairs: Iterable[Pair]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            record = {key: getattr(pair, key) for key in FIELDS}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _write_parquet(path: Path, pairs: Iterable[Pair]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
-    pairs = list(pairs)
-    columns = {key: pa.array([getattr(p, key) for p in pairs], kinds[key]) for key in FIELDS}
-    pq.write_table(pa.table(columns), path)
-
-
-_WRITERS = {".json": _write_coco, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    images = [{"id": coco_id(image_id), "file_name": name} for image_id, name in written.values()]
+    return {"images": images, "annotations": annotations}

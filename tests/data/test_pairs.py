@@ -129,6 +129,52 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "it is nested too deeply" in error(write(tmp_path / "deep.json", "[" * 100_000))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        (
+            "p.csv",
+            "title,filepath\nA cat,a.jpg\n",
+            "comma-separated values with the columns title,",
+        ),
+        ("p.tsv", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
+        ("p.txt", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
+        ("pairs", "image,caption,negated\n", "with the columns image, caption, negated. Pairs are"),
+        ("p.tar", b"a.jpg" + b"\0" * 252 + b"ustar\0" + b"00", "a tar archive"),
+        ("p.json", b"a.jpg" + b"\0" * 252 + b"ustar\0" + b"00", "a tar archive"),
+        ("data-00000-of-00001.arrow", b"\xff\xff\xff\xff\x10", "an Arrow file"),
+        ("p.json", b"ARROW1\0\0", "an Arrow file"),
+        ("p.json.gz", b"\x1f\x8b\x08", "a compressed file"),
+    ],
+)
+def test_files_of_other_kinds_are_named_with_what_is_wanted(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = error(tmp_path / name)
+    assert found in message and "not valid JSON" not in message
+    assert '"image", "caption" and "negated"' in message
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
+@pytest.mark.parametrize("require_negated", [True, False])
+def test_lines_with_other_columns_are_named(tmp_path, name, require_negated):
+    path = write(tmp_path / name, '{"file_name": "a.jpg", "text": "A cat."}\n' * 2)
+    message = error(path, require_negated=require_negated)
+    assert message == f'{path} has no column "image"; it has: file_name, text.'
+
+
+def test_whole_numbers_are_ids_however_written(tmp_path):
+    content = {"images": [{"id": 391895.0, "file_name": "a.jpg"}, {"id": 2.5, "file_name": "b"}]}
+    content["annotations"] = [{"image_id": "0391895", "caption": "A cat.", "updated_caption": "No"}]
+    message = error(write(tmp_path / "p.json", content))
+    assert 'an entry of "images" has an id that is no whole number (1): images[1] (2.5)' in message
+    del content["images"][1]
+    (pair,) = read_pairs(write(tmp_path / "p.json", content))
+    assert pair.image_id == "391895"
+    line = {"image": "a.jpg", "caption": "A cat.", "negated": "No", "image_id": 391895.0}
+    (pair,) = read_pairs(write(tmp_path / "p.jsonl", line))
+    assert pair.image_id == "391895"
+
+
 def test_truncated_json_says_where(tmp_path):
     text = json.dumps(coco(), indent=1)
     message = error(write(tmp_path / "cut.json", text[: text.index("tabby") + 3]))
