@@ -7,6 +7,7 @@ distinct image and text once, over all benchmarks, and hands the rows to `Proble
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,25 @@ class Metric:
             clusters=None if before.clusters is None else before.clusters[rows],
             seed=seed,
         )
+
+
+def by_both_rules(
+    name: str, official: np.ndarray, strict: np.ndarray, images: Sequence, **described: Any
+) -> list[Metric]:
+    """A metric under the official rule, and as `NAME_strict` under the strict one.
+
+    Args:
+      name: of the first.
+      official, strict: float64 `[N]`, see `evals.scoring`.
+      images: `[N]`, of each item; items cluster where they share one.
+      described: other attributes of `Metric`; only the first may be a headline.
+    """
+    distinct, clusters = np.unique(images, return_inverse=True)
+    described["clusters"] = clusters if len(distinct) < len(clusters) else None
+    return [
+        Metric(name, official, **described),
+        Metric(f"{name}_strict", strict, **(described | {"headline": False})),
+    ]
 
 
 # Columns of `Result.predictions`; any other column is a group or a plain value for the parquet.

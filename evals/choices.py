@@ -6,13 +6,14 @@ the breakdown by negation are the same for all and live here.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import Metric, Problem, Result
+from evals.benchmark import Metric, Problem, Result, by_both_rules
 from evals.cues import cue_breakdowns, cue_columns
 from evals.images import DataRoots, ImageRef
 from evals.problem_images import ProblemImages, Views
@@ -114,7 +115,11 @@ def choice_problem(
         missing=pictures.missing,
         file=str(file),
         notes=tuple(notes),
-        controls={title: table.control(c) for title, c in (controls or {}).items()} if kept else {},
+        controls={
+            title: functools.partial(table.control, control)
+            for title, control in (controls or {}).items()
+            if kept
+        },
     )
 
 
@@ -131,8 +136,6 @@ class _Table:
     ):
         self.items, self.rule, self.numbers, self.pictures = items, rule, numbers, pictures
         self.texts = list(dict.fromkeys(text for item in items for text in item.texts))
-        self._text_rows = {text: row for row, text in enumerate(self.texts)}
-        self._answers = np.array([item.answer for item in items], np.int64)
         self._counts = np.array([len(item.options) for item in items], np.int64)
         self._cues = cue_columns([(item.texts, item.answer) for item in items])
         self._breakdowns = breakdowns | cue_breakdowns(self._cues)
@@ -140,67 +143,28 @@ class _Table:
     def score(self, images: np.ndarray, texts: np.ndarray) -> Result:
         """The result of unit features `[len(images), D]` and `[len(texts), D]`."""
         images = self.pictures.features(images)
+        text_row = {text: row for row, text in enumerate(self.texts)}
         options = [option for item in self.items for option in item.options]
         image_rows = np.array([self.pictures.row(ref) for ref, _ in options])
-        text_rows = np.array([self._text_rows[text] for _, text in options])
+        text_rows = np.array([text_row[text] for _, text in options])
         return self._result(scoring.inner(images, image_rows, texts, text_rows))
 
-    def control(self, scorer: Control) -> Callable[[], Result]:
+    def control(self, scorer: Control) -> Result:
         """The result of a scorer that needs no model, its ties always shared.
 
         A rule over boxes or words ties often; the official rule would then report where the file
         puts the answer (the top-most box of NegRefCOCOg: 74 % for 49 %).
         """
-
-        def run() -> Result:
-            flat = [value for row in scorer(self.items) for value in row]
-            return self._result(np.asarray(flat, np.float64), shared=True)
-
-        return run
+        flat = [value for row in scorer(self.items) for value in row]
+        return self._result(np.asarray(flat, np.float64), shared=True)
 
     def _result(self, flat: np.ndarray, shared: bool = False) -> Result:
         """From the scores of all options, one after another; `shared` ties under every name."""
         scores = np.full((len(self.items), self._counts.max()), np.nan, flat.dtype)
         scores[np.arange(scores.shape[1]) < self._counts[:, None]] = flat
-        strict = scoring.credit(scores, self._answers)
-        official = strict if shared else scoring.official(scores, self._answers, self.rule)
-        metrics = []
-        for number in self.numbers:
-            metrics += self._metrics(number, official, strict)
-        return Result(metrics, self._predictions(scores, official, strict), self._breakdowns)
-
-    def _metrics(
-        self, number: AccuracySpec, official: np.ndarray, strict: np.ndarray
-    ) -> list[Metric]:
-        kept = [row for row, item in enumerate(self.items) if number.keep(item)]
-        weights = None
-        if number.macro:
-            kept, weights = self._macro(number, kept)
-        if not kept:
-            return []
-        first = [self.items[row].images[0].path for row in kept]
-        clusters = np.unique(first, return_inverse=True)[1] if len(set(first)) < len(kept) else None
-        chance = float(np.average(1 / self._counts[kept], weights=weights))
-        ids = np.array([self.items[row].id for row in kept])
-
-        def metric(name: str, values: np.ndarray, headline: bool) -> Metric:
-            return Metric(name, values[kept], ids, clusters, weights, chance, headline)
-
-        return [
-            metric(number.name, official, number.headline),
-            metric(f"{number.name}_strict", strict, False),
-        ]
-
-    def _macro(self, number: AccuracySpec, kept: list[int]) -> tuple[list[int], np.ndarray]:
-        values = np.array([self.items[row].groups[number.macro] for row in kept])
-        _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-        enough = sizes[group] >= number.at_least
-        weights = 1 / sizes[group][enough]
-        return [row for row, keep in zip(kept, enough, strict=True) if keep], weights
-
-    def _predictions(
-        self, scores: np.ndarray, official: np.ndarray, strict: np.ndarray
-    ) -> dict[str, list]:
+        answers = np.array([item.answer for item in self.items], np.int64)
+        strict = scoring.credit(scores, answers)
+        official = strict if shared else scoring.official(scores, answers, self.rule)
         real = [row[:count] for row, count in zip(scores, self._counts, strict=True)]
         columns = {
             "item": [item.id for item in self.items],
@@ -214,4 +178,27 @@ class _Table:
         }
         for name in dict.fromkeys(name for item in self.items for name in item.groups):
             columns[name] = [item.groups.get(name, "") for item in self.items]
-        return columns | self._cues
+        metrics = [m for number in self.numbers for m in self._metrics(number, official, strict)]
+        return Result(metrics, columns | self._cues, self._breakdowns)
+
+    def _metrics(
+        self, number: AccuracySpec, official: np.ndarray, strict: np.ndarray
+    ) -> list[Metric]:
+        kept, weights = [row for row, item in enumerate(self.items) if number.keep(item)], None
+        if number.macro:
+            values = np.array([self.items[row].groups[number.macro] for row in kept])
+            _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+            enough = sizes[group] >= number.at_least
+            kept, weights = np.array(kept, int)[enough].tolist(), 1 / sizes[group][enough]
+        if not kept:
+            return []
+        return by_both_rules(
+            number.name,
+            official[kept],
+            strict[kept],
+            [self.items[row].images[0].path for row in kept],
+            items=np.array([self.items[row].id for row in kept]),
+            weights=weights,
+            chance=float(np.average(1 / self._counts[kept], weights=weights)),
+            headline=number.headline,
+        )

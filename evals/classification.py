@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import Metric, Problem, Result
+from evals.benchmark import Problem, Result, by_both_rules
 from evals.images import DataRoots, ImageRef
 from evals.problem_images import ProblemImages
 
@@ -43,88 +43,60 @@ def classification_problem(
     """
     pictures = ProblemImages(roots, (item.image for item in items))
     kept = [item for item in items if item.image in pictures]
-    classifier = _Classifier(kept, pictures, tuple(classes), dict(prompts))
+    filled = {n: [t.replace("{}", c) for c in classes for t in ts] for n, ts in prompts.items()}
+    every = list(dict.fromkeys(text for texts in filled.values() for text in texts))
+    text_row = {text: row for row, text in enumerate(every)}
+    image_rows = [pictures.row(item.image) for item in kept]
+
+    def score(images: np.ndarray, texts: np.ndarray) -> Result:
+        metrics, ranks = [], {}
+        labels = np.array([item.label for item in kept], np.int64)
+        ids = np.array([item.id for item in kept])
+        for name, templates in prompts.items():
+            rows = np.array([text_row[text] for text in filled[name]])
+            weights = scoring.mean_directions(texts[rows], len(templates))
+            ranks[name] = found = scoring.rank(images[image_rows], weights, labels[:, None])
+            for k in (1, 5):
+                if k < len(classes):
+                    metrics += by_both_rules(
+                        f"top{k}_{name}",
+                        found.recall(k),
+                        found.recall_strict(k),
+                        [item.image.path for item in kept],
+                        items=ids,
+                        chance=k / len(classes),
+                        headline=k == 1,
+                    )
+        # A row a photo: its class against the best other one, by the first set of prompts.
+        first = next(iter(prompts))
+        pairs = [
+            (classes[item.label], classes[rival])
+            for item, rival in zip(kept, ranks[first].rival, strict=True)
+        ]
+        scores = np.stack([ranks[first].score, ranks[first].rival_score], axis=1)
+        columns = {
+            "item": ids.tolist(),
+            "images": [[row] for row in image_rows],
+            "texts": [[prompts[first][0].replace("{}", name) for name in pair] for pair in pairs],
+            "scores": scores.astype(np.float64).tolist(),
+            "answers": [[0]] * len(kept),
+            "predicted": [np.flatnonzero(row == row.max()).tolist() for row in scores],
+            "right": ranks[first].recall_strict(1).tolist(),
+            "class": [name for name, _ in pairs],
+            **{f"rank_{name}": (found.stable + 1).tolist() for name, found in ranks.items()},
+        }
+        return Result(metrics, columns, {"class": "by class"})
+
     described = [
         f"{name}: {len(t)} prompt(s) a class, {t[0]!r} first" for name, t in prompts.items()
     ]
     return Problem(
         images=pictures.refs,
-        texts=classifier.texts if kept else [],
-        score=classifier.score,
+        texts=every if kept else [],
+        score=score,
         total=len(items),
         scored=len(kept),
         missing=pictures.missing,
         file=str(file),
         notes=[*notes, f"{len(classes)} classes; {'; '.join(described)}."],
     )
-
-
-class _Classifier:
-    def __init__(
-        self,
-        items: Sequence[Labelled],
-        pictures: ProblemImages,
-        classes: Sequence[str],
-        prompts: Mapping[str, Sequence[str]],
-    ):
-        self._items, self._pictures, self._classes, self._prompts = (
-            items,
-            pictures,
-            classes,
-            prompts,
-        )
-        self._labels = np.array([item.label for item in items], np.int64)
-        filled = {n: [t.replace("{}", c) for c in classes for t in ts] for n, ts in prompts.items()}
-        self.texts = list(dict.fromkeys(text for texts in filled.values() for text in texts))
-        rows = {text: row for row, text in enumerate(self.texts)}
-        self._rows = {name: np.array([rows[t] for t in texts]) for name, texts in filled.items()}
-
-    def score(self, images: np.ndarray, texts: np.ndarray) -> Result:
-        """The result of unit features `[len(images), D]` and `[len(texts), D]`."""
-        rows = [self._pictures.row(item.image) for item in self._items]
-        images = images[rows]
-        metrics, ranks = [], {}
-        for name, templates in self._prompts.items():
-            weights = scoring.mean_directions(texts[self._rows[name]], len(templates))
-            ranks[name] = scoring.rank(images, weights, self._labels[:, None])
-            metrics += self._metrics(name, ranks[name])
-        return Result(metrics, self._predictions(ranks), {"class": "by class"})
-
-    def _metrics(self, name: str, ranks: scoring.Ranks) -> list[Metric]:
-        ids = np.array([item.id for item in self._items])
-        paths = [item.image.path for item in self._items]
-        shared = len(set(paths)) < len(paths)
-        clusters = np.unique(paths, return_inverse=True)[1] if shared else None
-        metrics = []
-        for k in (1, 5):
-            if k >= len(self._classes):
-                continue
-            chance = k / len(self._classes)
-            rules = ("", ranks.recall(k)), ("_strict", ranks.recall_strict(k))
-            for suffix, values in rules:
-                headline = k == 1 and not suffix
-                label = f"top{k}_{name}{suffix}"
-                metrics.append(Metric(label, values, ids, clusters, None, chance, headline))
-        return metrics
-
-    def _predictions(self, ranks: Mapping[str, scoring.Ranks]) -> dict[str, list]:
-        """A row a photo: its class against the best other one, by the first set of prompts."""
-        first = next(iter(self._prompts))
-        shown, template = ranks[first], self._prompts[first][0]
-        texts, scores, predicted = [], [], []
-        for i, label in enumerate(self._labels):
-            pair = (self._classes[label], self._classes[shown.rival[i]])
-            texts.append([template.replace("{}", name) for name in pair])
-            scores.append([float(shown.score[i]), float(shown.rival_score[i])])
-            predicted.append([j for j, score in enumerate(scores[-1]) if score == max(scores[-1])])
-        columns = {
-            "item": [item.id for item in self._items],
-            "images": [[self._pictures.row(item.image)] for item in self._items],
-            "texts": texts,
-            "scores": scores,
-            "answers": [[0]] * len(self._items),
-            "predicted": predicted,
-            "right": shown.recall_strict(1).tolist(),
-            "class": [self._classes[label] for label in self._labels],
-        }
-        return columns | {f"rank_{name}": (r.stable + 1).tolist() for name, r in ranks.items()}
