@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from bench import harness, material
-from evals import models, runner
+from evals import models, reading, runner
 from evals.__main__ import main as evaluate
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
@@ -60,7 +60,7 @@ def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Encoding alone, the command, and the command again with all embeddings kept."""
     checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(args.data))
-    loaded = runner.load_problems([runner.AVAILABLE], roots, allow_subset=True)
+    loaded = runner.load_problems([reading.AVAILABLE], roots, allow_subset=True)
     material.random_checkpoint(checkpoint, args.arch, tokenizer=args.tokenizer)
     encoding = encode_once(checkpoint, roots, loaded, scratch)
     command = whole_command(checkpoint, args.data, out)

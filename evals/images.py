@@ -19,7 +19,6 @@ from PIL import Image
 
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.problems import first
 from negclip_jax.data.images import ImageRef, decode
 
 __all__ = ["DataRoots", "FileMissing", "ImageRef"]
@@ -32,39 +31,6 @@ _TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<
 
 class FileMissing(InputError):
     """A published file that is not below the data folders, as opposed to one that is wrong."""
-
-
-def why_not_scored(
-    name: str,
-    missing: Sequence[str],
-    *,
-    scored: int,
-    total: int,
-    unit: str,
-    empty: str,
-    allow_subset: bool,
-) -> str:
-    """Why a set of items cannot be scored; "" where it can.
-
-    Args:
-      name: of the set, the message's first word.
-      missing: its photos that are not below the data folders.
-      scored, total: items whose photos are there, and all.
-      unit: what items are called, "items" or "phrases".
-      empty: what is wrong where nothing is missing and there are no items.
-      allow_subset: score the items whose photos are there.
-    """
-    if not missing:
-        return "" if scored else f"{name}: {empty}"
-    if not scored:
-        return f"{name}: none of its photos is below the data folders: {first(missing)}"
-    if allow_subset:
-        return ""
-    return (
-        f"{name}: {len(missing):,} photos are not below the data folders, so that "
-        f"{total - scored:,} of {total:,} {unit} cannot be scored: {first(missing)}. Add them, or "
-        "give --allow-subset to score the others, marked as a subset"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

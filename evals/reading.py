@@ -6,14 +6,18 @@ Everything wrong with the records of a file is collected and comes in one messag
 import contextlib
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.images import DataRoots, FileMissing, ImageRef
 from negclip_jax.common import records, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 from negclip_jax.common.strict_json import parse_json, read_text
+
+AVAILABLE = "available"  # stands for every name whose files are there
 
 
 class Fields(records.Fields):
@@ -47,6 +51,68 @@ class Fields(records.Fields):
         for where in outside:
             self.note("a box lies outside its photo", where)
         return []
+
+
+def load_available(
+    names: Sequence[str],
+    every: Iterable[str],
+    load: Callable[[str], Mapping[str, Any]],
+    *,
+    allow_subset: bool,
+    items: tuple[str, str] = ("items", "items"),
+    skip_subsets: bool = False,
+) -> dict[str, Any]:
+    """What is scored, from several published files: everything wrong comes in one message.
+
+    Args:
+      names: of benchmarks or sources, or `[AVAILABLE]`.
+      every: all names that there are.
+      load: reads the file of a name, to sets of items by their names. Each set has `file`,
+        `total`, `scored` (items whose photos are there) and `missing` (photos that are not).
+      allow_subset: score the items whose photos are there where others are not.
+      items: what they are called in the plural, and in "FILE holds no ...".
+      skip_subsets: whether AVAILABLE leaves out a set that lacks photos, or complains of it.
+
+    Raises InputError with one line for each set that cannot be scored.
+    """
+    skips = list(names) == [AVAILABLE]
+    loaded: dict[str, Any] = {}
+    problems, absent = [], []
+    for name in every if skips else names:
+        try:
+            sets = load(name)
+        except InputError as error:
+            if skips and isinstance(error, FileMissing):
+                absent.append(name)
+            else:
+                problems.append(f"{name}: {error}" if name in every else str(error))
+            continue
+        for title, found in sets.items():
+            if found.scored and (allow_subset or not found.missing):
+                loaded[title] = found
+                continue
+            complaint = f"{title}: {found.file} holds no {items[1]}"
+            if found.missing and not found.scored:
+                listed = first(found.missing)
+                complaint = f"{title}: none of its photos is below the data folders: {listed}"
+            elif found.missing:
+                complaint = (
+                    f"{title}: {len(found.missing):,} photos are not below the data folders, so "
+                    f"that {found.total - found.scored:,} of {found.total:,} {items[0]} cannot be "
+                    f"scored: {first(found.missing)}. Add them, or give --allow-subset to score "
+                    "the others, marked as a subset"
+                )
+            if skips and skip_subsets:
+                logging.info("left out: %s", complaint)
+            elif skips and not found.scored:
+                absent.append(title)
+            else:
+                problems.append(complaint)
+    if problems:
+        raise InputError("\n".join(problems))
+    if absent:
+        logging.info("left out, for their files or photos are not there: %s", ", ".join(absent))
+    return loaded
 
 
 def find_parts(

@@ -15,7 +15,7 @@ one with others is refused, because rows of different models would stand under o
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ class Results:
         self._out, self._seed, self._writes = out, settings["seed"], writes
         if writes:
             out.mkdir(parents=True, exist_ok=True)
-        old = {} if overwrite else _read(out / RESULTS)
+        keys, advice = ("settings", "environment", "benchmarks"), "remove it, or give --overwrite"
+        old = {} if overwrite else read_earlier(out / RESULTS, keys, advice)
         if old and old["settings"] != settings:
             differ = [k for k in settings if old["settings"].get(k) != settings[k]]
             names = ", ".join(old["settings"]["models"])
@@ -89,8 +90,20 @@ class Results:
             "environment": environment,
             "benchmarks": old.get("benchmarks", {}),
         }
-        self._tables = _read_tables(out / PREDICTIONS) if old else {}
-        self._metrics: dict[tuple[str, str], list[Metric]] = {}
+        self._tables: dict[tuple[str, str], pa.Table] = {}
+        if old and (out / PREDICTIONS).is_file():
+            try:
+                table = pq.read_table(out / PREDICTIONS, schema=_SCHEMA)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{out / PREDICTIONS} is damaged ({error}): {advice}") from None
+            every = zip(table["benchmark"].to_pylist(), table["row"].to_pylist(), strict=True)
+            for pair in dict.fromkeys(every):
+                is_row = [
+                    pa.compute.equal(table[c], v)
+                    for c, v in zip(("benchmark", "row"), pair, strict=True)
+                ]
+                self._tables[pair] = table.filter(pa.compute.and_(*is_row))
+        self._metrics: dict[tuple[str, str], dict[str, Metric]] = {}
 
     def begin(self, benchmark: Benchmark, problem: Problem) -> None:
         """Describes a benchmark; rows of an earlier command stay until new ones replace them."""
@@ -124,17 +137,38 @@ class Results:
         metrics = [metric for metric in result.metrics if len(metric.values)]
         entry["rows"][row] = {
             "control": control,
-            "metrics": {metric.name: self._measured(metric) for metric in metrics},
+            "metrics": {
+                metric.name: dataclasses.asdict(metric.estimate(seed=self._seed))
+                | {"chance": metric.chance, "headline": metric.headline}
+                for metric in metrics
+            },
         }
         entry["errors"].pop(row, None)
         if result.predictions:
             table = _table(benchmark, row, problem, result, subset=entry["subset"])
             self._tables[benchmark, row] = table
-            for column in result.breakdowns:
-                self._break_down(entry, row, result.predictions, column)
             entry["sentences"] |= result.breakdowns
+            right = np.asarray(result.predictions["right"], np.float64)
+            images = np.array([str(list(rows)[:1]) for rows in result.predictions["images"]])
+            for column in result.breakdowns:
+                groups = np.array([str(value) for value in result.predictions[column]])
+                names = np.unique(groups)
+                for name in names if len(names) <= _MAX_GROUPS else ():
+                    metric = Metric(column, right[groups == name], clusters=images[groups == name])
+                    shown = entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})
+                    shown[row] = dataclasses.asdict(metric.estimate(seed=self._seed))
         if not control:
-            self._compare(benchmark, row, metrics)
+            # Paired comparisons with every model that this command has scored before.
+            for (name, before), others in self._metrics.items():
+                if name == benchmark and before != row:
+                    changes = {
+                        m.name: dataclasses.asdict(m.compare(others[m.name], seed=self._seed))
+                        for m in metrics
+                        if m.name in others
+                    }
+                    names = {"before": before, "after": row, "metrics": changes}
+                    entry["comparisons"][f"{before} -> {row}"] = names
+            self._metrics[benchmark, row] = {metric.name: metric for metric in metrics}
         self.write()
 
     def fail(self, benchmark: str, row: str, message: str) -> None:
@@ -151,40 +185,6 @@ class Results:
                 table = pa.concat_tables(self._tables.values())
                 pq.write_table(table, unfinished, compression="zstd")
         storage.write_json(self._out / RESULTS, self.document)
-
-    def _measured(self, metric: Metric) -> dict[str, Any]:
-        found = dataclasses.asdict(metric.estimate(seed=self._seed))
-        return found | {"chance": metric.chance, "headline": metric.headline}
-
-    def _compare(self, benchmark: str, row: str, metrics: Sequence[Metric]) -> None:
-        """Paired comparisons with every model that this command has scored before."""
-        comparisons = self.document["benchmarks"][benchmark]["comparisons"]
-        for (name, before), others in self._metrics.items():
-            if name == benchmark and before != row:
-                by_name = {metric.name: metric for metric in others}
-                comparisons[f"{before} -> {row}"] = {"before": before, "after": row} | {
-                    "metrics": {
-                        m.name: dataclasses.asdict(m.compare(by_name[m.name], seed=self._seed))
-                        for m in metrics
-                        if m.name in by_name
-                    }
-                }
-        self._metrics[benchmark, row] = list(metrics)
-
-    def _break_down(
-        self, entry: dict, row: str, predictions: Mapping[str, Sequence], column: str
-    ) -> None:
-        groups = np.array([str(value) for value in predictions[column]])
-        right = np.asarray(predictions["right"], np.float64)
-        images = np.array([str(list(rows)[:1]) for rows in predictions["images"]])
-        names = np.unique(groups)
-        if len(names) > _MAX_GROUPS:
-            return
-        for name in names:
-            member = groups == name
-            metric = Metric(column, right[member], clusters=images[member])
-            found = dataclasses.asdict(metric.estimate(seed=self._seed))
-            entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})[row] = found
 
 
 def table_text(document: Mapping[str, Any]) -> str:
@@ -225,7 +225,12 @@ def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset
     columns, n = result.predictions, len(result.predictions["item"])
     refs = [[problem.images[i] for i in rows] for rows in columns["images"]]
     extra = [name for name in columns if name not in COLUMNS]
-    plain = {name: _lists(columns[name]) for name in ("texts", "scores", "answers", "predicted")}
+    plain = {
+        name: [np.asarray(x).tolist() for x in columns[name]]
+        if name != "texts"
+        else [list(x) for x in columns[name]]
+        for name in ("texts", "scores", "answers", "predicted")
+    }
     return pa.table(
         {
             "benchmark": [benchmark] * n,
@@ -247,37 +252,17 @@ def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset
     )
 
 
-def _lists(column: Iterable[Any]) -> list[list]:
-    return [np.asarray(x).tolist() if not isinstance(x, list | tuple) else list(x) for x in column]
+def read_earlier(path: Path, keys: Sequence[str], advice: str) -> dict[str, Any]:
+    """The JSON object that an earlier command left at `path`; {} where there is no such file.
 
-
-def _read(path: Path) -> dict[str, Any]:
+    Raises InputError, with the advice, where it cannot be read or lacks one of `keys`.
+    """
     if not path.is_file():
         return {}
     try:
         content = strict_json.load(path)
-        if not isinstance(content, dict) or not all(
-            isinstance(content.get(key), dict) for key in ("settings", "environment", "benchmarks")
-        ):
+        if not (isinstance(content, dict) and all(key in content for key in keys)):
             raise ValueError("it is in another layout")
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): remove it, or give --overwrite") from None
+        raise InputError(f"{path} is damaged ({error}): {advice}") from None
     return content
-
-
-def _read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
-    """Tables by benchmark and row."""
-    if not path.is_file():
-        return {}
-    try:
-        table = pq.read_table(path, schema=_SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it, or give --overwrite") from None
-    pairs = dict.fromkeys(zip(*(table[c].to_pylist() for c in ("benchmark", "row")), strict=True))
-    equal = pa.compute.equal
-    return {
-        (name, row): table.filter(
-            pa.compute.and_(equal(table["benchmark"], name), equal(table["row"], row))
-        )
-        for name, row in pairs
-    }

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from evals import registry
 from evals.benchmark import Benchmark, Problem
-from evals.images import DataRoots, FileMissing, why_not_scored
+from evals.images import DataRoots
 from evals.models import Model
+from evals.reading import load_available
 from evals.results import Results
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.runtime import sharding
-
-AVAILABLE = "available"  # stands for every benchmark whose files are there
 
 Loaded = dict[str, tuple[Benchmark, Problem]]
 
@@ -46,48 +45,22 @@ def load_problems(
 
     Raises InputError with one line for each benchmark that cannot be scored.
     """
-    skips = list(names) == [AVAILABLE]
-    loaded: Loaded = {}
-    problems, missing, absent = [], [], []
-    for name in registry.names() if skips else names:
-        try:
-            benchmark = registry.get(name)
-            problem = benchmark.load(roots)
-        except FileMissing as error:
-            if skips:
-                absent.append(name)
-            else:
-                problems.append(f"{name}: {error}")
-            continue
-        except InputError as error:
-            problems.append(f"{name}: {error}" if name in registry.names() else str(error))
-            continue
-        missing += [f"{name}\t{path}" for path in problem.missing]
-        complaint = why_not_scored(
-            name,
-            problem.missing,
-            scored=problem.scored,
-            total=problem.total,
-            unit="items",
-            empty=f"{problem.file} holds no items",
-            allow_subset=allow_subset,
-        )
-        if not complaint:
-            loaded[name] = benchmark, problem
-        elif skips and not problem.scored:
-            absent.append(name)
-        else:
-            problems.append(complaint)
-    if missing and out is not None and sharding.is_main_process():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "missing_photos.txt").write_text("\n".join(missing) + "\n", encoding="utf-8")
-    if problems:
-        raise InputError("\n".join(problems))
-    if absent:
-        logging.info("left out, for their files or photos are not there: %s", ", ".join(absent))
+    missing: list[str] = []
+
+    def load(name: str) -> dict[str, Problem]:
+        problem = registry.get(name).load(roots)
+        missing.extend(f"{name}\t{path}" for path in problem.missing)
+        return {name: problem}
+
+    try:
+        loaded = load_available(names, registry.names(), load, allow_subset=allow_subset)
+    finally:
+        if missing and out is not None and sharding.is_main_process():
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "missing_photos.txt").write_text("\n".join(missing) + "\n", encoding="utf-8")
     if not loaded:
         raise InputError(f"no benchmark has its files below {', '.join(map(str, roots.data))}")
-    return loaded
+    return {name: (registry.get(name), problem) for name, problem in loaded.items()}
 
 
 def run(

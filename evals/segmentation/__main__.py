@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> None:
 
     from evals import models
     from evals.images import DataRoots
-    from evals.results import table_text
-    from evals.segmentation import page, phrases, results, scoring
+    from evals.results import RESULTS, table_text
+    from evals.segmentation import page, phrases, scoring
     from evals.segmentation.clipseg import CLIPSeg
     from evals.segmentation.sources import SOURCES
     from negclip_jax.common import storage
@@ -51,37 +51,37 @@ def run(args: argparse.Namespace) -> None:
     )
     clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
     tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)
-    if results.OWN in [model.name for model in tuned]:
+    if scoring.OWN in [model.name for model in tuned]:
         raise InputError(
-            f"--model={results.OWN}=...: this name is that of the base's own text tower"
+            f"--model={scoring.OWN}=...: this name is that of the base's own text tower"
         )
     warnings = [text for model in tuned if (text := clipseg.check(model))]
     for text in warnings:
         logging.warning(text)
     document = {
-        "settings": {"models": results.described(args.base, clipseg, tuned), "size": args.size},
+        "settings": {"models": scoring.described(args.base, clipseg, tuned), "size": args.size},
         "seed": args.seed,
         "environment": environment("torch", "transformers"),
-        "protocol": results.protocol(args.size),
+        "protocol": scoring.protocol(args.size),
         "negated": phrases.NEGATED,
         "warnings": warnings,
         "benchmarks": {},
         "curves": {},
     }
-    results.require_same(args.out, document["settings"], overwrite=args.overwrite)
-    if not (args.out / results.RESULTS).is_file():
+    scoring.require_same(args.out, document["settings"], overwrite=args.overwrite)
+    if not (args.out / RESULTS).is_file():
         # Whose phrases these are, should this be killed.
-        storage.write_json(args.out / results.RESULTS, document)
+        storage.write_json(args.out / RESULTS, document)
     tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
-    towers = results.towers(clipseg, tuned, sets, tokenizer, args.out, document)
+    towers = scoring.towers(clipseg, tuned, sets, tokenizer, args.out, document)
     try:
         scoring.score(towers, sets, roots, args.out, allow_subset=args.allow_subset)
     finally:  # what was scored before a photo failed, or Ctrl-C, has its page
         rows = scoring.collect(sets, args.out)
         for found in sets:
-            results.measure(document, found, list(rows[found.name].values()), args.seed)
+            scoring.measure(document, found, list(rows[found.name].values()), args.seed)
         if document["benchmarks"]:
-            storage.write_json(args.out / results.RESULTS, document)
+            storage.write_json(args.out / RESULTS, document)
             page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
     print(table_text(document))
     seconds = human_seconds(time.monotonic() - started)

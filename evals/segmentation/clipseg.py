@@ -124,8 +124,14 @@ class CLIPSeg:
         ids = tokenizer(texts).astype(np.int64)
         keys = [key(row.tobytes()) for row in ids]
         left = list({k: i for i, k in enumerate(keys) if k not in store}.values())
-        if left:
-            self._exchange(model)
+        if left:  # the model's text tower and projection, or CLIPSeg's own, into place
+            tower = self._own
+            if model is not None:
+                tensors = clipseg.text_tensors(model.config, model.params)
+                tower = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+            wrong = self._model.load_state_dict(tower, strict=False).unexpected_keys
+            lacking = self._own.keys() - tower.keys()
+            assert not wrong and not lacking, f"the exchange is not whole: {wrong} {lacking}"
         label = f"{model.name if model else 'CLIPSeg'}: phrases encoded"
         with console.Bar(label, len(left)) as bar, torch.inference_mode():
             for start in range(0, len(left), _TEXTS):
@@ -136,16 +142,6 @@ class CLIPSeg:
                 store.add([keys[i] for i in part], found.cpu().numpy())
                 bar.advance(len(part))
         return store.rows(keys)
-
-    def _exchange(self, model: Model | None) -> None:
-        """Puts a model's text tower and projection, or CLIPSeg's own, into place."""
-        tower = self._own
-        if model is not None:
-            tensors = clipseg.text_tensors(model.config, model.params)
-            tower = {name: self._torch.from_numpy(tensor) for name, tensor in tensors.items()}
-        wrong = self._model.load_state_dict(tower, strict=False).unexpected_keys
-        lacking = self._own.keys() - tower.keys()
-        assert not wrong and not lacking, f"the exchange is not whole: {wrong} {lacking}"
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """A photo as it is evaluated, float32 `[3, size, size]`: squashed, not cropped.
@@ -180,16 +176,13 @@ class CLIPSeg:
                 steer = torch.from_numpy(embeddings[start : start + _MASKS]).to(device)
                 repeated = [a.expand(len(steer), -1, -1) for a in activations]
                 logits = model.decoder(tuple(repeated), steer).logits
-                found.append(self._at_size(torch.sigmoid(logits)).cpu().numpy())
+                drawn = torch.sigmoid(logits)
+                if drawn.shape[-1] != self.size:  # not as published: resized as photos are
+                    drawn = torch.nn.functional.interpolate(
+                        drawn[:, None], (self.size, self.size), mode="bilinear", align_corners=True
+                    )[:, 0]
+                found.append(drawn.cpu().numpy())
         return np.concatenate(found)
-
-    def _at_size(self, probabilities: Any) -> Any:
-        """Published decoders draw at the photo's size; another one is resized as they resize."""
-        if probabilities.shape[-1] == self.size:
-            return probabilities
-        return self._torch.nn.functional.interpolate(
-            probabilities[:, None], (self.size, self.size), mode="bilinear", align_corners=True
-        )[:, 0]
 
 
 def _first(error: Exception) -> str:

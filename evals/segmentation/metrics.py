@@ -102,66 +102,70 @@ def measure(
       `curves`: `{model: {"miou", "fgiou", "precision", "recall"}}`, a value a threshold.
     """
     photos, unit = np.unique(np.asarray(images), return_inverse=True)
-    sums = {name: _sums(counts, unit, len(photos)) for name, counts in models.items()}
+    sums = {}
+    for name, counts in models.items():
+        # Of each image: phrases, then the parts at each threshold; exact, being below 2^53.
+        parts = (counts.ious(extra=1), counts.ious(), counts.tp, counts.fp, counts.fn)
+        sums[name] = np.zeros((len(photos), 1 + 5 * len(THRESHOLDS)))
+        np.add.at(sums[name], unit, np.concatenate([np.ones((len(unit), 1)), *parts], axis=1))
     whole = {name: _metrics(s.sum(axis=0, keepdims=True)) for name, s in sums.items()}
     drawn = _drawn(sums, len(photos), seed, resamples)
-    curves = {name: _curves(s.sum(axis=0)) for name, s in sums.items()}
-    first, *others = models
-    return {
-        "rows": {n: _row(whole[n], drawn[n], curves[n], len(photos), len(images)) for n in models},
-        "comparisons": {
-            f"{first} -> {name}": {
-                "before": first,
-                "after": name,
-                "metrics": {
-                    metric: {
-                        "difference": float((whole[name][metric] - whole[first][metric])[0]),
-                        **_judged(drawn[name][metric] - drawn[first][metric], len(photos)),
-                        **_moved(models[first], models[name], metric),
-                    }
-                    for metric in whole[first]
-                },
-            }
-            for name in others
-        },
-        "curves": curves,
-    }
-
-
-def _row(
-    whole: Mapping[str, np.ndarray],
-    drawn: Mapping[str, np.ndarray],
-    curves: Mapping[str, Sequence[float]],
-    images: int,
-    phrases: int,
-) -> dict[str, dict[str, Any]]:
-    """Every metric of one model with its interval."""
-    method = f"bootstrap over {images:,} images"
-    if images == 1:
+    curves = {}
+    for name, s in sums.items():
+        curve = _by_threshold(s.sum(axis=0, keepdims=True))
+        curves[name] = {
+            kind: curve[kind][0].tolist() for kind in ("miou", "fgiou", "precision", "recall")
+        }
+    method = f"bootstrap over {len(photos):,} images"
+    if len(photos) == 1:
         method = "no interval: all phrases are of one image"
-    found: dict[str, dict[str, Any]] = {}
-    for metric, value in whole.items():
-        low, high = (0.0, 1.0) if images == 1 else percentile_interval(drawn[metric])
-        entry = {"value": float(value[0]), "low": low, "high": high}
-        found[metric] = entry | {"n": phrases, "method": method}
-    for name in ("miou", "fgiou"):
-        best = THRESHOLDS[int(np.argmax(curves[name]))]
-        found[f"{name}_best"]["threshold"] = round(float(best), 2)
-    return found
+    rows: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
+    for name, row in rows.items():
+        for metric, value in whole[name].items():
+            low, high = (0.0, 1.0) if len(photos) == 1 else percentile_interval(drawn[name][metric])
+            found = {"value": float(value[0]), "low": low, "high": high}
+            row[metric] = found | {"n": len(images), "method": method}
+        for metric in ("miou", "fgiou"):
+            best = THRESHOLDS[int(np.argmax(curves[name][metric]))]
+            row[f"{metric}_best"]["threshold"] = round(float(best), 2)
+    first, *others = models
+    comparisons = {
+        f"{first} -> {name}": {
+            "before": first,
+            "after": name,
+            "metrics": {
+                metric: _change(
+                    *((models[m], whole[m][metric], drawn[m][metric]) for m in (first, name)),
+                    metric,
+                    len(photos),
+                )
+                for metric in whole[first]
+            },
+        }
+        for name in others
+    }
+    return {"rows": rows, "comparisons": comparisons, "curves": curves}
 
 
-def _judged(differences: np.ndarray, images: int) -> dict[str, Any]:
-    """Interval and verdict of a paired difference from its draws."""
-    low, high = (-1.0, 1.0) if images == 1 else percentile_interval(differences)
-    return {"low": low, "high": high, "separable": images >= _FEWEST and not low <= 0 <= high}
-
-
-def _moved(before: Counts, after: Counts, metric: str) -> dict[str, int]:
-    """How many phrases got better and worse at a metric's threshold."""
+def _change(
+    before: tuple[Counts, np.ndarray, np.ndarray],
+    after: tuple[Counts, np.ndarray, np.ndarray],
+    metric: str,
+    images: int,
+) -> dict[str, Any]:
+    """A metric's paired difference: counts, the value `[1]` and its draws of both models."""
+    low, high = (-1.0, 1.0) if images == 1 else percentile_interval(after[2] - before[2])
     at = column(float(metric.partition("@")[2] or 0.5))
-    rise = after.ious()[:, at] - before.ious()[:, at]
-    gained, lost = (rise > MOVED).sum(), (rise < -MOVED).sum()
-    return {"gained": int(gained), "lost": int(lost), "n": len(rise)}
+    rise = after[0].ious()[:, at] - before[0].ious()[:, at]
+    return {
+        "difference": float((after[1] - before[1])[0]),
+        "low": low,
+        "high": high,
+        "separable": images >= _FEWEST and not low <= 0 <= high,
+        "gained": int((rise > MOVED).sum()),
+        "lost": int((rise < -MOVED).sum()),
+        "n": len(rise),
+    }
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
@@ -199,51 +203,34 @@ def _simpson(y: np.ndarray, x: np.ndarray) -> float:
     return float((both / 6 * (left + middle + y[2::2] * (2 - share))).sum())
 
 
-# What the metrics are made of, each `[T]` after the number of phrases.
-_PARTS = ("official", "plain", "tp", "fp", "fn")
-
-
-def _sums(counts: Counts, unit: np.ndarray, units: int) -> np.ndarray:
-    """Sums over each image's phrases, float64 `[images, 1 + 5 T]`; exact, being below 2^53."""
-    parts = (counts.ious(extra=1), counts.ious(), counts.tp, counts.fp, counts.fn)
-    rows = np.concatenate([np.ones((len(unit), 1)), *parts], axis=1)
-    sums = np.zeros((units, rows.shape[1]))
-    np.add.at(sums, unit, rows)
-    return sums
-
-
-def _parts(sums: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Phrases `[...]` and the rest by name `[..., T]`."""
-    parts = np.split(sums[..., 1:], len(_PARTS), axis=-1)
-    return sums[..., 0], dict(zip(_PARTS, parts, strict=True))
-
-
-def _curves(sums: np.ndarray) -> dict[str, list[float]]:
-    n, part = _parts(sums)
-    tp, fp, fn = (part[name] for name in ("tp", "fp", "fn"))
-    values = {
-        "miou": part["official"] / n,
+def _by_threshold(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """What R rows of sums come to at every threshold, float64 `[R, T]` each."""
+    n = sums[:, :1]
+    official, plain, tp, fp, fn = np.split(sums[:, 1:], 5, axis=1)
+    return {
+        "miou": official / n,
+        "iou": plain / n,
         "fgiou": tp / (1 + tp + fp + fn),
         "precision": tp / (1 + tp + fp),
         "recall": tp / (1 + tp + fn),
+        "counts": np.stack([tp, fp, fn], axis=1),
     }
-    return {name: value.tolist() for name, value in values.items()}
 
 
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     """Every metric of R rows of sums, float64 `[R]` each, headline ones first."""
-    n, part = _parts(sums)
-    tp, fp, fn = (part[name] for name in ("tp", "fp", "fn"))
-    miou, plain = part["official"] / n[:, None], part["plain"] / n[:, None]
-    fgiou = tp / (1 + tp + fp + fn)
-    at = [(f"{t:g}", column(t)) for t in SHOWN]
+    curve = _by_threshold(sums)
+
+    def shown(kind: str) -> dict[str, np.ndarray]:
+        return {f"{kind}@{t:g}": curve[kind][:, column(t)] for t in SHOWN}
+
     return {
-        **{f"miou@{t}": miou[:, j] for t, j in at},
-        **{f"fgiou@{t}": fgiou[:, j] for t, j in at},
-        "ap": np.array([average_precision(*row) for row in zip(tp, fp, fn, strict=True)]),
-        **{f"iou@{t}": plain[:, j] for t, j in at},
-        "miou_best": miou.max(axis=1),
-        "fgiou_best": fgiou.max(axis=1),
+        **shown("miou"),
+        **shown("fgiou"),
+        "ap": np.array([average_precision(*row) for row in curve["counts"]]),
+        **shown("iou"),
+        "miou_best": curve["miou"].max(axis=1),
+        "fgiou_best": curve["fgiou"].max(axis=1),
     }
 
 

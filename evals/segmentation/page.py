@@ -49,7 +49,16 @@ def write(
       size: phrases to show of each set.
     """
     models = list(document["settings"]["models"])
-    galleries = {s.name: _gallery(s, rows[s.name], towers, roots, size) for s in sets}
+    first, last = models[0], models[-1]
+    galleries = {}
+    for found in sets:
+        phrases = {phrase.item: phrase for phrase in found.phrases}
+        chosen = choose(rows[found.name], first, last, size) if rows[found.name] else []
+        galleries[found.name] = [
+            (title, [_shown(phrases[item], ious, towers, roots) for item, *ious in part])
+            for title, part in chosen
+        ]
+    curves = {name: list(found.values()) for name, found in document["curves"].items()}
     return write_page(
         out / PAGE,
         Path(__file__).with_name("page.html"),
@@ -64,7 +73,24 @@ def write(
                 "anchor": name,
                 "entry": entry,
                 "gallery": galleries.get(name, []),
-                "plots": _plots(document["curves"][name]),
+                "plots": [
+                    {
+                        "title": "mIoU at every threshold",
+                        "svg": charts.lines(
+                            [(metrics.THRESHOLDS.tolist(), c["miou"]) for c in curves[name]],
+                            across="threshold",
+                            up="mIoU",
+                        ),
+                    },
+                    {
+                        "title": "precision against recall, over all pixels",
+                        "svg": charts.lines(
+                            [(c["recall"], c["precision"]) for c in curves[name]],
+                            across="recall",
+                            up="precision",
+                        ),
+                    },
+                ],
                 "rows": [
                     metric_row(name, entry, m, models) for m in entry["rows"][models[0]]["metrics"]
                 ],
@@ -131,22 +157,6 @@ def _fitted(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.NEAREST)) > 0
 
 
-def _gallery(
-    found: PhraseSet,
-    rows: Mapping[str, Mapping[str, Any]],
-    towers: Towers,
-    roots: DataRoots,
-    size: int,
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    names = list(towers.embeddings)
-    by_item = {phrase.item: phrase for phrase in found.phrases}
-    chosen = choose(rows, names[0], names[-1], size) if rows else []
-    return [
-        (title, [_shown(by_item[item], ious, towers, roots) for item, *ious in part])
-        for title, part in chosen
-    ]
-
-
 def _shown(
     phrase: Phrase, ious: Sequence[float], towers: Towers, roots: DataRoots
 ) -> dict[str, Any]:
@@ -162,16 +172,3 @@ def _shown(
         picture = thumbnail(overlay(image, truth, mask, _TINTS[place % len(_TINTS)]), _SIDE)
         pictures.append({"caption": names[place], "place": place, "iou": iou, "url": picture})
     return {"phrase": phrase, "pictures": pictures}
-
-
-def _plots(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
-    """How the numbers depend on the threshold, for every model."""
-    at = metrics.THRESHOLDS.tolist()
-    by_threshold = [(at, curve["miou"]) for curve in curves.values()]
-    by_recall = [(curve["recall"], curve["precision"]) for curve in curves.values()]
-    return [
-        {"title": "mIoU at every threshold",
-         "svg": charts.lines(by_threshold, across="threshold", up="mIoU")},
-        {"title": "precision against recall, over all pixels",
-         "svg": charts.lines(by_recall, across="recall", up="precision")},
-    ]  # fmt: skip

@@ -5,12 +5,12 @@ negated phrases among them are found by one rule, `NEGATED`, and scored a second
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from evals.cues import find_cue
-from evals.images import DataRoots, FileMissing, why_not_scored
+from evals.images import DataRoots
+from evals.reading import AVAILABLE, load_available
 from negclip_jax.common.errors import InputError
 
 NEGATED = (
@@ -18,7 +18,6 @@ NEGATED = (
     "without, w/o, neither, nor, none, nothing, nobody, no one, lack, devoid, free of, minus, "
     "absence, except, exclude, absent, missing, nowhere; not before a number (no. 12)."
 )
-AVAILABLE = "available"  # stands for every source whose files are there
 
 
 def is_negated(text: str) -> bool:
@@ -73,6 +72,11 @@ class PhraseSet:
     missing: Sequence[str] = ()
     notes: Sequence[str] = ()
 
+    @property
+    def scored(self) -> int:
+        """Phrases whose photo is there."""
+        return len(self.phrases)
+
 
 Source = Callable[[DataRoots, str | None], list[PhraseSet]]
 
@@ -109,44 +113,21 @@ def load_sets(
 
     Raises InputError with one line for each set that cannot be scored.
     """
-    skips = list(names) == [AVAILABLE]
-    unknown = [] if skips else [name for name in names if name not in sources]
+    unknown = [name for name in names if name not in sources and name != AVAILABLE]
     if unknown:
         raise InputError(f"--phrases={unknown[0]} is not one of {', '.join(sources)}")
-    found, problems, absent = [], [], []
-    for name in sources if skips else names:
-        try:
-            sets = sources[name](roots, split)
-        except FileMissing as error:
-            if skips:
-                absent.append(name)
-            else:
-                problems.append(f"{name}: {error}")
-            continue
-        for each in sets:
-            complaint = why_not_scored(
-                each.name,
-                each.missing,
-                scored=len(each.phrases),
-                total=each.total,
-                unit="phrases",
-                empty=f"{each.file} holds no phrase with a mask",
-                allow_subset=allow_subset,
-            )
-            if not complaint:
-                found.append(each)
-            elif skips:
-                logging.info("left out: %s", complaint)
-            else:
-                problems.append(complaint)
-    if problems:
-        raise InputError("\n".join(problems))
-    if absent:
-        logging.info("left out, for their files or photos are not there: %s", ", ".join(absent))
+    found = load_available(
+        names,
+        sources,
+        lambda name: {each.name: each for each in sources[name](roots, split)},
+        allow_subset=allow_subset,
+        items=("phrases", "phrase with a mask"),
+        skip_subsets=True,
+    )
     if not found:
         raise InputError(
             f"there are no phrases with masks and photos below {', '.join(map(str, roots.data))}: "
             "put refer_test.json of PhraseCut, a folder of RefCOCO or COCO's instances.json there, "
             "with their photos"
         )
-    return found
+    return list(found.values())

@@ -1,4 +1,4 @@
-"""Runs CLIPSeg over phrases, photo by photo, and keeps what every phrase came to.
+"""Runs CLIPSeg over phrases, photo by photo, keeps what every phrase came to, and measures it.
 
 `phrases.jsonl` gets a line a phrase with its pixel counts at every threshold, from which all
 metrics are computed; a killed command continues after the last photo that it finished.
@@ -15,19 +15,28 @@ from typing import Any
 
 import numpy as np
 
+from evals import command_line
 from evals.images import DataRoots
+from evals.models import Model
+from evals.results import RESULTS, read_earlier
 from evals.segmentation import masks, metrics
 from evals.segmentation.clipseg import CLIPSeg
-from evals.segmentation.phrases import Phrase, PhraseSet
+from evals.segmentation.phrases import NEGATED, Phrase, PhraseSet
 from negclip_jax.common.decoding import MAX_PIXELS, ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.journal import Journal
 from negclip_jax.common.problems import first
+from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.runtime import console
 
 ROWS = "phrases.jsonl"
 _ASPECT = 0.02  # by which a photo may differ from the annotated shape
 _BAD_SHOWN = 5
+OWN = "CLIPSeg"  # the name of its own text tower
+_HEADLINES = ("miou@0.3", "miou@0.5", "fgiou@0.3", "fgiou@0.5", "ap")
+_TASK = "Which pixels of the photo does the phrase mean?"
+_GROUPS = {"all": "all phrases", "negated": "negated phrases"}
 
 
 class PhotoError(InputError):
@@ -101,7 +110,12 @@ def score(
             for row in rows:
                 journal.append(row)
             bar.advance(len(phrases))
-    _complain(problems, allow_subset)
+    if problems:
+        listed = first(list(problems.values()), _BAD_SHOWN, separator="; ")
+        message = f"{len(problems)} photos cannot be used: {listed}"
+        if not allow_subset:
+            raise InputError(f"{message}. Get them again, or give --allow-subset to leave them out")
+        logging.warning("%s. Their phrases are left out", message)
     return collect(sets, out)
 
 
@@ -197,11 +211,109 @@ def _rows(
     return rows
 
 
-def _complain(problems: Mapping[str, str], allow_subset: bool) -> None:
-    if not problems:
-        return
-    listed = first(list(problems.values()), _BAD_SHOWN, separator="; ")
-    message = f"{len(problems)} photos cannot be used: {listed}"
-    if not allow_subset:
-        raise InputError(f"{message}. Get them again, or give --allow-subset to leave them out")
-    logging.warning("%s. Their phrases are left out", message)
+def towers(
+    clipseg: CLIPSeg,
+    tuned: Sequence[Model],
+    sets: Sequence[PhraseSet],
+    tokenizer: Tokenizer,
+    out: Path,
+    document: dict[str, Any],
+) -> Towers:
+    """Every distinct phrase through every text tower; notes those that are too long."""
+    texts = list(dict.fromkeys(phrase.text for found in sets for phrase in found.phrases))
+    room = tokenizer.context_length - 2
+    long = [text for text in texts if len(tokenizer.encode(text)) > room]
+    if long:
+        document["warnings"].append(
+            f"{len(long)} phrases are longer than {tokenizer.context_length} tokens and were cut, "
+            f"the first of them {long[0]!r}"
+        )
+        logging.warning(document["warnings"][-1])
+    embeddings = {}
+    for name, model in {OWN: None, **{m.name: m for m in tuned}}.items():
+        fingerprint = document["settings"]["models"][name]["fingerprint"]
+        path = out / "embeddings" / f"clipseg-{fingerprint}.rows"
+        store = EmbeddingStore(path, clipseg.config.projection_dim)
+        rows = clipseg.embed(texts, tokenizer, model, store=store)
+        embeddings[name] = dict(zip(texts, rows, strict=True))
+    return Towers(clipseg, embeddings)
+
+
+def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping], seed: int) -> None:
+    """Adds the metrics of a set, and of its negated phrases if it has any."""
+    names = list(document["settings"]["models"])
+    for group, title in _GROUPS.items():
+        part = [row for row in rows if group == "all" or row["negated"]]
+        if not part:
+            continue
+        measured = metrics.measure(
+            {name: counts(part, name) for name in names},
+            [row["image"] for row in part],
+            seed=seed,
+        )
+        for row in measured["rows"].values():
+            for name, value in row.items():
+                value |= {"chance": None, "headline": name in _HEADLINES}
+        total = found.total if group == "all" else found.total_negated
+        key = found.name if group == "all" else f"{found.name}_negated"
+        document["benchmarks"][key] = {
+            "title": f"{found.title}: {title}",
+            "task": _TASK,
+            "source": found.source,
+            "file": found.file,
+            "total": total,
+            "scored": len(part),
+            "subset": len(part) < total,
+            "missing": len(found.missing),
+            "notes": [*found.notes, *([NEGATED] if group == "negated" else [])],
+            "published": [],
+            "rows": {n: {"control": False, "metrics": m} for n, m in measured["rows"].items()},
+            "comparisons": measured["comparisons"],
+            "errors": {},
+        }
+        document["curves"][key] = measured["curves"]
+
+
+def described(base: str, clipseg: CLIPSeg, tuned: Sequence[Model]) -> dict[str, Any]:
+    config = clipseg.config
+    facts = {
+        "weights": f"{base} (transformers' CLIPSeg)",
+        "activation": f"{config.text.hidden_act} (its config.json)",
+    }
+    own = {"facts": facts, "fingerprint": clipseg.fingerprint}
+    others = {
+        model.name: {
+            "facts": {k: model.facts[k] for k in ("weights", "training") if k in model.facts}
+            | {"activation": model.facts["activation"], "exchanged": "text tower and projection"},
+            "fingerprint": model.fingerprints["text"],
+        }
+        for model in tuned
+    }
+    return {OWN: own, **others}
+
+
+def protocol(size: int) -> list[str]:
+    return [
+        f"Photo and mask are squashed to {size} x {size} pixels (photo: bilinear, ImageNet's mean "
+        "and std; mask: nearest neighbour); a pixel is foreground above the threshold; thresholds "
+        "0.02 to 0.98 (timojl/clipseg, metrics.py).",
+        "miou@t is the mean over phrases of tp / (1 + tp + fp + fn), fgiou@t the same of pixels "
+        "summed over all phrases, ap Simpson's rule over the curve of summed precision and recall: "
+        "all as published, with the 1. iou@t is miou@t without the 1. *_best picks its threshold "
+        "on these phrases and flatters.",
+        "Vision tower and decoder are CLIPSeg's, untouched: only the text tower is exchanged.",
+    ]
+
+
+def require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Raises InputError where `out` holds results of other models or settings."""
+    command_line.require_writable(out)
+    if overwrite:
+        for name in (RESULTS, ROWS):
+            (out / name).unlink(missing_ok=True)
+    old = read_earlier(out / RESULTS, ("settings",), "remove it, or give --overwrite")
+    if old and old["settings"] != settings:
+        raise InputError(
+            f"{out} holds results of other models or another --size: give another --out, or "
+            "--overwrite to replace them"
+        )

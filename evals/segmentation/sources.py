@@ -16,7 +16,9 @@ such a number on a subset of RefCOCOg that was not published.
 Category names: every category that a photo shows, the mask being all of it, crowds included.
 """
 
+import contextlib
 import dataclasses
+import pickle
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,8 @@ from evals.benchmarks import negrefcocog as boxes
 from evals.images import DataRoots, FileMissing
 from evals.reading import Fields, read_json
 from evals.segmentation.phrases import Phrase, PhraseSet, Source, is_negated, phrase_set
-from evals.segmentation.refs import read_refs
-from negclip_jax.common import coco
+from negclip_jax.common import coco, plain_pickle
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import Box
 
 _INSTANCES = ("instances", "instances_train2014", "instances_train2017")
@@ -70,7 +72,18 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """PhraseCut's split, "test" by default."""
     name = f"refer_{split or 'test'}.json"
     file = roots.find(name, download="github.com/ChenyunWu/PhraseCutDataset")
-    fields, sizes, phrases = Fields(file), _phrasecut_sizes(roots), []
+    sizes: dict[int, tuple[int, int]] = {}
+    with contextlib.suppress(FileMissing):  # then photos have the size that they have
+        beside = roots.find("image_data_split3000.json", "image_data_split.json", download="")
+        fields = Fields(beside)
+        for i, row in enumerate(read_json(beside, list)):
+            keys = ("image_id", "height", "width")
+            image, *size = (fields.number(row, key, f"record {i}") for key in keys)
+            if image == image:
+                sizes[int(image)] = tuple(size)
+        fields.done()
+        sizes = {image: (int(height), int(width)) for image, (height, width) in sizes.items()}
+    fields, phrases = Fields(file), []
     records = read_json(file, list)
     for i, row in enumerate(records):
         where = f"record {i}"
@@ -100,23 +113,6 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     return [found]
 
 
-def _phrasecut_sizes(roots: DataRoots) -> dict[int, tuple[int, int]]:
-    try:
-        file = roots.find("image_data_split3000.json", "image_data_split.json", download="")
-    except FileMissing:
-        return {}  # the photos' own
-    fields = Fields(file)
-    sizes = {
-        fields.number(row, "image_id", f"record {i}"): (
-            fields.number(row, "height", f"record {i}"),
-            fields.number(row, "width", f"record {i}"),
-        )
-        for i, row in enumerate(read_json(file, list))
-    }
-    fields.done()
-    return {int(k): (int(h), int(w)) for k, (h, w) in sizes.items()}
-
-
 def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """Every `refs(SPLITTER)` file that is there: split "val" by default, the only one of all."""
     names = [f"refs({who}).{end}" for who in ("unc", "google", "umd") for end in ("p", "json")]
@@ -127,7 +123,9 @@ def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
 
 
 def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
-    instances, fields, phrases = _instances_beside(roots, file), Fields(file), []
+    beside = file.with_name("instances.json")  # its own, whose annotation ids the records name
+    instances = _read_instances([beside] if beside.is_file() else _instance_files(roots))
+    fields, phrases = Fields(file), []
     objects = {row.id: row for row in instances.objects}
     for i, row in enumerate(read_refs(file)):
         where = f"record {i}"
@@ -155,10 +153,31 @@ def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
     )
 
 
-def _instances_beside(roots: DataRoots, file: Path) -> coco.Instances:
-    """RefCOCO's own instances.json, whose annotation ids its records name."""
-    beside = file.with_name("instances.json")
-    return _read_instances([beside] if beside.is_file() else _instance_files(roots))
+def read_refs(path: Path) -> list[Any]:
+    """The records of a REFER file, `.p` or the same as `.json`. Raises InputError.
+
+    A pickle is a program, and loading one from the internet may run anything. These hold plain
+    lists, dictionaries, strings and numbers, so that every class in them is refused.
+    """
+    if path.suffix == ".json":
+        return read_json(path, list)
+    try:
+        with path.open("rb") as file:
+            # Written by Python 2, whose strings were bytes.
+            records = plain_pickle.load(file, encoding="latin-1")
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is refused: {error}, where a file of referring expressions holds plain lists "
+            "and dictionaries. Get it again from github.com/lichengunc/refer, or give the records "
+            f"as {path.stem}.json"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # a damaged pickle raises nearly every type
+        raise InputError(f"{path} is damaged or no pickle ({error}): get it again") from None
+    if not isinstance(records, list) or not records:
+        raise InputError(f"{path} holds no list of referring expressions")
+    return records
 
 
 def _instance_files(roots: DataRoots) -> list[Path]:
@@ -175,9 +194,8 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     file = _instance_files(roots)[0]
     instances, phrases = _read_instances([file]), []
     shapes: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for image_id, objects in _by_image(instances).items():
-        for row in objects:
-            shapes[image_id, row.category].append(row.segmentation)
+    for row in instances.objects:
+        shapes[row.image, row.category].append(row.segmentation)
     for (image_id, category), segmentations in shapes.items():
         image = instances.images[image_id]
         item, shape = f"{image_id}/{category}", tuple(segmentations)
@@ -200,7 +218,9 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
     instances, fields, phrases = _read_instances(_instance_files(roots)), Fields(file), []
     by_digits = {_coco_number(image.file_name): i for i, image in instances.images.items()}
-    of_photo = _by_image(instances)
+    of_photo: dict[str, list[coco.Instance]] = defaultdict(list)
+    for one in instances.objects:
+        of_photo[one.image].append(one)
     records, absent, unclear, negated = read_json(file, list), [], 0, 0
     for i, row in enumerate(records):
         where = f"item {i}"
@@ -240,13 +260,6 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
 
 def _size(image: coco.Image) -> tuple[int, int]:
     return image.height, image.width
-
-
-def _by_image(instances: coco.Instances) -> dict[str, list[coco.Instance]]:
-    objects: dict[str, list[coco.Instance]] = defaultdict(list)
-    for row in instances.objects:
-        objects[row.image].append(row)
-    return objects
 
 
 def _coco_number(name: str) -> str:

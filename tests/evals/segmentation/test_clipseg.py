@@ -15,6 +15,7 @@ from evals import models
 from evals.segmentation.clipseg import CLIPSeg
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings.store import EmbeddingStore
+from negclip_jax.interop import clipseg
 
 TEXTS = ["a cat", "a cat without a hat", "no dog at all"]
 
@@ -87,13 +88,14 @@ def test_a_phrase_is_encoded_once(ours, tuned_tower, tokenizer, tmp_path, monkey
     path = tmp_path / "phrases.bin"
     first = ours.embed(TEXTS[:2], tokenizer, model, store=EmbeddingStore(path, 40))
     exchanged = []
-    inner = ours._exchange
-    monkeypatch.setattr(ours, "_exchange", lambda model: exchanged.append(model) or inner(model))
+    inner = clipseg.text_tensors
+    watched = lambda config, params: exchanged.append(params) or inner(config, params)  # noqa: E731
+    monkeypatch.setattr(clipseg, "text_tensors", watched)
     again = ours.embed([*TEXTS[:2], TEXTS[0]], tokenizer, model, store=EmbeddingStore(path, 40))
     np.testing.assert_array_equal(again, first[[0, 1, 0]])
     assert not exchanged
     ours.embed(TEXTS, tokenizer, model, store=EmbeddingStore(path, 40))
-    assert exchanged == [model] and len(EmbeddingStore(path, 40)) == 3
+    assert exchanged == [model.params] and len(EmbeddingStore(path, 40)) == 3
 
 
 def test_pixels_are_squashed_as_the_published_evaluation_does(ours, photo):

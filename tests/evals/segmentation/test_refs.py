@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from evals.segmentation.refs import read_refs
+from evals.segmentation.sources import read_refs
 from negclip_jax.common.errors import InputError
 
 REFS = [{"ref_id": 1, "ann_id": 11, "split": "val", "sentences": [{"sent": "the café"}]}]
