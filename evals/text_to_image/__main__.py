@@ -40,15 +40,36 @@ def run(args: argparse.Namespace) -> None:
     """Draws, judges and reports. Raises InputError."""
     import jax
 
+    from evals.images import DataRoots
+    from evals.text_to_image.judge import Judge, patience
     from evals.text_to_image.pictures import Pictures
     from evals.text_to_image.pipelines import Pipelines
-    from evals.text_to_image.prompts import read_prompts
+    from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED, read_prompts
+    from evals.text_to_image.stand_in import StandIn
     from negclip_jax.runtime.workdir import environment
 
     # The accelerator belongs to the pipeline: JAX only reads weights, and would take its memory.
     jax.config.update("jax_platforms", "cpu")
-    prompts = read_prompts(_prompt_file(args))
-    judge = _judge(args, prompts)  # its mistakes show before an hour of drawing
+    if args.prompts is None and not args.data:
+        raise InputError(
+            f"give a list as --prompts=FILE; the 107 published negation prompts are {DOWNLOAD}"
+        )
+    prompts = read_prompts(
+        args.prompts or DataRoots(tuple(args.data)).find(PUBLISHED, download=DOWNLOAD)
+    )
+    judge: Judge | StandIn | None = None  # its mistakes show before an hour of drawing
+    if args.judge:
+        settings = patience(
+            timeout=args.judge_timeout, tries=args.judge_tries, concurrency=args.judge_concurrency
+        )
+        judge = Judge(args.out, prompts, args.judge, model=args.judge_model, settings=settings)
+    elif args.stand_in:
+        judge = StandIn(args.out, prompts, args.stand_in)
+    else:
+        logging.warning(
+            "nobody judges these pictures: give --judge=URL, or --stand-in=CLIP for a rough "
+            "comparison"
+        )
     texts = [prompt.text for prompt in prompts]
     pipelines = Pipelines(
         args.base,
@@ -79,43 +100,6 @@ def run(args: argparse.Namespace) -> None:
             judge.look(drawn)
     finally:  # what was judged before a server went down, or Ctrl-C, has its page
         _report(args, described, prompts, drawn, judge)
-
-
-def _prompt_file(args: argparse.Namespace) -> Path:
-    from evals.images import DataRoots
-    from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED
-
-    if args.prompts is not None:
-        return args.prompts
-    if not args.data:
-        raise InputError(
-            f"give a list as --prompts=FILE; the 107 published negation prompts are {DOWNLOAD}"
-        )
-    return DataRoots(tuple(args.data)).find(PUBLISHED, download=DOWNLOAD)
-
-
-def _judge(args: argparse.Namespace, prompts: "Sequence[Prompt]") -> "Judge | StandIn | None":
-    from evals.text_to_image.judge import Judge, patience
-    from evals.text_to_image.stand_in import StandIn
-
-    if args.judge:
-        return Judge(
-            args.out,
-            prompts,
-            args.judge,
-            model=args.judge_model,
-            settings=patience(
-                timeout=args.judge_timeout,
-                tries=args.judge_tries,
-                concurrency=args.judge_concurrency,
-            ),
-        )
-    if args.stand_in:
-        return StandIn(args.out, prompts, args.stand_in)
-    logging.warning(
-        "nobody judges these pictures: give --judge=URL, or --stand-in=CLIP for a rough comparison"
-    )
-    return None
 
 
 def _report(
@@ -169,13 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="instead of --prompts: where prompts_with_questions.json is, at any depth",
     )
-    _add_drawing(parser.add_argument_group("drawing"))
-    _add_judging(parser.add_argument_group("judging"))
-    return parser
-
-
-def _add_drawing(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("drawing").add_argument
     add("--images-per-prompt", type=_positive, default=8, metavar="N", help="default: %(default)s")
     add("--steps", type=_positive, default=50, metavar="N", help="default: %(default)s")
     add("--guidance", type=float, metavar="S", help="default: the pipeline's own")
@@ -191,9 +169,7 @@ def _add_drawing(group: argparse._ArgumentGroup) -> None:
         help="of SDXL, to replace; default: the one that fits",
     )
     add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
-
-
-def _add_judging(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group("judging")
     who = group.add_mutually_exclusive_group()
     who.add_argument("--judge", metavar="URL", help="ends in /v1; the key is in OPENAI_API_KEY")
     who.add_argument("--stand-in", metavar="CLIP", help="checkpoint that compares in its place")
@@ -208,6 +184,7 @@ def _add_judging(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="questions in flight; default: %(default)s",
     )
+    return parser
 
 
 def _positive(text: str) -> int:

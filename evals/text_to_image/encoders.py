@@ -81,11 +81,23 @@ def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
             f"{index}: the pipeline is a {kind}; text encoders are replaced in "
             f"{' and '.join(_PIPELINES)}"
         )
-    slots = [
-        _slot(directory, name, raw.get(name), *described)
-        for name, described in _PIPELINES[kind].items()
-        if name == "text_encoder_2" or raw.get(name, [None])[0] is not None
-    ]
+    slots = []
+    for name, (tokenizer, states) in _PIPELINES[kind].items():
+        classes = raw.get(name, [None])
+        if name == "text_encoder" and classes[0] is None:
+            continue
+        architecture = classes[1] if isinstance(classes, list) and len(classes) == 2 else None
+        wanted = (_PROJECTED,) if name == "text_encoder_2" else ("CLIPTextModel", _PROJECTED)
+        if architecture not in wanted:
+            raise InputError(f"{index}: {name} is a {architecture}, not a {wanted[0]}")
+        path = directory / name / "config.json"
+        own = read_json(path)
+        try:
+            config = text_config(own)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        projection = own.get("projection_dim", 512) if architecture == _PROJECTED else None
+        slots.append(Slot(name, tokenizer, architecture, config, projection, states))
     width = read_json(directory / "unet" / "config.json").get("cross_attention_dim")
     together = sum(slot.config.width for slot in slots)
     if width != together:  # the first attention would fail, with any text encoder
@@ -95,23 +107,6 @@ def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
             "do not belong together"
         )
     return kind, slots, width
-
-
-def _slot(directory: Path, name: str, classes: Any, tokenizer: str, states: str) -> Slot:
-    architecture = classes[1] if isinstance(classes, list) and len(classes) == 2 else None
-    wanted = (_PROJECTED,) if name == "text_encoder_2" else ("CLIPTextModel", _PROJECTED)
-    if architecture not in wanted:
-        raise InputError(
-            f"{directory}/model_index.json: {name} is a {architecture}, not a {wanted[0]}"
-        )
-    path = directory / name / "config.json"
-    raw = read_json(path)
-    try:
-        config = text_config(raw)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    projection = raw.get("projection_dim", 512) if architecture == _PROJECTED else None
-    return Slot(name, tokenizer, architecture, config, projection, states)
 
 
 def read_tower(model: str, activation: str | None = None) -> Checkpoint:

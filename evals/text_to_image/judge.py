@@ -156,7 +156,8 @@ class Judge:
 
     async def _look(self, pictures: Sequence[Picture]) -> None:
         try:
-            self.model = self.model or await self._only_model()
+            if not self.model:
+                await self._choose_model()
             left = self._unanswered(pictures)
             with console.Bar("answers", len(left)) as bar:
                 await self._ask_all(left, bar)
@@ -169,7 +170,7 @@ class Judge:
         finally:
             await self._client.close()
 
-    async def _only_model(self) -> str:
+    async def _choose_model(self) -> None:
         try:
             listed = await self._client.models(self._settings.tries)
         except NoAnswer as failed:
@@ -183,7 +184,7 @@ class Judge:
             raise JudgeError(
                 f"{self._client.url} offers {len(names)} models ({shown}): give --judge-model"
             )
-        return names[0]
+        self.model = names[0]
 
     def _unanswered(self, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
         """Questions to ask, each once: base and tuned may have drawn the same picture."""

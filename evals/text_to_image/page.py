@@ -4,9 +4,7 @@ The page holds small copies of the pictures, so that it can be sent alone; each 
 itself.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from evals.text_to_image.pipelines import MODELS
 from evals.text_to_image.scores import METRICS, RESULTS
@@ -30,8 +28,19 @@ def write(out: Path) -> Path:
     """Makes the page from `results.json` in `out`; a picture that is gone is left out."""
     content = strict_json.read_json(out / RESULTS)
     judge, scores, prompts = content["judge"], content["scores"], content["prompts"]
+    for prompt in prompts:
+        prompt["unclear"] = [
+            (model, picture, reason)
+            for model, pictures in prompt["pictures"].items()
+            for picture in pictures
+            for reason in picture["reasons"]
+            if not reason["plain"]
+        ]
+        base, tuned = (prompt["score"][model] for model in MODELS)
+        # What cannot be compared goes between losses and wins.
+        prompt["gain"] = 0.0 if None in (base, tuned) else tuned - base
     if scores:
-        prompts = sorted(prompts, key=_gain)
+        prompts = sorted(prompts, key=lambda prompt: prompt["gain"])
     return write_page(
         out / PAGE,
         Path(__file__).with_name("page.html"),
@@ -44,7 +53,7 @@ def write(out: Path) -> Path:
             for n, t in METRICS.items()
         ],
         models={model: {"facts": content["models"][model]} for model in MODELS},
-        prompts=[prompt | {"unclear": _unclear_answers(prompt)} for prompt in prompts],
+        prompts=prompts,
         thumbnails={
             picture["file"]: file_thumbnail(out / picture["file"])
             for prompt in prompts
@@ -53,20 +62,3 @@ def write(out: Path) -> Path:
         },
         environment=content["environment"],
     )
-
-
-def _gain(prompt: Mapping[str, Any]) -> float:
-    """Tuned minus base; what cannot be compared goes between losses and wins."""
-    base, tuned = (prompt["score"][model] for model in MODELS)
-    return 0.0 if None in (base, tuned) else tuned - base
-
-
-def _unclear_answers(prompt: Mapping[str, Any]) -> list[tuple[str, Mapping, Mapping]]:
-    """(model, picture, reason) of each answer that is no plain yes or no."""
-    return [
-        (model, picture, reason)
-        for model, pictures in prompt["pictures"].items()
-        for picture in pictures
-        for reason in picture["reasons"]
-        if not reason["plain"]
-    ]

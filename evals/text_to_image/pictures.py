@@ -21,6 +21,7 @@ from typing import Any
 
 from PIL import Image
 
+from evals.results import read_earlier
 from evals.text_to_image.pipelines import MODELS, Pipelines
 from negclip_jax.common import atomic_files, storage
 from negclip_jax.common.errors import InputError
@@ -86,7 +87,21 @@ class Pictures:
         """
         self.out, self._seed = out, seed
         settings = settings | {"seed": seed}
-        _agree(out, settings)
+        path = out / MANIFEST
+        old = read_earlier(path, (), f"remove {out}")
+        if not path.is_file():
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise InputError(
+                    f"--out={out} is not empty and has no {MANIFEST} of this command: give another"
+                )
+            out.mkdir(parents=True, exist_ok=True)
+            storage.write_json(path, settings, ensure_ascii=True)
+        elif changed := differences(old, settings):
+            pairs = (f"{key} ({was} there, {now} now)" for key, (was, now) in changed.items())
+            raise InputError(
+                f"{out} holds pictures made with other settings: {', '.join(pairs)}: give another "
+                "--out, or remove it"
+            )
         text = json.dumps(settings, sort_keys=True)
         self._made_with = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._lines = Journal(out / LINES)
@@ -111,11 +126,13 @@ class Pictures:
         Batches are the same however many of their pictures are there already: the last bit of a
         picture depends on its batch.
         """
-        wanted = self.wanted(prompts, count)
+        wanted, step = self.wanted(prompts, count), batch_size
         missing = sum(not picture.sha256 for picture in wanted)
         with console.Bar("pictures", missing) as bar:
-            for start, stop in _batches(wanted, count, batch_size):
-                batch = wanted[start:stop]
+            # Of one model and prompt each, `batch_size` of them at most.
+            starts = ((f, s) for f in range(0, len(wanted), count) for s in range(0, count, step))
+            for first, start in starts:
+                batch = wanted[first + start : first + min(start + step, count)]
                 left = [picture for picture in batch if not picture.sha256]
                 if not left:
                     continue
@@ -146,28 +163,6 @@ class Pictures:
         self._drawn[picture.file] = row
 
 
-def _agree(out: Path, settings: dict[str, Any]) -> None:
-    """Writes the manifest, or compares it with the one that is there."""
-    path = out / MANIFEST
-    if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(
-                f"--out={out} is not empty and has no {MANIFEST} of this command: give another"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        storage.write_json(path, settings, ensure_ascii=True)
-        return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): remove {out}") from error
-    changed = differences(old, settings)
-    if changed:
-        shown = ", ".join(f"{key} ({was} there, {now} now)" for key, (was, now) in changed.items())
-        raise InputError(f"{out} holds pictures made with other settings: {shown}: give another "
-                         "--out, or remove it")  # fmt: skip
-
-
 def _is_whole(out: Path, row: dict[str, Any]) -> bool:
     """Whether a line is complete and its file has not changed since."""
     if not {"file", "sha256", "blank"} <= row.keys():
@@ -177,12 +172,3 @@ def _is_whole(out: Path, row: dict[str, Any]) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
     except OSError:
         return False
-
-
-def _batches(wanted: Sequence[Picture], count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Ranges of pictures of one model and prompt, `batch_size` of them at most."""
-    return [
-        (start, min(start + batch_size, first + count))
-        for first in range(0, len(wanted), count)
-        for start in range(first, first + count, batch_size)
-    ]

@@ -89,7 +89,14 @@ class Pipelines:
         kind, slots, unet_width = read_slots(directory)
         config, params, info = read_tower(model, activation)
         slot = fitting_slot(slots, config, info, base=base, unet_width=unet_width, wanted=encoder)
-        self._device, self._dtype = self._chosen_device(device), getattr(self._torch, dtype)
+        torch = self._torch
+        try:
+            self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            torch.zeros(1, device=self._device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--device={device} cannot be used: {reason}") from error
+        self._dtype = getattr(torch, dtype)
         self._pipeline = self._load(directory, kind)
         self._slot, own = slot.name, getattr(self._pipeline, slot.name)
         self._encoders = {
@@ -101,7 +108,10 @@ class Pipelines:
             "num_inference_steps": steps,
             "guidance_scale": defaults["guidance_scale"].default if guidance is None else guidance,
         }
-        self._size = self._chosen_size(size)
+        scale = self._pipeline.vae_scale_factor
+        self._size = size or self._pipeline.unet.config.sample_size * scale
+        if self._size % max(8, scale):
+            raise InputError(f"--size={self._size} is not a multiple of {max(8, scale)} pixels")
         self._tokenizer = getattr(self._pipeline, slot.tokenizer)
         self._info, self._config = info, config
         self.notes: list[str] = []
@@ -173,23 +183,16 @@ class Pipelines:
                 "the pipeline elsewhere and give its directory"
             ) from error
 
-    def _chosen_device(self, device: str) -> str:
-        torch = self._torch
-        try:
-            chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            torch.zeros(1, device=chosen)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"--device={device} cannot be used: {reason}") from error
-        return chosen
-
     def _load(self, directory: Path, kind: str) -> Any:
         options = {"safety_checker": None, "requires_safety_checker": False}
         if kind == "StableDiffusionXLPipeline":
             options = {"add_watermarker": False}
+        names = {path.name for path in (directory / "unet").glob("diffusion_pytorch_model*")}
+        # Where only such files were downloaded; None is the plain ones.
+        variant = "fp16" if names and all(".fp16" in name for name in names) else None
         try:
             pipeline = getattr(self._diffusers, kind).from_pretrained(
-                directory, local_files_only=True, variant=_variant(directory), **options
+                directory, local_files_only=True, variant=variant, **options
             )
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -197,20 +200,17 @@ class Pipelines:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._device, self._dtype)
 
-    def _chosen_size(self, size: int | None) -> int:
-        scale = self._pipeline.vae_scale_factor
-        chosen = size or self._pipeline.unet.config.sample_size * scale
-        step = max(8, scale)
-        if chosen % step:
-            raise InputError(f"--size={chosen} is not a multiple of {step} pixels")
-        return chosen
-
     def _describe(self, kind: str, slot: Slot, dtype: str) -> None:
         scheduler = self._pipeline.scheduler
         parts = {
             name: _digest(self._torch, module.state_dict())
             for name, module in sorted(self._pipeline.components.items())
             if isinstance(module, self._torch.nn.Module)
+        }
+        plain = {  # as JSON keeps it; private entries say which version of the library wrote them
+            name: value if isinstance(value, bool | int | float | str | None) else str(value)
+            for name, value in sorted(scheduler.config.items())
+            if not name.startswith("_")
         }
         tuned = _digest(self._torch, self._encoders["tuned"].state_dict())
         self.settings = {
@@ -220,11 +220,24 @@ class Pipelines:
             "guidance": float(self._call["guidance_scale"]),
             "size": self._size,
             "dtype": dtype,
-            "scheduler": [type(scheduler).__name__, _plain(scheduler.config)],
+            # Private entries say which version of the library wrote them.
+            "scheduler": [
+                type(scheduler).__name__,
+                {
+                    name: value
+                    if isinstance(value, bool | int | float | str | None)
+                    else str(value)
+                    for name, value in sorted(scheduler.config.items())
+                    if not name.startswith("_")
+                },
+            ],
             "weights": parts,
             "tuned encoder": tuned,
         }
-        distance = self._distance()
+        encoders = (self._encoders[name].named_parameters() for name in MODELS)
+        own, other = ({n: p.detach().cpu().double() for n, p in named} for named in encoders)
+        norm = sum(float(own[n].square().sum()) for n in own)
+        distance = (sum(float((other[n] - own[n]).square().sum()) for n in own) / norm) ** 0.5
         if not distance:
             self.notes.append("the tuned encoder has the same weights as the pipeline's own")
         elif distance > _FAR:
@@ -249,21 +262,6 @@ class Pipelines:
             },
         }
 
-    def _distance(self) -> float:
-        """Norm of the encoders' difference over the norm of the base's."""
-        encoders = (self._encoders[name].named_parameters() for name in MODELS)
-        own, tuned = ({n: p.detach().cpu().double() for n, p in named} for named in encoders)
-        norm = sum(float(own[n].square().sum()) for n in own)
-        change = sum(float((tuned[n] - own[n]).square().sum()) for n in own)
-        return (change / norm) ** 0.5
-
-
-def _variant(directory: Path) -> str | None:
-    """ "fp16" where only such files were downloaded, else None for the plain ones."""
-    names = {path.name for path in (directory / "unet").glob("diffusion_pytorch_model*")}
-    plain = [name for name in names if ".fp16" not in name]
-    return "fp16" if names and not plain else None
-
 
 def _digest(torch: ModuleType, tensors: dict[str, Any]) -> str:
     """Hash of names, types and values, whatever file and device they came from."""
@@ -273,12 +271,3 @@ def _digest(torch: ModuleType, tensors: dict[str, Any]) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         sha.update(flat.view(torch.uint8).numpy().data)
     return sha.hexdigest()[:24]
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """A scheduler's settings as JSON keeps them; private entries say which version wrote them."""
-    return {
-        name: value if isinstance(value, bool | int | float | str | None) else str(value)
-        for name, value in sorted(config.items())
-        if not name.startswith("_")
-    }

@@ -46,85 +46,62 @@ def document(
     places = {prompt.text: place for place, prompt in enumerate(prompts)}
     stride = 1 + max((picture.index for picture in pictures), default=0)
     of_model = {model: {p: v for p, v in verdicts.items() if p.model == model} for model in MODELS}
-    metrics = {
-        model: {name: _metric(name, found, places, stride) for name in METRICS}
-        for model, found in of_model.items()
-        if found
-    }
+    metrics: dict[str, dict[str, Metric]] = {}
+    for model, found in of_model.items():
+        if not found:
+            continue
+        place = np.array([places[picture.prompt] for picture in found])
+        items = place * stride + np.array([picture.index for picture in found])
+        weights = 1 / np.bincount(place)[place]  # every prompt counts the same
+        metrics[model] = {
+            name: Metric(
+                name,
+                np.array([float(getattr(verdict, name)) for verdict in found.values()]),
+                items=items,
+                clusters=place,
+                weights=weights,
+                unit="prompts",
+            )
+            for name in METRICS
+        }
+    difference = {}  # tuned minus base on the pictures that were judged of both
+    if len(metrics) == len(MODELS):
+        base, tuned = (metrics[model] for model in MODELS)
+        if np.intersect1d(base["both"].items, tuned["both"].items).size:
+            difference = {name: tuned[name].compare(base[name], seed=seed) for name in METRICS}
+    described = []
+    for prompt in prompts:
+        own = [picture for picture in pictures if picture.prompt == prompt.text]
+        shown: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
+        judged: dict[str, list[bool]] = {model: [] for model in MODELS}
+        for picture in own:
+            verdict = verdicts.get(picture)
+            shown[picture.model].append(
+                {name: getattr(picture, name) for name in ("index", "seed", "file", "blank")}
+                | {
+                    "affirmative": verdict and verdict.affirmative,
+                    "negation": verdict and verdict.negation,
+                    "reasons": [
+                        dict(zip(("asked", "answer", "holds", "plain"), reason, strict=True))
+                        for reason in (verdict.reasons if verdict else ())
+                    ],
+                }
+            )
+            if verdict:
+                judged[picture.model].append(verdict.both)
+        score = {model: float(np.mean(held)) if held else None for model, held in judged.items()}
+        described.append(dataclasses.asdict(prompt) | {"score": score, "pictures": shown})
     return {
         "drawn": len(pictures),
         "judged": len(verdicts),
         "blank": sum(picture.blank for picture in pictures),
         "scores": {
-            model: {name: _estimate(metric, seed) for name, metric in found.items()}
+            model: {n: dataclasses.asdict(m.estimate(seed=seed)) for n, m in found.items()}
             for model, found in metrics.items()
         },
-        "difference": _differences(metrics, seed),
+        "difference": {name: dataclasses.asdict(change) for name, change in difference.items()},
         "answers": {model: count_answers(found) for model, found in of_model.items()},
-        "prompts": [_prompt(prompt, pictures, verdicts) for prompt in prompts],
-    }
-
-
-def _metric(
-    name: str, verdicts: Mapping[Picture, Verdict], places: Mapping[str, int], stride: int
-) -> Metric:
-    """A value a picture, weighted so that every prompt counts the same."""
-    prompt = np.array([places[picture.prompt] for picture in verdicts])
-    index = np.array([picture.index for picture in verdicts])
-    return Metric(
-        name,
-        np.array([float(getattr(verdict, name)) for verdict in verdicts.values()]),
-        items=prompt * stride + index,
-        clusters=prompt,
-        weights=1 / np.bincount(prompt)[prompt],
-        unit="prompts",
-    )
-
-
-def _estimate(metric: Metric, seed: int) -> dict[str, Any]:
-    return dataclasses.asdict(metric.estimate(seed=seed))
-
-
-def _differences(metrics: Mapping[str, Mapping[str, Metric]], seed: int) -> dict[str, Any]:
-    """Tuned minus base on the pictures that were judged of both."""
-    if len(metrics) < len(MODELS):
-        return {}
-    base, tuned = (metrics[model] for model in MODELS)
-    return {
-        name: dataclasses.asdict(tuned[name].compare(base[name], seed=seed))
-        for name in METRICS
-        if np.intersect1d(base[name].items, tuned[name].items).size
-    }
-
-
-def _prompt(
-    prompt: Prompt, pictures: Sequence[Picture], verdicts: Mapping[Picture, Verdict]
-) -> dict[str, Any]:
-    own = [picture for picture in pictures if picture.prompt == prompt.text]
-    judged = {model: [verdicts[p].both for p in own if p.model == model and p in verdicts]
-              for model in MODELS}  # fmt: skip
-    return {
-        **dataclasses.asdict(prompt),
-        "score": {model: float(np.mean(held)) if held else None for model, held in judged.items()},
-        "pictures": {
-            model: [_picture(p, verdicts.get(p)) for p in own if p.model == model]
-            for model in MODELS
-        },
-    }
-
-
-def _picture(picture: Picture, verdict: Verdict | None) -> dict[str, Any]:
-    shown = {name: getattr(picture, name) for name in ("index", "seed", "file", "blank")}
-    if verdict is None:
-        return shown | {"affirmative": None, "negation": None, "reasons": []}
-    reasons = [
-        {"asked": asked, "answer": answer, "holds": holds, "plain": was_plain}
-        for asked, answer, holds, was_plain in verdict.reasons
-    ]
-    return shown | {
-        "affirmative": verdict.affirmative,
-        "negation": verdict.negation,
-        "reasons": reasons,
+        "prompts": described,
     }
 
 
