@@ -6,7 +6,7 @@ shared under both rules.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from evals.choices import Choice, Control
 from evals.cues import AFTER, count_cues, find_cue, split_at_cue
@@ -65,19 +65,20 @@ def contradictions(items: Sequence[Choice]) -> Scores:
     one that contradicts most is taken. A dual encoder scores options one by one and cannot do
     that; whatever sees the options together can.
     """
-    return [_contradicted(item.texts) for item in items]
-
-
-def _contradicted(texts: Sequence[str]) -> list[float]:
-    claims = [_claims(text) for text in texts]
-    return [
-        float(sum(_conflicts(mine, other) for other in claims if other is not mine))
-        for mine in claims
-    ]
-
-
-def _conflicts(a: Mapping[str, bool], b: Mapping[str, bool]) -> int:
-    return sum(there != b.get(word, there) for word, there in a.items())
+    scores = []
+    for item in items:
+        claims = [_claims(text) for text in item.texts]
+        conflicts = [
+            sum(
+                there != other.get(word, there)
+                for other in claims
+                if other is not mine
+                for word, there in mine.items()
+            )
+            for mine in claims
+        ]
+        scores.append([float(count) for count in conflicts])
+    return scores
 
 
 def _claims(text: str) -> dict[str, bool]:

@@ -100,17 +100,14 @@ class BenchmarkEvaluator:
             numbers: dict[str, float] = {}
             for name, (_, problem) in self._loaded.items():
                 result = problem.score(*encoder.features(problem.images, problem.texts))
-                numbers |= _numbers(name, result)
+                metrics = [m for m in result.metrics if len(m.values)]
+                shown = [m for m in metrics if m.headline] or metrics[:1]
+                numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}
+                if shown:
+                    numbers[f"{name}/error"] = 1 - shown[0].mean
         finally:
             encoder.close()
         current = set(model.fingerprints.values())
         for name in [n for n in self._stores if n.partition("-")[2] not in current]:
             del self._stores[name]  # of weights that training has left behind
         return numbers
-
-
-def _numbers(name: str, result: Any) -> dict[str, float]:
-    metrics = [m for m in result.metrics if len(m.values)]
-    shown = [m for m in metrics if m.headline] or metrics[:1]
-    found = {f"{name}/{metric.name}": metric.mean for metric in shown}
-    return found | ({f"{name}/error": 1 - shown[0].mean} if shown else {})

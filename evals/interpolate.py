@@ -103,21 +103,26 @@ def curve(
       `points` with `alpha`, `negation`, `retention` (means of the first headline metrics, in
       [0, 1]), the names that they are means of, `max_loss`, and `best`, an alpha.
     """
-    points = [
-        {"alpha": alpha}
-        | {
-            kind: float(np.mean([_headline(benchmarks[b], row_name(alpha)) for b in names]))
-            for kind, names in _by_kind(retention).items()
-        }
-        for alpha in alphas
-    ]
+    kinds = {
+        "negation": [name for name, keeps in retention.items() if not keeps],
+        "retention": [name for name, keeps in retention.items() if keeps],
+    }
+    points = [{"alpha": alpha} for alpha in alphas]
+    for point in points:
+        for kind, names in kinds.items():
+            entries = [(benchmarks[n]["rows"], headlines(benchmarks[n])[0]) for n in names]
+            found = [
+                rows[row_name(point["alpha"])]["metrics"][metric]["value"]
+                for rows, metric in entries
+            ]
+            point[kind] = float(np.mean(found))
     reference = next(p["retention"] for p in points if p["alpha"] == 0)
     kept = [p for p in points if reference - p["retention"] <= max_loss + 1e-12]
     # Of equal negation the smaller alpha: it is nearer to what users of the base rely on.
     best = max(kept, key=lambda p: (p["negation"], -p["alpha"]))
     return {
         "points": points,
-        "benchmarks": _by_kind(retention),
+        "benchmarks": kinds,
         "max_loss": max_loss,
         "best": best["alpha"],
     }
@@ -133,14 +138,3 @@ def best_alpha_text(found: Mapping[str, Any]) -> str:
         f"against alpha 0, of which at most {100 * found['max_loss']:.1f} may be lost. Chosen on "
         "these benchmarks: their numbers at this alpha flatter it a little"
     )
-
-
-def _by_kind(retention: Mapping[str, bool]) -> dict[str, list[str]]:
-    return {
-        "negation": [name for name, keeps in retention.items() if not keeps],
-        "retention": [name for name, keeps in retention.items() if keeps],
-    }
-
-
-def _headline(entry: Mapping[str, Any], row: str) -> float:
-    return entry["rows"][row]["metrics"][headlines(entry)[0]]["value"]

@@ -7,6 +7,7 @@ checkpoint, shown in every output, and refused where it cannot be right.
 
 import dataclasses
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -85,18 +86,34 @@ def load(
     config, params, info = read_any(path.removesuffix("+ema"), ema=ema, activation=activation)
     preprocess = dataclasses.replace(info.preprocessor, crop=crop)
     check_arithmetic(config, info, preprocess)
-    words = _tokenizer(path, config, info, tokenizer)
-    check_end_token(config, words, path)
+    directory = info.tokenizer or tokenizer
+    if directory is None:
+        raise InputError(
+            f"{path} has no tokenizer: give the folder of CLIP's vocab.json and merges.txt as "
+            "--tokenizer=DIR"
+        )
+    loaded = load_tokenizer(directory, context_length=config.text.context_length)
+    check_end_token(config, loaded, path)
+    colours = "CLIP's mean and std"
+    if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):
+        colours = f"mean {tuple(preprocess.mean)}, std {tuple(preprocess.std)}"
+    size, filtered = preprocess.size, "Pillow" if preprocess.exact else "SIMD"
+    pixels = (
+        f"both sides to {size} px by {filtered} {preprocess.resample}"
+        if preprocess.squash
+        else f"shortest side to {preprocess.resize} px by {filtered} {preprocess.resample}, centre "
+        f"crop of {size} px ({preprocess.crop} rounding)"
+    )
     facts = {
         "weights": f"{info.label} ({info.layout})",
         "training": _training(info),
         "activation": f"{info.activation} ({info.activation_source})",
         "pooling": f"state at {info.pooling}",
-        "preprocessing": f"{describe_preprocessing(preprocess)}; from {info.preprocessor_source}",
+        "preprocessing": f"{pixels}, {colours}; from {info.preprocessor_source}",
         "precision": _PRECISION[dtype],
     }
     kept = {key: value for key, value in facts.items() if value}
-    return Model(name, config, params, preprocess, words, dtype, kept)
+    return Model(name, config, params, preprocess, loaded, dtype, kept)
 
 
 def load_all(texts: list[str], **arguments: Any) -> list[Model]:
@@ -114,9 +131,19 @@ def load_all(texts: list[str], **arguments: Any) -> list[Model]:
     repeated = {m.name for m in models if [n.name for n in models].count(m.name) > 1}
     if repeated:
         raise InputError(f"--model={repeated.pop()} is given twice: use --model=NAME=PATH")
-    for i, model in enumerate(models):
-        for other in models[:i]:
-            _check_same_activation(other, model)
+    for a, b in itertools.combinations(models, 2):
+        acts = [m.config.text.hidden_act for m in (a, b)]
+        x, y = (np.asarray(m.params["text"]["position_embedding"], np.float64) for m in (a, b))
+        related = (
+            x.shape == y.shape
+            and float((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y))) > _SAME_ORIGIN
+        )
+        if acts[0] != acts[1] and related:
+            raise InputError(
+                f"{a.name} is read with {acts[0]} and {b.name} with {acts[1]}, but their weights "
+                "say that one was fine-tuned from the other, which does not change the activation: "
+                "one of them is read wrongly. Weights that come from OpenAI's need quick_gelu"
+            )
     return models
 
 
@@ -137,7 +164,11 @@ def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Prepr
             f"tower with {config.vision.hidden_act} ({info.activation_source}), but no CLIP was "
             "trained so: correct hidden_act"
         )
-    if towers != {"quick_gelu"} and (info.layout == "openai" or _names_openai(info)):
+    named, written = [info.label], (info.base or info.path) / "config.json"
+    if written.is_file():
+        named.append(str(read_json(written).get("_name_or_path", "")))
+    is_openai = info.layout == "openai" or any(_OPENAI.search(name) for name in named)
+    if towers != {"quick_gelu"} and is_openai:
         raise InputError(
             f"{info.label}: these are OpenAI's weights, which were trained with quick_gelu, and "
             f"they would be read with {info.activation} ({info.activation_source}): every score "
@@ -177,40 +208,6 @@ def described(model: Model) -> dict[str, Any]:
     return {"facts": model.facts, "fingerprint": model.fingerprints}
 
 
-def describe_preprocessing(preprocess: Preprocessor) -> str:
-    """The preprocessing as text."""
-    colours = "CLIP's mean and std"
-    if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):
-        colours = f"mean {tuple(preprocess.mean)}, std {tuple(preprocess.std)}"
-    resize = f"{'Pillow' if preprocess.exact else 'SIMD'} {preprocess.resample}"
-    if preprocess.squash:
-        return f"both sides to {preprocess.size} px by {resize}, {colours}"
-    return (
-        f"shortest side to {preprocess.resize} px by {resize}, centre crop of {preprocess.size} px "
-        f"({preprocess.crop} rounding), {colours}"
-    )
-
-
-def _tokenizer(path: str, config: CLIPConfig, info: CheckpointInfo, given: str | None) -> Tokenizer:
-    directory = info.tokenizer or given
-    if directory is None:
-        raise InputError(
-            f"{path} has no tokenizer: give the folder of CLIP's vocab.json and merges.txt as "
-            "--tokenizer=DIR"
-        )
-    return load_tokenizer(directory, context_length=config.text.context_length)
-
-
-def _names_openai(info: CheckpointInfo) -> bool:
-    """Whether the checkpoint says of itself that it is, or was made from, OpenAI's."""
-    config = (info.base or info.path) / "config.json"
-    named = [info.label]
-    if config.is_file():
-        raw = read_json(config)
-        named += [str(raw.get("_name_or_path", ""))]
-    return any(_OPENAI.search(name) for name in named)
-
-
 def _training(info: CheckpointInfo) -> str:
     """How a run was trained, from its own configuration: the affirmative control says so."""
     path = info.path / "config.json"
@@ -228,21 +225,3 @@ def _training(info: CheckpointInfo) -> str:
     }.get(str(data.get("caption_mode", data.get("captions"))), "")
     foils = data.get("foils")
     return captions + (f", {foils} foils each" if captions and foils else "")
-
-
-def _check_same_activation(a: Model, b: Model) -> None:
-    ours, theirs = a.config.text.hidden_act, b.config.text.hidden_act
-    if ours != theirs and _cosine(a, b) > _SAME_ORIGIN:
-        raise InputError(
-            f"{a.name} is read with {ours} and {b.name} with {theirs}, but their weights say that "
-            "one was fine-tuned from the other, which does not change the activation: one of them "
-            "is read wrongly. Weights that come from OpenAI's need quick_gelu"
-        )
-
-
-def _cosine(a: Model, b: Model) -> float:
-    """Cosine of the two text towers' position embeddings, 0 where sizes differ."""
-    x, y = (np.asarray(m.params["text"]["position_embedding"], np.float64) for m in (a, b))
-    if x.shape != y.shape:
-        return 0.0
-    return float((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y)))

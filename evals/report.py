@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals import gallery
+from evals.gallery import build
 from evals.images import DataRoots
 from evals.interpolate import best_alpha_text
 from evals.results import PREDICTIONS, RESULTS, headlines
@@ -28,15 +28,25 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
     document = strict_json.read_json(out / RESULTS)
     entries = {n: e for n, e in document["benchmarks"].items() if e["rows"] or e["errors"]}
     models = list(document["settings"]["models"])
-    interpolation = document.get("interpolation")
+    interpolation, galleries = document.get("interpolation"), {}
+    for name, entry in entries.items():
+        scored = {model: place for place, model in enumerate(models) if model in entry["rows"]}
+        if len(scored) > _GALLERY_MODELS:
+            names = list(scored)
+            scored = {n: scored[n] for n in (*names[: _GALLERY_MODELS - 1], names[-1])}
+        groups = list(entry["breakdowns"])
+        galleries[name] = build(out / PREDICTIONS, name, scored, roots, groups=groups, size=gallery)
     return write_page(
         out / PAGE,
         Path(__file__).with_name("report.html"),
         models=document["settings"]["models"],
-        summary=summary_rows(entries, models),
+        summary=[
+            metric_row(name, entry, metric, models)
+            for name, entry in entries.items()
+            for metric in headlines(entry)
+        ],
         sections=[
-            _section(name, entry, models)
-            | {"gallery": _gallery(out, name, entry, models, roots, gallery)}
+            _section(name, entry, models) | {"gallery": galleries[name]}
             for name, entry in entries.items()
         ],
         subsets=[entry["title"] for entry in entries.values() if entry["subset"]],
@@ -44,17 +54,6 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
         interpolation_text=interpolation and best_alpha_text(interpolation),
         environment=document["environment"],
     )
-
-
-def summary_rows(
-    entries: Mapping[str, Mapping[str, Any]], models: Sequence[str]
-) -> list[dict[str, Any]]:
-    """A `metric_row` for each headline metric of each benchmark of `results.json`."""
-    return [
-        metric_row(name, entry, metric, models)
-        for name, entry in entries.items()
-        for metric in headlines(entry)
-    ]
 
 
 def metric_row(
@@ -111,19 +110,3 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
             if len(groups) > 1
         ],
     }
-
-
-def _gallery(
-    out: Path,
-    name: str,
-    entry: Mapping[str, Any],
-    models: Sequence[str],
-    roots: DataRoots,
-    size: int,
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    scored = {model: place for place, model in enumerate(models) if model in entry["rows"]}
-    if len(scored) > _GALLERY_MODELS:
-        names = list(scored)
-        scored = {n: scored[n] for n in (*names[: _GALLERY_MODELS - 1], names[-1])}
-    groups = list(entry["breakdowns"])
-    return gallery.build(out / PREDICTIONS, name, scored, roots, groups=groups, size=size)

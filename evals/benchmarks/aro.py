@@ -31,8 +31,17 @@ def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> P
     """Reads a Visual Genome file. Raises InputError for bad records or boxes."""
     file = roots.find(name, download=DOWNLOAD)
     fields = Fields(file)
-    records = enumerate(read_json(file, list))
-    items = [_genome_item(fields, i, record, group) for i, record in records]
+    items = []
+    for i, record in enumerate(read_json(file, list)):
+        where = f"item {i}"
+        box = fields.box([fields.number(record, key, where) for key in BOX], where)
+        image = ImageRef(fields.text(record, "image_path", where), box)
+        texts = tuple(fields.text(record, key, where) for key in ("false_caption", "true_caption"))
+        if group == "relation":
+            value = fields.text(record, "relation_name", where)
+        else:
+            value = "_".join(fields.texts(record, "attributes", where))
+        items.append(Choice(str(i), (image,), texts, 1, {group: value}))
     fields.done()
     boxes = [(item.images[0], f"item {item.id}") for item in items]
     notes = fields.check_boxes(roots, boxes, tolerated=0.01)
@@ -47,18 +56,6 @@ def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> P
         breakdowns={group: f"by {group}"},
         notes=notes,
     )
-
-
-def _genome_item(fields: Fields, index: int, record: dict, group: str) -> Choice:
-    where = f"item {index}"
-    box = fields.box([fields.number(record, key, where) for key in BOX], where)
-    image = ImageRef(fields.text(record, "image_path", where), box)
-    texts = tuple(fields.text(record, key, where) for key in ("false_caption", "true_caption"))
-    if group == "relation":
-        value = fields.text(record, "relation_name", where)
-    else:
-        value = "_".join(fields.texts(record, "attributes", where))
-    return Choice(str(index), (image,), texts, 1, {group: value})
 
 
 def load_order(roots: DataRoots, name: str) -> Problem:
@@ -76,20 +73,20 @@ def load_order(roots: DataRoots, name: str) -> Problem:
     return choice_problem(roots, file, items, rule="argmax", numbers=ACCURACY)
 
 
-_COMMON = {
-    "source": "Yuksekgonul et al., ICLR 2023, github.com/mertyg/vision-language-models-are-bows",
-    "download": DOWNLOAD,
-    "retention": True,
-}
-BENCHMARK = RELATION = Benchmark(
+_benchmark = functools.partial(
+    Benchmark,
+    source="Yuksekgonul et al., ICLR 2023, github.com/mertyg/vision-language-models-are-bows",
+    download=DOWNLOAD,
+    retention=True,
+)
+BENCHMARK = RELATION = _benchmark(
     name="aro_relation",
     title="ARO relation",
     licence="MIT; photos: Visual Genome, CC BY 4.0",
     load=functools.partial(load_genome, name="visual_genome_relation.json", group="relation"),
     task="Which of two captions has the relation the right way round?",
-    **_COMMON,
 )
-ATTRIBUTION = Benchmark(
+ATTRIBUTION = _benchmark(
     name="aro_attribution",
     title="ARO attribution",
     licence="MIT; photos: Visual Genome, CC BY 4.0",
@@ -97,21 +94,18 @@ ATTRIBUTION = Benchmark(
         load_genome, name="visual_genome_attribution.json", group="attributes", at_least=25
     ),
     task="Which of two captions gives the attributes to the right objects?",
-    **_COMMON,
 )
-COCO_ORDER = Benchmark(
+COCO_ORDER = _benchmark(
     name="aro_coco_order",
     title="ARO COCO order",
     licence="MIT; captions CC BY 4.0; photos: COCO, Flickr licences",
     load=functools.partial(load_order, name="coco_order.json"),
     task="Which of five orders of its words is the caption?",
-    **_COMMON,
 )
-FLICKR30K_ORDER = Benchmark(
+FLICKR30K_ORDER = _benchmark(
     name="aro_flickr30k_order",
     title="ARO Flickr30k order",
     licence="MIT; captions and photos for research only",
     load=functools.partial(load_order, name="flickr30k_order.json"),
     task="Which of five orders of its words is the caption?",
-    **_COMMON,
 )

@@ -52,8 +52,11 @@ def read_captions(file: Path, split: str) -> list[Captioned]:
         records = _lines(fields)
     else:
         content = read_json(file, (dict, list))
-        if isinstance(content, list):
-            records = _blip(fields, content)
+        if isinstance(content, list):  # BLIP's
+            names = [fields.text(row, "image", f"item {i}") for i, row in enumerate(content)]
+            texts = [fields.texts(row, "caption", f"item {i}") for i, row in enumerate(content)]
+            both = zip(names, texts, strict=True)
+            records = [Captioned(name, ImageRef(name), tuple(found)) for name, found in both]
         elif "annotations" in content:
             records = _coco(fields, content)
         else:
@@ -79,15 +82,6 @@ def _karpathy(fields: Fields, content: dict, split: str) -> list[Captioned]:
                 fields.text(s, "raw", f"{where}.sentences[{j}]") for j, s in enumerate(sentences)
             ]
             records.append(Captioned(name, ImageRef(path), tuple(captions)))
-    return records
-
-
-def _blip(fields: Fields, content: list) -> list[Captioned]:
-    records = []
-    for i, record in enumerate(content):
-        image = fields.text(record, "image", f"item {i}")
-        captions = fields.texts(record, "caption", f"item {i}")
-        records.append(Captioned(image, ImageRef(image), tuple(captions)))
     return records
 
 
@@ -125,12 +119,13 @@ def _published(model: str, t2i: float, i2t: float) -> tuple[Published, Published
     )
 
 
-_COMMON = {
-    "download": DOWNLOAD,
-    "retention": True,
-    "task": "Which photo belongs to a caption, and which caption to a photo?",
-}
-BENCHMARK = COCO = Benchmark(
+_benchmark = functools.partial(
+    Benchmark,
+    download=DOWNLOAD,
+    retention=True,
+    task="Which photo belongs to a caption, and which caption to a photo?",
+)
+BENCHMARK = COCO = _benchmark(
     name="coco_retrieval",
     title="COCO retrieval (Karpathy 5k)",
     source="Karpathy and Fei-Fei, CVPR 2015; Chen et al. 2015",
@@ -143,9 +138,8 @@ BENCHMARK = COCO = Benchmark(
         *_published("CLIP ViT-B/16", 58.37, 76.82),
         *_published("CLIP ViT-L/14", 61.08, 79.18),
     ),
-    **_COMMON,
 )
-FLICKR30K = Benchmark(
+FLICKR30K = _benchmark(
     name="flickr30k_retrieval",
     title="Flickr30k retrieval (1k)",
     source="Young et al., TACL 2014; split by Karpathy and Fei-Fei, CVPR 2015",
@@ -158,5 +152,4 @@ FLICKR30K = Benchmark(
         *_published("CLIP ViT-B/32", 83.38, 94.90),
         *_published("CLIP ViT-L/14", 87.16, 97.40),
     ),
-    **_COMMON,
 )

@@ -72,12 +72,13 @@ def _published(model: str, *percent: float, source: str = REPOSITORY) -> list[Pu
     return [Published(model, name, value / 100, source) for name, value in values]
 
 
-_COMMON = {
-    "source": "Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
-    "download": DOWNLOAD,
-    "task": "Which of four captions, with and without negation, is true of the photo?",
-}
-BENCHMARK = Benchmark(
+_benchmark = functools.partial(
+    Benchmark,
+    source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
+    download=DOWNLOAD,
+    task="Which of four captions, with and without negation, is true of the photo?",
+)
+BENCHMARK = _benchmark(
     name="negbench_mcq",
     title="NegBench MCQ, COCO",
     licence="MIT; photos: COCO val2017, Flickr licences",
@@ -92,9 +93,8 @@ BENCHMARK = Benchmark(
         *_published("NegationCLIP ViT-B/16", 30.52, 43.70, 21.23, 25.84, source=HANCLIP),
         *_published("NegationCLIP ViT-L/14", 30.37, 40.40, 22.25, 27.78, source=HANCLIP),
     ),
-    **_COMMON,
 )
-VOC2007 = Benchmark(
+VOC2007 = _benchmark(
     name="negbench_mcq_voc2007",
     title="NegBench MCQ, VOC2007",
     licence="MIT; photos: VOC2007, Flickr licences",
@@ -106,12 +106,10 @@ VOC2007 = Benchmark(
         *_published("CLIP-CC12M-NegFull ViT-B/32", 54.82),
         *_published("NegCLIP-CC12M-NegFull ViT-B/32", 59.65),
     ),
-    **_COMMON,
 )
-MSRVTT = Benchmark(
+MSRVTT = _benchmark(
     name="negbench_mcq_msrvtt",
     title="NegBench MCQ, MSR-VTT",
     licence="MIT; videos: MSR-VTT, for research",
     load=functools.partial(load, names=("msr_vtt_mcq_rephrased_llama.csv",), video=True),
-    **_COMMON,
 )

@@ -52,11 +52,12 @@ def _published(model: str, r1: float, r5: float, r10: float) -> list[Published]:
     return [Published(model, f"t2i_recall@{k}", value / 100, HANCLIP) for k, value in values]
 
 
-_COMMON = {
-    "source": "Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
-    "download": DOWNLOAD,
-}
-BENCHMARK = Benchmark(
+_benchmark = functools.partial(
+    Benchmark,
+    source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
+    download=DOWNLOAD,
+)
+BENCHMARK = _benchmark(
     name="negbench_retrieval",
     title="NegBench retrieval, COCO, plain captions",
     licence="MIT; captions CC BY 4.0; photos: COCO val2017, Flickr licences",
@@ -64,9 +65,8 @@ BENCHMARK = Benchmark(
     published=(Published("CLIP ViT-B/32", "t2i_recall@5", 0.548, "NegBench"),),
     retention=True,
     task="Which photo does a caption describe?",
-    **_COMMON,
 )
-NEGATED = Benchmark(
+NEGATED = _benchmark(
     name="negbench_retrieval_negated",
     title="NegBench retrieval, COCO, negated captions",
     licence="MIT; captions CC BY 4.0; photos: COCO val2017, Flickr licences",
@@ -85,22 +85,19 @@ NEGATED = Benchmark(
         *_published("NegCLIP-CC12M-NegFull ViT-B/32", 41.18, 68.10, 78.26),
     ),
     task="Which photo does a caption describe that also says what is not there?",
-    **_COMMON,
 )
-MSRVTT = Benchmark(
+MSRVTT = _benchmark(
     name="negbench_msrvtt",
     title="NegBench retrieval, MSR-VTT, plain captions",
     licence="MIT; videos: MSR-VTT, for research",
     load=functools.partial(load, names=("msr_vtt_retrieval.csv",), video=True),
     retention=True,
     task="Which video does a caption describe?",
-    **_COMMON,
 )
-MSRVTT_NEGATED = Benchmark(
+MSRVTT_NEGATED = _benchmark(
     name="negbench_msrvtt_negated",
     title="NegBench retrieval, MSR-VTT, negated captions",
     licence="MIT; videos: MSR-VTT, for research",
     load=functools.partial(load, names=("msr_vtt_retrieval_rephrased_llama.csv",), video=True),
     task="Which video does a caption describe that also says what is not there?",
-    **_COMMON,
 )

@@ -19,6 +19,7 @@ accuracy over all items (its name) and over the valid ones (`NAME_valid`);
 `accuracy_mean_of_pieces` is their mean, given only where all ten files are there.
 """
 
+import functools
 from pathlib import Path
 
 from evals.benchmark import Benchmark, Problem, Published
@@ -109,13 +110,14 @@ def _read_piece(file: Path, piece: str) -> list[Choice]:
     return items
 
 
-_COMMON = {
-    "source": "Parcalabescu et al., ACL 2022, github.com/Heidelberg-NLP/VALSE",
-    "licence": "MIT; photos: Visual7W, COCO (Flickr licences), SWiG",
-    "download": DOWNLOAD,
-    "task": "Is the caption closer to the photo than its foil?",
-}
-BENCHMARK = Benchmark(
+_benchmark = functools.partial(
+    Benchmark,
+    source="Parcalabescu et al., ACL 2022, github.com/Heidelberg-NLP/VALSE",
+    licence="MIT; photos: Visual7W, COCO (Flickr licences), SWiG",
+    download=DOWNLOAD,
+    task="Is the caption closer to the photo than its foil?",
+)
+BENCHMARK = _benchmark(
     name="valse",
     title="VALSE existence",
     load=load,
@@ -127,12 +129,10 @@ BENCHMARK = Benchmark(
         Published("CLIP ViT-L/14", "accuracy", 357 / 534, PAPER),
         Published("NegationCLIP ViT-L/14", "accuracy", 425 / 534, PAPER),
     ),
-    **_COMMON,
 )
-OTHER_PIECES = Benchmark(
+OTHER_PIECES = _benchmark(
     name="valse_pieces",
     title="VALSE, other pieces",
     load=load_pieces,
     retention=True,
-    **_COMMON,
 )

@@ -36,7 +36,6 @@ from evals.images import IMAGE_SUFFIXES, DataRoots, FileMissing, ImageRef, tfds_
 from evals.reading import Fields
 from negclip_jax.common.decoding import opened
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.records import Box
 from negclip_jax.common.strict_json import read_text
 from negclip_jax.data.records import unsafe_name
 
@@ -176,7 +175,10 @@ def _voc_from_folder(folder: Path, classes: Sequence[str]) -> list[Labelled]:
         fields = Fields(file)
         for i, thing in enumerate(_objects(fields)):
             kind = fields.option({"name": thing.findtext("name")}, "name", f"object {i}", classes)
-            box = _box(fields, thing.find("bndbox"), f"object {i}")
+            corners = thing.find("bndbox")
+            found = {c: corners.findtext(c) if corners is not None else None for c in CORNERS}
+            x, y, right, bottom = (fields.number(found, c, f"object {i}") for c in CORNERS)
+            box = fields.box((x, y, right - x, bottom - y), f"object {i}")
             ref = ImageRef(f"VOC2007/JPEGImages/{name}.jpg", box)
             items.append(Labelled(f"{name}#{i}", ref, classes.index(kind) if kind else 0))
         fields.done()
@@ -193,12 +195,6 @@ def _objects(fields: Fields) -> list[ElementTree.Element]:
     except ElementTree.ParseError as error:
         fields.note("not valid XML", str(error))
         return []
-
-
-def _box(fields: Fields, corners: ElementTree.Element | None, where: str) -> Box:
-    found = {name: corners.findtext(name) if corners is not None else None for name in CORNERS}
-    x, y, right, bottom = (fields.number(found, name, where) for name in CORNERS)
-    return fields.box((x, y, right - x, bottom - y), where)
 
 
 def _voc_from_tfds(rows: Sequence[dict], classes: Sequence[str]) -> list[Labelled]:

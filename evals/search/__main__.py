@@ -11,7 +11,6 @@ the folder are not followed.
 """
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Ranks, writes and shows. Raises InputError."""
     from evals import models
+    from evals.results import read_earlier
     from evals.search import page
     from evals.search.folder import PhotoFolder
     from evals.search.ranking import rank
@@ -48,7 +48,13 @@ def run(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise InputError(f"--top={args.top}: at least one photo has to be shown")
     command_line.require_writable(args.out)
-    _require_own(args.out)
+    path = args.out / RESULTS
+    try:
+        read_earlier(path, ("queries",), "")
+    except InputError:
+        raise InputError(
+            f"{path} is not of a search and would be replaced: give another --out"
+        ) from None
     folder = PhotoFolder(args.images)
     cache = command_line.embedding_cache(args)
     sources = [text for text in (args.base, args.model) if text]
@@ -77,17 +83,6 @@ def run(args: argparse.Namespace) -> None:
         logging.warning("%d left out: %s", len(reasons), listed)
     seconds = human_seconds(time.monotonic() - started)
     logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / page.PAGE)
-
-
-def _require_own(out: Path) -> None:
-    """Raises InputError where `out` holds the results of another command."""
-    path = out / RESULTS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"queries": {}}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or "queries" not in found:
-        raise InputError(f"{path} is not of a search and would be replaced: give another --out")
 
 
 def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:

@@ -28,8 +28,19 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("a segmentation is neither polygons nor a run-length code")
     mask = np.zeros((height, width), bool)
+    centres = np.arange(height) + 0.5
     for polygon in segmentation:
-        mask |= _filled(_points(polygon), height, width)
+        points = _points(polygon)
+        # A pixel is inside if the number of edges to the left of its centre is odd.
+        crossings = np.zeros((height, width + 1), np.int32)
+        for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+            low, high = min(y0, y1), max(y0, y1)
+            rows = np.flatnonzero((low <= centres) & (centres < high))  # a shared corner: once
+            if len(rows):
+                x = x0 + (centres[rows] - y0) * (x1 - x0) / (y1 - y0)
+                first = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
+                crossings[rows, first] += 1
+        mask |= np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
     return mask
 
 
@@ -63,19 +74,6 @@ def _points(polygon: Any) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FAR).all():
         raise ValueError("a polygon is not pairs of numbers x, y of a photo's size")
     return points
-
-
-def _filled(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels whose centre has an odd number of edges to its left."""
-    crossings = np.zeros((height, width + 1), np.int32)
-    centres = np.arange(height) + 0.5
-    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
-        low, high = min(y0, y1), max(y0, y1)
-        rows = np.flatnonzero((low <= centres) & (centres < high))  # a shared corner counts once
-        x = x0 + (centres[rows] - y0) * (x1 - x0) / (y1 - y0) if len(rows) else np.empty(0)
-        first = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
-        crossings[rows, first] += 1
-    return np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
 
 
 def _decoded(code: dict, height: int, width: int) -> np.ndarray:

@@ -13,6 +13,7 @@ prompts, or more pictures of each, leaves the others as they are.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -110,12 +111,14 @@ class Pictures:
 
     def wanted(self, prompts: Sequence[str], count: int) -> list[Picture]:
         """`count` pictures a prompt and model, in the order in which they are drawn."""
-        return [
-            self._picture(model, prompt, index)
-            for prompt in prompts
-            for model in MODELS
-            for index in range(count)
-        ]
+        pictures = []
+        for prompt, model, index in itertools.product(prompts, MODELS, range(count)):
+            file = file_of(model, prompt, index)
+            row = self._drawn.get(file, {"sha256": "", "blank": False})
+            seed = seed_of(self._seed, prompt, index)
+            drawn = row["sha256"], row["blank"]
+            pictures.append(Picture(model, prompt, index, file, seed, *drawn))
+        return pictures
 
     def draw(
         self, pipelines: Pipelines, prompts: Sequence[str], count: int, *, batch_size: int
@@ -143,12 +146,6 @@ class Pictures:
                         self._keep(picture, image)
                 bar.advance(len(left))
         return self.wanted(prompts, count)
-
-    def _picture(self, model: str, prompt: str, index: int) -> Picture:
-        file = file_of(model, prompt, index)
-        row = self._drawn.get(file, {"sha256": "", "blank": False})
-        seed = seed_of(self._seed, prompt, index)
-        return Picture(model, prompt, index, file, seed, row["sha256"], row["blank"])
 
     def _keep(self, picture: Picture, image: Image.Image) -> None:
         path = self.out / picture.file

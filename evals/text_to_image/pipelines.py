@@ -220,17 +220,7 @@ class Pipelines:
             "guidance": float(self._call["guidance_scale"]),
             "size": self._size,
             "dtype": dtype,
-            # Private entries say which version of the library wrote them.
-            "scheduler": [
-                type(scheduler).__name__,
-                {
-                    name: value
-                    if isinstance(value, bool | int | float | str | None)
-                    else str(value)
-                    for name, value in sorted(scheduler.config.items())
-                    if not name.startswith("_")
-                },
-            ],
+            "scheduler": [type(scheduler).__name__, plain],
             "weights": parts,
             "tuned encoder": tuned,
         }

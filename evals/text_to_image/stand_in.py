@@ -69,7 +69,11 @@ class StandIn:
     def look(self, pictures: Sequence[Picture]) -> None:
         """Compares all pictures; their embeddings are cached by the files' bytes."""
         refs = {picture.file: ImageRef(picture.file) for picture in pictures}
-        asked = {p.file: _statements(self._prompts[p.prompt]) for p in pictures}
+        asked = {}  # the neutral statement, the affirmative one, and those that deny the prompt
+        for picture in pictures:
+            prompt = self._prompts[picture.prompt]
+            statements = map(_STATEMENT.format, (prompt.affirmative, *prompt.affirmed))
+            asked[picture.file] = (_NEUTRAL, *statements)
         texts = list(dict.fromkeys(text for statements in asked.values() for text in statements))
         roots = DataRoots((self._out / FOLDER,))
         cache = self._out / "embeddings"
@@ -86,12 +90,6 @@ class StandIn:
     def verdict(self, picture: Picture) -> Verdict | None:
         """What a picture scores; None before `look`."""
         return self._verdicts.get(picture.file)
-
-
-def _statements(prompt: Prompt) -> tuple[str, ...]:
-    """The neutral statement, the affirmative one, and those that deny the prompt."""
-    statements = (prompt.affirmative, *prompt.affirmed)
-    return (_NEUTRAL, *map(_STATEMENT.format, statements))
 
 
 def _verdict(statements: Sequence[str], cosines: np.ndarray) -> Verdict:
