@@ -3,26 +3,36 @@
 The false-absence rate is what poisons training, and nobody has published it for this pipeline. It
 is counted over the objects that COCO annotates: of all verdicts "absent" that the annotations can
 judge, those whose object has a plainly visible instance. Crowds, tiny instances and other classes
-are left out (`annotations.InstanceVerifier`), as are verdicts that came from annotations.
+are left out (`annotations.InstanceVerifier`), as are verdicts that came from annotations. What
+boxes cannot judge is for people, who label a sample of the accepted pairs.
 """
 
 import collections
+import csv
+import hashlib
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.hand_labels import precision, read_labels
 from data_gen.records import read_table
 from negclip_jax.common import storage
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
 from negclip_jax.language.vocabulary import canonical
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NOT_A_MODEL = ("instances", "vqa")
 _SHOWN = 20  # classes in the printed table
+
+# The CSV of hand labels.
+COLUMNS = ("pair_id", "file_name", "caption", "negated_caption", "object", "rewriter", "label")
+SAMPLE = 200
+_TRUE = {"1", "true", "yes", "y", "ok", "right", "correct", "good"}
+_FALSE = {"0", "false", "no", "n", "wrong", "incorrect", "bad"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,10 @@ def audit(
     pairs = [row for row in read_table(run, "pairs", columns).to_pylist() if row["accepted"]]
     result = measure(judge(verdicts, truth))
     result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
-    result["pairs"] = contradicted(pairs, truth)._asdict()
+    # Of the accepted pairs that the annotations can judge, those whose object is there.
+    known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
+    contradicted = Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
+    result["pairs"] = contradicted._asdict()
     if labels is not None:
         shares, unknown = precision(read_labels(labels), pairs)
         result["precision"] = {name: share._asdict() for name, share in shares.items()}
@@ -124,12 +137,6 @@ def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     return points
 
 
-def contradicted(pairs: Sequence[dict[str, Any]], truth: InstanceVerifier) -> Share:
-    """Of the accepted pairs that the annotations can judge, those whose object is there."""
-    known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
-    return Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
-
-
 def table_text(result: dict[str, Any]) -> str:
     """The measures as lines for the terminal."""
     lines = [f"accepted pairs whose object is there  {Share(**result['pairs'])}"]
@@ -155,3 +162,65 @@ def table_text(result: dict[str, Any]) -> str:
         false, found = map(str, shares)
         lines.append(f"p_absent >= {point['threshold']:<5} false absence {false}; found {found}")
     return "\n".join(lines)
+
+
+def sample(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
+    """`number` rows at random, the same for the same rows in any order (by hash of `pair_id`)."""
+    return sorted(rows, key=lambda row: hashlib.blake2b(row["pair_id"].encode()).digest())[:number]
+
+
+def write_sample(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes SAMPLE of the rows as CSV with an empty column `label`, "yes" or "no" to be put in.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in sample(rows, SAMPLE):
+        texts = {key: str(row.get(key) or "") for key in COLUMNS if key != "label"}
+        formula = ("=", "+", "-", "@", "\t", "\r")
+        writer.writerow({k: f"'{t}" if t.startswith(formula) else t for k, t in texts.items()})
+    storage.write_whole(path, file.getvalue().encode())
+
+
+def read_labels(path: str | os.PathLike) -> dict[str, bool]:
+    """Pair id to whether the pair is right, for the rows of the CSV that have a label.
+
+    Raises InputError for a file without the columns and for labels that are neither yes nor no.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"pair_id", "label"} <= set(reader.fieldnames or ()):
+                raise InputError(
+                    f"{path} has no columns pair_id and label; `report` writes such a file, "
+                    "audit_sample.csv"
+                )
+            rows = [(reader.line_num, row["pair_id"], row["label"]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from None
+    labels, wrong = {}, []
+    for line, pair_id, text in rows:
+        word = (text or "").strip().lower()
+        if word in _TRUE or word in _FALSE:
+            labels[(pair_id or "").removeprefix("'")] = word in _TRUE
+        elif word:
+            wrong.append(f"line {line} ({text!r})")
+    if wrong:
+        raise InputError(f"{path}: labels are yes or no, not {', '.join(wrong[:5])}")
+    return labels
+
+
+def precision(
+    labels: Mapping[str, bool], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Share], int]:
+    """Share of right pairs over all labels and by rewriter, and how many labels fit no pair."""
+    known = {row["pair_id"]: row["rewriter"].partition(":")[0] for row in rows}
+    groups: dict[str, list[bool]] = {"all": []}
+    for pair_id, right in labels.items():
+        if pair_id in known:
+            groups["all"].append(right)
+            groups.setdefault(known[pair_id], []).append(right)
+    shares = {name: Share.of(sum(values), len(values)) for name, values in groups.items()}
+    return shares, sum(pair_id not in known for pair_id in labels)

@@ -1,18 +1,22 @@
-"""From settings to the parts of a run: who proposes, who verifies, who rewrites."""
+"""From settings to the parts of a run: servers that were seen to work, and who does what."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-from data_gen.engines.base import Capabilities, Engine
+from data_gen.annotations import Cooccurrence, InstanceVerifier
+from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
+from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
 from data_gen.settings import Settings, require
-from data_gen.stages import propose, verify, writers
-from data_gen.stages.rewrite import Checker, RewriteStage
+from data_gen.stages import propose, rewrite, verify
+from negclip_jax.common import storage, strict_json
+from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES
@@ -45,32 +49,20 @@ class Models:
     mllm_can: Capabilities | None = None
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """Instance annotations in the forms that stages need; empty without a file.
-
-    Attributes:
-      verifier: a `data_gen.annotations.InstanceVerifier`.
-      statistics: a `data_gen.cooccurrence.Cooccurrence`.
-      present: everything annotated, by image id.
-      visible: what is annotated and plain to see, not tiny and no mere crowd.
-    """
-
-    verifier: Any = None
-    statistics: Any = None
-    present: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    visible: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-
 def resolve(config: Settings) -> Roles:
     """The roles that the settings ask for. Raises InputError for what they lack."""
+
+    def auto(wished: str, best: str) -> str:
+        return best if wished == "auto" else wished
+
     require(config, "input.captions")
     llm, mllm = config.llm.url, config.mllm.url
-    annotated = config.input.instances is not None
+    listed = config.input.objects is not None
+    proposer = "file" if listed else "llm" if llm else "cooccurrence"
     roles = Roles(
-        _proposer(config),
-        _auto(config.verify.by, "mllm" if mllm else "instances"),
-        _auto(config.rewrite.by, "llm" if llm else "template"),
+        auto(config.propose.by, proposer),
+        auto(config.verify.by, "mllm" if mllm else "instances"),
+        auto(config.rewrite.by, "llm" if llm else "template"),
     )
     if config.pipeline == "vqa":
         files = (config.input.questions, config.input.answers)
@@ -85,28 +77,14 @@ def resolve(config: Settings) -> Roles:
             )
         else:
             roles = Roles("llm", "mllm", roles.rewrite)
-    _check(config, roles, annotated)
-    return roles
-
-
-def _auto(wished: str, best: str) -> str:
-    return best if wished == "auto" else wished
-
-
-def _proposer(config: Settings) -> str:
-    if config.input.objects is not None and config.propose.by == "auto":
-        return "file"
-    return _auto(config.propose.by, "llm" if config.llm.url else "cooccurrence")
-
-
-def _check(config: Settings, roles: Roles, annotated: bool) -> None:
-    if roles.needs_llm and not config.llm.url:
+    if roles.needs_llm and not llm:
         raise InputError("an LLM is to propose or rewrite, but there is none; give --llm-url")
-    if roles.needs_mllm and not config.mllm.url:
+    if roles.needs_mllm and not mllm:
         raise InputError("a model is to look at the photos; give --mllm-url, or --instances")
     if roles.needs_mllm:
         require(config, "input.images")
-    if not annotated and (roles.verify == "instances" or roles.propose == "cooccurrence"):
+    by_boxes = roles.verify == "instances" or roles.propose == "cooccurrence"
+    if config.input.instances is None and by_boxes:
         raise InputError(
             "without models, objects and their absence come from annotations: give --instances, "
             "or --llm-url and --mllm-url"
@@ -114,6 +92,78 @@ def _check(config: Settings, roles: Roles, annotated: bool) -> None:
     if roles.propose == "file":
         require(config, "input.objects")
     grammar_of(config)
+    return roles
+
+
+def open_engine(config: Settings, role: str, out: Path) -> Engine:
+    """The engine of "llm" or "mllm", not yet connected. Raises InputError for a bad address.
+
+    An address is one or several URLs, "vllm" for a model in this process, or "batch" for files in
+    `out` that a batch service answers.
+    """
+    section = config[role]
+    if section.url == "batch":
+        from data_gen.engines.batchfile import BatchEngine
+
+        return BatchEngine(out / "batch", role, section.model)
+    if section.url == "vllm":
+        from data_gen.engines.vllm import VLLMEngine
+
+        return VLLMEngine(section.model)
+    urls = [url.strip() for url in section.url.split(",") if url.strip()]
+    if not urls:
+        raise InputError(f"--{role}-url is empty")
+    names = [entry.name for entry in fields(ChatSettings) if entry.name in config.engine]
+    settings = ChatSettings(**{name: config.engine[name] for name in names})
+    return ChatClient(urls, settings, section.key_variable)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    config: Settings, roles: Roles, cache: Cache | None, out: Path
+) -> AsyncIterator[Models]:
+    """The engines that the roles need, probed, and closed at the end.
+
+    What was found is kept in `capabilities.json` of the run directory `out`: a resumed run with
+    the same addresses does not probe again. Answers come from `cache` first, if there is one.
+
+    Raises EndpointError for a server that cannot do what its role needs.
+    """
+    known = out / "capabilities.json"
+    needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
+    try:
+        found = strict_json.load(known)
+    except (OSError, ValueError):
+        found = None
+    found = found if isinstance(found, dict) else {}
+    errors = ErrorShare(config.max_errors)
+    bare: dict[tuple, Engine] = {}
+    asked: dict[str, Engine] = {}
+    can: dict[str, Capabilities] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for role in needed:
+            address = (config[role].url, config[role].model)
+            if address not in bare:  # a server for both roles is one engine, with one limit
+                bare[address] = engine = open_engine(config, role, out)
+                asked[role] = CachedEngine(engine, cache, errors) if cache else engine
+                stack.push_async_callback(asked[role].close)
+            else:
+                asked[role] = asked["llm"]
+            if found.get(role, {}).get("address") != list(address):
+                seen = await probe_engine(bare[address], address[1], images=role == "mllm")
+                found[role] = {"address": list(address), **asdict(seen)}
+            names = [entry.name for entry in fields(Capabilities) if entry.name in found[role]]
+            can[role] = Capabilities(**{name: found[role][name] for name in names})
+        if needed:
+            storage.write_json(known, found, sort_keys=True)
+        yield Models(asked.get("llm"), can.get("llm"), asked.get("mllm"), can.get("mllm"))
+
+
+async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Capabilities:
+    """What the engine can: a server is asked, other engines know."""
+    if isinstance(engine, ChatClient):
+        return await probe(engine, model, images=images)
+    return engine.capabilities()
 
 
 def build(
@@ -122,19 +172,38 @@ def build(
     models: Models,
     threads: Executor,
     run_id: str,
-    source: str,
 ) -> ImagePipeline:
     """The pipeline of a run. Raises InputError for input files that cannot be used."""
     roles = resolve(config)
-    annotations = load_annotations(config)
-    for_llm, for_mllm = fitting(prompts, models.llm_can), fitting(prompts, models.mllm_can)
+    boxes = InstanceVerifier(config.input.instances) if config.input.instances else None
+    llm_prompts, mllm_prompts = (
+        {n: p.without_system() for n, p in prompts.items()} if can and not can.system else prompts
+        for can in (models.llm_can, models.mllm_can)
+    )
+    writer: rewrite.Writer = rewrite.TemplateWriter(config.seed, grammar_of(config))
+    if roles.rewrite == "llm":
+        llm = rewrite.LLMWriter(
+            engine=models.llm,
+            can=models.llm_can,
+            prompts=llm_prompts,
+            many=config.rewrite.unit == "image",
+            one="rewrite" if config.rewrite.require_rules else "rewrite_caption",
+            max_tokens=config.rewrite.max_tokens,
+            temperature=config.rewrite.temperature,
+            top_p=config.rewrite.top_p,
+            seed=config.seed,
+        )
+        share = config.rewrite.templates
+        writer = rewrite.MixedWriter(llm, writer, share, config.seed) if share else llm
     return ImagePipeline(
         config,
-        build_proposer(config, roles, for_llm, models, annotations),
-        build_verifier(config, roles, for_mllm, models, annotations),
-        RewriteStage(
-            build_writer(config, roles, for_llm, models),
-            Checker(token_counter(config), config.check.max_tokens, config.rewrite.require_rules),
+        _proposer(config, roles, llm_prompts, models, boxes),
+        _verifier(config, roles, mllm_prompts, models, boxes),
+        rewrite.RewriteStage(
+            writer,
+            token_counter(config),
+            config.check.max_tokens,
+            config.rewrite.require_rules,
             config.rewrite.tries,
             config.foils,
             config.seed,
@@ -144,27 +213,18 @@ def build(
             config.rewrite.affirm,
         ),
         PhotoFolder(config.input.images, config.images.long_side) if config.input.images else None,
-        annotations.visible,
+        boxes.visible if boxes else {},
         threads,
-        source,
     )
 
 
-def fitting(prompts: Mapping[str, Prompt], can: Capabilities | None) -> Mapping[str, Prompt]:
-    """The prompts in the form that the model takes."""
-    if can is None or can.system:
-        return prompts
-    return {name: prompt.without_system() for name, prompt in prompts.items()}
-
-
-def build_proposer(
+def _proposer(
     config: Settings,
     roles: Roles,
     prompts: Mapping[str, Prompt],
     models: Models,
-    annotations: Annotations,
+    boxes: InstanceVerifier | None,
 ) -> propose.Proposer:
-    """Who names candidates."""
     settings, per_caption = config.propose, config.propose.unit == "caption"
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
     match roles.propose:
@@ -175,31 +235,28 @@ def build_proposer(
         case "random":
             return propose.RandomProposer(CATEGORIES, settings.number, config.seed, per_caption)
         case "cooccurrence":
+            statistics = Cooccurrence(boxes.present, random=settings.random)
             return propose.CooccurrenceProposer(
-                annotations.statistics, annotations.present, settings.number, config.seed
+                statistics, boxes.present, settings.number, config.seed
             )
-    model = models.llm_can.model
-    if config.pipeline == "vqa":
-        prompt = prompts["questions"]
-    elif per_caption:
-        return propose.CaptionProposer(models.llm, model, prompts["propose_caption"], **sampling)
-    else:
-        prompt = prompts["propose"]
+    if per_caption and config.pipeline != "vqa":
+        prompt = prompts["propose_caption"]
+        return propose.CaptionProposer(models.llm, models.llm_can.model, prompt, **sampling)
+    prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
     return propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
 
 
-def build_verifier(
+def _verifier(
     config: Settings,
     roles: Roles,
     prompts: Mapping[str, Prompt],
     models: Models,
-    annotations: Annotations,
+    boxes: InstanceVerifier | None,
 ) -> verify.Verifier:
-    """Who tells absent from present."""
     if roles.verify == "votes":
         return verify.VoteVerifier(config.verify.min_no_votes)
     if roles.verify == "instances":
-        return verify.AnnotationVerifier(annotations.verifier, None)
+        return verify.AnnotationVerifier(boxes, None)
     settings, can = config.verify, models.mllm_can
     thresholds = verify.Thresholds(
         settings.absent_at, settings.present_at, settings.min_answer_probability
@@ -213,37 +270,13 @@ def build_verifier(
     if method == "multi":
         many = prompts["verify_many"]
         verifier = verify.ManyVerifier(models.mllm, can, many, thresholds, verifier, config.seed)
-    if annotations.verifier is not None and settings.instances_first:
-        verifier = verify.AnnotationVerifier(annotations.verifier, verifier)
+    if boxes is not None and settings.instances_first:
+        verifier = verify.AnnotationVerifier(boxes, verifier)
     if settings.questions_per_round and method != "multi":
         return verify.UntilEnough(
             verifier, settings.questions_per_round, config.assign.captions_per_object
         )
     return verifier
-
-
-def build_writer(
-    config: Settings, roles: Roles, prompts: Mapping[str, Prompt], models: Models
-) -> writers.Writer:
-    """Who rewrites."""
-    template = writers.TemplateWriter(config.seed, grammar_of(config))
-    if roles.rewrite == "template":
-        return template
-    settings = config.rewrite
-    llm = writers.LLMWriter(
-        models.llm,
-        models.llm_can,
-        prompts,
-        many=settings.unit == "image",
-        one="rewrite" if config.rewrite.require_rules else "rewrite_caption",
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=config.seed,
-    )
-    if settings.templates:
-        return writers.MixedWriter(llm, template, settings.templates, config.seed)
-    return llm
 
 
 def grammar_of(config: Settings) -> Grammar:
@@ -254,26 +287,6 @@ def grammar_of(config: Settings) -> Grammar:
         return Grammar(settings.style, names, settings.before, settings.statements)
     except ValueError as error:
         raise InputError(f"rewrite.hold_out: {error}") from None
-
-
-def load_annotations(config: Settings) -> Annotations:
-    """Instance annotations, if there are any."""
-    if config.input.instances is None:
-        return Annotations()
-    from data_gen.annotations import InstanceVerifier
-    from data_gen.cooccurrence import Cooccurrence
-
-    verifier = InstanceVerifier(config.input.instances)
-    visible = {
-        image_id: frozenset(n for n in names if verifier.verdict(image_id, n)[0] == "present")
-        for image_id, names in verifier.present.items()
-    }
-    return Annotations(
-        verifier,
-        Cooccurrence(verifier.present, random=config.propose.random),
-        verifier.present,
-        visible,
-    )
 
 
 def token_counter(config: Settings) -> Callable[[str], int]:

@@ -61,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"to continue:\n  {again}", file=sys.stderr)
         return error.status or 2
     except OSError as error:
-        _say(f"error: {_disk(error)}\nto continue:\n  {again}", file=sys.stderr)
+        reason = f"{error.filename or 'the run directory'}: {error.strerror or error}"
+        _say(
+            f"error: {reason}; everything committed so far is kept\nto continue:\n  {again}",
+            file=sys.stderr,
+        )
         return 5
     except Interrupted as stopped:
         _say(f"{stopped}; to continue:\n  {again}", file=sys.stderr)
@@ -73,11 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _say(text: str, file: TextIO | None = None) -> None:
     """Prints text that may quote models and untrusted files."""
     print(printable(text), file=file)
-
-
-def _disk(error: OSError) -> str:
-    where = error.filename or "the run directory"
-    return f"{where}: {error.strerror or error}; everything committed so far is kept"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -106,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, command: Callable, summary: str, *, out: bool, inputs: bool = False):
         sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, name=name)
         if out:
             sub.add_argument("--out", type=Path, required=True, help="the run's directory")
         if inputs:
@@ -126,13 +125,13 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", _run, "write pairs, or go on writing them", out=True, inputs=True)
     run.add_argument("--runner", choices=("local", "ray"), default="local")
     run.add_argument("--workers", type=int, default=2, help="--runner=ray: shards at once")
-    add("status", _status, "how far a run is, without touching it", out=True)
+    add("status", _show, "how far a run is, without touching it", out=True)
     retry = add("retry", _retry, "ask again what failed, or a whole stage", out=True, inputs=True)
     what = retry.add_mutually_exclusive_group(required=True)
     what.add_argument("--only", metavar="CODE", help="what ended with it, e.g. server_error")
     what.add_argument("--stage", help="all answers of propose, verify, rewrite or merge")
-    add("report", _report, "write report.html and audit_sample.csv", out=True)
-    audit = add("audit", _audit, "measure the verifier against annotations", out=True)
+    add("report", _show, "write report.html and audit_sample.csv", out=True)
+    audit = add("audit", _show, "measure the verifier against annotations", out=True)
     audit.add_argument("--instances", required=True, help="COCO instances json")
     audit.add_argument("--labels", help="audit_sample.csv with hand labels")
     export = add("export", _export, "write what launch.py reads", out=True)
@@ -144,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.connect import open_engine, probe_engine
+    from data_gen.build import open_engine, probe_engine
     from data_gen.engines.probe import describe
 
     config = settings.load(args.config, changes)
@@ -179,17 +178,11 @@ def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    config = settings.load(args.config, changes)
-    if args.runner == "ray":
-        from data_gen.ray_runner import run
+    from data_gen.generate import run, run_on_ray
 
-        return _outcome(args.out, run(config, args.out, workers=args.workers))
-    from data_gen.generate import run
-
-    return _outcome(args.out, run(config, args.out))
-
-
-def _outcome(out: Path, outcome) -> int:
+    config, out = settings.load(args.config, changes), args.out
+    on_ray = getattr(args, "runner", "local") == "ray"
+    outcome = run_on_ray(config, out, workers=args.workers) if on_ray else run(config, out)
     counts = outcome.counts
     _say(
         f"{counts.get('accepted', 0)} pairs accepted of {counts.get('pairs', 0)} rewrites, from "
@@ -208,35 +201,30 @@ def _outcome(out: Path, outcome) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.status import status
-
-    _say(status(args.out))
-    return 0
-
-
 def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.status import forget_errors, forget_stage
+    from data_gen.manifest import forget_errors, forget_stage
 
     if args.only:
         _say(forget_errors(args.out, args.only))
     else:
         _say(forget_stage(args.out, args.stage))
-    args.runner = "local"
     return _run(args, changes)
 
 
-def _report(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.report import write_report
+def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    """`status`, `report` and `audit`: one text each."""
+    if args.name == "status":
+        from data_gen.manifest import status
 
-    _say(f"wrote {write_report(args.out)}")
-    return 0
+        _say(status(args.out))
+    elif args.name == "report":
+        from data_gen.report import write_report
 
+        _say(f"wrote {write_report(args.out)}")
+    else:
+        from data_gen.audit import audit
 
-def _audit(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.audit import audit
-
-    _say(audit(args.out, args.instances, args.labels))
+        _say(audit(args.out, args.instances, args.labels))
     return 0
 
 
@@ -255,7 +243,6 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    args.runner = "local"
     for role in ("llm", "mllm"):
         changes.setdefault(f"{role}.url", "batch")
     # Each round of questions would be a round of the batch service.

@@ -13,23 +13,6 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
 
-_COLUMNS = [
-    "pair_id",
-    "image_id",
-    "file_name",
-    "caption_id",
-    "caption",
-    "object",
-    "question",
-    "negated_caption",
-    "foils",
-    "pipeline",
-    "rewriter",
-    "accepted",
-    "models",
-    "run_id",
-]
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -50,7 +33,19 @@ def export(run: Path, to: Path) -> Exported:
     rows = accepted_rows(run, manifest["config"]["export"]["max_per_object"])
     if not rows:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    pairs = [_pair(row) for row in rows]
+    pairs = [
+        Pair(
+            row["file_name"],
+            row["caption"],
+            row["negated_caption"],
+            tuple(row["foils"] or ()),
+            row["object"],
+            f"data_gen {row['pipeline']}, {row['models']['rewrite'] or row['rewriter']}, "
+            f"run {row['run_id']}",
+            image_id=row["image_id"],
+        )
+        for row in rows
+    ]
     files = [to / "pairs.json", to / "pairs.parquet"]
     try:
         for path in files:
@@ -67,8 +62,7 @@ def export(run: Path, to: Path) -> Exported:
 
 def accepted_rows(run: Path, max_per_object: int | None = None) -> list[dict[str, Any]]:
     """Rows of accepted pairs, in order; of an object with too many, those with the least hash."""
-    table = read_table(run, "pairs", _COLUMNS)
-    rows = [row for row in table.to_pylist() if row["accepted"]]
+    rows = [row for row in read_table(run, "pairs").to_pylist() if row["accepted"]]
     if max_per_object is None:
         return rows
     by_object: dict[str, list[tuple[str, str]]] = {}
@@ -77,19 +71,6 @@ def accepted_rows(run: Path, max_per_object: int | None = None) -> list[dict[str
         by_object.setdefault(row["object"], []).append((order, row["pair_id"]))
     kept = {pair for group in by_object.values() for _, pair in sorted(group)[:max_per_object]}
     return [row for row in rows if row["pair_id"] in kept]
-
-
-def _pair(row: dict[str, Any]) -> Pair:
-    model = row["models"]["rewrite"] or row["rewriter"]
-    return Pair(
-        row["file_name"],
-        row["caption"],
-        row["negated_caption"],
-        tuple(row["foils"] or ()),
-        row["object"],
-        f"data_gen {row['pipeline']}, {model}, run {row['run_id']}",
-        image_id=row["image_id"],
-    )
 
 
 def _write_published(path: Path, captions: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -1,30 +1,35 @@
-"""A run from its settings to its tables, resumable at every moment."""
+"""A run from its settings to its tables, resumable at every moment, on one machine or on Ray.
+
+On a Ray cluster a shard is a task, and a lost worker costs one shard. Each worker runs the local
+runner on its shard with a cache of its own on local disk (SQLite is not for network file systems)
+and writes tables to the run directory, which all machines must see. The driver gives out only
+shards that are not done, so that running the command again continues; the tables equal the local
+runner's byte for byte, as far as the models repeat themselves.
+"""
 
 import asyncio
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen import manifest, shards
-from data_gen.build import Models, Roles, build, resolve
-from data_gen.connect import connected
-from data_gen.engines.base import Capabilities
+from data_gen import manifest
+from data_gen.build import Models, Roles, build, connected, resolve
 from data_gen.engines.cache import Cache
 from data_gen.prompts import Prompt, load_prompts
 from data_gen.records import write_table
-from data_gen.runner import LocalRunner
+from data_gen.runner import LocalRunner, Shard, cut, left_to_do
 from data_gen.settings import Settings, fingerprint
-from data_gen.shards import Shard
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
-from data_gen.work import ImageItem
+from negclip_jax.common import extras
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.provenance import content_hash
+from negclip_jax.common.provenance import content_hash, file_facts
 
 _DECODERS = 4  # threads that read and decode photos
 _LOOKED_FOR = 50  # photos, before anything is asked
@@ -48,28 +53,69 @@ class Job:
     ingested: Ingested
     inputs: dict[str, dict[str, Any]]
 
+    def method(self, models: Models) -> str:
+        """How absence is verified."""
+        can = models.mllm_can
+        return self.roles.verify if can is None else method_for(self.config.verify.method, can)
+
     def settings_print(self, models: Models) -> str:
         """The fingerprint of everything that decides the tables, but for the images."""
-        can = [_decisive(models.llm_can), _decisive(models.mllm_can), _method(self, models)]
+        # What of a model's capabilities changes the requests; the rest is for people.
+        decisive = [
+            can and [can.model, can.schema, can.system, can.choice]
+            for can in (models.llm_can, models.mllm_can)
+        ]
         files = {n: f["sha256"] for n, f in self.inputs.items() if n != "captions"}
-        return fingerprint(self.config, self.prompts, [asdict(self.roles), can, files])
+        extra = [asdict(self.roles), [*decisive, self.method(models)], files]
+        return fingerprint(self.config, self.prompts, extra)
+
+    def run_id(self, models: Models) -> str:
+        """Twelve hexadecimal digits that name settings, prompts, models and input."""
+        captions = self.inputs["captions"]["sha256"]
+        return content_hash([self.settings_print(models), captions])[:12]
 
     def cut(self, models: Models) -> list[Shard]:
         """The shards of the job."""
-        size = self.config.shard_images
-        return shards.cut(self.ingested.images, size, self.settings_print(models))
+        return cut(self.ingested.images, self.config.shard_images, self.settings_print(models))
 
+    def begin(self, models: Models, out: Path) -> list[Shard]:
+        """Removes the tables of other shards, writes the manifest; returns what is to be made."""
+        todo = left_to_do(out, self.cut(models))
+        write_table(out / "rejects" / "part-ingest.parquet", "rejects", self.ingested.rejects)
+        self.note(models, out)
+        return todo
 
-def _decisive(can: Capabilities | None) -> list | None:
-    """What of a model's capabilities changes the requests; the rest is for people."""
-    return can and [can.model, can.schema, can.system, can.choice]
+    def note(self, models: Models, out: Path) -> None:
+        """Writes the manifest of a run."""
+        can = {"llm": models.llm_can, "mllm": models.mllm_can}
+        about = {
+            "run_id": self.run_id(models),
+            "roles": asdict(self.roles),
+            "verify_method": self.method(models),
+            "inputs": self.inputs,
+            "captions": self.ingested.captions,
+            "images": len(self.ingested.images),
+            "ingest_rejects": len(self.ingested.rejects),
+        }
+        capabilities = {role: c for role, c in can.items() if c is not None}
+        manifest.write_manifest(out, self.config, self.prompts, capabilities, about)
 
-
-def _method(job: Job, models: Models) -> str:
-    """How absence is verified."""
-    if models.mllm_can is None:
-        return job.roles.verify
-    return method_for(job.config.verify.method, models.mllm_can)
+    async def make(
+        self,
+        shards: list[Shard],
+        models: Models,
+        cache: Cache | None,
+        out: Path,
+        progress: Callable[[LocalRunner], None],
+        *,
+        signals: bool = True,
+    ) -> LocalRunner:
+        """Makes shards in this process. Returns the runner, which has counted."""
+        with ThreadPoolExecutor(_DECODERS) as threads:
+            pipeline = build(self.config, self.prompts, models, threads, self.run_id(models))
+            runner = LocalRunner(out, pipeline.process, cache, self.config.engine.window)
+            await runner.run(shards, progress, signals=signals)
+        return runner
 
 
 @dataclass(frozen=True)
@@ -94,19 +140,17 @@ def prepare(config: Settings) -> Job:
                 f"{config.input.captions}: the two must be of the same split"
             )
     ingested = Ingested(images[: config.limit], ingested.rejects)
-    if config.input.images is not None:
-        _check_folder(config.input.images, ingested.images)
-    return Job(config, roles, prompts, ingested, manifest.input_facts(config))
-
-
-def _check_folder(folder: str, images: Sequence[ImageItem]) -> None:
-    """Single photos may be missing; where none of the first is there, the folder is wrong."""
-    names = [image.file_name for image in images[:_LOOKED_FOR]]
-    if not any((Path(folder) / name).exists() for name in names):
+    folder = config.input.images
+    # Single photos may be missing; where none of the first is there, the folder is wrong.
+    names = [image.file_name for image in ingested.images[:_LOOKED_FOR]]
+    if folder is not None and not any((Path(folder) / name).exists() for name in names):
         raise InputError(
             f"none of the first {len(names)} photos is in {folder} (for example {names[0]}); give "
             "--images the folder that the file names start from"
         )
+    files = {name: path for name, path in config.input.items() if path and name != "images"}
+    inputs = {name: file_facts(path) for name, path in sorted(files.items())}
+    return Job(config, roles, prompts, ingested, inputs)
 
 
 def run(
@@ -125,11 +169,11 @@ def run(
 
 
 async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
-    config = job.config
-    cache = Cache(out / "cache.sqlite", config.engine.cache) if _asks(job.roles) else None
+    asks = job.roles.needs_llm or job.roles.needs_mllm
+    cache = Cache(out / "cache.sqlite", job.config.engine.cache) if asks else None
     started, status, pending = time.time(), "failed", 0
     try:
-        async with connected(config, job.roles, cache, out) as models:
+        async with connected(job.config, job.roles, cache, out) as models:
             pending = await _run_shards(job, models, cache, out, say)
         status = "pending" if pending else "done"
     except BaseException as error:
@@ -143,69 +187,87 @@ async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
     return Outcome(manifest.counts(out), pending)
 
 
-def _asks(roles: Roles) -> bool:
-    return roles.needs_llm or roles.needs_mllm
-
-
 async def _run_shards(
     job: Job, models: Models, cache: Cache | None, out: Path, say: Callable[[str], None]
 ) -> int:
     """Processes what is not done yet; returns how many images wait for a batch file."""
-    all_shards = job.cut(models)
-    run_id = run_id_of(job, models)
-    todo = shards.left_to_do(out, all_shards)
-    write_table(out / "rejects" / "part-ingest.parquet", "rejects", job.ingested.rejects)
-    note(job, models, out, run_id)
-    say(_opening(job, len(all_shards), len(todo)))
-    with ThreadPoolExecutor(_DECODERS) as threads:
-        source = Path(job.config.input.captions).name
-        pipeline = build(job.config, job.prompts, models, threads, run_id, source)
-        runner = LocalRunner(out, pipeline.process, cache, job.config.engine.window)
-        total = sum(len(shard.images) for shard in todo)
-        started = time.monotonic()
+    number, todo = len(job.cut(models)), job.begin(models, out)
+    done = f", {number - len(todo)} of {number} shards are done" if len(todo) < number else ""
+    say(
+        f"{job.ingested.captions} captions of {len(job.ingested.images)} images; propose: "
+        f"{job.roles.propose}, verify: {job.roles.verify}, rewrite: {job.roles.rewrite}{done}"
+    )
+    total = sum(len(shard.images) for shard in todo)
+    started = time.monotonic()
 
-        def progress(runner: LocalRunner) -> None:
-            if total:
-                say(_progress(runner, total, time.monotonic() - started))
+    def progress(runner: LocalRunner) -> None:
+        if total:
+            rate = runner.images_done / max(time.monotonic() - started, 1e-9)
+            say(
+                f"{runner.images_done}/{total} images, {runner.accepted} pairs, {rate:.1f} images/s"
+            )
 
-        await runner.run(todo, progress)
+    runner = await job.make(todo, models, cache, out, progress)
     if cache is not None:
         cache.flush()
-    note(job, models, out, run_id)
+    job.note(models, out)
     return runner.images_pending
 
 
-def run_id_of(job: Job, models: Models) -> str:
-    """Twelve hexadecimal digits that name settings, prompts, models and input."""
-    captions = job.inputs["captions"]["sha256"]
-    return content_hash([job.settings_print(models), captions])[:12]
+def run_on_ray(config: Settings, out: Path, *, workers: int) -> Outcome:
+    """Runs or continues a run in `out`, a directory that every machine of the cluster sees.
+
+    Raises InputError without Ray, and where a shard failed on every retry.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError(f"--runner=ray needs Ray: {extras.install('ray')}") from None
+    job = prepare(config)
+
+    async def look(what: Callable[[Models, Path], Any]) -> Any:
+        """Calls a method of the job; the servers are probed once, for all workers."""
+        async with connected(config, job.roles, None, out) as models:
+            return what(models, out)
+
+    with locked(out):
+        if todo := asyncio.run(look(job.begin)):
+            ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+            data = ray.data.from_items([{"shard": shard.number} for shard in todo])
+            done = data.map_batches(
+                ShardWorker,
+                fn_constructor_args=(config.to_dict(), str(out.resolve())),
+                batch_size=1,
+                concurrency=min(workers, len(todo)),
+                max_restarts=3,
+                max_task_retries=3,
+            )
+            for batch in done.iter_batches(batch_size=1):
+                for number, accepted in zip(batch["shard"], batch["accepted"], strict=True):
+                    print(f"shard {number}: {accepted} pairs", file=sys.stderr)
+        asyncio.run(look(job.note))
+    return Outcome(manifest.counts(out), 0)
 
 
-def note(job: Job, models: Models, out: Path, run_id: str) -> None:
-    """Writes the manifest of a run."""
-    can = {"llm": models.llm_can, "mllm": models.mllm_can}
-    about = {
-        "run_id": run_id,
-        "roles": asdict(job.roles),
-        "verify_method": _method(job, models),
-        "inputs": job.inputs,
-        "captions": job.ingested.captions,
-        "images": len(job.ingested.images),
-        "ingest_rejects": len(job.ingested.rejects),
-    }
-    capabilities = {role: c for role, c in can.items() if c is not None}
-    manifest.write_manifest(out, job.config, job.prompts, capabilities, about)
+class ShardWorker:
+    """An actor that makes whole shards; its job is read once."""
 
+    def __init__(self, config: dict[str, Any], out: str):
+        self._job, self._out = prepare(Settings(config).lock()), Path(out)
+        self._local = Path(tempfile.mkdtemp(prefix="data_gen-"))
 
-def _opening(job: Job, total: int, todo: int) -> str:
-    roles = job.roles
-    done = f", {total - todo} of {total} shards are done" if todo < total else ""
-    return (
-        f"{job.ingested.captions} captions of {len(job.ingested.images)} images; propose: "
-        f"{roles.propose}, verify: {roles.verify}, rewrite: {roles.rewrite}{done}"
-    )
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Makes the shards of a batch `{"shard": [numbers]}`; adds their accepted pairs."""
+        accepted = [asyncio.run(self._make(int(number))) for number in batch["shard"]]
+        return {"shard": batch["shard"], "accepted": accepted}
 
-
-def _progress(runner: LocalRunner, total: int, seconds: float) -> str:
-    rate = runner.images_done / max(seconds, 1e-9)
-    return f"{runner.images_done}/{total} images, {runner.accepted} pairs, {rate:.1f} images/s"
+    async def _make(self, number: int) -> int:
+        job = self._job
+        cache = Cache(self._local / "cache.sqlite", job.config.engine.cache)
+        try:
+            async with connected(job.config, job.roles, cache, self._out) as models:
+                shard, ignore = job.cut(models)[number], lambda _: None
+                runner = await job.make([shard], models, cache, self._out, ignore, signals=False)
+                return runner.accepted
+        finally:
+            cache.close()

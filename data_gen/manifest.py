@@ -1,32 +1,43 @@
-"""What a run writes down about itself, so that its pairs can be explained years later."""
+"""What a run writes down about itself, how far it is, and what to ask again.
 
-import dataclasses
+`manifest.json` explains the pairs years later; `status` reads the run's files without touching
+them; `retry` makes the next run ask again.
+"""
+
+import collections
 import json
 import os
 import platform
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_gen import shards
-from data_gen.engines.base import Capabilities
-from data_gen.engines.cache import read_statistics
+import pyarrow.parquet as pq
+
+from data_gen.engines.cache import Cache, read_statistics
+from data_gen.engines.probe import Capabilities
 from data_gen.prompts import Prompt
+from data_gen.records import read_column, table_paths
+from data_gen.runner import read_marks, remove_others
 from data_gen.settings import Settings
 from negclip_jax.common import storage, strict_json
+from negclip_jax.common.atomic_files import locked
+from negclip_jax.common.chat.messages import is_transient
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.provenance import file_facts, git_revision, package_versions
+from negclip_jax.common.provenance import git_revision, package_versions
 
 _KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 _PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
-
-
-def input_facts(config: Settings) -> dict[str, dict[str, Any]]:
-    """Facts of every input file that the settings name."""
-    files = {name: path for name, path in config.input.items() if path and name != "images"}
-    return {name: file_facts(path) for name, path in sorted(files.items())}
+# Columns that say what a row ended with.
+_ENDED_WITH = {
+    "candidates": "reject_reason",
+    "verdicts": "error_code",
+    "pairs": "reasons",
+    "rejects": "code",
+}
 
 
 def write_manifest(
@@ -44,7 +55,7 @@ def write_manifest(
         **about,
         "config": config.to_dict(),
         "prompts": {p.id: [list(turn) for turn in p.turns] for p in prompts.values()},
-        "capabilities": {role: dataclasses.asdict(can) for role, can in capabilities.items()},
+        "capabilities": {role: asdict(can) for role, can in capabilities.items()},
         "packages": {n: v for n, v in package_versions(_PACKAGES).items() if v is not None},
         "python": platform.python_version(),
         "git": git_revision(),
@@ -67,11 +78,10 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 def counts(run: Path) -> dict[str, int]:
     """Rows of all tables, images and accepted pairs, over the finished shards."""
-    total: dict[str, int] = {}
-    for mark in shards.read_marks(run):
-        for name, number in mark["rows"].items():
-            total[name] = total.get(name, 0) + number
-    return total
+    total: collections.Counter = collections.Counter()
+    for mark in read_marks(run):
+        total.update(mark["rows"])
+    return dict(total)
 
 
 def log_session(run: Path, content: Mapping[str, Any]) -> None:
@@ -80,3 +90,93 @@ def log_session(run: Path, content: Mapping[str, Any]) -> None:
     line |= {"host": socket.gethostname(), "pid": os.getpid(), **content}
     with (run / "sessions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def status(run: Path) -> str:
+    """Lines to print: progress, funnel, errors, calls and tokens."""
+    manifest, done = read_manifest(run), counts(run)
+
+    def reasons(table: str, column: str) -> str:
+        found = collections.Counter(v for v in read_column(run, table, column) if v is not None)
+        shown = ", ".join(f"{value} {number}" for value, number in found.most_common(8))
+        return f" ({shown})" if shown else ""
+
+    lines = [
+        f"run {manifest['run_id']}: {manifest['config']['pipeline']}, "
+        + ", ".join(f"{stage} by {who}" for stage, who in manifest["roles"].items()),
+        f"images      {done.get('images', 0)} of {manifest['images']} in "
+        f"{len(read_marks(run))} finished shards",
+        f"captions    {done.get('items', 0)} of {manifest['captions']}",
+        f"candidates  {done.get('candidates', 0)}{reasons('candidates', 'reject_reason')}",
+        f"verdicts    {done.get('verdicts', 0)}{reasons('verdicts', 'verdict')}",
+        f"rewrites    {done.get('pairs', 0)}, {done.get('accepted', 0)} accepted",
+        f"rejects     {done.get('rejects', 0) + manifest['ingest_rejects']}"
+        f"{reasons('rejects', 'code')}",
+    ]
+    for stage, calls in read_statistics(run / "cache.sqlite").items():
+        cached = f", {calls['cached_tokens']} of them cached" if calls["cached_tokens"] else ""
+        lines.append(
+            f"{stage:<11} {calls['calls']} calls, {calls['prompt_tokens']} prompt tokens{cached}, "
+            f"{calls['completion_tokens']} completion tokens, {calls['latency_ms_p50']} ms at p50, "
+            f"{calls['latency_ms_p95']} ms at p95"
+        )
+    errors = error_codes(run)
+    if errors:
+        shown = ", ".join(f"{code} ({number})" for code, number in errors.most_common())
+        lines.append(f"errors      {shown}; `retry --only CODE` asks again")
+    try:
+        line = (run / "sessions.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        session = json.loads(line)
+        last = f"{session['status']} at {session['time']}, after {session['seconds']} s"
+    except (OSError, IndexError, ValueError, KeyError):
+        last = "in progress, or killed in its first session"
+    return "\n".join([*lines, f"last        {last}"])
+
+
+def error_codes(run: Path) -> collections.Counter:
+    """Requests that ended in an error, by code, over candidates, verdicts and rewrites."""
+    calls = read_statistics(run / "cache.sqlite").values()
+    permanent = {code for stage in calls for code in stage["errors"]}
+    codes = [code for codes in read_column(run, "pairs", "reasons") for code in codes or ()]
+    codes += read_column(run, "candidates", "reject_reason")
+    codes += read_column(run, "verdicts", "error_code")
+    return collections.Counter(c for c in codes if c in permanent or is_transient(c))
+
+
+def forget_errors(run: Path, code: str) -> str:
+    """Makes the next run ask again what ended with `code`; returns a line to print.
+
+    The answers of the code leave the cache and the shards that have it lose their marks. Raises
+    InputError for a code that nothing ended with.
+    """
+    with locked(run):
+        touched = set()
+        for table, column in _ENDED_WITH.items():
+            for path in table_paths(run, table):
+                values = pq.read_table(path, columns=[column]).column(column).to_pylist()
+                if any(code in (v if isinstance(v, list) else (v,)) for v in values):
+                    touched.add(path.stem)
+        cache = Cache(run / "cache.sqlite")
+        forgotten = cache.forget(errors=code)
+        cache.close()
+        if not touched and not forgotten:
+            raise InputError(f"nothing in {run} ended with {code!r}; `status` lists the codes")
+        for stem in touched:
+            (run / "done" / f"{stem}.json").unlink(missing_ok=True)
+    return f"{forgotten} cached errors forgotten, {len(touched)} shards to do again"
+
+
+def forget_stage(run: Path, stage: str) -> str:
+    """Makes the next run ask everything of a stage again; returns a line to print.
+
+    Raises InputError for a stage that asked nothing.
+    """
+    with locked(run):
+        cache = Cache(run / "cache.sqlite")
+        forgotten = cache.forget(stage=stage)
+        cache.close()
+        if not forgotten:
+            known = ", ".join(read_statistics(run / "cache.sqlite")) or "nothing"
+            raise InputError(f"{run} has no answers of stage {stage!r}; it has those of: {known}")
+        remove_others(run, [])
+    return f"{forgotten} answers forgotten"

@@ -12,7 +12,7 @@ from data_gen.build import Roles
 from data_gen.engines.cache import read_statistics
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
-from data_gen.records import read_table
+from data_gen.records import read_column
 from data_gen.settings import Settings
 from negclip_jax.common.errors import InputError
 
@@ -35,9 +35,6 @@ class Stage:
     prompt: float = 0
     completion: float = 0
 
-    def times(self, factor: float) -> "Stage":
-        return Stage(self.calls * factor, self.prompt * factor, self.completion * factor)
-
 
 def plan(config: Settings, run: Path | None) -> str:
     """The estimate as a table. Raises InputError for input that cannot be used."""
@@ -46,11 +43,43 @@ def plan(config: Settings, run: Path | None) -> str:
     measured = run is not None and counts(run).get("images", 0)
     if measured:
         stages, pairs, hours = _measured(config, run, images)
-        basis = f"rates measured on {measured} images of {run}{_absent_share(run)}"
+        basis = f"rates measured on {measured} images of {run}"
+        if verdicts := read_column(run, "verdicts", "verdict"):
+            share = verdicts.count("absent") / len(verdicts)
+            basis += f" ({share:.1%} of {len(verdicts):,} verdicts absent)"
     else:
         stages, pairs, hours = *_assumed(config, job.roles, images, captions), None
         basis = "rates assumed (data_gen/plan.py); --sample=200 --out=DIR measures them"
-    return _table(config, images, captions, stages, pairs, hours, basis)
+    lines = [f"{images:,} images, {captions:,} captions; {basis}", ""]
+    lines.append(
+        f"{'stage':<10}{'calls':>14}{'prompt tokens':>18}{'answer tokens':>18}{'cost':>12}"
+    )
+    total = 0.0
+    for name, stage in sorted(stages.items()):
+        role, prices = "mllm" if name == "verify" else "llm", config.prices
+        inputs, outputs = prices[f"{role}_input"], prices[f"{role}_output"]
+        cost = (stage.prompt * inputs + stage.completion * outputs) / 1e6
+        total += cost
+        lines.append(
+            f"{name:<10}{stage.calls:>14,.0f}{stage.prompt:>18,.0f}{stage.completion:>18,.0f}"
+            f"{cost:>12,.2f}"
+        )
+    calls = sum(stage.calls for stage in stages.values())
+    lines += [
+        "",
+        f"{pairs:,.0f} pairs, {calls / max(pairs, 1):.1f} calls a pair, cost {total:,.2f}",
+    ]
+    if hours is not None:
+        many = config.engine.concurrency
+        lines.append(
+            f"{hours:,.2f} hours of waiting if requests went one by one, "
+            f"{hours / many:,.2f} at {many} in flight"
+        )
+    elif calls:
+        lines.append("hours: unknown until a sample has measured the latency")
+    if not calls:
+        lines.append("no model is asked: minutes on one core, and free")
+    return "\n".join(lines)
 
 
 def _measured(
@@ -65,20 +94,13 @@ def _measured(
     factor = images / done["images"]
     statistics = read_statistics(run / "cache.sqlite")
     stages = {
-        stage: Stage(s["calls"], s["prompt_tokens"], s["completion_tokens"]).times(factor)
+        stage: Stage(*(factor * s[n] for n in ("calls", "prompt_tokens", "completion_tokens")))
         for stage, s in statistics.items()
         if stage != "probe"
     }
     # One request at a time; a server that takes many at once divides it.
     seconds = sum(s["calls"] * s["latency_ms_p50"] for s in statistics.values()) / 1000 * factor
     return stages, done.get("accepted", 0) * factor, seconds / 3600 or None
-
-
-def _absent_share(run: Path) -> str:
-    verdicts = read_table(run, "verdicts", ["verdict"]).column("verdict").to_pylist()
-    if not verdicts:
-        return ""
-    return f" ({verdicts.count('absent') / len(verdicts):.1%} of {len(verdicts):,} verdicts absent)"
 
 
 def _assumed(
@@ -105,49 +127,3 @@ def _assumed(
         prompt = _PROMPTS["rewrite"] * calls + 2 * CAPTION_TOKENS * rewrites
         stages["rewrite"] = Stage(calls, prompt, _ANSWERS["rewrite"] * rewrites)
     return stages, rewrites * ACCEPTED_SHARE
-
-
-def _table(
-    config: Settings,
-    images: int,
-    captions: int,
-    stages: dict[str, Stage],
-    pairs: float,
-    hours: float | None,
-    basis: str,
-) -> str:
-    lines = [f"{images:,} images, {captions:,} captions; {basis}", ""]
-    lines.append(
-        f"{'stage':<10}{'calls':>14}{'prompt tokens':>18}{'answer tokens':>18}{'cost':>12}"
-    )
-    total = 0.0
-    for name, stage in sorted(stages.items()):
-        cost = _cost(config, name, stage)
-        total += cost
-        lines.append(
-            f"{name:<10}{stage.calls:>14,.0f}{stage.prompt:>18,.0f}{stage.completion:>18,.0f}"
-            f"{cost:>12,.2f}"
-        )
-    calls = sum(stage.calls for stage in stages.values())
-    lines += [
-        "",
-        f"{pairs:,.0f} pairs, {calls / max(pairs, 1):.1f} calls a pair, cost {total:,.2f}",
-    ]
-    if hours is not None:
-        many = config.engine.concurrency
-        lines.append(
-            f"{hours:,.2f} hours of waiting if requests went one by one, "
-            f"{hours / many:,.2f} at {many} in flight"
-        )
-    elif calls:
-        lines.append("hours: unknown until a sample has measured the latency")
-    if not calls:
-        lines.append("no model is asked: minutes on one core, and free")
-    return "\n".join(lines)
-
-
-def _cost(config: Settings, stage: str, tokens: Stage) -> float:
-    role = "mllm" if stage == "verify" else "llm"
-    prices = config.prices
-    dear = tokens.prompt * prices[f"{role}_input"] + tokens.completion * prices[f"{role}_output"]
-    return dear / 1e6

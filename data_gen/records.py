@@ -1,4 +1,4 @@
-"""The tables of a run: what was asked, what was answered, and what became of it.
+"""What passes between the stages, and the tables of a run: what was asked, answered, written.
 
 All ids are strings, whatever the input has (COCO's numbers become numbers again in the export).
 Nothing in these tables depends on time or on luck of the network: latencies, attempts and hosts
@@ -7,7 +7,8 @@ byte for byte, to an undisturbed one's.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,110 +17,201 @@ import pyarrow.parquet as pq
 
 from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 
 _TEXTS = pa.list_(pa.string())
-
-# One row a caption. `image_sha256` is of the file's bytes, null where no image was asked for.
-ITEMS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("file_name", pa.string()),
-        ("image_sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("caption_id", pa.string()),
-        ("caption", pa.string()),
-        ("split", pa.string()),
-        ("source", pa.string()),  # name of the captions file
-    ]
-)
-
-# One row a caption or image that ingest refused (`code`), in the words of `detail`.
-REJECTS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("file_name", pa.string()),
-        ("caption_id", pa.string()),
-        ("code", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-
-# One row an object that was proposed for an image, or a question (pipeline vqa), where `object`
-# holds the words that its negation is about. `reject_reason` is null for one that was kept.
-CANDIDATES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("caption_id", pa.string()),  # null: proposed for the image with all its captions
-        ("object", pa.string()),
-        ("question", pa.string()),
-        ("source", pa.string()),  # llm | cooccurrence | random | file | vqa
-        ("key", pa.string()),  # of the request in the cache, null without one
-        ("reject_reason", pa.string()),
-    ]
-)
-
-# One row a (image, object) that was asked about, once. `p_yes` and `p_no` are the probabilities
-# of the two answers (1 and 0 where only text was seen), `mass` their sum; thresholds are applied
-# to p / mass.
-VERDICTS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("object", pa.string()),
-        ("question", pa.string()),
-        ("verdict", pa.string()),  # absent | present | unsure | error
-        ("p_yes", pa.float32()),
-        ("p_no", pa.float32()),
-        ("mass", pa.float32()),
-        ("method", pa.string()),  # logprobs | choice | text | multi | substring | instances | vqa
-        ("model", pa.string()),
-        ("prompt_id", pa.string()),
-        ("key", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-        ("error_code", pa.string()),
-    ]
-)
-
-# One row an attempt to rewrite a caption: a rejected first and its accepted second are two rows.
-PAIRS = pa.schema(
-    [
-        ("pair_id", pa.string()),
-        ("image_id", pa.string()),
-        ("file_name", pa.string()),
-        ("caption_id", pa.string()),
-        ("caption", pa.string()),
-        ("object", pa.string()),
-        ("question", pa.string()),
-        ("negated_caption", pa.string()),  # null where no text came back
-        ("foils", _TEXTS),
-        ("pipeline", pa.string()),  # absence | vqa
-        ("rewriter", pa.string()),  # llm | template:NAME
-        ("cue", pa.string()),
-        ("cue_position", pa.string()),  # before | after | alone
-        ("clip_tokens", pa.int32()),  # with start and end token
-        ("attempt", pa.int8()),
-        ("accepted", pa.bool_()),
-        ("reasons", _TEXTS),  # all of data_gen.rules that it breaks, or an error code
-        ("p_no", pa.float32()),  # of the verdict that it rests on
-        ("mass", pa.float32()),
-        ("keys", pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")])),
-        ("models", pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")])),
-        (
-            "prompt_ids",
-            pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")]),
-        ),
-        ("run_id", pa.string()),
-    ]
-)
+_BY_STAGE = pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")])
 
 SCHEMAS = {
-    "items": ITEMS,
-    "rejects": REJECTS,
-    "candidates": CANDIDATES,
-    "verdicts": VERDICTS,
-    "pairs": PAIRS,
+    # One row a caption. `image_sha256` is of the file's bytes, null where no image was asked for.
+    "items": pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("file_name", pa.string()),
+            ("image_sha256", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("caption_id", pa.string()),
+            ("caption", pa.string()),
+            ("split", pa.string()),
+            ("source", pa.string()),  # name of the captions file
+        ]
+    ),
+    # One row a caption or image that ingest refused (`code`), with the reason in `detail`.
+    "rejects": pa.schema(
+        [(name, pa.string()) for name in ("image_id", "file_name", "caption_id", "code", "detail")]
+    ),
+    # One row an object that was proposed for an image, or a question (pipeline vqa), where `object`
+    # holds the words that its negation is about. `reject_reason` is null for one that was kept.
+    "candidates": pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("caption_id", pa.string()),  # null: proposed for the image with all its captions
+            ("object", pa.string()),
+            ("question", pa.string()),
+            ("source", pa.string()),  # llm | cooccurrence | random | file | vqa
+            ("key", pa.string()),  # of the request in the cache, null without one
+            ("reject_reason", pa.string()),
+        ]
+    ),
+    # One row a (image, object) that was asked about, once. `p_yes` and `p_no` are the probabilities
+    # of the two answers (1 and 0 where only text was seen), `mass` their sum; thresholds are
+    # applied to p / mass.
+    "verdicts": pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("object", pa.string()),
+            ("question", pa.string()),
+            ("verdict", pa.string()),  # absent | present | unsure | error
+            ("p_yes", pa.float32()),
+            ("p_no", pa.float32()),
+            ("mass", pa.float32()),
+            # logprobs | choice | text | multi | substring | instances | vqa
+            ("method", pa.string()),
+            ("model", pa.string()),
+            ("prompt_id", pa.string()),
+            ("key", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("completion_tokens", pa.int32()),
+            ("error_code", pa.string()),
+        ]
+    ),
+    # One row an attempt to rewrite a caption: a rejected first and its accepted second are two.
+    "pairs": pa.schema(
+        [
+            ("pair_id", pa.string()),
+            ("image_id", pa.string()),
+            ("file_name", pa.string()),
+            ("caption_id", pa.string()),
+            ("caption", pa.string()),
+            ("object", pa.string()),
+            ("question", pa.string()),
+            ("negated_caption", pa.string()),  # null where no text came back
+            ("foils", _TEXTS),
+            ("pipeline", pa.string()),  # absence | vqa
+            ("rewriter", pa.string()),  # llm | template:NAME
+            ("cue", pa.string()),
+            ("cue_position", pa.string()),  # before | after | alone
+            ("clip_tokens", pa.int32()),  # with start and end token
+            ("attempt", pa.int8()),
+            ("accepted", pa.bool_()),
+            ("reasons", _TEXTS),  # all of data_gen.rules that it breaks, or an error code
+            ("p_no", pa.float32()),  # of the verdict that it rests on
+            ("mass", pa.float32()),
+            ("keys", _BY_STAGE),
+            ("models", _BY_STAGE),
+            ("prompt_ids", _BY_STAGE),
+            ("run_id", pa.string()),
+        ]
+    ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption of an image."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A yes/no question of VQAv2 with the votes of its annotators."""
+
+    id: str
+    text: str
+    yes: int
+    no: int
+    votes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """An image with its usable captions, and its questions where the pipeline has some."""
+
+    image_id: str
+    file_name: str
+    captions: tuple[Caption, ...]
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions' texts."""
+        return [caption.text for caption in self.captions]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that may be absent; fields as in the table "candidates"."""
+
+    object: str
+    source: str
+    question: str | None = None
+    caption_id: str | None = None
+    key: str | None = None
+    model: str | None = None
+    prompt_id: str | None = None
+    reject_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether it is absent; fields as in the table "verdicts"."""
+
+    object: str
+    verdict: str
+    p_yes: float
+    p_no: float
+    method: str
+    question: str | None = None
+    model: str | None = None
+    prompt_id: str | None = None
+    key: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error_code: str | None = None
+
+    @property
+    def mass(self) -> float:
+        return self.p_yes + self.p_no
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A caption that is to say that something is absent."""
+
+    caption: Caption
+    candidate: Candidate
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one image adds to each table."""
+
+    items: list[Mapping[str, Any]] = field(default_factory=list)
+    rejects: list[Mapping[str, Any]] = field(default_factory=list)
+    candidates: list[Mapping[str, Any]] = field(default_factory=list)
+    verdicts: list[Mapping[str, Any]] = field(default_factory=list)
+    pairs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def codes(self) -> set[str]:
+        """Everything that went wrong with the image, by its codes."""
+        found = {row["reject_reason"] for row in self.candidates}
+        found |= {row["error_code"] for row in self.verdicts}
+        found |= {reason for row in self.pairs for reason in row["reasons"]}
+        return {code for code in found if code}
+
+
+def chance(*parts: Any) -> float:
+    """A number in [0, 1) that depends on its arguments only: the same on every machine."""
+    return int(content_hash(parts)[:13], 16) / 16**13
+
+
+def shuffled(things: Sequence[Any], *parts: Any) -> list[Any]:
+    """The things in an order that depends on `parts` and the things only."""
+    return sorted(things, key=lambda thing: content_hash([*parts, repr(thing)]))
 
 
 def table_paths(run: str | os.PathLike, name: str) -> list[Path]:
@@ -147,21 +239,24 @@ def read_table(run: str | os.PathLike, name: str, columns: list[str] | None = No
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
+def read_column(run: str | os.PathLike, table: str, column: str) -> list[Any]:
+    """The values of one column of a table; errors are those of `read_table`."""
+    return read_table(run, table, [column]).column(column).to_pylist()
+
+
 def write_table(path: Path, name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> None:
     """Writes rows (mappings with the fields of SCHEMAS[name]) or a table as one Parquet file.
 
     A field that a row lacks is null; one that the schema lacks is a KeyError.
     """
-    table = rows if isinstance(rows, pa.Table) else _as_table(SCHEMAS[name], list(rows))
+    table, schema = rows, SCHEMAS[name]
+    if not isinstance(table, pa.Table):
+        rows = list(rows)
+        if unknown := {key for row in rows for key in row} - set(schema.names):
+            raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
+        columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
+        table = pa.table(columns, schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.whole_file(path) as unfinished:
         # No writer version or time of writing that would differ between two equal runs.
         pq.write_table(table, unfinished, compression="zstd", store_schema=False)
-
-
-def _as_table(schema: pa.Schema, rows: list[Mapping[str, Any]]) -> pa.Table:
-    for row in rows:
-        if unknown := set(row) - set(schema.names):
-            raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
-    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
-    return pa.table(columns, schema=schema)

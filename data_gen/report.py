@@ -1,6 +1,7 @@
 """The report of a run: one page that opens from disk, and a sample for hand labels."""
 
 import collections
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_gen.hand_labels import sample, write_sample
+from data_gen.audit import sample, write_sample
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.manifest import read_manifest
-from data_gen.records import read_table
+from data_gen.records import read_column, read_table
 from data_gen.rules import REASONS
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
@@ -22,25 +23,6 @@ from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
 GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
-_COLUMNS = [
-    "pair_id",
-    "image_id",
-    "file_name",
-    "caption",
-    "object",
-    "question",
-    "negated_caption",
-    "foils",
-    "rewriter",
-    "cue",
-    "cue_position",
-    "clip_tokens",
-    "attempt",
-    "accepted",
-    "reasons",
-    "p_no",
-    "mass",
-]
 
 
 def write_report(run: str | os.PathLike) -> Path:
@@ -51,7 +33,14 @@ def write_report(run: str | os.PathLike) -> Path:
     """
     summary = RunSummary(Path(run))
     gallery, doubtful = sample(summary.accepted, GALLERY), summary.doubtful()
+    # Data URLs of the photos that are still below their folder, by their names.
+    thumbnails = dict.fromkeys((row["file_name"] for row in (*gallery, *doubtful)), "")
     photos = summary.manifest["config"]["input"]["images"]
+    if photos is not None and Path(photos).is_dir():
+        folder = PhotoFolder(photos, THUMBNAIL)
+        for name in thumbnails:
+            with contextlib.suppress(PhotoError):  # a name that leads out of the folder
+                thumbnails[name] = file_thumbnail(folder.path(name), THUMBNAIL)
     page = write_page(
         summary.run / "report.html",
         Path(__file__).with_name("report.html"),
@@ -61,23 +50,10 @@ def write_report(run: str | os.PathLike) -> Path:
         share=lambda found: Share(**found),
         gallery=gallery,
         doubtful=doubtful,
-        thumbnails=_thumbnails(photos, {row["file_name"] for row in (*gallery, *doubtful)}),
+        thumbnails=thumbnails,
     )
     write_sample(summary.accepted, summary.run / "audit_sample.csv")
     return page
-
-
-def _thumbnails(photos: str | None, names: Iterable[str]) -> dict[str, str]:
-    """Data URLs of the photos that are still below the folder `photos`, by their names."""
-    if photos is None or not Path(photos).is_dir():
-        return dict.fromkeys(names, "")
-    folder, found = PhotoFolder(photos, THUMBNAIL), {}
-    for name in names:
-        try:
-            found[name] = file_thumbnail(folder.path(name), THUMBNAIL)
-        except PhotoError:  # a name that leads out of the folder
-            found[name] = ""
-    return found
 
 
 @dataclass
@@ -101,7 +77,7 @@ class RunSummary:
 
     @cached_property
     def rewrites(self) -> list[dict[str, Any]]:
-        return read_table(self.run, "pairs", _COLUMNS).to_pylist()
+        return read_table(self.run, "pairs").to_pylist()
 
     @cached_property
     def accepted(self) -> list[dict[str, Any]]:
@@ -109,15 +85,11 @@ class RunSummary:
 
     @cached_property
     def candidates(self) -> list[str | None]:
-        return self._column("candidates", "reject_reason")
+        return read_column(self.run, "candidates", "reject_reason")
 
     @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
-        columns = ["object", "question", "verdict", "p_yes", "p_no", "mass", "method"]
-        return read_table(self.run, "verdicts", columns).to_pylist()
-
-    def _column(self, table: str, name: str) -> list[Any]:
-        return read_table(self.run, table, [name]).column(name).to_pylist()
+        return read_table(self.run, "verdicts").to_pylist()
 
     def funnel(self) -> list[tuple[str, int, str]]:
         """(step, number, what is counted), from the captions to the accepted pairs."""
@@ -140,7 +112,7 @@ class RunSummary:
 
     def ingest_codes(self) -> list[tuple[str, int]]:
         """Why captions and photos were refused, most frequent first."""
-        return collections.Counter(self._column("rejects", "code")).most_common()
+        return collections.Counter(read_column(self.run, "rejects", "code")).most_common()
 
     def verdict_counts(self) -> list[tuple[str, int]]:
         return collections.Counter(row["verdict"] for row in self.verdicts).most_common()
@@ -193,7 +165,9 @@ class RunSummary:
         counts = [n for _, n in self.counted("object")]
         total = sum(counts)
         entropy = -sum(n / total * math.log2(n / total) for n in counts) if total else 0.0
-        texts = collections.Counter(_bare(row["negated_caption"]) for row in self.accepted)
+        lower = (row["negated_caption"].lower() for row in self.accepted)
+        bare = ("".join(c for c in text if c.isalnum() or c == " ") for text in lower)
+        texts = collections.Counter(" ".join(text.split()) for text in bare)
         repeated = sum(n for n in texts.values() if n > 1)
         return {
             "objects": len(counts),
@@ -209,16 +183,13 @@ class RunSummary:
 
     def calls(self) -> list[dict[str, Any]]:
         """Each stage's calls, tokens, latencies and cost, from the request cache's statistics."""
-        return [
-            {"stage": stage, **numbers, "cost": self._cost(stage, numbers)}
-            for stage, numbers in self.manifest["calls"].items()
-        ]
-
-    def _cost(self, stage: str, numbers: Mapping[str, Any]) -> float:
-        prices = self.manifest["config"]["prices"]
-        role = "mllm" if stage.startswith("verify") else "llm"
-        inputs = numbers["prompt_tokens"] * prices[f"{role}_input"]
-        return (inputs + numbers["completion_tokens"] * prices[f"{role}_output"]) / 1e6
+        prices, found = self.manifest["config"]["prices"], []
+        for stage, numbers in self.manifest["calls"].items():
+            role = "mllm" if stage.startswith("verify") else "llm"
+            cost = numbers["prompt_tokens"] * prices[f"{role}_input"]
+            cost += numbers["completion_tokens"] * prices[f"{role}_output"]
+            found.append({"stage": stage, **numbers, "cost": cost / 1e6})
+        return found
 
     def key_figures(self) -> list[tuple[str, str, str]]:
         """(title, value, note) of what stands at the top of the page."""
@@ -303,7 +274,3 @@ def _certainty(row: Mapping[str, Any]) -> float:
 def _counted(values: Iterable[Any]) -> list[tuple[Any, int]]:
     counter = collections.Counter(value for value in values if value)
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))
-
-
-def _bare(text: str) -> str:
-    return " ".join("".join(c for c in text.lower() if c.isalnum() or c == " ").split())

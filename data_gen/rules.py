@@ -7,14 +7,12 @@ people; `data_gen.audit` counts it.
 
 from collections.abc import Callable, Sequence
 
-from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
+from data_gen.answers import CHATTER, REFUSAL
 from negclip_jax.language.inflection import HUMANS, article, plural, singular, stem
 from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
-from negclip_jax.language.negation import PEOPLE, Cue, cue_of, find_cues, governs
+from negclip_jax.language.negation import PEOPLE, Cue, find_cues, governs
 from negclip_jax.language.text import Token, tokenize
 from negclip_jax.language.vocabulary import concepts, content, related
-
-__all__ = ["REASONS", "check", "clean", "cue_of", "mentioned", "normalise_object"]
 
 REASONS = {
     "empty": "there is no text",
@@ -61,17 +59,7 @@ def check(
         return ["empty"]
     cues = find_cues(tokens)
     captions = (caption, *other_captions)
-    found = _form(rewrite, caption, tokens) | _negation(tokens, cues, obj)
-    found |= _faithfulness(rewrite, captions, obj)
-    if count_tokens(rewrite) > max_tokens:
-        found.add("too_long")
-    if mentioned(obj, captions):
-        found.add("mentioned")
-    return [reason for reason in REASONS if reason in found]
-
-
-def _form(rewrite: str, caption: str, tokens: Sequence[Token]) -> set[str]:
-    found = set()
+    found = _negation(tokens, cues, obj) | _faithfulness(rewrite, captions, obj)
     if REFUSAL.search(rewrite):
         found.add("refusal")
     chatter = CHATTER.search(rewrite)
@@ -79,7 +67,11 @@ def _form(rewrite: str, caption: str, tokens: Sequence[Token]) -> set[str]:
         found.add("chatter")
     if [token.word for token in tokens] == [token.word for token in tokenize(caption)]:
         found.add("unchanged")
-    return found
+    if count_tokens(rewrite) > max_tokens:
+        found.add("too_long")
+    if mentioned(obj, captions):
+        found.add("mentioned")
+    return [reason for reason in REASONS if reason in found]
 
 
 def _negation(tokens: Sequence[Token], cues: Sequence[Cue], obj: str) -> set[str]:

@@ -5,6 +5,7 @@ this package does not import `configs`.
 """
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -109,11 +110,6 @@ def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
     return config.lock()
 
 
-def from_dict(content: Mapping[str, Any]) -> ConfigDict:
-    """Settings that were loaded elsewhere, e.g. on the machine that started a cluster's job."""
-    return ConfigDict(content).lock()
-
-
 def _from_file(path: Path, variant: str) -> ConfigDict:
     if not path.is_file():
         raise InputError(f"there is no configuration file {path}")
@@ -157,25 +153,17 @@ def _change(config: ConfigDict, key: str, text: str) -> None:
         section = section.get(part) if isinstance(section, ConfigDict) else None
     if not isinstance(section, ConfigDict) or name not in section:
         raise InputError(f"there is no configuration key {key!r}; configs/data_gen.py has them all")
-    old = section[name]
-    if isinstance(old, ConfigDict):
-        raise InputError(f"{key} is a section; give one of its keys: {', '.join(old)}")
-    kind = section.get_type(name)
-    section[name] = _value(key, text, kind)
-
-
-def _value(key: str, text: str, kind: type) -> Any:
-    if kind is str:
-        return text
-    try:
-        value = None if text in ("None", "") else ast.literal_eval(text.capitalize())
-        if value is not None and kind is float and type(value) is int:
+    if isinstance(section[name], ConfigDict):
+        raise InputError(f"{key} is a section; give one of its keys: {', '.join(section[name])}")
+    kind, value = section.get_type(name), text
+    if kind is not str:
+        with contextlib.suppress(ValueError, SyntaxError):  # still text then, and refused
+            value = None if text in ("None", "") else ast.literal_eval(text.capitalize())
+        if kind is float and type(value) is int:
             value = float(value)
-        if value is None or type(value) is kind:
-            return value
-    except (ValueError, SyntaxError):
-        pass
-    raise InputError(f"{key} is a {kind.__name__}; {text!r} is none")
+        if value is not None and type(value) is not kind:
+            raise InputError(f"{key} is a {kind.__name__}; {text!r} is none")
+    section[name] = value
 
 
 def at(config: ConfigDict, key: str) -> Any:

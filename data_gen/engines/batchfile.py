@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_gen.engines.base import Capabilities, Pending
 from data_gen.engines.cache import Cache
+from data_gen.engines.probe import Capabilities, Pending
 from negclip_jax.common import strict_json
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult, body_of, result_of
 from negclip_jax.common.errors import InputError
@@ -38,38 +38,30 @@ class BatchEngine:
         """Raises Pending, always."""
         if request.key not in self._written:
             self._written.add(request.key)
-            self._write(_line(request))
+            head = {"custom_id": f"{request.stage}-{request.key}", "method": "POST"}
+            text = json.dumps(head | {"url": "/v1/chat/completions"})
+            self._write(b'%s, "body": %s}\n' % (text[:-1].encode(), body_of(request)))
         raise Pending(request.key)
 
     def _write(self, line: bytes) -> None:
-        full = self._lines >= MAX_LINES or self._bytes + len(line) > MAX_BYTES
-        if self._file is None or full:
-            self._next_file()
-        self._file.write(line)
-        self._lines += 1
-        self._bytes += len(line)
-
-    def _next_file(self) -> None:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             for old in self._folder.glob(f"{self._role}-*.jsonl"):
                 old.unlink()  # its answers were imported, or it is written again now
-        else:
-            self._file.close()
-        path = self._folder / f"{self._role}-{self._number:05d}.jsonl"
-        self._file = path.open("wb")
-        self._number += 1
-        self._lines = self._bytes = 0
+        full = self._lines >= MAX_LINES or self._bytes + len(line) > MAX_BYTES
+        if self._file is None or full:
+            if self._file is not None:
+                self._file.close()
+            self._file = (self._folder / f"{self._role}-{self._number:05d}.jsonl").open("wb")
+            self._number += 1
+            self._lines = self._bytes = 0
+        self._file.write(line)
+        self._lines += 1
+        self._bytes += len(line)
 
     async def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def _line(request: ChatRequest) -> bytes:
-    head = {"custom_id": f"{request.stage}-{request.key}", "method": "POST"}
-    text = json.dumps(head | {"url": "/v1/chat/completions"})
-    return b'%s, "body": %s}\n' % (text[:-1].encode(), body_of(request))
 
 
 def import_answers(cache: Cache, files: list[Path]) -> dict[str, int]:

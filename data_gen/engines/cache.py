@@ -10,10 +10,9 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from data_gen.engines.base import Engine
+from data_gen.engines.probe import Engine
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
@@ -208,21 +207,16 @@ def read_statistics(path: Path) -> dict[str, dict]:
         raise InputError(f"{path} cannot be read ({error})") from None
     finally:
         database.close()
-    return {stage: dict(_summary(entry)) for stage, entry in stages.items()}
-
-
-def _summary(entry: dict) -> Iterator[tuple[str, object]]:
-    rows = entry["rows"]
-    names = ("prompt_tokens", "completion_tokens", "cached_tokens", "attempts")
-    yield "calls", len(rows)
-    yield "errors", entry["errors"]
-    for i, name in enumerate(names):
-        yield name, sum(row[i] for row in rows)
-    for share in (50, 95):
-        yield (
-            f"latency_ms_p{share}",
-            round(rows[min(len(rows) * share // 100, len(rows) - 1)][4], 1),
-        )
+    totals = ("prompt_tokens", "completion_tokens", "cached_tokens", "attempts")
+    summary = {}
+    for stage, entry in stages.items():
+        rows = entry["rows"]
+        summary[stage] = {"calls": len(rows), "errors": entry["errors"]}
+        summary[stage] |= {name: sum(row[i] for row in rows) for i, name in enumerate(totals)}
+        for share in (50, 95):
+            place = min(len(rows) * share // 100, len(rows) - 1)
+            summary[stage][f"latency_ms_p{share}"] = round(rows[place][4], 1)
+    return summary
 
 
 def _result(row: tuple) -> ChatResult:

@@ -5,13 +5,13 @@ warning in its own log. A choice counts as supported when an answer keeps to one
 give freely.
 """
 
-import dataclasses
 import io
 import json
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from PIL import Image
 
-from data_gen.engines.base import Capabilities
 from data_gen.images import encode
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
 from negclip_jax.common.chat.messages import CHOICE_DIALECTS, ChatRequest, ChatResult
@@ -25,6 +25,45 @@ _SCHEMA = {
 }
 _HELLO = (("user", "Say hello."),)
 _LOOK = (("user", 'Is there a dog in this image? Answer only with "yes" or "no".'),)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a server was seen to do when it was asked to.
+
+    Attributes:
+      model: the name to ask for.
+      images: it answered a question with a photo.
+      image_tokens: prompt tokens that a 640 x 480 photo costs, 0 if unknown.
+      logprobs: it returned the alternatives of a token.
+      choice: dialect in which it keeps to a list of answers, "" for none.
+      schema: it kept to a JSON schema.
+      prefix_cache: it reported cached tokens for a repeated prefix.
+      system: it takes a system turn; the chat templates of some models refuse one.
+      context: tokens it accepts, 0 if it does not say.
+    """
+
+    model: str
+    images: bool = False
+    image_tokens: int = 0
+    logprobs: bool = False
+    choice: str = ""
+    schema: bool = False
+    prefix_cache: bool = False
+    system: bool = True
+    context: int = 0
+
+
+class Engine(Protocol):
+    """Answers requests. Raises EndpointError where no request can be answered."""
+
+    async def generate(self, request: ChatRequest) -> ChatResult: ...
+
+    async def close(self) -> None: ...
+
+
+class Pending(Exception):
+    """The answer will come later, from a batch file: the image waits for another run."""
 
 
 async def probe(engine: ChatClient, model: str | None, *, images: bool) -> Capabilities:
@@ -63,7 +102,7 @@ async def probe(engine: ChatClient, model: str | None, *, images: bool) -> Capab
     system = await engine.generate(
         ChatRequest("probe", name, (("system", "Be brief."), *_HELLO), max_tokens=1)
     )
-    can = dataclasses.replace(
+    can = replace(
         can,
         system=system.error is None,
         logprobs=top.error is None and top.top is not None and len(top.top) > 1,
@@ -110,7 +149,7 @@ async def _with_images(engine: ChatClient, can: Capabilities, url: str) -> Capab
         for i in range(2)
     ]
     _require(seen[0], url, "a question about a photo; a multimodal model is needed there")
-    return dataclasses.replace(
+    return replace(
         can,
         images=True,
         image_tokens=max(0, seen[0].prompt_tokens - plain.prompt_tokens),

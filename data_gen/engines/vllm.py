@@ -5,7 +5,7 @@ import dataclasses
 import time
 from typing import Any
 
-from data_gen.engines.base import Capabilities
+from data_gen.engines.probe import Capabilities
 from negclip_jax.common import extras
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult, fields_of
 from negclip_jax.common.errors import InputError
@@ -69,36 +69,30 @@ class VLLMEngine:
             return ChatResult(error="refused", detail=detail, permanent=True)
 
     def _chat(self, requests: list[ChatRequest]) -> list[ChatResult]:
-        outputs = self._llm.chat(
-            [_messages(request) for request in requests],
-            [self._sampling(request) for request in requests],
-            use_tqdm=False,
-        )
-        return [_result(output) for output in outputs]
-
-    def _sampling(self, request: ChatRequest) -> Any:
-        extra = {}
-        if request.choice:
-            outputs = self._vllm.sampling_params.StructuredOutputsParams
-            extra["structured_outputs"] = outputs(choice=list(request.choice))
-        return self._vllm.SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            logprobs=request.top_logprobs or None,
-            **extra,
-        )
+        turns, sampling = [], []
+        for request in requests:
+            turns.append(fields_of(request)["messages"])
+            if request.image is not None:
+                url = {"url": request.image.data_url.decode()}
+                turns[-1][-1]["content"][0]["image_url"] = url
+            extra = {}
+            if request.choice:
+                outputs = self._vllm.sampling_params.StructuredOutputsParams
+                extra["structured_outputs"] = outputs(choice=list(request.choice))
+            sampling.append(
+                self._vllm.SamplingParams(
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    seed=request.seed,
+                    logprobs=request.top_logprobs or None,
+                    **extra,
+                )
+            )
+        return [_result(output) for output in self._llm.chat(turns, sampling, use_tqdm=False)]
 
     async def close(self) -> None:
         """The model's memory is freed with the process."""
-
-
-def _messages(request: ChatRequest) -> list[dict[str, Any]]:
-    turns = fields_of(request)["messages"]
-    if request.image is not None:
-        turns[-1]["content"][0]["image_url"] = {"url": request.image.data_url.decode()}
-    return turns
 
 
 def _result(output: Any) -> ChatResult:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.work import Caption, ImageItem, Question
+from data_gen.records import Caption, ImageItem, Question
 from negclip_jax.common import coco
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import as_written, identity
@@ -34,90 +34,55 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
     captions cannot be used.
     """
     tables = path.lower().endswith((".jsonl", ".ndjson", ".parquet"))
-    images, annotations = (_read_records if tables else _read_coco)(path)
-    reader = _Reader(path, images)
-    reader.read(annotations)
-    refused = sum(1 for row in reader.rejects if row["caption_id"] is not None)
-    if refused > max_rejects * max(len(annotations), 1):
-        shown = "; ".join(f"{row['caption_id']}: {row['detail']}" for row in reader.rejects[:3])
+    photos, annotations = (_read_records if tables else _read_coco)(path)
+    ids = {_key(given): as_written(given) for given, _ in reversed(photos)}
+    names: dict[str, str] = {}  # of files, by the first spelling of each id
+    for given, name in photos:
+        image_id = ids[_key(given)]
+        if names.setdefault(image_id, name) != name:
+            raise InputError(f"{path}: two images have the id {image_id}; give each its own")
+    bad_names = {i: reason for i, name in names.items() if (reason := unsafe_name(name))}
+    captions: dict[str, dict[str, Caption]] = {}  # by id of the image, then by their own
+    seen: dict[str, tuple[str, str]] = {}  # caption id to image id and text
+    rejects: list[dict[str, Any]] = []
+    for index, row in enumerate(annotations):
+        image_id, caption_id = None, f"row {index}"
+        problem: tuple[str, str] | None = ("not_an_object", "it is no JSON object")
+        if isinstance(row, dict):
+            given, text = row.get("image_id"), row.get("caption")
+            image_id, caption_id = ids.get(_key(given), str(given)), str(row.get("id", caption_id))
+            problem = _problem(text)
+            if image_id not in names:
+                problem = "image_unknown", f"no image has the id {image_id}"
+            elif image_id in bad_names:
+                detail = f"the image name {names[image_id]!r} {bad_names[image_id]}"
+                problem = "image_outside", detail
+        if problem is None:
+            text = " ".join(text.split())
+            known = seen.setdefault(caption_id, (image_id, text))
+            if known != (image_id, text):
+                raise InputError(
+                    f"{path}: two different captions have the id {caption_id} ({known[1]!r} and "
+                    f"{text!r}); give every caption its own id"
+                )
+            of_image = captions.setdefault(image_id, {})
+            if caption_id in of_image:
+                problem = "duplicate", "the same caption is there already"
+            of_image.setdefault(caption_id, Caption(caption_id, text))
+        if problem is not None:
+            about = {"image_id": image_id, "file_name": names.get(image_id)}
+            about |= {"caption_id": caption_id, "code": problem[0], "detail": problem[1]}
+            rejects.append(about)
+    if len(rejects) > max_rejects * max(len(annotations), 1):
+        shown = "; ".join(f"{row['caption_id']}: {row['detail']}" for row in rejects[:3])
         raise InputError(
-            f"{path}: {refused} of {len(annotations)} captions cannot be used, more than "
+            f"{path}: {len(rejects)} of {len(annotations)} captions cannot be used, more than "
             f"{max_rejects:.0%} (max_rejects): {shown}"
         )
-    images = reader.images()
-    if not images:
+    if not captions:
         raise InputError(f"{path} has no usable caption")
-    return Ingested(images, reader.rejects)
-
-
-class _Reader:
-    """Annotations of one file on their way into images."""
-
-    def __init__(self, path: str, images: Sequence[tuple[Any, Any]]):
-        """`images`: id and file name of each, in any spelling of the ids (`records.identity`)."""
-        self._path = path
-        self._ids = {_key(given): as_written(given) for given, _ in reversed(images)}
-        self._names: dict[str, str] = {}  # by the first spelling of each id
-        for given, name in images:
-            image_id = self._ids[_key(given)]
-            if self._names.setdefault(image_id, name) != name:
-                raise InputError(f"{path}: two images have the id {image_id}; give each its own")
-        self._captions: dict[str, list[Caption]] = {}
-        self._seen: dict[str, tuple[str, str]] = {}  # caption id to image id and text
-        self._bad_names = {i: reason for i, n in self._names.items() if (reason := unsafe_name(n))}
-        self.rejects: list[dict[str, Any]] = []
-
-    def read(self, annotations: Sequence[Any]) -> None:
-        for index, row in enumerate(annotations):
-            if not isinstance(row, dict):
-                self._reject(None, f"row {index}", "not_an_object", "it is no JSON object")
-                continue
-            caption_id = row.get("id", f"row {index}")
-            given = row.get("image_id")
-            image_id = self._ids.get(_key(given), str(given))
-            self._add(image_id, str(caption_id), row.get("caption"))
-
-    def _add(self, image_id: str, caption_id: str, text: Any) -> None:
-        if image_id not in self._names:
-            self._reject(image_id, caption_id, "image_unknown", f"no image has the id {image_id}")
-            return
-        if image_id in self._bad_names:
-            detail = f"the image name {self._names[image_id]!r} {self._bad_names[image_id]}"
-            self._reject(image_id, caption_id, "image_outside", detail)
-            return
-        problem = _problem(text)
-        if problem:
-            self._reject(image_id, caption_id, *problem)
-            return
-        text = " ".join(text.split())
-        known = self._seen.setdefault(caption_id, (image_id, text))
-        if known != (image_id, text):
-            raise InputError(
-                f"{self._path}: two different captions have the id {caption_id} ({known[1]!r} and "
-                f"{text!r}); give every caption its own id"
-            )
-        captions = self._captions.setdefault(image_id, [])
-        if any(caption.id == caption_id for caption in captions):
-            self._reject(image_id, caption_id, "duplicate", "the same caption is there already")
-            return
-        captions.append(Caption(caption_id, text))
-
-    def _reject(self, image_id: str | None, caption_id: str, code: str, detail: str) -> None:
-        self.rejects.append(
-            {
-                "image_id": image_id,
-                "file_name": self._names.get(image_id),
-                "caption_id": caption_id,
-                "code": code,
-                "detail": detail,
-            }
-        )
-
-    def images(self) -> list[ImageItem]:
-        return [
-            ImageItem(image_id, self._names[image_id], tuple(self._captions[image_id]))
-            for image_id in sorted(self._captions, key=id_order)
-        ]
+    order = sorted(captions, key=id_order)
+    return Ingested([ImageItem(i, names[i], tuple(captions[i].values())) for i in order], rejects)
 
 
 def _key(image_id: Any) -> str:

@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from data_gen.engines.base import Capabilities, Engine
+from data_gen.annotations import Cooccurrence
+from data_gen.answers import LIST_SCHEMA, normalise_object, string_list
+from data_gen.engines.probe import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
-from data_gen.replies import LIST_SCHEMA, string_list
-from data_gen.rules import cue_of, mentioned, normalise_object
-from data_gen.work import Candidate, ImageItem, shuffled
+from data_gen.records import Candidate, ImageItem, shuffled
 from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.common.strict_json import read_json
+from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.negation import cue_of
 from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import content
 
@@ -32,68 +34,72 @@ class Proposer(Protocol):
     async def propose(self, image: ImageItem) -> list[Candidate]: ...
 
 
+@dataclass(frozen=True)
 class LLMProposer:
-    """One request for all captions of an image."""
+    """One request for all captions of an image.
 
-    def __init__(
-        self,
-        engine: Engine,
-        can: Capabilities,
-        prompt: Prompt,
-        number: int,
-        temperature: float,
-        top_p: float,
-    ):
-        """`prompt`: "propose" for objects or "questions" for yes/no questions."""
-        self._engine, self._model, self._prompt, self._number = engine, can.model, prompt, number
-        self._sampling = {"temperature": temperature, "top_p": top_p}
-        self._schema = LIST_SCHEMA if can.schema else None
-        self._asks = prompt.name == "questions"
+    `prompt`: "propose" for objects or "questions" for yes/no questions.
+    """
+
+    engine: Engine
+    can: Capabilities
+    prompt: Prompt
+    number: int
+    temperature: float
+    top_p: float
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        messages = self._prompt.fill(captions=lines(image.texts), number=str(self._number))
-        size = self._number * _TOKENS_AN_OBJECT * (3 if self._asks else 1)
+        asks = self.prompt.name == "questions"
+        messages = self.prompt.fill(captions=lines(image.texts), number=str(self.number))
+        size = self.number * _TOKENS_AN_OBJECT * (3 if asks else 1)
         for sample in range(SAMPLES):
             request = ChatRequest(
                 "propose",
-                self._model,
+                self.can.model,
                 messages,
                 max_tokens=size,
-                schema=self._schema,
+                schema=LIST_SCHEMA if self.can.schema else None,
                 sample=sample,
-                **self._sampling,
+                temperature=self.temperature,
+                top_p=self.top_p,
             )
-            result = await self._engine.generate(request)
-            about = {"source": "llm", "key": request.key, "model": self._model}
-            about["prompt_id"] = self._prompt.id
+            result = await self.engine.generate(request)
+            about = {"source": "llm", "key": request.key, "model": self.can.model}
+            about["prompt_id"] = self.prompt.id
             if result.error:
                 return [Candidate("", reject_reason=result.error, **about)]
             items = string_list(result.text)
             if items:
-                items = items[: 2 * self._number]
-                if self._asks:
+                items = items[: 2 * self.number]
+                if asks:
                     return [Candidate("", question=" ".join(i.split()), **about) for i in items]
                 return [Candidate(item, **about) for item in items]
         return [Candidate("", reject_reason="unparsable", **about)]
 
 
+@dataclass(frozen=True)
 class CaptionProposer:
     """The published script: one object for each caption, from that caption alone."""
 
-    def __init__(
-        self, engine: Engine, model: str, prompt: Prompt, temperature: float, top_p: float
-    ):
-        self._engine, self._model, self._prompt = engine, model, prompt
-        self._sampling = {"temperature": temperature, "top_p": top_p}
+    engine: Engine
+    model: str
+    prompt: Prompt
+    temperature: float
+    top_p: float
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
         found = []
         for caption in image.captions:
-            messages = self._prompt.fill(caption=quoted(caption.text))
+            messages = self.prompt.fill(caption=quoted(caption.text))
             request = ChatRequest(
-                "propose", self._model, messages, max_tokens=256, **self._sampling
+                "propose",
+                self.model,
+                messages,
+                max_tokens=256,
+                temperature=self.temperature,
+                top_p=self.top_p,
             )
-            result = await self._engine.generate(request)
+            result = await self.engine.generate(request)
             name = " ".join(result.text.split()).rstrip(".")
             found.append(
                 Candidate(
@@ -101,32 +107,32 @@ class CaptionProposer:
                     "llm",
                     caption_id=caption.id,
                     key=request.key,
-                    model=self._model,
-                    prompt_id=self._prompt.id,
+                    model=self.model,
+                    prompt_id=self.prompt.id,
                     reject_reason=result.error or (None if name else "unparsable"),
                 )
             )
         return found
 
 
+@dataclass(frozen=True)
 class RandomProposer:
     """Objects from a list, drawn evenly by a hash of the image: no call at all."""
 
-    def __init__(self, names: Sequence[str], number: int, seed: int, per_caption: bool):
-        self._names, self._number, self._seed = sorted(names), number, seed
-        self._per_caption = per_caption
+    names: Sequence[str]
+    number: int
+    seed: int
+    per_caption: bool
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        if self._per_caption:
+        names = sorted(self.names)
+        if self.per_caption:
+            ids = [caption.id for caption in image.captions]
+            drawn = [shuffled(names, self.seed, "random", i)[0] for i in ids]
             return [
-                Candidate(
-                    shuffled(self._names, self._seed, "random", caption.id)[0],
-                    "random",
-                    caption_id=caption.id,
-                )
-                for caption in image.captions
+                Candidate(name, "random", caption_id=i) for i, name in zip(ids, drawn, strict=True)
             ]
-        drawn = shuffled(self._names, self._seed, "random", image.image_id)[: self._number]
+        drawn = shuffled(names, self.seed, "random", image.image_id)[: self.number]
         return [Candidate(name, "random") for name in drawn]
 
 
@@ -146,20 +152,24 @@ class FileProposer:
         ]
 
 
+@dataclass(frozen=True)
 class CooccurrenceProposer:
-    """Objects by how often they occur beside those that are annotated (`data_gen.cooccurrence`)."""
+    """Objects by how often they occur beside those that are annotated.
 
-    def __init__(self, statistics, present: Mapping[str, frozenset[str]], number: int, seed: int):
-        """`statistics`: a Cooccurrence; `present`: annotated objects by normalised image id."""
-        self._statistics, self._present = statistics, present
-        self._number, self._seed = number, seed
+    `present`: annotated objects by normalised image id.
+    """
+
+    statistics: Cooccurrence
+    present: Mapping[str, frozenset[str]]
+    number: int
+    seed: int
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        present = self._present.get(identity(image.image_id))
+        present = self.present.get(identity(image.image_id))
         if present is None:
             return []
-        names = self._statistics.propose(
-            present, image.texts, self._number, f"{self._seed}/{image.image_id}"
+        names = self.statistics.propose(
+            present, image.texts, self.number, f"{self.seed}/{image.image_id}"
         )
         return [Candidate(name, "cooccurrence") for name in names]
 

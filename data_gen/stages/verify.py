@@ -7,14 +7,15 @@ for an absence (the published script takes both for one; its rule is the method 
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from data_gen.engines.base import Capabilities, Engine
+from data_gen.annotations import InstanceVerifier
+from data_gen.answers import numbered, numbered_schema, yes_no_mass, yes_or_no
+from data_gen.engines.probe import Capabilities, Engine
 from data_gen.images import Photo
 from data_gen.prompts import Prompt, lines
-from data_gen.replies import numbered, numbered_schema, yes_no_mass, yes_or_no
-from data_gen.work import Candidate, ImageItem, Verdict, shuffled
+from data_gen.records import Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.language.inflection import noun
 
@@ -73,21 +74,19 @@ def single_method(can: Capabilities) -> str:
     return "logprobs" if can.logprobs else "choice" if can.choice else "text"
 
 
+@dataclass(frozen=True)
 class ModelVerifier:
-    """One question a request, all about one photo in a row, so that servers compute it once."""
+    """One question a request, all about one photo in a row, so that servers compute it once.
 
-    def __init__(
-        self,
-        engine: Engine,
-        capabilities: Capabilities,
-        prompt: Prompt,
-        thresholds: Thresholds,
-        method: str,
-        max_tokens: int,
-    ):
-        """`method`: logprobs, choice, text or substring. `prompt`: "verify"."""
-        self._engine, self._can, self._prompt = engine, capabilities, prompt
-        self._thresholds, self._method, self._max_tokens = thresholds, method, max_tokens
+    `method`: logprobs, choice, text or substring. `prompt`: "verify".
+    """
+
+    engine: Engine
+    can: Capabilities
+    prompt: Prompt
+    thresholds: Thresholds
+    method: str
+    max_tokens: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
@@ -95,88 +94,64 @@ class ModelVerifier:
         return list(await asyncio.gather(*(self._one(photo, c) for c in candidates)))
 
     async def _one(self, photo: Photo | None, candidate: Candidate) -> Verdict:
-        if self._method == "substring":
+        if self.method == "substring":
             question = f"Is there {candidate.object} in this image?"
         else:
             question = question_of(candidate)
-        request = self._request(self._prompt.fill(question=question), photo)
-        result = await self._engine.generate(request)
-        p_yes, p_no = self._probabilities(result)
-        verdict = self._thresholds.verdict(p_yes, p_no)
-        if self._method == "substring":
-            verdict = "present" if p_yes else "absent"
-        return Verdict(
-            candidate.object,
-            "error" if result.error else verdict,
-            p_yes,
-            p_no,
-            self._method,
-            candidate.question,
-            request.model,
-            self._prompt.id,
-            request.key,
-            result.prompt_tokens,
-            result.completion_tokens,
-            result.error,
-        )
-
-    def _request(self, messages: tuple, photo: Photo | None) -> ChatRequest:
-        extra: dict = {"max_tokens": self._max_tokens}
-        if self._method == "logprobs":
+        extra: dict = {"max_tokens": self.max_tokens}
+        if self.method == "logprobs":
             extra = {"max_tokens": 1, "top_logprobs": TOP_LOGPROBS}
-        elif self._method == "choice":
-            extra |= {"choice": _OPTIONS, "choice_by": self._can.choice}
-        return ChatRequest("verify", self._can.model, messages, photo, **extra)
+        elif self.method == "choice":
+            extra |= {"choice": _OPTIONS, "choice_by": self.can.choice}
+        messages = self.prompt.fill(question=question)
+        request = ChatRequest("verify", self.can.model, messages, photo, **extra)
+        result = await self.engine.generate(request)
+        p_yes = p_no = 0.0  # an answer that is neither, and an error
+        if self.method == "substring" and not result.error:
+            p_yes = float("yes" in result.text.lower())
+            p_no = 1 - p_yes
+        elif self.method == "logprobs" and result.top is not None and not result.error:
+            p_yes, p_no = yes_no_mass(result.top)
+        elif not result.error:
+            answer = yes_or_no(result.text)
+            p_yes, p_no = float(answer == "yes"), float(answer == "no")
+        verdict = _asked(candidate, p_yes, p_no, self, self.method, request, result)
+        if self.method == "substring" and not result.error:
+            verdict = replace(verdict, verdict="present" if p_yes else "absent")
+        return verdict
 
-    def _probabilities(self, result: ChatResult) -> tuple[float, float]:
-        """p_yes and p_no; (0, 0) where the answer is neither."""
-        if result.error:
-            return 0.0, 0.0
-        if self._method == "substring":
-            said_yes = "yes" in result.text.lower()
-            return float(said_yes), float(not said_yes)
-        if self._method == "logprobs" and result.top is not None:
-            return yes_no_mass(result.top)
-        answer = yes_or_no(result.text)
-        return float(answer == "yes"), float(answer == "no")
 
-
+@dataclass(frozen=True)
 class ManyVerifier:
     """All questions about an image in one request: for servers that keep no prefix.
 
     Answers may influence each other and have an order: the order is shuffled by a hash, and what
-    cannot be read is asked again, one by one.
+    cannot be read is asked again, one by one, of `single`. `prompt`: "verify_many".
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        capabilities: Capabilities,
-        prompt: Prompt,
-        thresholds: Thresholds,
-        single: ModelVerifier,
-        seed: int,
-    ):
-        """`prompt`: "verify_many"; `single` asks what the many questions left open."""
-        self._engine, self._can, self._prompt = engine, capabilities, prompt
-        self._thresholds, self._single, self._seed = thresholds, single, seed
+    engine: Engine
+    can: Capabilities
+    prompt: Prompt
+    thresholds: Thresholds
+    single: ModelVerifier
+    seed: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
     ) -> list[Verdict]:
         if len(candidates) < 2:
-            return await self._single.verify(image, photo, candidates)
-        order = shuffled(candidates, self._seed, image.image_id)
+            return await self.single.verify(image, photo, candidates)
+        order = shuffled(candidates, self.seed, image.image_id)
         questions = [question_of(candidate) for candidate in order]
         request = ChatRequest(
             "verify",
-            self._can.model,
-            self._prompt.fill(questions=lines(questions, numbered=True)),
+            self.can.model,
+            self.prompt.fill(questions=lines(questions, numbered=True)),
             photo,
             max_tokens=12 * len(order) + 10,
-            schema=numbered_schema(len(order), _ANSWERS) if self._can.schema else None,
+            schema=numbered_schema(len(order), _ANSWERS) if self.can.schema else None,
         )
-        result = await self._engine.generate(request)
+        result = await self.engine.generate(request)
         items = None if result.error else numbered(result.text, len(order))
         answers = [item and yes_or_no(item) for item in items or [None] * len(order)]
         verdicts, open_ = [], []
@@ -184,34 +159,43 @@ class ManyVerifier:
             if answer is None:
                 open_.append(candidate)
             else:
-                verdicts.append(self._verdict(candidate, answer, request, result))
-        return verdicts + await self._single.verify(image, photo, open_)
-
-    def _verdict(
-        self, candidate: Candidate, answer: str, request: ChatRequest, result: ChatResult
-    ) -> Verdict:
-        p_yes, p_no = float(answer == "yes"), float(answer == "no")
-        return Verdict(
-            candidate.object,
-            self._thresholds.verdict(p_yes, p_no),
-            p_yes,
-            p_no,
-            "multi",
-            candidate.question,
-            request.model,
-            self._prompt.id,
-            request.key,
-            result.prompt_tokens,
-            result.completion_tokens,
-        )
+                p_yes, p_no = float(answer == "yes"), float(answer == "no")
+                verdicts.append(_asked(candidate, p_yes, p_no, self, "multi", request, result))
+        return verdicts + await self.single.verify(image, photo, open_)
 
 
+def _asked(
+    candidate: Candidate,
+    p_yes: float,
+    p_no: float,
+    verifier: ModelVerifier | ManyVerifier,
+    method: str,
+    request: ChatRequest,
+    result: ChatResult,
+) -> Verdict:
+    """The verdict of a model."""
+    return Verdict(
+        candidate.object,
+        "error" if result.error else verifier.thresholds.verdict(p_yes, p_no),
+        p_yes,
+        p_no,
+        method,
+        candidate.question,
+        request.model,
+        verifier.prompt.id,
+        request.key,
+        result.prompt_tokens,
+        result.completion_tokens,
+        result.error,
+    )
+
+
+@dataclass(frozen=True)
 class AnnotationVerifier:
     """What instance annotations can tell; the rest goes to another verifier, if there is one."""
 
-    def __init__(self, annotations, otherwise: Verifier | None):
-        """`annotations`: a `data_gen.annotations.InstanceVerifier`."""
-        self._annotations, self._otherwise = annotations, otherwise
+    annotations: InstanceVerifier
+    otherwise: Verifier | None
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
@@ -220,8 +204,8 @@ class AnnotationVerifier:
         for candidate in candidates:
             verdict, p_yes = "unsure", 0.5
             if candidate.question is None:
-                verdict, p_yes = self._annotations.verdict(image.image_id, candidate.object)
-            if verdict == "unsure" and self._otherwise is not None:
+                verdict, p_yes = self.annotations.verdict(image.image_id, candidate.object)
+            if verdict == "unsure" and self.otherwise is not None:
                 open_.append(candidate)
                 continue
             known = Verdict(
@@ -229,15 +213,15 @@ class AnnotationVerifier:
             )
             verdicts.append(known)
         if open_:
-            verdicts += await self._otherwise.verify(image, photo, open_)
+            verdicts += await self.otherwise.verify(image, photo, open_)
         return verdicts
 
 
+@dataclass(frozen=True)
 class VoteVerifier:
     """VQAv2's own answers: "no" by enough of the ten annotators is an absence, no call needed."""
 
-    def __init__(self, min_no_votes: int):
-        self._least = min_no_votes
+    min_no_votes: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
@@ -247,9 +231,9 @@ class VoteVerifier:
         for candidate in candidates:
             votes = asked[candidate.question]
             verdict = "unsure"
-            if votes.no >= self._least:
+            if votes.no >= self.min_no_votes:
                 verdict = "absent"
-            elif votes.yes >= self._least:
+            elif votes.yes >= self.min_no_votes:
                 verdict = "present"
             p_yes, p_no = votes.yes / votes.votes, votes.no / votes.votes
             verdicts.append(
@@ -258,26 +242,28 @@ class VoteVerifier:
         return verdicts
 
 
+@dataclass(frozen=True)
 class UntilEnough:
     """Asks a few questions, looks, and asks more only if captions would be left without an object.
 
     Many images are in work at once, so that waiting for a wave costs a server nothing. A fifth
-    fewer questions at the published share of absent objects, for the same pairs.
+    fewer questions at the published share of absent objects, for the same pairs. `wave`: questions
+    at a time.
     """
 
-    def __init__(self, verifier: Verifier, wave: int, captions_per_object: int):
-        """`wave`: questions at a time."""
-        self._verifier, self._wave, self._serves = verifier, wave, captions_per_object
+    verifier: Verifier
+    wave: int
+    captions_per_object: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
     ) -> list[Verdict]:
         """Verdicts on the first candidates; on all where too few are absent."""
-        enough = math.ceil(len(image.captions) / self._serves)
+        enough = math.ceil(len(image.captions) / self.captions_per_object)
         verdicts: list[Verdict] = []
-        for start in range(0, len(candidates), self._wave):
+        for start in range(0, len(candidates), self.wave):
             if sum(v.verdict == "absent" for v in verdicts) >= enough:
                 break
-            some = candidates[start : start + self._wave]
-            verdicts += await self._verifier.verify(image, photo, some)
+            some = candidates[start : start + self.wave]
+            verdicts += await self.verifier.verify(image, photo, some)
         return verdicts

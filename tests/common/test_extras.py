@@ -63,9 +63,9 @@ def siglip(tmp_path: Path) -> None:
 
 
 def ray_runner(tmp_path: Path) -> None:
-    from data_gen import ray_runner
+    from data_gen.generate import run_on_ray
 
-    ray_runner.run(SimpleNamespace(), tmp_path, workers=1)
+    run_on_ray(SimpleNamespace(), tmp_path, workers=1)
 
 
 def vllm(tmp_path: Path) -> None:

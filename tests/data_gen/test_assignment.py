@@ -3,7 +3,7 @@
 import collections
 
 from data_gen.pipeline import assign
-from data_gen.work import Candidate, Caption, ImageItem, Verdict
+from data_gen.records import Candidate, Caption, ImageItem, Verdict
 
 TEXTS = ["a man", "a boy on a road", "a person", "someone with no hat", "a guy"]
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enumerate(TEXTS)))

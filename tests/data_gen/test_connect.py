@@ -8,8 +8,8 @@ import pytest
 from fault_server import POOL, FaultServer, always, arguments, tables, world
 
 from data_gen import settings
+from data_gen.build import open_engine
 from data_gen.cli import main
-from data_gen.connect import open_engine
 from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from data_gen.cooccurrence import Cooccurrence
+from data_gen.annotations import Cooccurrence
 
 NAMES = ["cat", "couch", "dog", "kite"]
 PRESENT = [frozenset(["cat", "couch"])] * 50 + [frozenset(["dog", "kite"])] * 50

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from data_gen.hand_labels import COLUMNS, precision, read_labels, sample, write_sample
+from data_gen.audit import COLUMNS, precision, read_labels, sample, write_sample
 from negclip_jax.common.errors import InputError
 
 ROWS = [

@@ -8,9 +8,9 @@ from scripted_engine import ScriptedEngine
 
 from data_gen import settings
 from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
-from data_gen.engines.base import Capabilities
+from data_gen.engines.probe import Capabilities
 from data_gen.prompts import load_prompts
-from data_gen.work import Caption, ImageItem
+from data_gen.records import Caption, ImageItem
 from negclip_jax.common.chat.messages import ChatResult
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.mentions import named_categories
@@ -28,7 +28,7 @@ def process(answer, photos, **changes):
     engine = ScriptedEngine(answer)
     models = Models(engine, CAN, engine, CAN)
     with ThreadPoolExecutor(1) as threads:
-        pipeline = build(config, load_prompts(), models, threads, "run", "captions.json")
+        pipeline = build(config, load_prompts(), models, threads, "run")
         return asyncio.run(pipeline.process(IMAGE)), engine
 
 

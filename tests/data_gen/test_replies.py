@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from data_gen.replies import json_answer, numbered, string_list, yes_no_mass, yes_or_no
+from data_gen.answers import json_answer, numbered, string_list, yes_no_mass, yes_or_no
 
 
 @pytest.mark.parametrize(

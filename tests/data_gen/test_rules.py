@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from data_gen.rules import REASONS, check, clean, cue_of, mentioned
+from data_gen.answers import clean
+from data_gen.rules import REASONS, check
 from negclip_jax.data.tokenizer import load_tokenizer
-from negclip_jax.language.mentions import find_same
-from negclip_jax.language.negation import find_cues
+from negclip_jax.language.mentions import find_same, mentioned
+from negclip_jax.language.negation import cue_of, find_cues
 from negclip_jax.language.text import tokenize
 
 
@@ -163,7 +164,7 @@ def test_language_audit_and_report_need_neither_jax_nor_models():
     program = (
         "import sys\n"
         "import negclip_jax.language.foils, negclip_jax.language.questions\n"
-        "import data_gen.rules, data_gen.cooccurrence, data_gen.audit\n"
+        "import data_gen.rules, data_gen.annotations, data_gen.audit\n"
         "names = {'jax', 'flax', 'torch', 'transformers', 'ml_collections', 'aiohttp'}\n"
         "sys.exit(', '.join(names & set(sys.modules)) or 0)\n"
     )

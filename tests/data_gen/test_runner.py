@@ -4,19 +4,18 @@ import asyncio
 
 import pytest
 
-from data_gen import shards
-from data_gen.engines.base import Pending
-from data_gen.runner import LocalRunner
-from data_gen.work import Caption, ImageItem, Rows
+from data_gen.engines.probe import Pending
+from data_gen.records import Caption, ImageItem, Rows
+from data_gen.runner import LocalRunner, cut
 
 IMAGES = [ImageItem(str(i), f"{i}.jpg", (Caption(str(i), "a man"),)) for i in range(10)]
 
 
 def run(out, process, window=4):
-    cut = shards.cut(IMAGES, 4, "s")
+    shards = cut(IMAGES, 4, "s")
     runner = LocalRunner(out, process, None, window)
-    asyncio.run(runner.run(cut, lambda _: None))
-    return runner, [shards.is_done(out, shard) for shard in cut]
+    asyncio.run(runner.run(shards, lambda _: None))
+    return runner, [shard.is_done(out) for shard in shards]
 
 
 def test_a_window_that_spans_shards(tmp_path):
@@ -59,8 +58,8 @@ def test_a_failure_stops_the_run_and_keeps_what_was_finished(tmp_path):
     with pytest.raises(ValueError, match="six"):
         run(tmp_path, process, window=1)
     assert started == [str(i) for i in range(7)]
-    cut = shards.cut(IMAGES, 4, "s")
-    assert [shards.is_done(tmp_path, shard) for shard in cut] == [True, False, False]
+    shards = cut(IMAGES, 4, "s")
+    assert [shard.is_done(tmp_path) for shard in shards] == [True, False, False]
 
 
 def test_nothing_to_do(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from data_gen import answers, replies
+from data_gen import answers
 from data_gen.annotations import InstanceVerifier
 from data_gen.stages.ingest import read_captions
 from evals import reading
@@ -270,8 +270,8 @@ words = st.sampled_from([*string.punctuation, "yes", "no", "[", "{", '"', "\n", 
 @EXAMPLES
 @given(st.text(max_size=60) | st.lists(words, max_size=40).map("".join), st.integers(1, 4))
 def test_any_answer_of_a_model(text, count):
-    assert replies.yes_or_no(text) in ("yes", "no", None)
-    for found in (replies.string_list(text), replies.numbered(text, count)):
+    assert answers.yes_or_no(text) in ("yes", "no", None)
+    for found in (answers.string_list(text), answers.numbered(text, count)):
         assert found is None or all(item is None or isinstance(item, str) for item in found)
     assert "\n" not in answers.clean(text)
     answers.normalise_object(text)
@@ -285,8 +285,8 @@ def test_long_answers_take_no_long_time(piece):
     import time
 
     text, started = piece * (60_000 // len(piece)), time.process_time()
-    replies.string_list(text)
-    replies.yes_or_no(text)
+    answers.string_list(text)
+    answers.yes_or_no(text)
     answers.clean(text)
     answers.normalise_object(text)
     assert time.process_time() - started < 2

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from data_gen.engines import batchfile
-from data_gen.engines.base import Pending
 from data_gen.engines.batchfile import BatchEngine, import_answers
 from data_gen.engines.cache import Cache
+from data_gen.engines.probe import Pending
 from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
 

@@ -6,8 +6,9 @@ import json
 import pytest
 from scripted_engine import ScriptedEngine
 
-from data_gen.engines.base import Capabilities
+from data_gen.engines.probe import Capabilities
 from data_gen.prompts import load_prompts
+from data_gen.records import Candidate, Caption, ImageItem
 from data_gen.stages.propose import (
     CaptionProposer,
     FileProposer,
@@ -15,7 +16,6 @@ from data_gen.stages.propose import (
     RandomProposer,
     filtered,
 )
-from data_gen.work import Candidate, Caption, ImageItem
 from negclip_jax.common.chat.messages import ChatResult
 from negclip_jax.common.errors import InputError
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from data_gen.records import Candidate
 from data_gen.stages.propose import filtered_questions, focus
-from data_gen.work import Candidate
 
 
 @pytest.mark.parametrize(

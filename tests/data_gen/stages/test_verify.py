@@ -6,8 +6,9 @@ import math
 import pytest
 from scripted_engine import ScriptedEngine
 
-from data_gen.engines.base import Capabilities
+from data_gen.engines.probe import Capabilities
 from data_gen.prompts import load_prompts
+from data_gen.records import Candidate, Caption, ImageItem, Question
 from data_gen.stages.verify import (
     AnnotationVerifier,
     ManyVerifier,
@@ -17,7 +18,6 @@ from data_gen.stages.verify import (
     method_for,
     question_of,
 )
-from data_gen.work import Candidate, Caption, ImageItem, Question
 from negclip_jax.common.chat.messages import ChatResult
 
 PROMPTS = load_prompts()
@@ -93,8 +93,9 @@ def test_an_error_is_an_error():
 
 def test_the_published_rule():
     said = {"dog": "Yes", "cat": "I think yes", "bus": "who knows"}
-    verifier = model(lambda r: next(a for n, a in said.items() if n in r.messages[-1][1]))
-    verifier._method = "substring"
+    verifier = model(
+        lambda r: next(a for n, a in said.items() if n in r.messages[-1][1]), "substring"
+    )
     assert [v.verdict for v in verify(verifier, *said)] == ["present", "present", "absent"]
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from data_gen.records import Candidate, Caption, ImageItem, Verdict
 from data_gen.stages.verify import UntilEnough
-from data_gen.work import Candidate, Caption, ImageItem, Verdict
 
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), "a man") for i in range(5)))
 

@@ -8,11 +8,10 @@ import pytest
 from scripted_engine import ScriptedEngine
 
 from data_gen.build import estimated_tokens
-from data_gen.engines.base import Capabilities
+from data_gen.engines.probe import Capabilities
 from data_gen.prompts import load_prompts
-from data_gen.stages.rewrite import Checker, RewriteStage
-from data_gen.stages.writers import LLMWriter, MixedWriter, TemplateWriter
-from data_gen.work import Assignment, Candidate, Caption, ImageItem, Verdict
+from data_gen.records import Assignment, Candidate, Caption, ImageItem, Verdict
+from data_gen.stages.rewrite import LLMWriter, MixedWriter, RewriteStage, TemplateWriter
 from negclip_jax.common.chat.messages import ChatResult
 
 TEXTS = ["A man rides a horse.", "A horse on a beach", "Someone riding near the sea"]
@@ -28,9 +27,9 @@ def assignments(question=None, name="dog"):
 def llm(answer, many=True, schema=False):
     engine = ScriptedEngine(answer)
     writer = LLMWriter(
-        engine,
-        Capabilities("m", schema=schema),
-        load_prompts(),
+        engine=engine,
+        can=Capabilities("m", schema=schema),
+        prompts=load_prompts(),
         many=many,
         one="rewrite",
         max_tokens=60,
@@ -52,7 +51,7 @@ def negate(request) -> str:
 
 
 def run(writer, asked, tries=2, foils=0, present=()):
-    stage = RewriteStage(writer, Checker(estimated_tokens, 77, True), tries, foils, 0)
+    stage = RewriteStage(writer, estimated_tokens, 77, True, tries, foils, 0)
     return asyncio.run(stage.run(IMAGE, asked, present))
 
 

@@ -12,7 +12,7 @@ from fault_server import POOL, FaultServer, arguments, tables, world
 
 from data_gen import settings
 from data_gen.cli import main
-from data_gen.ray_runner import run
+from data_gen.generate import run_on_ray
 from negclip_jax.common.errors import InputError
 
 IMAGES = 8  # two shards
@@ -28,7 +28,7 @@ def test_without_ray_the_error_says_what_to_install(scene, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "ray", None)
     config = settings.load(None, {"input.captions": str(scene[0] / "captions.json")})
     with pytest.raises(InputError, match=r"pip install -e '\.\[ray\]'"):
-        run(config, tmp_path / "run", workers=1)
+        run_on_ray(config, tmp_path / "run", workers=1)
 
 
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
