@@ -120,12 +120,7 @@ def curve(
     kept = [p for p in points if reference - p["retention"] <= max_loss + 1e-12]
     # Of equal negation the smaller alpha: it is nearer to what users of the base rely on.
     best = max(kept, key=lambda p: (p["negation"], -p["alpha"]))
-    return {
-        "points": points,
-        "benchmarks": kinds,
-        "max_loss": max_loss,
-        "best": best["alpha"],
-    }
+    return {"points": points, "benchmarks": kinds, "max_loss": max_loss, "best": best["alpha"]}
 
 
 def best_alpha_text(found: Mapping[str, Any]) -> str:

@@ -145,8 +145,7 @@ FLICKR30K = _benchmark(
     source="Young et al., TACL 2014; split by Karpathy and Fei-Fei, CVPR 2015",
     licence="captions and photos for research only (Flickr's terms)",
     load=functools.partial(
-        load,
-        names=("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt"),
+        load, names=("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt")
     ),
     published=(
         *_published("CLIP ViT-B/32", 83.38, 94.90),

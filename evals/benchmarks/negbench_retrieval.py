@@ -53,9 +53,7 @@ def _published(model: str, r1: float, r5: float, r10: float) -> list[Published]:
 
 
 _benchmark = functools.partial(
-    Benchmark,
-    source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
-    download=DOWNLOAD,
+    Benchmark, source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench", download=DOWNLOAD
 )
 BENCHMARK = _benchmark(
     name="negbench_retrieval",

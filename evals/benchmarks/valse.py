@@ -131,8 +131,5 @@ BENCHMARK = _benchmark(
     ),
 )
 OTHER_PIECES = _benchmark(
-    name="valse_pieces",
-    title="VALSE, other pieces",
-    load=load_pieces,
-    retention=True,
+    name="valse_pieces", title="VALSE, other pieces", load=load_pieces, retention=True
 )

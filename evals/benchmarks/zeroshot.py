@@ -84,10 +84,7 @@ def load_voc2007(roots: DataRoots) -> Problem:
         where = Path(f"tfds:{VOC_TFDS}/test")
         rows = prepared(roots, ("VOCdevkit/VOC2007",), f"{VOC_TFDS}/test", VOC_DOWNLOAD)
         items = _voc_from_tfds(rows, prompts.classes)
-    sets = {
-        "single": prompts.templates,
-        "imagenet_templates": read_prompts("imagenet").templates,
-    }
+    sets = {"single": prompts.templates, "imagenet_templates": read_prompts("imagenet").templates}
     return classification_problem(roots, where, items, prompts.classes, sets)
 
 
@@ -230,11 +227,7 @@ def _cifar(name: str, title: str, published: tuple[Published, ...]) -> Benchmark
         licence="none stated; prompts MIT",
         download=download,
         load=functools.partial(
-            load,
-            prompts=name,
-            folders=(f"{name}/test",),
-            tfds=f"{name}/test",
-            download=download,
+            load, prompts=name, folders=(f"{name}/test",), tfds=f"{name}/test", download=download
         ),
         published=published,
         retention=True,

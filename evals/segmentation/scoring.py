@@ -247,9 +247,7 @@ def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping],
         if not part:
             continue
         measured = metrics.measure(
-            {name: counts(part, name) for name in names},
-            [row["image"] for row in part],
-            seed=seed,
+            {name: counts(part, name) for name in names}, [row["image"] for row in part], seed=seed
         )
         for row in measured["rows"].values():
             for name, value in row.items():

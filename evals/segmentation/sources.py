@@ -268,10 +268,7 @@ def _coco_number(name: str) -> str:
 
 
 def _meant(
-    annotations: Sequence[coco.Instance],
-    right: Box,
-    others: Sequence[Box],
-    size: tuple[int, int],
+    annotations: Sequence[coco.Instance], right: Box, others: Sequence[Box], size: tuple[int, int]
 ) -> coco.Instance | None:
     """The object that `right` was made of, if just one fits."""
     found = [

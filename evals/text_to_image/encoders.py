@@ -20,7 +20,7 @@ _PROJECTED = "CLIPTextModelWithProjection"
 # Class of the pipeline: its text encoders, their tokenizers, what the U-Net reads of each.
 _PIPELINES = {
     "StableDiffusionPipeline": {
-        "text_encoder": ("tokenizer", "states of all positions after the final LayerNorm"),
+        "text_encoder": ("tokenizer", "states of all positions after the final LayerNorm")
     },
     "StableDiffusionXLPipeline": {
         "text_encoder": ("tokenizer", "states of all positions before the last block"),
