@@ -6,11 +6,9 @@ python -m evals.catalogue valse pope
 
 import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 
-from evals import registry
-from negclip_jax.common.errors import InputError
+from evals import command_line, registry
 
 
 def render(names: Sequence[str] = ()) -> str:
@@ -30,14 +28,12 @@ def render(names: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
-def main(names: Sequence[str]) -> int:
-    try:
-        sys.stdout.write(render(names))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0, 1 after a user error."""
+    parser = command_line.parser("evals.catalogue", __doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of benchmarks; default: all")
+    return command_line.execute(parser, lambda args: print(render(args.names), end=""), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command_line.exit_with(main)

@@ -59,7 +59,7 @@ def execute(
     run: Callable[[argparse.Namespace], int | None],
     argv: Sequence[str] | None,
     *,
-    stopped: str,
+    stopped: str = "stopped",
 ) -> int:
     """Parses a command line and does its work.
 

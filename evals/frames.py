@@ -12,11 +12,12 @@ unit mean of the unit embeddings of its four frames.
 
 import argparse
 import itertools
-import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from evals import command_line
 from evals.images import ImageRef
 from negclip_jax.common import atomic_files, extras
 from negclip_jax.common.errors import InputError
@@ -68,30 +69,27 @@ def extract(video: Path, out: Path) -> None:
             frames[number].save(unfinished, "JPEG", quality=95)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.frames",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def run(args: argparse.Namespace) -> None:
+    """Extracts the frames of all videos of a folder. Raises InputError."""
+    if not args.videos.is_dir():
+        raise InputError(f"--videos={args.videos} is not a folder.")
+    videos = sorted(p for p in args.videos.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not videos:
+        raise InputError(f"{args.videos} holds no video ({', '.join(SUFFIXES)}).")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for video in videos:
+        extract(video, args.out)
+    print(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
+    parser = command_line.parser("evals.frames", __doc__)
     parser.add_argument("--videos", type=Path, required=True, help="folder with the videos")
     parser.add_argument("--out", type=Path, required=True, help="folder for the frames")
-    args = parser.parse_args(argv)
-    try:
-        if not args.videos.is_dir():
-            raise InputError(f"--videos={args.videos} is not a folder.")
-        videos = sorted(p for p in args.videos.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not videos:
-            raise InputError(f"{args.videos} holds no video ({', '.join(SUFFIXES)}).")
-        args.out.mkdir(parents=True, exist_ok=True)
-        for video in videos:
-            extract(video, args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
-    return 0
+    stopped = "stopped; the same command continues in {out}"
+    return command_line.execute(parser, run, argv, stopped=stopped)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.exit_with(main)

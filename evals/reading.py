@@ -133,6 +133,16 @@ def find_parts(
     return files, [f"Parts whose file is not there: {', '.join(absent)}."] if absent else []
 
 
+def read_items(
+    file: Path, records: Iterable[tuple[Any, Any]], item: Callable[["Fields", str, Any], Any]
+) -> list[Any]:
+    """`item(fields, where, record)` of each (place, record). Raises InputError for all bad ones."""
+    fields = Fields(file)
+    items = [item(fields, str(where), record) for where, record in records]
+    fields.done()
+    return items
+
+
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
     """A JSON file whose outermost value is a non-empty `kind`: list, dict or either.
 

@@ -1,14 +1,20 @@
 """All benchmarks by name. A new one is a file with `BENCHMARK` and a line here.
 
+Numbers that others reported stand in `benchmarks/published.tsv`.
+
 Generated images and segmentation masks are not scored from rows of features: their benchmarks will
 have a table of their own beside this one.
 """
 
+import dataclasses
 import importlib
+from pathlib import Path
 
-from evals.benchmark import Benchmark
+from evals.benchmark import Benchmark, Published
 from negclip_jax.common.errors import InputError
+from negclip_jax.language import tables
 
+_TABLES = Path(__file__).with_name("benchmarks")
 # name: "module:attribute", imported when it is asked for.
 BENCHMARKS: dict[str, str] = {
     "valse": "evals.benchmarks.valse:BENCHMARK",
@@ -51,4 +57,10 @@ def get(name: str) -> Benchmark:
             + ", ".join(BENCHMARKS)
         )
     module, _, attribute = BENCHMARKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    found = getattr(importlib.import_module(module), attribute)
+    published = []
+    for benchmark, metric, model, value, source in tables.rows("published", _TABLES):
+        if benchmark == name:
+            right, _, of = value.partition("/")
+            published.append(Published(model, metric, float(right) / float(of or 100), source))
+    return dataclasses.replace(found, published=(*found.published, *published))

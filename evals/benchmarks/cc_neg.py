@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark import Benchmark, Problem, Published
+from evals.benchmark import Benchmark, Problem
 from evals.choices import Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS, prefers_commas
 from evals.images import DataRoots, ImageRef
@@ -92,9 +92,5 @@ BENCHMARK = Benchmark(
     licence="MIT; photos: Conceptual Captions 3M, by link",
     download=DOWNLOAD,
     load=load,
-    published=(
-        Published("CLIP ViT-B/32", "accuracy", 0.6286, "CoN-CLIP repository, issue 8"),
-        Published("CoN-CLIP ViT-B/32", "accuracy", 0.9970, "CoN-CLIP repository"),
-    ),
     task="Is the photo closer to its caption than to the caption with a part of it negated?",
 )

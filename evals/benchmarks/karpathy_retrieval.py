@@ -22,7 +22,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.benchmark import Benchmark, Problem, Published
+from evals.benchmark import Benchmark, Problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
 from evals.retrieval import Captioned, retrieval_problem
@@ -30,7 +30,6 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_text
 
 DOWNLOAD = "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip)"
-SOURCE = "CLIP_benchmark"
 
 
 def load(roots: DataRoots, names: Sequence[str]) -> Problem:
@@ -112,13 +111,6 @@ def _lines(fields: Fields) -> Sequence[Captioned]:
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]
 
 
-def _published(model: str, t2i: float, i2t: float) -> tuple[Published, Published]:
-    return (
-        Published(model, "t2i_recall@5", t2i / 100, SOURCE),
-        Published(model, "i2t_recall@5", i2t / 100, SOURCE),
-    )
-
-
 _benchmark = functools.partial(
     Benchmark,
     download=DOWNLOAD,
@@ -133,11 +125,6 @@ BENCHMARK = COCO = _benchmark(
     load=functools.partial(
         load, names=("dataset_coco.json", "coco_karpathy_test.json", "coco_test_karpathy.json")
     ),
-    published=(
-        *_published("CLIP ViT-B/32", 55.85, 74.82),
-        *_published("CLIP ViT-B/16", 58.37, 76.82),
-        *_published("CLIP ViT-L/14", 61.08, 79.18),
-    ),
 )
 FLICKR30K = _benchmark(
     name="flickr30k_retrieval",
@@ -146,9 +133,5 @@ FLICKR30K = _benchmark(
     licence="captions and photos for research only (Flickr's terms)",
     load=functools.partial(
         load, names=("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt")
-    ),
-    published=(
-        *_published("CLIP ViT-B/32", 83.38, 94.90),
-        *_published("CLIP ViT-L/14", 87.16, 97.40),
     ),
 )

@@ -20,20 +20,18 @@ the right one away to whatever compares them.
 import functools
 from collections.abc import Sequence
 
-from evals.benchmark import Benchmark, Problem, Published
+from evals.benchmark import Benchmark, Problem
 from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem
 from evals.controls import contradictions
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, read_csv
+from evals.reading import Fields, read_csv, read_items
 
 DOWNLOAD = "the Google Drive named by github.com/m1k2zoo/negbench (datasets.md)"
 TYPES = ("positive", "negative", "hybrid")
 MEAN = AccuracySpec("accuracy_mean_of_templates", macro="template")
 CAPTIONS = tuple(f"caption_{i}" for i in range(4))
 COLUMNS = ("image_path", "correct_answer", *CAPTIONS, "correct_answer_template")
-REPOSITORY = "negbench repository, results/mcq (corrected 2025-03)"
-HANCLIP = "HANCLIP, table 1"
 
 
 def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem:
@@ -42,9 +40,7 @@ def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem
     Raises InputError.
     """
     file = roots.find(*names, download=DOWNLOAD)
-    fields = Fields(file)
-    items = [_item(fields, i, row) for i, row in enumerate(read_csv(file, COLUMNS))]
-    fields.done()
+    items = read_items(file, enumerate(read_csv(file, COLUMNS)), _item)
     return choice_problem(
         roots,
         file,
@@ -57,19 +53,13 @@ def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem
     )
 
 
-def _item(fields: Fields, index: int, row: dict[str, str]) -> Choice:
+def _item(fields: Fields, index: str, row: dict[str, str]) -> Choice:
     where = f"row {index}"
     image = ImageRef(fields.text(row, "image_path", where))
     texts = tuple(fields.text(row, name, where) for name in CAPTIONS)
     answer = fields.option(row, "correct_answer", where, [str(i) for i in range(4)])
     template = fields.option(row, "correct_answer_template", where, TYPES)
-    return Choice(str(index), (image,), texts, int(answer or 0), {"template": template})
-
-
-def _published(model: str, *percent: float, source: str = REPOSITORY) -> list[Published]:
-    names = ("accuracy", *(f"accuracy_{t}" for t in ("positive", "negative", "hybrid")))
-    values = zip(names, percent, strict=False)
-    return [Published(model, name, value / 100, source) for name, value in values]
+    return Choice(index, (image,), texts, int(answer or 0), {"template": template})
 
 
 _benchmark = functools.partial(
@@ -83,29 +73,12 @@ BENCHMARK = _benchmark(
     title="NegBench MCQ, COCO",
     licence="MIT; photos: COCO val2017, Flickr licences",
     load=functools.partial(load, names=("COCO_val_mcq_llama3.1_rephrased.csv",)),
-    published=(
-        *_published("CLIP ViT-B/32", 39.30, 69.14, 6.84, 39.31),
-        *_published("NegCLIP ViT-B/32", 28.68),
-        *_published("CoN-CLIP ViT-B/32", 23.88),
-        *_published("CLIP-CC12M-NegFull ViT-B/32", 54.43),
-        *_published("NegCLIP-CC12M-NegFull ViT-B/32", 56.24),
-        *_published("NegationCLIP ViT-B/32", 31.04, 43.95, 22.41, 26.04, source=HANCLIP),
-        *_published("NegationCLIP ViT-B/16", 30.52, 43.70, 21.23, 25.84, source=HANCLIP),
-        *_published("NegationCLIP ViT-L/14", 30.37, 40.40, 22.25, 27.78, source=HANCLIP),
-    ),
 )
 VOC2007 = _benchmark(
     name="negbench_mcq_voc2007",
     title="NegBench MCQ, VOC2007",
     licence="MIT; photos: VOC2007, Flickr licences",
     load=functools.partial(load, names=("VOC2007_mcq_llama3.1_rephrased.csv",)),
-    published=(
-        *_published("CLIP ViT-B/32", 38.72, 82.55, 3.35, 58.98),
-        *_published("NegCLIP ViT-B/32", 30.49),
-        *_published("CoN-CLIP ViT-B/32", 38.12),
-        *_published("CLIP-CC12M-NegFull ViT-B/32", 54.82),
-        *_published("NegCLIP-CC12M-NegFull ViT-B/32", 59.65),
-    ),
 )
 MSRVTT = _benchmark(
     name="negbench_mcq_msrvtt",

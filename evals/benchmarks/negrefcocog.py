@@ -18,13 +18,12 @@ whose right box is the smaller and on those where it is the larger one: a prefer
 crops alone reaches 50 % there.
 """
 
-from evals.benchmark import Benchmark, Problem, Published
+from evals.benchmark import Benchmark, Problem
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import BOX_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, read_json
+from evals.reading import Fields, read_items, read_json
 
-PAPER = "Park et al. 2025 (arXiv 2501.10913)"
 DOWNLOAD = "github.com/parkquasar/NegationCLIP (NegRefCOCOg/NegRefCOCOg.json)"
 SMALLER, LARGER, EQUAL = "smaller", "larger", "equal"
 
@@ -32,9 +31,8 @@ SMALLER, LARGER, EQUAL = "smaller", "larger", "equal"
 def load(roots: DataRoots) -> Problem:
     """Reads `NegRefCOCOg.json`; raises InputError for bad records and boxes outside their photo."""
     file = roots.find("NegRefCOCOg.json", download=DOWNLOAD)
+    items = read_items(file, enumerate(read_json(file, list)), item)
     fields = Fields(file)
-    items = [_item(fields, i, record) for i, record in enumerate(read_json(file, list))]
-    fields.done()
     fields.check_boxes(roots, [(ref, f"item {i.id}") for i in items for ref in i.images])
     fields.done()
     numbers = (
@@ -54,7 +52,8 @@ def load(roots: DataRoots) -> Problem:
     )
 
 
-def _item(fields: Fields, index: int, record: dict) -> Choice:
+def item(fields: Fields, index: str, record: dict) -> Choice:
+    """An item of the file, with all of its boxes."""
     where = f"item {index}"
     image, phrase = fields.text(record, "image", where), fields.text(record, "phrase", where)
     boxes = [fields.box(box, where) for box in fields.sequence(record, "bbox_list", where)]
@@ -69,7 +68,7 @@ def _item(fields: Fields, index: int, record: dict) -> Choice:
         SMALLER if areas[answer] < min(others) else LARGER if areas[answer] > max(others) else EQUAL
     )
     images = tuple(ImageRef(image, box) for box in boxes)
-    return Choice(f"{index}", images, (phrase,), answer, {"size": size})
+    return Choice(index, images, (phrase,), answer, {"size": size})
 
 
 BENCHMARK = Benchmark(
@@ -79,12 +78,5 @@ BENCHMARK = Benchmark(
     licence="MIT; photos: COCO train2014, Flickr licences",
     download=DOWNLOAD,
     load=load,
-    published=(
-        Published("CLIP ViT-B/32", "accuracy", 254 / 440, PAPER),
-        Published("CoN-CLIP ViT-B/32", "accuracy", 244 / 440, PAPER),
-        Published("NegationCLIP ViT-B/32", "accuracy", 282 / 440, PAPER),
-        Published("CLIP ViT-L/14", "accuracy", 252 / 440, PAPER),
-        Published("NegationCLIP ViT-L/14", "accuracy", 277 / 440, PAPER),
-    ),
     task="Which of two crops of a photo does a phrase with a negation describe?",
 )

@@ -13,14 +13,14 @@ absent object was drawn) and by answer: `accuracy_yes` is POPE's recall, `accura
 absent objects that are denied. A liking for the word "no" raises one and lowers the other.
 """
 
+import functools
 import re
-from pathlib import Path
 
 from evals.benchmark import Benchmark, Problem
 from evals.choices import ACCURACY, Choice, by_group, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_json_lines
+from evals.reading import Fields, find_parts, read_items, read_json_lines
 
 DOWNLOAD = "github.com/AoiDragon/POPE (output/coco)"
 SETTINGS = ("random", "popular", "adversarial")
@@ -31,7 +31,10 @@ def load(roots: DataRoots) -> Problem:
     """Reads those of the three files that are there. Raises InputError."""
     names = {s: (f"coco_pope_{s}.json", f"pope_{s}.jsonl") for s in SETTINGS}
     files, notes = find_parts(roots, names, DOWNLOAD)
-    items = [item for setting, file in files.items() for item in _read(file, setting)]
+    items = []
+    for setting, file in files.items():
+        rows = ((f"record {i}", row) for i, row in enumerate(read_json_lines(file), 1))
+        items += read_items(file, rows, functools.partial(_item, setting=setting))
     return choice_problem(
         roots,
         next(iter(files.values())).parent,
@@ -44,15 +47,7 @@ def load(roots: DataRoots) -> Problem:
     )
 
 
-def _read(file: Path, setting: str) -> list[Choice]:
-    fields = Fields(file)
-    records = enumerate(read_json_lines(file), 1)
-    items = [_item(fields, f"record {number}", record, setting) for number, record in records]
-    fields.done()
-    return items
-
-
-def _item(fields: Fields, where: str, record: dict, setting: str) -> Choice:
+def _item(fields: Fields, where: str, record: dict, *, setting: str) -> Choice:
     image = ImageRef(fields.text(record, "image", where))
     text = fields.text(record, "text", where)
     label = fields.option(record, "label", where, ("yes", "no"))

@@ -11,12 +11,12 @@ a tie is wrong, for each category. The repository computes no overall number; `a
 mean over the seven categories, as papers report it, given only where all files are there.
 """
 
-from pathlib import Path
+import functools
 
 from evals.benchmark import Benchmark, Problem
 from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_json
+from evals.reading import Fields, find_parts, read_items, read_json
 
 DOWNLOAD = "github.com/RAIVNLab/sugar-crepe (data/*.json)"
 CATEGORIES = (
@@ -34,7 +34,10 @@ def load(roots: DataRoots) -> Problem:
     """Reads those of the seven files that are there. Raises InputError."""
     names = {c: (f"{c}.json", f"sugarcrepe_{c}.json") for c in CATEGORIES}
     files, notes = find_parts(roots, names, DOWNLOAD)
-    items = [item for category, file in files.items() for item in _read(file, category)]
+    items = []
+    for category, file in files.items():
+        rows = read_json(file, dict).items()
+        items += read_items(file, rows, functools.partial(_item, category=category))
     mean = AccuracySpec("accuracy_mean", macro="category", headline=True)
     each = by_group("category", CATEGORIES, headline=bool(notes))
     return choice_problem(
@@ -48,15 +51,10 @@ def load(roots: DataRoots) -> Problem:
     )
 
 
-def _read(file: Path, category: str) -> list[Choice]:
-    fields = Fields(file)
-    items = []
-    for key, record in read_json(file, dict).items():
-        image = ImageRef(fields.text(record, "filename", key))
-        texts = tuple(fields.text(record, name, key) for name in ("caption", "negative_caption"))
-        items.append(Choice(f"{category}:{key}", (image,), texts, 0, {"category": category}))
-    fields.done()
-    return items
+def _item(fields: Fields, key: str, record: dict, *, category: str) -> Choice:
+    image = ImageRef(fields.text(record, "filename", key))
+    texts = tuple(fields.text(record, name, key) for name in ("caption", "negative_caption"))
+    return Choice(f"{category}:{key}", (image,), texts, 0, {"category": category})
 
 
 BENCHMARK = Benchmark(

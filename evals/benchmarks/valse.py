@@ -22,13 +22,12 @@ accuracy over all items (its name) and over the valid ones (`NAME_valid`);
 import functools
 from pathlib import Path
 
-from evals.benchmark import Benchmark, Problem, Published
+from evals.benchmark import Benchmark, Problem
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_json
+from evals.reading import Fields, find_parts, read_items, read_json
 
-PAPER = "Park et al. 2025 (arXiv 2501.10913)"
 DOWNLOAD = "github.com/Heidelberg-NLP/VALSE (data/*.json)"
 PIECES = (
     "plurals",
@@ -97,17 +96,16 @@ def _is_valid(item: Choice) -> bool:
 
 def _read_piece(file: Path, piece: str) -> list[Choice]:
     """The items of one piece. Raises InputError."""
-    fields = Fields(file)
-    items = []
-    for key, record in read_json(file, dict).items():
+
+    def item(fields: Fields, key: str, record: dict) -> Choice:
         image = ImageRef(fields.text(record, "image_file", key))
         texts = fields.text(record, "caption", key), fields.text(record, "foil", key)
         votes = record.get("mturk") if isinstance(record, dict) else None
         valid = fields.number(votes if isinstance(votes, dict) else {}, "caption", f"{key}.mturk")
         groups = {"piece": piece, "valid": "yes" if valid >= 2 else "no"}
-        items.append(Choice(f"{piece}:{key}", (image,), texts, 0, groups))
-    fields.done()
-    return items
+        return Choice(f"{piece}:{key}", (image,), texts, 0, groups)
+
+    return read_items(file, read_json(file, dict).items(), item)
 
 
 _benchmark = functools.partial(
@@ -121,14 +119,6 @@ BENCHMARK = _benchmark(
     name="valse",
     title="VALSE existence",
     load=load,
-    published=(
-        Published("CLIP ViT-B/32", "accuracy", 379 / 534, PAPER),
-        Published("CLIP-bnl ViT-B/32", "accuracy", 410 / 534, PAPER),
-        Published("CoN-CLIP ViT-B/32", "accuracy", 383 / 534, PAPER),
-        Published("NegationCLIP ViT-B/32", "accuracy", 428 / 534, PAPER),
-        Published("CLIP ViT-L/14", "accuracy", 357 / 534, PAPER),
-        Published("NegationCLIP ViT-L/14", "accuracy", 425 / 534, PAPER),
-    ),
 )
 OTHER_PIECES = _benchmark(
     name="valse_pieces", title="VALSE, other pieces", load=load_pieces, retention=True

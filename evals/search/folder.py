@@ -3,15 +3,13 @@
 import os
 from pathlib import Path
 
-from PIL import Image
-
 from evals.images import IMAGE_SUFFIXES, ImageRef
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.records import unsafe_name
 
 
-class PhotoFolder:
+class PhotoFolder(ImageDirectory):
     """Photos by their names below `root`, sorted; hidden files and folders are left out.
 
     Attributes:
@@ -25,13 +23,14 @@ class PhotoFolder:
         if not root.is_dir():
             what = "is not a folder" if root.exists() else "does not exist"
             raise InputError(f"--images={root} {what}: give a folder with photos")
-        self.root = root
+        super().__init__(root)
         self.skipped: dict[str, str] = {}
-        self._images = ImageDirectory(root)
         names = sorted(name for name in self._walk() if self._is_inside(name))
         self.refs = [ImageRef(name) for name in names]
         if not names:
-            more = f" that can be read; {_first(self.skipped)}" if self.skipped else ""
+            more = ""
+            for name, reason in list(self.skipped.items())[:1]:
+                more = f" that can be read; {name}: {reason}"
             raise InputError(
                 f"--images={root} holds no photo{more} (looked for {', '.join(IMAGE_SUFFIXES)}, at "
                 "any depth)"
@@ -39,19 +38,11 @@ class PhotoFolder:
 
     def path(self, ref: ImageRef) -> Path:
         """The file of a photo."""
-        return self.root / ref.path
-
-    def open(self, path: str) -> Image.Image:
-        """The picture in mode RGB. Raises ImageError."""
-        return self._images.open(path)
-
-    def read(self, path: str) -> bytes:
-        """The encoded photo, empty where it cannot be read."""
-        return self._images.read(path)
+        return Path(self.root, ref.path)
 
     def identity(self, path: str) -> list:
         """Changes whenever the photo's file does."""
-        return [os.path.abspath(self.root), *self._images.identity(path)]
+        return [os.path.abspath(self.root), *super().identity(path)]
 
     def _walk(self) -> list[str]:
         names = []
@@ -68,7 +59,7 @@ class PhotoFolder:
         return names
 
     def _is_inside(self, name: str) -> bool:
-        real, root = os.path.realpath(self.root / name), os.path.realpath(self.root)
+        real, root = os.path.realpath(os.path.join(self.root, name)), os.path.realpath(self.root)
         reason = unsafe_name(name) or ""
         if os.path.commonpath((real, root)) != root:
             reason = "a link leads out of the folder"
@@ -77,8 +68,3 @@ class PhotoFolder:
         if reason:
             self.skipped[name] = reason
         return not reason
-
-
-def _first(skipped: dict[str, str]) -> str:
-    name, reason = next(iter(skipped.items()))
-    return f"{name}: {reason}"

@@ -50,7 +50,20 @@ def rank(
 
     Raises InputError where no photo can be read.
     """
-    found = [_features(model, folder, queries, cache) for model in models]
+    found = []
+    for model in models:
+        encoder = Encoder(model, folder.refs, queries, folder, cache=cache)
+        try:
+            pending, _ = encoder.pending
+            logging.info("%s: %s of %s photos to encode", model.name, pending, len(folder.refs))
+            if encoder.truncated:
+                logging.warning("the query %r is too long and is cut", encoder.truncated[0])
+            _, texts = encoder.features([], queries)
+            for ref, reason in encoder.unusable_images(folder.refs).items():
+                folder.skipped[ref.path] = reason
+        finally:
+            encoder.close()
+        found.append((encoder, texts))
     refs, kept = folder.refs, [i for i, r in enumerate(folder.refs) if r.path not in folder.skipped]
     if not kept:
         name, reason = next(iter(folder.skipped.items()))
@@ -65,21 +78,3 @@ def rank(
         order = np.argsort(-scores, axis=1, kind="stable")
         rankings.append(Ranking(model.name, scores, order))
     return kept, rankings
-
-
-def _features(
-    model: Model, folder: PhotoFolder, queries: Sequence[str], cache: Path
-) -> tuple[Encoder, np.ndarray]:
-    """Encodes what the cache lacks; returns the encoder and the unit features of the queries."""
-    encoder = Encoder(model, folder.refs, queries, folder, cache=cache)
-    try:
-        pending, _ = encoder.pending
-        logging.info("%s: %s of %s photos to encode", model.name, pending, len(folder.refs))
-        if encoder.truncated:
-            logging.warning("the query %r is too long and is cut", encoder.truncated[0])
-        _, texts = encoder.features([], queries)
-        for ref, reason in encoder.unusable_images(folder.refs).items():
-            folder.skipped[ref.path] = reason
-    finally:
-        encoder.close()
-    return encoder, texts

@@ -26,7 +26,7 @@ from typing import Any
 
 from evals.benchmarks import negrefcocog as boxes
 from evals.images import DataRoots, FileMissing
-from evals.reading import Fields, read_json
+from evals.reading import Fields, read_items, read_json
 from evals.segmentation.phrases import Phrase, PhraseSet, Source, is_negated, phrase_set
 from negclip_jax.common import coco, plain_pickle
 from negclip_jax.common.errors import InputError
@@ -216,29 +216,25 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """NegRefCOCOg's phrases whose object is found in COCO's instances; there are no splits."""
     del split
     file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
-    instances, fields, phrases = _read_instances(_instance_files(roots)), Fields(file), []
+    instances, phrases = _read_instances(_instance_files(roots)), []
     by_digits = {_coco_number(image.file_name): i for i, image in instances.images.items()}
     of_photo: dict[str, list[coco.Instance]] = defaultdict(list)
     for one in instances.objects:
         of_photo[one.image].append(one)
-    records, absent, unclear, negated = read_json(file, list), [], 0, 0
-    for i, row in enumerate(records):
-        where = f"item {i}"
-        image, text = fields.text(row, "image", where), fields.text(row, "phrase", where)
-        negated += is_negated(text)
-        pair = [fields.box(box, where) for box in fields.sequence(row, "bbox_list", where)]
-        right = fields.box(row.get("ref_bbox") if isinstance(row, dict) else None, where)
-        photo = by_digits.get(_coco_number(image))
+    records, absent, unclear = read_items(file, enumerate(read_json(file, list)), boxes.item), [], 0
+    for item in records:
+        photo = by_digits.get(_coco_number(item.images[0].path))
         if photo is None:
-            absent.append(image)
+            absent.append(item.images[0].path)
             continue
         name, size = instances.images[photo].file_name, _size(instances.images[photo])
-        meant = _meant(of_photo[photo], right, [b for b in pair if b != right], size)
+        right = item.images[item.answer].box
+        others = [ref.box for ref in item.images if ref.box != right]
+        meant = _meant(of_photo[photo], right, others, size)
         if meant is None:
             unclear += 1
         else:
-            phrases.append(Phrase(str(i), name, text, (meant.segmentation,), size))
-    fields.done()
+            phrases.append(Phrase(item.id, name, item.texts[0], (meant.segmentation,), size))
     notes = [
         f"Of {len(records)} phrases {len(absent)} are on photos that the instance files lack, and "
         f"{unclear} mean an object that cannot be told from the boxes: these are not scored."
@@ -252,7 +248,7 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         file=str(file),
         notes=notes,
         total=len(records),
-        total_negated=negated,
+        total_negated=sum(is_negated(item.texts[0]) for item in records),
     )
     missing = [*found.missing, *dict.fromkeys(absent)]
     return [dataclasses.replace(found, missing=missing)]

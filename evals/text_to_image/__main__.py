@@ -109,7 +109,7 @@ def _report(
     drawn: "Sequence[Picture]",
     judge: "Judge | StandIn | None",
 ) -> None:
-    from evals.text_to_image import page, scores
+    from evals.text_to_image import scores
 
     found = {picture: judge and judge.verdict(picture) for picture in drawn}
     verdicts = {picture: verdict for picture, verdict in found.items() if verdict}
@@ -131,7 +131,7 @@ def _report(
         ]
     scores.write(args.out, content)
     print(scores.table_text(content))
-    logging.info("open %s", page.write(args.out))
+    logging.info("open %s", scores.write_report(args.out))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,11 @@
-"""From verdicts to `results.json` and the lines on the terminal.
+"""From verdicts to `results.json`, `report.html` and the lines on the terminal.
 
 The number of a prompt is the mean over its pictures, that of a model the mean over prompts.
 Pictures of one prompt share its difficulty, so that intervals and differences come from a bootstrap
 over prompts.
+
+The page holds small copies of the pictures, so that it can be sent alone; each links to the picture
+itself.
 """
 
 import dataclasses
@@ -17,10 +20,22 @@ from evals.text_to_image.judge import Verdict, count_answers
 from evals.text_to_image.pictures import Picture
 from evals.text_to_image.pipelines import MODELS
 from evals.text_to_image.prompts import Prompt
-from negclip_jax.common import storage
+from negclip_jax.common import storage, strict_json
+from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.statistics import change_text, interval_text
 
 RESULTS = "results.json"
+PAGE = "report.html"
+_PROTOCOLS = {
+    "vqa": "A visual question answering model was asked two questions about each picture: what the "
+    "prompt asks for must be answered by a plain yes, what it denies by a plain no; any other "
+    "answer is wrong (protocol of SpaceVLM).",
+    "clip_stand_in": "No visual question answering model has seen these pictures. A CLIP compared "
+    "them with statements: a picture must be nearer to the affirmative one than to “a photo”, and "
+    "than to the prompt without its negating word. Compare models, and do not compare these "
+    "numbers with those of a judge.",
+}
 METRICS = {
     "both": "both right",
     "affirmative": "what is asked for is there",
@@ -103,6 +118,46 @@ def document(
         "answers": {model: count_answers(found) for model, found in of_model.items()},
         "prompts": described,
     }
+
+
+def write_report(out: Path) -> Path:
+    """Makes the page from `results.json` in `out`; a picture that is gone is left out."""
+    content = strict_json.read_json(out / RESULTS)
+    judge, scores, prompts = content["judge"], content["scores"], content["prompts"]
+    for prompt in prompts:
+        prompt["unclear"] = [
+            (model, picture, reason)
+            for model, pictures in prompt["pictures"].items()
+            for picture in pictures
+            for reason in picture["reasons"]
+            if not reason["plain"]
+        ]
+        base, tuned = (prompt["score"][model] for model in MODELS)
+        # What cannot be compared goes between losses and wins.
+        prompt["gain"] = 0.0 if None in (base, tuned) else tuned - base
+    if scores:
+        prompts = sorted(prompts, key=lambda prompt: prompt["gain"])
+    return write_page(
+        out / PAGE,
+        Path(__file__).with_name("page.html"),
+        **{key: content[key] for key in ("judged", "drawn", "notes", "answers", "difference")},
+        judge=judge,
+        protocol=judge and _PROTOCOLS[judge["kind"]],
+        scores=scores,
+        rows=[
+            {"name": n, "title": t, "found": [scores.get(model, {}).get(n) for model in MODELS]}
+            for n, t in METRICS.items()
+        ],
+        models={model: {"facts": content["models"][model]} for model in MODELS},
+        prompts=prompts,
+        thumbnails={
+            picture["file"]: file_thumbnail(out / picture["file"])
+            for prompt in prompts
+            for pictures in prompt["pictures"].values()
+            for picture in pictures
+        },
+        environment=content["environment"],
+    )
 
 
 def write(out: Path, content: Mapping[str, Any]) -> None:

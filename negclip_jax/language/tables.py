@@ -7,13 +7,13 @@ FOLDER = Path(__file__).parent / "data"
 
 
 @cache
-def rows(name: str) -> tuple[tuple[str, ...], ...]:
-    """The rows of `data/NAME.tsv` as texts, without its head; "-" stands for an empty cell.
+def rows(name: str, folder: Path = FOLDER) -> tuple[tuple[str, ...], ...]:
+    """The rows of `NAME.tsv` in `folder` as texts, without its head; "-" stands for an empty cell.
 
     The head's last line, behind "# ", names the columns. Raises ValueError for a row with more or
     fewer cells, with its line.
     """
-    lines = (FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     columns = lines[start - 1].count("\t") + 1
     found = []

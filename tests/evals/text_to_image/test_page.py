@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from evals.text_to_image import page, scores
+from evals.text_to_image import scores
 from evals.text_to_image.judge import Verdict
 
 HTML = "<script>alert(1)</script>"
@@ -32,7 +32,7 @@ def written(drawn, prompts):
             **scores.document(prompts, pictures, verdicts, seed=0),
         }
         scores.write(out, content)
-        return page.write(out).read_text()
+        return scores.write_report(out).read_text()
 
     return write
 
@@ -118,4 +118,4 @@ def test_a_picture_that_is_gone_or_of_one_colour(written, drawn):
     content = json.loads((out / scores.RESULTS).read_text())
     content["prompts"][0]["pictures"]["base"][1]["blank"] = True
     scores.write(out, content)
-    assert page.write(out).read_text().count("one colour") == 1
+    assert scores.write_report(out).read_text().count("one colour") == 1
