@@ -61,15 +61,10 @@ def execute(
     *,
     stopped: str = "stopped",
 ) -> int:
-    """Parses a command line and does its work.
+    """Parses a command line, does its work and returns the exit status.
 
-    Args:
-      parser: of the command.
-      run: does the work and returns the exit status, or None for 0.
-      argv: the arguments; None: those of the process.
-      stopped: message after Ctrl-C, with the arguments as fields: "... continues in {out}".
-
-    Returns the exit status: that of `run`, 1 after a user error, 130 after Ctrl-C.
+    That is what `run` returns (None: 0), 1 after a user error, 130 after Ctrl-C; then `stopped` is
+    printed, with the arguments as fields: "... continues in {out}".
     """
     args = parser.parse_args(argv)
     from negclip_jax.runtime import console

@@ -78,10 +78,7 @@ def build(
     """The gallery of a benchmark, titled lists of items; empty where no model has predictions.
 
     Args:
-      predictions: the parquet file.
-      benchmark: its name.
       models: name to place (its colour) of those to show; the first and last one are compared.
-      roots: where photos are.
       groups: columns to show with an item.
       size: items in all.
     """

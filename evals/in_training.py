@@ -28,15 +28,10 @@ NAME = "bench"
 def evaluators(
     names: Sequence[str], roots: DataRoots, *, cache: Path, allow_subset: bool = False
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
-    """What `training.loop.train` takes as `evaluators`.
+    """What `training.loop.train` takes as `evaluators`; no names give none.
 
-    Args:
-      names: of benchmarks; none gives no evaluator.
-      roots: where published files and photos are.
-      cache: folder for the images' digests.
-      allow_subset: score the items whose photos are there.
-
-    Raises InputError at once for a file that is missing or wrong.
+    `cache` is the folder for the images' digests. Raises InputError at once for a file that is
+    missing or wrong.
     """
     if not names:
         return {}
@@ -49,10 +44,8 @@ def configured(
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
     """`evaluators` from the keys of the configuration's section `eval`.
 
-    Args:
-      benchmarks, data: names, and folders, with commas between them.
-      allow_subset: score the items whose photos are there.
-      workdir: of the run; the images' digests are kept in its folder `evals`.
+    `benchmarks` and `data` are names and folders with commas between them; the images' digests are
+    kept in the folder `evals` of `workdir`.
     """
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
     if names and not data:

@@ -95,13 +95,11 @@ def curve(
 
     Args:
       benchmarks: section of `results.json`.
-      alphas: of the mixtures.
       retention: for each benchmark, whether it measures retention.
       max_loss: of retention against alpha 0 that is acceptable, in [0, 1].
 
-    Returns:
-      `points` with `alpha`, `negation`, `retention` (means of the first headline metrics, in
-      [0, 1]), the names that they are means of, `max_loss`, and `best`, an alpha.
+    Returns `points` with `alpha`, `negation`, `retention` (means of the first headline metrics, in
+    [0, 1]), the names that they are means of, `max_loss`, and `best`, an alpha.
     """
     kinds = {
         "negation": [name for name, keeps in retention.items() if not keeps],

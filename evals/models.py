@@ -74,8 +74,7 @@ def load(
         or `@STEP` chooses the checkpoint, `+ema` its moving average), an OpenAI or open_clip file.
       dtype: of the computation.
       crop: centre-crop convention, see `negclip_jax.data.images`.
-      tokenizer: directory with a tokenizer for a model that has none.
-      activation: of both towers, for a checkpoint that does not say.
+      tokenizer, activation: for a model that does not bring or say its own.
 
     Raises InputError for what cannot be read and for combinations known to be wrong.
     """

@@ -18,12 +18,9 @@ _GALLERY_MODELS = 3  # first, second and last: more do not fit a phone
 
 
 def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
-    """Makes the page from the files in `out`.
+    """Makes the page from the files in `out`, with `gallery` items of each benchmark.
 
-    Args:
-      out: folder with `results.json`, perhaps `predictions.parquet`.
-      roots: where photos are; a photo that is gone by now is left out.
-      gallery: items to show for each benchmark.
+    A photo that is gone by now is left out.
     """
     document = strict_json.read_json(out / RESULTS)
     entries = {n: e for n, e in document["benchmarks"].items() if e["rows"] or e["errors"]}

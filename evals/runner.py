@@ -35,15 +35,11 @@ class Failure:
 def load_problems(
     names: Sequence[str], roots: DataRoots, *, allow_subset: bool, out: Path | None = None
 ) -> Loaded:
-    """Reads the published files.
+    """Reads the published files of benchmarks, or with `[AVAILABLE]` of all that are there.
 
-    Args:
-      names: of benchmarks, or `[AVAILABLE]`.
-      roots: where files and photos are.
-      allow_subset: score the items whose photos are there where others are not.
-      out: folder that receives `missing_photos.txt` with the whole list.
-
-    Raises InputError with one line for each benchmark that cannot be scored.
+    `out` receives `missing_photos.txt` with the whole list; `allow_subset` scores the items whose
+    photos are there where others are not. Raises InputError with one line for each benchmark that
+    cannot be scored.
     """
     missing: list[str] = []
 
@@ -66,16 +62,10 @@ def load_problems(
 def run(
     models: Iterable[Model], loaded: Loaded, roots: DataRoots, results: Results, *, cache: Path
 ) -> list[Failure]:
-    """Scores every model on every benchmark; `results` has them on disk as they come.
+    """Scores every model on every benchmark; `results` has the numbers on disk as they come.
 
-    Args:
-      models: read one after the other, so that a generator holds one at a time.
-      loaded: what `load_problems` returned.
-      roots: where photos are.
-      results: receives the numbers.
-      cache: folder of embeddings.
-
-    Returns the pairs that failed; all others are scored.
+    Models are read one after the other, so that a generator holds one at a time; `cache` is the
+    folder of embeddings. Returns the pairs that failed; all others are scored.
     """
     for benchmark, problem in loaded.values():
         results.begin(benchmark, problem)

@@ -47,11 +47,9 @@ def write(
     *,
     photos: int,
 ) -> Path:
-    """Makes the page in `out`. It holds small copies of the photos, and links to the photos.
+    """Makes the page in `out`, with small copies of the photos and links to them.
 
     Args:
-      out: folder of the page.
-      folder: of the photos.
       models: `facts` of each, by name.
       queries: {query: {model: rows of `shown`}}.
       photos: how many were ranked.

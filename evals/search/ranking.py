@@ -39,16 +39,9 @@ def rank(
 ) -> tuple[list[int], list[Ranking]]:
     """Ranks the photos that can be read.
 
-    Args:
-      models: each with its own embeddings; those of one vision tower are shared.
-      folder: of the photos. What cannot be read is added to its `skipped`.
-      queries: texts.
-      cache: folder of embeddings: what it holds is not encoded again.
-
-    Returns:
-      Places in `folder.refs` of the photos that were ranked, and a ranking of them for each model.
-
-    Raises InputError where no photo can be read.
+    What cannot be read is added to the folder's `skipped`, what `cache` holds is not encoded again.
+    Returns places in `folder.refs` of the photos that were ranked, and a ranking of them for each
+    model. Raises InputError where no photo can be read.
     """
     found = []
     for model in models:

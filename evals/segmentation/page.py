@@ -41,11 +41,9 @@ def write(
     """Makes the page.
 
     Args:
-      out: folder of the page.
       document: of `results.json`.
       sets, rows: the phrases and what `scoring.score` found of them.
-      towers: draw the masks.
-      roots: where photos are.
+      towers: draw the masks that are shown once more.
       size: phrases to show of each set.
     """
     models = list(document["settings"]["models"])
@@ -134,13 +132,9 @@ def choose(
 def overlay(
     photo: Image.Image, truth: np.ndarray, mask: np.ndarray | None, tint: Sequence[int]
 ) -> Image.Image:
-    """A photo with the outline of the true mask, and a mask in a colour over it.
+    """An RGB photo with the outline of the true mask, and a mask over it in a tint (RGB).
 
-    Args:
-      photo: in mode RGB.
-      truth: bool, of any size.
-      mask: bool, of any size; None to show the truth alone.
-      tint: red, green, blue.
+    The masks are bool, of any size; without a second one the truth is shown alone.
     """
     pixels = np.asarray(photo, np.float32).copy()
     if mask is not None:

@@ -102,16 +102,10 @@ def load_sets(
     split: str | None,
     allow_subset: bool,
 ) -> list[PhraseSet]:
-    """Reads the phrases of several sources.
+    """Reads the phrases of several sources, or with `[AVAILABLE]` of all that are there.
 
-    Args:
-      names: of sources, or `[AVAILABLE]`.
-      sources: by name.
-      roots: where files and photos are.
-      split: of the files that have splits, None for each one's own default.
-      allow_subset: score the phrases whose photos are there where others are not.
-
-    Raises InputError with one line for each set that cannot be scored.
+    `split` is of the files that have splits, None for each one's own default. Raises InputError
+    with one line for each set that cannot be scored.
     """
     unknown = [name for name in names if name not in sources and name != AVAILABLE]
     if unknown:

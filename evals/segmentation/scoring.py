@@ -72,17 +72,10 @@ def identity(name: str, phrase: Phrase) -> str:
 def score(
     towers: Towers, sets: Sequence[PhraseSet], roots: DataRoots, out: Path, *, allow_subset: bool
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores every phrase that an earlier command has not, and returns all of them.
+    """Scores every phrase that no earlier command has; returns all of them, as `collect`.
 
-    Args:
-      towers: models that draw.
-      sets: the phrases.
-      roots: where photos are.
-      out: folder of `phrases.jsonl`.
-      allow_subset: leave out phrases whose photo cannot be used.
-
-    Returns what `collect` does. Raises InputError at the end, when all others are scored, if a
-    photo cannot be used and that is not allowed.
+    Raises InputError at the end, when all others are scored, if a photo cannot be used; with
+    `allow_subset` its phrases are left out.
     """
     journal = Journal(out / ROWS)
     done = {row["id"] for row in journal.rows}

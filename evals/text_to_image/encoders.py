@@ -110,14 +110,10 @@ def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
 
 
 def read_tower(model: str, activation: str | None = None) -> Checkpoint:
-    """The model whose text tower is used.
+    """The model whose text tower is used, from whatever `interop.readers.read_any` reads.
 
-    Args:
-      model: whatever `interop.readers.read_any` reads, `+ema` after it for a run's moving average;
-        a directory of a CLIPTextModel alone; an export with `--layout=diffusers`.
-      activation: for a checkpoint that does not say.
-
-    Raises InputError for what cannot be read.
+    `+ema` behind it asks for a run's moving average; a directory of a CLIPTextModel alone and an
+    export with `--layout=diffusers` are read as well. Raises InputError.
     """
     return read_any(
         model.removesuffix("+ema"),
@@ -138,14 +134,9 @@ def fitting_slot(
 ) -> Slot:
     """The encoder that a model's text tower replaces: the first of its architecture.
 
-    Args:
-      slots: of the pipeline.
-      config, info: the model, and where it came from.
-      base: the pipeline's name, for messages.
-      unet_width: width of the states that the U-Net reads, of all encoders together.
-      wanted: a slot's name, or "" for any.
-
-    Raises InputError that says how the tower differs from every encoder.
+    `base` names the pipeline in messages, `unet_width` is the width of the states that its U-Net
+    reads of all encoders together, `wanted` a slot's name or "" for any. Raises InputError that
+    says how the tower differs from every encoder.
     """
     if isinstance(config, SigLIPConfig):
         raise InputError(f"{info.label} is a SigLIP; the text encoders of {base} are CLIP's")
@@ -188,14 +179,7 @@ def _difference(slot: Slot, config: CLIPConfig, info: CheckpointInfo) -> tuple[s
 def build(
     transformers: ModuleType, slot: Slot, config: CLIPConfig, params: dict[str, Any], dtype: Any
 ) -> Any:
-    """A model's text tower as the class of transformers that the pipeline holds.
-
-    Args:
-      transformers: the library.
-      slot: the place that it is for.
-      config, params: the model.
-      dtype: of the weights, PyTorch's.
-    """
+    """A model's text tower as the slot's class of transformers, in PyTorch's `dtype`."""
     # The end token is found by the pipeline's rule, with the pipeline's tokenizer.
     text = dataclasses.replace(config.text, eos_token_id=slot.config.eos_token_id)
     config = dataclasses.replace(config, text=text)

@@ -79,11 +79,7 @@ class Pictures:
     def __init__(self, out: Path, settings: dict[str, Any], seed: int):
         """Opens the folder, with what an earlier command with the same settings drew there.
 
-        Args:
-          out: made if need be.
-          settings: what the pictures depend on, as JSON keeps it.
-          seed: of the command.
-
+        `settings` is what the pictures depend on, as JSON keeps it, but for the command's seed.
         Raises InputError where the folder holds other things, or pictures of other settings.
         """
         self.out, self._seed = out, seed

@@ -75,14 +75,12 @@ class Pipelines:
           model: with the tuned text tower, see `encoders.read_tower`.
           device: of PyTorch; "" takes the first GPU, or the processor where there is none.
           dtype: of weights and computation, one of `DTYPES`.
-          encoder: which one to replace, "text_encoder" or "text_encoder_2"; "" the one that fits.
-          steps: of the scheduler.
-          guidance: scale of classifier-free guidance; None takes the pipeline's own default.
-          size: height and width in pixels; None takes what the U-Net was trained for.
+          encoder: which one to replace; "" the one that fits.
+          steps, guidance, size: of sampling; None takes the pipeline's own guidance and pixels.
           activation: of the tower, for a checkpoint that does not say.
 
-        Raises:
-          InputError: no such pipeline or checkpoint, a tower that does not fit, a missing extra.
+        Raises InputError: no such pipeline or checkpoint, a tower that does not fit, a missing
+        extra.
         """
         self._diffusers, self._torch, self._transformers = libraries()
         directory = self._directory(base)
@@ -118,14 +116,10 @@ class Pipelines:
         self._describe(kind, slot, dtype)
 
     def draw(self, model: str, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
-        """One picture a seed. The noise comes from the processor: equal on every device.
+        """One picture a seed, as one batch, by "base" or "tuned".
 
-        Args:
-          model: "base" or "tuned".
-          prompt: what to draw.
-          seeds: of the pictures, drawn as one batch.
-
-        Raises InputError where the device's memory does not suffice.
+        The noise comes from the processor: equal on every device. Raises InputError where the
+        device's memory does not suffice.
         """
         setattr(self._pipeline, self._slot, self._encoders[model])
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]

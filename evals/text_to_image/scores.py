@@ -50,14 +50,7 @@ def document(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """The numbers and every picture, as JSON keeps them.
-
-    Args:
-      prompts: in their order.
-      pictures: of both models.
-      verdicts: of those that were judged.
-      seed: of the bootstrap.
-    """
+    """The numbers and every picture, as JSON keeps them; `verdicts` of those judged."""
     places = {prompt.text: place for place, prompt in enumerate(prompts)}
     stride = 1 + max((picture.index for picture in pictures), default=0)
     of_model = {model: {p: v for p, v in verdicts.items() if p.model == model} for model in MODELS}

@@ -39,13 +39,7 @@ class StandIn:
     kind, label = "clip_stand_in", LABEL
 
     def __init__(self, out: Path, prompts: Sequence[Prompt], model: str, **arguments: Any):
-        """Loads the model.
-
-        Args:
-          out: folder of the pictures, for the embeddings as well.
-          prompts: with what they affirm and deny.
-          model: a CLIP with both towers, as `evals.models.load` reads it.
-          arguments: of `evals.models.load`.
+        """Loads the model with the arguments of `evals.models.load`; embeddings are kept in `out`.
 
         Raises InputError for no such model, or prompts that do not negate.
         """
