@@ -29,6 +29,7 @@ from data_gen.stages.verify import method_for
 from negclip_jax.common import extras
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.photos import find_file
 from negclip_jax.common.provenance import content_hash, file_facts
 
 _DECODERS = 4  # threads that read and decode photos
@@ -143,7 +144,7 @@ def prepare(config: Settings) -> Job:
     folder = config.input.images
     # Single photos may be missing; where none of the first is there, the folder is wrong.
     names = [image.file_name for image in ingested.images[:_LOOKED_FOR]]
-    if folder is not None and not any((Path(folder) / name).exists() for name in names):
+    if folder is not None and not any(find_file(Path(folder), name) for name in names):
         raise InputError(
             f"none of the first {len(names)} photos is in {folder} (for example {names[0]}); give "
             "--images the folder that the file names start from"

@@ -4,15 +4,15 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from negclip_jax.common.chat.messages import ChatImage
-from negclip_jax.common.decoding import MAX_BYTES, MAX_PIXELS, formats
+from negclip_jax.common.decoding import MAX_BYTES, ImageError, is_upright, opened, to_rgb, upright
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.photos import find_file
 from negclip_jax.data.records import unsafe_name
 
 _QUALITY = 90
@@ -53,7 +53,7 @@ class PhotoFolder:
         reason = unsafe_name(name)
         if reason:
             raise PhotoError("image_outside", f"the image name {name!r} {reason}")
-        path = self.root / name
+        path = find_file(self.root, name) or self.root / name
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
             raise PhotoError("image_outside", f"{name}: a link leads out of the image folder")
@@ -78,63 +78,42 @@ class PhotoFolder:
 
 
 def encode(data: bytes, name: str, long_side: int) -> Photo:
-    """A photo from a file's bytes.
+    """A photo from a file's bytes, decoded as training decodes it (`common.decoding`).
 
-    An upright RGB JPEG that is small enough is sent as it is; anything else that Pillow reads
-    (CMYK, palettes, 16-bit grey, EXIF rotation) becomes an RGB JPEG. Raises PhotoError for
-    animations, for more than 100 megapixels and for damaged files.
+    An upright RGB JPEG that is small enough is sent as it is; anything else that can be read
+    (CMYK, palettes, grey of 16 or 32 bits, EXIF rotation) becomes an RGB JPEG; transparency
+    becomes white. Of a file with further pictures (MPO, as phones write it, and TIFF) the first is
+    sent. Raises PhotoError for animations, for more than 100 megapixels and for damaged files.
     """
     sha256 = hashlib.sha256(data).hexdigest()
+    animated = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats())
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if getattr(image, "n_frames", 1) > 1:
-                raise PhotoError("image_animated", f"{name} is an animation")
-            as_it_is = _fits_as_it_is(image, long_side)
-            if image.format == "JPEG" and not as_it_is:
-                image.draft("RGB", (long_side, long_side))  # decodes at 1/2, 1/4 or 1/8
-            turned = ImageOps.exif_transpose(image) if not as_it_is else image
-            turned.load()
-    except PhotoError:
-        raise
-    except Image.DecompressionBombError:
-        detail = f"{name} has more than {MAX_PIXELS // 10**6} million pixels"
-        raise PhotoError("image_too_large", detail) from None
-    except Exception as error:  # Pillow's plug-ins raise whatever they meet in damaged files
-        raise PhotoError("image_undecodable", f"{name} cannot be decoded ({error})") from None
-    if as_it_is:
-        return Photo(sha256, "file", data, width=image.width, height=image.height)
-    return _converted(turned, sha256, _upright_size(data), long_side)
-
-
-def _fits_as_it_is(image: Image.Image, long_side: int) -> bool:
-    small = max(image.size) <= long_side
-    upright = image.getexif().get(0x0112, 1) == 1
-    return small and upright and image.format == "JPEG" and image.mode == "RGB"
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the whole photo, which a draft decode no longer knows."""
-    with Image.open(io.BytesIO(data), formats=formats()) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
-
-
-def _converted(image: Image.Image, sha256: str, size: tuple[int, int], long_side: int) -> Photo:
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits, not scale them
-        image = image.point(lambda value: value / 256).convert("L")
-    image = _on_white(image) if "A" in image.getbands() else image.convert("RGB")
-    image.thumbnail((long_side, long_side), Image.Resampling.BICUBIC)
+        with opened(data, name) as image:
+            animated = getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "TIFF")
+            size = image.size
+            plain = image.format == "JPEG" and image.mode == "RGB" and is_upright(image)
+            if plain and max(size) <= long_side:
+                image.load()
+                return Photo(sha256, "file", data, width=size[0], height=size[1])
+            if not animated:
+                if image.format in ("JPEG", "MPO"):
+                    image.draft("RGB", (long_side, long_side))  # decodes at 1/2, 1/4 or 1/8
+                image.load()
+                turned = upright(image)
+                size = size if turned.size == image.size else size[::-1]
+                if "A" in turned.getbands():
+                    rgba = turned.convert("RGBA")
+                    white = Image.new("RGBA", rgba.size, "white")
+                    turned = Image.alpha_composite(white, rgba)
+                sent = to_rgb(turned)
+                sent.thumbnail((long_side, long_side), Image.Resampling.BICUBIC)
+    except ImageError as error:
+        large = isinstance(error.__cause__, Image.DecompressionBombError)
+        code = "image_too_large" if large else "image_undecodable"
+        raise PhotoError(code, str(error)) from None
+    if animated:
+        raise PhotoError("image_animated", f"{name} is an animation")
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=_QUALITY)
+    sent.save(out, "JPEG", quality=_QUALITY)
     encoding = f"jpeg{_QUALITY}-{long_side}"
     return Photo(sha256, encoding, out.getvalue(), width=size[0], height=size[1])
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")

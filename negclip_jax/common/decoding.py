@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from negclip_jax.common.errors import InputError
 
@@ -111,6 +111,19 @@ def _reason(error: Exception, data, in_memory: bool) -> str:
             return "the image file is empty"
         return f"this is not an image that Pillow can read as one of {', '.join(FORMATS)}"
     return f"the image is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
+
+
+def is_upright(image: Image.Image) -> bool:
+    """Whether its EXIF orientation turns nothing; a damaged EXIF block does not say how to turn."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # Pillow's reader raises nearly every type
+        return True
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its EXIF orientation says."""
+    return image if is_upright(image) else ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

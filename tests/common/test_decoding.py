@@ -170,3 +170,13 @@ def test_grey_is_converted_in_strips_as_it_would_be_whole(mode, monkeypatch):
     whole = decoding._grey_to_8_bits(values, mode)
     monkeypatch.setattr(decoding, "_STRIP", 50)
     np.testing.assert_array_equal(decoding._grey_to_8_bits(values, mode), whole)
+
+
+def test_turned_as_exif_says_and_not_where_it_is_damaged():
+    image = Image.new("RGB", (8, 6))
+    assert decoding.is_upright(image) and decoding.upright(image) is image
+    image.getexif()[0x0112] = 6
+    assert not decoding.is_upright(image) and decoding.upright(image).size == (6, 8)
+    broken = encoded("JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 12)
+    with opened(broken, "a.jpg") as damaged:
+        assert decoding.upright(damaged).size == (8, 6)

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -10,6 +12,7 @@ from fault_server import photo
 from PIL import Image
 
 from data_gen.images import PhotoError, PhotoFolder, encode
+from negclip_jax.common.decoding import decode
 from negclip_jax.common.errors import InputError
 
 
@@ -53,6 +56,43 @@ def test_16_bits_are_scaled_and_transparency_is_white():
     clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     sent = Image.open(io.BytesIO(encode(save(clear, "PNG"), "a", 672).data))
     assert min(sent.getpixel((5, 5))) > 250
+
+
+def big_endian_tiff(values: np.ndarray) -> bytes:
+    """Grey of 16 bits, most significant byte first: Pillow's mode I;16B."""
+    data, (height, width) = values.astype(">u2").tobytes(), values.shape
+    short = 1 << 16  # a SHORT stands in the upper half of its four bytes
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 16 * short), (259, 3, short)]
+    tags += [(262, 3, short), (273, 4, 8), (277, 3, short), (278, 4, height), (279, 4, len(data))]
+    entries = b"".join(struct.pack(">HHII", tag, kind, 1, v) for tag, kind, v in tags)
+    head = b"MM\0*" + struct.pack(">I", 8 + len(data))
+    return head + data + struct.pack(">H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+DEEP = {
+    "I;16B": big_endian_tiff(RAMP),
+    "I;16": save(Image.fromarray(RAMP.astype(np.uint16)), "TIFF"),
+    "F, 0..1": save(Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF"),
+    "F, 0..65535": save(Image.fromarray(RAMP.astype(np.float32)), "TIFF"),
+    "I, 0..65535": save(Image.fromarray(RAMP.astype(np.int32)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_grey_is_what_training_reads(kind):
+    sent = np.asarray(Image.open(io.BytesIO(encode(DEEP[kind], "a.tif", 672).data)), int)
+    read = np.asarray(decode(DEEP[kind]), int)
+    assert abs(sent - read).max() < 6 and 126 < sent.mean() < 129
+
+
+@pytest.mark.parametrize("form", ["MPO", "TIFF"])
+def test_of_several_pictures_the_first_is_sent(form):
+    small = gradient("RGB", (30, 20))
+    data = save(gradient("RGB"), form, save_all=True, append_images=[small])
+    sent = encode(data, "IMG_0001.jpg", 672)
+    first = Image.open(io.BytesIO(sent.data))
+    assert (sent.width, sent.height, first.size, first.format) == (60, 40, (60, 40), "JPEG")
 
 
 def test_exif_rotation_is_applied():
@@ -110,3 +150,15 @@ def test_a_folder_and_its_borders(tmp_path):
     assert set(codes.values()) == {"image_outside"}
     with pytest.raises(InputError, match="does not exist; give --images=DIR"):
         PhotoFolder(tmp_path / "none", 672)
+
+
+def test_names_in_another_spelling_and_formats_that_are_not_read(tmp_path):
+    composed = "caf\u00e9.jpg"
+    (tmp_path / unicodedata.normalize("NFD", composed)).write_bytes(photo(0))
+    (tmp_path / "IMG.JPG").write_bytes(photo(1))
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    folder = PhotoFolder(tmp_path, 672)
+    assert folder.load(composed).width == folder.load("IMG.jpg").width == 48
+    with pytest.raises(PhotoError, match="phone.heic: .* not an image that Pillow can read") as bad:
+        folder.load("phone.heic")
+    assert bad.value.code == "image_undecodable"
