@@ -159,6 +159,8 @@ def test_names_in_another_spelling_and_formats_that_are_not_read(tmp_path):
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     folder = PhotoFolder(tmp_path, 672)
     assert folder.load(composed).width == folder.load("IMG.jpg").width == 48
-    with pytest.raises(PhotoError, match="phone.heic: .* not an image that Pillow can read") as bad:
+    with pytest.raises(
+        PhotoError, match=r"phone.heic: .* not an image that Pillow can read"
+    ) as bad:
         folder.load("phone.heic")
     assert bad.value.code == "image_undecodable"
