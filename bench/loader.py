@@ -71,8 +71,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rates = _rates(works, len(captions), args.repetitions)
     lengths = np.diff(offsets)
     steps = range(loader.steps_per_epoch)
-    chosen = [loader.examples.texts_of(*loader.pairs_at(step)) for step in steps]
-    computed = sum(loader.packing.pack(loader.examples.texts, c)["ids"].size for c in chosen)
+    chosen = [loader.examples.token_index(*loader.pairs_at(step)) for step in steps]
+    computed = sum(loader.packing.pack(loader.examples.tokens, c)["ids"].size for c in chosen)
     return {
         "captions": len(captions),
         "batch_size": batch_size,

@@ -93,14 +93,14 @@ class Ours:
         loader, sizes = self._run.loader, self._sizes
         total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
         for step in range(start, stop):
-            texts = loader.examples.texts_of(*loader.pairs_at(step))
-            lengths = loader.examples.texts.lengths[texts]
+            texts = loader.examples.token_index(*loader.pairs_at(step))
+            lengths = loader.examples.tokens.lengths[texts]
             logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
             for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
                 forward = count(sizes.text, sizes.projection_dim, lengths) + logits
                 total[name] += (1 + flops.BACKWARD) * forward
             total["tokens"] += int(lengths.sum())
-            total["computed"] += loader.packing.pack(loader.examples.texts, texts)["ids"].size
+            total["computed"] += loader.packing.pack(loader.examples.tokens, texts)["ids"].size
         return total
 
     def matmul_rate(self) -> float:

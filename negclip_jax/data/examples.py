@@ -34,23 +34,23 @@ class ImageSource(Protocol):
         """The encoded image."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Examples:
     """N examples of U distinct images. An example shows one of its C captions, and its K foils.
 
     Attributes:
       images: names of distinct images, U.
       image_of: int64 `[N]`, the image of each example.
-      texts: token ids of all captions and foils; the last is an empty one.
-      caption_index_CxN: int64, indices into `texts`: the captions that an example may show, one or
-        (negated, original).
-      foil_index_NxK: int64, indices into `texts`, or None.
+      tokens: token ids of all captions and foils; the last is an empty one.
+      caption_index_CxN: int64, indices into `tokens`: the captions that an example may show, one
+        or (negated, original).
+      foil_index_NxK: int64, indices into `tokens`, or None.
       foil_mask_NxK: False where a pair has fewer than K foils, or None.
     """
 
     images: list[str]
     image_of: np.ndarray
-    texts: Ragged
+    tokens: Ragged
     caption_index_CxN: np.ndarray
     foil_index_NxK: np.ndarray | None
     foil_mask_NxK: np.ndarray | None
@@ -64,7 +64,7 @@ class Examples:
         index = self.caption_index_CxN.T
         if self.foil_index_NxK is not None:
             index = np.concatenate([index, self.foil_index_NxK], axis=1)
-        return self.texts.lengths[index]
+        return self.tokens.lengths[index]
 
     @functools.cached_property
     def reserved_lengths(self) -> np.ndarray:
@@ -78,13 +78,13 @@ class Examples:
         return np.maximum(self.lengths, self.lengths[shortest].max(axis=0))
 
     def reserved_of(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
-        """`reserved_lengths` of these examples, int64 `[B * (1 + K)]`, ordered as `texts_of`."""
+        """`reserved_lengths` of these examples, int64 `[B * (1 + K)]`, as `token_index`."""
         shown = self.reserved_lengths[pairs, caption_choice_B][:, None]
         foils = self.reserved_lengths[pairs, len(self.caption_index_CxN) :]
         return np.concatenate([shown, foils], axis=1).reshape(-1)
 
-    def texts_of(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
-        """Texts that these examples show, indices int64 `[B * (1 + K)]`: caption, foils, caption...
+    def token_index(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
+        """Which of `tokens` these examples show, int64 `[B * (1 + K)]`: caption, foils, caption...
 
         Args:
           pairs: int `[B]`, examples.
@@ -129,7 +129,7 @@ def tokenize_pairs(
     return Examples(
         images=images,
         image_of=np.array([number[pair.image] for pair in pairs], np.int64),
-        texts=Ragged(ids, offsets),
+        tokens=Ragged(ids, offsets),
         caption_index_CxN=np.arange(first_foil).reshape(len(columns), len(pairs)),
         foil_index_NxK=foil_index,
         foil_mask_NxK=foil_mask,

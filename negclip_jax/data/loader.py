@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -53,7 +53,8 @@ class CachedFeatures:
     unreadable: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+# Without a repr, which grain would print with every token.
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class PairLoader:
     """Training or validation batches.
 
@@ -123,7 +124,7 @@ class PairLoader:
                 self._check_bad(batch.pop("bad"))
                 if has_workers:  # workers hand over shared memory: free it for the next batch
                     batch = {name: np.array(x) for name, x in batch.items()}
-                yield batch if self.cached is not None else self._complete(batch, step, rows)
+                yield batch if self.cached is not None else self._with_captions(batch, step, rows)
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
             # grain keep the last batches in reference cycles, and with them shared memory.
@@ -167,18 +168,20 @@ class PairLoader:
         else:
             image = np.zeros((len(rows), self.preprocess.size, self.preprocess.size, 3), np.uint8)
             batch = {"image": image, "pair": self.pairs_at(step)[0][rows], "bad": rows}
-            batch = self._complete(batch, step, rows)
+            batch = self._with_captions(batch, step, rows)
         del batch["bad"]
         return batch
 
     def _read(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
         """Images with `pair` and `bad` in batches; from cached features, complete batches."""
         if self.cached is not None:
-            whole = grain.MapDataset.source(_Source(self._of_features, rows, stop))[start:]
+            complete = functools.partial(self._of_features, rows)
+            whole = grain.MapDataset.range(start, stop).map(complete)
             return whole.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        # One number for each image of all steps: those of a step stand one after the other.
         size = len(rows)
-        single = grain.MapDataset.source(_Source(self._of_pixels, rows, stop * size))
-        single = single[start * size :]
+        single = grain.MapDataset.range(start * size, stop * size)
+        single = single.map(functools.partial(self._of_pixels, rows))
         # Two batches ahead are enough to hide the work, and bound the memory.
         if not self.workers:
             # Threads take single examples here, so that they also share the very first batch.
@@ -189,9 +192,8 @@ class PairLoader:
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
         return single.batch(size).to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)
 
-    def _of_pixels(self, rows: np.ndarray, index: int) -> Batch:
-        """One image, where those of all steps stand one after the other."""
-        step, row = divmod(index, len(rows))
+    def _of_pixels(self, rows: np.ndarray, number: int) -> Batch:
+        step, row = divmod(int(number), len(rows))
         return self.load(int(self.pairs_at(step)[0][rows[row]]))
 
     def _of_features(self, rows: np.ndarray, step: int) -> Batch:
@@ -204,9 +206,9 @@ class PairLoader:
         feature = self.cached.features[image_of[pairs]]
         feature = np.where(pairs[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
         images = {"feature": feature, "pair": pairs, "bad": np.where(pairs != planned, planned, -1)}
-        return self._complete(images, step, rows)
+        return self._with_captions(images, step, rows)
 
-    def _complete(self, images: Batch, step: int, rows: np.ndarray) -> Batch:
+    def _with_captions(self, images: Batch, step: int, rows: np.ndarray) -> Batch:
         """Everything that a batch holds: images, and the captions of the pairs they belong to.
 
         `images` holds `image` or `feature`, and `pair`, those that were read: int64 `[R]`, -1 where
@@ -222,18 +224,18 @@ class PairLoader:
         # A replacement shows its own captions, in what was reserved for those of the planned pair.
         # What validation masks keeps the planned ones: they fit, and are never read.
         shown = np.where(pairs >= 0, pairs, planned[rows])
-        texts = examples.texts_of(shown, caption_choice[rows])
+        index = examples.token_index(shown, caption_choice[rows])
         if self.packing is None:
             # CLIP's text tower is causal: positions after the end token change nothing.
-            length = -(-int(examples.texts.lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-            batch["text"] = examples.texts.padded(texts, length)
+            length = -(-int(examples.tokens.lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+            batch["text"] = examples.tokens.padded(index, length)
         else:
             reserved = examples.reserved_of(planned[rows], caption_choice[rows])
             # A process that loads a part of the batch plans the whole: all need one shape.
             is_part = len(rows) < self.batch_size
             whole = examples.reserved_of(planned, caption_choice) if is_part else reserved
             count = self.packing.rows_needed(whole) if is_part else None
-            batch["text"] = self.packing.pack(examples.texts, texts, reserved, count)
+            batch["text"] = self.packing.pack(examples.tokens, index, reserved, count)
         if examples.foil_mask_NxK is not None:
             batch["foil_mask"] = examples.foil_mask_NxK[pairs]
         if not self.shuffle:
@@ -284,24 +286,6 @@ class PairLoader:
             logging.warning("image %d of bad ones: %s; %s", count, reason, instead)
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class _Source:
-    """Random access for grain: `read(rows, index)` for each index below `length`."""
-
-    read: Callable[[np.ndarray, int], Batch]  # a method, which a worker process can be sent
-    rows: np.ndarray
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.read(self.rows, int(index))
-
-    def __repr__(self) -> str:  # grain prints its source; the default would print every token
-        return f"{type(self).__name__}({self.length})"
-
-
 def _shielded(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches, from worker processes that no signal stops but the main process does.
 
@@ -324,12 +308,8 @@ def _shielded(batches: Iterator[Batch]) -> Iterator[Batch]:
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker process end with the main process, even with one that is killed."""
     main_process = multiprocessing.parent_process()
-
-    def exit_with_it() -> None:
-        main_process.join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_it, daemon=True).start()
+    watch = threading.Thread(target=lambda: (main_process.join(), os._exit(1)), daemon=True)
+    watch.start()
 
 
 @functools.lru_cache(maxsize=4)

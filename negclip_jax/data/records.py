@@ -77,17 +77,13 @@ def split_pairs(
             f"{'training' if count else 'validation'} side empty: give more {by}s, another "
             "fraction, or 0 for no validation."
         )
-    held_out = {order[i] for i in _shuffled(len(order), seed)[:count]}
+    # From Philox' raw bits: `Generator.permutation` may change between versions.
+    bits = np.random.Philox(key=seed % 2**64).random_raw(len(order))
+    held_out = {order[i] for i in np.argsort(bits, kind="stable")[:count]}
     train, validation = [], []
     for pair, group in zip(pairs, groups, strict=True):
         (validation if group in held_out else train).append(pair)
     return train, validation
-
-
-def _shuffled(count: int, seed: int) -> np.ndarray:
-    """A permutation from Philox' raw bits: `Generator.permutation` may change between versions."""
-    bits = np.random.Philox(key=seed % 2**64).random_raw(count)
-    return np.argsort(bits, kind="stable")
 
 
 def _image_groups(pairs: Sequence[Pair]) -> list[tuple[str, str]]:

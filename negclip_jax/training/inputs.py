@@ -131,7 +131,7 @@ def fingerprint(examples: Examples) -> str:
     digest = hashlib.sha256("\n".join(examples.images).encode())
     arrays = (
         examples.image_of,
-        examples.texts.ids,
+        examples.tokens.ids,
         examples.caption_index_CxN,
         examples.foil_index_NxK,
     )

@@ -1,12 +1,11 @@
 """The training loop. There is one; objectives, data and evaluators are functions it is given."""
 
 import contextlib
-import itertools
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from ml_collections import ConfigDict
@@ -113,31 +112,23 @@ def _loop(
     if evaluators and (start == 0 or is_missing):
         best = look_and_save(start, state)
     log.chrono.begin(start)
-    for step, batch in enumerate(_global_batches(run, start, log.chrono), start=start + 1):
-        # The call returns before the step is done. Whatever reads a result makes the host wait, and
-        # then the device, which has nothing to do until the next batch comes.
-        with jax.transfer_guard_device_to_host("disallow"):
-            state, metrics = run.train_step(state, run.frozen, batch)
-        log.push(step, metrics)
-        best = look_and_save(step, state)
+    size = run.loader.batch_size
+    rows = sharding.local_rows(run.mesh, size)  # this process loads these of each batch
+    with contextlib.closing(run.loader.batches(start, total, rows)) as batches:
+        for step in range(start + 1, total + 1):
+            with log.chrono.waiting(), multihost.within_time(f"the input of step {step}"):
+                batch = next(batches)
+            # Other processes have as many pairs of the batch as this one.
+            log.chrono.work(step, run.step_flops(batch) * size / len(rows))
+            batch = sharding.to_global(run.mesh, batch)
+            # The call returns before the step is done. Whatever reads a result makes the host wait,
+            # and then the device, which has nothing to do until the next batch comes.
+            with jax.transfer_guard_device_to_host("disallow"):
+                state, metrics = run.train_step(state, run.frozen, batch)
+            log.push(step, metrics)
+            best = look_and_save(step, state)
     run.checkpoints.wait()
     return state
-
-
-def _global_batches(run: Run, start: int, chrono: Chrono) -> Iterator[dict]:
-    """Batches `start` to the end, on the devices; time spent waiting for them is counted."""
-    size = run.loader.batch_size
-    rows = sharding.local_rows(run.mesh, size)
-    batches = run.loader.batches(start, run.units.total_steps, rows)
-    with contextlib.closing(batches):
-        for step in itertools.count(start + 1):
-            with chrono.waiting(), multihost.within_time(f"the input of step {step}"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            # Other processes have as many pairs of the batch as this one.
-            chrono.work(step, run.step_flops(batch) * size / len(rows))
-            yield sharding.to_global(run.mesh, batch)
 
 
 class StepLog:

@@ -263,11 +263,27 @@ def reduce_logits(
       over blocks. Beside those of `reduce` they are `better` and `tied`: how many other logits of
       the row or column are higher than its own pair's, and how many equal.
     """
+
+    def block(shared: dict, rows: dict, columns: dict, first: Array) -> tuple[Numbers, Numbers]:
+        """The rows that begin with row `first` of the batch, by all columns."""
+        products = jnp.matmul(rows["image"], columns["text"].T, precision="highest")
+        logits_RxB = shared["scale"] * products + shared["bias"]
+        row_R, column_B = first + jnp.arange(len(products)), jnp.arange(products.shape[1])
+        is_own_RxB = row_R[:, None] == column_B[None, :]
+        counts_RxB = rows["mask"][:, None] & columns["mask"][None, :]
+        of_rows, of_columns = reduce(logits_RxB, is_own_RxB, counts_RxB)
+        others_RxB = jnp.where(counts_RxB & ~is_own_RxB, logits_RxB, _NOTHING)
+        owns = rows["own"][:, None], columns["own"][None, :]
+        for axis, own, numbers in ((1, owns[0], of_rows), (0, owns[1], of_columns)):
+            better, tied = _rivals(others_RxB, own, shared["scale"], axis)
+            numbers |= {"better": better, "tied": tied}
+        return of_rows, of_columns
+
     shared = {"scale": scale, "bias": jnp.asarray(bias, jnp.float32)}
     batch = {"image": image_BxD, "text": text_BxD, "own": own_B, "mask": mask_B}
     count = blocks.count(len(image_BxD))
     if count == 1:
-        of_rows, of_columns = _reduce_block(reduce, shared, batch, batch, jnp.int32(0))
+        of_rows, of_columns = block(shared, batch, batch, jnp.int32(0))
         return of_rows, jax.tree.map(lambda x: x[None], of_columns)
 
     def on_device(shared: dict, batch: dict) -> tuple[Numbers, Numbers]:
@@ -281,28 +297,8 @@ def reduce_logits(
         first = sharding.first_row(batch["mask"]) + height * jnp.arange(count)
         # The checkpoint keeps features alone for the backward pass. Without it `map` would keep
         # each block's logits, and with them all of them.
-        block = jax.checkpoint(
-            lambda part: _reduce_block(reduce, shared, part[0], columns, part[1])
-        )
-        of_rows, of_columns = jax.lax.map(block, (parts, first))
+        each = jax.checkpoint(lambda part: block(shared, part[0], columns, part[1]))
+        of_rows, of_columns = jax.lax.map(each, (parts, first))
         return jax.tree.map(lambda x: x.reshape(-1), of_rows), of_columns
 
     return sharding.per_device(blocks.mesh, on_device)(shared, batch)
-
-
-def _reduce_block(
-    reduce: Reduce, shared: dict, rows: dict, columns: dict, first: Array
-) -> tuple[Numbers, Numbers]:
-    """The block that begins at row `first` of the batch."""
-    products = jnp.matmul(rows["image"], columns["text"].T, precision="highest")
-    logits_RxB = shared["scale"] * products + shared["bias"]
-    row_R, column_B = first + jnp.arange(len(products)), jnp.arange(products.shape[1])
-    is_own_RxB = row_R[:, None] == column_B[None, :]
-    counts_RxB = rows["mask"][:, None] & columns["mask"][None, :]
-    of_rows, of_columns = reduce(logits_RxB, is_own_RxB, counts_RxB)
-    others_RxB = jnp.where(counts_RxB & ~is_own_RxB, logits_RxB, _NOTHING)
-    owns = rows["own"][:, None], columns["own"][None, :]
-    for axis, own, numbers in ((1, owns[0], of_rows), (0, owns[1], of_columns)):
-        better, tied = _rivals(others_RxB, own, shared["scale"], axis)
-        numbers |= {"better": better, "tied": tied}
-    return of_rows, of_columns

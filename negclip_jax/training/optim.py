@@ -63,7 +63,7 @@ def adamw(
         _scale_by_tree(mask),  # first, so that frozen layers do not count in the norm
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
-        _add_decayed(decay),
+        optax.stateless(lambda g, p: jax.tree.map(lambda x, y, d: x + d * y, g, p, decay)),
         _scale_by_tree(lr_multiplier),
         optax.scale_by_learning_rate(schedule),
     )
@@ -78,9 +78,3 @@ def _scale_by_tree(factors: dict) -> optax.GradientTransformation:
         return update * jnp.asarray(factor, update.dtype)
 
     return optax.stateless(lambda updates, _: jax.tree.map(scale, updates, factors))
-
-
-def _add_decayed(decay: dict) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, p, d: u + d * p, updates, params, decay)
-    )

@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -84,7 +83,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     """
     settings = flatten_dict(config.to_dict(), sep=".")
     check_settings(settings)
-    path = _open_workdir(directory, of_all_processes(settings))
+    path, checkpoints = _open_run(directory, of_all_processes(settings), config.checkpoint)
+    resumes = checkpoints.latest_step is not None
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     train, eval_size = config.train, config.eval.batch_size
     eval_size = train.batch_size if eval_size is None else eval_size
@@ -93,18 +93,15 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     if kept := config.runtime.compilation_cache:
         compilation_cache.use(kept.format(workdir=path))
 
-    checkpoints = _open_checkpoints(path, keep=config.checkpoint.keep, best=config.checkpoint.best)
-    resumes = checkpoints.latest_step is not None
     model, data = config.model.to_dict(), config.data.to_dict()
     weights = model.pop("checkpoint")
-    base = _base_files(path, weights, resumes)
+    base, base_files = _base_files(path, weights, resumes)
     model_config = huggingface.read_config(base)
     graphdef, abstract = clip.abstract(model_config, **model)
     loss = check_objective(train.objective or model_config.objective, abstract)
 
     tokenizer = load_tokenizer(base, context_length=model_config.text.context_length)
-    size = model_config.vision.image_size
-    preprocess = Preprocessor.from_directory(base, crop=data.pop("crop"), default_size=size)
+    preprocess = Preprocessor.from_directory(base, data.pop("crop"), model_config.vision.image_size)
     preprocess = dataclasses.replace(preprocess, exact=data.pop("exact_resize"))
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     loader, validation_loader = inputs.loaders(
@@ -117,7 +114,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     description = config.to_dict() | {"data_fingerprint": inputs.fingerprint(loader.examples)}
     description["train"]["objective"] = loss
-    description["base_files"] = _digests_of_files(base)
+    description["base_files"] = base_files
     record_or_compare(
         path,
         description,
@@ -130,12 +127,14 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     units = dataclasses.replace(units, total_steps=units.steps(train.total, "train.total"))
     sections = ("eval", "checkpoint", "log")
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in sections}
-
-    of_objective = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
-    pixels = (preprocess.mean, preprocess.std)
-    objective = Objective(graphdef, *pixels, mesh=mesh, name=loss, **of_objective)
+    options = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
+    mean, std = preprocess.mean, preprocess.std
+    objective = Objective(graphdef, mean, std, mesh=mesh, name=loss, **options)
     trainable = patterns.trainable(abstract, config.optim.freeze)
-    schedule, tx = _optimizer(abstract, trainable, units, **config.optim)
+    adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
+    rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
+    schedule = optim.learning_rate(**rate, units=units)
+    tx = optim.adamw(abstract, trainable, schedule, **adamw)
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
     min_size = config.mesh.min_shard_size
     placements = sharding.of_parameters(mesh, abstract, rules, min_shard_size=min_size)
@@ -179,26 +178,27 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
 
 
-def _open_workdir(directory: str, settings: Settings) -> epath.Path:
-    """The run's directory, after all processes were found to do the same in the same place."""
+def _open_run(
+    directory: str, settings: Settings, checkpoint: ConfigDict
+) -> tuple[epath.Path, Checkpoints]:
+    """The run's directory and checkpoints; all processes of a run do the same in the same place."""
     multihost.require_same("configuration", settings)
     multihost.require_same("installed packages", workdir.environment()["packages"])
     path = workdir.create(directory)
     multihost.require_one_folder(path)
-    return path
-
-
-def _open_checkpoints(path: epath.Path, *, keep: int, best: str) -> Checkpoints:
-    """What a killed or damaged run left is cleared away; all processes see the same newest one."""
-    checkpoints = Checkpoints(path, keep=keep, best=best)
+    checkpoints = Checkpoints(path, keep=checkpoint.keep, best=checkpoint.best)
+    # What a killed or damaged run left is cleared away; all processes see the same newest one.
     checkpoints.skip_damaged()
     multihost.require_same("newest checkpoint", {"step": checkpoints.latest_step})
     checkpoints.remove_superseded()
-    return checkpoints
+    return path, checkpoints
 
 
-def _base_files(path: epath.Path, name: str, resumes: bool) -> Path:
-    """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else."""
+def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[str, str]]:
+    """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else.
+
+    Returns their folder and their digests: a digit that changed would silently change numbers.
+    """
     base = path / "base"
     if not resumes:
         if sharding.is_main_process():
@@ -207,32 +207,12 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> Path:
         multihost.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
-    return remote.local_copy(base)
-
-
-def _digests_of_files(base: Path) -> dict[str, str]:
-    """Sizes, preprocessing and vocabulary: a digit that changed would silently change numbers."""
-    return {
-        file.relative_to(base).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        for file in sorted(base.rglob("*"))
-        if file.is_file()
+    copy = remote.local_copy(base)
+    files = sorted(file for file in copy.rglob("*") if file.is_file())
+    return copy, {
+        file.relative_to(copy).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in files
     }
-
-
-def _optimizer(
-    abstract: dict,
-    trainable: dict,
-    units: StepUnits,
-    *,
-    freeze: Any,  # it decided `trainable`
-    lr: float,
-    schedule: str,
-    warmup: str,
-    end_lr: float,
-    **of_adamw: Any,
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    rate = optim.learning_rate(lr=lr, schedule=schedule, warmup=warmup, end_lr=end_lr, units=units)
-    return rate, optim.adamw(abstract, trainable, rate, **of_adamw)
 
 
 def _restore_or_load(

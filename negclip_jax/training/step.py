@@ -148,11 +148,18 @@ class Objective:
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Scalar loss of all parameters on a batch, and its accuracies."""
+
+        def encode(params: dict, encoder_inputs: Batch) -> Batch:
+            model = nnx.merge(self.graphdef, params)
+            text = model.encode_text(encoder_inputs["text"])
+            if "feature" in encoder_inputs:  # of a frozen vision tower, computed before training
+                return {"image": encoder_inputs["feature"], "text": text}
+            pixels = normalise_pixels(encoder_inputs["image"], self.mean, self.std)
+            return {"image": model.encode_image(pixels), "text": text}
+
         params = sharding.whole(self.mesh, params)
         encoder_inputs = {k: batch[k] for k in ("image", "feature", "text") if k in batch}
-        features = map_microbatches(
-            self._encode, params, encoder_inputs, self.microbatches, self.mesh
-        )
+        features = map_microbatches(encode, params, encoder_inputs, self.microbatches, self.mesh)
         image_BxD = features["image"]
         # Texts come as caption, its K foils, the next caption: [B * (1 + K), D].
         text_BxTxD = features["text"].reshape(len(image_BxD), -1, features["text"].shape[-1])
@@ -168,14 +175,6 @@ class Objective:
         learned = (params[scalar] for scalar in scalars)
         return loss(image_BxD, text_BxTxD[:, 0], *learned, **loss_kwargs)
 
-    def _encode(self, params: dict, encoder_inputs: Batch) -> Batch:
-        model = nnx.merge(self.graphdef, params)
-        text = model.encode_text(encoder_inputs["text"])
-        if "feature" in encoder_inputs:  # of a frozen vision tower, computed before training
-            return {"image": encoder_inputs["feature"], "text": text}
-        pixels = normalise_pixels(encoder_inputs["image"], self.mean, self.std)
-        return {"image": model.encode_image(pixels), "text": text}
-
 
 def make_train_step(
     objective: Objective,
@@ -188,10 +187,11 @@ def make_train_step(
     """Builds `train_step(state, frozen, batch) -> (state, metrics)`, to be jitted by the caller."""
 
     def train_step(state: TrainState, frozen: dict, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss_fn(params: dict) -> tuple[Array, Metrics]:
-            return objective.loss(patterns.merge(frozen, params), batch)
-
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        # Differentiated by the trained parameters alone: no gradient of frozen ones exists.
+        loss_of = jax.value_and_grad(
+            lambda trained: objective.loss(patterns.merge(frozen, trained), batch), has_aux=True
+        )
+        (loss, metrics), grads = loss_of(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if logit_scale_max is not None and "logit_scale" in params:

@@ -53,8 +53,8 @@ def test_a_bad_image_is_replaced_by_the_next_readable_pair(make_loader, broken, 
                 clean = loader.load(index)
                 assert (clean["pair"], clean["bad"]) == (index, -1)
                 np.testing.assert_array_equal(batch["image"][row], clean["image"])
-                shown = loader.examples.texts_of(np.array([index]), np.array([caption]))
-                np.testing.assert_array_equal(texts, loader.examples.texts.padded(shown, 16))
+                shown = loader.examples.token_index(np.array([index]), np.array([caption]))
+                np.testing.assert_array_equal(texts, loader.examples.tokens.padded(shown, 16))
                 assert batch["foil_mask"][row] == loader.examples.foil_mask_NxK[index]
             else:
                 np.testing.assert_array_equal(batch["image"][row], whole[step]["image"][row])

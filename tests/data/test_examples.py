@@ -18,16 +18,16 @@ def test_captions_of_each_kind(make_loader, pairs, tokenizer):
         examples = make_loader(captions, foils=0).examples
         assert len(examples.caption_index_CxN) == len(wanted)
         for column, texts in zip(examples.caption_index_CxN, wanted, strict=True):
-            np.testing.assert_array_equal(examples.texts.padded(column, 24), tokenizer(texts))
+            np.testing.assert_array_equal(examples.tokens.padded(column, 24), tokenizer(texts))
 
 
 def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tokenizer):
     examples = make_loader("mix", foils=2).examples
-    texts = examples.texts_of(np.array([1, 0, 1]), np.array([0, 1, 1]))
+    texts = examples.token_index(np.array([1, 0, 1]), np.array([0, 1, 1]))
     assert examples.foil_mask_NxK[[1, 0]].tolist() == [[True, False], [False, False]]
     foil = pairs[1].foils[0]
     expected = [pairs[1].negated, foil, "", pairs[0].caption, "", "", pairs[1].caption, foil, ""]
-    np.testing.assert_array_equal(examples.texts.padded(texts, 24), tokenizer(expected))
+    np.testing.assert_array_equal(examples.tokens.padded(texts, 24), tokenizer(expected))
     longest = int(
         (tokenizer([t for p in pairs for t in (p.caption, p.negated, *p.foils)]) > 0)
         .sum(axis=1)

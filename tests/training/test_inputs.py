@@ -67,13 +67,13 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     loader = prepare(make_config({"data.foils": 1}), str(tmp_path)).loader
     examples = loader.examples
     before = fingerprint(examples)
-    other_word = examples.texts.ids.copy()
+    other_word = examples.tokens.ids.copy()
     other_word[1] += 1
     assert examples.foil_mask_NxK.any()
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
         dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
-        dataclasses.replace(examples, texts=Ragged(other_word, examples.texts.offsets)),
+        dataclasses.replace(examples, tokens=Ragged(other_word, examples.tokens.offsets)),
         dataclasses.replace(
             examples, caption_index_CxN=np.roll(examples.caption_index_CxN, 1, axis=1)
         ),
