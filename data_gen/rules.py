@@ -5,14 +5,17 @@ gets wrong. What rules cannot see (a wrong colour in a fluent sentence) is for a
 people; `data_gen.audit` counts it.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from data_gen.answers import CHATTER, REFUSAL
-from negclip_jax.language.inflection import HUMANS, article, plural, singular, stem
+from negclip_jax.language import tables
+from negclip_jax.language.inflection import HUMANS, article, noun, plural, singular, stem
 from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
-from negclip_jax.language.negation import PEOPLE, Cue, find_cues, governs
+from negclip_jax.language.negation import PEOPLE, VERB, Cue, find_cues, governs
 from negclip_jax.language.text import Token, tokenize
-from negclip_jax.language.vocabulary import concepts, content, related
+from negclip_jax.language.vocabulary import concepts, content, is_content, related
+from negclip_jax.language.wordnet import is_thing
 
 REASONS = {
     "empty": "there is no text",
@@ -23,13 +26,24 @@ REASONS = {
     "object_missing": "it does not name the object",
     "out_of_scope": "it negates, but not the object",
     "affirmed": "it says that the object is there",
+    "restricted": "it denies some of them only, or what one does: no red cars, no cars but one",
     "double_negation": "it negates more than once",
     "lost": "too little of the caption is left",
     "invented": "it names things that no caption mentions",
+    "changed": "it changes a number, a colour, or men to women",
     "grammar": "article or number are wrong",
     "too_long": "CLIP would not read its end",
     "mentioned": "a caption of the photo mentions the object",
 }
+_QUANTITY, _OWNER, _MEN, _WOMEN = map(tables.words, ("quantity", "owner", "man", "woman"))
+# "A castle" in a rewrite is a thing that the caption must have, "a backdrop" is none.
+_COUNTED, _VAGUE = {"a", "an", "two", "three", "four"}, tables.words("vague")
+_END = Token("", 0, 0, ".")
+# What a rewrite has from its caption or not at all.
+_PRECISE = (tables.words("colour") - {"bright", "dark"}) | (
+    tables.words("number") - {"many", "several", "all", "both"}
+)
+
 KEPT = 0.5  # share of the caption's content words that must come back, in any form
 NEW_THINGS = 1  # known things that a paraphrase may add
 
@@ -59,12 +73,17 @@ def check(
         return ["empty"]
     cues = find_cues(tokens)
     captions = (caption, *other_captions)
-    found = _negation(tokens, cues, obj) | _faithfulness(rewrite, captions, obj)
+    found = _negation(tokens, cues, obj) | _faithfulness(tokens, captions, obj)
     if REFUSAL.search(rewrite):
         found.add("refusal")
     chatter = CHATTER.search(rewrite)
     if chatter and chatter.group() not in caption:  # "the #41 bus" is the caption's own
         found.add("chatter")
+    for before, token in itertools.pairwise(tokens):
+        word = rewrite[token.start : token.end]
+        wrong = before.word in ("a", "an") and not token.mark and article(word) != before.word
+        if wrong and f"{before.word} {word}".lower() not in caption.lower():
+            found.add("grammar")
     if [token.word for token in tokens] == [token.word for token in tokenize(caption)]:
         found.add("unchanged")
     if count_tokens(rewrite) > max_tokens:
@@ -91,12 +110,32 @@ def _negation(tokens: Sequence[Token], cues: Sequence[Cue], obj: str) -> set[str
         found.add("out_of_scope")
     if rest and (denied or implied or not cues):
         found.add("affirmed")
-    if any(_disagrees(tokens, span) for span in named):
+    if any(_restricts(cue, tokens, span) for span in denied for cue in cues):
+        found.add("restricted")
+    if any(_disagrees(tokens, span, obj) for span in named):
         found.add("grammar")
     return found
 
 
-def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
+def _restricts(cue: Cue, tokens: Sequence[Token], span: Span) -> bool:
+    """Whether a cue that governs the object leaves some of it, or denies what is done with it."""
+    first, last = span
+    if not governs(cue, tokens, first, last) or first <= cue.last:
+        return False
+    before, behind = tokens[first - 1], [token.word for token in tokens[last + 1 : last + 4]]
+    if cue.last + 1 < first and (
+        before.word in _QUANTITY  # "not many cars", "no other cars"
+        or (cue.kind == VERB and before.word in _OWNER)  # "does not open his umbrella"
+        or (cue.word in ("no", "without") and not before.mark and is_content(before.word))
+    ):
+        return True
+    return bool(behind) and (
+        behind[0] in ("except", "besides", "save")
+        or behind[:2] in (["other", "than"], ["apart", "from"], ["but", "one"])
+    )
+
+
+def _disagrees(tokens: Sequence[Token], span: Span, obj: str) -> bool:
     """Whether article or verb around a named object are wrong: "a umbrella", "no dogs is"."""
     first, last = span
     head = tokens[last].word
@@ -105,7 +144,9 @@ def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
     one = singular(head)
     invariant = plural(one) == one
     many = not invariant and head == plural(one)
-    if before in ("a", "an") and (many or before != article(tokens[first].word)):
+    if before in ("a", "an") and (many or noun(obj).a.startswith("any ")):
+        return True
+    if not many and head == plural(one) + "s":  # "mooses"
         return True
     if before != "no" or invariant:
         return False
@@ -114,11 +155,12 @@ def _disagrees(tokens: Sequence[Token], span: Span) -> bool:
     return after in wrong or (there[:1] == ["there"] and there[-1] in wrong)
 
 
-def _faithfulness(rewrite: str, captions: Sequence[str], obj: str) -> set[str]:
+def _faithfulness(tokens: Sequence[Token], captions: Sequence[str], obj: str) -> set[str]:
     """Whether the rewrite keeps the caption and adds nothing but the object."""
     found = set()
-    own, new = content(captions[0]), content(rewrite)
-    absent = content(obj)
+    own, absent = content(captions[0]), content(obj)
+    words = [token.word for token in tokens]
+    new = [word for word in words if is_content(word)]
     kept = sum(_among(word, new) for word in own)
     if own and kept < KEPT * len(own):
         found.add("lost")
@@ -129,8 +171,20 @@ def _faithfulness(rewrite: str, captions: Sequence[str], obj: str) -> set[str]:
         for word in dict.fromkeys(new)
         if stem(word) not in stems and concepts(word) and not _among(word, known)
     ]
-    if len(added) > NEW_THINGS:
+    heads = {
+        token.word
+        for before, token, after in zip(tokens, tokens[1:], [*tokens[2:], _END], strict=False)
+        if before.word in _COUNTED and (after.mark or not is_content(after.word))
+    }
+    fresh = [w for w in heads & set(new) - _VAGUE if stem(w) not in stems and is_thing(singular(w))]
+    if len(added) > NEW_THINGS or any(not _among(word, known) for word in fresh):
         found.add("invented")
+    said = {token.word for text in (*captions, obj) for token in tokenize(text)}
+    if set(words) & _PRECISE - said:
+        found.add("changed")
+    for sex, other in ((_MEN, _WOMEN), (_WOMEN, _MEN)):
+        if sex & set(words) and not sex & said and other & said - set(words):
+            found.add("changed")
     return found
 
 

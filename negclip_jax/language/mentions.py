@@ -59,7 +59,9 @@ class _Forms:
         return int(self._is_free_of(word) or (bool(self.stems) and stem(word) in self.stems))
 
     def _is_free_of(self, word: str) -> bool:
-        return word.endswith("-free") and word.removesuffix("-free") in self.single
+        return (word.endswith("-free") and word.removesuffix("-free") in self.single) or (
+            word.endswith("less") and word.removesuffix("less") in self.single
+        )
 
 
 def _is_other_thing(words: Sequence[str], i: int) -> bool:

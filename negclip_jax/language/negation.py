@@ -12,6 +12,7 @@ from typing import NamedTuple
 from negclip_jax.language import tables
 from negclip_jax.language.text import Token, tokenize
 from negclip_jax.language.vocabulary import FRAME, concepts, is_content
+from negclip_jax.language.wordnet import is_thing
 
 AFTER, BEFORE, ALONE = "after", "before", "alone"
 
@@ -68,6 +69,8 @@ def _lexical(tokens: Sequence[Token]) -> Iterator[Cue]:
             entry = _LEXICON["n't"]
         elif word.endswith("-free") and word not in _FREE:
             word, entry = "-free", _LEXICON["-free"]
+        elif word.endswith("less") and word not in _FREE and _names_thing(word[:-4]):
+            word, entry = "-less", _LEXICON["-less"]  # "hatless", but not "endless"
         elif word == "no" and i + 1 < len(tokens) and tokens[i + 1].word == "one":
             word, last, entry = "no one", i + 1, _LEXICON["no one"]
         else:
@@ -77,6 +80,10 @@ def _lexical(tokens: Sequence[Token]) -> Iterator[Cue]:
         after = tokens[i + 1].word if i + 1 < len(tokens) else ""
         if not entry.needs or after in entry.needs:
             yield Cue(word, entry.kind, i, last, entry.family)
+
+
+def _names_thing(word: str) -> bool:
+    return bool(concepts(word)) or is_thing(word)
 
 
 def find_cues(tokens: Sequence[Token]) -> list[Cue]:
@@ -114,7 +121,7 @@ def negating_words(tokens: Sequence[Token]) -> list[Cue]:
 
 def governs(cue: Cue, tokens: Sequence[Token], first: int, last: int) -> bool:
     """Whether the cue says that the thing named by tokens first..last is absent."""
-    if cue.word == "-free":
+    if cue.word in ("-free", "-less"):
         return first <= cue.first <= last or first == cue.first
     if first > cue.last:
         return _follows(cue, tokens, first, last)

@@ -41,9 +41,9 @@ def is_known(word: str) -> bool:
 
 
 def is_thing(word: str) -> bool:
-    """Whether a word, singular, first of all names something that can be touched."""
+    """Whether a word, singular, first of all names something with a place in a photo."""
     graph = _graph()
-    solid = ("animal", "artifact", "food", "person", "plant", "substance")
+    solid = ("animal", "artifact", "food", "object", "person", "phenomenon", "plant", "substance")
     return any(graph.classes[i] in solid for i in graph.senses.get(word.lower(), ())[:1])
 
 
