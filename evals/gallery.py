@@ -20,23 +20,8 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.thumbnails import thumbnail
 
 
-def read(predictions: Path, benchmark: str, models: Sequence[str]) -> list[list[dict]]:
-    """Predictions of the models on a benchmark, items they share, in the first one's order."""
-    table = pq.read_table(predictions, filters=[("benchmark", "==", benchmark)])
-    by_model = [
-        {row["item"]: row for row in table.filter(pa.compute.equal(table["row"], m)).to_pylist()}
-        for m in models
-    ]
-    shared = [item for item in by_model[0] if all(item in rows for rows in by_model)]
-    return [[rows[item] for item in shared] for rows in by_model]
-
-
 def choose(rows: Sequence[Sequence[Mapping]], size: int) -> list[tuple[str, list[int]]]:
-    """Which items to show: titled lists of places, `size` in all at most.
-
-    Args:
-      rows: predictions of each model, item by item.
-    """
+    """Which items to show, from each model's predictions: titled lists of places, `size` in all."""
     first, last = rows[0], rows[-1]
     margins = np.array([margin(row) for row in last])
     right = np.array([row["right"] for row in last])
@@ -46,15 +31,20 @@ def choose(rows: Sequence[Sequence[Mapping]], size: int) -> list[tuple[str, list
         order = np.argsort(gain, kind="stable")
         lost = [i for i in order if right[i] < before[i]]
         won = [i for i in order[::-1] if right[i] > before[i]]
-        titles = ("Lost: right before, wrong after", lost), ("Won: wrong before, right after", won)
+        titles = {"Lost: right before, wrong after": lost, "Won: wrong before, right after": won}
     else:
         order = np.argsort(margins, kind="stable")
         wrong = [i for i in order if right[i] < 1]
         sure = [i for i in order[::-1] if right[i] == 1]
-        titles = ("Worst mistakes", wrong), ("Surest right answers", sure)
-    (first_title, bad), (second_title, good) = titles
+        titles = {"Worst mistakes": wrong, "Surest right answers": sure}
+    return halves(titles, size)
+
+
+def halves(titles: Mapping[str, Sequence[int]], size: int) -> list[tuple[str, Sequence[int]]]:
+    """The first of two titled lists of places: half of `size` of each, more where one is short."""
+    (first, bad), (second, good) = titles.items()
     bad = bad[: max(size // 2, size - len(good))]
-    return [(first_title, bad), (second_title, good[: size - len(bad)])]
+    return [(first, bad), (second, good[: size - len(bad)])]
 
 
 def margin(row: Mapping[str, Any]) -> float:
@@ -84,9 +74,15 @@ def build(
     """
     if not models or not size or not predictions.is_file():
         return []
-    rows = read(predictions, benchmark, list(models))
-    if not rows[0]:
+    table = pq.read_table(predictions, filters=[("benchmark", "==", benchmark)])
+    by_model = [
+        {row["item"]: row for row in table.filter(pa.compute.equal(table["row"], m)).to_pylist()}
+        for m in models
+    ]
+    shared = [item for item in by_model[0] if all(item in rows for rows in by_model)]
+    if not shared:
         return []
+    rows = [[rows[item] for item in shared] for rows in by_model]
     photo_url = functools.cache(functools.partial(_photo_url, roots))
     return [
         (

@@ -68,11 +68,8 @@ def read_photos(file: Path) -> list[Photo]:
 
 def _drawn(photo: str, categories: set[str]) -> list[str]:
     """In an order that depends on nothing but the names."""
-
-    def key(category: str) -> bytes:
-        return hashlib.sha256(f"{Path(photo).name}/{category}".encode()).digest()
-
-    return sorted(categories, key=key)
+    name = Path(photo).name
+    return sorted(categories, key=lambda c: hashlib.sha256(f"{name}/{c}".encode()).digest())
 
 
 def statements(photo: Photo) -> tuple[str, ...]:

@@ -95,12 +95,44 @@ def find_labelled(
     the classes, where "aquarium_fish" and "aquarium fish" are the same. Returns where they came
     from and the photos. Raises InputError where neither is there or a class has another name.
     """
-    for name in folders:
-        folder = roots.folder(name)
-        if folder is not None:
-            return folder, _from_folder(folder, keys)
-    rows = prepared(roots, folders, tfds, download)
-    return Path(f"tfds:{tfds}"), _from_tfds(rows, tfds, keys)
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", " ").strip()
+
+    labels = {plain(key): label for label, key in enumerate(keys)}
+    folder = next((found for name in folders if (found := roots.folder(name))), None)
+    if folder is None:
+        rows = prepared(roots, folders, tfds, download)
+        if "label" not in rows.dataset_info.features:
+            raise InputError(f"tfds:{tfds} has no labels: use the data set as it is published.")
+        names = [plain(name) for name in rows.dataset_info.features["label"].names]
+        if set(names) != set(labels):
+            different = ", ".join(sorted(set(names) ^ set(labels))[:3])
+            raise InputError(f"tfds:{tfds} has other classes than the prompts ({different}, ...).")
+        found = [labels[names[int(row["label"])]] for row in rows]
+        refs = [ImageRef(f"tfds:{tfds}#{i}") for i in range(len(found))]
+        pairs = enumerate(zip(refs, found, strict=True))
+        return Path(f"tfds:{tfds}"), [Labelled(str(i), *pair) for i, pair in pairs]
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    unknown = [path.name for path in inside if plain(path.name) not in labels]
+    absent = set(labels) - {plain(path.name) for path in inside}
+    if unknown or absent:
+        wrong = [f"{len(unknown)} unknown ({', '.join(unknown[:3])})"] * bool(unknown)
+        wrong += [f"{len(absent)} without folder ({', '.join(sorted(absent)[:3])})"] * bool(absent)
+        raise InputError(
+            f"{folder} must hold one folder for each of {len(keys)} classes, such as "
+            f"{keys[0]}: {'; '.join(wrong)}."
+        )
+    items = []
+    for path in inside:
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                name = f"{path.name}/{file.name}"
+                ref = ImageRef(f"{folder.name}/{name}")
+                items.append(Labelled(name, ref, labels[plain(path.name)]))
+    if not items:
+        raise InputError(f"{folder} holds no images.")
+    return folder, items
 
 
 def prepared(roots: DataRoots, folders: Sequence[str], tfds: str, download: str) -> Sequence[dict]:
@@ -118,57 +150,22 @@ def prepared(roots: DataRoots, folders: Sequence[str], tfds: str, download: str)
         ) from None
 
 
-def _from_folder(folder: Path, keys: Sequence[str]) -> list[Labelled]:
-    labels = {_plain(key): label for label, key in enumerate(keys)}
-    inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    unknown = [path.name for path in inside if _plain(path.name) not in labels]
-    absent = set(labels) - {_plain(path.name) for path in inside}
-    if unknown or absent:
-        wrong = [f"{len(unknown)} unknown ({', '.join(unknown[:3])})"] * bool(unknown)
-        wrong += [f"{len(absent)} without folder ({', '.join(sorted(absent)[:3])})"] * bool(absent)
-        raise InputError(
-            f"{folder} must hold one folder for each of {len(keys)} classes, such as "
-            f"{keys[0]}: {'; '.join(wrong)}."
-        )
-    items = []
-    for path in inside:
-        for file in sorted(path.iterdir()):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                name = f"{path.name}/{file.name}"
-                ref = ImageRef(f"{folder.name}/{name}")
-                items.append(Labelled(name, ref, labels[_plain(path.name)]))
-    if not items:
-        raise InputError(f"{folder} holds no images.")
-    return items
-
-
-def _from_tfds(rows: Sequence[dict], tfds: str, keys: Sequence[str]) -> list[Labelled]:
-    features = rows.dataset_info.features
-    if "label" not in features:
-        raise InputError(f"tfds:{tfds} has no labels: use the data set as it is published.")
-    labels = {_plain(key): label for label, key in enumerate(keys)}
-    names = [_plain(name) for name in features["label"].names]
-    if set(names) != set(labels):
-        different = ", ".join(sorted(set(names) ^ set(labels))[:3])
-        raise InputError(f"tfds:{tfds} has other classes than the prompts ({different}, ...).")
-    return [
-        Labelled(str(i), ImageRef(f"tfds:{tfds}#{i}"), labels[names[int(row["label"])]])
-        for i, row in enumerate(rows)
-    ]
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", " ").strip()
-
-
 def _voc_from_folder(folder: Path, classes: Sequence[str]) -> list[Labelled]:
     items = []
     for name in read_text(folder / "ImageSets" / "Main" / "test.txt").split():
         if unsafe_name(name):
             raise InputError(f"{folder}: test.txt names {name!r}, which {unsafe_name(name)}")
         file = folder / "Annotations" / f"{name}.xml"
-        fields = Fields(file)
-        for i, thing in enumerate(_objects(fields)):
+        fields, things = Fields(file), []
+        text = read_text(file)
+        if "<!" in text.replace("<!--", ""):  # a DTD, whose entities can unpack to anything
+            fields.note("not plain XML", "it declares a document type")
+        else:
+            try:
+                things = ElementTree.fromstring(text).findall("object")
+            except ElementTree.ParseError as error:
+                fields.note("not valid XML", str(error))
+        for i, thing in enumerate(things):
             kind = fields.option({"name": thing.findtext("name")}, "name", f"object {i}", classes)
             corners = thing.find("bndbox")
             found = {c: corners.findtext(c) if corners is not None else None for c in CORNERS}
@@ -180,25 +177,12 @@ def _voc_from_folder(folder: Path, classes: Sequence[str]) -> list[Labelled]:
     return items
 
 
-def _objects(fields: Fields) -> list[ElementTree.Element]:
-    text = read_text(fields.path)
-    if "<!" in text.replace("<!--", ""):  # a DTD, whose entities can unpack to anything
-        fields.note("not plain XML", "it declares a document type")
-        return []
-    try:
-        return ElementTree.fromstring(text).findall("object")
-    except ElementTree.ParseError as error:
-        fields.note("not valid XML", str(error))
-        return []
-
-
 def _voc_from_tfds(rows: Sequence[dict], classes: Sequence[str]) -> list[Labelled]:
     names = rows.dataset_info.features["objects"]["label"].names
     items = []
     for i, row in enumerate(rows):
-        with opened(
-            row["image"], f"tfds:{VOC_TFDS}/test#{i}"
-        ) as image:  # boxes are shares of its size
+        name = f"tfds:{VOC_TFDS}/test#{i}"
+        with opened(row["image"], name) as image:  # boxes are shares of its size
             width, height = image.size
         boxes, labels = row["objects"]["bbox"], row["objects"]["label"]
         for j, (box, label) in enumerate(zip(boxes, labels, strict=True)):
@@ -207,7 +191,7 @@ def _voc_from_tfds(rows: Sequence[dict], classes: Sequence[str]) -> list[Labelle
             x, y, right, bottom = (
                 round(v) for v in (left * width, top * height, right * width, bottom * height)
             )
-            ref = ImageRef(f"tfds:{VOC_TFDS}/test#{i}", (x, y, right - x, bottom - y))
+            ref = ImageRef(name, (x, y, right - x, bottom - y))
             items.append(Labelled(f"{i}#{j}", ref, classes.index(names[int(label)])))
     return items
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
     from evals import models
     from evals.images import DataRoots
-    from evals.results import RESULTS, table_text
+    from evals.results import RESULTS, read_earlier, table_text
     from evals.segmentation import page, phrases, scoring
     from evals.segmentation.clipseg import CLIPSeg
     from evals.segmentation.sources import SOURCES
@@ -68,9 +68,17 @@ def run(args: argparse.Namespace) -> None:
         "benchmarks": {},
         "curves": {},
     }
-    scoring.require_same(args.out, document["settings"], overwrite=args.overwrite)
-    if not (args.out / RESULTS).is_file():
-        # Whose phrases these are, should this be killed.
+    command_line.require_writable(args.out)
+    if args.overwrite:
+        for name in (RESULTS, scoring.ROWS):
+            (args.out / name).unlink(missing_ok=True)
+    old = read_earlier(args.out / RESULTS, ("settings",), "remove it, or give --overwrite")
+    if old and old["settings"] != document["settings"]:
+        raise InputError(
+            f"{args.out} holds results of other models or another --size: give another --out, or "
+            "--overwrite to replace them"
+        )
+    if not old:  # whose phrases these are, should this be killed
         storage.write_json(args.out / RESULTS, document)
     tokenizer = clipseg.tokenizer(tuned[0].tokenizer)
     towers = scoring.towers(clipseg, tuned, sets, tokenizer, args.out, document)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evals.gallery import halves
 from evals.images import DataRoots
 from evals.report import metric_row
 from evals.results import headlines
@@ -120,8 +121,7 @@ def choose(
     order = np.argsort(change, kind="stable")
     lost = [i for i in order if change[i] < -metrics.MOVED]
     won = [i for i in order[::-1] if change[i] > metrics.MOVED]
-    lost = lost[: max(size // 2, size - len(won))]
-    chosen = (("Worst losses", lost), ("Best wins", won[: size - len(lost)]))
+    chosen = halves({"Worst losses": lost, "Best wins": won}, size)
     return [
         (title, [(items[i], float(before[i]), float(after[i])) for i in places])
         for title, places in chosen

@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from evals import command_line
 from evals.images import DataRoots
 from evals.models import Model
-from evals.results import RESULTS, read_earlier
 from evals.segmentation import masks, metrics
 from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.phrases import NEGATED, Phrase, PhraseSet
@@ -294,17 +292,3 @@ def protocol(size: int) -> list[str]:
         "on these phrases and flatters.",
         "Vision tower and decoder are CLIPSeg's, untouched: only the text tower is exchanged.",
     ]
-
-
-def require_same(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Raises InputError where `out` holds results of other models or settings."""
-    command_line.require_writable(out)
-    if overwrite:
-        for name in (RESULTS, ROWS):
-            (out / name).unlink(missing_ok=True)
-    old = read_earlier(out / RESULTS, ("settings",), "remove it, or give --overwrite")
-    if old and old["settings"] != settings:
-        raise InputError(
-            f"{out} holds results of other models or another --size: give another --out, or "
-            "--overwrite to replace them"
-        )

@@ -153,27 +153,21 @@ def fitting_slot(
             "Stable Diffusion 1.x takes the tower of ViT-L/14 (768), SDXL that and the one of "
             "ViT-bigG/14 (1280)"
         )
-    differences = [_difference(slot, config, info) for slot in of_width]
-    fitting = next((s for s, other in zip(of_width, differences, strict=True) if not other), None)
-    if fitting is None:
-        found = "; ".join(
-            f"{slot.name} has {other[0]}, the tower {other[1]}"
-            for slot, other in zip(of_width, differences, strict=True)
-        )
-        raise InputError(f"the text tower of {info.label} does not fit {base}: {found}")
-    return fitting
-
-
-def _difference(slot: Slot, config: CLIPConfig, info: CheckpointInfo) -> tuple[str, str] | None:
-    """Words for the first thing in which encoder and tower differ; None where they agree."""
-    for field, words in _COMPARED.items():
-        theirs, ours = getattr(slot.config, field), getattr(config.text, field)
-        if theirs != ours:
-            where = f" ({info.activation_source})" if field == "hidden_act" else ""
-            return words.format(theirs), words.format(ours) + where
-    if slot.projection_dim not in (None, config.projection_dim):
-        return f"a projection to {slot.projection_dim}", f"one to {config.projection_dim}"
-    return None
+    different = []
+    for slot in of_width:
+        pairs = [
+            (words.format(getattr(slot.config, field)), words.format(getattr(config.text, field)))
+            for field, words in _COMPARED.items()
+            if getattr(slot.config, field) != getattr(config.text, field)
+        ]
+        if not pairs and slot.projection_dim not in (None, config.projection_dim):
+            pairs = [(f"a projection to {slot.projection_dim}", f"one to {config.projection_dim}")]
+        if not pairs:
+            return slot
+        theirs, ours = pairs[0]
+        source = f" ({info.activation_source})" if "activation" in ours else ""
+        different.append(f"{slot.name} has {theirs}, the tower {ours}{source}")
+    raise InputError(f"the text tower of {info.label} does not fit {base}: {'; '.join(different)}")
 
 
 def build(

@@ -152,23 +152,14 @@ class Judge:
 
         Raises JudgeError, naming the server and what is missing, where it gives up.
         """
-        asyncio.run(self._look(pictures))
-
-    async def _look(self, pictures: Sequence[Picture]) -> None:
         try:
-            if not self.model:
-                await self._choose_model()
-            left = self._unanswered(pictures)
-            with console.Bar("answers", len(left)) as bar:
-                await self._ask_all(left, bar)
+            asyncio.run(self._ask_all(pictures))
         except (JudgeError, EndpointError) as error:
             missing = len(self._unanswered(pictures))
             raise JudgeError(
                 f"the judge {error}; {missing:,} answers are missing: those that came are kept, "
                 "and the same command asks for the rest alone"
             ) from None
-        finally:
-            await self._client.close()
 
     async def _choose_model(self) -> None:
         try:
@@ -196,25 +187,32 @@ class Judge:
         }
         return list(wanted.values())
 
-    async def _ask_all(self, left: list[tuple[Picture, str]], bar: console.Bar) -> None:
-        questions = iter(left)
-
-        async def work() -> None:
-            for picture, question in questions:
-                png = (self._out / picture.file).read_bytes()
-                image = ChatImage(picture.sha256, "file", png, "image/png")
-                turn = ("user", f"{question} {_INSTRUCTION}")
-                request = ChatRequest("judge", self.model, (turn,), image, _MAX_TOKENS)
-                self._keep(picture, question, self._answer(await self._client.generate(request)))
-                bar.advance(1)
-
-        workers = [asyncio.create_task(work()) for _ in range(self._settings.concurrency)]
+    async def _ask_all(self, pictures: Sequence[Picture]) -> None:
+        workers = []
         try:
-            await asyncio.gather(*workers)
+            if not self.model:
+                await self._choose_model()
+            left = self._unanswered(pictures)
+            questions = iter(left)
+            with console.Bar("answers", len(left)) as bar:
+
+                async def work() -> None:
+                    for picture, question in questions:
+                        png = (self._out / picture.file).read_bytes()
+                        image = ChatImage(picture.sha256, "file", png, "image/png")
+                        turn = ("user", f"{question} {_INSTRUCTION}")
+                        request = ChatRequest("judge", self.model, (turn,), image, _MAX_TOKENS)
+                        answer = self._answer(await self._client.generate(request))
+                        self._keep(picture, question, answer)
+                        bar.advance(1)
+
+                workers = [asyncio.create_task(work()) for _ in range(self._settings.concurrency)]
+                await asyncio.gather(*workers)
         finally:  # one has given up: the others' questions are asked by the next command
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            await self._client.close()
 
     def _answer(self, result: ChatResult) -> Answer:
         """The answer in a result; one that no model gave is an answer too, to fail its question.

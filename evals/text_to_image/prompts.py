@@ -80,7 +80,10 @@ def _prompt(fields: Fields, record: Any, where: str) -> Prompt:
     present, absent = "", ()
     if _first_key(record, ("Question1", "Question2")):
         present = fields.text(record, "Question1", where).strip()
-        absent = _questions(fields, record, where)
+        several = isinstance(record.get("Question2"), list)
+        read = fields.texts if several else fields.text
+        found = read(record, "Question2", where)
+        absent = tuple(text.strip() for text in (found if several else [found]))
     key = _first_key(record, _AFFIRMATIVE_KEYS)
     given = fields.text(record, key, where).strip(" .") if key else ""
     # One of the published "affirmative" parts, "a shelf with no books", is the prompt itself.
@@ -97,12 +100,6 @@ def _first_key(record: Any, keys: Sequence[str]) -> str | None:
     if not isinstance(record, Mapping):
         return None
     return next((key for key in keys if key in record), None)
-
-
-def _questions(fields: Fields, record: Mapping, where: str) -> tuple[str, ...]:
-    if isinstance(record.get("Question2"), list):
-        return tuple(text.strip() for text in fields.texts(record, "Question2", where))
-    return (fields.text(record, "Question2", where).strip(),)
 
 
 def affirm(text: str) -> str:
