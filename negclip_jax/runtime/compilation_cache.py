@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 _MIN_COMPILE_SECONDS = 0.5
-_ZLIB_HEADER = 0x78  # JAX compresses with zstandard where that is installed
+_ZLIB_HEADER = b"\x78"  # JAX compresses with zstandard where that is installed
 
 
 def use(directory: str) -> None:
@@ -29,24 +29,15 @@ def use(directory: str) -> None:
 
 
 def _is_whole(entry: bytes) -> bool:
-    if not entry:
-        return False
-    if entry[0] != _ZLIB_HEADER:
-        return _is_whole_zstandard(entry)
     try:
-        zlib.decompress(entry)
-    except zlib.error:
-        return False
-    return True
+        if entry[:1] == _ZLIB_HEADER:
+            zlib.decompress(entry)
+        elif entry:
+            import zstandard  # absent: then JAX cannot have written the entry
 
-
-def _is_whole_zstandard(entry: bytes) -> bool:
-    try:
-        import zstandard
-    except ImportError:  # then JAX cannot have written it
+            zstandard.ZstdDecompressor().decompress(entry)
+        return bool(entry)
+    except ImportError:
         return True
-    try:
-        zstandard.ZstdDecompressor().decompress(entry)
-    except zstandard.ZstdError:
+    except Exception:  # `zlib.error` or `zstandard.ZstdError`
         return False
-    return True

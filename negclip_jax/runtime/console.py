@@ -1,10 +1,11 @@
 """What is printed: a progress bar on a terminal, plain lines elsewhere, and `train.log`."""
 
 import logging
+import math
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Self
 
 from etils import epath
 from rich.console import Console
@@ -94,63 +95,18 @@ def log_to_file(directory: epath.Path) -> LogFile:
     return handler
 
 
-class TrainingProgress:
-    """A bar with loss, pairs/s, data-wait share and ETA; elsewhere a line now and then."""
-
-    def __init__(self, *, start: int, total: int, enabled: bool = True):
-        self._total = total
-        self._enabled = enabled
-        self._bar: Progress | None = None
-        self._last_line = 0.0
-        if enabled and _stderr.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=_stderr,
-            )
-            self._task = self._bar.add_task("", total=total, completed=start, status="first steps")
-
-    def __enter__(self) -> "TrainingProgress":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def update(self, step: int, loss: float, timing: dict[str, float]) -> None:
-        """Shows the state after `step` updates; `timing` is what `Chrono.window` returned."""
-        if not self._enabled or not timing:
-            return
-        status = (
-            f"loss {loss:.4f}  {timing['pairs_per_second']:,.0f} pairs/s  "
-            f"data wait {timing['data_wait_share']:.0%}  "
-            f"ETA {human_seconds(timing['eta_seconds'])}"
-        )
-        line = f"step {step}/{self._total}  {status}"
-        if self._bar:
-            self._bar.update(self._task, completed=step, status=status)
-        now = time.monotonic()
-        shown = not self._bar and (
-            now - self._last_line >= _PLAIN_EVERY_SECONDS or step == self._total
-        )
-        self._last_line = now if shown else self._last_line
-        logging.info(line, extra={"file_only": not shown})
-
-
 class Bar:
-    """A plain bar for long work that is no training; without a terminal, a line every 10 s."""
+    """A bar for long work; where there is no terminal, a line every 10 s. A context manager."""
 
-    def __init__(self, what: str, total: int):
-        self._what, self._total, self._done = what, total, 0
-        self._progress = Progress(console=_stderr, disable=not _stderr.is_terminal)
-        self._task = self._progress.add_task(what, total=total)
+    def __init__(self, what: str, total: int, *columns: Any, done: int = 0, enabled: bool = True):
+        """`columns` of rich, instead of the usual ones; `done` of the `total` items already."""
+        self._what, self._total, self._done = what, total, done
+        self._is_shown = enabled and _stderr.is_terminal
+        self._progress = Progress(*columns, console=_stderr, disable=not self._is_shown)
+        self._task = self._progress.add_task(what, total=total, completed=done, status="")
         self._started = self._last_line = time.monotonic()
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -161,12 +117,43 @@ class Bar:
         """Adds `count` finished items."""
         self._done += count
         self._progress.advance(self._task, count)
-        now = time.monotonic()
-        if not _stderr.is_terminal and now - self._last_line >= _PLAIN_EVERY_SECONDS:
-            self._last_line = now
-            eta = (now - self._started) / self._done * (self._total - self._done)
+        if self._takes_line():
+            eta = (self._last_line - self._started) / self._done * (self._total - self._done)
             done = f"{self._done:,} of {self._total:,}"
             logging.info("%s: %s, ETA %s", self._what, done, human_seconds(eta))
+
+    def _takes_line(self, *, at_once: bool = False) -> bool:
+        """Whether a line is due, which is then the last one."""
+        now = time.monotonic()
+        is_due = at_once or now - self._last_line >= _PLAIN_EVERY_SECONDS
+        if self._is_shown or not is_due:
+            return False
+        self._last_line = now
+        return True
+
+
+class TrainingProgress(Bar):
+    """A bar with loss, pairs/s, data-wait share and ETA; elsewhere a line now and then."""
+
+    def __init__(self, *, start: int, total: int, enabled: bool = True):
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
+        status = TextColumn("{task.fields[status]}")
+        super().__init__("training", total, *columns, status, done=start, enabled=enabled)
+        self._progress.update(self._task, status="first steps")
+        self._enabled, self._last_line = enabled, -math.inf
+
+    def update(self, step: int, loss: float, timing: dict[str, float]) -> None:
+        """Shows the state after `step` updates; `timing` is what `Chrono.window` returned."""
+        if not self._enabled or not timing:
+            return
+        status = (
+            f"loss {loss:.4f}  {timing['pairs_per_second']:,.0f} pairs/s  "
+            f"data wait {timing['data_wait_share']:.0%}  "
+            f"ETA {human_seconds(timing['eta_seconds'])}"
+        )
+        self._progress.update(self._task, completed=step, status=status)
+        in_file_only = not self._takes_line(at_once=step == self._total)
+        logging.info(f"step {step}/{self._total}  {status}", extra={"file_only": in_file_only})
 
 
 def fail(message: str) -> None:

@@ -39,7 +39,18 @@ class CoordinatorStore:
 
         Raises InputError for a version of JAX that has moved it.
         """
-        self._client = _own_client() if client is None else client
+        try:
+            if client is None:
+                from jax._src.distributed import global_state
+
+                client = global_state.client
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"runs of several processes need the client of JAX's coordinator, which JAX "
+                f"{jax.__version__} has moved ({error}): install jax 0.8 to {_NEWEST_JAX}, which "
+                "is known to have it"
+            ) from error
+        self._client = client
 
     def put(self, key: str, value: Any) -> None:
         """Writes or overwrites."""
@@ -56,7 +67,7 @@ class CoordinatorStore:
 
     def wait_for(self, key: str, seconds: float) -> Any:
         """The value, as soon as there is one; raises Late after so many seconds."""
-        return json.loads(self._call("blocking_key_value_get", key, _milliseconds(seconds)))
+        return json.loads(self._call("blocking_key_value_get", key, max(1, round(1000 * seconds))))
 
     def folder(self, name: str) -> dict[str, Any]:
         """All values directly below a folder, by the last part of their keys."""
@@ -65,7 +76,7 @@ class CoordinatorStore:
 
     def barrier(self, name: str, seconds: float) -> None:
         """Returns when all processes have called it; raises Late after so many seconds."""
-        self._call("wait_at_barrier", name, _milliseconds(seconds))
+        self._call("wait_at_barrier", name, max(1, round(1000 * seconds)))
 
     def _call(self, method: str, key: str, *arguments: Any, absent: str | None = None) -> Any:
         """Calls the client; None where the answer is the status `absent`."""
@@ -80,20 +91,3 @@ class CoordinatorStore:
                 raise Late([int(n) for n in named[1].split()] if named else []) from None
             raise Unreachable(message.partition("\n")[0]) from None
         return True if answer is None else answer
-
-
-def _own_client() -> Any:
-    try:
-        from jax._src.distributed import global_state
-
-        return global_state.client
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"runs of several processes need the client of JAX's coordinator, which JAX "
-            f"{jax.__version__} has moved ({error}): install jax 0.8 to {_NEWEST_JAX}, which is "
-            "known to have it"
-        ) from error
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(1000 * seconds))

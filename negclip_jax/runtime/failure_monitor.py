@@ -169,18 +169,6 @@ class FailureMonitor:
             self._shorten_timeout()
         if "stop" in news and self._stop_at is None:
             self._agree_on_stop(news)
-        self._check_heartbeats()
-        deadline = self._deadline
-        if deadline is not None and time.monotonic() > deadline[0]:
-            reason = f"waited longer than {self._timeout:g} s (runtime.timeout) for {deadline[1]}"
-            self._report_failure(self._index, f"{reason}; is a disk slow or gone?")
-
-    def _shorten_timeout(self) -> None:
-        suspect = max(_SUSPECT_SECONDS, _SUSPECT_POLLS * self._poll)
-        self._heartbeat_timeout = min(self._heartbeat_timeout, suspect)
-
-    def _check_heartbeats(self) -> None:
-        """Reports processes whose count has stood still for too long."""
         if self._index == 0:
             beats = self._store.folder("heartbeat")
         else:
@@ -192,8 +180,16 @@ class FailureMonitor:
                 self._last[process] = (beat, now)
             silent = now - self._last[process][1]
             if silent > self._heartbeat_timeout:
-                words = f"no sign of life for {silent:.0f} s: killed, crashed, or its host is gone"
-                self._report_failure(process, f"{words}; its own log may say more")
+                reason = f"no sign of life for {silent:.0f} s: killed, crashed, or its host is gone"
+                self._report_failure(process, f"{reason}; its own log may say more")
+        deadline = self._deadline
+        if deadline is not None and time.monotonic() > deadline[0]:
+            reason = f"waited longer than {self._timeout:g} s (runtime.timeout) for {deadline[1]}"
+            self._report_failure(self._index, f"{reason}; is a disk slow or gone?")
+
+    def _shorten_timeout(self) -> None:
+        suspect = max(_SUSPECT_SECONDS, _SUSPECT_POLLS * self._poll)
+        self._heartbeat_timeout = min(self._heartbeat_timeout, suspect)
 
     def _report_failure(self, process: int, reason: str) -> None:
         """Writes a failure to the store; every monitor, this one too, acts when it reads it."""

@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TypeVar
 
 from negclip_jax.common import signals
@@ -37,9 +37,7 @@ class StopSignal:
             signals.add_listener(self._hear)
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._previous:
             signals.remove_listener(self._hear)
         for signum, handler in self._previous.items():

@@ -1,4 +1,4 @@
-"""Wall-clock accounting that cannot flatter: windows are closed by a read of the device."""
+"""Wall-clock time of training, in windows that end with a read of the device."""
 
 import contextlib
 import time
@@ -47,12 +47,10 @@ class Chrono:
         self._pairs_per_step = pairs_per_step
         self._peak_flops = peak_flops
         self._clock = clock
-        self._start = clock()
-        self._waited = 0.0
-        self._paused = 0.0
         self._work: list[tuple[int, float]] = []
         self._step: int | None = None
         self._rate: float | None = None  # pairs a second, smoothed
+        self._start, self._waited, self._paused = clock(), 0.0, 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -77,7 +75,7 @@ class Chrono:
     def begin(self, step: int) -> None:
         """Starts the first window: `step` updates are done."""
         self._step = step
-        self._reset()
+        self._start, self._waited, self._paused = self._clock(), 0.0, 0.0
 
     def window(self, step: int, total_steps: int) -> dict[str, float]:
         """Closes the window at `step` updates done.
@@ -104,12 +102,8 @@ class Chrono:
         if self._peak_flops is not None:
             timing["mfu"] = flops / seconds / self._peak_flops
         self._work = [(s, f) for s, f in self._work if s > step]
-        self._step = step
-        self._reset()
+        self.begin(step)
         return timing
-
-    def _reset(self) -> None:
-        self._start, self._waited, self._paused = self._clock(), 0.0, 0.0
 
 
 def human_seconds(seconds: float) -> str:

@@ -45,16 +45,20 @@ def disk_errors(workdir: str) -> Iterator[None]:
     try:
         yield
     except storage.errors() as error:
-        path = storage.path(workdir)
-        number = getattr(error, "errno", None)
-        if _has_vanished(path, error):
+        path, lost = storage.path(workdir), False
+        with contextlib.suppress(*storage.errors()):  # that it does not answer is another matter
+            # Gone, or a save that was under way has made an empty one in its place.
+            is_inside = isinstance(error, FileNotFoundError)
+            is_inside = is_inside and str(error.filename).startswith(str(path))
+            lost = not path.exists() or (is_inside and not (path / "config.json").exists())
+        if lost:
             raise InputError(
                 f"{workdir} has vanished while the run wrote to it ({error}): nothing could be "
                 "saved since its last checkpoint. Bring it back and run the same command again to "
                 "continue, or run it to start over"
             ) from error
         where = str(getattr(error, "filename", None) or workdir)
-        is_of_disk = number in _DISK_ERRORS or storage.is_remote(path)
+        is_of_disk = getattr(error, "errno", None) in _DISK_ERRORS or storage.is_remote(path)
         if not is_of_disk and not where.startswith(f"{path}{os.sep}"):
             raise
         action = "write to" if is_of_disk else "read or write"
@@ -62,17 +66,6 @@ def disk_errors(workdir: str) -> Iterator[None]:
             f"cannot {action} {where}: {storage.root_cause(error)}; checkpoints that were complete "
             "stay usable. Mend the disk and run the same command again to continue"
         ) from error
-
-
-def _has_vanished(path: epath.Path, error: Exception) -> bool:
-    """Whether it is gone, or a save that was under way has made an empty one in its place."""
-    try:
-        if not path.exists():
-            return True
-        lost = isinstance(error, FileNotFoundError) and str(error.filename).startswith(str(path))
-        return lost and not (path / "config.json").exists()
-    except storage.errors():  # the storage does not answer, which is another matter
-        return False
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
