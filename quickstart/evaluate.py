@@ -93,7 +93,15 @@ def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -
     """For some scenes, true and false captions and each model's score of them."""
     shown = []
     for scene in scenes[:size]:
-        texts = _gallery_captions(scene)
+        x, (y, z) = noun(scene.absent[0]), (noun(name) for name in scene.present[:2])
+        texts = [
+            (f"{y.a} with no {x.one}", True),
+            (f"{y.a} with no {z.one}", False),
+            (f"there is no {x.one}", True),
+            (f"there is no {y.one}", False),
+            (f"there is {y.a}", True),
+            (f"there is {x.a}", False),
+        ]
         pairs = [(scene.image, text) for text, _ in texts]
         scores = {name: score(pairs) for name, score in scorers.items()}
         captions = [
@@ -106,19 +114,6 @@ def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -
         ]
         shown.append({"image": scene.image, "captions": captions})
     return shown
-
-
-def _gallery_captions(scene: Scene) -> list[tuple[str, bool]]:
-    x = noun(scene.absent[0])
-    y, z = noun(scene.present[0]), noun(scene.present[1])
-    return [
-        (f"{y.a} with no {x.one}", True),
-        (f"{y.a} with no {z.one}", False),
-        (f"there is no {x.one}", True),
-        (f"there is no {y.one}", False),
-        (f"there is {y.a}", True),
-        (f"there is {x.a}", False),
-    ]
 
 
 def evaluate(models: Mapping[str, str], world: Path, seed: int, shown: int) -> dict[str, Any]:

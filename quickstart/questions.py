@@ -4,13 +4,13 @@ Every question is one scene and one or more choices; the first caption of a choi
 (scoring never looks at the position). Questions depend on the instance file and the seed only.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from negclip_jax.common import coco
 from negclip_jax.language.grammar import TEMPLATES, held_out
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.negation import ALONE
@@ -73,7 +73,7 @@ def describe(objects: Sequence[tuple[str, str]]) -> str:
 
 def read_scenes(instances: Path, seed: int) -> list[Scene]:
     """Scenes of an instance file; objects of a scene are shuffled by the seed."""
-    content = json.loads(instances.read_text(encoding="utf-8"))
+    content = coco.read_lists(instances, ("images", "categories", "annotations"))
     names = {category["id"]: category["name"] for category in content["categories"]}
     objects: dict[int, list[tuple[str, str]]] = {image["id"]: [] for image in content["images"]}
     for row in content["annotations"]:
@@ -90,78 +90,45 @@ def read_scenes(instances: Path, seed: int) -> list[Scene]:
     return scenes
 
 
+# Of the grammar that the pairs are written with; "nobody" and its like say nothing about shapes.
+_PLAIN = [t for t in TEMPLATES if t.style != "natural" and not t.people]
+_TEMPLATES = {
+    "unseen_cues": [t for t in _PLAIN if t in held_out(HOLD_OUT)],
+    "seen_cues": [t for t in _PLAIN if t not in held_out(HOLD_OUT)],
+}
+
+
 def build(scenes: Sequence[Scene]) -> list[Question]:
     """All questions, one per row and scene. Each scene needs two objects and two absent ones."""
     questions = []
     for i, scene in enumerate(scenes):
         other = scenes[(i + 1) % len(scenes)]
-        questions.append(_affirmative(i, scene, other))
-        questions += [ask(scene) for ask in _PLAIN]
-        questions += [_by_template(row, i, scene) for row in ("unseen_cues", "seen_cues")]
+        wrong, group = describe(other.objects), "other scene"
+        if i % 2 == 0 or set(other.objects) <= set(scene.objects):
+            *most, (colour, _) = scene.objects
+            wrong, group = describe([*most, (colour, scene.absent[0])]), "wrong object"
+        affirmative = (describe(scene.objects), wrong)
+        questions.append(Question("affirmative", scene.image, (affirmative,), group))
+        # X is absent, Y and Z are there.
+        x, (y, z) = noun(scene.absent[0]), (noun(name) for name in scene.present[:2])
+        absent = (f"there is no {x.one}", f"there is {x.a}")
+        present = (f"there is {y.a}", f"there is no {y.one}")
+        for row, *choices in (
+            ("existence", (f"there is no {x.one}", f"there is no {y.one}")),
+            ("with_no", (f"{y.a} with no {x.one}", f"{y.a} with no {z.one}")),
+            ("absent_polarity", absent),
+            ("present_polarity", present),
+            ("both_polarities", absent, present),
+            ("mcq", (f"there is no {x.one}", x.a, f"{y.a} but no {z.one}")),
+        ):
+            questions.append(Question(row, scene.image, tuple(choices)))
+        for row, templates in _TEMPLATES.items():
+            template = templates[i % len(templates)]
+            base = "" if template.position == ALONE else y.a
+            choice = (template.fill(base, x), template.fill(base, z))
+            group = template.cue
+            if row == "unseen_cues":
+                kind = "new word" if template.cue in NEW_WORDS else "new order"
+                group = f"{kind}: {template.cue}, {template.position}"
+            questions.append(Question(row, scene.image, (choice,), group))
     return questions
-
-
-def _affirmative(i: int, scene: Scene, other: Scene) -> Question:
-    true, group = describe(scene.objects), "other scene"
-    if i % 2 and not set(other.objects) <= set(scene.objects):
-        wrong = describe(other.objects)
-    else:
-        *most, (colour, _) = scene.objects
-        wrong, group = describe([*most, (colour, scene.absent[0])]), "wrong object"
-    return Question("affirmative", scene.image, ((true, wrong),), group)
-
-
-def _existence(scene: Scene) -> Question:
-    choice = (f"there is no {scene.absent[0]}", f"there is no {scene.present[0]}")
-    return Question("existence", scene.image, (choice,))
-
-
-def _with_no(scene: Scene) -> Question:
-    known = noun(scene.present[0]).a
-    choice = (f"{known} with no {scene.absent[0]}", f"{known} with no {scene.present[1]}")
-    return Question("with_no", scene.image, (choice,))
-
-
-def _polarity(absent: bool, present: bool, row: str) -> Callable[[Scene], Question]:
-    def ask(scene: Scene) -> Question:
-        x, y = scene.absent[0], scene.present[0]
-        choices = []
-        if absent:
-            choices.append((f"there is no {x}", f"there is {noun(x).a}"))
-        if present:
-            choices.append((f"there is {noun(y).a}", f"there is no {y}"))
-        return Question(row, scene.image, tuple(choices))
-
-    return ask
-
-
-def _mcq(scene: Scene) -> Question:
-    x, y, z = noun(scene.absent[0]), noun(scene.present[0]), noun(scene.present[1])
-    choice = (f"there is no {x.one}", x.a, f"{y.a} but no {z.one}")
-    return Question("mcq", scene.image, (choice,))
-
-
-_PLAIN = (
-    _existence,
-    _with_no,
-    _polarity(True, False, "absent_polarity"),
-    _polarity(False, True, "present_polarity"),
-    _polarity(True, True, "both_polarities"),
-    _mcq,
-)
-# Of the grammar that the pairs are written with; "nobody" and its like say nothing about shapes.
-_PLAIN_TEMPLATES = [t for t in TEMPLATES if t.style != "natural" and not t.people]
-_TEMPLATES = {
-    "unseen_cues": [t for t in _PLAIN_TEMPLATES if t in held_out(HOLD_OUT)],
-    "seen_cues": [t for t in _PLAIN_TEMPLATES if t not in held_out(HOLD_OUT)],
-}
-
-
-def _by_template(row: str, i: int, scene: Scene) -> Question:
-    template = _TEMPLATES[row][i % len(_TEMPLATES[row])]
-    x, (y, z) = noun(scene.absent[0]), (noun(name) for name in scene.present[:2])
-    base = "" if template.position == ALONE else y.a
-    choice = (template.fill(base, x), template.fill(base, z))
-    kind = "new word" if template.cue in NEW_WORDS else "new order"
-    group = f"{kind}: {template.cue}, {template.position}"
-    return Question(row, scene.image, (choice,), group if row == "unseen_cues" else template.cue)

@@ -117,14 +117,11 @@ def _curve(name: str, workdir: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     validation = [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
-    smooth = _smoothed(train, max(1, len(train) // 60))
+    width = max(1, len(train) // 60)
+    chunks = [train[i : i + width] for i in range(0, len(train), width)]
+    smooth = [(chunk[-1][0], sum(loss for _, loss in chunk) / len(chunk)) for chunk in chunks]
     note = f"loss {smooth[0][1]:.2f} → {smooth[-1][1]:.2f}; dots: validation"
     return {"name": name, "note": note, "svg": charts.losses(smooth, validation)}
-
-
-def _smoothed(series: Sequence[tuple[int, float]], width: int) -> list[tuple[int, float]]:
-    chunks = [series[i : i + width] for i in range(0, len(series), width)]
-    return [(chunk[-1][0], sum(v for _, v in chunk) / len(chunk)) for chunk in chunks]
 
 
 def _scene(item: Mapping[str, Any], images: Path, models: Sequence[str]) -> dict[str, Any]:

@@ -40,23 +40,17 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
         pieces = word.split("|")
         for i, piece in enumerate(pieces):
             symbols = [*piece[:-1], piece[-1] + (WORD_END if i == len(pieces) - 1 else "")]
-            _extend(merges, symbols)
+            # The merges that make one token of it, after what the earlier ones do: ranks only
+            # grow, so a word added before is still merged in the same way.
+            ranks = {pair: rank for rank, pair in enumerate(merges)}
+            while len(symbols) > 1:
+                pairs = list(itertools.pairwise(symbols))
+                best = min(pairs, key=lambda pair, ranks=ranks: ranks.get(pair, len(ranks)))
+                merges.setdefault(best)
+                ranks.setdefault(best, len(ranks))
+                at = pairs.index(best)
+                symbols = [*symbols[:at], best[0] + best[1], *symbols[at + 2 :]]
     symbols = [*letters, *(s + WORD_END for s in letters)]
     symbols += dict.fromkeys(a + b for a, b in merges)
     vocab = {symbol: i for i, symbol in enumerate([*symbols, START, END])}
     return vocab, list(merges)
-
-
-def _extend(merges: dict[tuple[str, str], None], symbols: list[str]) -> None:
-    """Adds the merges that make one token of these symbols, after what the earlier ones do.
-
-    Ranks only grow, so a word added before is still merged in the same way.
-    """
-    ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while len(symbols) > 1:
-        pairs = list(itertools.pairwise(symbols))
-        best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
-        merges.setdefault(best)
-        ranks.setdefault(best, len(ranks))
-        i = pairs.index(best)
-        symbols = [*symbols[:i], best[0] + best[1], *symbols[i + 2 :]]

@@ -86,58 +86,37 @@ def outline(kind: str) -> np.ndarray:
 
     Raises KeyError for an unknown kind.
     """
-    return _OUTLINES[kind]()
+
+    def arc(start: float, stop: float, points: int = 40, radius: float = 1.0) -> np.ndarray:
+        angles = np.linspace(start, stop, points) * math.pi / 180
+        return radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+    if kind == "circle":
+        return arc(0, 351)
+    if kind == "star":
+        return arc(-90, 234, 10) * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
+    if kind == "heart":
+        t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=-1) / 16
+    if kind == "moon":
+        outer = arc(60, 300)
+        inner = arc(270, 90, radius=outer[0, 1]) * (0.62, 1.0) + (outer[0, 0], 0.0)
+        return np.concatenate([outer, inner]) + np.array([0.2, 0.0])
+    return np.array(_CORNERS[kind], np.float64)
 
 
-def _arc(start: float, stop: float, points: int = 40, radius: float = 1.0) -> np.ndarray:
-    angles = np.linspace(start, stop, points) * math.pi / 180
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def _square() -> np.ndarray:
-    return 0.85 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
-
-
-def _triangle() -> np.ndarray:
-    return np.array([[0, -1], [1, 0.85], [-1, 0.85]], dtype=np.float64)
-
-
-def _star() -> np.ndarray:
-    corners = _arc(-90, 234, 10)
-    return corners * np.where(np.arange(10) % 2, 0.42, 1.05)[:, None]
-
-
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=-1) / 16
-
-
-def _moon() -> np.ndarray:
-    outer = _arc(60, 300)
-    inner = _arc(270, 90, radius=outer[0, 1]) * (0.62, 1.0) + (outer[0, 0], 0.0)
-    return np.concatenate([outer, inner]) + np.array([0.2, 0.0])
-
-
-def _arrow() -> np.ndarray:
-    points = [(-1, -0.35), (0.05, -0.35), (0.05, -0.9), (1, 0), (0.05, 0.9), (0.05, 0.35)]
-    return np.array([*points, (-1, 0.35)], dtype=np.float64)
-
-
-def _house() -> np.ndarray:
-    walls = [(0.75, 0), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3), (-0.25, 0.3), (-0.25, 0.95)]
-    return np.array([(0, -1), (1, 0), *walls, (-0.75, 0.95), (-0.75, 0), (-1, 0)])
-
-
-_OUTLINES = {
-    "circle": lambda: _arc(0, 351),
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "moon": _moon,
-    "arrow": _arrow,
-    "house": _house,
+_CORNERS = {
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "triangle": [(0, -1), (1, 0.85), (-1, 0.85)],
+    "arrow": [
+        *[(-1, -0.35), (0.05, -0.35), (0.05, -0.9), (1, 0), (0.05, 0.9), (0.05, 0.35)],
+        (-1, 0.35),
+    ],
+    "house": [
+        *[(0, -1), (1, 0), (0.75, 0), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3)],
+        *[(-0.25, 0.3), (-0.25, 0.95), (-0.75, 0.95), (-0.75, 0), (-1, 0)],
+    ],
 }
 
 
@@ -171,29 +150,26 @@ def render(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
 
 def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
     """Three true, affirmative captions: of the whole scene, of two objects, of one."""
+
+    def words(names: Sequence[str]) -> list[str]:
+        coloured = rng.random() >= COLOURLESS
+        return [noun(name if coloured else name.split()[1]).a for name in names]
+
     captions = []
     for count in (len(names), 2):
-        some = [names[i] for i in rng.permutation(len(names))[:count]]
-        captions.append(str(rng.choice(FULL)).format_map(_lists(_words(some, rng))))
-    (one,) = _words([names[rng.integers(len(names))]], rng)
+        chosen = [names[i] for i in rng.permutation(len(names))[:count]]
+        pattern = str(rng.choice(FULL))
+        *most, last = said = words(chosen)
+        tail = f" and {last}" if count > 2 else ""
+        lists = {
+            "list": f"{', '.join(most)} and {last}",
+            "comma": ", ".join(said),
+            "with": f"{said[0]} with {said[1]}{tail}",
+            "next": f"{said[0]} standing next to {said[1]}{tail}",
+        }
+        captions.append(pattern.format_map(lists))
+    (one,) = words([names[rng.integers(len(names))]])
     return [*captions, str(rng.choice(PARTIAL)).format(a=one)]
-
-
-def _words(names: Sequence[str], rng: np.random.Generator) -> list[str]:
-    coloured = rng.random() >= COLOURLESS
-    return [noun(name if coloured else name.split()[1]).a for name in names]
-
-
-def _lists(words: Sequence[str]) -> dict[str, str]:
-    *most, last = words
-    tail = f" and {last}" if len(words) > 2 else ""
-    second = words[1]
-    return {
-        "list": f"{', '.join(most)} and {last}",
-        "comma": ", ".join(words),
-        "with": f"{words[0]} with {second}{tail}",
-        "next": f"{words[0]} standing next to {second}{tail}",
-    }
 
 
 def split_combinations(seed: int) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
@@ -245,30 +221,26 @@ def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Seq
             row = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
             captions.append(row)
         for thing in things:
-            instances.append(_instance(thing, len(instances) + 1, image_id, ids[thing.kind]))
+            polygon = [round(float(v), 2) for v in thing.outline.reshape(-1)]
+            instances.append(
+                {
+                    "id": len(instances) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[thing.kind],
+                    "bbox": thing.bbox,
+                    "area": thing.area,
+                    "segmentation": [polygon],
+                    "iscrowd": 0,
+                    "attributes": {"colour": thing.colour},
+                }
+            )
     kinds = [{"id": i, "name": name, "supercategory": "shape"} for name, i in ids.items()]
     info = {"description": "quickstart world of coloured shapes", "seed": list(seed)}
     head = {"info": info, "images": images}
-    _write_json(folder / "captions.json", {**head, "annotations": captions})
-    _write_json(folder / "instances.json", {**head, "categories": kinds, "annotations": instances})
-
-
-def _instance(thing: Thing, number: int, image_id: int, category_id: int) -> dict:
-    polygon = [round(float(v), 2) for v in thing.outline.reshape(-1)]
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": thing.bbox,
-        "area": thing.area,
-        "segmentation": [polygon],
-        "iscrowd": 0,
-        "attributes": {"colour": thing.colour},
-    }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    contents = {"captions": {"annotations": captions}}
+    contents["instances"] = {"categories": kinds, "annotations": instances}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(head | content), encoding="utf-8")
 
 
 def make_world(out: Path, train: int, heldout: int, seed: int) -> None:
