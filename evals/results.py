@@ -28,6 +28,7 @@ from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
 from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import change_text, interval_text
+from negclip_jax.common.tables import aligned
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
 _SCHEMA = pa.schema(
@@ -203,14 +204,7 @@ def table_text(document: Mapping[str, Any]) -> str:
             changes = [pair.get("metrics", {}).get(metric) for pair in pairs]
             if any(changes):
                 lines.append(["", *(change_text(c) if c else "" for c in changes)])
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(names) + 2)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=False))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, right=True)
 
 
 def headlines(entry: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 from evals import command_line
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
+from negclip_jax.common.tables import aligned
 
 RESULTS = "results.json"
 _SKIPPED_SHOWN = 5
@@ -95,13 +96,10 @@ def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
         moved = f" (was {row['was']:,})" if row["was"] else ""
         return f"{row['score']:.3f} {short}{moved}"
 
-    width = _NAME + 22
-    lines = [f"\n{printable(query)}"]
-    lines.append("     " + "".join(name.ljust(width) for name in columns).rstrip())
+    lines = [["", *columns]]
     for rows in zip(*columns.values(), strict=True):
-        cells = "".join(cell(row).ljust(width) for row in rows)
-        lines.append(f"{rows[0]['rank']:4d} {cells.rstrip()}")
-    return "\n".join(lines)
+        lines.append([f"{rows[0]['rank']:4d}", *map(cell, rows)])
+    return f"\n{printable(query)}\n{aligned(lines)}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from negclip_jax.common import storage, strict_json
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.statistics import change_text, interval_text
+from negclip_jax.common.tables import aligned
 
 RESULTS = "results.json"
 PAGE = "report.html"
@@ -164,14 +165,15 @@ def table_text(content: Mapping[str, Any]) -> str:
     if judge is None:
         return f"{content['drawn']:,} pictures, judged by nobody"
     lines = [f"{judge['label']}: {content['judged']:,} of {content['drawn']:,} pictures judged"]
-    width = max(map(len, METRICS.values()))
+    rows = []
     for name, words in METRICS.items():
         cells = [
             f"{model} {interval_text(found[name])}" for model, found in content["scores"].items()
         ]
         if name in content["difference"]:
             cells.append(change_text(content["difference"][name], interval=True))
-        lines.append("  ".join([words.ljust(width), *cells]))
+        rows.append([words, *cells])
+    lines.append(aligned(rows))
     for model, counts in content["answers"].items():
         if counts["other"]:
             lines.append(

@@ -1,0 +1,20 @@
+"""Tables as plain text for a terminal."""
+
+import itertools
+from collections.abc import Sequence
+
+
+def aligned(lines: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Lines of cells below each other, two blanks between columns; a line may have fewer cells.
+
+    `right` aligns all columns but the first at their right, as numbers are read.
+    """
+    columns = itertools.zip_longest(*lines, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right and i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
+        ).rstrip()
+        for line in lines
+    )
