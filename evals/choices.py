@@ -15,8 +15,7 @@ import numpy as np
 from evals import scoring
 from evals.benchmark import Metric, Problem, Result, by_both_rules
 from evals.cues import cue_breakdowns, cue_columns
-from evals.images import DataRoots, ImageRef
-from evals.problem_images import ProblemImages, Views
+from evals.images import DataRoots, ImageRef, ProblemImages, Views
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ import numpy as np
 
 from evals import scoring
 from evals.benchmark import Problem, Result, by_both_rules
-from evals.images import DataRoots, ImageRef
-from evals.problem_images import ProblemImages
+from evals.images import DataRoots, ImageRef, ProblemImages
 
 
 @dataclasses.dataclass(frozen=True)

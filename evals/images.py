@@ -12,16 +12,18 @@ import functools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
+from evals.scoring import mean_directions
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageRef, decode
 
-__all__ = ["DataRoots", "FileMissing", "ImageRef"]
+__all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
@@ -170,6 +172,41 @@ class DataRoots:
                 if name.lower().endswith(IMAGE_SUFFIXES):
                     photos[_key(name)] |= dict.fromkeys(files)
         return {key: list(files) for key, files in photos.items()}
+
+
+# The photos, always equally many, whose mean embedding stands for an image.
+Views = Callable[[ImageRef], tuple[ImageRef, ...]]
+
+
+class ProblemImages:
+    """Distinct images all of whose photos are there, in order.
+
+    `refs` are the photos to encode, `missing` the paths of those that are not there.
+    """
+
+    def __init__(self, roots: DataRoots, images: Iterable[ImageRef], views: Views | None = None):
+        parts = {ref: views(ref) if views else (ref,) for ref in dict.fromkeys(images)}
+        self.missing = roots.missing(view.path for refs in parts.values() for view in refs)
+        gone = set(self.missing)
+        kept = [ref for ref, refs in parts.items() if not any(v.path in gone for v in refs)]
+        self.refs = [view for ref in kept for view in parts[ref]]
+        self._count = len(self.refs) // max(len(kept), 1)
+        self._rows = {ref: row for row, ref in enumerate(kept)}
+
+    def __contains__(self, ref: ImageRef) -> bool:
+        return ref in self._rows
+
+    def row(self, ref: ImageRef) -> int:
+        """Row of the image in `features`."""
+        return self._rows[ref]
+
+    def shown(self, ref: ImageRef) -> int:
+        """Index in `refs` of the photo that stands for the image in a gallery."""
+        return self._rows[ref] * self._count
+
+    def features(self, encoded: np.ndarray) -> np.ndarray:
+        """Unit features of the images from those of `refs`, `[len(refs), D]`."""
+        return encoded if self._count == 1 else mean_directions(encoded, self._count)
 
 
 def tfds_rows(name: str, split: str, folders: Sequence[Path]) -> Sequence[dict]:

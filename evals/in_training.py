@@ -7,6 +7,7 @@ Every evaluation logs the headline numbers as `bench/BENCHMARK/METRIC`, and `ben
 Images are encoded once as long as the vision tower is frozen.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from evals.images import DataRoots
 from evals.models import Model
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.embeddings.store import EmbeddingStore
 
 NAME = "bench"
@@ -30,13 +30,48 @@ def evaluators(
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
     """What `training.loop.train` takes as `evaluators`; no names give none.
 
-    `cache` is the folder for the images' digests. Raises InputError at once for a file that is
-    missing or wrong.
+    The one evaluator takes `training.evaluation.EvalContext` and then parameters, whose headline
+    numbers it returns, in [0, 1], by `BENCHMARK/METRIC`. Image features are kept over all
+    evaluations, the images' digests in the folder `cache`. Raises InputError at once for a file
+    that is missing or wrong.
     """
     if not names:
         return {}
     loaded = runner.load_problems(names, roots, allow_subset=allow_subset)
-    return {NAME: lambda context: BenchmarkEvaluator(context, loaded, roots, cache)}
+
+    def make(context: Any) -> Callable[[dict], dict[str, float]]:
+        stores: dict[str, EmbeddingStore] = {}
+
+        def evaluate(params: dict) -> dict[str, float]:
+            module = nnx.merge(context.graphdef, params)
+            model = Model(
+                name="training",
+                config=module.config,
+                params=params,
+                # Training may resize faster; the numbers are to be those of the command.
+                preprocess=dataclasses.replace(context.preprocess, exact=True),
+                tokenizer=context.tokenizer,
+                dtype=module.dtype.name,
+                facts={},
+            )
+            numbers: dict[str, float] = {}
+            options = {"cache": cache, "in_memory": stores, "mesh": context.mesh}
+            with contextlib.closing(runner.encoder_of(model, loaded, roots, **options)) as encoder:
+                for name, (_, problem) in loaded.items():
+                    result = problem.score(*encoder.features(problem.images, problem.texts))
+                    metrics = [m for m in result.metrics if len(m.values)]
+                    shown = [m for m in metrics if m.headline] or metrics[:1]
+                    numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}
+                    if shown:
+                        numbers[f"{name}/error"] = 1 - shown[0].mean
+            current = set(model.fingerprints.values())
+            for name in [n for n in stores if n.partition("-")[2] not in current]:
+                del stores[name]  # of weights that training has left behind
+            return numbers
+
+        return evaluate
+
+    return {NAME: make}
 
 
 def configured(
@@ -55,52 +90,3 @@ def configured(
     roots = DataRoots(tuple(Path(folder) for folder in data.split(",")) if data else ())
     cache = remote.folder_for(storage.path(workdir)) / "evals"
     return evaluators(names, roots, cache=cache, allow_subset=allow_subset)
-
-
-class BenchmarkEvaluator:
-    """Scores parameters on benchmarks, with one store of image features over all evaluations."""
-
-    def __init__(self, context: Any, loaded: runner.Loaded, roots: DataRoots, cache: Path):
-        """`context` is `training.evaluation.EvalContext`: graph, mesh, preprocessing, tokenizer."""
-        self._context, self._loaded, self._roots, self._cache = context, loaded, roots, cache
-        self._stores: dict[str, EmbeddingStore] = {}
-
-    def __call__(self, params: dict) -> dict[str, float]:
-        """Headline numbers in [0, 1] by `BENCHMARK/METRIC`."""
-        context = self._context
-        module = nnx.merge(context.graphdef, params)
-        model = Model(
-            name="training",
-            config=module.config,
-            params=params,
-            # Training may resize faster; the numbers are to be those of the command.
-            preprocess=dataclasses.replace(context.preprocess, exact=True),
-            tokenizer=context.tokenizer,
-            dtype=module.dtype.name,
-            facts={},
-        )
-        problems = [problem for _, problem in self._loaded.values()]
-        encoder = Encoder(
-            model,
-            [ref for problem in problems for ref in problem.images],
-            [text for problem in problems for text in problem.texts],
-            self._roots,
-            cache=self._cache,
-            in_memory=self._stores,
-            mesh=context.mesh,
-        )
-        try:
-            numbers: dict[str, float] = {}
-            for name, (_, problem) in self._loaded.items():
-                result = problem.score(*encoder.features(problem.images, problem.texts))
-                metrics = [m for m in result.metrics if len(m.values)]
-                shown = [m for m in metrics if m.headline] or metrics[:1]
-                numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}
-                if shown:
-                    numbers[f"{name}/error"] = 1 - shown[0].mean
-        finally:
-            encoder.close()
-        current = set(model.fingerprints.values())
-        for name in [n for n in self._stores if n.partition("-")[2] not in current]:
-            del self._stores[name]  # of weights that training has left behind
-        return numbers

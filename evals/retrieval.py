@@ -12,8 +12,7 @@ import numpy as np
 from evals import scoring
 from evals.benchmark import Problem, Result, by_both_rules
 from evals.cues import cue_breakdowns, cue_columns
-from evals.images import DataRoots, ImageRef
-from evals.problem_images import ProblemImages, Views
+from evals.images import DataRoots, ImageRef, ProblemImages, Views
 
 KS = (1, 5, 10)
 HEADLINES = ("t2i_recall@5", "i2t_recall@5")

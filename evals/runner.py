@@ -5,10 +5,12 @@ all at once. A model then encodes what the benchmarks need in their order, and e
 scored as soon as its items are there.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evals import registry
 from evals.benchmark import Benchmark, Problem
@@ -71,39 +73,32 @@ def run(
         results.begin(benchmark, problem)
         for title, control in problem.controls.items():
             results.add(benchmark.name, title, problem, control(), control=True)
-    return [failure for model in models for failure in _score(model, loaded, roots, results, cache)]
-
-
-def _score(
-    model: Model, loaded: Loaded, roots: DataRoots, results: Results, cache: Path
-) -> list[Failure]:
     failures = []
+    for model in models:
+        with contextlib.closing(encoder_of(model, loaded, roots, cache=cache)) as encoder:
+            kinds = zip(encoder.pending, encoder.distinct, ("images", "texts"), strict=True)
+            left = [f"{pending:,} of {distinct:,} {what}" for pending, distinct, what in kinds]
+            logging.info("%s: %s to encode", model.name, " and ".join(left))
+            if encoder.truncated:
+                logging.warning(
+                    "%s: %s texts are longer than the %d tokens that the model reads; their ends "
+                    "are cut, the first of them %r",
+                    *(model.name, f"{len(encoder.truncated):,}"),
+                    *(model.config.text.context_length, encoder.truncated[0]),
+                )
+            for name, (_, problem) in loaded.items():
+                try:
+                    result = problem.score(*encoder.features(problem.images, problem.texts))
+                except InputError as error:
+                    failures.append(Failure(name, model.name, str(error)))
+                    results.fail(name, model.name, str(error))
+                else:
+                    results.add(name, model.name, problem, result)
+    return failures
+
+
+def encoder_of(model: Model, loaded: Loaded, roots: DataRoots, **options: Any) -> Encoder:
+    """An encoder of all images and texts of the benchmarks, in the order of need."""
     images = [ref for _, problem in loaded.values() for ref in problem.images]
     texts = [text for _, problem in loaded.values() for text in problem.texts]
-    encoder = Encoder(model, images, texts, roots, cache=cache)
-    left = [
-        f"{pending:,} of {distinct:,} {what}"
-        for pending, distinct, what in zip(
-            encoder.pending, encoder.distinct, ("images", "texts"), strict=True
-        )
-    ]
-    logging.info("%s: %s to encode", model.name, " and ".join(left))
-    if encoder.truncated:
-        logging.warning(
-            "%s: %s texts are longer than the %d tokens that the model reads; their ends are cut, "
-            "the first of them %r",
-            *(model.name, f"{len(encoder.truncated):,}"),
-            *(model.config.text.context_length, encoder.truncated[0]),
-        )
-    try:
-        for name, (_, problem) in loaded.items():
-            try:
-                result = problem.score(*encoder.features(problem.images, problem.texts))
-            except InputError as error:
-                failures.append(Failure(name, model.name, str(error)))
-                results.fail(name, model.name, str(error))
-                continue
-            results.add(name, model.name, problem, result)
-    finally:
-        encoder.close()
-    return failures
+    return Encoder(model, images, texts, roots, **options)

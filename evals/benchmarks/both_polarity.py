@@ -24,8 +24,7 @@ import numpy as np
 from evals import scoring
 from evals.benchmark import Benchmark, Metric, Problem, Result
 from evals.cues import count_cues
-from evals.images import DataRoots, ImageRef
-from evals.problem_images import ProblemImages
+from evals.images import DataRoots, ImageRef, ProblemImages
 from evals.reading import Fields
 from negclip_jax.common import coco
 from negclip_jax.language.inflection import noun

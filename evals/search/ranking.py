@@ -1,5 +1,6 @@
 """Photos in the order of their similarity with a query, under one model or several."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -45,8 +46,9 @@ def rank(
     """
     found = []
     for model in models:
-        encoder = Encoder(model, folder.refs, queries, folder, cache=cache)
-        try:
+        with contextlib.closing(
+            Encoder(model, folder.refs, queries, folder, cache=cache)
+        ) as encoder:
             pending, _ = encoder.pending
             logging.info("%s: %s of %s photos to encode", model.name, pending, len(folder.refs))
             if encoder.truncated:
@@ -54,8 +56,6 @@ def rank(
             _, texts = encoder.features([], queries)
             for ref, reason in encoder.unusable_images(folder.refs).items():
                 folder.skipped[ref.path] = reason
-        finally:
-            encoder.close()
         found.append((encoder, texts))
     refs, kept = folder.refs, [i for i, r in enumerate(folder.refs) if r.path not in folder.skipped]
     if not kept:

@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
     from evals import models
     from evals.images import DataRoots
     from evals.results import RESULTS, read_earlier, table_text
-    from evals.segmentation import page, phrases, scoring
+    from evals.segmentation import page, scoring
     from evals.segmentation.clipseg import CLIPSeg
-    from evals.segmentation.sources import SOURCES
+    from evals.segmentation.sources import NEGATED, SOURCES, load_sets
     from negclip_jax.common import storage
     from negclip_jax.runtime.timing import human_seconds
     from negclip_jax.runtime.workdir import environment
@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> None:
     # The accelerator belongs to CLIPSeg: JAX only reads weights, and would take its memory.
     jax.config.update("jax_platforms", "cpu")
     roots = DataRoots(tuple(args.data), tuple(args.images))
-    sets = phrases.load_sets(
-        args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset
-    )
+    sets = load_sets(args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset)
     clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
     tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)
     if scoring.OWN in [model.name for model in tuned]:
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "environment": environment("torch", "transformers"),
         "protocol": scoring.protocol(args.size),
-        "negated": phrases.NEGATED,
+        "negated": NEGATED,
         "warnings": warnings,
         "benchmarks": {},
         "curves": {},

@@ -15,8 +15,8 @@ from evals.images import DataRoots
 from evals.report import metric_row
 from evals.results import headlines
 from evals.segmentation import masks, metrics, scoring
-from evals.segmentation.phrases import Phrase, PhraseSet
 from evals.segmentation.scoring import Towers
+from evals.segmentation.sources import Phrase, PhraseSet
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import thumbnail

@@ -19,7 +19,7 @@ from evals.images import DataRoots
 from evals.models import Model
 from evals.segmentation import masks, metrics
 from evals.segmentation.clipseg import CLIPSeg
-from evals.segmentation.phrases import NEGATED, Phrase, PhraseSet
+from evals.segmentation.sources import NEGATED, Phrase, PhraseSet
 from negclip_jax.common.decoding import MAX_PIXELS, ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.journal import Journal

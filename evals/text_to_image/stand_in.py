@@ -11,6 +11,7 @@ Nearer: the greater cosine of unit features; a tie fails. This is no published p
 own faults are in it: compare models, and trust the difference more than the numbers.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,9 @@ class StandIn:
         texts = list(dict.fromkeys(text for statements in asked.values() for text in statements))
         roots = DataRoots((self._out / FOLDER,))
         cache = self._out / "embeddings"
-        encoder = Encoder(self._model, list(refs.values()), texts, roots, cache=cache)
-        try:
-            image_rows, text_rows = encoder.features(list(refs.values()), texts)
-        finally:
-            encoder.close()
+        images = list(refs.values())
+        with contextlib.closing(Encoder(self._model, images, texts, roots, cache=cache)) as encoder:
+            image_rows, text_rows = encoder.features(images, texts)
         rows = dict(zip(texts, text_rows, strict=True))
         for file, image in zip(refs, image_rows, strict=True):
             cosines = np.stack([rows[text] for text in asked[file]]) @ image

@@ -3,8 +3,7 @@
 import numpy as np
 from tiny_evals import AllThere, write_photos
 
-from evals.images import DataRoots, ImageRef
-from evals.problem_images import ProblemImages
+from evals.images import DataRoots, ImageRef, ProblemImages
 
 A, B, C = (ImageRef(f"{name}.jpg") for name in "abc")
 

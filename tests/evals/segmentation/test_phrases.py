@@ -4,7 +4,7 @@ import pytest
 
 from evals.images import DataRoots, FileMissing
 from evals.reading import AVAILABLE
-from evals.segmentation.phrases import Phrase, load_sets, phrase_set
+from evals.segmentation.sources import Phrase, load_sets, phrase_set
 from negclip_jax.common.errors import InputError
 
 SHAPE = ([[0, 0, 4, 0, 4, 4]],)
