@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         )
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
-    from negclip_jax.common.errors import InputError
+    from negclip_jax.common.errors import InputError, device_errors
     from negclip_jax.common.signals import Interrupted
     from negclip_jax.runtime import console, multihost, sharding
     from negclip_jax.training.loop import describe_end, train
@@ -49,15 +49,16 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     try:
         runtime = config.runtime
-        sharding.start_distributed(
-            runtime.distributed,
-            process_id=runtime.process_id,
-            num_processes=runtime.num_processes,
-            timeout=runtime.timeout,
-            heartbeat_timeout=runtime.heartbeat_timeout,
-        )
-        if not sharding.is_main_process():
-            console.set_up_logging(only_warnings=True)
+        with device_errors():
+            sharding.start_distributed(
+                runtime.distributed,
+                process_id=runtime.process_id,
+                num_processes=runtime.num_processes,
+                timeout=runtime.timeout,
+                heartbeat_timeout=runtime.heartbeat_timeout,
+            )
+            if not sharding.is_main_process():
+                console.set_up_logging(only_warnings=True)
         with multihost.end_together():
             state = train(config, workdir, _benchmarks(config.eval, workdir))
     except InputError as error:

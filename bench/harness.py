@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors
+
+_SMALLER = "try a smaller --batch-size or --arch"
 
 
 def parser(module: str, doc: str) -> argparse.ArgumentParser:
@@ -56,7 +58,7 @@ def run(
     """
     args = parser.parse_args(argv)
     try:
-        with tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+        with device_errors(_SMALLER), tempfile.TemporaryDirectory(prefix="bench_") as scratch:
             result = measure(args, Path(scratch)) | {"machine": machine()}
     except (InputError, RuntimeError) as error:
         sys.exit(f"{parser.prog.removeprefix('python -m ')}: {error}")
@@ -161,7 +163,7 @@ class Side:
             code = self._process.exitcode
             raise RuntimeError(
                 f"a side of the benchmark ended with exit code {code}"
-                + ("; out of memory? try a smaller --batch-size" if code == -9 else "")
+                + (f"; out of memory? {_SMALLER}" if code == -9 else "")
             ) from None
         if not ok:
             raise RuntimeError(value)
@@ -181,13 +183,16 @@ def peak_memory() -> int:
 def _serve(pipe: Connection, make: str, args: tuple) -> None:
     try:
         module, name = make.split(":")
-        target = getattr(importlib.import_module(module), name)(*args)
-        pipe.send((True, None))
-        while (command := pipe.recv()) is not None:
-            method, arguments = command
-            pipe.send((True, getattr(target, method)(*arguments)))
+        with device_errors(_SMALLER):
+            target = getattr(importlib.import_module(module), name)(*args)
+            pipe.send((True, None))
+            while (command := pipe.recv()) is not None:
+                method, arguments = command
+                pipe.send((True, getattr(target, method)(*arguments)))
     except EOFError:
         return
+    except InputError as error:
+        pipe.send((False, str(error)))
     except Exception:
         pipe.send((False, traceback.format_exc()))
 

@@ -351,20 +351,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("bench.scaling: --reuse needs --json=FILE of an earlier run")
     if args.out is not None and not args.out.is_file():
         sys.exit(f"bench.scaling: {args.out} does not exist; its tables are rewritten in place")
-    if args.reuse:
-        results = json.loads(args.json.read_text())["results"]
-    else:
-        results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
-        if args.json is not None:  # one line a program, so that a change of one is one line
-            lines = ",\n".join(json.dumps(result) for result in results)
-            versions = json.dumps(harness.versions("jax", "jaxlib"))
-            args.json.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
     try:
+        if args.reuse:
+            results = json.loads(args.json.read_text())["results"]
+        else:
+            results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
+            if args.json is not None:  # one line a program, so that a change of one is one line
+                lines = ",\n".join(json.dumps(result) for result in results)
+                versions = json.dumps(harness.versions("jax", "jaxlib"))
+                args.json.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
         if args.out is None:
             print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(results).items()))
         else:
             args.out.write_text(render(args.out.read_text(), results))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"bench.scaling: {args.out or args.json}: {error}")
 
 

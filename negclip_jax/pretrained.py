@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.data.images import Preprocessor, is_one_image
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import compiled
@@ -182,6 +182,7 @@ def _encode_text(model: clip.CLIP, ids: Array) -> Array:
     return model.encode_text(ids)
 
 
+@device_errors("Give fewer or smaller items at a time, or dtype='bfloat16'")
 def _embedded(encode: Callable[[list], Array], items: Any, single: bool) -> np.ndarray:
     """Unit rows of raw items; of several batches the last is filled up: one shape is compiled."""
     items = [items] if single else list(items)

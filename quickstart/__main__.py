@@ -101,7 +101,8 @@ def run(title: str, arguments: Sequence[str]) -> tuple[str, float]:
     started = time.monotonic()
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
     if code:
-        raise Failed(f"this command ended with status {code}:\n  {shown}")
+        killed = ", killed by the system: is its memory used up?" if code == -9 else ""
+        raise Failed(f"this command ended with status {code}{killed}:\n  {shown}")
     seconds = time.monotonic() - started
     _console.print(f"  [dim]{seconds:.0f} s[/dim]")
     return shown, seconds

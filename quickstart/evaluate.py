@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from negclip_jax.common.errors import device_errors
 from negclip_jax.common.statistics import wilson
 from negclip_jax.language.inflection import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
@@ -162,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--gallery", type=int, default=12, help="scenes to keep for the report's gallery")
     args = parser.parse_args(argv)
     try:
-        results = evaluate(dict(args.model), args.world, args.seed, args.gallery)
+        with device_errors():
+            results = evaluate(dict(args.model), args.world, args.seed, args.gallery)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:

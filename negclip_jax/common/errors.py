@@ -1,8 +1,22 @@
 """User errors, and how untrusted text is shown in messages and terminals."""
 
+import contextlib
+import re
 import unicodedata
+from collections.abc import Callable, Iterator
 
 _LONGEST = 8000  # characters of a message; a file name or an id inside it may be a megabyte
+# What JAX, XLA's allocators and NVIDIA's libraries say of memory, and of devices that are in use.
+_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|ALLOC_FAILED|bad_alloc|unable to allocate"
+    r"|failed to allocate|DNN library initialization failed|CUDNN_STATUS_INTERNAL_ERROR",
+    re.IGNORECASE,
+)
+_TAKEN = re.compile(
+    r"already in use|in use by another|DEVICE_?S?_?UNAVAILABLE|busy or unavailable"
+    r"|device or resource busy|EXCLUSIVE_PROCESS",
+    re.IGNORECASE,
+)
 
 
 class InputError(ValueError):
@@ -18,6 +32,42 @@ class InputError(ValueError):
     def __init__(self, message: object = "", status: int | None = None):
         super().__init__(as_message(str(message)))
         self.status = status
+
+
+@contextlib.contextmanager
+def device_errors(advice: str | Callable[[], str] = "") -> Iterator[None]:
+    """Makes a user error of too little memory, and of a device that another process has taken.
+
+    `advice`: what to do about memory; a function is called when it is needed. Every command that
+    computes runs in such a block.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (message := _device_message(error)) is None:
+            raise
+        told = advice if isinstance(advice, str) else advice()
+        raise InputError(f"{message}{f' {told}' if told else ''}") from error
+
+
+def _device_message(error: BaseException | None) -> str | None:
+    while error is not None and not isinstance(error, InputError):
+        # JAX raises RuntimeErrors, at times ValueErrors; other libraries' quotas are other types.
+        text = str(error).strip()
+        reason = next((line for line in text.splitlines() if _MEMORY.search(line)), text)[:300]
+        is_known = isinstance(error, RuntimeError | ValueError)
+        if is_known and _TAKEN.search(text):
+            return (
+                f"the device is used by another process ({text.splitlines()[0][:300]}): end that "
+                "one, or choose another device, e.g. with CUDA_VISIBLE_DEVICES."
+            )
+        if isinstance(error, MemoryError) or (is_known and _MEMORY.search(text)):
+            return (
+                f"the device has too little memory ({reason or type(error).__name__}), or other "
+                "processes hold what is missing."
+            )
+        error = error.__cause__
+    return None
 
 
 def as_message(text: str) -> str:

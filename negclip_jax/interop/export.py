@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from negclip_jax.common import signals, storage
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.interop import (
     diffusers,
     huggingface,
@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, or 1 after a one-line message on stderr."""
     args = _parser().parse_args(argv)
     try:
-        export(args)
+        with device_errors():
+            export(args)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

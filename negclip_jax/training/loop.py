@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from negclip_jax.checkpoints import orbax_internals
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
@@ -49,8 +49,19 @@ def train(
     Returns the final state. Raises InputError for bad input, a loss that is not finite, or a disk
     that does not take a checkpoint; Interrupted after SIGINT or SIGTERM, with the state saved.
     """
+    run: Run | None = None
+
+    def of_memory() -> str:
+        needs = f"The training step needs {run.train_step.memory}. " if run is not None else ""
+        return (
+            f"{needs}Raise train.microbatches={config.train.microbatches}, which keeps the loss of "
+            f"the whole batch, set model.remat=True (it is {config.model.remat}), or lower "
+            f"train.batch_size={config.train.batch_size}"
+        )
+
     is_main = sharding.is_main_process()
-    with contextlib.ExitStack() as stack, multihost.end_together(), disk_errors(workdir):
+    stack, memory_errors = contextlib.ExitStack(), device_errors(of_memory)
+    with stack, multihost.end_together(), disk_errors(workdir), memory_errors:
         if is_main:
             stack.callback(log_to_file(create_workdir(workdir)).detach)
         stack.enter_context(orbax_internals.end_on_failed_save(workdir))

@@ -217,7 +217,12 @@ class CompiledStep:
 
     Compiling is explicit, so that a batch that does not fit into memory fails in minute one with
     numbers, and a new shape in the middle of a run is a line in the log, not an unexplained pause.
+
+    Attributes:
+      memory: what the program that was compiled last needs, "" where that is not known.
     """
+
+    memory = ""
 
     def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
         placements = jax.tree.map(lambda x: x.sharding, state)
@@ -239,15 +244,17 @@ class CompiledStep:
             seconds, memory = time.monotonic() - started, compiled.memory_analysis()
             is_packed = isinstance(batch["text"], dict)
             ids = batch["text"]["ids"] if is_packed else batch["text"]
+            if memory is not None:
+                self.memory = (
+                    f"per device {memory.argument_size_in_bytes / 2**20:.1f} MiB arguments and "
+                    f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporaries"
+                )
             logging.info(
                 "compiled the training step for text %d x %d (%s) in %.1f s%s",
                 *ids.shape,
                 "packed" if is_packed else "padded",
                 seconds,
-                ""
-                if memory is None
-                else f"; per device {memory.argument_size_in_bytes / 2**20:.1f} MiB arguments and "
-                f"{memory.temp_size_in_bytes / 2**20:.1f} MiB temporaries",
+                f"; {self.memory}" if self.memory else "",
             )
             self._compiled[shapes] = compiled
         return self._compiled[shapes]

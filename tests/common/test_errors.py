@@ -1,10 +1,12 @@
 """Sentences for people: no stranger's text in them moves the cursor or turns the line around."""
 
 import pickle
+import types
 
+import numpy as np
 import pytest
 
-from negclip_jax.common.errors import InputError, printable
+from negclip_jax.common.errors import InputError, device_errors, printable
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,71 @@ def test_a_message_is_never_megabytes_long(filling):
 def test_errors_survive_the_way_between_processes():
     again = pickle.loads(pickle.dumps(InputError("a\x1b.jpg is missing")))
     assert type(again) is InputError and str(again) == r"a\x1b.jpg is missing"
+
+
+HUGE = (2**23, 2**22)  # 128 TiB of float32: more than any process can address
+
+
+def of_jax():
+    import jax.numpy as jnp
+
+    return jnp.ones(HUGE).block_until_ready()
+
+
+def raising(error: Exception):
+    def fail():
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (of_jax, "too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 140737488355328"),
+        (lambda: np.ones(HUGE, np.float32), "too little memory (Unable to allocate 128. TiB"),
+        (raising(MemoryError()), "too little memory (MemoryError)"),
+        (raising(MemoryError("std::bad_alloc")), "too little memory (std::bad_alloc)"),
+        (
+            raising(RuntimeError("INTERNAL: x\nCUDA_ERROR_OUT_OF_MEMORY: out of memory\nat y")),
+            "too little memory (CUDA_ERROR_OUT_OF_MEMORY: out of memory)",
+        ),
+        (
+            raising(RuntimeError("FAILED_PRECONDITION: DNN library initialization failed.")),
+            "other processes hold what is missing",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by "
+                    "process with pid 7."
+                )
+            ),
+            "used by another process (Unable to initialize backend 'tpu': ABORTED: The TPU is",
+        ),
+        (
+            raising(RuntimeError("INTERNAL: cuCtxCreate: CUDA_ERROR_DEVICE_UNAVAILABLE: busy")),
+            "used by another process",
+        ),
+    ],
+)
+def test_too_little_memory_and_a_taken_device_are_one_line(work, said):
+    with pytest.raises(InputError) as caught, device_errors(lambda: "Lower train.batch_size=8"):
+        work()
+    message = str(caught.value)
+    assert said in message and message.endswith(" Lower train.batch_size=8")
+    assert "\n" not in message and len(message) < 500
+
+
+def test_a_cause_counts_and_other_errors_stay_as_they_are():
+    with pytest.raises(InputError, match="too little memory"), device_errors():
+        try:
+            raise RuntimeError("RESOURCE_EXHAUSTED: x")
+        except RuntimeError as error:
+            raise KeyError("worker") from error
+    quota = types.new_class("HttpError", (Exception,))
+    for error in (RuntimeError("x"), KeyError("y"), InputError("out of memory"), quota("429 "
+                  "RESOURCE_EXHAUSTED")):  # fmt: skip
+        with pytest.raises(type(error)) as caught, device_errors():
+            raise error
+        assert caught.value is error

@@ -19,6 +19,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.signals import Interrupted
 from negclip_jax.training import loop, optim
 from negclip_jax.training.loop import train
+from negclip_jax.training.step import CompiledStep
 
 
 def test_the_workdir_holds_all_that_describes_the_run(finished_run, make_config):
@@ -245,6 +246,23 @@ def evaluator_that(act, at: int):
         return {}
 
     return lambda context: evaluate
+
+
+def test_too_little_memory_is_one_line_with_the_ways_out(
+    make_config, tmp_path, one_device, monkeypatch
+):
+    def out_of_memory(self, state, frozen, batch):
+        return jnp.ones((2**23, 2**22)).block_until_ready(), {}  # 128 TiB
+
+    monkeypatch.setattr(CompiledStep, "__call__", out_of_memory)
+    with pytest.raises(InputError) as stopped:
+        train(make_config(), str(tmp_path))
+    message = str(stopped.value)
+    assert "too little memory (RESOURCE_EXHAUSTED: Out of memory allocating" in message
+    assert re.search(r"needs per device \d+\.\d MiB arguments and \d+\.\d MiB temporar", message)
+    for way_out in ("train.microbatches=1", "model.remat=True", "train.batch_size=16"):
+        assert way_out in message
+    assert "\n" not in message
 
 
 def test_interrupted_saved_and_continued(finished_run, make_config, tmp_path, one_device):
