@@ -15,13 +15,14 @@ import time
 from collections.abc import Sequence
 
 from evals import command_line, registry
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
     stopped = "stopped; what was scored is kept, and the same command continues in {out}"
-    return command_line.execute(_parser(), evaluate, argv, stopped=stopped)
+    less = command_line.LESS_MEMORY
+    return command_line.execute(_parser(), evaluate, argv, stopped=stopped, needs_less=less)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -80,9 +81,9 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
         if is_main and results.document["benchmarks"]:
             report.write(args.out, roots, gallery=args.gallery)
     if is_main:
-        print(table_text(results.document))
+        say(table_text(results.document))
         if "interpolation" in results.document:
-            print(interpolate.best_alpha_text(results.document["interpolation"]))
+            say(interpolate.best_alpha_text(results.document["interpolation"]))
         for failure in failures:
             logging.error("%s on %s: %s", failure.model, failure.benchmark, failure.message)
         seconds = human_seconds(time.monotonic() - started)

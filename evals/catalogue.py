@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Sequence
 
 from evals import command_line, registry
+from negclip_jax.common.errors import say
 
 
 def render(names: Sequence[str] = ()) -> str:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error."""
     parser = command_line.parser("evals.catalogue", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of benchmarks; default: all")
-    return command_line.execute(parser, lambda args: print(render(args.names), end=""), argv)
+    return command_line.execute(parser, lambda args: say(render(args.names)), argv)
 
 
 if __name__ == "__main__":

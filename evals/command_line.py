@@ -4,17 +4,19 @@ Nothing heavy is imported before a command's work begins: --help needs neither J
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors, printable, say
 
 if TYPE_CHECKING:
     from evals.models import Model
 
+LESS_MEMORY = "Give --dtype=bfloat16, or JAX_PLATFORMS=cpu in the environment"
 _DATA = "published files and photos, at any depth; may be repeated: the first wins"
 _FLAGS: dict[str, dict[str, Any]] = {
     "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
@@ -34,13 +36,32 @@ _FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+class _Once(argparse.Action):
+    """Stores a value; a flag given again with another one is an error, for only one would count."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = vars(namespace).setdefault("given", {})
+        if option_string and given.setdefault(self.dest, values) != values:
+            both = f"{given[self.dest]} and {values}"
+            raise argparse.ArgumentError(self, f"given twice, {both}: give one of them")
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a module's docstring as it stands."""
-    return argparse.ArgumentParser(
+    """A parser that shows a module's docstring as it stands, and takes a flag's value once."""
+    parser = _Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    for name in (None, "store"):  # the default action and its name
+        parser.register("action", name, _Once)
+    return parser
 
 
 def add_shared(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -60,23 +81,35 @@ def execute(
     argv: Sequence[str] | None,
     *,
     stopped: str = "stopped",
+    needs_less: str = "",
 ) -> int:
     """Parses a command line, does its work and returns the exit status.
 
-    That is what `run` returns (None: 0), 1 after a user error, 130 after Ctrl-C; then `stopped` is
-    printed, with the arguments as fields: "... continues in {out}".
-    """
-    args = parser.parse_args(argv)
-    from negclip_jax.runtime import console
+    That is what `run` returns (None: 0), 1 after a user error, 130 after Ctrl-C, and that of
+    SIGPIPE where the reader of the output, such as `head`, has gone.
 
-    console.set_up_logging()
+    Args:
+      stopped: is printed after Ctrl-C, with the arguments as fields: "... continues in {out}".
+      needs_less: what to give where the device has too little memory.
+    """
     try:
-        return run(args) or 0
+        try:
+            args = parser.parse_args(argv)
+            from negclip_jax.runtime import console
+
+            console.set_up_logging()
+            with device_errors(needs_less):
+                return run(args) or 0
+        finally:  # what nothing reads must not come up when the interpreter ends
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         console.fail(str(error))
         return 1
     except KeyboardInterrupt:
-        print(stopped.format(**vars(args)), file=sys.stderr)
+        say(stopped.format(**vars(args)), sys.stderr)
         return 130
 
 

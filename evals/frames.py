@@ -20,7 +20,7 @@ import numpy as np
 from evals import command_line
 from evals.images import ImageRef
 from negclip_jax.common import atomic_files, extras
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, say
 
 FRAMES = 4
 # By its content a file may be a playlist, whatever it is called, and name files and addresses.
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for video in videos:
         extract(video, args.out)
-    print(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
+    say(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,13 +2,16 @@
 
 Annotation files name photos in many ways (`COCO_val2014_000000000139.jpg`,
 `data/coco/images/val2017/000000000139.jpg`, the bare name). All folders are listed once, and a
-photo is found by its file name; COCO's 2014 and 2017 names mean the same photo by their 12 digits
-(COCO 2017 is another split of the photos of 2014).
+photo is found by its file name, in whatever Unicode form and with whatever case of the suffix;
+COCO's 2014 and 2017 names mean the same photo by their 12 digits (COCO 2017 is another split of the
+photos of 2014). Other names say little (`000001.jpg`): a file in a folder of another data set is
+not the photo.
 """
 
 import dataclasses
 import filecmp
 import functools
+import logging
 import os
 import re
 from collections import defaultdict
@@ -21,11 +24,15 @@ from PIL import Image
 from evals.scoring import mean_directions
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.photos import PHOTO_SUFFIXES, name_key
 from negclip_jax.data.images import ImageRef, decode
 
 __all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# Folders whose name does not say which data set a photo is of, and the least of one that does.
+_ANY_FOLDER = {"photos", "photo", "pictures", "images", "image", "imgs", "img", "jpegimages"}
+_ANY_FOLDER |= {"data", "datasets", "frames", "train", "val", "test", "validation", "training"}
+_SHORTEST_NAME = 3
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
 # No dots at the start of a name: a benchmark's file may name anything.
 _TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<row>\d{1,12})")
@@ -50,7 +57,8 @@ class DataRoots:
     def __post_init__(self):
         for folder in (*self.data, *self.images):
             if not Path(folder).is_dir():
-                raise InputError(f"the data folder {folder} does not exist")
+                what = "is a file, not a folder" if Path(folder).exists() else "does not exist"
+                raise InputError(f"the data folder {folder} {what}")
 
     def find(self, *names: str, download: str) -> Path:
         """The published file.
@@ -83,11 +91,17 @@ class DataRoots:
     def resolve(self, path: str) -> Path | None:
         """The photo that a published file calls `path`; None where it is not there.
 
-        Among files of one name the one whose folders agree most with `path` is taken. Raises
-        InputError where several agree equally and differ.
+        Among files of one name the one whose folders agree most with `path` is taken; one that
+        lies in the folder of another data set is not. Raises InputError where several agree equally
+        and differ.
         """
         wanted = PurePosixPath(path.replace("\\", "/"))
-        found = self._photos.get(_key(wanted.name), [])
+        found = [
+            p
+            for p, root in self._photos.get(_key(wanted.name), {}).items()
+            if _COCO.fullmatch(name_key(wanted.name))
+            or not _is_of_another_folder(root.name, p.parent.relative_to(root), wanted.parent)
+        ]
         if not found:
             return None
         best = max(_agreement(p, wanted) for p in found)
@@ -103,7 +117,16 @@ class DataRoots:
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that are not there, each once and in order."""
         distinct = dict.fromkeys(paths)
-        return [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
+        missing = [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
+        elsewhere = [p for p in missing if _key(PurePosixPath(p).name) in self._photos]
+        if elsewhere:
+            other = next(iter(self._photos[_key(PurePosixPath(elsewhere[0]).name)]))
+            logging.warning(
+                "%s photos are there by their names alone, in folders of other names, and are not "
+                "taken: %s is not %s",
+                *(f"{len(elsewhere):,}", other, elsewhere[0]),
+            )
+        return missing
 
     def size(self, path: str) -> tuple[int, int]:
         """Width and height of a photo, from its header."""
@@ -164,14 +187,14 @@ class DataRoots:
         return files
 
     @functools.cached_property
-    def _photos(self) -> dict[str, list[Path]]:
-        """All photos by the name that their benchmarks may call them."""
-        photos: dict[str, dict[Path, None]] = defaultdict(dict)
-        for by_name in self._files.values():
+    def _photos(self) -> dict[str, dict[Path, Path]]:
+        """All photos by the name that their benchmarks may call them, with the root of each."""
+        photos: dict[str, dict[Path, Path]] = defaultdict(dict)
+        for root, by_name in self._files.items():
             for name, files in by_name.items():
-                if name.lower().endswith(IMAGE_SUFFIXES):
-                    photos[_key(name)] |= dict.fromkeys(files)
-        return {key: list(files) for key, files in photos.items()}
+                if Path(name).suffix.lower() in PHOTO_SUFFIXES:
+                    photos[_key(name)] |= dict.fromkeys(files, root)
+        return dict(photos)
 
 
 # The photos, always equally many, whose mean embedding stands for an image.
@@ -244,17 +267,30 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _key(name: str) -> str:
+    name = name_key(name)
     coco = _COCO.fullmatch(name)
     return coco[1] if coco else name
 
 
+def _is_of_another_folder(root: str, folder: Path, wanted: PurePosixPath) -> bool:
+    """Whether a folder below the data folder `root` and a wanted one name other data sets.
+
+    "celeba" is another one than "VOC2007/JPEGImages"; "voc2007" and "photos" are not.
+    """
+    ours, theirs, above = (
+        {name_key(part).lower() for part in parts if len(part) >= _SHORTEST_NAME} - _ANY_FOLDER
+        for parts in (folder.parts, wanted.parts, (root,))
+    )
+    agree = any(a in b or b in a for a in ours | above for b in theirs)
+    return bool(ours and theirs) and not agree
+
+
 def _agreement(file: Path, wanted: PurePosixPath) -> int:
-    """How many trailing parts of two paths agree; the file name itself counts if it is equal."""
+    """How many trailing parts of two paths agree, if the file names do; a name that is the same to
+    the letter wins over one in another spelling."""
     count = 0
     for ours, theirs in zip(reversed(file.parts), reversed(wanted.parts), strict=False):
-        if ours != theirs and count:
+        if name_key(ours) != name_key(theirs):
             break
-        count += ours == theirs
-        if not count:
-            break
-    return count
+        count += 2
+    return count + (count and file.name == wanted.name)

@@ -32,10 +32,11 @@ from typing import NamedTuple
 
 from evals.benchmark import Benchmark, Problem
 from evals.classification import Labelled, classification_problem
-from evals.images import IMAGE_SUFFIXES, DataRoots, FileMissing, ImageRef, tfds_rows
+from evals.images import DataRoots, FileMissing, ImageRef, tfds_rows
 from evals.reading import Fields
 from negclip_jax.common.decoding import opened
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.common.strict_json import read_text
 from negclip_jax.data.records import unsafe_name
 
@@ -126,7 +127,7 @@ def find_labelled(
     items = []
     for path in inside:
         for file in sorted(path.iterdir()):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
+            if file.suffix.lower() in PHOTO_SUFFIXES:
                 name = f"{path.name}/{file.name}"
                 ref = ImageRef(f"{folder.name}/{name}")
                 items.append(Labelled(name, ref, labels[plain(path.name)]))

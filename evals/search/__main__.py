@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import command_line
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, one_line, say
 from negclip_jax.common.problems import first
 from negclip_jax.common.tables import aligned
 
@@ -30,7 +30,8 @@ _NAME = 44  # characters of a file name in the terminal
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
     stopped = "stopped; what was encoded is kept, and the same command continues"
-    return command_line.execute(_parser(), run, argv, stopped=stopped)
+    less = command_line.LESS_MEMORY
+    return command_line.execute(_parser(), run, argv, stopped=stopped, needs_less=less)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
         ) from None
     folder = PhotoFolder(args.images)
     cache = command_line.embedding_cache(args)
-    sources = [text for text in (args.base, args.model) if text]
-    loaded = command_line.load_models(sources, args)
+    sources = [args.base] if args.base else []
+    loaded = command_line.load_models([*sources, *args.model], args)
     queries = list(dict.fromkeys(args.queries))
     kept, rankings = rank(loaded, folder, queries, cache=cache)
     found = {}
@@ -77,9 +78,9 @@ def run(args: argparse.Namespace) -> None:
     storage.write_json(args.out / RESULTS, document, ensure_ascii=True)
     page.write(args.out, folder, document["models"], found, photos=len(kept))
     for query, columns in found.items():
-        print(table_text(query, columns))
+        say(table_text(query, columns))
     if folder.skipped:
-        reasons = [f"{page.printable(n)}: {r}" for n, r in folder.skipped.items()]
+        reasons = [f"{one_line(name)}: {reason}" for name, reason in folder.skipped.items()]
         listed = first(reasons, _SKIPPED_SHOWN, separator="; ")
         logging.warning("%d left out: %s", len(reasons), listed)
     seconds = human_seconds(time.monotonic() - started)
@@ -88,10 +89,9 @@ def run(args: argparse.Namespace) -> None:
 
 def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
     """The first photos of every model for a terminal, a line a rank."""
-    from evals.search.page import printable
 
     def cell(row: dict[str, Any]) -> str:
-        name = printable(row["name"])
+        name = one_line(row["name"])
         short = name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
         moved = f" (was {row['was']:,})" if row["was"] else ""
         return f"{row['score']:.3f} {short}{moved}"
@@ -99,14 +99,15 @@ def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
     lines = [["", *columns]]
     for rows in zip(*columns.values(), strict=True):
         lines.append([f"{rows[0]['rank']:4d}", *map(cell, rows)])
-    return f"\n{printable(query)}\n{aligned(lines)}"
+    return f"\n{one_line(query)}\n{aligned(lines)}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.search", __doc__)
     add = parser.add_argument
     add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
-    add("--model", required=True, metavar="[NAME=]PATH", help="as in python -m evals")
+    help_ = "as in python -m evals; may be repeated"
+    add("--model", action="append", required=True, metavar="[NAME=]PATH", help=help_)
     add("--base", metavar="[NAME=]PATH", help="model to show beside it")
     add("--images", required=True, type=Path, metavar="DIR", help="folder of photos")
     add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")

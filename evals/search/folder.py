@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
-from evals.images import IMAGE_SUFFIXES, ImageRef
+from evals.images import ImageRef
+from negclip_jax.common.decoding import ImageError, opened
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.records import unsafe_name
+
+# Photos in formats that are not read, which are named rather than passed over.
+_NOT_READ = {".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 
 
 class PhotoFolder(ImageDirectory):
@@ -31,9 +36,9 @@ class PhotoFolder(ImageDirectory):
             more = ""
             for name, reason in list(self.skipped.items())[:1]:
                 more = f" that can be read; {name}: {reason}"
+            suffixes = ", ".join(sorted(PHOTO_SUFFIXES))
             raise InputError(
-                f"--images={root} holds no photo{more} (looked for {', '.join(IMAGE_SUFFIXES)}, at "
-                "any depth)"
+                f"--images={root} holds no photo{more} (looked for {suffixes}, at any depth)"
             )
 
     def path(self, ref: ImageRef) -> Path:
@@ -51,11 +56,12 @@ class PhotoFolder(ImageDirectory):
             for name in [f for f in folders if (Path(folder) / f).is_symlink()]:
                 self.skipped[(here / name).as_posix()] = "a link to a folder is not followed"
             folders[:] = [f for f in folders if not f.startswith(".")]
-            names += [
-                (here / name).as_posix()
-                for name in files
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            ]
+            for file in (f for f in files if not f.startswith(".")):
+                name, suffix = (here / file).as_posix(), Path(file).suffix.lower()
+                if suffix in PHOTO_SUFFIXES or (not suffix and _is_photo(Path(folder, file))):
+                    names.append(name)
+                elif suffix in _NOT_READ:
+                    self.skipped[name] = f"photos of the type {suffix} are not read"
         return names
 
     def _is_inside(self, name: str) -> bool:
@@ -68,3 +74,12 @@ class PhotoFolder(ImageDirectory):
         if reason:
             self.skipped[name] = reason
         return not reason
+
+
+def _is_photo(path: Path) -> bool:
+    """Whether a file without a suffix is one by its first bytes."""
+    try:
+        with opened(path):
+            return not path.is_symlink()
+    except ImageError:
+        return False

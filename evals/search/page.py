@@ -9,6 +9,7 @@ from typing import Any
 
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
+from negclip_jax.common.errors import one_line
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 
@@ -60,7 +61,7 @@ def write(
         file = folder.path(folder.refs[row["place"]])
         path = Path(os.path.relpath(file, out)).as_posix()
         link = urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
-        return {**row, "url": photo_url(file), "link": link, "name": printable(row["name"])}
+        return {**row, "url": photo_url(file), "link": link, "name": one_line(row["name"])}
 
     return write_page(
         out / PAGE,
@@ -71,11 +72,6 @@ def write(
             for query, columns in queries.items()
         },
         photos=photos,
-        folder=printable(str(folder.root)),
-        skipped=[(printable(name), printable(reason)) for name, reason in folder.skipped.items()],
+        folder=one_line(str(folder.root)),
+        skipped=[(one_line(name), one_line(reason)) for name, reason in folder.skipped.items()],
     )
-
-
-def printable(name: str) -> str:
-    """A file name that may hold bytes of no encoding, with marks in their place."""
-    return name.encode("utf-8", "replace").decode("utf-8")

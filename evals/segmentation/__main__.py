@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from evals import command_line
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, say
 
 _PHRASES = ("phrasecut", "refcoco", "negrefcocog", "categories")
 
@@ -25,7 +25,8 @@ _PHRASES = ("phrasecut", "refcoco", "negrefcocog", "categories")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
     stopped = "stopped; the same command continues in {out}"
-    return command_line.execute(_parser(), run, argv, stopped=stopped)
+    less = "Give a smaller --size, or --device=cpu"
+    return command_line.execute(_parser(), run, argv, stopped=stopped, needs_less=less)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         if document["benchmarks"]:
             storage.write_json(args.out / RESULTS, document)
             page.write(args.out, document, sets, rows, towers, roots, size=args.gallery)
-    print(table_text(document))
+    say(table_text(document))
     seconds = human_seconds(time.monotonic() - started)
     logging.info("%s; open %s", seconds, args.out / page.PAGE)
 

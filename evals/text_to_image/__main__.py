@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import command_line
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, say
 
 if TYPE_CHECKING:
     from evals.text_to_image.judge import Judge
@@ -33,7 +33,8 @@ _LIBRARIES = ("diffusers", "torch", "transformers")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error, 130 after Ctrl-C."""
     stopped = "stopped; the same command continues in {out}"
-    return command_line.execute(_parser(), run, argv, stopped=stopped)
+    less = "Give a smaller --batch-size or --size, --dtype=float16, or --device=cpu"
+    return command_line.execute(_parser(), run, argv, stopped=stopped, needs_less=less)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -130,7 +131,7 @@ def _report(
             "overflow of numbers: --dtype=float32 has more room",
         ]
     scores.write(args.out, content)
-    print(scores.table_text(content))
+    say(scores.table_text(content))
     logging.info("open %s", scores.write_report(args.out))
 
 

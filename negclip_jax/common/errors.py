@@ -4,6 +4,7 @@ import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 _LONGEST = 8000  # characters of a message; a file name or an id inside it may be a megabyte
 # What JAX, XLA's allocators and NVIDIA's libraries say of memory, and of devices that are in use.
@@ -91,6 +92,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """A name, as `printable`, whose line ends and tabs are written out too: it stays one name."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints a line that may quote untrusted names, to stdout or another stream, as `printable`."""
+    print(printable(text), file=file)
 
 
 def _is_harmless(character: str) -> bool:

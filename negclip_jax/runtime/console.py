@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from negclip_jax.common import storage
-from negclip_jax.common.errors import printable
+from negclip_jax.common.errors import printable, say
 from negclip_jax.runtime.timing import human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0
@@ -158,4 +158,4 @@ class TrainingProgress(Bar):
 
 def fail(message: str) -> None:
     """Prints an error message to stderr."""
-    print(f"error: {printable(message)}", file=sys.stderr)
+    say(f"error: {message}", sys.stderr)

@@ -56,6 +56,8 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"the data folder .*gone does not exist"):
         DataRoots((tmp_path / "gone",))
+    with pytest.raises(InputError, match=r"the data folder .*f\.json is a file, not a folder"):
+        DataRoots((write(tmp_path / "f.json"),))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,53 @@ def test_photos_may_lie_elsewhere_and_be_linked(tmp_path):
     (data / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(data)  # a circle ends the walk, not the program
     assert DataRoots((data,)).resolve("1.png") == data / "link" / "1.png"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("1.JPG", "1.jpg"),
+        ("1.jpg", "1.JPG"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("1.avif", "1.avif"),
+        ("1.jfif", "1.jfif"),
+        ("000000000139.JPG", "COCO_val2014_000000000139.jpg"),
+    ],
+)
+def test_photos_in_other_spellings_and_formats_are_found(tmp_path, there, asked):
+    file = write(tmp_path / "photos" / there, b"a photo")
+    assert DataRoots((tmp_path,)).resolve(f"data/{asked}") == file
+
+
+def test_of_two_spellings_the_one_that_is_asked_for(tmp_path):
+    files = [photo(tmp_path / "1.jpg"), photo(tmp_path / "1.JPG", "blue")]
+    roots = DataRoots((tmp_path,))
+    assert [roots.resolve(name) for name in ("1.jpg", "1.JPG")] == files
+
+
+VOC = "data/voc2007/VOCdevkit/VOC2007/JPEGImages/000001.jpg"
+
+
+@pytest.mark.parametrize(
+    "folder", ["celeba", "celeba/JPEGImages", "VOC2012/JPEGImages", "photos/celeba", "Aves"]
+)
+def test_a_photo_of_another_data_set_is_not_the_one_that_is_asked_for(tmp_path, folder, caplog):
+    other = photo(tmp_path / folder / "000001.jpg")
+    roots = DataRoots((tmp_path,))
+    assert roots.resolve(VOC) is None and roots.missing([VOC]) == [VOC]
+    assert f"not taken: {other} is not {VOC}" in caplog.text
+    assert roots.resolve("000001.jpg") == other  # a bare name does not say where it belongs
+
+
+@pytest.mark.parametrize(
+    "folder", [".", "photos", "JPEGImages", "VOC2007/JPEGImages", "voc2007", "voc", "VOC2007/x"]
+)
+def test_a_photo_in_a_folder_of_its_name_or_of_no_name_is_taken(tmp_path, folder):
+    photo(tmp_path / "celeba" / "000001.jpg", "blue")
+    right = photo(tmp_path / folder / "000001.jpg")
+    roots = DataRoots((tmp_path,))
+    assert roots.resolve(VOC) == right and roots.missing([VOC]) == []
 
 
 def test_a_box_is_cut_as_pillow_does(tmp_path):

@@ -30,6 +30,18 @@ def test_photos_at_any_depth_in_the_order_of_their_names(folder):
     assert found.path(found.refs[1]) == folder / "z.jpg"
 
 
+def test_photos_of_every_kind_are_listed_or_named(folder):
+    for name in ("a.avif", "b.jfif", "c.JPE", "cafe\u0301.jpg", "d.heic", "e.TIFF"):
+        (folder / name).write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(folder / "no_suffix", "PNG")
+    (folder / "README").write_text("no photo")
+    (folder / "f.CR2").touch()
+    found = PhotoFolder(folder)
+    kinds = ["a.avif", "b.jfif", "c.JPE", "cafe\u0301.jpg", "d.heic", "e.TIFF", "no_suffix"]
+    assert names(found) == sorted([*kinds, "b/deep/a.PNG", "z.jpg"])
+    assert found.skipped == {"f.CR2": "photos of the type .cr2 are not read"}
+
+
 def test_links_out_of_the_folder_are_told_and_not_followed(folder, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -60,7 +72,7 @@ def test_an_identity_changes_with_the_file(folder):
 
 def test_folders_without_photos_have_sentences(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no photo \(looked for \.jpg, "):
+    with pytest.raises(InputError, match=r"empty holds no photo \(looked for \.avif, "):
         PhotoFolder(tmp_path / "empty")
     (tmp_path / "empty" / "x.jpg").symlink_to(folder / "z.jpg")
     with pytest.raises(InputError, match=r"no photo that can be read; x\.jpg: a link leads out"):

@@ -7,6 +7,7 @@ from PIL import Image
 from evals.search import page
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
+from negclip_jax.common.errors import one_line
 
 MODELS = {name: {"facts": {"weights": name}} for name in ("base", "tuned")}
 
@@ -57,4 +58,4 @@ def test_the_page_is_whole_and_escaped(folder, tmp_path):
 
 
 def test_a_name_of_no_encoding_can_be_shown():
-    assert page.printable("a\udcff.jpg") == "a?.jpg"
+    assert one_line("a\udcff.jpg") == "a\\udcff.jpg"
