@@ -19,7 +19,7 @@ from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import TOWERS, fingerprint
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
-from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig
+from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
 
 _PRECISION = {
@@ -192,10 +192,10 @@ def check_end_token(config: CLIPConfig, tokenizer: Tokenizer, path: str) -> None
         )
     if isinstance(config, SigLIPConfig):
         return  # it reads the last position, whatever stands there
-    legacy = text.eos_token_id == LEGACY_EOS_TOKEN_ID
-    found = tokenizer.vocab_size - 1 if legacy else text.eos_token_id
+    largest = text.pooling == "argmax"
+    found = tokenizer.vocab_size - 1 if largest else text.eos_token_id
     if found != tokenizer.eos_id:
-        rule = "the largest token id" if legacy else f"token {text.eos_token_id}"
+        rule = "the largest token id" if largest else f"token {text.eos_token_id}"
         raise InputError(
             f"{path}: texts are read at {rule}, and the tokenizer ends them with token "
             f"{tokenizer.eos_id}: correct eos_token_id in config.json, or the tokenizer"

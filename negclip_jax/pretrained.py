@@ -45,6 +45,7 @@ class CLIP:
       params: nested dict of float32 arrays, the tree of `models.clip.split`.
       preprocessor: images to pixels.
       dtype: of the computation.
+      assumption: what the checkpoint does not say and was assumed, else empty.
     """
 
     directory: Path
@@ -53,10 +54,17 @@ class CLIP:
     params: dict[str, Any]
     preprocessor: Preprocessor
     dtype: np.dtype
+    assumption: str = ""
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | Path, *, dtype: DTypeLike = jnp.float32, crop: str = "openai"
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        crop: str = "openai",
+        activation: str | None = None,
+        base: str | Path | None = None,
     ) -> Self:
         """Loads a CLIP of any layout: weights, tokenizer and preprocessing.
 
@@ -66,6 +74,10 @@ class CLIP:
             clip.
           dtype: of the computation, float32 or bfloat16; parameters and features stay float32.
           crop: centre-crop convention, "openai" or "transformers", see `data.images`.
+          activation: "quick_gelu" or "gelu", for a file of weights that does not say. Where neither
+            it nor its name does, one is assumed with a warning.
+          base: of a directory of one tower, the checkpoint that the rest comes from; of a file of
+            weights alone, one of the same architecture with configuration and tokenizer.
 
         Raises:
           InputError: a checkpoint, setting or preprocessing file that cannot be used. A missing
@@ -73,12 +85,20 @@ class CLIP:
         """
         if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
             raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
-        config, params, info = readers.read_any(path_or_hub_id)
+        config, params, info = readers.read_any(path_or_hub_id, activation=activation, base=base)
+        assumption = ""
+        if info.activation_source.startswith("assumed"):
+            assumption = f"{info.activation}, {info.activation_source}"
+            warnings.warn(
+                f"{path_or_hub_id}: activation {assumption}; give activation= to say it",
+                stacklevel=2,
+            )
         preprocessor = dataclasses.replace(info.preprocessor, crop=crop)
         graphdef, _ = clip.abstract(config, dtype=dtype)
         directory = info.tokenizer or info.base or info.path
         params = _to_device(params)
-        return cls(directory, config, graphdef, params, preprocessor, jnp.dtype(dtype))
+        kind = jnp.dtype(dtype)
+        return cls(directory, config, graphdef, params, preprocessor, kind, assumption)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -151,13 +171,14 @@ class CLIP:
 
     def __repr__(self) -> str:
         text, vision = self.config.text, self.config.vision
+        assumed = f"; {self.assumption}" if self.assumption else ""
         millions = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
         return (
             f"{type(self).__name__}({str(self.directory)!r}: "
             f"vision {vision.layers} x {vision.width}, patch {vision.patch_size} of "
             f"{vision.image_size} px; text {text.layers} x {text.width}, "
             f"{text.context_length} tokens of {text.vocab_size}; "
-            f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype})"
+            f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype}{assumed})"
         )
 
 

@@ -1,7 +1,9 @@
 """The three-line door: load, encode, compare."""
 
+import dataclasses
 import json
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +153,26 @@ def test_bad_checkpoint_is_a_sentence(tiny_checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "blip"}))
     with pytest.raises(InputError, match="blip"):
         CLIP.from_pretrained(tmp_path)
+
+
+def test_what_is_assumed_is_warned_of_and_in_the_repr(tiny_checkpoint, tiny_config, tmp_path):
+    """open_clip's and OpenAI's weights alone do not say their activation."""
+    text = dataclasses.replace(tiny_config.text, pooling="argmax")
+    config = dataclasses.replace(tiny_config, text=text)
+    params = huggingface.load_params(tiny_checkpoint, tiny_config)
+    out = open_clip.save(tmp_path / "out", config, params)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    file = (out / "open_clip_model.safetensors").rename(alone / "open_clip_model.safetensors")
+    with pytest.warns(UserWarning, match="activation gelu, assumed: open_clip's default.*give act"):
+        model = CLIP.from_pretrained(file)
+    assert "gelu, assumed: open_clip's default" in repr(model)
+    with warnings.catch_warnings(action="error"):
+        given = CLIP.from_pretrained(file, activation="quick_gelu")
+        based = CLIP.from_pretrained(file, base=tiny_checkpoint)
+    assert "assumed:" not in repr(given) + repr(based)
+    assert given.config.text.hidden_act == "quick_gelu" and based.config == tiny_config
+    assert based.tokenize("a dog").shape == (1, 24)
 
 
 def test_other_layouts_by_the_same_door(model, tiny_checkpoint, tiny_config, images, tmp_path):

@@ -8,10 +8,9 @@ from typing import Any
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import towers
-from negclip_jax.interop.checkpoint_info import CheckpointInfo
 from negclip_jax.interop.config import text_config
 from negclip_jax.interop.files import read_json
-from negclip_jax.interop.readers import Checkpoint, read_any
+from negclip_jax.interop.readers import Checkpoint, CheckpointInfo, read_any
 from negclip_jax.interop.writing import Export
 from negclip_jax.models.clip import CLIPConfig, TextConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -175,7 +174,8 @@ def build(
 ) -> Any:
     """A model's text tower as the slot's class of transformers, in PyTorch's `dtype`."""
     # The end token is found by the pipeline's rule, with the pipeline's tokenizer.
-    text = dataclasses.replace(config.text, eos_token_id=slot.config.eos_token_id)
+    rule = {"eos_token_id": slot.config.eos_token_id, "pooling": slot.config.pooling}
+    text = dataclasses.replace(config.text, **rule)
     config = dataclasses.replace(config, text=text)
     # Through a file: the names of the tensors change from version to version of transformers, and
     # from files alone it reads all of them.

@@ -7,9 +7,11 @@ Nothing here needs the optimizer's state: an export reads `params` or `ema` of o
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from flax import traverse_util
 from negclip_jax.checkpoints import manifest
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 from negclip_jax.runtime import sharding
 
 _METADATA_BYTES = 2**20  # more than orbax writes beside the arrays
@@ -123,6 +126,37 @@ def _check_claims(path: epath.Path, saved: Any) -> None:
     claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
     if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
         raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
+
+
+def digests_of_files(base: Path) -> dict[str, str]:
+    """Of sizes, preprocessing and vocabulary: a digit that changed would change numbers silently.
+
+    A run keeps them as `base_files` in its config.json.
+    """
+    return {
+        file.relative_to(base).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in sorted(base.rglob("*"))
+        if file.is_file()
+    }
+
+
+def check_base_files(run: Path) -> None:
+    """Raises InputError, naming the files, where `base/` is not what the run was started with.
+
+    Runs of the first versions kept no digests.
+    """
+    path = run / "config.json"
+    recorded = strict_json.read_json(path, dict).get("base_files") if path.is_file() else None
+    if not isinstance(recorded, dict):
+        return
+    found = digests_of_files(run / "base")
+    names = sorted(recorded.keys() | {name for name in found if not name.startswith(".")})
+    wrong = [name for name in names if recorded.get(name) != found.get(name)]
+    if wrong:
+        raise InputError(
+            f"{run / 'base'} is not as this run began: {first(wrong)} changed, are missing or are "
+            "new. Bring the files back from a copy"
+        )
 
 
 def save_frozen(workdir: epath.Path, frozen: dict) -> None:

@@ -252,6 +252,12 @@ def _merge_pair(merge, where: str) -> tuple[str, str]:
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     content = read_json(path, dict, TokenizerError)
+    kind = content["model"].get("type") if isinstance(content.get("model"), dict) else None
+    if kind in ("Unigram", "WordPiece", "WordLevel"):
+        raise TokenizerError(
+            f"{path} is a {kind} tokenizer, and only byte-pair ones as CLIP's are read: tokenize "
+            "with transformers' AutoTokenizer and give the ids."
+        )
     try:
         vocab, merges = dict(content["model"]["vocab"]), list(content["model"]["merges"])
         vocab |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}

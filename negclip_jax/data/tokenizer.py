@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from negclip_jax.data.clip_tokens import CLIPTokenizer
+from negclip_jax.common.strict_json import read_json
+from negclip_jax.data.clip_tokens import CLIPTokenizer, TokenizerError
 from negclip_jax.data.siglip_tokens import SigLIPTokenizer, is_siglip
 
 
@@ -36,7 +37,22 @@ class Tokenizer(Protocol):
 def load_tokenizer(directory: str | Path, context_length: int = 77) -> Tokenizer:
     """The tokenizer of a checkpoint directory: CLIP's or SigLIP's, without network.
 
-    Raises TokenizerError if there is none or the files are unusable.
+    Raises TokenizerError if there is none, the files are unusable, or a configuration of open_clip
+    beside them says that captions are cleaned in another way first.
     """
-    kind = SigLIPTokenizer if is_siglip(Path(directory)) else CLIPTokenizer
-    return kind.from_directory(directory, context_length)
+    directory = Path(directory)
+    if is_siglip(directory):
+        return SigLIPTokenizer.from_directory(directory, context_length)
+    path = directory / "open_clip_config.json"
+    if path.is_file():
+        raw = read_json(path, dict, TokenizerError)
+        model = raw.get("model_cfg", raw)
+        text = model.get("text_cfg") if isinstance(model, dict) else None
+        keys = ("tokenizer_kwargs", "tokenizer_mode")
+        said = [f"{key} {text[key]!r}" for key in keys if isinstance(text, dict) and text.get(key)]
+        if said:
+            raise TokenizerError(
+                f"{path}: text_cfg has {' and '.join(said)}, which this tokenizer does not do: "
+                "tokenize with open_clip and give the ids."
+            )
+    return CLIPTokenizer.from_directory(directory, context_length)

@@ -13,8 +13,14 @@ from typing import Any
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.preprocessing import SIGLIP_MEAN, SIGLIP_STD, settings_of
 from negclip_jax.interop.files import CheckpointError, read_json
-from negclip_jax.interop.writing import Export, copy_file, copy_non_weights, write_json
-from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+from negclip_jax.interop.writing import (
+    TOKENIZER_FILES,
+    Export,
+    copy_file,
+    copy_non_weights,
+    write_json,
+)
+from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig, SigLIPTextConfig, SigLIPVisionConfig
 
 # Their key to our field; what a config.json leaves out has transformers' default, which is
@@ -34,47 +40,57 @@ _SIGLIP_TEXT_KEYS = _TOWER_KEYS | {
 _TEXT_KEYS = _SIGLIP_TEXT_KEYS | {"eos_token_id": "eos_token_id"}
 _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
 
+# transformers' own word for "the largest id": checkpoints of `model_type` "clip" that say so were
+# saved before the field had a meaning. In a "metaclip_2" 2 is the id of the end token.
+_LARGEST_ID = 2
 _WORDS = {int: "one whole number", float: "a number", str: "a name"}
+_ALONE = "it holds the {} tower alone; give a full {} as well ({})"
+_BASE = "base=, or --base of the export command"
 _OTHER_MODELS = {
-    "clip_text_model": "it holds the text tower alone; give a full CLIPModel as well (--base)",
-    "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel as well (--base)",
+    "clip_text_model": _ALONE.format("text", "CLIPModel", _BASE),
+    "clip_vision_model": _ALONE.format("vision", "CLIPModel", _BASE),
+    "metaclip_2_text_model": "it holds the text tower alone; give the full MetaClip2Model",
+    "metaclip_2_vision_model": "it holds the vision tower alone; give the full MetaClip2Model",
     "siglip2": "SigLIP 2 of flexible resolution (NaFlex) takes patches instead of pixels; those "
     "of fixed resolution, whose model_type is 'siglip', are read",
     "blip": "BLIP has other towers",
     "clipseg": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
+    "altclip": "its text tower is an XLM-RoBERTa",
+    "chinese_clip": "its text tower is a BERT",
+    "xclip": "it reads videos",
 }
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-)
 
 
 def read_config(directory: Path | str) -> CLIPConfig:
     """Reads what shapes a CLIP, or changes its arithmetic, from `DIRECTORY/config.json`.
 
     Follows transformers: absent values have its defaults (ViT-B/32), `text_config_dict` overrides
-    `text_config`, the top-level `projection_dim` rules over those of the towers.
+    `text_config`, the top-level `projection_dim` rules over those of the towers. A `model_type` of
+    "metaclip_2" is a CLIP whose end token is a token, whatever its id; SigLIP 2 of fixed resolution
+    has SigLIP's architecture and `model_type`.
 
     Raises:
       CheckpointError: no such file, bad JSON, another architecture, a value of the wrong type.
     """
     path = Path(directory) / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") == "siglip":
-        return _siglip_config(path, raw)
     kind = raw.get("model_type", "clip")
-    if kind != "clip":
+    if kind not in ("clip", "metaclip_2", "siglip"):
         reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
         raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
-    text, vision = (_tower_section(path, raw, name) for name in ("text_config", "vision_config"))
+    sections = []
+    for name in ("text_config", "vision_config"):
+        # `text_config_dict`, where present, replaces all values, defaults included.
+        legacy = raw.get(f"{name}_dict")
+        sections.append((raw.get(name) if legacy is None else legacy) or {})
+        if not isinstance(sections[-1], dict):
+            raise CheckpointError(f"{path}: {name} is {sections[-1]!r}, not an object")
+    text, vision = sections
     try:
+        if kind == "siglip":
+            return _siglip_config(text, vision)
         return CLIPConfig(
-            text=text_config(text, "text_config."),
+            text=text_config(text, "text_config.", legacy=kind == "clip"),
             vision=vision_config(vision, "vision_config."),
             projection_dim=typed(raw.get("projection_dim", 512), 512, "projection_dim"),
             logit_scale_init=typed(
@@ -85,50 +101,32 @@ def read_config(directory: Path | str) -> CLIPConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _tower_section(path: Path, raw: dict, name: str) -> dict:
-    """A tower's values. `text_config_dict`, where present, replaces them all, defaults included."""
-    legacy = raw.get(f"{name}_dict")
-    section = (raw.get(name) if legacy is None else legacy) or {}
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{path}: {name} is {section!r}, not an object")
-    return section
-
-
-def _siglip_config(path: Path, raw: dict[str, Any]) -> SigLIPConfig:
-    """The model of a config.json with `model_type` "siglip".
-
-    SigLIP 2 of fixed resolution has the same architecture and the same `model_type`; of its
-    differences, in tokenizer and resampling, the model knows nothing.
-    """
-    sections = [raw.get(name) or {} for name in ("text_config", "vision_config")]
-    if not all(isinstance(section, dict) for section in sections):
-        raise CheckpointError(f"{path}: text_config and vision_config must be objects")
-    text, vision = sections
+def _siglip_config(text: dict[str, Any], vision: dict[str, Any]) -> SigLIPConfig:
     if not vision.get("vision_use_head", True) or vision.get("num_channels", 3) != 3:
-        raise CheckpointError(
-            f"{path}: vision_config must have vision_use_head true and num_channels 3"
-        )
-    try:
-        text_tower = SigLIPTextConfig(
-            **fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
-        )
-        vision_tower = SigLIPVisionConfig(
-            **fields(vision, _VISION_KEYS, "vision_config.", SigLIPVisionConfig())
-        )
-        # What older versions of transformers do not write: the text tower's own width.
-        projection = text.get("projection_size") or text_tower.width
-        return SigLIPConfig(text=text_tower, vision=vision_tower, projection_dim=projection)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise ValueError("vision_config must have vision_use_head true and num_channels 3")
+    text_tower = SigLIPTextConfig(
+        **fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
+    )
+    vision_tower = SigLIPVisionConfig(
+        **fields(vision, _VISION_KEYS, "vision_config.", SigLIPVisionConfig())
+    )
+    # What older versions of transformers do not write: the text tower's own width.
+    projection = text.get("projection_size") or text_tower.width
+    return SigLIPConfig(text=text_tower, vision=vision_tower, projection_dim=projection)
 
 
-def text_config(section: dict[str, Any], where: str = "") -> TextConfig:
+def text_config(section: dict[str, Any], where: str = "", *, legacy: bool = True) -> TextConfig:
     """The text tower that a section describes; `where` goes before its keys in messages.
+
+    `legacy` says whether an `eos_token_id` of 2 means the largest id, as in a CLIPTextModel.
 
     Raises:
       ValueError: a value of the wrong type, or values that make no model.
     """
-    return TextConfig(**fields(section, _TEXT_KEYS, where, TextConfig()))
+    found = fields(section, _TEXT_KEYS, where, TextConfig())
+    if legacy and found.get("eos_token_id") == _LARGEST_ID:
+        found["pooling"] = "argmax"
+    return TextConfig(**found)
 
 
 def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
@@ -194,16 +192,20 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
             "text_config": text,
             "vision_config": {"model_type": "siglip_vision_model"} | vision,
         }
-    legacy = config.text.eos_token_id == LEGACY_EOS_TOKEN_ID
-    start = 0 if legacy else config.text.eos_token_id - 1
+    kind, name, start = "clip", "CLIP", config.text.eos_token_id - 1
+    if config.text.pooling == "argmax":
+        text["eos_token_id"], start = _LARGEST_ID, 0
+    elif config.text.eos_token_id == _LARGEST_ID:
+        kind, name, start = "metaclip_2", "MetaClip2", 0
     return corrected(
         {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
+            "architectures": [f"{name}Model"],
+            "model_type": kind,
             "logit_scale_init_value": config.logit_scale_init,
             "initializer_factor": 1.0,
-            "text_config": {"model_type": "clip_text_model", "bos_token_id": start} | text,
-            "vision_config": {"model_type": "clip_vision_model", "num_channels": 3} | vision,
+            "text_config": {"model_type": f"{kind}_text_model", "bos_token_id": max(start, 0)}
+            | text,
+            "vision_config": {"model_type": f"{kind}_vision_model", "num_channels": 3} | vision,
         },
         config,
         dtype,
@@ -224,21 +226,17 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
     )
     raw.setdefault("architectures", ["CLIPModel"])
     raw.setdefault("model_type", "clip")
-    raw |= projection
     if "dtype" not in raw:
         raw["torch_dtype"] = dtype
+    sections = [raw]
     for tower in ("text_config", "vision_config"):
         raw[tower] = raw.get(tower) or {}
-        for section in (raw[tower], raw.get(f"{tower}_dict")):
-            if section is not None:
-                section |= projection
-                _restate_dtype(section, dtype)
-    _restate_dtype(raw, dtype)
+        sections += [raw[tower], raw.get(f"{tower}_dict")]
+    for section in sections:
+        if section is not None:
+            section |= projection
+            section |= {key: dtype for key in ("dtype", "torch_dtype") if key in section}
     return raw
-
-
-def _restate_dtype(section: dict[str, Any], dtype: str) -> None:
-    section.update({key: dtype for key in ("dtype", "torch_dtype") if key in section})
 
 
 def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
@@ -285,68 +283,29 @@ def preprocessor_dict(
     }
 
 
-def tokenizer_dict(config: CLIPConfig) -> dict[str, Any]:
-    """A `tokenizer_config.json` for a directory that has only vocab.json and merges.txt."""
-    end = "<|endoftext|>"
-    return {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": config.text.context_length,
-        "bos_token": "<|startoftext|>",
-        "eos_token": end,
-        "unk_token": end,
-        "pad_token": end,
-        "do_lower_case": True,
-    }
+def write_config(directory: Path, export: Export, dtype: str) -> None:
+    """Writes what stands beside the weights of an export, which are in `dtype`.
 
-
-def write_other_files(stage: Path, export: Export, dtype: str) -> None:
-    """Writes all of an export but its weights, which are in `dtype`: the base's files, or new ones.
-
-    A tokenizer that is given goes before the base's. Errors are those of `write_config`.
-    """
-    config, base = export.config, export.base
-    given = {"tokenizer": export.tokenizer, "preprocessor": export.preprocessor}
-    if base is None:
-        write_config(stage, config, dtype=dtype, **given)
-        return
-    copy_non_weights(base, stage)
-    if export.tokenizer is not None:
-        write_tokenizer(export.tokenizer, stage, config)
-    raw = read_json(base / "config.json")
-    right = corrected(raw, config, dtype)
-    if right != raw:
-        write_json(stage / "config.json", right)
-
-
-def write_config(
-    directory: Path | str,
-    config: CLIPConfig,
-    *,
-    dtype: str = "float32",
-    tokenizer: Path | str | None = None,
-    preprocessor: Preprocessor | None = None,
-) -> None:
-    """Writes what stands beside the weights of a model that was not made from a checkpoint.
-
-    That is config.json, preprocessor_config.json (CLIP's mean, std, bicubic resize and centre
-    crop at the model's image size) and, if a tokenizer directory is given, a copy of its files.
-
-    Args:
-      directory: where to write; created if need be.
-      config: the model.
-      dtype: of the weights beside it.
-      tokenizer: directory that holds vocab.json and merges.txt.
-      preprocessor: CLIP's own by default.
+    With a base its files, config.json made true (see `corrected`). Without, config.json and
+    preprocessor_config.json (the model's own preprocessing by default). A tokenizer that is given
+    goes before the base's.
 
     Raises:
-      CheckpointError: the tokenizer directory lacks one of these.
+      CheckpointError: a tokenizer directory without a tokenizer.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", config_dict(config, dtype))
-    write_json(directory / "preprocessor_config.json", preprocessor_dict(config, preprocessor))
-    if tokenizer is not None:
-        write_tokenizer(Path(tokenizer), directory, config)
+    config, base = export.config, export.base
+    if base is None:
+        write_json(directory / "config.json", config_dict(config, dtype))
+        images = preprocessor_dict(config, export.preprocessor)
+        write_json(directory / "preprocessor_config.json", images)
+    else:
+        copy_non_weights(base, directory)
+        raw = read_json(base / "config.json")
+        right = corrected(raw, config, dtype)
+        if right != raw:
+            write_json(directory / "config.json", right)
+    if export.tokenizer is not None:
+        write_tokenizer(export.tokenizer, directory, config)
 
 
 def tokenizer_beside(directory: Path) -> Path | None:
@@ -366,7 +325,11 @@ def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
     if tokenizer_beside(source) is None:
         raise CheckpointError(f"the tokenizer directory {source} has no {' and no '.join(absent)}")
     if not isinstance(config, SigLIPConfig):
-        write_json(directory / "tokenizer_config.json", tokenizer_dict(config))
-    for name in _TOKENIZER_FILES:
+        end = "<|endoftext|>"
+        settings = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+        settings |= {"model_max_length": config.text.context_length, "bos_token": "<|startoftext|>"}
+        settings |= dict.fromkeys(("eos_token", "unk_token", "pad_token"), end)
+        write_json(directory / "tokenizer_config.json", settings)
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             copy_file(source, name, directory / name)

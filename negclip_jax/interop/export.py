@@ -33,6 +33,7 @@ from negclip_jax.interop import (
     writing,
 )
 from negclip_jax.interop.config import tokenizer_beside
+from negclip_jax.interop.files import read_json
 from negclip_jax.interop.parameters import interpolate
 from negclip_jax.interop.tensors import stored_dtypes
 from negclip_jax.models import clip
@@ -70,6 +71,8 @@ def _load_any(directory: Path) -> tuple[clip.CLIPConfig, dict[str, Any]]:
 def _transformers_usage(config: clip.CLIPConfig, out: Path) -> str:
     """The processor needs a tokenizer and an image processor, which not every base has."""
     name = "SiglipModel" if isinstance(config, SigLIPConfig) else "CLIPModel"
+    if read_json(out / "config.json").get("model_type") == "metaclip_2":
+        name = "MetaClip2Model"
     model = f'model = {name}.from_pretrained("{{out}}")'
     images = any((out / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
     if not (images and tokenizer_beside(out)):
@@ -242,7 +245,15 @@ def export(args: argparse.Namespace) -> float:
         # float16 or bfloat16 where all of it is stored so and nothing was changed.
         kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
         dtype = kinds.pop() if len(kinds) == 1 else None
-    extras = {} if info.base else {"preprocessor": info.preprocessor}
+    cleaning = info.tokenizer_keys.keys() - {"hf_tokenizer_name"}
+    if cleaning and args.layout != "open_clip":
+        raise InputError(
+            f"{info.label}: text_cfg.{' and '.join(sorted(cleaning))} change a caption's token ids "
+            "in a way that only --layout=open_clip can say"
+        )
+    extras = {"tokenizer_keys": info.tokenizer_keys}
+    if not info.base:
+        extras["preprocessor"] = info.preprocessor
     if args.tokenizer or not info.base:
         extras["tokenizer"] = args.tokenizer or info.tokenizer
     keep = info.base or info.path
@@ -317,8 +328,10 @@ def _read_source(args: argparse.Namespace, layout: Layout) -> tuple[readers.Chec
             base=args.base,
             tower_class=layout.architecture,
         )
-        if args.base and args.alpha is None and source[2].layout != "tower":
-            raise InputError("--base goes with --alpha, or with a --checkpoint of one tower")
+        if args.base and args.alpha is None and not source[2].uses_base:
+            raise InputError(
+                "--base goes with --alpha, or with a --checkpoint of one tower or of weights alone"
+            )
     if args.alpha is None:
         return source, base_model
     if not 0 <= args.alpha <= 1:

@@ -10,13 +10,14 @@ version from 4.30 to 5.x as long as a file holds a full `CLIPModel` with its `te
 since 5.6 a bare `CLIPTextModel` writes other names, which older versions read as a random encoder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from negclip_jax.interop import writing
-from negclip_jax.interop.config import read_config, write_config, write_other_files
+from negclip_jax.interop.config import read_config, write_config
 from negclip_jax.interop.files import CheckpointError, StoredTensor, find_weights, resolve
 from negclip_jax.interop.parameters import (
     CONV,
@@ -103,7 +104,9 @@ _LOAD_ADVICE = (
 )
 
 
-def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
+def load_params(
+    directory: Path | str, config: CLIPConfig, stored: Mapping[str, StoredTensor] | None = None
+) -> dict[str, Any]:
     """Reads a checkpoint's weights into the tree of `models.clip.abstract(config)`.
 
     Reads `model.safetensors` or its shards, else `pytorch_model.bin` or its shards, written by
@@ -112,6 +115,7 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     Args:
       directory: checkpoint directory, see `resolve`.
       config: what `read_config` says about the same directory.
+      stored: the tensors, where they are those of another file, which `directory` then names.
 
     Returns:
       Nested dict of float32 `np.ndarray`; block parameters are stacked, leading axis layer.
@@ -121,7 +125,7 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
         or type, or hold NaN or infinity: all of them in one message.
     """
     return read_params(
-        _open(Path(directory)),
+        _without_buffers(open_weights(Path(directory)) if stored is None else stored),
         SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS,
         config,
         where=directory,
@@ -130,9 +134,8 @@ def load_params(directory: Path | str, config: CLIPConfig) -> dict[str, Any]:
     )
 
 
-def _open(directory: Path) -> dict[str, StoredTensor]:
-    opened = open_weights(directory)
-    return {name: tensor for name, tensor in opened.items() if name not in BUFFERS}
+def _without_buffers(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    return {name: tensor for name, tensor in stored.items() if name not in BUFFERS}
 
 
 @writing.layout_writer
@@ -156,7 +159,7 @@ def save(stage: Path, export: writing.Export, *, shard_bytes: int = writing.SHAR
     places, take = export_tensors(export.params, config, keys)
     dtypes = dict.fromkeys(places, export.dtype or "float32")
     if export.dtype is None and base is not None and find_weights(base):
-        stored = _open(base)
+        stored = _without_buffers(open_weights(base))
         if any(tensor.dtype != "float32" for tensor in stored.values()) and all(
             fits(tensor := stored.get(name), slot)
             and tensor.dtype in writing.DTYPES
@@ -165,6 +168,6 @@ def save(stage: Path, export: writing.Export, *, shard_bytes: int = writing.SHAR
         ):
             dtypes = {name: stored[name].dtype for name in places}
     kinds = set(dtypes.values())
-    write_other_files(stage, export, kinds.pop() if len(kinds) == 1 else "float32")
+    write_config(stage, export, kinds.pop() if len(kinds) == 1 else "float32")
     sizes = {name: slot.size for name, slot in places.items()}
     writing.write_weights(stage, sizes, dtypes, take, shard_bytes=shard_bytes)

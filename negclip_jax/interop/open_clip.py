@@ -19,10 +19,10 @@ from typing import Any
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import openai, writing
-from negclip_jax.interop.config import preprocessor_of, write_other_files
+from negclip_jax.interop.config import preprocessor_of, tokenizer_beside, write_config
 from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
 from negclip_jax.interop.parameters import export_tensors, require_clip
-from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -35,21 +35,31 @@ CUSTOM_TEXT_KEYS = (
 # What is read, with open_clip's defaults (CLIPTextCfg, CLIPVisionCfg).
 _TOWER = {"mlp_ratio": 4.0, "norm_kwargs": None, "act_kwargs": None, "layers": 12}
 _TEXT = _TOWER | {"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}
-_TEXT |= {"pool_type": "argmax", "eos_id": 2}
+_TOKENIZER = {"hf_tokenizer_name": None, "tokenizer_kwargs": None, "tokenizer_mode": None}
+_TEXT |= {"pool_type": "argmax", "eos_id": 2} | _TOKENIZER
 _VISION = _TOWER | {"width": 768, "head_width": 64, "image_size": 224, "patch_size": 16}
-# Without influence on a plain transformer's features, whatever their value. Every other key that is
-# set to something else than nothing, or than the value below, makes another architecture.
-_INERT = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "output_tokens", "pad_id"}
-_INERT |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "patch_dropout"}
-_INERT |= {"attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool"}
-_INERT |= {"timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"}
+# Read only where a key that is refused is set (hf_model_name, timm_model_name, attentional_pool,
+# embed_cls), or only while training. Every other key that is set to something else than nothing, or
+# than the value in _OURS, makes another model or other token ids.
+_IDLE = {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "patch_dropout", "pad_id"}
+_IDLE |= {"attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool"}
+_IDLE |= {"timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"}
 _OURS = {"proj_type": "linear", "block_type": "default", "pool_type": "tok"}
+_OURS |= {"pos_embed_type": "learnable"}
+# Of the model itself: sizes, the names of tensors, and where trained values start.
+_MODEL = {"embed_dim", "text_cfg", "vision_cfg", "quick_gelu", "custom_text"}
+_MODEL |= {"init_logit_scale", "nonscalar_logit_scale", "cast_dtype", "output_dict"}
+_POOLINGS = {"argmax": "argmax", "eos": "first_eos"}
 _TANH = {"approximate": "tanh"}
 _PIPELINE = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"}
+_CLIP_VOCABULARY, _XLM_V = 49408, (901629, "facebook/xlm-v-base")
 
 
-def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor]:
-    """Model and preprocessing from `DIRECTORY/open_clip_config.json`.
+def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor, dict[str, Any]]:
+    """Model, preprocessing and tokenizer from `DIRECTORY/open_clip_config.json`.
+
+    The tokenizer is what text_cfg says of it (`hf_tokenizer_name`, `tokenizer_kwargs`), empty where
+    open_clip takes CLIP's own. An export holds it as it is.
 
     Raises:
       CheckpointError: no such file, bad JSON, or a key whose value makes another model than the
@@ -64,19 +74,29 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor]:
             f"{path} is no configuration of a CLIP: it needs model_cfg with embed_dim, text_cfg "
             "and vision_cfg"
         )
-    for key in ("multimodal_cfg", "init_logit_bias"):
-        if model.get(key) is not None:
-            raise CheckpointError(f"{path}: model_cfg.{key} makes another model than a CLIP")
+    if "siglip" in str(model["vision_cfg"].get("timm_model_name")).lower():
+        raise CheckpointError(
+            f"{path} is of a SigLIP whose vision tower is timm's, which makes another model than "
+            "those that are read in this layout: give the same weights in transformers' form "
+            "(model_type siglip, such as google/siglip-base-patch16-224)"
+        )
+    # A logit bias, a decoder of captions, or what a later open_clip adds.
+    wrong = [f"model_cfg.{key}" for key in model.keys() - _MODEL if model[key] is not None]
+    if wrong:
+        raise CheckpointError(f"{path}: {', '.join(sorted(wrong))} makes another model than a CLIP")
     text = _section(path, model["text_cfg"], "text_cfg", _TEXT)
     vision = _section(path, model["vision_cfg"], "vision_cfg", _VISION)
     quick = bool(model.get("quick_gelu", False))
     try:
+        if text["pool_type"] not in _POOLINGS:
+            raise ValueError(f"text_cfg.pool_type {text['pool_type']!r} is not argmax or eos")
         config = CLIPConfig(
             text=TextConfig(
                 heads=text["heads"],
                 vocab_size=text["vocab_size"],
                 context_length=text["context_length"],
-                eos_token_id=_end_token(text),
+                eos_token_id=text["eos_id"],
+                pooling=_POOLINGS[text["pool_type"]],
                 **_tower(text, quick),
             ),
             vision=VisionConfig(
@@ -89,16 +109,39 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor]:
         )
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return config, _preprocessor(path, preprocess, config.vision.image_size)
+    size = config.vision.image_size
+    given = {key: preprocess.get(key, default) for key, default in _PIPELINE.items()}
+    squash, resample = given["resize_mode"] == "squash", given["interpolation"]
+    known = {"mode": ("RGB",), "resize_mode": ("shortest", "squash")}
+    # "random" is of its training, and bicubic otherwise.
+    known["interpolation"] = ("bicubic", "random", "bilinear")[: 3 if squash else 2]
+    other = [f"{key}={given[key]!r}" for key in known if given[key] not in known[key]]
+    if other:
+        raise CheckpointError(
+            f"{path}: preprocess_cfg has {', '.join(other)}, but only CLIP's preprocessing is "
+            "read: a bicubic resize of the shortest side and a centre crop, or of both sides"
+        )
+    mean, std = preprocess.get("mean") or CLIP_MEAN, preprocess.get("std") or CLIP_STD
+    try:
+        images = Preprocessor(
+            size=size,
+            resize=size,
+            mean=tuple(mean),
+            std=tuple(std),
+            squash=squash,
+            resample="bilinear" if resample == "bilinear" else "bicubic",
+        )
+        return config, images, {key: text[key] for key in _TOKENIZER if text[key]}
+    except (TypeError, InputError) as error:
+        raise CheckpointError(f"{path}: preprocess_cfg: {error}") from error
 
 
 def _section(path: Path, given: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
     """A tower's values with defaults; a value that makes another architecture is refused."""
-    known_too = _INERT | known.keys()
     other = [
         f"{name}.{key}={value!r}"
         for key, value in given.items()
-        if key not in known_too and value not in (None, False, _OURS.get(key))
+        if key not in _IDLE | known.keys() and value not in (None, False, _OURS.get(key))
     ]
     # The stages of a ResNet are a list of layers.
     other += [f"{name}.layers={given['layers']}"] if isinstance(given.get("layers"), list) else []
@@ -127,31 +170,11 @@ def _tower(section: dict[str, Any], quick: bool) -> dict[str, Any]:
     }
 
 
-def _end_token(text: dict[str, Any]) -> int:
-    if text["pool_type"] not in ("argmax", "eos"):
-        raise ValueError(f"text_cfg.pool_type {text['pool_type']!r} is not argmax or eos")
-    return LEGACY_EOS_TOKEN_ID if text["pool_type"] == "argmax" else text["eos_id"]
-
-
 def _square(size: Any) -> int:
     sides = set(size) if isinstance(size, list) else {size}
     if len(sides) != 1:
         raise ValueError(f"the size {size} is not square")
     return sides.pop()
-
-
-def _preprocessor(path: Path, section: dict[str, Any], size: int) -> Preprocessor:
-    other = [f"{k}={section[k]!r}" for k, v in _PIPELINE.items() if section.get(k, v) != v]
-    if other:
-        raise CheckpointError(
-            f"{path}: preprocess_cfg has {', '.join(other)}, but only CLIP's preprocessing is "
-            "read: a bicubic resize of the shortest side and a centre crop"
-        )
-    mean, std = section.get("mean") or CLIP_MEAN, section.get("std") or CLIP_STD
-    try:
-        return Preprocessor(size=size, resize=size, mean=tuple(mean), std=tuple(std))
-    except (TypeError, InputError) as error:
-        raise CheckpointError(f"{path}: preprocess_cfg: {error}") from error
 
 
 def has_custom_text(names: Iterable[str]) -> bool:
@@ -190,7 +213,7 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
             "--layout=huggingface"
         )
     pooling = {"pool_type": "argmax"}
-    if text.eos_token_id != LEGACY_EOS_TOKEN_ID:
+    if text.pooling == "first_eos":
         pooling = {"pool_type": "eos", "eos_id": text.eos_token_id}
     model = {
         "embed_dim": config.projection_dim,
@@ -209,12 +232,14 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
         | _tower_dict(text)
         | pooling,
     }
-    if preprocessor.resize != preprocessor.size:
+    if preprocessor.resize != preprocessor.size and not preprocessor.squash:
         raise CheckpointError(
             f"open_clip crops at the size that it resizes to, and this model resizes to "
             f"{preprocessor.resize} and crops at {preprocessor.size}"
         )
     pipeline = _PIPELINE | {"mean": list(preprocessor.mean), "std": list(preprocessor.std)}
+    if preprocessor.squash:
+        pipeline |= {"resize_mode": "squash", "interpolation": preprocessor.resample}
     return {"model_cfg": model, "preprocess_cfg": {"size": preprocessor.size} | pipeline}
 
 
@@ -231,7 +256,7 @@ def agree(first: CLIPConfig, second: CLIPConfig) -> bool:
     def described(config: CLIPConfig) -> dict[str, Any]:
         text = config.text
         if text.eos_token_id == text.vocab_size - 1:
-            text = dataclasses.replace(text, eos_token_id=LEGACY_EOS_TOKEN_ID)
+            text = dataclasses.replace(text, pooling="argmax")
         plain = dataclasses.replace(config, text=text)
         return config_dict(plain, preprocessor_of(None, plain))
 
@@ -267,9 +292,17 @@ def save(stage: Path, export: writing.Export, *, custom_text: bool = False) -> N
     described = config_dict(config, export.preprocessor or preprocessor_of(export.base, config))
     if custom_text:
         described["model_cfg"]["custom_text"] = True
+    text = described["model_cfg"]["text_cfg"]
     keys = CUSTOM_TEXT_KEYS if custom_text else KEYS
     places, take = export_tensors(export.params, config, keys)
-    write_other_files(stage, export, dtype)
+    write_config(stage, export, dtype)
+    # Without a name open_clip takes OpenAI's vocabulary. With one it takes, of a folder, the
+    # tokenizer in it, and of the Hub what has the name.
+    text |= export.tokenizer_keys
+    if not export.tokenizer_keys and text["vocab_size"] == _XLM_V[0]:
+        text["hf_tokenizer_name"] = _XLM_V[1]
+    elif text["vocab_size"] != _CLIP_VOCABULARY and tokenizer_beside(stage):
+        text.setdefault("hf_tokenizer_name", "the tokenizer in this folder")
     writing.write_json(stage / CONFIG, described)
     tensors = {name: writing.converted(name, take(name), dtype) for name in places}
     writing.write_file(stage / WEIGHTS[0], tensors)

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.common.problems import first
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import writing
-from negclip_jax.interop.config import preprocessor_of, write_other_files
+from negclip_jax.interop.config import preprocessor_of, write_config
 from negclip_jax.interop.files import CheckpointError, StoredTensor, problem_report
 from negclip_jax.interop.parameters import (
     CONV,
@@ -30,11 +31,14 @@ from negclip_jax.interop.parameters import (
     require_clip,
 )
 from negclip_jax.interop.tensors import import_torch
-from negclip_jax.models.clip import LEGACY_EOS_TOKEN_ID, CLIPConfig, TextConfig, VisionConfig
+from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 
 WEIGHTS = "model.pt"
 HIDDEN_ACT = "quick_gelu"
 _HEAD_WIDTH, _MLP_RATIO, _EPSILON = 64, 4, 1e-5
+# Of vision towers that OpenAI has none of: open_clip's ViT-H, g, bigG and e.
+_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+_VOCABULARY = 49408
 # Constants of the released archives, which the package drops as well.
 _BUFFERS = frozenset(("input_resolution", "context_length", "vocab_size"))
 _ADVICE = (
@@ -104,7 +108,21 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
         projection_dim = shapes["text_projection"][1]
     except (KeyError, IndexError) as error:
         problems = {"missing or without shape": [str(error)], "it holds": shapes}
+        # Names that are right behind a prefix: a CLIP is a part of this model.
+        parts = [n.removesuffix("ln_final.weight") for n in shapes if "ln_final.weight" in n]
+        inside = [p for p in parts if p and f"{p}visual.conv1.weight" in shapes]
+        if inside:
+            others = first([n for n in shapes if not n.startswith(inside[0])])
+            raise CheckpointError(
+                f"{where} holds a CLIP under {inside[0]!r} and beside it {others}: save that part "
+                "alone, as its own state dict"
+            ) from error
         raise CheckpointError(problem_report(where, problems, _ADVICE)) from error
+    if vocabulary > _VOCABULARY:
+        raise CheckpointError(
+            f"{where} has {vocabulary:,} tokens, and OpenAI's rule for the end of a text is of its "
+            f"{_VOCABULARY:,}: put its open_clip_config.json beside it"
+        )
     try:
         return CLIPConfig(
             text=TextConfig(
@@ -112,12 +130,13 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
                 heads=text_width // _HEAD_WIDTH or 1,
                 vocab_size=vocabulary,
                 context_length=context,
-                eos_token_id=LEGACY_EOS_TOKEN_ID,
+                eos_token_id=2,  # transformers' word for it, so that a config.json is equal
+                pooling="argmax",
                 **text,
             ),
             vision=VisionConfig(
                 width=vision_width,
-                heads=vision_width // _HEAD_WIDTH or 1,
+                heads=vision_width // _HEAD_WIDTHS.get(vision_width, _HEAD_WIDTH) or 1,
                 patch_size=patch,
                 image_size=patch * grid,
                 **vision,
@@ -166,7 +185,7 @@ def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
         if value != expected
     ]
     end, last = config.text.eos_token_id, config.text.vocab_size - 1
-    if end not in (LEGACY_EOS_TOKEN_ID, last):
+    if config.text.pooling != "argmax" and end != last:
         reasons.append(f"the end token is {end} where its code takes the largest id, {last}")
     if config.vision.image_size % config.vision.patch_size:
         reasons.append(f"images of {config.vision.image_size} pixels are no multiple of a patch")
@@ -192,7 +211,7 @@ def save(stage: Path, export: writing.Export) -> None:
     require_expressible(config, export.preprocessor or preprocessor_of(export.base, config))
     torch = import_torch("a file for OpenAI's clip needs")
     places, take = export_tensors(export.params, config, KEYS)
-    write_other_files(stage, export, dtype)
+    write_config(stage, export, dtype)
     # float32 first: numpy's bfloat16 is unknown to torch.
     state = {
         name: torch.tensor(writing.converted(name, take(name), dtype).astype("float32"))

@@ -8,6 +8,7 @@ silently: `CheckpointInfo` tells what was taken and where that was written.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,7 @@ from typing import Any
 from negclip_jax.common import remote, storage
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai, towers
-from negclip_jax.interop.checkpoint_info import (
-    CheckpointInfo,
-    describe_activation,
-    describe_pooling,
-    of_directory,
-    with_activation,
-)
-from negclip_jax.interop.config import tokenizer_beside
+from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -32,6 +26,88 @@ from negclip_jax.interop.files import (
 )
 from negclip_jax.interop.tensors import open_file
 from negclip_jax.models.clip import CLIPConfig
+from negclip_jax.models.siglip import SigLIPConfig
+
+SENTENCE_TRANSFORMERS = "0_CLIPModel"  # the folder of its CLIPs that holds the model
+_OPENAI_NAMES = re.compile(r"vit-[bl]-(16|32|14|14-336px)\.pt")
+_TRANSFORMERS_NAMES = ("text_model.", "vision_model.")
+_ADVICE = (
+    "put its {} beside it, or give activation= (--activation of a command): quick_gelu (OpenAI, "
+    "and what was tuned from it) or gelu (LAION and most others), or base= (--base of the export "
+    "command), a checkpoint of the same architecture that says it"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """Where a model came from, and what its arithmetic was taken to be.
+
+    Attributes:
+      path: the directory or file that was read.
+      label: text for it, e.g. "step 500 of runs/b32".
+      layout: "workdir", "huggingface", "openai", "open_clip", or "tower" for a directory of one
+        tower, with the rest from a base or alone.
+      activation: "quick_gelu", or "gelu in the text tower, quick_gelu in the vision tower".
+      activation_source: where that was read, or the reason why it was assumed.
+      pooling: the rule that finds a caption's end token.
+      tokenizer: directory that holds the tokenizer's files; None where nothing came along.
+      preprocessor: images to pixels; `dataclasses.replace(preprocessor, crop=...)` for another
+        crop rule.
+      preprocessor_source: the file that says so; "CLIP's own" or "SigLIP's own" where none does.
+      base: directory whose other files belong to an export of the model; None if there is none.
+      step: of the run, for a workdir.
+      tokenizer_keys: what a configuration of open_clip says of the tokenizer.
+      uses_base: whether a part, or the configuration, is that of `read_any`'s `base`.
+    """
+
+    path: Path
+    label: str
+    layout: str
+    activation: str
+    activation_source: str
+    pooling: str
+    tokenizer: Path | None
+    preprocessor: Preprocessor
+    preprocessor_source: str
+    base: Path | None = None
+    step: int | None = None
+    tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    uses_base: bool = False
+
+
+def describe_activation(config: CLIPConfig) -> str:
+    """The towers' activation as text."""
+    text, vision = config.text.hidden_act, config.vision.hidden_act
+    return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
+
+
+def describe_pooling(config: CLIPConfig) -> str:
+    """The rule by which a caption's end token is found, as text."""
+    if isinstance(config, SigLIPConfig):
+        return "the last position, padding included"
+    if config.text.pooling == "argmax":
+        return "the first of the largest token id"
+    return f"the first token with id {config.text.eos_token_id}"
+
+
+def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
+    """What a directory in Hugging Face's layout says about its model."""
+    names = ("processor_config.json", "preprocessor_config.json")
+    own = "SigLIP's own" if isinstance(config, SigLIPConfig) else "CLIP's own"
+    found = [str(directory / name) for name in names if (directory / name).is_file()]
+    return CheckpointInfo(
+        path=directory,
+        label=label,
+        layout=layout,
+        activation=describe_activation(config),
+        activation_source=f"hidden_act in {directory / 'config.json'}",
+        pooling=describe_pooling(config),
+        tokenizer=tokenizer_beside(directory),
+        preprocessor=preprocessor_of(directory, config),
+        preprocessor_source=[*found, own][0],
+        base=directory,
+    )
+
 
 Checkpoint = tuple[CLIPConfig, dict[str, Any], CheckpointInfo]
 
@@ -48,13 +124,15 @@ def read_any(
 
     Args:
       path: the workdir of a training run, of which `@best` (the default), `@last` or `@STEP`
-        after it chooses the checkpoint; a Hugging Face directory or Hub name; a directory or file
-        of open_clip; a `.pt` of OpenAI's clip or of NegationCLIP, or a directory with one.
+        after it chooses the checkpoint; a Hugging Face directory or Hub name, or that of a CLIP of
+        sentence-transformers; a directory or file of open_clip; a `.pt` of OpenAI's clip, of
+        NegationCLIP or of a training script, or a directory with one.
       ema: of a workdir, the moving average of the weights.
       activation: of both towers, "quick_gelu" or "gelu", for a file that does not say.
       base: for a Hugging Face directory of one tower (CLIPTextModel and so on), the checkpoint of
         any layout that the rest of the model comes from. The directory may be the `text_encoder/`
-        of a diffusers pipeline, or the folder that holds it.
+        of a diffusers pipeline, or the folder that holds it. For a lone file of weights, the
+        checkpoint whose configuration, tokenizer and preprocessing it has.
       tower_class: class of transformers (a key of `towers.ARCHITECTURES`) that is wanted of such a
         directory without a base; see `towers.load_alone`.
 
@@ -66,21 +144,35 @@ def read_any(
       InputError: nothing there, an unknown layout, weights that do not fit, or an activation that
         the checkpoint does not say or contradicts; the message says what was found.
     """
-    name, step = _split_step(str(path))
-    if storage.is_remote(name) and not is_workdir(name):
-        _require_no_step(step, ema, path)
+    # `runs/b32@500` to its parts; a path that exists as it stands has no step.
+    name, mark, step = str(path).rpartition("@")
+    if not mark or storage.path(str(path)).exists():
+        name, step = str(path), None
+    if is_workdir(name):
+        return _agreed(read_workdir(name, step or "best", ema=ema), activation)
+    if step is not None or ema:
+        raise CheckpointError(
+            f"{path}: @STEP and the moving average choose in a training run, and this is not the "
+            "--workdir of one"
+        )
+    if storage.is_remote(name):
         with remote.copied(name) as copy:
             found = read_any(copy, activation=activation, base=base, tower_class=tower_class)
         return (*found[:2], dataclasses.replace(found[2], label=name))
-    local = Path(name).expanduser()
-    if is_workdir(name):
-        return _agreed(read_workdir(name, step or "best", ema=ema), activation)
-    _require_no_step(step, ema, path)
     # A name that is nothing here may be a repository of the Hub, of either library.
+    local = Path(name).expanduser()
     place = local if local.exists() else huggingface.resolve(name)
-    tower = _tower_directory(place)
+    if (place / SENTENCE_TRANSFORMERS).is_dir() and not (place / "config.json").exists():
+        place = place / SENTENCE_TRANSFORMERS
+    # The directory of one tower that `place` is, or holds as diffusers saves it.
+    tower = place if (place / "config.json").is_file() else place / diffusers.ENCODER
+    if not towers.is_tower(tower):
+        tower = None
     if tower is not None and base is not None:
-        return _read_tower(tower, name, read_any(base, activation=activation))
+        config, params, info = read_any(base, activation=activation)
+        config, params = towers.merge_tower(tower, config, params)
+        source = f"{info.activation_source}; of the tower, hidden_act in {tower / 'config.json'}"
+        return config, params, _of_tower(info, config, name, source)
     if tower is not None and tower_class:
         config, params = towers.load_alone(tower, tower_class)
         info = dataclasses.replace(of_directory(tower, config, "tower", name), base=None)
@@ -90,8 +182,12 @@ def read_any(
         return _agreed((config, params, info), activation)
     file = _state_dict_file(place)
     if file is not None:
-        return _read_state_dict(file, name, activation)
-    return _agreed(_read_huggingface(tower or place, name), activation)
+        return _agreed(_read_state_dict(file, name, activation, base), activation)
+    directory = tower or place
+    config = huggingface.read_config(directory)
+    params = huggingface.load_params(directory, config)
+    info = of_directory(directory, config, "huggingface", name)
+    return _agreed((config, params, info), activation)
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -125,6 +221,7 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
             f"{workdir} has no base/, the files of the checkpoint that a run started from: it "
             "is not the --workdir of a run"
         )
+    restore.check_base_files(run)
     config = huggingface.read_config(base)
     params, number = restore.restore_params(workdir, step, ema=ema)
     average = ", moving average" if ema else ""
@@ -133,38 +230,17 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     return config, params, dataclasses.replace(info, path=base.parent, step=number)
 
 
-def _read_huggingface(directory: Path, label: str) -> Checkpoint:
-    config = huggingface.read_config(directory)
-    params = huggingface.load_params(directory, config)
-    return config, params, of_directory(directory, config, "huggingface", label)
-
-
-def _tower_directory(place: Path) -> Path | None:
-    """The directory of one tower that `place` is, or holds as diffusers saves it; else None."""
-    if (place / "config.json").is_file():
-        return place if towers.is_tower(place) else None
-    encoder = place / diffusers.ENCODER
-    return encoder if towers.is_tower(encoder) else None
-
-
-def _read_tower(directory: Path, name: str, rest: Checkpoint) -> Checkpoint:
-    """One tower from a directory of its own, everything else from another checkpoint."""
-    config, params, info = rest
-    config, params = towers.merge_tower(directory, config, params)
-    label = f"the tower of {name} in {info.label}"
-    source = f"{info.activation_source}; of the tower, hidden_act in {directory / 'config.json'}"
-    return (
-        config,
-        params,
-        dataclasses.replace(
-            info,
-            label=label,
-            layout="tower",
-            activation=describe_activation(config),
-            activation_source=source,
-            pooling=describe_pooling(config),
-            base=None,
-        ),
+def _of_tower(info: CheckpointInfo, config: CLIPConfig, name: str, source: str) -> CheckpointInfo:
+    """Origin of a model of which one tower comes from `name`."""
+    return dataclasses.replace(
+        info,
+        label=f"the tower of {name} in {info.label}",
+        layout="tower",
+        activation=describe_activation(config),
+        activation_source=source,
+        pooling=describe_pooling(config),
+        base=None,
+        uses_base=True,
     )
 
 
@@ -178,13 +254,16 @@ def _agreed(found: Checkpoint, activation: str | None) -> Checkpoint:
 
 
 def _state_dict_file(path: Path) -> Path | None:
-    """The file in OpenAI's names that `path` is or holds; None for what transformers wrote."""
+    """The lone file of weights that `path` is or holds; None for what transformers wrote."""
     if path.is_file():
         beside = path.name in WEIGHT_FILES and (path.parent / "config.json").is_file()
         if beside:
             raise CheckpointError(f"{path} is read with its config.json: give {path.parent}")
         return path
-    if _is_transformers(path):
+    # Beside open_clip's weights, transformers' names may be those of a classifier of timm.
+    config = path / "config.json"
+    both = (path / open_clip.CONFIG).is_file() and config.is_file()
+    if find_weights(path) is not None and not (both and not read_json(config).get("model_type")):
         return None
     named = [path / name for name in (*open_clip.WEIGHTS, openai.WEIGHTS)]
     found = [file for file in named if file.is_file()] or sorted(path.glob("*.pt"))
@@ -194,37 +273,79 @@ def _state_dict_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _is_transformers(directory: Path) -> bool:
-    """Whether transformers' weights are those to read. timm's, beside open_clip's, are not."""
-    config = directory / "config.json"
-    if (directory / open_clip.CONFIG).is_file() and config.is_file():
-        kind = read_json(config).get("model_type")
-        return kind is not None and find_weights(directory) is not None
-    return find_weights(directory) is not None
-
-
-def _read_state_dict(file: Path, label: str, activation: str | None) -> Checkpoint:
-    """A file in OpenAI's or open_clip's names, with what the configuration beside it says."""
-    stored, bare = open_file(file)
+def _read_state_dict(
+    file: Path, label: str, activation: str | None, base: str | Path | None
+) -> Checkpoint:
+    """A lone file, with what the configuration beside it says, or that of `base`."""
+    stored, origin = open_file(file)
+    if any(name.startswith(_TRANSFORMERS_NAMES) for name in stored):
+        return _read_transformers_file(file, label, stored, activation, base)
     described = _described(file, label)
-    config, info = described or _undescribed(file, label, stored, bare, activation)
+    authority = "its configuration" if described else "the model"
+    if described is None and base is not None:
+        config, _, info = read_any(base, activation=activation)
+        info = dataclasses.replace(info, path=file, label=label, uses_base=True)
+        authority = str(base)
+    else:
+        config, info = described or _undescribed(file, label, stored, origin, activation)
     # Reads OpenAI's names as well, which open_clip kept.
-    params = open_clip.load_params(
-        stored, config, file, authority="its configuration" if described else "the model"
-    )
-    return _agreed((config, params, info), activation)
+    return config, open_clip.load_params(stored, config, file, authority=authority), info
+
+
+def _read_transformers_file(
+    file: Path,
+    label: str,
+    stored: Mapping[str, StoredTensor],
+    activation: str | None,
+    base: str | Path | None,
+) -> Checkpoint:
+    """A lone file in transformers' names, of a whole CLIP or, with a base, of one tower."""
+    folder = file.parent
+    both = (towers.TEXT, towers.VISION)
+    held = [t for t in both if any(name.startswith(f"{t.name}_model.") for name in stored)]
+    if len(held) == 2 and (folder / "config.json").is_file():
+        config = huggingface.read_config(folder)
+        info = of_directory(folder, config, "huggingface", label)
+        return config, huggingface.load_params(file, config, stored), info
+    if base is None:
+        what = "a whole CLIP" if len(held) == 2 else f"the {held[0].name} tower of a CLIP"
+        beside = "" if len(held) == 2 else ", which the rest comes from"
+        raise CheckpointError(
+            f"{file} holds {what} under transformers' names, which say neither activation nor "
+            "heads: call it model.safetensors (or pytorch_model.bin), put the config.json and the "
+            "tokenizer of its repository beside it and give the folder; or give base= (--base of "
+            f"the export command), a checkpoint of the same architecture{beside}"
+        )
+    config, params, info = read_any(base, activation=activation)
+    if len(held) == 2:
+        params = huggingface.load_params(file, config, stored)
+        return config, params, dataclasses.replace(info, path=file, label=label, uses_base=True)
+    params = towers.merge_stored(file, held[0], stored, config, params)
+    return config, params, _of_tower(info, config, label, info.activation_source)
 
 
 def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
     """Model and origin by a configuration beside the file, or None where there is none."""
     folder = file.parent
     open_clip_json, config_json = folder / open_clip.CONFIG, folder / "config.json"
+    is_clip = config_json.is_file() and read_json(config_json).get("model_type") in (
+        "clip",
+        "metaclip_2",
+    )
     if open_clip_json.is_file() and (
         file.name.startswith("open_clip") or not config_json.is_file()
     ):
-        config, preprocessor = open_clip.read_config(folder)
-        base = _describes(config_json, config)
-        config = huggingface.read_config(folder) if base else config
+        config, preprocessor, tokenizer_keys = open_clip.read_config(folder)
+        base = None
+        if is_clip:
+            # Hugging Face's files beside it belong to its export if they describe the same model,
+            # in more detail. They may be of another, as open_clip never reads them.
+            try:
+                other = huggingface.read_config(folder)
+                if open_clip.agree(other, config):
+                    config, base = other, folder
+            except CheckpointError:
+                pass
         info = CheckpointInfo(
             path=file,
             label=label,
@@ -236,56 +357,50 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             preprocessor=preprocessor,
             preprocessor_source=str(open_clip_json),
             base=base,
+            tokenizer_keys=tokenizer_keys,
         )
         return config, info
-    if config_json.is_file() and read_json(config_json).get("model_type") == "clip":
+    if is_clip:
         config = huggingface.read_config(folder)
         return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
     return None
-
-
-def _describes(config_json: Path, config: CLIPConfig) -> Path | None:
-    """The folder of a config.json if it describes the same model, in more detail.
-
-    Hugging Face's files beside a model of open_clip then belong to its export. They may be of
-    another, as open_clip never reads them.
-    """
-    if not config_json.is_file() or read_json(config_json).get("model_type") != "clip":
-        return None
-    try:
-        same = open_clip.agree(huggingface.read_config(config_json.parent), config)
-    except CheckpointError:
-        same = False
-    return config_json.parent if same else None
 
 
 def _undescribed(
     file: Path,
     label: str,
     stored: Mapping[str, StoredTensor],
-    bare: bool,
+    origin: str,
     activation: str | None,
 ) -> tuple[CLIPConfig, CheckpointInfo]:
-    """Model and origin of a file that stands alone, by the rules of OpenAI's code."""
+    """Model and origin of a file that stands alone, by the rules of the code that wrote it."""
     custom = open_clip.has_custom_text(stored)
-    if activation is None and (custom or not bare):
-        raise CheckpointError(
-            f"{file} does not say its activation, and without it every feature would be slightly "
-            f"wrong: put its {open_clip.CONFIG} beside it, or give activation quick_gelu (OpenAI, "
-            "and what was tuned from it) or gelu (LAION and most others)"
-        )
     names = {name.removeprefix("text."): tensor for name, tensor in stored.items()}
     config = openai.infer_config(names, file)
+    layout = "open_clip" if custom or activation == "gelu" else "openai"
     source = "given"
     if activation is None:
-        source = "assumed: OpenAI's clip has no other, and a bare state dict does not say"
-    else:
-        config = with_activation(config, activation)
+        activation, source = _activation_by_origin(file, origin, config)
+        if activation == "gelu":
+            layout = "open_clip"
+        elif source.startswith("assumed") and (custom or origin != "bare"):
+            raise CheckpointError(
+                f"{file} does not say its activation, and without it every feature would be "
+                f"slightly wrong: {_ADVICE.format(open_clip.CONFIG)}"
+            )
+    try:
+        text, vision = (
+            dataclasses.replace(tower, hidden_act=activation)
+            for tower in (config.text, config.vision)
+        )
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    config = dataclasses.replace(config, text=text, vision=vision)
     size = config.vision.image_size
     info = CheckpointInfo(
         path=file,
         label=label,
-        layout="open_clip" if custom else "openai",
+        layout=layout,
         activation=describe_activation(config),
         activation_source=source,
         pooling=describe_pooling(config),
@@ -296,17 +411,18 @@ def _undescribed(
     return config, info
 
 
-def _split_step(path: str) -> tuple[str, str | None]:
-    """`runs/b32@500` to its parts; a path that exists as it stands has no step."""
-    directory, mark, step = path.rpartition("@")
-    if not mark or storage.path(path).exists():
-        return path, None
-    return directory, step
-
-
-def _require_no_step(step: str | None, ema: bool, path: str | Path) -> None:
-    if step is not None or ema:
-        raise CheckpointError(
-            f"{path}: @STEP and the moving average choose in a training run, and this is not the "
-            "--workdir of one"
-        )
+def _activation_by_origin(file: Path, origin: str, config: CLIPConfig) -> tuple[str, str]:
+    """Activation of a lone file, and what says it; "assumed" first where nothing does for sure."""
+    name = file.name.lower()
+    if origin == "quick_gelu":
+        return "quick_gelu", "the code in the archive"
+    if "quickgelu" in name or _OPENAI_NAMES.fullmatch(name):
+        return "quick_gelu", f"the name {file.name}"
+    # Of LAION's releases, ViT-B/32 on LAION-400M alone has quick_gelu (open_clip's pretrained.py).
+    is_b32 = (config.vision.width, config.vision.patch_size) == (768, 32)
+    if "laion" in name:
+        quick = "laion400m" in name and is_b32
+        return "quick_gelu" if quick else "gelu", f"the name {file.name}, which is LAION's"
+    if name in open_clip.WEIGHTS:
+        return "gelu", "assumed: open_clip's default, and its configuration is not beside the file"
+    return "quick_gelu", "assumed: OpenAI's clip has no other, and a bare state dict does not say"

@@ -6,6 +6,8 @@ no torch: neither runs the code of a file.
 """
 
 import pickle
+import posixpath
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +29,12 @@ from negclip_jax.interop.files import (
     problem_report,
     read_json,
 )
-from negclip_jax.interop.torchscript import is_torchscript, torchscript_tensors
+from negclip_jax.interop.torchscript import is_torchscript, says_quick_gelu, torchscript_tensors
 
+# Where training scripts keep the model's state dict, and what their wrappers put before its names.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "clip_model", "clip", "net")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.", "net.", "_forward_module.")
+_PREFIXES += ("cond_stage_model.transformer.",)
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -54,7 +60,9 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: it is not an index of shards")
-    shards = sorted({str(shard) for shard in weight_map.values()})
+    # `./name` and the like are the name that they lead to, whatever is a link there.
+    weight_map = {name: posixpath.normpath(str(shard)) for name, shard in weight_map.items()}
+    shards = sorted(set(weight_map.values()))
     outside = [shard for shard in shards if Path(shard).name != shard]
     absent = [shard for shard in shards if not (directory / shard).is_file()]
     if outside or absent:
@@ -79,20 +87,22 @@ def stored_dtypes(path: Path) -> dict[str, str]:
     return {name: tensor.dtype for name, tensor in stored.items()}
 
 
-def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
+def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """Opens the tensors of one file, safetensors or of PyTorch; nothing is read yet.
 
-    Of what `torch.save` wrote it takes a state dict, one under the key `state_dict`, and a
-    TorchScript archive (what OpenAI released). The prefix `module.` of DataParallel is dropped.
+    Of what `torch.save` wrote it takes a state dict, one that a training script put beside its
+    epoch and optimizer, and a TorchScript archive (what OpenAI released). What wrappers put before
+    every name (`module.`, `_orig_mod.`, `model.`) is dropped.
 
     Returns:
-      The tensors by name, and whether they stood bare in a file of PyTorch, as in OpenAI's and
-      NegationCLIP's releases, and not in safetensors or in a training script's wrapper.
+      The tensors by name, and how they stood there: "bare" in a file of PyTorch, as in OpenAI's
+      and NegationCLIP's releases; "quick_gelu" in an archive whose code says so; "wrapped" in
+      safetensors or what a training script wrote.
 
     Raises:
       CheckpointError: another kind of file, a damaged one, or a pickle with more than tensors.
     """
-    bare = False
+    origin = "wrapped"
     if not path.is_file():  # a pipe would block and a device never ends
         raise CheckpointError(f"{path} is no file, but a folder, a pipe, a device or a broken link")
     if path.suffix == ".safetensors":
@@ -101,13 +111,52 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], bool]:
         known = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
         raise CheckpointError(f"{path} is no weight file that is read; those end with {known}")
     elif is_torchscript(path):
-        opened, bare = torchscript_tensors(path), True
+        opened = torchscript_tensors(path)
+        origin = "quick_gelu" if says_quick_gelu(path) else "bare"
     else:
-        state = _unpickle(path)
-        wrapped = isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping)
-        opened = _state_tensors(path, state["state_dict"] if wrapped else state)
-        bare = not wrapped and not any(name.startswith("module.") for name in opened)
-    return {name.removeprefix("module."): tensor for name, tensor in opened.items()}, bare
+        content = _unpickle(path)
+        state = _state_dict(path, content)
+        opened = _state_tensors(path, state)
+        origin = "bare" if state is content else "wrapped"
+    prefix = ""
+    while inner := [p for p in _PREFIXES if all(n.startswith(prefix + p) for n in opened)]:
+        prefix += inner[0]
+    if not opened or prefix:
+        origin = "wrapped"
+    return {name.removeprefix(prefix): tensor for name, tensor in opened.items()}, origin
+
+
+def _state_dict(path: Path, content: object) -> object:
+    """The state dict in what a training script saved; the content itself where it is none.
+
+    Raises:
+      CheckpointError: several of them, of which none has a usual name.
+    """
+    while isinstance(content, Mapping):
+        dicts = {k: v for k, v in content.items() if isinstance(v, Mapping) and _leads_to(v)}
+        if not dicts or _holds_tensors(content):
+            return content
+        known = [key for key in _STATE_KEYS if key in dicts] or list(dicts)
+        if len(known) > 1 and known[0] not in _STATE_KEYS:
+            raise CheckpointError(
+                f"{path} holds several state dicts ({first([str(key) for key in known])}): save "
+                "the model's own alone"
+            )
+        content = dicts[known[0]]
+    return content
+
+
+def _holds_tensors(value: Mapping) -> bool:
+    import torch
+
+    return any(isinstance(tensor, torch.Tensor) for tensor in value.values())
+
+
+def _leads_to(value: Mapping) -> bool:
+    """Whether a dict is a state dict, or one of dicts of which one is."""
+    inner = [v for v in value.values() if isinstance(v, Mapping)]
+    named = all(isinstance(key, str) for key in value)
+    return named and (_holds_tensors(value) or any(_holds_tensors(v) for v in inner))
 
 
 def _open_one(path: Path) -> dict[str, StoredTensor]:
@@ -215,10 +264,13 @@ def _unpickle(path: Path) -> object:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
+        # torch's own text advises to load it all the same. Only what was found is taken from it.
+        found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
         raise CheckpointError(
             f"{path} is refused: torch's weights-only loader found something else than tensors "
-            "in it, and loading it otherwise could run code. Convert it to safetensors where it "
-            f"came from. ({str(error).splitlines()[0]})"
+            f"in it{f' ({found[1]})' if found else ''}, and loading it otherwise could run code. "
+            "Convert it to safetensors where it came from, or save its state dict alone there: "
+            "torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:  # on a damaged file torch raises nearly every type
         raise CheckpointError(_damaged(path, error)) from error

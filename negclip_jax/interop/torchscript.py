@@ -50,6 +50,13 @@ def is_torchscript(path: Path) -> bool:
         return False
 
 
+def says_quick_gelu(path: Path) -> bool:
+    """Whether the code of an archive, which is never run, has the factor of quick_gelu."""
+    with zipfile.ZipFile(path) as archive:
+        code = [i for i in archive.infolist() if "/code/" in i.filename and i.file_size < 2**24]
+        return any(b"1.702" in archive.read(info) for info in code)
+
+
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
     """A compiled module's parameters and buffers by their dotted names, opened lazily.
 

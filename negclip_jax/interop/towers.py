@@ -10,6 +10,7 @@ kinds are read.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from negclip_jax.interop.config import (
     vision_config,
     write_tokenizer,
 )
-from negclip_jax.interop.files import CheckpointError, read_json
+from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
 from negclip_jax.interop.parameters import (
     Key,
     expected_shapes,
@@ -110,22 +111,32 @@ def merge_tower(
     merged = dataclasses.replace(config, **{tower.name: section})
     # Names as in a full CLIPModel, whichever version of transformers wrote them.
     prefix, own = f"{tower.name}_model.", (tower.projection.name, *huggingface.BUFFERS)
-    opened = open_weights(directory)
-    if not any(name.startswith(prefix) for name in opened):
-        opened = {n if n in own else prefix + n: tensor for n, tensor in opened.items()}
-    stored = {name: t for name, t in opened.items() if name not in huggingface.BUFFERS}
-    projected = tower.projection.name in stored
+    stored = open_weights(directory)
+    if not any(name.startswith(prefix) for name in stored):
+        stored = {n if n in own else prefix + n: tensor for n, tensor in stored.items()}
     own_width = getattr(config, tower.name).width
-    if not projected and section.width != own_width:
+    if tower.projection.name not in stored and section.width != own_width:
         raise CheckpointError(
             f"{directory} has no {tower.projection.name}, and its {tower.name} tower is "
             f"{section.width} wide where the model's projection takes {own_width}: give a "
             "directory saved WithProjection"
         )
-    keys = (tower.projection, *tower.keys) if projected else tower.keys
-    part = read_params(stored, keys, merged, where=directory, authority="the model", advice=_ADVICE)
+    return merged, merge_stored(directory, tower, stored, merged, params)
+
+
+def merge_stored(
+    where: Path,
+    tower: Tower,
+    stored: Mapping[str, StoredTensor],
+    config: CLIPConfig,
+    params: dict[str, Any],
+) -> dict[str, Any]:
+    """Parameters with the tensors of one tower, of the shape that `config` says, in their place."""
+    stored = {name: t for name, t in stored.items() if name not in huggingface.BUFFERS}
+    keys = (tower.projection, *tower.keys) if tower.projection.name in stored else tower.keys
+    part = read_params(stored, keys, config, where=where, authority="the model", advice=_ADVICE)
     flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(part)
-    return merged, traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict(flat)
 
 
 def load_alone(directory: Path | str, architecture: str = "") -> tuple[CLIPConfig, dict[str, Any]]:
@@ -219,8 +230,14 @@ def write_tower(
     keys = (tower.projection, *tower.keys) if projected else tower.keys
     places, take = export_tensors(export.params, config, keys)
     section = config_dict(config, dtype)[f"{tower.name}_config"]
+    if section["model_type"] != tower.model_type and tower is TEXT:
+        raise CheckpointError(
+            f"a {architecture} reads an end token of 2 as the largest token id, and this model "
+            "ends its texts with token 2: export the whole model"
+        )
     described = {"architectures": [architecture], "torch_dtype": dtype}
-    writing.write_json(directory / "config.json", described | section)
+    described |= section | {"model_type": tower.model_type}
+    writing.write_json(directory / "config.json", described)
     sizes = {name: slot.size for name, slot in places.items()}
     dtypes = dict.fromkeys(places, dtype)
     writing.write_weights(directory, sizes, dtypes, take, shard_bytes=shard_bytes)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.numpy import save_file
 
 from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop.files import WEIGHT_SUFFIXES, CheckpointError
+from negclip_jax.interop.files import CheckpointError
 from negclip_jax.models.clip import CLIPConfig
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -32,6 +31,15 @@ DTYPES = ("float32", "float16", "bfloat16")
 _MARKS = ("config.json", "text_encoder/config.json")
 _UNFINISHED = "UNFINISHED"
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
+
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model"),
+)
+# What belongs to a model beside its weights and open_clip's own configuration.
+_BELONGING = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README.md"}
+_BELONGING |= {"preprocessor_config.json", "processor_config.json", "README.base.md"}
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 _stages: set[Path] = set()  # that are open in this process
 
@@ -48,6 +56,7 @@ class Export:
       tokenizer: directory with a tokenizer, instead of the base's.
       preprocessor: of a model without a base, or instead of the base's.
       dtype: of the weights; None for the layout's own rule.
+      tokenizer_keys: what a configuration of open_clip says of the tokenizer.
     """
 
     config: CLIPConfig
@@ -56,6 +65,7 @@ class Export:
     tokenizer: Path | None = None
     preprocessor: Preprocessor | None = None
     dtype: str | None = None
+    tokenizer_keys: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:
@@ -81,13 +91,15 @@ def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:
         tokenizer: Path | str | None = None,
         preprocessor: Preprocessor | None = None,
         dtype: str | None = None,
+        tokenizer_keys: dict[str, Any] | None = None,
         overwrite: bool = False,
         **options: Any,
     ) -> Path:
         if dtype is not None and dtype not in DTYPES:
             raise CheckpointError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         out, base, tokenizer = Path(directory), *(x and Path(x) for x in (base, tokenizer))
-        export = Export(config, params, base, tokenizer, preprocessor, dtype)
+        keys = tokenizer_keys or {}
+        export = Export(config, params, base, tokenizer, preprocessor, dtype, keys)
         with export_directory(out, overwrite=overwrite, keep=base) as stage:
             write(stage, export, **options)
         return out
@@ -115,7 +127,20 @@ def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
         yield out
         return
     atomic_files.recover_directory(out)  # before it is judged: a killed process may have moved it
-    _require_free(out, overwrite, keep and keep.resolve())
+    keep = keep and keep.resolve()
+    if keep and (out == keep or out in keep.parents or keep in out.parents):
+        raise CheckpointError(f"{out} and the checkpoint {keep} must not contain each other")
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file; give another directory")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise CheckpointError(
+                f"{out} is not empty; give another directory, or replace it (--overwrite)"
+            )
+        if not any((out / name).is_file() for name in _MARKS):
+            raise CheckpointError(
+                f"{out} has no config.json, so it is not an earlier export and is not overwritten"
+            )
     with atomic_files.whole_directory(out) as stage:
         _stages.add(stage)
         try:
@@ -178,29 +203,11 @@ def _bucket_directory(out: epath.Path, *, overwrite: bool) -> Iterator[Path]:
             ) from error
 
 
-def _require_free(out: Path, overwrite: bool, keep: Path | None) -> None:
-    if keep and (out == keep or out in keep.parents or keep in out.parents):
-        raise CheckpointError(f"{out} and the checkpoint {keep} must not contain each other")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CheckpointError(f"{out} is a file; give another directory")
-    if not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise CheckpointError(
-            f"{out} is not empty; give another directory, or replace it (--overwrite)"
-        )
-    if not any((out / name).is_file() for name in _MARKS):
-        raise CheckpointError(
-            f"{out} has no config.json, so it is not an earlier export and is not overwritten"
-        )
-
-
 def copy_non_weights(source: Path | str, destination: Path | str) -> list[str]:
-    """Copies every file that is not a weight, byte for byte; returns their relative names.
+    """Copies what belongs to a model beside its weights, byte for byte; returns the names.
 
-    Left out: weights of any framework, indexes of shards, and hidden folders (`.git`, `.cache`).
+    That is configurations, tokenizer, preprocessor, card and licence. Whatever else lies in the
+    directory stays there.
 
     Args:
       source: checkpoint directory.
@@ -211,10 +218,11 @@ def copy_non_weights(source: Path | str, destination: Path | str) -> list[str]:
     """
     source, destination, copied = Path(source), Path(destination), []
     try:
-        for name in _non_weights(source):
-            (destination / name).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(source, name, destination / name)
-            copied.append(str(name))
+        destination.mkdir(parents=True, exist_ok=True)
+        for name in sorted(path.name for path in source.iterdir() if not path.is_dir()):
+            if name in _BELONGING or name.upper().startswith(_LEGAL):
+                copy_file(source, name, destination / name)
+                copied.append(name)
     except OSError as error:
         raise CheckpointError(f"cannot copy {source} to {destination}: {error}") from error
     return copied
@@ -238,14 +246,6 @@ def copy_file(source: Path, name: Path | str, destination: Path) -> None:
             "itself there, or remove the link"
         )
     shutil.copyfile(real, destination)
-
-
-def _non_weights(source: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(source):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix not in WEIGHT_SUFFIXES and not name.endswith(".index.json"):
-                yield Path(folder).relative_to(source) / name
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -275,7 +275,9 @@ def write_weights(
     """
     n_bytes = {name: size * np.dtype(dtypes[name]).itemsize for name, size in sizes.items()}
     shards = _shards(n_bytes, shard_bytes)
-    files = [_shard_name(i, len(shards)) for i in range(len(shards))]
+    files, total = ["model.safetensors"], len(shards)
+    if total > 1:
+        files = [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: converted(name, take(name), dtypes[name]) for name in names}
         write_file(directory / file, tensors)
@@ -317,7 +319,3 @@ def _shards(n_bytes: dict[str, int], limit: int) -> list[list[str]]:
         shards[-1].append(name)
         used += size
     return shards
-
-
-def _shard_name(i: int, total: int) -> str:
-    return "model.safetensors" if total == 1 else f"model-{i + 1:05d}-of-{total:05d}.safetensors"

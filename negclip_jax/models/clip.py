@@ -30,14 +30,17 @@ from negclip_jax.models.transformer import (
     take,
 )
 
-# Checkpoints whose configuration says `eos_token_id: 2` (all of OpenAI's) were saved before the
-# field had a meaning: transformers pools them at the largest id, and so must we.
-LEGACY_EOS_TOKEN_ID = 2
+POOLINGS = ("argmax", "first_eos", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(TowerConfig):
-    """Text transformer; the defaults are OpenAI's ViT-B/32."""
+    """Text transformer; the defaults are OpenAI's ViT-B/32.
+
+    `pooling` says whose state a caption's feature is: "argmax", the first of the largest token id;
+    "first_eos", the first token equal to `eos_token_id`, or position 0 where there is none; "last",
+    the last position. Of "argmax" and "last", `eos_token_id` changes nothing.
+    """
 
     width: int = 512
     layers: int = 12
@@ -46,6 +49,12 @@ class TextConfig(TowerConfig):
     vocab_size: int = 49408
     context_length: int = 77
     eos_token_id: int = 49407
+    pooling: str = "first_eos"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}, not one of {', '.join(POOLINGS)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,13 +150,11 @@ class TextTower(nnx.Module):
         return self.ln_final(run_blocks(self.blocks, x.astype(self.dtype), mask, **read, **options))
 
     def end_positions(self, ids: Array) -> Array:
-        """Position of each row's end token, int32 `[B]`, by transformers' rule.
-
-        The largest id (first occurrence) where the configuration says 2, else the first id equal
-        to `eos_token_id`, which is position 0 when a row has none.
-        """
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+        """Position whose state is a row's feature, int32 `[B]`; see `TextConfig`."""
+        if self.config.pooling == "argmax":
             return jnp.argmax(ids, axis=-1)
+        if self.config.pooling == "last":
+            return jnp.full(len(ids), ids.shape[1] - 1)
         return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
 
 

@@ -49,6 +49,7 @@ class SigLIPTextConfig(TextConfig):
     layer_norm_eps: float = 1e-6
     vocab_size: int = 32000
     context_length: int = 64
+    pooling: str = "last"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from negclip_jax.checkpoints.manager import Checkpoints, abstract_of
-from negclip_jax.checkpoints.restore import restore_frozen, save_frozen
+from negclip_jax.checkpoints.restore import digests_of_files, restore_frozen, save_frozen
 from negclip_jax.common import remote
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor
@@ -208,11 +208,7 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")
     copy = remote.local_copy(base)
-    files = sorted(file for file in copy.rglob("*") if file.is_file())
-    return copy, {
-        file.relative_to(copy).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        for file in files
-    }
+    return copy, digests_of_files(copy)
 
 
 def _restore_or_load(

@@ -142,8 +142,8 @@ def test_files_of_other_libraries_are_the_same_model(
 
 def test_a_bare_file_of_openai(openai_like, tiny_vocabulary, tmp_path):
     saved = openai.save(tmp_path / "x", *openai_like, tokenizer=tiny_vocabulary)
-    shutil.copy(saved / "model.pt", tmp_path / "ViT-B-32.pt")
-    path, tokenizer = str(tmp_path / "ViT-B-32.pt"), str(tiny_vocabulary)
+    shutil.copy(saved / "model.pt", tmp_path / "negationclip.pt")
+    path, tokenizer = str(tmp_path / "negationclip.pt"), str(tiny_vocabulary)
     model = models.load(path, tokenizer=tokenizer)
     assert "quick_gelu (assumed" in model.facts["activation"]
     with pytest.raises(InputError, match=r"ViT-B-32\.pt: these are OpenAI's weights"):
@@ -208,7 +208,7 @@ def test_a_larger_vocabulary_than_the_models_is_refused(tiny_model):
 
 def test_the_largest_id_must_be_the_end_token(tiny_model):
     """OpenAI's configuration says 2, which means: read at the largest id."""
-    text = dataclasses.replace(tiny_model.config.text, eos_token_id=2)
+    text = dataclasses.replace(tiny_model.config.text, eos_token_id=2, pooling="argmax")
     config = dataclasses.replace(tiny_model.config, text=text)
     models.check_end_token(config, tiny_model.tokenizer, "here")
     tokenizer = type(tiny_model.tokenizer).__new__(type(tiny_model.tokenizer))

@@ -10,6 +10,7 @@ from interop import tiny
 from negclip_jax.interop import config as config_json
 from negclip_jax.interop import huggingface
 from negclip_jax.interop.config import fields, typed
+from negclip_jax.interop.writing import Export
 from negclip_jax.models import clip
 
 LAION_H = {
@@ -60,7 +61,7 @@ def test_reads_what_transformers_reads(case, tmp_path):
         (ours.vision, theirs.vision_config, config_json._VISION_KEYS),
     )
     for tower, section, keys in sections:
-        assert {f.name for f in dataclasses.fields(tower)} == set(keys.values())
+        assert {f.name for f in dataclasses.fields(tower)} - {"pooling"} == set(keys.values())
         for their_key, our_key in keys.items():
             value = getattr(section, their_key)
             value = value[0] if isinstance(value, (list, tuple)) else value
@@ -105,13 +106,18 @@ def test_missing_config(tmp_path):
         huggingface.read_config(tmp_path)
 
 
-@pytest.mark.parametrize("eos", [2, 599])
-def test_written_config_reads_back(tiny_config, eos, tmp_path):
-    text = dataclasses.replace(tiny_config.text, eos_token_id=eos, hidden_act="gelu")
+@pytest.mark.parametrize(
+    ("pooling", "eos", "kind"),
+    [("argmax", 2, "clip"), ("first_eos", 599, "clip"), ("first_eos", 2, "metaclip_2")],
+)
+def test_written_config_reads_back(tiny_config, pooling, eos, kind, tmp_path):
+    text = dataclasses.replace(tiny_config.text, eos_token_id=eos, pooling=pooling)
+    text = dataclasses.replace(text, hidden_act="gelu")
     config = dataclasses.replace(tiny_config, text=text)
-    huggingface.write_config(tmp_path, config)
+    config_json.write_config(tmp_path, Export(config, {}), "float32")
     assert huggingface.read_config(tmp_path) == config
-    theirs = transformers.CLIPConfig.from_pretrained(tmp_path)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert theirs.model_type == kind
     assert theirs.text_config.projection_dim == theirs.vision_config.projection_dim == 40
     assert str(theirs.dtype) == "torch.float32"
 
@@ -141,7 +147,8 @@ def test_correction_changes_only_projection_and_dtype():
 
 
 def test_tokenizer_files_go_along(tiny_config, tiny_vocabulary, tmp_path):
-    huggingface.write_config(tmp_path, tiny_config, tokenizer=tiny_vocabulary)
+    export = Export(tiny_config, {}, tokenizer=tiny_vocabulary)
+    config_json.write_config(tmp_path, export, "float32")
     for name in ("vocab.json", "merges.txt"):
         assert (tmp_path / name).read_bytes() == (tiny_vocabulary / name).read_bytes()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -153,7 +160,7 @@ def test_tokenizer_files_go_along(tiny_config, tiny_vocabulary, tmp_path):
 
 def test_tokenizer_directory_without_vocabulary(tiny_config, tmp_path):
     with pytest.raises(huggingface.CheckpointError, match=r"no vocab\.json and no merges\.txt"):
-        huggingface.write_config(tmp_path / "out", tiny_config, tokenizer=tmp_path)
+        config_json.write_tokenizer(tmp_path, tmp_path, tiny_config)
 
 
 @dataclasses.dataclass

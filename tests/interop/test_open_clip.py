@@ -119,11 +119,12 @@ def test_a_real_configuration(tmp_path):
     model = libraries.load("open_clip").get_model_config("ViT-H-14")
     content = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (tmp_path / open_clip.CONFIG).write_text(json.dumps(content))
-    config, preprocessor = open_clip.read_config(tmp_path)
+    config, preprocessor, tokenizer_keys = open_clip.read_config(tmp_path)
     vision, text = config.vision, config.text
     assert (vision.width, vision.heads, vision.mlp_width, vision.layers) == (1280, 16, 5120, 32)
     assert (text.width, text.heads, text.layers, config.projection_dim) == (1024, 16, 24, 1024)
-    assert {vision.hidden_act, text.hidden_act} == {"gelu"} and text.eos_token_id == 2
+    assert {vision.hidden_act, text.hidden_act} == {"gelu"} and text.pooling == "argmax"
+    assert tokenizer_keys == {}
     assert preprocessor == Preprocessor(mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -192,7 +193,8 @@ def test_other_models_are_refused_by_key(case, described, tmp_path):
     ("content", "reason"),
     [
         ({"model_cfg": {"vision_cfg": {}}}, "is no configuration of a CLIP"),
-        ({"preprocess_cfg": {"resize_mode": "squash"}}, "resize_mode='squash'"),
+        ({"preprocess_cfg": {"resize_mode": "longest"}}, "resize_mode='longest'"),
+        ({"preprocess_cfg": {"interpolation": "bilinear"}}, "interpolation='bilinear'"),
         ({"preprocess_cfg": {"std": [0, 1, 1]}}, "std must be above 0"),
     ],
 )

@@ -1,13 +1,21 @@
 """One function reads every layout and says what it took the model to be."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from interop import tiny
+from safetensors.torch import load_file, save_file
 
 from negclip_jax.checkpoints import restore
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
+from negclip_jax.interop.files import StoredTensor
 from negclip_jax.interop.readers import read_any
+from negclip_jax.models import clip, siglip
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +181,146 @@ def test_safetensors_alone_do_not_say_their_activation(layouts, tmp_path):
         read_any(tmp_path / "x.safetensors")
     config, _, info = read_any(tmp_path / "x.safetensors", activation="quick_gelu")
     assert config.text.hidden_act == "quick_gelu" and info.activation_source == "given"
+
+
+def test_what_is_said_of_a_model(tiny_config):
+    assert readers.describe_activation(tiny_config) == "quick_gelu"
+    text = dataclasses.replace(tiny_config.text, hidden_act="gelu")
+    mixed = dataclasses.replace(tiny_config, text=text)
+    words = readers.describe_activation(mixed)
+    assert words == "gelu in the text tower, quick_gelu in the vision tower"
+    config = clip.CLIPConfig()
+    assert readers.describe_pooling(config) == "the first token with id 49407"
+    legacy = dataclasses.replace(config, text=clip.TextConfig(pooling="argmax"))
+    assert readers.describe_pooling(legacy) == "the first of the largest token id"
+    assert readers.describe_pooling(siglip.SigLIPConfig()) == "the last position, padding included"
+
+
+@pytest.fixture(scope="module")
+def state(layouts):
+    """A bare state dict in OpenAI's names, as tensors of torch."""
+    return torch.load(layouts / "openai" / "model.pt", weights_only=True)
+
+
+WRAPPED = {
+    "openai/CLIP#83": lambda s: {
+        "epoch": 1,
+        "model_state_dict": s,
+        "optimizer_state_dict": {"state": {0: {"exp_avg": s["text_projection"]}}},
+        "loss": 1.0,
+    },
+    "CoN-CLIP": lambda s: {"model": s, "epoch": 1, "optimizer": {}},
+    "twice": lambda s: {"model": {"state_dict": s}, "args": {"lr": 1.0}},
+    "one dict of another name": lambda s: {"student": s, "step": 3},
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "DataParallel, compiled": lambda s: {
+        "state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}
+    },
+    "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
+    "attribute": lambda s: {f"clip_model.{k}": v for k, v in s.items()},
+    "attribute of a module": lambda s: {f"model.clip.{k}": v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_what_training_scripts_save(case, state, layouts, tmp_path):
+    torch.save(WRAPPED[case](state), tmp_path / "epoch.pt")
+    with pytest.raises(InputError, match=r"does not say its activation.*activation= \(--activ"):
+        read_any(tmp_path / "epoch.pt")
+    config, params, info = read_any(tmp_path / "epoch.pt", activation="quick_gelu")
+    assert config.text.hidden_act == "quick_gelu" and info.activation_source == "given"
+    tiny.assert_equal_params(params, read_any(layouts / "hf")[1])
+    config, params, info = read_any(tmp_path / "epoch.pt", base=layouts / "hf")
+    assert info.activation_source.startswith("hidden_act in") and info.uses_base
+    tiny.assert_equal_params(params, read_any(layouts / "hf")[1])
+
+
+def test_several_state_dicts_in_one_file(state, tmp_path):
+    torch.save({"student": state, "teacher": state}, tmp_path / "both.pt")
+    with pytest.raises(InputError, match=r"several state dicts \(student, teacher\): save the"):
+        read_any(tmp_path / "both.pt")
+    others = {"ema": state, "state_dict": state}
+    torch.save(others, tmp_path / "both.pt")
+    assert read_any(tmp_path / "both.pt", activation="gelu")[2].activation == "gelu"
+
+
+def test_a_clip_inside_another_model_is_named(state, tmp_path):
+    inside = {f"clip_model.{k}": v for k, v in state.items()}
+    torch.save(inside | {"classifier.weight": torch.zeros(2, 2)}, tmp_path / "larger.pt")
+    found = r"under 'clip_model\.' .* beside it classifier\.weight: save that part alone"
+    with pytest.raises(InputError, match=found):
+        read_any(tmp_path / "larger.pt", activation="gelu")
+
+
+NAMES = {
+    "open_clip_pytorch_model.bin": ("gelu", "assumed: open_clip's default"),
+    "vit_b_16-laion2b_e16-af8dbd0c.pth": ("gelu", "which is LAION's"),
+    "laion400m.pt": ("gelu", "which is LAION's"),
+    "ViT-L-14-336px.pt": ("quick_gelu", "the name ViT-L-14-336px.pt"),
+    "vit_b_32-quickgelu-laion400m_e32-46683a32.pt": ("quick_gelu", "the name vit_b_32-quickgelu"),
+    "negclip.pth": ("quick_gelu", "assumed: OpenAI's clip has no other"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_say_which_library_wrote_a_file(name, layouts, tmp_path):
+    (tmp_path / name).write_bytes((layouts / "openai" / "model.pt").read_bytes())
+    activation, source = NAMES[name]
+    config, _, info = read_any(tmp_path / name)
+    assert {config.text.hidden_act, config.vision.hidden_act} == {activation}
+    assert source in info.activation_source
+    assert info.layout == ("open_clip" if activation == "gelu" else "openai")
+    other = {"gelu": "quick_gelu", "quick_gelu": "gelu"}[activation]
+    assert read_any(tmp_path / name, activation=other)[2].activation_source == "given"
+
+
+def test_single_files_in_transformers_names(directory, tmp_path):
+    """Whole, of the text tower alone, and as a Stable Diffusion checkpoint prefixes it."""
+    whole = load_file(directory / "model.safetensors")
+    text = {name: t for name, t in whole.items() if name.startswith("text_model.")}
+    prefix = "cond_stage_model.transformer."
+    expected = read_any(directory)[1]
+    kinds = {"whole": whole, "te": text, "sd": {prefix + name: t for name, t in text.items()}}
+    for kind, tensors in kinds.items():
+        file = tmp_path / f"{kind}.safetensors"
+        save_file(tensors, file)
+        with pytest.raises(InputError, match=r"call it model\.safetensors .* or give base= "):
+            read_any(file)
+        config, params, info = read_any(file, base=directory)
+        assert config == read_any(directory)[0] and str(file) in info.label
+        tiny.assert_equal_params(params, expected)
+    (tmp_path / "config.json").write_bytes((directory / "config.json").read_bytes())
+    tiny.assert_equal_params(read_any(tmp_path / "whole.safetensors")[1], expected)
+
+
+def test_the_folder_of_sentence_transformers(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "0_CLIPModel")
+    (tmp_path / "modules.json").write_text("[]")
+    _, params, info = read_any(tmp_path)
+    assert info.tokenizer == tmp_path / "0_CLIPModel" and info.label == str(tmp_path)
+    tiny.assert_equal_params(params, read_any(directory)[1])
+
+
+def test_heads_of_open_clips_large_models_are_not_64_wide(layouts, state):
+    """A lone file does not say them: ViT-H has 80, where OpenAI's rule would take 20 heads."""
+    for width, heads in ((1280, 16), (1408, 16), (1664, 16), (1024, 16)):
+        wide = dict.fromkeys(("visual.ln_post.weight",), (width,))
+        stored = {n: StoredTensor(wide.get(n, t.shape), "float32", None) for n, t in state.items()}
+        assert openai.infer_config(stored, "x.pt").vision.heads == heads
+
+
+def test_a_larger_vocabulary_has_another_end_token(state):
+    stored = {n: StoredTensor(tuple(t.shape), "float32", None) for n, t in state.items()}
+    stored["token_embedding.weight"] = StoredTensor((901629, 64), "float32", None)
+    with pytest.raises(InputError, match="901,629 tokens, and OpenAI's rule for the end of a text"):
+        openai.infer_config(stored, "x.pt")
+
+
+def test_files_of_a_runs_base_are_compared_with_their_digests(workdir):
+    """What changed in them since the run began would change numbers without a word."""
+    digests = restore.digests_of_files(workdir / "base")
+    (workdir / "config.json").write_text(json.dumps({"base_files": digests}))
+    assert read_any(workdir)[2].step == 20
+    tiny.edit_config(workdir / "base", logit_scale_init_value=3.0)
+    with pytest.raises(InputError, match=r"base is not as this run began: config\.json changed"):
+        read_any(workdir)

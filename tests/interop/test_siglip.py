@@ -140,7 +140,7 @@ REFUSED = {
     "no head": ({"vision_config": {"vision_use_head": False}}, "vision_use_head true"),
     "heads": ({"text_config": {"num_attention_heads": 7}}, "768 is not divisible by 7"),
     "projection": ({"text_config": {"projection_size": 9}}, "projects to 9, but features of the"),
-    "section": ({"text_config": "big"}, "must be objects"),
+    "section": ({"text_config": "big"}, "text_config is 'big', not an object"),
     "type": ({"text_config": {"hidden_size": "x"}}, "text_config.hidden_size is 'x', which is"),
     "NaFlex": ({"model_type": "siglip2"}, "flexible resolution"),
 }

@@ -170,6 +170,26 @@ def test_index_of_other_shards(tmp_path):
         open_weights(tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["./", ".//", "sub/../"])
+def test_other_spellings_of_shards_inside(prefix, tmp_path):
+    index = write_shards(tmp_path, "model", "safetensors")
+    weight_map = json.loads(index.read_text())["weight_map"]
+    weight_map = {name: prefix + file for name, file in weight_map.items()}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "sub").symlink_to("/")  # not followed
+    assert set(open_weights(tmp_path)) == set(TENSORS)
+
+
+def test_a_whole_model_is_refused_in_own_words(tmp_path):
+    """torch's text has escape codes and advises to load the file all the same."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError) as caught:
+        open_weights(tmp_path)
+    said = str(caught.value)
+    assert "(torch.nn.modules.linear.Linear)" in said and "save its state dict alone" in said
+    assert "\x1b" not in said and "can still be loaded" not in said and "\n" not in said
+
+
 def test_index_that_leaves_the_directory(tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -109,7 +109,7 @@ def test_read_any_takes_the_rest_from_a_base(full, tmp_path):
     assert read_config == config and f"the tower of {out} in {directory}" == info.label
     tiny.assert_equal_params(read, tuned)
     assert info.base is None and str(out / "config.json") in info.activation_source
-    with pytest.raises(CheckpointError, match=r"text tower alone; give a full.*\(--base\)"):
+    with pytest.raises(CheckpointError, match=r"text tower alone; give a full.*\(base=, or --"):
         read_any(out)
 
 

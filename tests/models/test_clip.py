@@ -156,12 +156,12 @@ def test_tokens_after_the_end_token_do_not_matter(tiny_config, params, inputs):
 
 
 @pytest.mark.parametrize(
-    ("eos", "expected"),
-    [(2, [3, 0, 1]), (9, [1, 4, 0])],
-    ids=["legacy: first largest id", "first end token, else 0"],
+    ("pooling", "eos", "expected"),
+    [("argmax", 2, [3, 0, 1]), ("first_eos", 9, [1, 4, 0]), ("first_eos", 2, [0, 0, 3])],
+    ids=["first largest id", "first end token, else 0", "an end token of 2"],
 )
-def test_end_positions(tiny_config, eos, expected):
-    text = dataclasses.replace(tiny_config.text, eos_token_id=eos)
+def test_end_positions(tiny_config, pooling, eos, expected):
+    text = dataclasses.replace(tiny_config.text, eos_token_id=eos, pooling=pooling)
     tower = nnx.eval_shape(
         lambda: clip.TextTower(text, dtype=jnp.float32, remat=False, scan=True, rngs=nnx.Rngs(0))
     )
