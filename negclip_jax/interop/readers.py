@@ -377,17 +377,19 @@ def _undescribed(
     custom = open_clip.has_custom_text(stored)
     names = {name.removeprefix("text."): tensor for name, tensor in stored.items()}
     config = openai.infer_config(names, file)
-    layout = "open_clip" if custom or activation == "gelu" else "openai"
-    source = "given"
+    named, source = _activation_by_origin(file, origin, config)
+    assumed = source.startswith("assumed")
+    if activation is None and named != "gelu" and assumed and (custom or origin != "bare"):
+        raise CheckpointError(
+            f"{file} does not say its activation, and without it every feature would be "
+            f"slightly wrong: {_ADVICE.format(open_clip.CONFIG)}"
+        )
+    # What is known to be OpenAI's stays so, also where another activation is asked for.
+    is_openai = named == "quick_gelu" and not (assumed and activation == "gelu")
     if activation is None:
-        activation, source = _activation_by_origin(file, origin, config)
-        if activation == "gelu":
-            layout = "open_clip"
-        elif source.startswith("assumed") and (custom or origin != "bare"):
-            raise CheckpointError(
-                f"{file} does not say its activation, and without it every feature would be "
-                f"slightly wrong: {_ADVICE.format(open_clip.CONFIG)}"
-            )
+        activation = named
+    else:
+        source = "given"
     try:
         text, vision = (
             dataclasses.replace(tower, hidden_act=activation)
@@ -400,7 +402,7 @@ def _undescribed(
     info = CheckpointInfo(
         path=file,
         label=label,
-        layout=layout,
+        layout="openai" if is_openai and not custom else "open_clip",
         activation=describe_activation(config),
         activation_source=source,
         pooling=describe_pooling(config),

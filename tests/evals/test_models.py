@@ -146,8 +146,10 @@ def test_a_bare_file_of_openai(openai_like, tiny_vocabulary, tmp_path):
     path, tokenizer = str(tmp_path / "negationclip.pt"), str(tiny_vocabulary)
     model = models.load(path, tokenizer=tokenizer)
     assert "quick_gelu (assumed" in model.facts["activation"]
+    assert models.load(path, tokenizer=tokenizer, activation="gelu")
+    named = str(shutil.copy(path, tmp_path / "ViT-B-32.pt"))
     with pytest.raises(InputError, match=r"ViT-B-32\.pt: these are OpenAI's weights"):
-        models.load(path, tokenizer=tokenizer, activation="gelu")
+        models.load(named, tokenizer=tokenizer, activation="gelu")
 
 
 def test_towers_of_two_activations_are_refused(checkpoint):
