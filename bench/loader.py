@@ -51,8 +51,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         torch.from_numpy(features)[torch.from_numpy(images)], torch.from_numpy(padded)
     )
 
-    def their_ids() -> Any:
-        return theirs(captions, padding="max_length", truncation=True, max_length=77)
+    options = {"padding": "max_length", "truncation": True, "max_length": 77}
 
     def our_batches() -> None:
         for _ in loader.batches(0, loader.steps_per_epoch):
@@ -64,7 +63,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     works = {
         "tokenize": lambda: load_tokenizer(directory).encode_ragged(captions),
-        "reference_tokenize": their_ids,
+        "reference_tokenize": lambda: theirs(captions, **options),
         "batches": our_batches,
         "reference_batches": their_batches,
     }

@@ -34,20 +34,13 @@ def base() -> ConfigDict:
     """The published recipe, with nothing architecture-specific in it."""
     config = ConfigDict()
     config.seed = 0  # data order and choice of captions; nothing else in a run is random
-    config.model = _model()
-    config.data = _data()
-    config.train = _train()
-    config.optim = _optim()
-    config.eval = _eval()
-    config.checkpoint = _checkpoint()
-    config.log = _log()
-    config.mesh = _mesh()
-    config.runtime = _runtime()
+    _what_is_computed(config)
+    _how_it_runs(config)
     return config
 
 
-def _model() -> ConfigDict:
-    model = ConfigDict()
+def _what_is_computed(config: ConfigDict) -> None:
+    config.model = model = ConfigDict()
     model.checkpoint = placeholder(str)  # required: Hugging Face directory or hub id
     model.dtype = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
     model.remat = False  # recompute whole blocks in the backward pass: less memory, slower
@@ -55,11 +48,8 @@ def _model() -> ConfigDict:
     # more memory, but JAX 0.11.2 could not run what it read back from the compilation cache: try it
     # with runtime.compilation_cache="".
     model.scan = True
-    return model
 
-
-def _data() -> ConfigDict:
-    data = Section()
+    config.data = data = Section()
     data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, or "tfds:NAME/SPLIT"
     data.images = placeholder(str)  # required: image directory, or "tfds:NAME/SPLIT"
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
@@ -76,11 +66,8 @@ def _data() -> ConfigDict:
     data.cache_dir = "{workdir}/features"
     data.workers = 0  # processes that load images; 0: threads of this process
     data.threads = 16  # threads that load images when workers is 0
-    return data
 
-
-def _train() -> ConfigDict:
-    train = ConfigDict()
+    config.train = train = ConfigDict()
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them
     train.total = "15 epochs"
     # The loss, by its name in negclip_jax/training/objectives.py. None: the one that the model was
@@ -91,11 +78,8 @@ def _train() -> ConfigDict:
     train.foil_weight = 1.0  # of the choice between a caption and its foils (data.foils > 0)
     train.logit_scale_max = placeholder(float)  # upper bound, ln(100)=4.6052 in most CLIP code
     train.ema_decay = placeholder(float)  # per step; keeps averaged weights beside the others
-    return train
 
-
-def _optim() -> ConfigDict:
-    optim = ConfigDict()
+    config.optim = optim = ConfigDict()
     optim.lr = 1e-6
     optim.schedule = "constant"  # after warm-up: "constant", "cosine" or "linear" (to end_lr)
     optim.warmup = "0 steps"
@@ -109,46 +93,33 @@ def _optim() -> ConfigDict:
     optim.freeze = ("vision/.*", "visual_projection", "text/ln_final/.*")
     optim.weight_decay_rules = ((".*", 1.0),)  # multipliers of weight_decay
     optim.lr_rules = ((".*", 1.0),)  # multipliers of lr
-    return optim
 
 
-def _eval() -> ConfigDict:
-    evaluation = ConfigDict()
+def _how_it_runs(config: ConfigDict) -> None:
+    config.eval = evaluation = ConfigDict()
     evaluation.every = "1 epochs"  # validation loss and every evaluator; also before the first step
     evaluation.batch_size = placeholder(int)  # pairs; None: train.batch_size
     evaluation.benchmarks = ""  # names with commas between them, see python -m evals --help
     evaluation.data = placeholder(str)  # folders with their files and photos, commas between
     evaluation.allow_subset = False  # score the items whose photos are there
-    return evaluation
 
-
-def _checkpoint() -> ConfigDict:
-    checkpoint = ConfigDict()
+    config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = "1 epochs"
     checkpoint.keep = 1  # most recent ones kept, beside the best
     checkpoint.best = "val/loss"  # smallest value wins
-    return checkpoint
 
-
-def _log() -> ConfigDict:
-    log = ConfigDict()
+    config.log = log = ConfigDict()
     log.every = "10 steps"  # one read of the device and one progress line per window
     log.tensorboard = True
     log.wandb = placeholder(str)  # project name
-    return log
 
-
-def _mesh() -> ConfigDict:
-    mesh = ConfigDict()
+    config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices along the batch; -1: all that fsdp leaves
     mesh.fsdp = 1  # devices that also share parameters and optimizer state
     mesh.rules = ((".*", "fsdp"),)  # "fsdp" or "replicate"
     mesh.min_shard_size = 65_536  # elements; smaller parameters are replicated
-    return mesh
 
-
-def _runtime() -> ConfigDict:
-    runtime = Section()
+    config.runtime = runtime = Section()
     # jax.distributed: "off"; "auto" on TPU pods, Slurm and MPI, where JAX finds the others; else
     # "HOST:PORT" of process 0, the same in all processes, with the next two.
     runtime.distributed = "off"
@@ -161,4 +132,3 @@ def _runtime() -> ConfigDict:
     runtime.compilation_cache = "{workdir}/compilation_cache"  # "": off
     # Continue a run although keys that change its result differ from those it was started with.
     runtime.allow_config_change = False
-    return runtime

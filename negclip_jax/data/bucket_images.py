@@ -9,6 +9,7 @@ from PIL import Image
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import ImageError, decode
+from negclip_jax.common.photos import name_key
 from negclip_jax.data.records import unsafe_name
 
 
@@ -24,10 +25,9 @@ class BucketImages:
 
     def open(self, name: str) -> Image.Image:
         """The image `name` in mode RGB; raises ImageError for whatever `decode` refuses."""
-        name = self._checked(name)
-        address = f"{self.root}/{name}"
+        address = f"{self.root}/{self._checked(name)}"
         try:
-            content = (self._folder / name).read_bytes()
+            content = self._bytes(name)
         except storage.errors() as error:
             cause = storage.root_cause(error)
             raise ImageError(f"{address}: the image cannot be read ({cause}).") from error
@@ -36,19 +36,41 @@ class BucketImages:
     def read(self, name: str) -> bytes:
         """The object's bytes, empty where it cannot be read."""
         try:
-            return (self._folder / self._checked(name)).read_bytes()
+            return self._bytes(name)
         except storage.errors():
             return b""
 
     def identity(self, name: str) -> list:
         """Size and the bucket's own checksum, of the time when this object was made."""
-        info = self._listed.get(self._checked(name))
+        info = self._listed.get(self._spelled(self._checked(name)))
         return [] if info is None else [info["size"], remote.checksum(info)]
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""
         distinct = dict.fromkeys(names)
-        return [name for name in distinct if self._checked(name) not in self._listed]
+        return [n for n in distinct if self._spelled(self._checked(n)) not in self._listed]
+
+    def _bytes(self, name: str) -> bytes:
+        name = self._checked(name)
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:  # there may be one of another spelling
+            if (other := self._spelled(name)) == name:
+                raise
+            return (self._folder / other).read_bytes()
+
+    def _spelled(self, name: str) -> str:
+        """The name as the bucket has it, where one object alone is spelled so; else the name."""
+        if name in self._listed or len(found := self._spellings.get(name_key(name), ())) != 1:
+            return name
+        return found[0]
+
+    @functools.cached_property
+    def _spellings(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self._listed:
+            found.setdefault(name_key(name), []).append(name)
+        return found
 
     @functools.cached_property
     def _listed(self) -> dict[str, dict[str, Any]]:

@@ -24,9 +24,10 @@ from typing import Any, Protocol
 
 import cykooz_resizer
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from negclip_jax.common.decoding import ImageError, decode, read_file, to_rgb
+from negclip_jax.common.decoding import ImageError, decode, read_file, to_rgb, upright
+from negclip_jax.common.photos import find_file
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, settings_of
 from negclip_jax.data.records import unsafe_name
 
@@ -116,7 +117,7 @@ class Preprocessor:
 
     def uint8(self, image: Image.Image) -> np.ndarray:
         """Resized and cropped pixels, uint8 `[size, size, 3]`; see `exact`."""
-        image = to_rgb(_upright(image) if self.exif else image)
+        image = to_rgb(upright(image) if self.exif else image)
         if self.squash:
             return np.asarray(self._resized(image, self.size, self.size))
         width, height = image.size
@@ -181,13 +182,6 @@ class Preprocessor:
 def is_one_image(images: Any) -> bool:
     """Whether this is an image (PIL, path or array), not several of them."""
     return isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 4) < 4
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block does not say how to turn the image
-        return image
 
 
 class ImageSource(Protocol):
@@ -264,7 +258,9 @@ class ImageDirectory:
         return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
     def _path(self, name: str) -> str:
-        path = os.path.join(self.root, self._checked(name))
+        # Under another spelling where that is the only one: see `photos.find_file`.
+        spelled = find_file(Path(self.root), self._checked(name))
+        path = os.path.join(self.root, name if spelled is None else spelled)
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
             raise ImageError(
@@ -285,7 +281,7 @@ class ImageDirectory:
             folder, file = posixpath.split(posixpath.normpath(self._checked(name)))
             if folder not in present:
                 present[folder] = _files(os.path.join(self.root, folder))
-            if file not in present[folder]:
+            if file not in present[folder] and find_file(Path(self.root), name) is None:
                 absent.append(name)
         return absent
 

@@ -95,17 +95,30 @@ class Images:
         Bad are images that cannot be read, noted in `unreadable`, and the rows that fill up the
         last batch.
         """
+
+        def pixels(ref: ImageRef | None) -> tuple[np.ndarray, bool]:
+            if ref is not None:
+                try:
+                    return self._preprocess.uint8(ref.open(self._source)), False
+                except ImageError as error:
+                    self.unreadable[ref] = str(error).rstrip(".")
+            return np.zeros((self._preprocess.size, self._preprocess.size, 3), np.uint8), True
+
+        def stacked(items: list[concurrent.futures.Future]) -> Batch:
+            images, bad = zip(*(future.result() for future in items), strict=True)
+            return {"pixels": np.stack(images), "bad": np.array(bad)}
+
         rows = sharding.local_rows(mesh, size)
         waiting: collections.deque[list] = collections.deque()
         pool = concurrent.futures.ThreadPoolExecutor(self._threads)
         try:
             for start in range(0, len(refs), size):
                 wanted = [refs[start + r] if start + r < len(refs) else None for r in rows]
-                waiting.append([pool.submit(self._pixels, ref) for ref in wanted])
+                waiting.append([pool.submit(pixels, ref) for ref in wanted])
                 if len(waiting) > _AHEAD:
-                    yield _stacked(waiting.popleft())
+                    yield stacked(waiting.popleft())
             while waiting:
-                yield _stacked(waiting.popleft())
+                yield stacked(waiting.popleft())
         finally:  # what is still waiting is not decoded for a batch that is not asked for
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -117,19 +130,6 @@ class Images:
                 return f"{ref.path} is a copy of a bad file: {self.unreadable[same]}"
         return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
 
-    def _pixels(self, ref: ImageRef | None) -> tuple[np.ndarray, bool]:
-        if ref is not None:
-            try:
-                return self._preprocess.uint8(ref.open(self._source)), False
-            except ImageError as error:
-                self.unreadable[ref] = str(error).rstrip(".")
-        return np.zeros((self._preprocess.size, self._preprocess.size, 3), np.uint8), True
-
-
-def _stacked(pixels: list[concurrent.futures.Future]) -> Batch:
-    images, bad = zip(*(future.result() for future in pixels), strict=True)
-    return {"pixels": np.stack(images), "bad": np.array(bad)}
-
 
 def image_digests(
     source: ImageSource, names: Sequence[str], folder: epath.Path | Path, shared: bool = False
@@ -140,7 +140,13 @@ def image_digests(
     """
     index, count = sharding.process_place() if shared else (0, 1)
     path = epath.Path(folder) / "digests.json"
-    before, mine = _known_digests(path), names[index::count]
+    before, mine = {}, names[index::count]
+    try:
+        before = dict(json.loads(storage.read_text(path)))
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: all images are read again", path)
     identities = {name: source.identity(name) for name in (names if index == 0 else mine)}
     known = {n: before.get(n) for n in mine}
     changed = [n for n in mine if known[n] is None or known[n][0] != identities[n]]
@@ -160,16 +166,6 @@ def image_digests(
             path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_whole(path, json.dumps(now).encode())
     return digests
-
-
-def _known_digests(path: epath.Path) -> dict[str, list]:
-    try:
-        return dict(json.loads(storage.read_text(path)))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError):
-        logging.warning("%s is damaged: all images are read again", path)
-        return {}
 
 
 class Texts:

@@ -136,7 +136,11 @@ class EmbeddingStore:
         if self.path is None:
             self._in_memory.update(zip(keys, rows, strict=True))
         elif self._writes:
-            self._write(keys, self._encoded(keys, rows))
+            records = np.zeros(len(keys), self._record)
+            records["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
+            records["row"] = rows
+            contents = [record.tobytes()[:-4] for record in records]
+            self._write(keys, [c + zlib.crc32(c).to_bytes(4, "little") for c in contents])
         self.unusable -= {k for k, ok in zip(keys, sound, strict=True) if ok}
         self.unusable |= {k for k, ok in zip(keys, sound, strict=True) if not ok}
 
@@ -159,13 +163,6 @@ class EmbeddingStore:
         for part in parts:
             part.unlink(missing_ok=True)
         self._read()
-
-    def _encoded(self, keys: Sequence[bytes], rows: np.ndarray) -> list[bytes]:
-        records = np.zeros(len(keys), self._record)
-        records["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
-        records["row"] = rows
-        contents = [record.tobytes()[:-4] for record in records]
-        return [content + zlib.crc32(content).to_bytes(4, "little") for content in contents]
 
     def _write(self, keys: Sequence[bytes], records: list[bytes]) -> None:
         """Written, not mapped: a full disk ends a process that writes to a map without a word."""

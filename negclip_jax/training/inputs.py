@@ -35,7 +35,12 @@ def read_data(
         all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
     else:
         all_pairs = read_pairs(pairs, require_negated=needs_negated)
-    source = _image_source(images)
+    if images.startswith("tfds:"):
+        from negclip_jax.data import tfds
+
+        source: ImageSource = tfds.TfdsImages(*_tfds_name(images))
+    else:
+        source = BucketImages(images) if storage.is_remote(images) else ImageDirectory(images)
     names = {pair.image for pair in all_pairs}
     missing = set(source.missing(sorted(names)))
     listed = {"count": len(missing), "first of them": sorted(missing)[:5]}
@@ -47,14 +52,6 @@ def read_data(
             raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
         logging.warning("%s; their pairs are left out", found)
     return [pair for pair in all_pairs if pair.image not in missing], source
-
-
-def _image_source(images: str) -> ImageSource:
-    if images.startswith("tfds:"):
-        from negclip_jax.data import tfds
-
-        return tfds.TfdsImages(*_tfds_name(images))
-    return BucketImages(images) if storage.is_remote(images) else ImageDirectory(images)
 
 
 def loaders(

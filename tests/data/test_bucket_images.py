@@ -39,6 +39,18 @@ def test_one_listing_says_what_is_missing(photos, bucket):
     assert not bucket.requests, "asked when it was made, once for all images"
 
 
+@pytest.mark.parametrize(
+    ("named", "stored"), [("caf\u00e9.png", "cafe\u0301.png"), ("a.png", "a.PNG")]
+)
+def test_a_photo_is_found_under_another_spelling_of_its_name(bucket, tiny_pairs, named, stored):
+    content = (tiny_pairs / "images" / "000.png").read_bytes()
+    bucket.put("tiny", f"spelled/{stored}", content)
+    photos = BucketImages("gs://tiny/spelled")
+    assert photos.missing([named, "b.png"]) == ["b.png"]
+    assert photos.read(named) == content and photos.identity(named) == photos.identity(stored)
+    assert pickle.loads(pickle.dumps(photos)).open(named).size == photos.open(stored).size
+
+
 def test_identity_follows_the_content(photos, bucket):
     before = photos.identity("train/004.png")
     assert before and photos.identity("train/005.png") != before

@@ -304,6 +304,41 @@ def test_missing_lists_each_directory_once(root, monkeypatch):
     assert len(scanned) == 5
 
 
+OTHER_SPELLINGS = [
+    ("caf\u00e9.jpg", "cafe\u0301.jpg"),  # composed in the file of pairs, decomposed on the disk
+    ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+    ("photo.jpg", "photo.JPG"),
+    ("photo.JPEG", "photo.jpeg"),
+    ("caf\u00e9/a.jpg", "cafe\u0301/a.JPG"),
+]
+
+
+@pytest.mark.parametrize(("named", "on_disk"), OTHER_SPELLINGS)
+def test_a_photo_is_found_under_another_spelling_of_its_name(root, named, on_disk):
+    (root / on_disk).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (5, 4)).save(root / on_disk, "JPEG")
+    images = ImageDirectory(root)
+    assert images.missing([named]) == []
+    assert images.open(named).size == (5, 4)
+    assert images.read(named) == (root / on_disk).read_bytes()
+    assert images.identity(named) == images.identity(on_disk) != []
+    assert images.missing([f"other/{named}"]) == [f"other/{named}"]
+
+
+def test_of_several_spellings_none_is_taken_but_the_exact_one(root):
+    for number, name in enumerate(("photo.JPG", "photo.Jpg"), 5):
+        Image.new("RGB", (number, 4)).save(root / name, "JPEG")
+    images = ImageDirectory(root)
+    assert images.missing(["photo.jpg", "photo.Jpg", "Photo.JPG"]) == ["photo.jpg", "Photo.JPG"]
+    assert images.open("photo.Jpg").size == (6, 4)
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jpe", ""])
+def test_what_a_photo_is_called_does_not_matter(root, suffix):
+    Image.new("RGB", (5, 4)).save(root / f"p{suffix}", "AVIF" if suffix == ".avif" else "JPEG")
+    assert ImageDirectory(root).open(f"p{suffix}").size == (5, 4)
+
+
 def test_directory_pickles_small(root):
     data = pickle.dumps(ImageDirectory(root))
     assert len(data) < 1000 and pickle.loads(data).open("a.png").size == (3, 2)
