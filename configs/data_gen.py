@@ -56,9 +56,16 @@ def base() -> ConfigDict:
     config.engine.backoff = 0.5  # seconds; doubled with each try, times a random number
     config.engine.cache = "write"  # "write", "read" (add nothing) or "off"
     config.engine.window = 512  # images in work at once, at most
+    # Fields that are added to the body of every request, as JSON or one by one, e.g.
+    # --config.engine.extra_body.chat_template_kwargs.enable_thinking=false
+    config.engine.extra_body = ""
 
     config.images = ConfigDict()
     config.images.long_side = 672  # pixels sent; LLaVA-NeXT cuts larger photos into more tokens
+    # "data": photos are in the requests; "url": as images.url and their name; "file": as file:// of
+    # a folder that the server sees too (vLLM: --allowed-local-media-path).
+    config.images.by = "data"
+    config.images.url = ""  # e.g. http://HOST/train2014/
 
     config.prompts = placeholder(str)  # folder with NAME.txt in place of those in data_gen/prompts
     config.max_errors = 0.05  # share of requests that may fail before the run stops

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from negclip_jax.common import coco
+from negclip_jax.common.photos import name_key
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.vocabulary import canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
+NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not know
 
 
 class InstanceVerifier:
@@ -25,8 +29,13 @@ class InstanceVerifier:
       visible: those of them that are plain to see, not tiny and no mere crowd.
     """
 
-    def __init__(self, instances_path: str | os.PathLike):
+    def __init__(self, instances_path: str | os.PathLike, names: Mapping[str, str] | None = None):
         """Reads a COCO instances JSON.
+
+        Args:
+          instances_path: the file.
+          names: file names by image id of the photos that will be asked about. One whose id is not
+            in the file, or is there of another file name, is found by its name.
 
         Raises InputError as `coco.read_instances` does.
         """
@@ -34,6 +43,25 @@ class InstanceVerifier:
         self.names = instances.categories
         self.present = _categories(instances, instances.objects)
         self.visible = _categories(instances, filter(instances.is_plain, instances.objects))
+        self._join(instances.images, names or {})
+
+    def _join(self, images: Mapping[str, coco.Image], names: Mapping[str, str]) -> None:
+        by_name: dict[str, str | None] = {}  # None: several images are called so
+        for image_id, image in images.items():
+            for name in {image.file_name, posixpath.basename(image.file_name)} - {""}:
+                by_name[name_key(name)] = None if name_key(name) in by_name else image_id
+        present, visible = dict(self.present), dict(self.visible)
+        for given, name in names.items():
+            image_id, base = identity(given) or given, name_key(posixpath.basename(name))
+            there = images[image_id].file_name if image_id in images else None
+            if there == "" or (there and _is_same_photo(base, posixpath.basename(there))):
+                continue
+            found = by_name.get(name_key(name)) or by_name.get(base)
+            for table, whole in ((self.present, present), (self.visible, visible)):
+                if found is not None:
+                    table[image_id] = whole[found]
+                elif there is not None:  # another photo has this id
+                    table.pop(image_id, None)
 
     def verdict(self, image_id: str | int, obj: str) -> tuple[str, float]:
         """("absent" | "present" | "unsure", probability that it is present: 0, 1 or 0.5).
@@ -54,6 +82,12 @@ class InstanceVerifier:
         if name in self.visible[image_id]:
             return PRESENT, 1.0
         return UNSURE, 0.5
+
+
+def _is_same_photo(name: str, other: str) -> bool:
+    """Whether two names of one id are of one photo: COCO_val2014_000000000042.jpg, 42.jpg."""
+    numbers = [re.search(r"(\d+)(?=\.\w+$)", text) for text in (name, other)]
+    return name == name_key(other) or (all(numbers) and len({int(n[0]) for n in numbers}) == 1)
 
 
 @cache

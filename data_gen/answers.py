@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,12 @@ _OPENING = re.compile(
     r"(?:caption|sentence|version|rewrite|answer|object)[^:.\n]*:\s*)?",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"<\|?/?[a-zA-Z_][^<>]{0,40}>|```\w*|\[/?INST\]")
+# What models leave around a caption: their special tokens, and a fence without a language.
+_TOKEN = re.compile(
+    r"<\|[\w ]{1,40}\|>|</?s>|<(?:eos|bos|pad|(?:start|end)_of_turn)>|\[/?INST\]|"
+    r"^```(?:text|plaintext|markdown|md)?[^\S\n]*$",
+    re.MULTILINE,
+)
 _BULLET = re.compile(r"^\s*(?:[-*•>#]+|\(?\d{1,2}[.)])\s+")
 _COMMENT = re.compile(r"(?<=[\"”.!?])\s*(?:#|//|\((?:note|rephras|original)).*$", re.IGNORECASE)
 _QUOTES = "\"'“”‘’`«»"
@@ -32,8 +38,9 @@ REFUSAL = re.compile(
     r"(?:cannot|can['’]t) (?:assist|help with|comply|fulfil|provide|be rewritten))",
     re.IGNORECASE,
 )
+MARKUP = re.compile(r"[<>{}*#|`\[\]\\]|\w://|\bwww\.|&(?:[a-z]{2,8}|#\d{1,7});", re.IGNORECASE)
 CHATTER = re.compile(
-    r"[\n<>{}*#|`\[\]]|https?:|^\W*(?:sure|certainly|of course|okay)\b[,!.:]|"
+    r"\n|^\W*(?:sure|certainly|of course|okay)\b[,!.:]|"
     r"\bhere(?:['’]s| is) (?:the|your|a|an) (?:re|up|mod|new|neg|cap|sent)|\blet me know\b|"
     r"\b(?:rewritten|updated|revised|modified|original) (?:caption|sentence)\b|"
     r"\b(?:this|the|your) caption\b|\bcaption:|\bnote(?: that)?:|\bplease (?:note|provide|let)\b|"
@@ -49,17 +56,23 @@ _POLITE = re.compile(
 )
 _QUESTION = re.compile(r"^[^\S\n]*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
 _SHORT_NAME = re.compile(r"[A-Za-z-]+(?: [A-Za-z-]+)?")
+_AROUND = " \t\r\n\u0120\u010a\u2581\"'`*.,:!。"
+_ENDS = ".,;:!。、\n"
+_CHINESE_YES = ("是的", "是", "有的", "有", "对的", "对")
+_CHINESE_NO = ("没有", "没", "不是", "不", "否", "无")
+_CHINESE = re.compile(f"({'|'.join(_CHINESE_YES + _CHINESE_NO)})")
 # "No, there is a dog" and "no, but I see one" are no absence; "no, there is no dog" is one.
 _TAKES_BACK = re.compile(r"\b(but|however|although)\b|\bthere (is|are) (?!no\b|not\b|none\b)")
 _REPEATS = re.compile(r"\s+(there (is|are) no|there (isn|aren)|it (is not|isn)|(he|she|they) )")
 
 
 def clean(answer: str) -> str:
-    """The caption in a model's answer: one line without labels, quotes, markup or greeting.
+    """The caption in a model's answer: one line without labels, quotes, emphasis or greeting.
 
-    Strips once, what is usual; what is left over is for the rule "chatter" to reject.
+    Strips once, what is usual; what is left over is for the rules "chatter" and "markup" to reject:
+    of "<b>A bear</b>" or a script it is not known what is the caption.
     """
-    for line in _TAG.sub(" ", answer).splitlines():
+    for line in _TOKEN.sub(" ", answer).splitlines():
         line = _BULLET.sub("", line.strip()).replace("**", "").replace("__", "")
         line = _LABEL.sub("", _OPENING.sub("", line.strip()))
         line = _COMMENT.sub("", " ".join(line.split()))
@@ -84,10 +97,10 @@ def yes_no_mass(top: Sequence[tuple[str, float]]) -> tuple[float, float]:
     p_yes = p_no = 0.0
     for token, logprob in top:
         p = math.exp(min(logprob, 0.0))
-        word = token.strip(" \t\n\u0120\u2581\"'`*.,:!").lower()
-        if word == "yes":
+        word = unicodedata.normalize("NFKC", token).strip(_AROUND).lower()
+        if word == "yes" or word in _CHINESE_YES:
             p_yes += p
-        elif word == "no":
+        elif word == "no" or word in _CHINESE_NO:
             p_no += p
     return min(p_yes, 1.0), min(p_no, 1.0)
 
@@ -97,7 +110,14 @@ def yes_or_no(text: str) -> str | None:
 
     Never taken for an absence: "no idea", "No, there is one", "yes and no", a refusal, nothing.
     """
+    text = unicodedata.normalize("NFKC", text)  # full-width letters and marks
     text = _POLITE.sub("", text.strip().strip("\"'`*( ").lower())
+    if match := _CHINESE.match(text):
+        rest = text[match.end() :]
+        if match[1] in _CHINESE_YES:
+            return None if re.search("[不没否无]", rest) else "yes"
+        taken_back = re.search("但|不过|然而|是|(?<!没)有", rest)
+        return None if taken_back or rest[:1] not in ("", *_ENDS) else "no"
     words = _WORD.findall(text)
     if not words or words[0] not in ("yes", "no"):
         return None
@@ -106,7 +126,7 @@ def yes_or_no(text: str) -> str | None:
         return None if "no" in words[1:3] else "yes"
     if "yes" in words[1:] or _TAKES_BACK.search(rest):
         return None
-    return "no" if not rest or rest[0] in ".,;:!\n" or _REPEATS.match(rest) else None
+    return "no" if not rest or rest[0] in _ENDS or _REPEATS.match(rest) else None
 
 
 def json_answer(text: str) -> Any:

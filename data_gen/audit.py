@@ -60,7 +60,9 @@ def audit(
 
     Raises InputError for files that cannot be read or are of another layout.
     """
-    run, truth = Path(run), InstanceVerifier(instances)
+    run = Path(run)
+    items = read_table(run, "items", ["image_id", "file_name"]).to_pylist()
+    truth = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
     verdicts = read_table(run, "verdicts").to_pylist()
     columns = ["pair_id", "image_id", "object", "question", "rewriter", "accepted"]
     pairs = [row for row in read_table(run, "pairs", columns).to_pylist() if row["accepted"]]

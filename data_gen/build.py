@@ -1,10 +1,12 @@
 """From settings to the parts of a run: servers that were seen to work, and who does what."""
 
+import asyncio
 import contextlib
+import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from data_gen.annotations import Cooccurrence, InstanceVerifier
@@ -13,13 +15,15 @@ from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
-from data_gen.settings import Settings, require
+from data_gen.settings import Settings, extra_body, require
 from data_gen.stages import propose, rewrite, verify
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, as_message
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,11 @@ def open_engine(config: Settings, role: str, out: Path) -> Engine:
 
 @contextlib.asynccontextmanager
 async def connected(
-    config: Settings, roles: Roles, cache: Cache | None, out: Path
+    config: Settings,
+    roles: Roles,
+    prompts: Mapping[str, Prompt],
+    cache: Cache | None,
+    out: Path,
 ) -> AsyncIterator[Models]:
     """The engines that the roles need, probed, and closed at the end.
 
@@ -129,7 +137,7 @@ async def connected(
 
     Raises EndpointError for a server that cannot do what its role needs.
     """
-    known = out / "capabilities.json"
+    known, extra = out / "capabilities.json", extra_body(config)
     needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
     try:
         found = strict_json.load(known)
@@ -137,33 +145,69 @@ async def connected(
         found = None
     found = found if isinstance(found, dict) else {}
     errors = ErrorShare(config.max_errors)
-    bare: dict[tuple, Engine] = {}
+    by_address: dict[tuple, list[str]] = {}
+    for role in needed:  # a server for both roles is one engine, with one limit, probed once
+        by_address.setdefault((config[role].url, config[role].model), []).append(role)
+    bare: dict[str, Engine] = {}
     asked: dict[str, Engine] = {}
     can: dict[str, Capabilities] = {}
     async with contextlib.AsyncExitStack() as stack:
-        for role in needed:
-            address = (config[role].url, config[role].model)
-            if address not in bare:  # a server for both roles is one engine, with one limit
-                bare[address] = engine = open_engine(config, role, out)
-                asked[role] = CachedEngine(engine, cache, errors) if cache else engine
-                stack.push_async_callback(asked[role].close)
-            else:
-                asked[role] = asked["llm"]
-            if found.get(role, {}).get("address") != list(address):
-                seen = await probe_engine(bare[address], address[1], images=role == "mllm")
-                found[role] = {"address": list(address), **asdict(seen)}
-            names = [entry.name for entry in fields(Capabilities) if entry.name in found[role]]
-            can[role] = Capabilities(**{name: found[role][name] for name in names})
+        probes = {}
+        for address, roles_there in by_address.items():
+            engine = open_engine(config, roles_there[0], out)
+            cached = CachedEngine(engine, cache, errors) if cache else engine
+            stack.push_async_callback(cached.close)
+            mark = [*address, extra] if extra else list(address)
+            for role in roles_there:
+                bare[role], asked[role] = engine, cached
+            if any(found.get(role, {}).get("address") != mark for role in roles_there):
+                probes[tuple(roles_there)] = probe_engine(config, engine, roles_there, prompts)
+        failed = None
+        results = await asyncio.gather(*probes.values(), return_exceptions=True)
+        for roles_there, seen in zip(probes, results, strict=True):
+            if isinstance(seen, BaseException):
+                failed = failed or seen
+                continue
+            for role in roles_there:
+                address = [config[role].url, config[role].model, *([extra] if extra else [])]
+                found[role] = {"address": address, **asdict(seen)}
         if needed:
             storage.write_json(known, found, sort_keys=True)
-        yield Models(asked.get("llm"), can.get("llm"), asked.get("mllm"), can.get("mllm"))
+        if failed is not None:
+            raise failed
+        for role in needed:
+            entry = {
+                f.name: found[role][f.name] for f in fields(Capabilities) if f.name in found[role]
+            }
+            can[role] = Capabilities(**entry)
+            if isinstance(bare[role], ChatClient):  # it goes on as it was told to, and learns more
+                bare[role].adjusted = can[role].adjusted
+        for role in (roles_there[0] for roles_there in by_address.values()):
+            for problem in can[role].problems:
+                _log.warning("%s: %s", can[role].model, as_message(problem))
+        try:
+            yield Models(asked.get("llm"), can.get("llm"), asked.get("mllm"), can.get("mllm"))
+        finally:
+            if any(can[role].adjusted != found[role].get("adjusted", {}) for role in needed):
+                new = {role: {**found[role], "adjusted": can[role].adjusted} for role in needed}
+                storage.write_json(known, {**found, **new}, sort_keys=True)
 
 
-async def probe_engine(engine: Engine, model: str | None, *, images: bool) -> Capabilities:
-    """What the engine can: a server is asked, other engines know."""
-    if isinstance(engine, ChatClient):
-        return await probe(engine, model, images=images)
-    return engine.capabilities()
+async def probe_engine(
+    config: Settings, engine: Engine, roles: Sequence[str], prompts: Mapping[str, Prompt]
+) -> Capabilities:
+    """What the engine can do in its roles: a server is asked, other engines know."""
+    if not isinstance(engine, ChatClient):
+        return replace(engine.capabilities(), extra_body=extra_body(config))
+    return await probe(
+        engine,
+        config[roles[0]].model,
+        prompts,
+        looks="mllm" in roles,
+        writes="llm" in roles,
+        max_tokens=config.verify.max_tokens,
+        extra_body=extra_body(config),
+    )
 
 
 def build(
@@ -172,12 +216,17 @@ def build(
     models: Models,
     threads: Executor,
     run_id: str,
+    names: Mapping[str, str] | None = None,
 ) -> ImagePipeline:
-    """The pipeline of a run. Raises InputError for input files that cannot be used."""
+    """The pipeline of a run. Raises InputError for input files that cannot be used.
+
+    `names`: file names by image id, where images may be annotated under other ids.
+    """
     roles = resolve(config)
-    boxes = InstanceVerifier(config.input.instances) if config.input.instances else None
+    instances = config.input.instances
+    boxes = InstanceVerifier(instances, names) if instances else None
     llm_prompts, mllm_prompts = (
-        {n: p.without_system() for n, p in prompts.items()} if can and not can.system else prompts
+        {name: can.fitting(prompt) for name, prompt in prompts.items()} if can else prompts
         for can in (models.llm_can, models.mllm_can)
     )
     writer: rewrite.Writer = rewrite.TemplateWriter(config.seed, grammar_of(config))
@@ -212,7 +261,7 @@ def build(
             config.rewrite.foils_by,
             config.rewrite.affirm,
         ),
-        PhotoFolder(config.input.images, config.images.long_side) if config.input.images else None,
+        PhotoFolder(config.input.images, **config.images) if config.input.images else None,
         boxes.visible if boxes else {},
         threads,
     )
@@ -241,7 +290,7 @@ def _proposer(
             )
     if per_caption and config.pipeline != "vqa":
         prompt = prompts["propose_caption"]
-        return propose.CaptionProposer(models.llm, models.llm_can.model, prompt, **sampling)
+        return propose.CaptionProposer(models.llm, models.llm_can, prompt, **sampling)
     prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
     return propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
 

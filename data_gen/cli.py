@@ -14,8 +14,10 @@ configs/data_gen.py can be set with --config.SECTION.KEY=VALUE.
 
 import argparse
 import asyncio
+import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,14 +49,20 @@ _OVERRIDE = re.compile(r"--config\.([\w.]+)=(.*)", re.DOTALL)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    0 done; 1 batch answers are awaited; 2 bad input; 3 no usable server; 4 too many errors; 5 the
-    disk does not take it; 128 + N stopped by signal N.
+    0 done; 1 batch answers are awaited; 2 bad input; 3 no usable server, or no pair; 4 too many
+    errors; 5 the disk does not take it; 128 + N stopped by signal N.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args, changes = _parse(argv)
     again = shlex.join(["python", "-m", "data_gen", *argv])
     try:
-        return args.command(args, changes) or 0
+        try:
+            args, changes = _parse(argv)
+            return args.command(args, changes) or 0
+        finally:  # what a reader like `head` no longer takes must not come up at the very end
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except InputError as error:
         _say(f"error: {error}", file=sys.stderr)
         if (error.status or 2) > 2:
@@ -144,24 +152,32 @@ def parser() -> argparse.ArgumentParser:
 
 def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.build import open_engine, probe_engine
-    from data_gen.engines.probe import describe
+    from data_gen.engines.probe import Capabilities, describe
+    from data_gen.prompts import load_prompts
 
     config = settings.load(args.config, changes)
-    roles = [role for role in ("llm", "mllm") if config[role].url]
-    if not roles:
+    by_address: dict[tuple, list[str]] = {}
+    for role in ("llm", "mllm"):
+        if config[role].url:
+            by_address.setdefault((config[role].url, config[role].model), []).append(role)
+    if not by_address:
         raise InputError("there is nothing to probe; give --llm-url, --mllm-url or both")
+    prompts = load_prompts(config.prompts)
 
-    async def look(role: str) -> str:
-        engine = open_engine(config, role, Path())
+    async def look(roles: list[str]) -> Capabilities:
+        engine = open_engine(config, roles[0], Path())
         try:
-            can = await probe_engine(engine, config[role].model, images=role == "mllm")
+            return await probe_engine(config, engine, roles, prompts)
         finally:
             await engine.close()
-        return describe(role, can)
 
-    for role in roles:
-        _say(asyncio.run(look(role)))
-    return 0
+    async def look_at_all() -> list[Capabilities]:
+        return await asyncio.gather(*(look(roles) for roles in by_address.values()))
+
+    found = asyncio.run(look_at_all())
+    for roles, can in zip(by_address.values(), found, strict=True):
+        _say(describe(" and ".join(roles), can))
+    return 3 if any(can.problems for can in found) else 0
 
 
 def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
@@ -179,6 +195,7 @@ def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.generate import run, run_on_ray
+    from data_gen.manifest import left_out, why_no_pair
 
     config, out = settings.load(args.config, changes), args.out
     on_ray = getattr(args, "runner", "local") == "ray"
@@ -194,10 +211,16 @@ def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
             " service, then `batch-import` its output and run this command again"
         )
         return 1
+    if left := left_out(out):
+        _say(f"left out: {', '.join(f'{code} {number:,}' for code, number in left.items())}")
     if not counts.get("accepted"):
-        _say(f"no pair was accepted: `python -m data_gen report --out={out}` shows why")
-    else:
-        _say(f"next: python -m data_gen export --out={out}  (and report, audit)")
+        _say(
+            f"error: no pair was accepted ({why_no_pair(out)}); `python -m data_gen report "
+            f"--out={out}` shows more",
+            file=sys.stderr,
+        )
+        return 3
+    _say(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
 

@@ -20,8 +20,9 @@ from typing import Any
 from data_gen import manifest
 from data_gen.build import Models, Roles, build, connected, resolve
 from data_gen.engines.cache import Cache
+from data_gen.pipeline import FirstAnswers, UselessAnswers
 from data_gen.prompts import Prompt, load_prompts
-from data_gen.records import write_table
+from data_gen.records import ImageItem, Rows, write_table
 from data_gen.runner import LocalRunner, Shard, cut, left_to_do
 from data_gen.settings import Settings, fingerprint
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
@@ -61,11 +62,13 @@ class Job:
 
     def settings_print(self, models: Models) -> str:
         """The fingerprint of everything that decides the tables, but for the images."""
-        # What of a model's capabilities changes the requests; the rest is for people.
-        decisive = [
-            can and [can.model, can.schema, can.system, can.choice]
-            for can in (models.llm_can, models.mllm_can)
-        ]
+        # What of a model's capabilities changes the requests; the rest is for people. The later
+        # ones count where they are not what older runs had.
+        decisive = []
+        for can in (models.llm_can, models.mllm_can):
+            younger = can and [can.turns is False, can.blank_tokens, dict(can.extra_body)]
+            known = can and [can.model, can.schema, can.system, can.choice]
+            decisive.append([*known, younger] if younger and any(younger) else known)
         files = {n: f["sha256"] for n, f in self.inputs.items() if n != "captions"}
         extra = [asdict(self.roles), [*decisive, self.method(models)], files]
         return fingerprint(self.config, self.prompts, extra)
@@ -113,9 +116,24 @@ class Job:
     ) -> LocalRunner:
         """Makes shards in this process. Returns the runner, which has counted."""
         with ThreadPoolExecutor(_DECODERS) as threads:
-            pipeline = build(self.config, self.prompts, models, threads, self.run_id(models))
-            runner = LocalRunner(out, pipeline.process, cache, self.config.engine.window)
-            await runner.run(shards, progress, signals=signals)
+            names = {image.image_id: image.file_name for image in self.ingested.images}
+            run_id, started = self.run_id(models), time.time()
+            pipeline = build(self.config, self.prompts, models, threads, run_id, names)
+            watch = FirstAnswers(cache, self.config.verify.min_answer_probability)
+
+            async def process(image: ImageItem) -> Rows:
+                rows = await pipeline.process(image)
+                watch.count(rows)
+                return rows
+
+            runner = LocalRunner(out, process, cache, self.config.engine.window)
+            try:
+                await runner.run(shards, progress, signals=signals)
+            except UselessAnswers as error:  # after a repair they are asked for again
+                cache.forget(stage=error.stage, since=started)
+                for shard in shards:
+                    shard.mark(out).unlink(missing_ok=True)
+                raise
         return runner
 
 
@@ -174,7 +192,7 @@ async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
     cache = Cache(out / "cache.sqlite", job.config.engine.cache) if asks else None
     started, status, pending = time.time(), "failed", 0
     try:
-        async with connected(job.config, job.roles, cache, out) as models:
+        async with connected(job.config, job.roles, job.prompts, cache, out) as models:
             pending = await _run_shards(job, models, cache, out, say)
         status = "pending" if pending else "done"
     except BaseException as error:
@@ -228,7 +246,7 @@ def run_on_ray(config: Settings, out: Path, *, workers: int) -> Outcome:
 
     async def look(what: Callable[[Models, Path], Any]) -> Any:
         """Calls a method of the job; the servers are probed once, for all workers."""
-        async with connected(config, job.roles, None, out) as models:
+        async with connected(config, job.roles, job.prompts, None, out) as models:
             return what(models, out)
 
     with locked(out):
@@ -266,7 +284,7 @@ class ShardWorker:
         job = self._job
         cache = Cache(self._local / "cache.sqlite", job.config.engine.cache)
         try:
-            async with connected(job.config, job.roles, cache, self._out) as models:
+            async with connected(job.config, job.roles, job.prompts, cache, self._out) as models:
                 shard, ignore = job.cut(models)[number], lambda _: None
                 runner = await job.make([shard], models, cache, self._out, ignore, signals=False)
                 return runner.accepted

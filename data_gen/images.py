@@ -4,8 +4,9 @@ import hashlib
 import io
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -41,9 +42,16 @@ class PhotoError(Exception):
 class PhotoFolder:
     """Photos by their name below one folder, as files of the captions name them."""
 
-    def __init__(self, root: str | os.PathLike, long_side: int):
-        """`long_side`: pixels; larger photos are made smaller. Raises InputError without a root."""
-        self.root, self._long_side = Path(root), long_side
+    def __init__(self, root: str | os.PathLike, long_side: int, by: str = "data", url: str = ""):
+        """Raises InputError where there is no such folder.
+
+        Args:
+          root: the folder.
+          long_side: pixels; larger photos are made smaller.
+          by: "data" to send photos, "url" or "file" to send where the server finds the whole file.
+          url: what stands before a photo's name for "url".
+        """
+        self.root, self._long_side, self._by, self._url = Path(root), long_side, by, url
         if not self.root.is_dir():
             raise InputError(f"the image folder {root} does not exist; give --images=DIR")
         self._real_root = os.path.realpath(root)
@@ -74,7 +82,13 @@ class PhotoFolder:
             raise PhotoError("image_unreadable", f"{name}: {error.strerror}") from None
         if not data:
             raise PhotoError("image_empty", f"{name} has 0 bytes")
-        return encode(data, name, self._long_side)
+        photo = encode(data, name, self._long_side)
+        if self._by == "data":
+            return photo
+        # Its name on disk may be spelled otherwise than in the captions.
+        where = path.relative_to(self.root).as_posix()
+        address = path.absolute().as_uri() if self._by == "file" else self._url + quote(where)
+        return replace(photo, encoding=self._by, data=b"", address=address)
 
 
 def encode(data: bytes, name: str, long_side: int) -> Photo:

@@ -17,15 +17,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from data_gen.annotations import NOT_ANNOTATED
 from data_gen.engines.cache import Cache, read_statistics
 from data_gen.engines.probe import Capabilities
 from data_gen.prompts import Prompt
-from data_gen.records import read_column, table_paths
+from data_gen.records import read_column, read_table, table_paths
 from data_gen.runner import read_marks, remove_others
 from data_gen.settings import Settings
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.atomic_files import locked
-from negclip_jax.common.chat.messages import is_transient
+from negclip_jax.common.chat.messages import NO_ANSWER, is_transient
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import git_revision, package_versions
 
@@ -113,6 +114,10 @@ def status(run: Path) -> str:
         f"rejects     {done.get('rejects', 0) + manifest['ingest_rejects']}"
         f"{reasons('rejects', 'code')}",
     ]
+    if unknown := left_out(run).get(NOT_ANNOTATED):
+        lines.append(
+            f"unknown     {unknown} photos are not in {manifest['config']['input']['instances']}"
+        )
     for stage, calls in read_statistics(run / "cache.sqlite").items():
         cached = f", {calls['cached_tokens']} of them cached" if calls["cached_tokens"] else ""
         lines.append(
@@ -140,7 +145,38 @@ def error_codes(run: Path) -> collections.Counter:
     codes = [code for codes in read_column(run, "pairs", "reasons") for code in codes or ()]
     codes += read_column(run, "candidates", "reject_reason")
     codes += read_column(run, "verdicts", "error_code")
-    return collections.Counter(c for c in codes if c in permanent or is_transient(c))
+    errors = permanent.union(NO_ANSWER)
+    return collections.Counter(c for c in codes if c in errors or is_transient(c))
+
+
+def left_out(run: Path) -> dict[str, int]:
+    """Photos and captions that the run could not use, by the reason."""
+    found = collections.Counter(read_column(run, "rejects", "code"))
+    unknown = {
+        row["image_id"]
+        for table, column in (("candidates", "reject_reason"), ("verdicts", "error_code"))
+        for row in read_table(run, table, ["image_id", column]).to_pylist()
+        if row[column] == NOT_ANNOTATED
+    }
+    return dict(found) | ({NOT_ANNOTATED: len(unknown)} if unknown else {})
+
+
+def why_no_pair(run: Path) -> str:
+    """What became of everything, where nothing became a pair."""
+    reasons = [r for found in read_column(run, "pairs", "reasons") for r in found or ()]
+    steps = {
+        "left out": left_out(run),
+        "candidates": collections.Counter(read_column(run, "candidates", "reject_reason")),
+        "verdicts": collections.Counter(read_column(run, "verdicts", "verdict")),
+        "rewrites": collections.Counter(reasons),
+    }
+    told = []
+    for step, found in steps.items():
+        counted = sorted(found.items(), key=lambda item: -item[1])[:5]
+        if counted:
+            listed = ", ".join(f"{name or 'usable'} {number:,}" for name, number in counted)
+            told.append(f"{step}: {listed}")
+    return "; ".join(told) or "no object was proposed"
 
 
 def forget_errors(run: Path, code: str) -> str:

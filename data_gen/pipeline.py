@@ -1,10 +1,12 @@
 """One image through all stages, and which of its captions says that which object is absent."""
 
 import asyncio
+import collections
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
 from data_gen.settings import Settings
@@ -12,11 +14,72 @@ from data_gen.stages.propose import Proposer, filtered, filtered_questions
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from negclip_jax.common.chat.messages import is_transient
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import named_categories
 from negclip_jax.language.negation import cue_of
 
+FIRST_ANSWERS = 100
 _CANDIDATE_COLUMNS = ("caption_id", "object", "question", "source", "key", "reject_reason")
+
+
+class UselessAnswers(InputError):
+    """None of a stage's first answers can be used. `stage`: which."""
+
+    def __init__(self, message: str, stage: str):
+        super().__init__(message, status=4)
+        self.stage = stage
+
+
+class FirstAnswers:
+    """Stops a run whose first hundred answers of a stage are all of no use.
+
+    A model that thinks aloud, or answers in a form that is not read, would be asked about every
+    photo for nothing.
+    """
+
+    def __init__(self, cache: Cache | None, enough_mass: float):
+        """`enough_mass`: p_yes + p_no from which an answer is yes or no."""
+        self._cache, self._enough = cache, enough_mass
+        self._useful: set[str] = set()
+        self._useless: dict[str, list[tuple[str, str]]] = {}
+
+    def count(self, rows: Rows) -> None:
+        """Adds an image's answers. Raises UselessAnswers."""
+        named = (None, "mentioned", "duplicate")
+        for row in rows.candidates:
+            if row["source"] == "llm":
+                self._add(
+                    "propose", row["key"], row["reject_reason"] in named, row["reject_reason"]
+                )
+        for row in rows.verdicts:
+            answered = row["verdict"] != "error" and row["mass"] >= self._enough
+            if row["key"] is not None:
+                self._add("verify", row["key"], answered, row["error_code"] or row["verdict"])
+        for row in rows.pairs:
+            if row["rewriter"] == "llm":
+                stage = "rewrite" if row["question"] is None else "merge"
+                self._add(stage, row["keys"]["rewrite"], row["accepted"], ", ".join(row["reasons"]))
+
+    def _add(self, stage: str, key: str, is_useful: bool, reason: str | None) -> None:
+        if is_useful:
+            self._useful.add(stage)
+        if stage in self._useful:
+            return
+        useless = self._useless.setdefault(stage, [])
+        useless.append((key, reason or "unusable"))
+        if len(useless) < FIRST_ANSWERS:
+            return
+        why = collections.Counter(reason for _, reason in useless).most_common(3)
+        texts = (self._cache.text(key) for key, _ in useless if self._cache is not None)
+        example = next((text for text in texts if text), "")
+        raise UselessAnswers(
+            f"none of the first {len(useless)} answers of the stage {stage} can be used "
+            f"({', '.join(f'{reason}: {number}' for reason, number in why)}), for example "
+            f"{example[:200]!r}; `python -m data_gen probe` shows what the model answers. After a "
+            "repair the same command goes on and asks these again",
+            stage,
+        )
 
 
 class ImagePipeline:

@@ -75,6 +75,12 @@ class Prompt:
         (_, system), (role, text), *rest = self.turns
         return replace(self, turns=((role, f"{system}\n\n{text}"), *rest))
 
+    def in_one_turn(self) -> "Prompt":
+        """The same for a model that takes a single turn: examples are told in its text."""
+        *before, (role, text) = self.turns
+        told = [f"Answer: {said}" if who == "assistant" else said for who, said in before]
+        return replace(self, turns=((role, "\n\n".join([*told, text])),))
+
 
 def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
     """The built-in prompts, with those of `folder` (NAME.txt) in place of their namesakes.

@@ -8,7 +8,7 @@ people; `data_gen.audit` counts it.
 import itertools
 from collections.abc import Callable, Sequence
 
-from data_gen.answers import CHATTER, REFUSAL
+from data_gen.answers import CHATTER, MARKUP, REFUSAL
 from negclip_jax.language import tables
 from negclip_jax.language.inflection import HUMANS, article, noun, plural, singular, stem
 from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
@@ -20,6 +20,7 @@ from negclip_jax.language.wordnet import is_thing
 REASONS = {
     "empty": "there is no text",
     "refusal": "the model refused",
+    "markup": "tags, code, JSON or an address stand in it",
     "chatter": "something other than a caption was left in the answer",
     "unchanged": "it says what the caption says",
     "no_cue": "nothing in it negates",
@@ -76,9 +77,10 @@ def check(
     found = _negation(tokens, cues, obj) | _faithfulness(tokens, captions, obj)
     if REFUSAL.search(rewrite):
         found.add("refusal")
-    chatter = CHATTER.search(rewrite)
-    if chatter and chatter.group() not in caption:  # "the #41 bus" is the caption's own
-        found.add("chatter")
+    for reason, pattern in (("chatter", CHATTER), ("markup", MARKUP)):
+        # "the #41 bus" is the caption's own
+        if any(match.group() not in caption for match in pattern.finditer(rewrite)):
+            found.add(reason)
     for before, token in itertools.pairwise(tokens):
         word = rewrite[token.start : token.end]
         wrong = before.word in ("a", "an") and not token.mark and article(word) != before.word

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from data_gen.prompts import Prompt
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
+from negclip_jax.common.strict_json import parse_json
 
 Settings = ConfigDict  # the type, for modules that must not import ml_collections
 
@@ -48,10 +50,16 @@ _YOUNGER = {
     "rewrite.hold_out": "",
     "rewrite.foils_by": "edit",
     "rewrite.affirm": False,
+    "engine.extra_body": "",
+    "images.by": "data",
+    "images.url": "",
 }
+
+_EXTRA = "engine.extra_body"
 
 _CHOICES = {
     "pipeline": ("absence", "vqa"),
+    "images.by": ("data", "url", "file"),
     "engine.cache": MODES,
     "propose.by": ("auto", "llm", "cooccurrence", "random", "file"),
     "propose.unit": ("image", "caption"),
@@ -105,9 +113,38 @@ def load(source: str | None, changes: Mapping[str, str]) -> ConfigDict:
     path, _, variant = (source or "").partition(":")
     config = _from_file(Path(path) if path else DEFAULT, variant)
     for key, text in changes.items():
+        if key.startswith(_EXTRA + "."):
+            _add_to_body(config, key.removeprefix(_EXTRA + "."), text)
+            continue
         _change(config, _present_name(key, f"--config.{key}"), text)
     check_values(functools.partial(at, config), _CHOICES, _RANGES)
+    extra_body(config)
+    if config.images.by == "url" and not config.images.url:
+        raise InputError("images.by=url needs images.url, what stands before a photo's name there")
     return config.lock()
+
+
+def extra_body(config: ConfigDict) -> dict[str, Any]:
+    """The fields that `engine.extra_body` adds to every request. Raises InputError."""
+    text = config.engine.extra_body
+    body = parse_json(text, _EXTRA) if text else {}
+    if not isinstance(body, dict):
+        raise InputError(f"{_EXTRA} is a JSON object of fields; {text!r} is none")
+    return body
+
+
+def _add_to_body(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `engine.extra_body.KEY=VALUE`; a value that is no JSON is text."""
+    body = extra_body(config)
+    *outer, name = key.split(".")
+    inner = body
+    for part in outer:
+        inner = inner.setdefault(part, {})
+    value: Any = text
+    with contextlib.suppress(ValueError):
+        value = json.loads(text.lower() if text in ("True", "False") else text)
+    inner[name] = value
+    config.engine.extra_body = json.dumps(body)
 
 
 def _from_file(path: Path, variant: str) -> ConfigDict:
@@ -197,7 +234,7 @@ def fingerprint(config: ConfigDict, prompts: Mapping[str, Prompt], extra: Any) -
         content[section].pop(name)
     for key, value in _YOUNGER.items():
         section, name = key.split(".")
-        if content[section][name] == value:
+        if section in content and content[section].get(name) == value:
             content[section].pop(name)
     content["input"] = {name: value is not None for name, value in content["input"].items()}
     content["prompts"] = sorted(prompt.id for prompt in prompts.values())

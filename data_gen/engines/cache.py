@@ -112,11 +112,23 @@ class Cache:
             ) from None
         self._pending.clear()
 
-    def forget(self, *, errors: str | None = None, stage: str | None = None) -> int:
-        """Deletes the errors of one code, or all answers of one stage; returns how many."""
+    def forget(
+        self, *, errors: str | None = None, stage: str | None = None, since: float = 0.0
+    ) -> int:
+        """Deletes the errors of one code, or the answers of one stage; returns how many.
+
+        `since`: only those that came after this moment, in seconds of time.time.
+        """
         self.flush()
         column, value = ("error", errors) if errors else ("stage", stage)
-        return self._db.execute(f"DELETE FROM answers WHERE {column} = ?", (value,)).rowcount
+        where = f"DELETE FROM answers WHERE {column} = ? AND time >= ?"
+        return self._db.execute(where, (value, since)).rowcount
+
+    def text(self, key: str) -> str:
+        """The text of an answer, "" where it is not known."""
+        self.flush()
+        found = self._db.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
+        return (found and found[0]) or ""
 
     def close(self) -> None:
         """Commits and closes."""
@@ -135,7 +147,7 @@ class ErrorShare:
 
     def count(self, result: ChatResult) -> None:
         self.answers += 1
-        if result.error is None:
+        if result.error in (None, "refusal", "content_filter"):  # answers, though not of use
             return
         self.errors += 1
         self.last = f"{result.error}: {result.detail}"

@@ -2,20 +2,34 @@
 
 Silence says nothing: `transformers serve` ignores logprobs, schemas and much more with only a
 warning in its own log. A choice counts as supported when an answer keeps to one that nobody would
-give freely.
+give freely. What a run will ask is asked once in earnest: a question about a picture, a rewrite.
 """
 
+import asyncio
 import io
 import json
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from data_gen import rules
+from data_gen.answers import clean, yes_no_mass, yes_or_no
 from data_gen.images import encode
+from data_gen.prompts import Prompt, quoted
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
-from negclip_jax.common.chat.messages import CHOICE_DIALECTS, ChatRequest, ChatResult
+from negclip_jax.common.chat.messages import (
+    CHOICE_DIALECTS,
+    NO_ANSWER,
+    Adjusted,
+    ChatImage,
+    ChatRequest,
+    ChatResult,
+)
 
+TOP_LOGPROBS = 20
+_ENOUGH_MASS = 0.5  # of "yes" and "no" together, for a token to be an answer
 _OPTIONS = ("zebra-7", "quartz-4")
 _SCHEMA = {
     "type": "object",
@@ -24,7 +38,11 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 _HELLO = (("user", "Say hello."),)
-_LOOK = (("user", 'Is there a dog in this image? Answer only with "yes" or "no".'),)
+_TURNS = (("user", "Say A."), ("assistant", "A"), *_HELLO)
+_QUESTION = "Is there a red circle in this image?"  # there is
+_CAPTION, _OBJECT = "A man rides a horse on a beach.", "umbrella"
+# Rules that a usable model may break once; a rewrite that breaks another one is none.
+_FORGIVEN = {"grammar", "invented", "lost", "double_negation", "too_long"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +58,14 @@ class Capabilities:
       schema: it kept to a JSON schema.
       prefix_cache: it reported cached tokens for a repeated prefix.
       system: it takes a system turn; the chat templates of some models refuse one.
+      turns: it takes earlier turns of user and assistant.
       context: tokens it accepts, 0 if it does not say.
+      blank_tokens: tokens before the first one of a yes or no: line ends, an empty thought.
+      thinks: thoughts were seen.
+      adjusted: fields of the body that it wants otherwise (`ChatClient.adjusted`).
+      extra_body: fields that are added to every body.
+      answers: what it answered to the questions asked in earnest.
+      problems: why its answers could not be used; empty if they can.
     """
 
     model: str
@@ -51,7 +76,30 @@ class Capabilities:
     schema: bool = False
     prefix_cache: bool = False
     system: bool = True
+    turns: bool = True
     context: int = 0
+    blank_tokens: int = 0
+    thinks: bool = False
+    adjusted: Adjusted = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def request(
+        self,
+        stage: str,
+        messages: tuple[tuple[str, str], ...],
+        image: ChatImage | None = None,
+        **options: Any,
+    ) -> ChatRequest:
+        """A request to this model; `options` of `ChatRequest`."""
+        return ChatRequest(stage, self.model, messages, image, extra=self.extra_body, **options)
+
+    def fitting(self, prompt: Prompt) -> Prompt:
+        """The prompt in the form that the model takes."""
+        if not self.turns:
+            return prompt.in_one_turn()
+        return prompt if self.system else prompt.without_system()
 
 
 class Engine(Protocol):
@@ -66,12 +114,24 @@ class Pending(Exception):
     """The answer will come later, from a batch file: the image waits for another run."""
 
 
-async def probe(engine: ChatClient, model: str | None, *, images: bool) -> Capabilities:
-    """Asks a server for everything that a run could use: seven to ten short requests.
+async def probe(
+    engine: ChatClient,
+    model: str | None,
+    prompts: Mapping[str, Prompt],
+    *,
+    looks: bool,
+    writes: bool,
+    max_tokens: int = 10,
+    extra_body: Mapping[str, Any] | None = None,
+) -> Capabilities:
+    """Asks a server for everything that a run could use: a dozen short requests, most at once.
 
     Args:
       model: its name; None for the first one that the server lists.
-      images: ask about a photo as well.
+      prompts: of the run, for a question about a picture ("verify") and a rewrite ("rewrite").
+      looks, writes: whether it is to look at photos, and to propose and rewrite.
+      max_tokens: of an answer to a question about a photo.
+      extra_body: fields that are added to every body.
 
     Raises EndpointError for a server that is down, refuses the key, does not know the model, or
     cannot see where it has to.
@@ -87,78 +147,107 @@ async def probe(engine: ChatClient, model: str | None, *, images: bool) -> Capab
             "address, or give the model's name with --llm-model or --mllm-model"
         )
     name = model or str(listed[0]["id"])
-    hello = await engine.generate(ChatRequest("probe", name, _HELLO, max_tokens=1))
-    _require(hello, url, "a plain question")
     # vLLM says its `max_model_len`, other servers nothing.
     context = next((m.get("max_model_len") for m in listed if m["id"] == name), None)
-    can = Capabilities(name, context=context if isinstance(context, int) else 0)
-    top = await engine.generate(
-        ChatRequest("probe", name, _HELLO, max_tokens=1, top_logprobs=20, sample=1)
+    can = Capabilities(
+        name,
+        context=context if isinstance(context, int) else 0,
+        adjusted=engine.adjusted,
+        extra_body=extra_body or {},
     )
-    choice = await _choice_dialect(engine, name)
-    schema = await engine.generate(
-        ChatRequest("probe", name, _HELLO, max_tokens=40, schema=_SCHEMA)
+
+    async def ask(messages=_HELLO, image: ChatImage | None = None, **options: Any) -> ChatResult:
+        return await engine.generate(can.request("probe", messages, image, **options))
+
+    def require(result: ChatResult, what: str) -> None:
+        if result.error is not None and result.error not in NO_ANSWER:
+            raise EndpointError(
+                f"{url} does not answer {what} ({result.error}: {result.detail}); check that the "
+                "server runs, its address and the model's name"
+            )
+
+    require(await ask(max_tokens=16), "a plain question")  # and finds fields that it refuses
+    choices = [ask(max_tokens=8, choice=_OPTIONS, choice_by=way) for way in CHOICE_DIALECTS]
+    schema, system, turns, top, *chosen = await asyncio.gather(
+        ask(max_tokens=40, schema=_SCHEMA),
+        ask((("system", "Be brief."), *_HELLO), max_tokens=16),
+        ask(_TURNS, max_tokens=16),
+        ask(max_tokens=16, top_logprobs=TOP_LOGPROBS, sample=1),
+        *choices,
     )
-    system = await engine.generate(
-        ChatRequest("probe", name, (("system", "Be brief."), *_HELLO), max_tokens=1)
-    )
+    dialects = zip(CHOICE_DIALECTS, chosen, strict=True)
+    kept = (way for way, result in dialects if result.text.strip() in _OPTIONS)
+    try:
+        keeps_schema = "quartz" in json.loads(schema.text)
+    except (ValueError, TypeError):
+        keeps_schema = False
     can = replace(
         can,
-        system=system.error is None,
-        logprobs=top.error is None and top.top is not None and len(top.top) > 1,
-        choice=choice,
-        schema=_keeps_to_schema(schema),
+        system=system.error is None or system.error in NO_ANSWER,
+        turns=turns.error is None or turns.error in NO_ANSWER,
+        logprobs=top.top is not None and len(top.top) > 1,
+        choice=next(kept, ""),
+        schema=keeps_schema,
+        thinks=top.thinks or system.thinks,
     )
-    return await _with_images(engine, can, url) if images else can
-
-
-def _require(result: ChatResult, url: str, what: str) -> None:
-    if result.error is not None:
-        raise EndpointError(
-            f"{url} does not answer {what} ({result.error}: {result.detail}); check that the "
-            "server runs, its address and the model's name"
+    if looks:
+        can = await _looking(ask, require, can, can.fitting(prompts["verify"]), max_tokens)
+    if writes:
+        prompt = can.fitting(prompts["rewrite"])
+        messages = prompt.fill(
+            caption=quoted(_CAPTION), object=quoted(_OBJECT), style='use "with no"'
         )
-
-
-async def _choice_dialect(engine: ChatClient, name: str) -> str:
-    for dialect in CHOICE_DIALECTS:
-        request = ChatRequest(
-            "probe", name, _HELLO, max_tokens=8, choice=_OPTIONS, choice_by=dialect
+        found = await ask(messages, max_tokens=120, temperature=0.7, top_p=0.95)
+        text = clean(found.text)
+        broken = (
+            [found.error]
+            if found.error
+            else rules.check(
+                text, caption=_CAPTION, obj=_OBJECT, count_tokens=lambda text: len(text.split())
+            )
         )
-        result = await engine.generate(request)
-        if result.error is None and result.text.strip() in _OPTIONS:
-            return dialect
-    return ""
+        can = replace(can, thinks=can.thinks or found.thinks)
+        can.answers["rewrite"] = text + (f" ({', '.join(broken)})" if broken else "")
+        if set(broken) - _FORGIVEN:
+            said = found.detail or f"{found.text[:200]!r} breaks the rules {', '.join(broken)}"
+            can = replace(can, problems=(*can.problems, f"its rewrite is no caption: {said}"))
+    return can
 
 
-def _keeps_to_schema(result: ChatResult) -> bool:
-    try:
-        return result.error is None and "quartz" in json.loads(result.text)
-    except (ValueError, TypeError):
-        return False
-
-
-async def _with_images(engine: ChatClient, can: Capabilities, url: str) -> Capabilities:
-    """Two questions about one photo: whether it sees, what a photo costs, whether it remembers."""
-    picture = io.BytesIO()
-    Image.radial_gradient("L").resize((640, 480)).convert("RGB").save(picture, "JPEG", quality=60)
-    photo = encode(picture.getvalue(), "probe.jpg", 672)
-    plain = await engine.generate(ChatRequest("probe", can.model, _LOOK, max_tokens=1))
-    seen = [
-        await engine.generate(ChatRequest("probe", can.model, _LOOK, photo, max_tokens=1, sample=i))
-        for i in range(2)
-    ]
-    _require(seen[0], url, "a question about a photo; a multimodal model is needed there")
+async def _looking(ask, require, can: Capabilities, prompt: Prompt, limit: int) -> Capabilities:
+    """One question about a picture in the ways of a run: whether it sees and what that costs."""
+    picture, drawn = Image.new("RGB", (640, 480), "white"), io.BytesIO()
+    ImageDraw.Draw(picture).ellipse((170, 90, 470, 390), fill="red")
+    picture.save(drawn, "JPEG", quality=60)
+    photo, messages = encode(drawn.getvalue(), "probe.jpg", 672), prompt.fill(question=_QUESTION)
+    plain, seen = await asyncio.gather(
+        ask(messages, max_tokens=limit), ask(messages, photo, max_tokens=limit)
+    )
+    require(seen, "a question about a photo; a multimodal model is needed there")
+    again, top = await asyncio.gather(
+        ask(messages, photo, max_tokens=limit, sample=1),
+        ask(messages, photo, max_tokens=max(limit, 16), top_logprobs=TOP_LOGPROBS),
+    )
+    mass = sum(yes_no_mass(top.top or ())) if top.error is None else 0.0
+    said, problems = yes_or_no(seen.text), []
+    if said is None and mass < _ENOUGH_MASS:
+        problems = [f"neither yes nor no to {_QUESTION!r}: {seen.detail or repr(seen.text[:200])}"]
+    can.answers["look"] = seen.text.strip()[:200] or seen.error or "nothing"
     return replace(
         can,
         images=True,
-        image_tokens=max(0, seen[0].prompt_tokens - plain.prompt_tokens),
-        prefix_cache=seen[1].cached_tokens > 0,
+        image_tokens=max(0, seen.prompt_tokens - plain.prompt_tokens),
+        prefix_cache=again.cached_tokens > 0,
+        # A server whose first token is never the answer is asked for text instead.
+        logprobs=can.logprobs and mass >= _ENOUGH_MASS,
+        blank_tokens=top.position,
+        thinks=can.thinks or seen.thinks or top.thinks,
+        problems=(*can.problems, *problems),
     )
 
 
 def describe(role: str, can: Capabilities) -> str:
-    """One line for the terminal."""
+    """What was found, for the terminal: one line, one for each answer and each problem."""
     known = [
         f"logprobs {'yes' if can.logprobs else 'no'}",
         f"choice {can.choice or 'no'}",
@@ -167,8 +256,17 @@ def describe(role: str, can: Capabilities) -> str:
     if can.images:
         cached = "yes" if can.prefix_cache else "not reported"
         known += [f"{can.image_tokens} tokens a photo", f"prefix cache {cached}"]
-    if not can.system:
-        known.append("no system turn")
+    known += [] if can.system else ["no system turn"]
+    known += [] if can.turns else ["no earlier turns"]
+    known += ["thinks"] if can.thinks else []
+    for name, how in can.adjusted.items():
+        known.append(f"no {name}" if how is None else f"{name} as {how}")
     if can.context:
         known.append(f"context {can.context}")
-    return f"{role}: {can.model} ({', '.join(known)})"
+    lines = [f"{role}: {can.model} ({', '.join(known)})"]
+    if "look" in can.answers:
+        right = "" if yes_or_no(can.answers["look"]) == "yes" else " (there is one)"
+        lines.append(f"  {_QUESTION} {can.answers['look']!r}{right}")
+    if "rewrite" in can.answers:
+        lines.append(f"  {_CAPTION!r} without an {_OBJECT}: {can.answers['rewrite']!r}")
+    return "\n".join([*lines, *(f"  cannot be used: {problem}" for problem in can.problems)])

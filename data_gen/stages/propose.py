@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from data_gen.annotations import Cooccurrence
+from data_gen.annotations import NOT_ANNOTATED, Cooccurrence
 from data_gen.answers import LIST_SCHEMA, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.records import Candidate, ImageItem, shuffled
-from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.common.strict_json import read_json
@@ -53,9 +52,8 @@ class LLMProposer:
         messages = self.prompt.fill(captions=lines(image.texts), number=str(self.number))
         size = self.number * _TOKENS_AN_OBJECT * (3 if asks else 1)
         for sample in range(SAMPLES):
-            request = ChatRequest(
+            request = self.can.request(
                 "propose",
-                self.can.model,
                 messages,
                 max_tokens=size,
                 schema=LIST_SCHEMA if self.can.schema else None,
@@ -82,7 +80,7 @@ class CaptionProposer:
     """The published script: one object for each caption, from that caption alone."""
 
     engine: Engine
-    model: str
+    can: Capabilities
     prompt: Prompt
     temperature: float
     top_p: float
@@ -91,9 +89,8 @@ class CaptionProposer:
         found = []
         for caption in image.captions:
             messages = self.prompt.fill(caption=quoted(caption.text))
-            request = ChatRequest(
+            request = self.can.request(
                 "propose",
-                self.model,
                 messages,
                 max_tokens=256,
                 temperature=self.temperature,
@@ -107,7 +104,7 @@ class CaptionProposer:
                     "llm",
                     caption_id=caption.id,
                     key=request.key,
-                    model=self.model,
+                    model=self.can.model,
                     prompt_id=self.prompt.id,
                     reject_reason=result.error or (None if name else "unparsable"),
                 )
@@ -167,7 +164,7 @@ class CooccurrenceProposer:
     async def propose(self, image: ImageItem) -> list[Candidate]:
         present = self.present.get(identity(image.image_id))
         if present is None:
-            return []
+            return [Candidate("", "cooccurrence", reject_reason=NOT_ANNOTATED)]
         names = self.statistics.propose(
             present, image.texts, self.number, f"{self.seed}/{image.image_id}"
         )

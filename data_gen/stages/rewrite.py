@@ -11,7 +11,6 @@ from data_gen.answers import clean, numbered, numbered_schema
 from data_gen.engines.probe import Capabilities, Engine
 from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.records import Assignment, ImageItem, chance, shuffled
-from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
 from negclip_jax.language.grammar import NATURAL, Grammar, Template
@@ -82,9 +81,8 @@ class LLMWriter:
             f"Way: {self._style(a, 0)}"
             for i, a in enumerate(assignments, 1)
         ]
-        request = ChatRequest(
+        request = self.can.request(
             "rewrite",
-            self.can.model,
             self.prompts["rewrite_many"].fill(lines="\n".join(rows)),
             max_tokens=self.max_tokens * len(rows),
             schema=numbered_schema(len(rows)) if self.can.schema else None,
@@ -118,9 +116,8 @@ class LLMWriter:
             name = candidate.object if published else quoted(candidate.object)
             style = self._style(assignment, attempt)
             messages = prompt.fill(caption=caption, object=name, style=style)
-        request = ChatRequest(
+        request = self.can.request(
             stage,
-            self.can.model,
             messages,
             max_tokens=self.max_tokens,
             sample=attempt,
@@ -194,7 +191,7 @@ class RewriteStage:
     Attributes:
       count_tokens: CLIP tokens of a text, start and end token included.
       max_tokens: CLIP's context length.
-      enforce: False accepts everything and records the reasons all the same.
+      enforce: False accepts everything but markup and records the reasons all the same.
       tries: drafts of one caption, at most.
       foils: false captions of an accepted pair, at most.
       labels: columns that are the same in every row (`pipeline`, `run_id`).
@@ -238,7 +235,8 @@ class RewriteStage:
                 draft = await self.writer.again(assignment, attempt, draft)
             reasons = self.reasons(draft, image, assignment)
             usable = draft.problem is None and bool(draft.text)
-            accepted = usable and not (reasons and self.enforce)
+            # What is no sentence at all is in no file that the published script wrote either.
+            accepted = usable and not (reasons and (self.enforce or "markup" in reasons))
             row = self._row(image, assignment, draft, attempt, reasons, accepted)
             rows.append(row)
             if accepted:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from data_gen.annotations import InstanceVerifier
-from data_gen.answers import numbered, numbered_schema, yes_no_mass, yes_or_no
-from data_gen.engines.probe import Capabilities, Engine
+from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier
+from data_gen.answers import REFUSAL, numbered, numbered_schema, yes_no_mass, yes_or_no
+from data_gen.engines.probe import TOP_LOGPROBS, Capabilities, Engine
 from data_gen.images import Photo
 from data_gen.prompts import Prompt, lines
 from data_gen.records import Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
+from negclip_jax.common.records import identity
 from negclip_jax.language.inflection import noun
 
-TOP_LOGPROBS = 20
 _OPTIONS = ("yes", "no")
 _ANSWERS = (*_OPTIONS, "unsure")  # a schema must leave a way to be unsure: it is asked again
 
@@ -100,11 +100,11 @@ class ModelVerifier:
             question = question_of(candidate)
         extra: dict = {"max_tokens": self.max_tokens}
         if self.method == "logprobs":
-            extra = {"max_tokens": 1, "top_logprobs": TOP_LOGPROBS}
+            extra = {"max_tokens": 1 + self.can.blank_tokens, "top_logprobs": TOP_LOGPROBS}
         elif self.method == "choice":
             extra |= {"choice": _OPTIONS, "choice_by": self.can.choice}
         messages = self.prompt.fill(question=question)
-        request = ChatRequest("verify", self.can.model, messages, photo, **extra)
+        request = self.can.request("verify", messages, photo, **extra)
         result = await self.engine.generate(request)
         p_yes = p_no = 0.0  # an answer that is neither, and an error
         if self.method == "substring" and not result.error:
@@ -116,6 +116,8 @@ class ModelVerifier:
             answer = yes_or_no(result.text)
             p_yes, p_no = float(answer == "yes"), float(answer == "no")
         verdict = _asked(candidate, p_yes, p_no, self, self.method, request, result)
+        if not (result.error or p_yes or p_no) and REFUSAL.search(result.text):
+            verdict = replace(verdict, error_code="refusal")
         if self.method == "substring" and not result.error:
             verdict = replace(verdict, verdict="present" if p_yes else "absent")
         return verdict
@@ -143,9 +145,8 @@ class ManyVerifier:
             return await self.single.verify(image, photo, candidates)
         order = shuffled(candidates, self.seed, image.image_id)
         questions = [question_of(candidate) for candidate in order]
-        request = ChatRequest(
+        request = self.can.request(
             "verify",
-            self.can.model,
             self.prompt.fill(questions=lines(questions, numbered=True)),
             photo,
             max_tokens=12 * len(order) + 10,
@@ -208,10 +209,12 @@ class AnnotationVerifier:
             if verdict == "unsure" and self.otherwise is not None:
                 open_.append(candidate)
                 continue
-            known = Verdict(
-                candidate.object, verdict, p_yes, 1 - p_yes, "instances", candidate.question
+            is_known = identity(image.image_id) in self.annotations.present
+            about = {"question": candidate.question}
+            about["error_code"] = None if is_known else NOT_ANNOTATED
+            verdicts.append(
+                Verdict(candidate.object, verdict, p_yes, 1 - p_yes, "instances", **about)
             )
-            verdicts.append(known)
         if open_:
             verdicts += await self.otherwise.verify(image, photo, open_)
         return verdicts

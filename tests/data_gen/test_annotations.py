@@ -72,3 +72,45 @@ def test_real_boxes_and_captions_agree(shared_data):
     verdicts = [verifier.verdict(image, name)[0] for image, name in named]
     assert len(verdicts) > 30
     assert verdicts.count("absent") < 0.1 * len(verdicts)
+
+
+def write(path, images, image_ids):
+    """Instances: each image shows a dog; `image_ids` are as its annotations spell them."""
+    content = {
+        "images": images,
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [
+            {"id": k, "image_id": i, "category_id": 1, "area": 9, "bbox": [0, 0, 9, 9]}
+            for k, i in enumerate(image_ids, 1)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_photos_are_found_by_their_names_where_ids_do_not_meet(tmp_path):
+    named = {1: "val/a.jpg", 2: "b.JPG", 3: "c.jpg", 4: "x/d.jpg", 5: "y/d.jpg", 6: ""}
+    images = [{"id": i, **({"file_name": name} if name else {})} for i, name in named.items()]
+    asked = {
+        "a.jpg": "a.jpg",  # JSONL: the id is the name
+        "photo 2": "images/b.jpg",
+        "1": "c.jpg",  # another photo has this id there
+        "2": "nowhere.jpg",  # so has this one, and there is no such name
+        "d": "d.jpg",  # two photos are called so
+        "e": "y/d.jpg",
+        "6": "f.jpg",  # without a name, the id counts
+        "9": "9.jpg",
+    }
+    found = InstanceVerifier(write(tmp_path / "i.json", images, [1, 2, 6]), asked)
+    shown = {i: found.present.get(i) for i in asked}
+    dog, nothing = frozenset({"dog"}), frozenset()
+    assert shown == {"a.jpg": dog, "photo 2": dog, "1": nothing, "2": None, "d": None,
+                     "e": nothing, "6": dog, "9": None}  # fmt: skip
+    assert found.visible.get("a.jpg") == dog and found.verdict("2", "cat") == ("unsure", 0.5)
+
+
+def test_the_names_of_one_photo_in_two_releases(tmp_path):
+    images = [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}]
+    path = write(tmp_path / "i.json", images, [42])
+    found = InstanceVerifier(path, {"42": "000000000042.jpg"})
+    assert found.present["42"] == {"dog"}

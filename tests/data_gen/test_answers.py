@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_gen.answers import CHATTER, REFUSAL, clean, normalise_object
+from data_gen.answers import CHATTER, MARKUP, REFUSAL, clean, normalise_object
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,30 @@ def test_object_names(item, name):
 )  # fmt: skip
 def test_no_object(item):
     assert normalise_object(item) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<script>alert(1)</script>A dog with no cat.",
+        "<b>A dog</b> with no cat.",
+        "```python\nprint('a dog with no cat')\n```",
+        "A dog with `no cat`.",
+        "![a dog](http://x/a.jpg) with no cat",
+        "See www.example.org: a dog with no cat",
+        '{"caption": "A dog with no cat."}',
+        '["A dog with no cat."]',
+        "A dog with no cat &nbsp; here",
+        "| A dog | no cat |",
+        "\\textbf{A dog} with no cat",
+        "<|im_start|>system <b>",
+    ],
+)
+def test_markup_is_not_cleaned_away(answer):
+    assert MARKUP.search(clean(answer))
+
+
+def test_what_is_no_markup():
+    for text in ("A dog & a cat", "A man's R&B record; no cat", 'A "stop" sign (no dog) at 8:25',
+                 "A $5 bill - no dog, 100 % wool", "A cat/dog sign with no dog"):  # fmt: skip
+        assert not MARKUP.search(text)

@@ -1,6 +1,9 @@
 """Every command, and every mistake as a sentence with the right exit status."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from fault_server import POOL, FaultServer, arguments, table, world
@@ -75,12 +78,13 @@ def test_an_unknown_flag(capsys):
 def test_probe(scene, capsys):
     with FaultServer(scene[1], POOL, logprobs=False, choice=True, prefix_cache=True) as server:
         assert main(["probe", f"--llm-url={server.url}", f"--mllm-url={server.url}"]) == 0
-    text, images = capsys.readouterr().out.splitlines()
-    assert (
-        text
-        == "llm: loopback (logprobs no, choice structured_outputs, JSON schema no, context 8192)"
+    found, look, rewrite = capsys.readouterr().out.splitlines()  # one server is asked once
+    assert found == (
+        "llm and mllm: loopback (logprobs no, choice structured_outputs, JSON schema no, "
+        "2341 tokens a photo, prefix cache yes, context 8192)"
     )
-    assert "2341 tokens a photo, prefix cache yes" in images
+    assert "Is there a red circle in this image? 'no'" in look
+    assert "'A man rides a horse on a beach with no umbrella.'" in rewrite
 
 
 def test_status(finished, capsys):
@@ -100,7 +104,7 @@ def test_retry_of_a_stage(scene, tmp_path, capsys):
         before = server.counts.by_stage.copy()
         assert main(["retry", "--stage=rewrite", *command[1:]]) == 0
         assert "4 answers forgotten" in capsys.readouterr().out
-        assert server.counts.by_stage["rewrite"] == 2 * before["rewrite"]
+        assert server.counts.by_stage["rewrite"] == 2 * before["rewrite"] - 1  # of the probe
         assert server.counts.by_stage["verify"] == before["verify"]
         assert main(["retry", "--stage=nothing", *command[1:]]) == 2
     assert "it has those of: propose, rewrite, verify" in capsys.readouterr().err
@@ -180,3 +184,23 @@ def test_batch_files_there_and_back(scene, finished, tmp_path, capsys):
     assert rounds == 4  # propose, verify in two waves, rewrite
     ours, live = table(out, "pairs"), table(finished, "pairs")
     assert [row["negated_caption"] for row in ours] == [row["negated_caption"] for row in live]
+
+
+@pytest.mark.parametrize("command", ["audit", "status", "report", "export", "--help", "run --help"])
+def test_a_reader_that_stops_is_no_error(finished, tmp_path, command):
+    """`audit | head`: what is written to a closed pipe is said to nobody."""
+    more = {"audit": [f"--out={finished}", f"--instances={tmp_path}/i.json"]}
+    boxes = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "i.json").write_text(json.dumps(boxes))
+    given = [] if "--help" in command else more.get(command, [f"--out={finished}"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "data_gen", *command.split(), *given],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == (0 if "--help" in command else 141)

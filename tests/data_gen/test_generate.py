@@ -57,7 +57,10 @@ def test_a_calm_run_writes_what_training_reads(scene, tmp_path, capsys):
     assert len(pairs) == 3 * IMAGES
     assert f"{len(pairs)} pairs accepted of {len(pairs)} rewrites" in capsys.readouterr().out
     stages = server.counts.by_stage
-    assert (stages["propose"], stages["rewrite"]) == (IMAGES, IMAGES)  # one an image
+    assert (stages["propose"], stages["rewrite"]) == (
+        IMAGES,
+        IMAGES + 1,
+    )  # one an image, and the probe's
     assert main(["export", f"--out={tmp_path / 'run'}"]) == 0
     read = read_pairs(tmp_path / "run" / "export" / "pairs.json")
     assert [p.negated for p in read] == [p["negated_caption"] for p in pairs]
@@ -92,14 +95,14 @@ def test_every_way_to_verify_agrees(scene, tmp_path, server, variant, method):
     assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
     assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {method}
     verify = served.counts.by_stage["verify"]
-    assert verify <= IMAGES + 2 if method == "multi" else verify >= 2 * IMAGES
+    assert verify <= IMAGES + 3 if method == "multi" else verify >= 2 * IMAGES
 
 
 @pytest.mark.parametrize("words", ["prose", "refusal", "nothing"])
 @pytest.mark.parametrize("logprobs", [True, False])
 def test_what_is_no_yes_and_no_no_is_never_an_absence(scene, tmp_path, words, logprobs):
     """The published script takes all of these for absences."""
-    run(scene, tmp_path / "run", faults={words: has_photo}, logprobs=logprobs)
+    run(scene, tmp_path / "run", faults={words: has_photo}, status=3, logprobs=logprobs)
     assert {row["verdict"] for row in table(tmp_path / "run", "verdicts")} == {"unsure"}
     assert table(tmp_path / "run", "pairs") == []
 
@@ -110,7 +113,7 @@ def test_what_is_no_yes_and_no_no_is_never_an_absence(scene, tmp_path, words, lo
 )
 def test_bad_rewrites_are_rejected_with_their_reason(scene, tmp_path, words, reason):
     more = ("--limit=3", "--config.rewrite.unit=caption")
-    run(scene, tmp_path / "run", *more, faults={words: rewrites})
+    run(scene, tmp_path / "run", *more, faults={words: rewrites}, status=3)
     rows = table(tmp_path / "run", "pairs")
     assert rows and not any(row["accepted"] for row in rows)
     assert {row["attempt"] for row in rows} == {0, 1}  # each had its second try
@@ -235,7 +238,7 @@ def test_a_model_without_a_system_turn(scene, tmp_path):
 
     server = run(scene, tmp_path / "run", faults={"400": has_system})
     assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
-    assert server.given["400"] == 2  # the probes of the two roles
+    assert server.given["400"] == 1  # the probe of the server, for both roles
 
 
 def test_the_published_semantics(scene, tmp_path):
@@ -245,7 +248,7 @@ def test_the_published_semantics(scene, tmp_path):
     assert {row["verdict"] for row in verdicts} == {"absent"}
     assert {row["method"] for row in verdicts} == {"substring"}
     stages = server.counts.by_stage
-    assert (stages["propose"], stages["rewrite"]) == (3 * IMAGES, 3 * IMAGES)
+    assert (stages["propose"], stages["rewrite"]) == (3 * IMAGES, 3 * IMAGES + 1)
     rows = table(tmp_path / "run", "pairs")
     assert len(rows) == 3 * IMAGES and all(row["accepted"] for row in rows)
     assert not any(row["foils"] for row in rows)

@@ -77,3 +77,32 @@ def test_brackets_that_close_nothing():
     assert json_answer("a ] b [1, 2] c") == [1, 2]
     assert json_answer('x } {"a": [1]} ]') == {"a": [1]}
     assert json_answer("[ no end") is None and json_answer("]no start[") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\u662f", "yes"),
+        ("\u662f\u7684\uff0c\u56fe\u4e2d\u6709\u72d7\u3002", "yes"),
+        ("\u6709\u3002", "yes"),
+        ("\u5426", "no"),
+        ("\u5426\u3002", "no"),
+        ("\u6ca1\u6709\u3002", "no"),
+        ("\u4e0d\u662f", "no"),
+        ("\u6ca1\u6709\uff0c\u56fe\u4e2d\u6ca1\u6709\u72d7\u3002", "no"),
+        ("no\u3002", "no"),
+        ("\uff2e\uff4f\u3002", "no"),
+        ("Yes\uff01", "yes"),
+        ("\u6ca1\u6709\uff0c\u4f46\u6709\u4e00\u53ea\u732b", None),  # no, but there is a cat
+        ("\u4e0d\u77e5\u9053", None),  # I do not know
+        ("\u662f\u4e0d\u662f", None),
+    ],
+)
+def test_chinese_and_full_width_answers(text, answer):
+    assert yes_or_no(text) == answer
+
+
+def test_chinese_tokens_count():
+    top = [("\u6ca1\u6709", math.log(0.5)), ("\u5426", math.log(0.2)), ("\u662f", math.log(0.1))]
+    assert yes_no_mass(top) == pytest.approx((0.1, 0.7))
+    assert yes_no_mass([("\u0120No\u3002", math.log(0.5))]) == pytest.approx((0, 0.5))

@@ -65,7 +65,7 @@ def test_reasons(text, obj, expected):
 
 def test_all_reasons_come_at_once_in_their_order():
     found = reasons("As an AI language model, I cannot help with `umbrellas`.")
-    assert found == ["refusal", "chatter", "object_missing", "lost"]
+    assert found == ["refusal", "markup", "object_missing", "lost"]
     assert set(found) < set(REASONS)
 
 

@@ -22,7 +22,17 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from negclip_jax.common.chat.limits import AdaptiveLimit, Breaker, Pace, full_jitter
-from negclip_jax.common.chat.messages import ChatRequest, ChatResult, body_of, result_of, valid
+from negclip_jax.common.chat.messages import (
+    Adjusted,
+    ChatRequest,
+    ChatResult,
+    adjustment,
+    body_of,
+    fields_of,
+    is_filtered,
+    result_of,
+    valid,
+)
 from negclip_jax.common.errors import InputError
 
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
@@ -91,7 +101,12 @@ class _Host:
 
 
 class ChatClient:
-    """Chat completions from one or several servers of the same model."""
+    """Chat completions from one or several servers of the same model.
+
+    Attributes:
+      adjusted: fields of the body that the server wants otherwise, found by its refusals; a run
+        keeps it and gives it to the client of the next one.
+    """
 
     def __init__(
         self, urls: Sequence[str], settings: ChatSettings, key_variable: str | None = None
@@ -111,6 +126,7 @@ class ChatClient:
         if key_variable and (key := os.environ.get(key_variable)):
             self._headers["Authorization"] = f"Bearer {key}"
         self._session: aiohttp.ClientSession | None = None
+        self.adjusted: Adjusted = {}
         self._poisoned: set[str] = set()  # SHA-256 of images on which the server stumbles
 
     @property
@@ -130,11 +146,16 @@ class ChatClient:
         while True:
             host = await self._host(image, failed)
             sent += 1
-            about = {"attempts": sent, "host": host.url}
+            about, adjusted = {"attempts": sent, "host": host.url}, dict(self.adjusted)
             try:
                 return replace(await self._once(host, request), **about)
             except _Refused as refused:
-                return ChatResult(error="refused", detail=str(refused), permanent=True, **about)
+                said = str(refused)
+                self.adjusted.update(adjustment(said, fields_of(request, adjusted)))
+                if self.adjusted != adjusted:  # by this request, or by another meanwhile
+                    continue
+                code = "content_filter" if is_filtered(said) else "refused"
+                return ChatResult(error=code, detail=said, permanent=True, **about)
             except NoAnswer as caught:
                 failed, first_failure = caught, first_failure or time.monotonic()
             if not host.breaker.is_open:
@@ -232,7 +253,7 @@ class ChatClient:
         started = time.monotonic()
         try:
             # The body is made when it is its turn: thousands may wait, each with an image.
-            result = await self._post(host, body_of(request))
+            result = await self._post(host, body_of(request, self.adjusted))
         except NoAnswer as failed:
             if failed.code in _CONGESTED:
                 host.limit.congested(started)
@@ -257,7 +278,7 @@ class ChatClient:
         try:
             async with self._client().post(host.url + "/chat/completions", data=body) as response:
                 data = await _bounded(response)
-                status, retry_after = response.status, response.headers.get("Retry-After")
+                status, headers = response.status, response.headers
         except TimeoutError:
             raise NoAnswer("timeout", f"no answer in {self._settings.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -281,7 +302,7 @@ class ChatClient:
             )
         if status in _PERMANENT:
             raise _Refused(said)
-        wait = min(_seconds(retry_after), self._settings.longest_retry_after)
+        wait = min(_retry_after(headers), self._settings.longest_retry_after)
         raise NoAnswer(f"http_{status}", said, wait)
 
 
@@ -323,15 +344,15 @@ def _status_text(status: int, data: bytes) -> str:
     return f"status {status}: {text}" if text else f"status {status}"
 
 
-def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds; it may be a number or a date (RFC 9110, 10.2.3)."""
-    if not retry_after:
-        return 0.0
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds to wait: Retry-After is a number or a date (RFC 9110, 10.2.3), Azure's in ms."""
+    text = headers.get("Retry-After", "")
+    for value, unit in ((headers.get("retry-after-ms", ""), 1000), (text, 1)):
+        try:
+            return max(0.0, float(value) / unit)
+        except ValueError:
+            continue
     try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0

@@ -7,6 +7,7 @@ each body, never through a JSON encoder.
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,35 @@ CHOICE_DIALECTS = {
     },  # llama.cpp
 }
 
+# Codes of answers that are none: the model only thought, it declined, a filter took the answer.
+NO_ANSWER = ("thinking", "refusal", "content_filter")
+THINKS = (
+    "the model only thought and gave no answer; switch thinking off where the server is started, "
+    "or by a field of the body (data_gen: --config.engine.extra_body.reasoning_effort=low, or "
+    "--config.engine.extra_body.chat_template_kwargs.enable_thinking=false), or raise max_tokens"
+)
+_FILTERED = re.compile(
+    r"content[_ -]?(?:filter|policy|management)|data_inspection_failed|moderation", re.IGNORECASE
+)
+# Thoughts in the text: <think> (Qwen, DeepSeek), [THINK] (Magistral), channels (gpt-oss), more.
+_THOUGHT = r"(?:think|thinking|thoughts?|reasoning)"
+_THOUGHT_BEGINS = re.compile(
+    rf"[<\[\u25c1]{_THOUGHT}[>\]\u25b7]|<\|channel\|>\s*(?:analysis|commentary)", re.IGNORECASE
+)
+_THOUGHT_ENDS = re.compile(
+    rf"[<\[\u25c1]/{_THOUGHT}[>\]\u25b7]|<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE
+)
+_SPECIAL_END = re.compile(r"\s*(?:<\|\w{1,30}\|>\s*)+$")
+_BLANK = " \t\r\n\u0120\u010a\u2581"  # with the marks that tokenizers write for space and line end
+_UNSUPPORTED = re.compile(
+    r"unsupported|n(?:o|')t support|unknown|unrecognized|unexpected|extra (?:inputs|fields)|"
+    r"not (?:permitted|allowed)|forbidden|deprecated|cannot (?:both|find field)|only the default",
+    re.IGNORECASE,
+)
+
+# How a server wants a field of the body: under another name, as a smaller number, or not at all.
+Adjusted = dict[str, str | int | None]
+
 
 @dataclass(frozen=True)
 class ChatImage:
@@ -37,16 +67,20 @@ class ChatImage:
       encoding: how `data` was made from the file; with `sha256` it stands for the bytes sent.
       data: JPEG, PNG or WebP bytes.
       mime: their type.
+      address: where the server finds the image itself (http, https or file), "" to send `data`.
     """
 
     sha256: str
     encoding: str
     data: bytes = field(repr=False)
     mime: str = "image/jpeg"
+    address: str = field(default="", kw_only=True)
 
     @cached_property
     def data_url(self) -> bytes:
         """`data:image/...;base64,...`, encoded once for all questions about the image."""
+        if self.address:
+            return self.address.encode()
         return b"data:%s;base64,%s" % (self.mime.encode(), base64.b64encode(self.data))
 
 
@@ -65,6 +99,7 @@ class ChatRequest:
       choice: the only answers allowed, empty for any; `choice_by` names the server's dialect.
       schema: JSON schema of the answer, None for free text.
       sample: number of this sample of the same question; also its seed's.
+      extra: further fields of the body, as the server knows them; part of the key.
       key: blake2b-128 over what determines the answer: not URL, concurrency or timeouts.
     """
 
@@ -80,6 +115,7 @@ class ChatRequest:
     choice_by: str = ""
     schema: Mapping[str, Any] | None = None
     sample: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
     key: str = field(init=False, default="")
 
     def __post_init__(self):
@@ -95,6 +131,8 @@ class ChatRequest:
             "schema": self.schema,
             "sample": self.sample,
         }
+        if self.extra:  # else the key is what it was before there were such fields
+            content["extra"] = self.extra
         object.__setattr__(self, "key", content_hash(content))
 
     @property
@@ -110,7 +148,10 @@ class ChatResult:
     Attributes:
       text: the answer; empty with an error.
       finish_reason: the server's word, "length" for a cut answer.
-      top: (token, log probability) of the first token's alternatives, None if not given.
+      top: (token, log probability) of the alternatives of the answer's first token that is not
+        blank, behind a thought; None if not given.
+      position: of that token.
+      thinks: whether there were thoughts, which are not in `text`.
       error: code of a failure (`permanent` if asking again would fail again), with `detail`.
       latency_ms, attempts, host: of the last call.
     """
@@ -121,6 +162,8 @@ class ChatResult:
     completion_tokens: int = 0
     cached_tokens: int = 0
     top: Sequence[tuple[str, float]] | None = None
+    position: int = 0
+    thinks: bool = False
     error: str | None = None
     detail: str | None = None
     permanent: bool = False
@@ -135,17 +178,18 @@ def is_transient(code: str | None) -> bool:
     return code is not None and (code in known or code.startswith("http_"))
 
 
-def body_of(request: ChatRequest) -> bytes:
+def body_of(request: ChatRequest, adjusted: Adjusted | None = None) -> bytes:
     """The JSON body of a request, UTF-8."""
-    text = json.dumps(fields_of(request), ensure_ascii=False, separators=(",", ":"))
-    body = text.encode("utf-8", "surrogatepass")
+    fields = fields_of(request, adjusted)
+    body = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    encoded = body.encode("utf-8", "surrogatepass")
     if request.image is None:
-        return body
-    head, tail = body.split(_IMAGE.encode(), 1)
+        return encoded
+    head, tail = encoded.split(_IMAGE.encode(), 1)
     return b"".join((head, request.image.data_url, tail))
 
 
-def fields_of(request: ChatRequest) -> dict[str, Any]:
+def fields_of(request: ChatRequest, adjusted: Adjusted | None = None) -> dict[str, Any]:
     """The fields of the body, with a mark where the image's data URL belongs."""
     turns: list[dict[str, Any]] = [
         {"role": role, "content": text} for role, text in request.messages
@@ -170,39 +214,106 @@ def fields_of(request: ChatRequest) -> dict[str, Any]:
     if request.schema is not None:
         schema = {"name": "answer", "strict": True, "schema": request.schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return fields
+    for name, how in (adjusted or {}).items():
+        if name in fields:
+            value = fields.pop(name)
+            if how is not None:
+                fields |= {how: value} if isinstance(how, str) else {name: min(value, how)}
+    return fields | request.extra
+
+
+def adjustment(said: str, sent: Mapping[str, Any]) -> Adjusted:
+    """What to change in a body that a server refused by naming one of its fields; empty if none.
+
+    `said`: the server's error text; `sent`: the fields of the body. Servers differ in the name of
+    `max_tokens`, in how many alternatives of a token they give, and whether they sample at all.
+    """
+    if "top_logprobs" in sent and "logprobs" in said:
+        allowed = [int(n) for n in re.findall(r"\b\d{1,2}\b", said)]
+        most = max((n for n in allowed if 0 < n < sent["top_logprobs"]), default=0)
+        if most or sent["top_logprobs"] > 5:
+            return {"top_logprobs": most or 5}
+        return {"top_logprobs": None, "logprobs": None}
+    if not _UNSUPPORTED.search(said):
+        return {}
+    for name in ("max_tokens", "max_completion_tokens", "seed", "top_p", "temperature"):
+        if name in sent and re.search(rf"\b{name}\b", said):
+            if name == "max_tokens":
+                return {"max_tokens": "max_completion_tokens"}
+            return {name.replace("_completion", ""): None}
+    return {}
+
+
+def is_filtered(said: str) -> bool:
+    """Whether a refusal comes from a content filter, not from what the request asks for."""
+    return bool(_FILTERED.search(said))
 
 
 def result_of(body: Mapping[str, Any]) -> ChatResult:
-    """The answer in a chat completion. Raises ValueError where there is no message in it."""
+    """The answer in a chat completion, without thoughts.
+
+    Its `error` is one of `NO_ANSWER` where there is a message and no answer in it. Raises
+    ValueError where there is no message.
+    """
     try:
         choice = body["choices"][0]
-        text = choice["message"].get("content")
+        message, finish = choice["message"], choice.get("finish_reason")
+        text = message.get("content")
         if isinstance(text, list):  # parts, as some servers answer
             text = "".join(part.get("text", "") for part in text)
+        text, thinks = without_thoughts(valid(text) if isinstance(text, str) else "")
+        apart = message.get("reasoning_content") or message.get("reasoning")
+        thinks = thinks or bool(apart)
+        refusal = message.get("refusal")
+        error = detail = None
+        if finish == "content_filter":
+            error, detail = "content_filter", "the server's filter took the answer"
+        elif refusal and not text:
+            error, detail = "refusal", valid(str(refusal))[:500]
+        elif thinks and not text.strip():
+            error, detail = "thinking", THINKS
         usage = body.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
+        position, top = _first_token(choice.get("logprobs"))
         return ChatResult(
-            text=valid(text) if isinstance(text, str) else "",
-            finish_reason=choice.get("finish_reason"),
+            text="" if error else text,
+            finish_reason=finish,
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
             cached_tokens=int(details.get("cached_tokens") or 0),
-            top=_first_token(choice.get("logprobs")),
+            top=top,
+            position=position,
+            thinks=thinks,
+            error=error,
+            detail=detail,
+            permanent=error in ("content_filter", "refusal"),  # a model can be told not to think
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         shown = json.dumps(body)[:200]
         raise ValueError(f"the answer has no message ({error!r}): {shown}") from None
 
 
-def _first_token(logprobs: Any) -> tuple[tuple[str, float], ...] | None:
-    """The first token's alternatives, whatever is there of them."""
+def without_thoughts(text: str) -> tuple[str, bool]:
+    """The text behind the model's thoughts, and whether there are any; "" where they do not end."""
+    ends = [match.end() for match in _THOUGHT_ENDS.finditer(text)]
+    rest = text[ends[-1] :].lstrip() if ends else text
+    if _THOUGHT_BEGINS.search(rest):
+        return "", True
+    return _SPECIAL_END.sub("", rest) if ends else rest, bool(ends)
+
+
+def _first_token(logprobs: Any) -> tuple[int, tuple[tuple[str, float], ...] | None]:
+    """Place and alternatives of the answer's first token, whatever is there of them."""
     try:
-        first = logprobs["content"][0]
-        top = first.get("top_logprobs") or [first]
-        return tuple((str(entry["token"]), float(entry["logprob"])) for entry in top)
+        tokens = logprobs["content"]
+        texts = [str(entry["token"]) for entry in tokens]
+        start = max((i + 1 for i, t in enumerate(texts) if _THOUGHT_ENDS.search(t)), default=0)
+        said = (i for i in range(start, len(texts)) if texts[i].strip(_BLANK))
+        place = next(said, 0)
+        top = tokens[place].get("top_logprobs") or [tokens[place]]
+        return place, tuple((str(entry["token"]), float(entry["logprob"])) for entry in top)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return None
+        return 0, None
 
 
 def valid(text: str) -> str:

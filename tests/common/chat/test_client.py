@@ -6,6 +6,7 @@ import time
 
 import pytest
 from fault_server import IMPATIENT, FaultServer, always, first, says
+from picky_server import PickyServer, o_series
 
 from negclip_jax.common.chat import client as chat_client
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
@@ -180,3 +181,36 @@ def test_the_models_of_a_server():
             models(server.url + "/elsewhere")
     with pytest.raises(NoAnswer, match="Cannot connect"):
         models(server.url, tries=3)
+
+
+def test_a_server_is_asked_in_the_way_that_it_wants():
+    """Each refusal that names a field changes it for all further requests."""
+    sampled = dataclasses.replace(HELLO, temperature=0.7, top_logprobs=20)
+    with PickyServer({}, ["dog"], refuses=o_series) as server:
+        results = ask(server.url, requests=[sampled, HELLO, OTHER])
+    assert [result.error for result in results] == [None] * 3
+    names = {"temperature", "top_p", "seed", "max_tokens"}
+    assert not any(names & body.keys() for body in server.bodies)
+    assert server.bodies[-1]["max_completion_tokens"] == 64
+    assert {body.get("top_logprobs") for body in server.bodies} == {5, None}
+    assert server.counts.calls <= 3 * 6
+
+
+def test_a_refusal_that_no_change_helps_is_one():
+    with PickyServer({}, ["dog"], refuses=lambda body: "Unsupported: max_tokens, max_completion_"
+                     "tokens, temperature") as server:  # fmt: skip
+        (result,) = ask(server.url)
+    assert result.error == "refused" and server.counts.calls <= 5
+
+
+def test_a_content_filter_has_its_name():
+    said = "The response was filtered due to the prompt triggering the content management policy"
+    with PickyServer({}, ["dog"], refuses=lambda body: said) as server:
+        (result,) = ask(server.url)
+    assert (result.error, result.permanent) == ("content_filter", True)
+
+
+def test_milliseconds_to_wait():
+    wait = chat_client._retry_after
+    assert wait({"retry-after-ms": "250", "Retry-After": "7"}) == 0.25
+    assert wait({"Retry-After": "7"}) == 7 and wait({}) == wait({"Retry-After": "soon"}) == 0

@@ -8,8 +8,10 @@ from negclip_jax.common.chat.messages import (
     CHOICE_DIALECTS,
     ChatImage,
     ChatRequest,
+    adjustment,
     body_of,
     result_of,
+    without_thoughts,
 )
 
 TURNS = (("system", "Be brief."), ("user", 'Is there a dog? {braces} "quotes" \u00e9'))
@@ -120,3 +122,97 @@ def test_ignored_logprobs_are_none(logprobs):
 def test_an_answer_without_a_message_is_an_error(body):
     with pytest.raises(ValueError, match="the answer has no message"):
         result_of(body)
+
+
+def answer(finish="stop", logprobs=None, **message):
+    choice = {"message": message, "finish_reason": finish, "logprobs": logprobs}
+    return result_of({"choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\nA dog?\n</think>\n\nNo", "No"),
+        ("<think>\n\n</think>\n\nNo", "No"),
+        ("A dog? Let me see.\n</think>\nNo", "No"),  # the template opened the thought
+        ("<think>a</think>b<think>c</think>No", "No"),
+        ("<thinking>x</thinking>No", "No"),
+        ("[THINK]x[/THINK]No", "No"),
+        ("\u25c1think\u25b7x\u25c1/think\u25b7No", "No"),
+        (
+            "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>No"
+            "<|return|>",
+            "No",
+        ),
+        ("<think>\nA dog? Let me", ""),
+        ("<|channel|>analysis<|message|>A dog?", ""),
+        ("No <think>or", ""),
+    ],
+)
+def test_thoughts_are_no_answer(text, answer):
+    assert without_thoughts(text) == (answer, True)
+
+
+def test_a_text_without_thoughts_stays():
+    assert without_thoughts(" I think <b>so</b> \n") == (" I think <b>so</b> \n", False)
+
+
+def test_what_is_no_answer_has_its_name():
+    for cut in ({"content": "<think>hm"}, {"content": None, "reasoning_content": "hm"},
+                {"content": "", "reasoning": "hm"}):  # fmt: skip
+        thinking = answer("length", **cut)
+        assert (thinking.error, thinking.permanent, thinking.text) == ("thinking", False, "")
+        assert "enable_thinking=false" in thinking.detail
+    both = answer(content="No", reasoning_content="hm")
+    assert (both.text, both.thinks, both.error) == ("No", True, None)
+    refused = answer(content=None, refusal="I can't help with that")
+    assert (refused.error, refused.permanent) == ("refusal", True) and "help" in refused.detail
+    assert answer("content_filter", content="A").error == "content_filter"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "place"),
+    [(["No"], 0), (["\n", "No"], 1), (["\u010a", "\u0120", "No"], 2), (["\n"], 0),
+     (["<think>", "\n\n", "</think>", "\n\n", "No"], 4)],
+)  # fmt: skip
+def test_the_token_that_answers_is_the_first_that_is_not_blank(tokens, place):
+    listed = [
+        {"token": t, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": -0.1}]}
+        for t in tokens
+    ]
+    found = answer(content="No", logprobs={"content": listed})
+    assert found.position == place and found.top == ((tokens[place], -0.1),)
+
+
+@pytest.mark.parametrize(
+    ("said", "changes"),
+    [
+        ("Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead.",
+         {"max_tokens": "max_completion_tokens"}),
+        ("Unsupported value: 'temperature' does not support 0.7 with this model.",
+         {"temperature": None}),
+        ("[{'type': 'extra_forbidden', 'loc': ['body', 'seed'], 'msg': 'Extra inputs are not "
+         "permitted'}]", {"seed": None}),
+        ('Unknown name "top_p": Cannot find field.', {"top_p": None}),
+        ("Requested sample logprobs of 20, which is greater than max allowed: 5",
+         {"top_logprobs": 5}),
+        ("logprobs is not supported", {"top_logprobs": 5}),
+        ("maximum context length is 4096 tokens; reduce max_tokens", {}),
+        ("max_tokens is too large: 120", {}),
+        ("model not loaded", {}),
+    ],
+)  # fmt: skip
+def test_what_a_refusal_asks_to_change(said, changes):
+    sent = json.loads(body_of(request(temperature=0.7, top_logprobs=20)))
+    assert adjustment(said, sent) == changes
+    after = json.loads(body_of(request(temperature=0.7, top_logprobs=20), changes))
+    assert (after == sent) == (not changes)
+
+
+def test_further_fields_are_in_the_body_and_the_key_and_an_image_may_be_an_address():
+    plain, more = request(), request(extra={"chat_template_kwargs": {"enable_thinking": False}})
+    assert json.loads(body_of(more))["chat_template_kwargs"] == {"enable_thinking": False}
+    assert plain.key == request(extra={}).key != more.key
+    image = ChatImage("ab", "url", b"", address="http://h/a%20b.jpg")
+    content = json.loads(body_of(request(image=image)))["messages"][-1]["content"]
+    assert content[0]["image_url"]["url"] == "http://h/a%20b.jpg"

@@ -65,7 +65,9 @@ def test_an_error_is_a_reason():
 
 def test_the_published_way():
     engine = ScriptedEngine(lambda r: "Helmet." if "bike" in r.messages[-1][1] else "")
-    found = propose(CaptionProposer(engine, "m", PROMPTS["propose_caption"], 0.6, 0.9))
+    found = propose(
+        CaptionProposer(engine, Capabilities("m"), PROMPTS["propose_caption"], 0.6, 0.9)
+    )
     assert [(c.caption_id, c.object, c.reject_reason) for c in found] == [
         ("0", "Helmet", None),
         ("1", "", "unparsable"),

@@ -128,6 +128,9 @@ def test_what_many_leave_open_is_asked_alone(broken):
 class Boxes:
     """Stands for instance annotations: knows dogs and cats."""
 
+    def __init__(self):
+        self.present = {"1": frozenset({"dog"})}
+
     def verdict(self, image_id, name):
         known = {"dog": ("present", 1.0), "cat": ("absent", 0.0)}
         return known.get(name, ("unsure", 0.5))
