@@ -55,6 +55,9 @@ def _what_is_computed(config: ConfigDict) -> None:
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives
+    # Pairs with captions beyond the model's positions (77): "drop_lost" leaves out those that lose
+    # a negation by the cut, "drop" all of them, "keep" none.
+    data.truncated = "drop_lost"
     data.validation_fraction = 0.2
     data.split_by = "image"  # "caption" replicates the published split, which leaks images
     data.split_seed = 42

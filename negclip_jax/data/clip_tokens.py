@@ -74,7 +74,10 @@ class CLIPTokenizer:
       context_length: positions of the text tower, 77 for CLIP.
       vocab_size: number of ids, 49,408 for CLIP.
       bos_id, eos_id: ids of the start and end token.
+      special_tokens: how many of a caption's positions they take.
     """
+
+    special_tokens = 2
 
     def __init__(
         self,

@@ -1,8 +1,10 @@
 """Tokenized pairs: everything about the examples but their pixels, in arrays."""
 
+import bisect
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,8 +15,13 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import Pair
 from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.language.negation import find_cues
+from negclip_jax.language.text import tokenize
+
+_log = logging.getLogger(__name__)
 
 CAPTION_MODES = ("negated", "original", "mix")
+TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 
 
@@ -94,6 +101,63 @@ class Examples:
         if self.foil_index_NxK is None:
             return shown
         return np.concatenate([shown[:, None], self.foil_index_NxK[pairs]], axis=1).reshape(-1)
+
+
+def without_truncated(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int, truncated: str
+) -> list[Pair]:
+    """The pairs without those whose captions say something else once they are cut.
+
+    A model reads the first tokens of a caption, 77 for CLIP. A negation behind them is lost, and
+    texts that differ behind them alone become equal: such a pair teaches that "no dog" is "a dog".
+
+    Args:
+      pairs, tokenizer, caption_mode, foils: as for `tokenize_pairs`.
+      truncated: which pairs are left out: "drop_lost", those that lose a negation or the difference
+        between two of their texts; "drop", all with a text that is cut; "keep", none.
+
+    Raises InputError where no pair is left. Says in the log how many are cut and left out.
+    """
+    room = tokenizer.context_length - tokenizer.special_tokens
+
+    def cut(text: str) -> str:
+        """What the model reads of a text, in whole words."""
+        # A token is a byte at least: most texts need not be tokenized to know that they fit.
+        if len(text.encode()) < room or len(tokenizer.encode(text)) <= room:
+            return text
+        ends = [token.end for token in tokenize(text)]
+        fits = bisect.bisect_right(ends, room, key=lambda end: len(tokenizer.encode(text[:end])))
+        return text[: ends[fits - 1]] if fits else ""
+
+    kept, long, lost = [], 0, []
+    for pair in pairs:
+        shown = [pair.negated] if caption_mode != "original" else []
+        shown += [pair.caption] if caption_mode != "negated" else []
+        texts = [*shown, *pair.foils[:foils]]
+        read = [cut(text) for text in texts]
+        if read != texts:
+            long += 1
+            cues = [[len(find_cues(tokenize(x))) for x in column] for column in (texts, read)]
+            is_lost = cues[0] != cues[1] or len(set(read)) < len(set(texts))
+            lost += [texts[0]] if is_lost else []
+            if truncated == "drop" or (truncated == "drop_lost" and is_lost):
+                continue
+        kept.append(pair)
+    if long:
+        _log.warning(
+            "%s of %s pairs have a caption that is cut at %d tokens, and %s of them lose a "
+            "negation by that%s; data.truncated=%s leaves out %s pairs",
+            *(f"{long:,}", f"{len(pairs):,}", tokenizer.context_length, f"{len(lost):,}"),
+            f", e.g. {lost[0][:200]!r}" if lost else "",
+            *(truncated, f"{len(pairs) - len(kept):,}"),
+        )
+    if not kept:
+        raise InputError(
+            f"data.truncated={truncated} leaves out all {len(pairs):,} pairs, whose captions are "
+            f"longer than {tokenizer.context_length} tokens: shorten them, or set "
+            "data.truncated=keep"
+        )
+    return kept
 
 
 def tokenize_pairs(

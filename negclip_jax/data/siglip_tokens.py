@@ -31,7 +31,10 @@ class SigLIPTokenizer:
       context_length: positions of the text tower, 64 for SigLIP: the length of every row.
       vocab_size: number of ids.
       eos_id, pad_id: ids of the end token and of padding.
+      special_tokens: how many of a caption's positions the end token takes.
     """
+
+    special_tokens = 1
 
     def __init__(
         self,

@@ -18,9 +18,11 @@ class Tokenizer(Protocol):
       context_length: positions of the text tower, T.
       vocab_size: number of ids.
       eos_id: id of the end token.
+      special_tokens: positions of a caption that the start and end token take.
     """
 
     context_length: int
+    special_tokens: int
     vocab_size: int
     eos_id: int
 

@@ -181,7 +181,7 @@ class Texts:
         ids, ends = self._tokens.ids, self._tokens.offsets
         self.keys = {t: key(ids[ends[i] : ends[i + 1]].tobytes()) for t, i in self._row.items()}
         full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
-        room = tokenizer.context_length - (2 if self.encode.packed else 1)  # special tokens
+        room = tokenizer.context_length - tokenizer.special_tokens
         self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
 
     def batches(self, texts: Sequence[str], size: int, mesh: Mesh) -> Iterator[Batch]:

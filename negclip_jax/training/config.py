@@ -17,12 +17,13 @@ from flax.traverse_util import flatten_dict
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
 from negclip_jax.common.renamed_keys import with_new_keys
+from negclip_jax.data.examples import TRUNCATED
 from negclip_jax.runtime import multihost, sharding, workdir
 
 Settings = Mapping[str, Any]
 
 _REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
-_CHOICES = {"model.dtype": ("float32", "bfloat16")}
+_CHOICES = {"model.dtype": ("float32", "bfloat16"), "data.truncated": TRUNCATED}
 _RANGES = {
     "data.original_fraction": SHARE,
     "data.foils": NOT_NEGATIVE,
@@ -47,7 +48,8 @@ _RANGES = {
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
 _FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
-_FREE += ("train.logit_block_mib",)
+# That of the data says whether pairs were left out: `data_fingerprint`.
+_FREE += ("train.logit_block_mib", "data.truncated")
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
 _OF_ONE_HOST += ("eval.data", "runtime.process_id", "runtime.compilation_cache")

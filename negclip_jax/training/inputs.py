@@ -8,7 +8,7 @@ import numpy as np
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs
+from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs, without_truncated
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing
@@ -61,6 +61,7 @@ def loaders(
     caption_mode: str,
     original_fraction: float,
     foils: int,
+    truncated: str,
     validation_fraction: float,
     split_by: str,
     split_seed: int,
@@ -77,8 +78,8 @@ def loaders(
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
     Args:
-      pairs, images, caption_mode, original_fraction, foils, validation_fraction, split_by,
-        split_seed, max_bad_images, packing, workers, threads: keys of the section `data`.
+      pairs, images, caption_mode, original_fraction, foils, truncated, validation_fraction,
+        split_by, split_seed, max_bad_images, packing, workers, threads: keys of the section `data`.
       seed: of order and choice of captions.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
@@ -89,6 +90,8 @@ def loaders(
     all_pairs, source = read_data(
         pairs=pairs, images=images, caption_mode=caption_mode, max_bad_images=max_bad_images
     )
+    shown = {"caption_mode": caption_mode, "foils": foils}
+    all_pairs = without_truncated(all_pairs, tokenizer, **shown, truncated=truncated)
     parts = split_pairs(
         all_pairs, validation_fraction=validation_fraction, by=split_by, seed=split_seed
     )
@@ -101,7 +104,7 @@ def loaders(
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
         if not part and not is_training:
             break
-        examples = tokenize_pairs(part, names, tokenizer, caption_mode=caption_mode, foils=foils)
+        examples = tokenize_pairs(part, names, tokenizer, **shown)
         sizes = (examples.reserved_lengths.ravel(), batch_size * (1 + foils), shards)
         made.append(
             PairLoader(

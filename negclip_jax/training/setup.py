@@ -119,7 +119,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         path,
         description,
         # Of a run whose `config.json` is older than the key.
-        defaults={"train.objective": model_config.objective},
+        defaults={"train.objective": model_config.objective, "data.truncated": "keep"},
         resumes=resumes,
         allow_change=config.runtime.allow_config_change,
     )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.examples import tokenize_pairs
+from negclip_jax.data.examples import tokenize_pairs, without_truncated
+from negclip_jax.data.pairs import Pair
 
 
 def test_captions_of_each_kind(make_loader, pairs, tokenizer):
@@ -60,3 +61,63 @@ def test_unknown_captions(pairs, tokenizer):
         InputError, match=r"data\.caption_mode: 'both' is none of negated, original"
     ):
         tokenize_pairs(pairs, [], tokenizer, caption_mode="both", foils=0)
+
+
+LONG = "a dog and " * 12  # 3 words of few tokens each
+
+
+def cut_pair(negated: str, caption: str = "a dog", foils: tuple = ()) -> Pair:
+    return Pair("a.jpg", caption, negated, foils, image_id="a.jpg")
+
+
+CUT = {  # pairs, and whether a negation or a difference is lost
+    "short": (cut_pair("no cat"), False),
+    "cut": (cut_pair(f"no cat, {LONG}"), False),
+    "lost": (cut_pair(f"{LONG} no cat"), True),
+    "one of two lost": (cut_pair(f"no hat, {LONG} no cat"), True),
+    "equal to its foil": (cut_pair(f"no cat, {LONG} left", foils=(f"no cat, {LONG} right",)), True),
+    "equal before": (cut_pair(f"no cat, {LONG}", foils=(f"no cat, {LONG}",)), False),
+    "lost by its foil": (cut_pair("no cat", foils=(f"{LONG} without a dog",)), True),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("truncated", ["drop_lost", "drop", "keep"])
+def test_captions_that_lose_their_negation_are_left_out(tokenizer, caplog, name, truncated):
+    pair, is_lost = CUT[name]
+    options = {"caption_mode": "negated", "foils": 1, "truncated": truncated}
+    kept = without_truncated([pair, CUT["short"][0]], tokenizer, **options)
+    is_cut = name != "short"
+    dropped = {"drop_lost": is_lost, "drop": is_cut, "keep": False}[truncated]
+    assert kept == ([] if dropped else [pair]) + [CUT["short"][0]]
+    if is_cut:
+        assert f"1 of 2 pairs have a caption that is cut at 24 tokens, and {int(is_lost)} of" in (
+            caplog.text
+        )
+        assert f"data.truncated={truncated} leaves out {int(dropped)} pairs" in caplog.text
+    else:
+        assert not caplog.text
+
+
+def test_only_captions_that_are_shown_count(tokenizer):
+    pair = cut_pair(f"{LONG} no cat", caption=f"{LONG} or two", foils=("no dog", f"{LONG} no cat"))
+    for mode, foils, dropped in (("original", 1, 0), ("original", 2, 1), ("mix", 0, 1)):
+        options = {"caption_mode": mode, "foils": foils, "truncated": "drop_lost"}
+        kept = without_truncated([pair, cut_pair("no cat")], tokenizer, **options)
+        assert len(kept) == 2 - dropped, (mode, foils)
+
+
+def test_what_the_model_reads_is_what_is_compared(tokenizer):
+    """The last word whose tokens all fit is the last one that counts."""
+    room = tokenizer.context_length - tokenizer.special_tokens
+    fits = "a " * (room - len(tokenizer.encode("no"))) + "no"
+    assert len(tokenizer.encode(fits)) == room
+    options = {"caption_mode": "negated", "foils": 0, "truncated": "drop_lost"}
+    pairs = [cut_pair(fits), cut_pair(f"{fits} a"), cut_pair(f"a {fits}")]
+    assert without_truncated(pairs, tokenizer, **options) == pairs[:2]
+
+
+def test_nothing_left_is_an_error(tokenizer):
+    options = {"caption_mode": "negated", "foils": 0, "truncated": "drop_lost"}
+    with pytest.raises(InputError, match=r"data\.truncated=drop_lost leaves out all 1 pairs"):
+        without_truncated([CUT["lost"][0]], tokenizer, **options)

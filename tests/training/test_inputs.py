@@ -83,3 +83,21 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     prints = [fingerprint(e) for e in changed]
     assert len({before, *prints}) == 7
     assert len(before) == 16 and fingerprint(examples) == before
+
+
+def test_a_run_leaves_out_captions_that_lose_their_negation(
+    make_config, tiny_pairs, tmp_path, one_device, caplog
+):
+    content = json.loads((tiny_pairs / "pairs.json").read_text())
+    content["annotations"][0]["updated_caption"] = "a dog and " * 12 + "no cat"
+    (tmp_path / "long.json").write_text(json.dumps(content))
+    counts = []
+    for truncated in ("drop_lost", "keep"):
+        changes = {"data.pairs": str(tmp_path / "long.json"), "data.truncated": truncated}
+        run = prepare(make_config(changes), str(tmp_path / truncated))
+        validation = run.validation._loader.examples
+        counts.append(len(run.loader.examples) + len(validation))
+    assert counts == [79, 80]
+    assert "1 of them lose a negation by that, e.g. 'a dog and a dog" in caplog.text
+    with pytest.raises(InputError, match=r"data\.truncated"):
+        prepare(make_config({"data.truncated": "some"}), str(tmp_path / "some"))
