@@ -53,6 +53,11 @@ class Metric:
         """The number itself."""
         return float(np.average(self.values, weights=self.weights))
 
+    @property
+    def ties(self) -> int:
+        """Items of which the value is a share of a point, as the strict rule gives it to ties."""
+        return int(((self.values > 0) & (self.values < 1)).sum())
+
     def estimate(self, *, seed: int = 0) -> statistics.Estimate:
         """The number with its 95 % interval. Raises ValueError where there are no items."""
         if not len(self.values):
@@ -127,6 +132,14 @@ class Result:
     predictions: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
     breakdowns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def ties(self, metric: Metric) -> dict[str, Any]:
+        """How many items' answers tie with another option, and `strict`, which shares their points.
+
+        `strict` is None where that is the metric itself.
+        """
+        strict = next((m for m in self.metrics if m.name == f"{metric.name}_strict"), None)
+        return {"ties": (strict or metric).ties, "strict": strict and strict.mean}
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -185,6 +198,7 @@ class Benchmark:
       download: where file and photos come from.
       load: reads the published file; raises InputError with what, where, what to do.
       published: known values.
+      size: items of the published file, all parts together; None where that is not known.
       task: what an item asks, in one sentence for the report.
       retention: whether it measures what fine-tuning should keep rather than negation.
     """
@@ -196,5 +210,6 @@ class Benchmark:
     download: str
     load: Callable[[DataRoots], Problem]
     published: Sequence[Published] = ()
+    size: int | None = None
     task: str = ""
     retention: bool = False

@@ -81,10 +81,11 @@ def classification_problem(
             "answers": [[0]] * len(kept),
             "predicted": [np.flatnonzero(row == row.max()).tolist() for row in scores],
             "right": ranks[first].recall_strict(1).tolist(),
+            "right_official": ranks[first].recall(1).tolist(),
             "class": [name for name, _ in pairs],
             **{f"rank_{name}": (found.stable + 1).tolist() for name, found in ranks.items()},
         }
-        return Result(metrics, columns, {"class": "by class"})
+        return Result(metrics, columns, {"class": f"by class: top1 {first}"})
 
     described = [
         f"{name}: {len(t)} prompt(s) a class, {t[0]!r} first" for name, t in prompts.items()

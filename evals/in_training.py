@@ -9,6 +9,7 @@ Images are encoded once as long as the vision tower is frozen.
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from evals.images import DataRoots
 from evals.models import Model
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.statistics import ties_text
 from negclip_jax.embeddings.store import EmbeddingStore
 
 NAME = "bench"
@@ -64,6 +66,9 @@ def evaluators(
                     numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}
                     if shown:
                         numbers[f"{name}/error"] = 1 - shown[0].mean
+                    for metric in shown:
+                        if told := ties_text({"n": len(metric.values), **result.ties(metric)}):
+                            logging.warning("%s, %s: %s", name, metric.name, told)
             current = set(model.fingerprints.values())
             for name in [n for n in stores if n.partition("-")[2] not in current]:
                 del stores[name]  # of weights that training has left behind

@@ -109,11 +109,10 @@ def curve(
     for point in points:
         for kind, names in kinds.items():
             entries = [(benchmarks[n]["rows"], headlines(benchmarks[n])[0]) for n in names]
-            found = [
-                rows[row_name(point["alpha"])]["metrics"][metric]["value"]
-                for rows, metric in entries
-            ]
-            point[kind] = float(np.mean(found))
+            found = [rows[row_name(point["alpha"])]["metrics"][metric] for rows, metric in entries]
+            point[kind] = float(np.mean([each["value"] for each in found]))
+            if ties := sum(each.get("ties", 0) for each in found):
+                point["ties"] = point.get("ties", 0) + ties
     reference = next(p["retention"] for p in points if p["alpha"] == 0)
     kept = [p for p in points if reference - p["retention"] <= max_loss + 1e-12]
     # Of equal negation the smaller alpha: it is nearer to what users of the base rely on.
@@ -125,9 +124,10 @@ def best_alpha_text(found: Mapping[str, Any]) -> str:
     """The result of `curve` as one line for a terminal and the report."""
     by_alpha = {point["alpha"]: point for point in found["points"]}
     base, best = by_alpha[0], by_alpha[found["best"]]
+    tied = f". At it {best['ties']:,} items tie" if best.get("ties") else ""
     gain, change = (100 * (best[k] - base[k]) for k in ("negation", "retention"))
     return (
         f"best alpha {found['best']:g}: negation {gain:+.1f}, retention {change:+.1f} points "
         f"against alpha 0, of which at most {100 * found['max_loss']:.1f} may be lost. Chosen on "
-        "these benchmarks: their numbers at this alpha flatter it a little"
+        f"these benchmarks: their numbers at this alpha flatter it a little{tied}"
     )

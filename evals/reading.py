@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
 from negclip_jax.common.strict_json import parse_json, read_text
 
+# What pandas writes for an empty cell, and how it shortens one of more than 50 characters.
+_NOTHING = {"nan", "NaN", "<NA>", "NaT", "None", "null", "NULL"}
+_CUT = re.compile(r".{47}\.\.\.", re.DOTALL)
+_SEVERAL = re.compile(r"\[.*\]|.*[^\s;|][;|][^\s;|].*", re.DOTALL)
 AVAILABLE = "available"  # stands for every name whose files are there
 
 
@@ -24,6 +29,13 @@ class Fields(records.Fields):
     """The fields of a published file's records."""
 
     advice = "Is it the published file? Correct these records or get it again; nothing was scored."
+
+    def caption(self, record: Any, key: str, where: str) -> str:
+        """A text that is one caption, not a list of them ("['a', 'b']", "a;b")."""
+        text = self.text(record, key, where)
+        if _SEVERAL.fullmatch(text):
+            self.note(f'"{key}" holds several texts', where)
+        return text
 
     def check_boxes(
         self, roots: DataRoots, boxes: Iterable[tuple[ImageRef, str]], tolerated: float = 0.0
@@ -174,6 +186,16 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             f"{path} has no column {', '.join(missing)}; its columns are {', '.join(names)}: is it "
             "the published file?"
         )
+    fields = Fields(path)
+    for i, row in enumerate(rows):
+        if None in row:
+            fields.note("there are more cells than columns", f"row {i}")
+        for name in columns or names:
+            if row[name] in _NOTHING:
+                row[name] = None
+            elif row[name] and _CUT.fullmatch(row[name]):
+                fields.note(f'"{name}" was cut with "..." when the file was written', f"row {i}")
+    fields.done()
     return _nonempty(path, rows)
 
 

@@ -1,6 +1,7 @@
 """All benchmarks by name. A new one is a file with `BENCHMARK` and a line here.
 
-Numbers that others reported stand in `benchmarks/published.tsv`.
+Numbers that others reported stand in `benchmarks/published.tsv`, how many items the published files
+have in `benchmarks/sizes.tsv`.
 
 Generated images and segmentation masks are not scored from rows of features: their benchmarks will
 have a table of their own beside this one.
@@ -63,4 +64,7 @@ def get(name: str) -> Benchmark:
         if benchmark == name:
             right, _, of = value.partition("/")
             published.append(Published(model, metric, float(right) / float(of or 100), source))
-    return dataclasses.replace(found, published=(*found.published, *published))
+    size = dict(tables.rows("sizes", _TABLES)).get(name, found.size)
+    return dataclasses.replace(
+        found, published=(*found.published, *published), size=size and int(size)
+    )

@@ -11,7 +11,7 @@ from evals.results import PREDICTIONS, RESULTS, headlines
 from negclip_jax.common import strict_json
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import write_page
-from negclip_jax.common.statistics import change_text, interval_text
+from negclip_jax.common.statistics import change_text, interval_text, ties_text
 
 PAGE = "report.html"
 _GALLERY_MODELS = 3  # first, second and last: more do not fit a phone
@@ -94,7 +94,9 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
         "other_comparisons": others,
         "controls": {
             row: [
-                f"{metric.replace('_', ' ')} {interval_text(found, ' %')}"
+                " ".join(
+                    [metric.replace("_", " "), interval_text(found, " %"), ties_text(found)]
+                ).strip()
                 for metric in shown
                 if (found := value["metrics"].get(metric))
             ]
@@ -102,8 +104,19 @@ def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict
             if value["control"]
         },
         "plots": [
-            {"title": entry["sentences"][column], "svg": charts.breakdown(groups, models)}
+            {
+                "title": entry["sentences"][column] + _ties(groups, models),
+                "svg": charts.breakdown(groups, models),
+            }
             for column, groups in entry["breakdowns"].items()
             if len(groups) > 1
         ],
     }
+
+
+def _ties(groups: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> str:
+    """Of all groups of a breakdown, under the model that has the most: "; 2 of 9 items tie"."""
+    found = [[rows[model] for rows in groups.values() if model in rows] for model in models]
+    sums = [{k: sum(row.get(k, 0) for row in rows) for k in ("ties", "n")} for rows in found]
+    text = ties_text(max(sums, key=lambda each: each["ties"]))
+    return text and f"; {text}"

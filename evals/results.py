@@ -9,7 +9,7 @@ one with others is refused, because rows of different models would stand under o
     settings     models with their facts and fingerprints, seed, whether subsets were allowed
     environment  versions, devices, command
     benchmarks   NAME: what it is, items, whether a subset, published values, and
-                 rows        a model or control, {metric: value, low, high, n, method, ...}
+                 rows        a model or control, {metric: value, low, high, n, method, ties, ...}
                  comparisons of two models: {metric: difference, low, high, gained, lost, ...}
                  breakdowns  {column: {group: {row: value, low, high, n}}}
 """
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
 from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.statistics import change_text, interval_text
+from negclip_jax.common.statistics import change_text, interval_text, ties_text
 from negclip_jax.common.tables import aligned
 
 RESULTS, PREDICTIONS = "results.json", "predictions.parquet"
@@ -118,6 +118,7 @@ class Results:
             "file": problem.file,
             "total": problem.total,
             "scored": problem.scored,
+            "size": benchmark.size,
             "subset": problem.scored < problem.total,
             "missing": len(problem.missing),
             "notes": list(problem.notes),
@@ -140,7 +141,7 @@ class Results:
             "control": control,
             "metrics": {
                 metric.name: dataclasses.asdict(metric.estimate(seed=self._seed))
-                | {"chance": metric.chance, "headline": metric.headline}
+                | {"chance": metric.chance, "headline": metric.headline, **result.ties(metric)}
                 for metric in metrics
             },
         }
@@ -149,7 +150,9 @@ class Results:
             table = _table(benchmark, row, problem, result, subset=entry["subset"])
             self._tables[benchmark, row] = table
             entry["sentences"] |= result.breakdowns
-            right = np.asarray(result.predictions["right"], np.float64)
+            strict = np.asarray(result.predictions["right"], np.float64)
+            # By the rule of the headline.
+            right = np.asarray(result.predictions.get("right_official", strict), np.float64)
             images = np.array([str(list(rows)[:1]) for rows in result.predictions["images"]])
             for column in result.breakdowns:
                 groups = np.array([str(value) for value in result.predictions[column]])
@@ -157,7 +160,9 @@ class Results:
                 for name in names if len(names) <= _MAX_GROUPS else ():
                     metric = Metric(column, right[groups == name], clusters=images[groups == name])
                     shown = entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})
-                    shown[row] = dataclasses.asdict(metric.estimate(seed=self._seed))
+                    ties = Metric(column, strict[groups == name]).ties
+                    found = dataclasses.asdict(metric.estimate(seed=self._seed))
+                    shown[row] = found | {"ties": ties}
         if not control:
             # Paired comparisons with every model that this command has scored before.
             for (name, before), others in self._metrics.items():
@@ -194,12 +199,17 @@ def table_text(document: Mapping[str, Any]) -> str:
     lines = [["", *names, "n"]]
     for entry in document["benchmarks"].values():
         rows = {**entry["rows"], **{n: None for n in names if n not in entry["rows"]}}
-        subset = f" (subset: {entry['scored']:,} of {entry['total']:,} items)"
-        title = entry["title"] + (subset if entry["subset"] else "")
+        title, size = entry["title"], entry.get("size")
+        if entry["subset"]:
+            title += f" (subset: {entry['scored']:,} of {entry['total']:,} items)"
+        if size and size != entry["total"]:
+            title += f" (the file has {entry['total']:,} of {size:,} items)"
         for metric in headlines(entry):
             found = [rows[n] and rows[n]["metrics"].get(metric) for n in names]
             n = max((value["n"] for value in found if value), default=0)
             lines.append([f"{title}: {metric}", *map(interval_text, found), f"{n:,}"])
+            if any(map(ties_text, found)):
+                lines.append(["", *map(ties_text, found)])
             pairs = [entry["comparisons"].get(f"{names[0]} -> {name}", {}) for name in names]
             changes = [pair.get("metrics", {}).get(metric) for pair in pairs]
             if any(changes):

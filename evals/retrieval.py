@@ -110,7 +110,9 @@ def _result(
         "answers": [[0]] * len(captions),
         "predicted": [np.flatnonzero(row == row.max()).tolist() for row in both],
         "right": to_images.recall_strict(1).tolist(),
+        "right_official": to_images.recall(1).tolist(),
         "rank": (to_images.stable + 1).tolist(),
         **cues,
     }
-    return Result(metrics, columns, cue_breakdowns(cues))
+    titles = {name: f"{title}: t2i recall@1" for name, title in cue_breakdowns(cues).items()}
+    return Result(metrics, columns, titles)

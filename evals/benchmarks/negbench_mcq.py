@@ -56,7 +56,7 @@ def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem
 def _item(fields: Fields, index: str, row: dict[str, str]) -> Choice:
     where = f"row {index}"
     image = ImageRef(fields.text(row, "image_path", where))
-    texts = tuple(fields.text(row, name, where) for name in CAPTIONS)
+    texts = tuple(fields.caption(row, name, where) for name in CAPTIONS)
     answer = fields.option(row, "correct_answer", where, [str(i) for i in range(4)])
     template = fields.option(row, "correct_answer_template", where, TYPES)
     return Choice(index, (image,), texts, int(answer or 0), {"template": template})

@@ -38,9 +38,10 @@ def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem
 def _record(fields: Fields, index: str, row: dict[str, str], *, video: bool) -> Captioned:
     where = f"row {index}"
     image = ImageRef(fields.text(row, "filepath", where))
-    written = fields.text(row, "captions", where)
-    is_list = written.startswith("[")
-    captions = fields.texts(row, "captions", where) if is_list or not video else [written]
+    if video and not str(row["captions"]).startswith("["):
+        captions = [fields.caption(row, "captions", where)]
+    else:
+        captions = fields.texts(row, "captions", where)
     name = fields.unique(fields.text(row, "image_id", where), where)
     return Captioned(name, image, tuple(captions))
 

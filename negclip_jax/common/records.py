@@ -1,7 +1,10 @@
 """Typed fields of untrusted records, and the one rule for ids."""
 
 import ast
+import io
+import itertools
 import re
+import tokenize
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ Box = tuple[float, float, float, float]
 _LONGEST_TEXT = 100_000  # characters of a caption
 _LONGEST_LITERAL = 2**20  # characters of a list written in Python; parsing takes 200 bytes for each
 _LONGEST_ID = 1000  # characters
+_ADJACENT = re.compile(r"""['"]\s*[bBrRuU]?['"]""")  # perhaps two texts without a comma
 _WHOLE = re.compile(r"0*([0-9]+)(?:\.0+)?", re.ASCII)
 
 
@@ -79,7 +83,7 @@ class Fields(Problems):
         if isinstance(value, str):
             try:
                 value = _literal(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
                 self.note(f'"{key}" is not a Python list', where)
                 return []
         if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
@@ -173,4 +177,15 @@ def _literal(text: str) -> Any:
         raise ValueError
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of "\d", on the terminal
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        if not _ADJACENT.search(text):
+            return value
+        # NumPy prints `['a cat' 'a dog']`, which Python joins to one text.
+        every = tokenize.generate_tokens(io.StringIO(text).readline)
+        tokens = [token for token in every if token.string.strip()]
+        kinds = [token.type == tokenize.STRING for token in tokens]
+        if not any(a and b for a, b in itertools.pairwise(kinds)):
+            return value
+        if not all(kinds[1:-1]):
+            raise ValueError("commas between some of its texts only")
+        return [ast.literal_eval(token.string) for token in tokens[1:-1]]

@@ -188,6 +188,15 @@ def interval_text(estimate: Mapping[str, Any] | None, unit: str = "") -> str:
     return f"{value}{unit} [{low}, {high}]"
 
 
+def ties_text(estimate: Mapping[str, Any] | None) -> str:
+    """The ties in a number of `results.json`: "298 of 298 items tie; strict 25.0"; "" for none."""
+    if not estimate or not estimate.get("ties"):
+        return ""
+    strict = estimate.get("strict")
+    shared = "" if strict is None else f"; strict {percent(strict)}"
+    return f"{estimate['ties']:,} of {estimate['n']:,} items tie{shared}"
+
+
 def change_text(comparison: Mapping[str, Any], *, interval: bool = False) -> str:
     """A `Comparison`, as JSON keeps it, in percent: "+3.2 (40 up, 26 down, not separable)".
 

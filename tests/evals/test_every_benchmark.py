@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_evals import constant, features, mean, numbers, oracle, write_benchmark
+from tiny_evals import AllThere, constant, features, mean, numbers, oracle, write_benchmark
 
-from evals import choices, classification, registry, retrieval
+from evals import choices, classification, registry, report, retrieval
 from evals.benchmark import Result
 from evals.benchmarks import zeroshot
 from evals.images import DataRoots
+from evals.results import Results, headlines, table_text
 from negclip_jax.common.errors import InputError
 
 NAMES = registry.names()
+ENVIRONMENT = {"command": [], "python": "3", "packages": {}, "devices": [], "git_revision": None}
 SHUFFLED = {
     "choice_problem": choices.choice_problem,
     "retrieval_problem": retrieval.retrieval_problem,
@@ -210,3 +212,35 @@ def test_published_values_name_our_metrics(name, roots):
     known = {metric.name for metric in problem.score(*features(problem)).metrics}
     for value in registry.get(name).published:
         assert value.metric in known and 0 < value.value < 1 and value.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_gives_one_score_to_everything_is_told(name, roots, tmp_path):
+    """The official rule may give it 100 %, by where the file puts the answers."""
+    benchmark = registry.get(name)
+    problem = benchmark.load(roots(name))
+    kept = Results(tmp_path, {"models": {"constant": {"facts": {}}}, "seed": 0}, ENVIRONMENT)
+    kept.begin(benchmark, problem)
+    kept.add(name, "constant", problem, constant(problem))
+    metrics = kept.document["benchmarks"][name]["rows"]["constant"]["metrics"]
+    shown = metrics[headlines(kept.document["benchmarks"][name])[0]]
+    assert shown["ties"] == shown["n"] and shown["strict"] in (None, pytest.approx(shown["chance"]))
+    told = f"{shown['n']:,} of {shown['n']:,} items tie"
+    assert told in table_text(kept.document)
+    assert report.write(tmp_path, roots(name), gallery=0).read_text().count(told) >= 2
+
+
+def test_known_sizes_are_those_of_the_published_files(shared_data):
+    folder = shared_data / "benchmarks"
+    roots = AllThere(tuple(p for p in folder.iterdir() if p.name != "slices"))
+    for name in (
+        "valse",
+        "negrefcocog",
+        "negbench_mcq",
+        "negbench_mcq_voc2007",
+        "pope",
+        "sugarcrepe",
+    ):
+        assert registry.get(name).load(roots).total == registry.get(name).size, name
+    for name in ("negbench_retrieval", "negbench_retrieval_negated"):
+        assert registry.get(name).load(roots).total == registry.get(name).size == 25_014

@@ -96,3 +96,8 @@ def test_the_sentence_states_gain_loss_and_limit():
     text = best_alpha_text(curve(benchmarks, ALPHAS, RETENTION, 0.01))
     assert text.startswith("best alpha 0.75: negation +10.0, retention -0.6 points against alpha 0")
     assert "at most 1.0 may be lost" in text
+    row = benchmarks["mcq"]["rows"][row_name(0.75)]["metrics"]["accuracy"]
+    row["ties"] = 1234
+    assert best_alpha_text(curve(benchmarks, ALPHAS, RETENTION, 0.01)).endswith(
+        "At it 1,234 items tie"
+    )

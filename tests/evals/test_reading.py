@@ -119,6 +119,67 @@ def test_fields_of_a_good_record(path):
 
 
 @pytest.mark.parametrize(
+    ("written", "texts"),
+    [
+        ("['a cat' 'a dog']", ["a cat", "a dog"]),
+        ("['a cat'\n 'a dog'\n \"it's\"]", ["a cat", "a dog", "it's"]),
+        ("['a cat''a dog']", ["a cat", "a dog"]),
+        ("['a cat', 'a dog']", ["a cat", "a dog"]),
+        ("['says \\'\\' twice', \"\"\"'' x\"\"\"]", ["says '' twice", "'' x"]),
+        ("['one']", ["one"]),
+    ],
+)
+def test_lists_as_numpy_prints_them(path, written, texts):
+    fields = Fields(path)
+    assert fields.texts({"captions": written}, "captions", "row 0") == texts
+    fields.done()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "['a cat' 'a dog', 'a cow']",  # which of the two was meant?
+        "['a cat' 'a dog' ... 'a cow']",
+        "['a cat', ..., 'a cow']",
+        "['a cat', nan]",
+        "['a cat', 'a d...",
+        "a cat;a dog",
+        "array(['a cat', 'a dog'], dtype=object)",
+    ],
+)
+def test_lists_that_cannot_be_read_name_their_row(path, written):
+    fields = Fields(path)
+    assert fields.texts({"captions": written}, "captions", "row 7") == []
+    assert '"captions" is not a' in message(fields.done) and "row 7" in message(fields.done)
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "<NA>", "None"])
+def test_what_pandas_writes_for_an_empty_cell_is_no_text(path, cell):
+    path.write_text(f"caption,other\nA nan bread.,{cell}\n{cell},x\n")
+    first, second = read_csv(path, ("caption",))
+    assert (first["caption"], first["other"], second["caption"]) == ("A nan bread.", cell, None)
+
+
+def test_cells_that_were_cut_and_rows_that_were_split_are_named(path):
+    cut = "A man is standing beside a horse on a field wi..."
+    assert len(cut) == 49
+    path.write_text(f"caption\n{cut}\n{'x' + cut}\n")
+    assert '"caption" was cut with "..." when the file was written (1): row 1' in message(
+        read_csv, path, ("caption",)
+    )
+    path.write_text("caption,answer\nA cat, a dog,1\n")
+    assert "more cells than columns (1): row 0" in message(read_csv, path, ("caption",))
+
+
+@pytest.mark.parametrize("text", ["['a cat' 'a dog']", "a cat;a dog", "a cat|a dog"])
+def test_a_caption_that_is_a_list_is_named(path, text):
+    fields = Fields(path)
+    fields.caption({"c": text}, "c", "row 3")
+    assert '"c" holds several texts (1): row 3' in message(fields.done)
+    assert fields.caption({"c": "A cat; no dog | here"}, "c", "row 4") == "A cat; no dog | here"
+
+
+@pytest.mark.parametrize(
     "number", [None, "", "x", True, [1], float("nan"), float("inf"), "nan", "-inf"]
 )
 def test_what_is_no_number(path, number):

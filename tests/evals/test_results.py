@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evals import results as results_module
-from evals.benchmark import Benchmark, Metric, Problem, Published, Result
+from evals.benchmark import Benchmark, Metric, Problem, Published, Result, by_both_rules
 from evals.images import ImageRef
 from evals.results import Results, headlines, table_text
 from negclip_jax.common.errors import InputError
@@ -211,3 +211,38 @@ def test_headlines_fall_back_to_the_first_metric():
     assert headlines({"rows": {"a": {"metrics": metrics}}}) == ["m"]
     metrics = metrics | {"n": {"headline": True}}
     assert headlines({"rows": {"a": {"metrics": metrics}}}) == ["n"]
+
+
+def tied() -> Result:
+    """All options score the same, and the official rule takes the first."""
+    both = by_both_rules(
+        "accuracy", np.ones(4), np.full(4, 0.25), ITEMS, items=ITEMS, headline=True
+    )
+    columns = result([0.25] * 4).predictions | {"right_official": [1.0] * 4}
+    return Result(both, columns, {"cue": "by cue"})
+
+
+def test_ties_are_counted_and_stand_beside_the_number(tmp_path):
+    found = opened(tmp_path)
+    found.begin(BENCHMARK, PROBLEM)
+    found.add("x", "a", PROBLEM, tied())
+    found.add("x", "b", PROBLEM, result([0, 1, 0, 1]))
+    entry = read(tmp_path)["benchmarks"]["x"]
+    metrics = entry["rows"]["a"]["metrics"]
+    assert (metrics["accuracy"]["ties"], metrics["accuracy"]["strict"]) == (4, 0.25)
+    assert (metrics["accuracy_strict"]["ties"], metrics["accuracy_strict"]["strict"]) == (4, None)
+    assert entry["rows"]["b"]["metrics"]["accuracy"]["ties"] == 0
+    # The breakdown has the headline's rule, and says how many tie.
+    assert entry["breakdowns"]["cue"]["no"]["a"]["value"] == 1
+    assert entry["breakdowns"]["cue"]["no"]["a"]["ties"] == 2
+    lines = table_text(read(tmp_path)).split("\n")
+    assert "100.0" in lines[1] and lines[2].split("  ")[-1] == "4 of 4 items tie; strict 25.0"
+
+
+def test_a_file_of_another_size_than_the_published_one_is_told(tmp_path):
+    found = opened(tmp_path)
+    found.begin(dataclasses.replace(BENCHMARK, size=5914), PROBLEM)
+    found.add("x", "a", PROBLEM, result([0, 1, 0, 0]))
+    assert read(tmp_path)["benchmarks"]["x"]["size"] == 5914
+    told = "X (subset: 4 of 6 items) (the file has 6 of 5,914 items): accuracy"
+    assert told in table_text(read(tmp_path))

@@ -25,7 +25,7 @@ def render(template: Path, **values: Any) -> str:
     """The page of a template file with its values.
 
     Templates know the filters `percent` ("12.3"), `number` ("1,234") and `plural` ("2 photos"), and
-    as globals `charts`, `change_text` and `interval_text`.
+    as globals `charts`, `change_text`, `interval_text` and `ties_text`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -42,6 +42,7 @@ def render(template: Path, **values: Any) -> str:
         "change_text": statistics.change_text,
         "charts": charts,
         "interval_text": statistics.interval_text,
+        "ties_text": statistics.ties_text,
     }
     return environment.get_template(template.name).render(**values)
 
