@@ -19,6 +19,7 @@ from data_gen.settings import Settings, extra_body, require
 from data_gen.stages import propose, rewrite, verify
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
+from negclip_jax.common.chat.messages import Adjusted
 from negclip_jax.common.errors import InputError, as_message
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES
@@ -145,52 +146,54 @@ async def connected(
         found = None
     found = found if isinstance(found, dict) else {}
     errors = ErrorShare(config.max_errors)
-    by_address: dict[tuple, list[str]] = {}
-    for role in needed:  # a server for both roles is one engine, with one limit, probed once
-        by_address.setdefault((config[role].url, config[role].model), []).append(role)
-    bare: dict[str, Engine] = {}
     asked: dict[str, Engine] = {}
     can: dict[str, Capabilities] = {}
+    groups: list[tuple[list[str], Engine, list]] = []
+
+    async def look(together: list[str], engine: Engine, address: list) -> None:
+        if any(found.get(role, {}).get("address") != address for role in together):
+            seen = await probe_engine(config, engine, together, prompts)
+            found.update({role: {"address": address, **asdict(seen)} for role in together})
+
     async with contextlib.AsyncExitStack() as stack:
-        probes = {}
-        for address, roles_there in by_address.items():
-            engine = open_engine(config, roles_there[0], out)
+        for address, together in roles_by_address(config, needed).items():
+            engine = open_engine(config, together[0], out)
             cached = CachedEngine(engine, cache, errors) if cache else engine
             stack.push_async_callback(cached.close)
-            mark = [*address, extra] if extra else list(address)
-            for role in roles_there:
-                bare[role], asked[role] = engine, cached
-            if any(found.get(role, {}).get("address") != mark for role in roles_there):
-                probes[tuple(roles_there)] = probe_engine(config, engine, roles_there, prompts)
-        failed = None
-        results = await asyncio.gather(*probes.values(), return_exceptions=True)
-        for roles_there, seen in zip(probes, results, strict=True):
-            if isinstance(seen, BaseException):
-                failed = failed or seen
-                continue
-            for role in roles_there:
-                address = [config[role].url, config[role].model, *([extra] if extra else [])]
-                found[role] = {"address": address, **asdict(seen)}
+            asked |= dict.fromkeys(together, cached)
+            groups.append((together, engine, [*address, extra] if extra else [*address]))
+        failed = await asyncio.gather(*(look(*group) for group in groups), return_exceptions=True)
         if needed:
             storage.write_json(known, found, sort_keys=True)
-        if failed is not None:
-            raise failed
-        for role in needed:
-            entry = {
-                f.name: found[role][f.name] for f in fields(Capabilities) if f.name in found[role]
-            }
-            can[role] = Capabilities(**entry)
-            if isinstance(bare[role], ChatClient):  # it goes on as it was told to, and learns more
-                bare[role].adjusted = can[role].adjusted
-        for role in (roles_there[0] for roles_there in by_address.values()):
-            for problem in can[role].problems:
-                _log.warning("%s: %s", can[role].model, as_message(problem))
+        for error in failed:
+            if error is not None:
+                raise error
+        for together, engine, _ in groups:
+            adjusted: Adjusted = {}
+            for role in together:
+                names = [entry.name for entry in fields(Capabilities) if entry.name in found[role]]
+                adjusted.update(found[role].get("adjusted", {}))
+                entries = {name: found[role][name] for name in names}
+                can[role] = Capabilities(**entries | {"adjusted": adjusted})
+            if isinstance(engine, ChatClient):  # it goes on as it was told to, and may learn more
+                engine.adjusted = adjusted
+            for problem in can[together[0]].problems:
+                _log.warning("%s: %s", can[together[0]].model, as_message(problem))
         try:
             yield Models(asked.get("llm"), can.get("llm"), asked.get("mllm"), can.get("mllm"))
         finally:
             if any(can[role].adjusted != found[role].get("adjusted", {}) for role in needed):
-                new = {role: {**found[role], "adjusted": can[role].adjusted} for role in needed}
-                storage.write_json(known, {**found, **new}, sort_keys=True)
+                for role in needed:
+                    found[role]["adjusted"] = can[role].adjusted
+                storage.write_json(known, found, sort_keys=True)
+
+
+def roles_by_address(config: Settings, roles: Sequence[str]) -> dict[tuple, list[str]]:
+    """The roles of each (url, model): one server is one engine, with one limit, probed once."""
+    groups: dict[tuple, list[str]] = {}
+    for role in roles:
+        groups.setdefault((config[role].url, config[role].model), []).append(role)
+    return groups
 
 
 async def probe_engine(

@@ -151,15 +151,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.build import open_engine, probe_engine
+    from data_gen.build import open_engine, probe_engine, roles_by_address
     from data_gen.engines.probe import Capabilities, describe
     from data_gen.prompts import load_prompts
 
     config = settings.load(args.config, changes)
-    by_address: dict[tuple, list[str]] = {}
-    for role in ("llm", "mllm"):
-        if config[role].url:
-            by_address.setdefault((config[role].url, config[role].model), []).append(role)
+    by_address = roles_by_address(config, [role for role in ("llm", "mllm") if config[role].url])
     if not by_address:
         raise InputError("there is nothing to probe; give --llm-url, --mllm-url or both")
     prompts = load_prompts(config.prompts)

@@ -13,7 +13,7 @@ from data_gen.settings import Settings
 from data_gen.stages.propose import Proposer, filtered, filtered_questions
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
-from negclip_jax.common.chat.messages import is_transient
+from negclip_jax.common.chat.messages import THINKS, is_transient
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import named_categories
@@ -72,12 +72,13 @@ class FirstAnswers:
             return
         why = collections.Counter(reason for _, reason in useless).most_common(3)
         texts = (self._cache.text(key) for key, _ in useless if self._cache is not None)
-        example = next((text for text in texts if text), "")
+        example = next((f", for example {text[:200]!r}" for text in texts if text), "")
+        advice = "`python -m data_gen probe` shows what the model answers"
         raise UselessAnswers(
             f"none of the first {len(useless)} answers of the stage {stage} can be used "
-            f"({', '.join(f'{reason}: {number}' for reason, number in why)}), for example "
-            f"{example[:200]!r}; `python -m data_gen probe` shows what the model answers. After a "
-            "repair the same command goes on and asks these again",
+            f"({', '.join(f'{reason}: {number}' for reason, number in why)}){example}; "
+            f"{THINKS if why[0][0] == 'thinking' else advice}. After a repair the same command "
+            "goes on and asks these again",
             stage,
         )
 

@@ -19,90 +19,66 @@ from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
-_TEXTS = pa.list_(pa.string())
-_BY_STAGE = pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")])
+_TYPES = {
+    "": pa.string(),
+    "texts": pa.list_(pa.string()),
+    "stages": pa.struct([(stage, pa.string()) for stage in ("propose", "verify", "rewrite")]),
+}
+
+
+def _schema(*columns: str) -> pa.Schema:
+    """A table of `name` or `name:type` columns, several in a text; text unless a type is given."""
+    pairs = [column.partition(":")[::2] for text in columns for column in text.split()]
+    return pa.schema(
+        [
+            (name, _TYPES[kind] if kind in _TYPES else pa.type_for_alias(kind))
+            for name, kind in pairs
+        ]
+    )
+
 
 SCHEMAS = {
-    # One row a caption. `image_sha256` is of the file's bytes, null where no image was asked for.
-    "items": pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("file_name", pa.string()),
-            ("image_sha256", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("caption_id", pa.string()),
-            ("caption", pa.string()),
-            ("split", pa.string()),
-            ("source", pa.string()),  # name of the captions file
-        ]
+    # One row a caption. `image_sha256` is of the file's bytes, null where no image was asked for;
+    # `source` is the name of the captions file.
+    "items": _schema(
+        "image_id file_name image_sha256 width:int32 height:int32 caption_id caption split source"
     ),
     # One row a caption or image that ingest refused (`code`), with the reason in `detail`.
-    "rejects": pa.schema(
-        [(name, pa.string()) for name in ("image_id", "file_name", "caption_id", "code", "detail")]
-    ),
+    "rejects": _schema("image_id file_name caption_id code detail"),
     # One row an object that was proposed for an image, or a question (pipeline vqa), where `object`
-    # holds the words that its negation is about. `reject_reason` is null for one that was kept.
-    "candidates": pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("caption_id", pa.string()),  # null: proposed for the image with all its captions
-            ("object", pa.string()),
-            ("question", pa.string()),
-            ("source", pa.string()),  # llm | cooccurrence | random | file | vqa
-            ("key", pa.string()),  # of the request in the cache, null without one
-            ("reject_reason", pa.string()),
-        ]
+    # holds the words that its negation is about.
+    "candidates": _schema(
+        "image_id",
+        "caption_id",  # null: proposed for the image with all its captions
+        "object question",
+        "source",  # llm | cooccurrence | random | file | vqa
+        "key",  # of the request in the cache, null without one
+        "reject_reason",  # null for one that was kept
     ),
     # One row a (image, object) that was asked about, once. `p_yes` and `p_no` are the probabilities
     # of the two answers (1 and 0 where only text was seen), `mass` their sum; thresholds are
     # applied to p / mass.
-    "verdicts": pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("object", pa.string()),
-            ("question", pa.string()),
-            ("verdict", pa.string()),  # absent | present | unsure | error
-            ("p_yes", pa.float32()),
-            ("p_no", pa.float32()),
-            ("mass", pa.float32()),
-            # logprobs | choice | text | multi | substring | instances | vqa
-            ("method", pa.string()),
-            ("model", pa.string()),
-            ("prompt_id", pa.string()),
-            ("key", pa.string()),
-            ("prompt_tokens", pa.int32()),
-            ("completion_tokens", pa.int32()),
-            ("error_code", pa.string()),
-        ]
+    "verdicts": _schema(
+        "image_id object question",
+        "verdict",  # absent | present | unsure | error
+        "p_yes:float32 p_no:float32 mass:float32",
+        "method",  # logprobs | choice | text | multi | substring | instances | vqa
+        "model prompt_id key prompt_tokens:int32 completion_tokens:int32 error_code",
     ),
     # One row an attempt to rewrite a caption: a rejected first and its accepted second are two.
-    "pairs": pa.schema(
-        [
-            ("pair_id", pa.string()),
-            ("image_id", pa.string()),
-            ("file_name", pa.string()),
-            ("caption_id", pa.string()),
-            ("caption", pa.string()),
-            ("object", pa.string()),
-            ("question", pa.string()),
-            ("negated_caption", pa.string()),  # null where no text came back
-            ("foils", _TEXTS),
-            ("pipeline", pa.string()),  # absence | vqa
-            ("rewriter", pa.string()),  # llm | template:NAME
-            ("cue", pa.string()),
-            ("cue_position", pa.string()),  # before | after | alone
-            ("clip_tokens", pa.int32()),  # with start and end token
-            ("attempt", pa.int8()),
-            ("accepted", pa.bool_()),
-            ("reasons", _TEXTS),  # all of data_gen.rules that it breaks, or an error code
-            ("p_no", pa.float32()),  # of the verdict that it rests on
-            ("mass", pa.float32()),
-            ("keys", _BY_STAGE),
-            ("models", _BY_STAGE),
-            ("prompt_ids", _BY_STAGE),
-            ("run_id", pa.string()),
-        ]
+    "pairs": _schema(
+        "pair_id image_id file_name caption_id caption object question",
+        "negated_caption",  # null where no text came back
+        "foils:texts",
+        "pipeline",  # absence | vqa
+        "rewriter",  # llm | template:NAME
+        "cue",
+        "cue_position",  # before | after | alone
+        "clip_tokens:int32",  # with start and end token
+        "attempt:int8 accepted:bool",
+        "reasons:texts",  # all of data_gen.rules that it breaks, or an error code
+        "p_no:float32 mass:float32",  # of the verdict that it rests on
+        "keys:stages models:stages prompt_ids:stages run_id",
     ),
 }
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from data_gen.engines.probe import Engine
-from negclip_jax.common.chat.messages import ChatRequest, ChatResult
+from negclip_jax.common.chat.messages import NO_ANSWER, ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
 MODES = ("write", "read", "off")
@@ -27,10 +27,9 @@ CREATE TABLE IF NOT EXISTS answers (
   error TEXT, detail TEXT, latency_ms REAL, attempts INTEGER, host TEXT, time REAL
 ) WITHOUT ROWID
 """
-_COLUMNS = (
-    "text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, top, error, detail, "
-    "latency_ms, attempts, host"
-)
+# Those of a ChatResult, in the order of the table, behind key, stage and model.
+_FIELDS = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens")
+_FIELDS += ("top", "error", "detail", "latency_ms", "attempts", "host")
 
 
 class Cache:
@@ -61,34 +60,26 @@ class Cache:
         if self._mode == "off":
             return None
         row = self._pending.get(request.key)
-        if row is not None:
-            return _result(row[3:14])
-        found = self._db.execute(
-            f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (request.key,)
-        ).fetchone()
-        return found and _result(found)
+        if row is None:
+            wanted = f"SELECT {', '.join(_FIELDS)} FROM answers WHERE key = ?"
+            found = self._db.execute(wanted, (request.key,)).fetchone()
+        else:
+            found = row[3:-1]
+        if found is None:
+            return None
+        values = dict(zip(_FIELDS, found, strict=True))
+        if values["top"] is not None:
+            values["top"] = [tuple(pair) for pair in json.loads(values["top"])]
+        return ChatResult(**values, permanent=values["error"] is not None)
 
     def put(self, request: ChatRequest, result: ChatResult) -> None:
         """Keeps an answer or a permanent error; others are forgotten."""
         if self._mode != "write" or (result.error and not result.permanent):
             return
-        self._pending[request.key] = (
-            request.key,
-            request.stage,
-            request.model,
-            result.text,
-            result.finish_reason,
-            result.prompt_tokens,
-            result.completion_tokens,
-            result.cached_tokens,
-            None if result.top is None else json.dumps(result.top),
-            result.error,
-            result.detail,
-            result.latency_ms,
-            result.attempts,
-            result.host,
-            time.time(),
-        )
+        values = {name: getattr(result, name) for name in _FIELDS}
+        values["top"] = None if result.top is None else json.dumps(result.top)
+        about = (request.key, request.stage, request.model)
+        self._pending[request.key] = (*about, *values.values(), time.time())
         if len(self._pending) >= _COMMIT_ROWS:
             self.flush()
 
@@ -147,7 +138,7 @@ class ErrorShare:
 
     def count(self, result: ChatResult) -> None:
         self.answers += 1
-        if result.error in (None, "refusal", "content_filter"):  # answers, though not of use
+        if result.error is None or result.error in NO_ANSWER:  # the server does work
             return
         self.errors += 1
         self.last = f"{result.error}: {result.detail}"
@@ -178,6 +169,8 @@ class CachedEngine:
         answer = asyncio.ensure_future(self._ask(request))
         self._in_flight[request.key] = answer
         answer.add_done_callback(lambda _: self._in_flight.pop(request.key, None))
+        # Where nobody waits any more, asyncio would print what was raised.
+        answer.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(answer)
 
     async def _ask(self, request: ChatRequest) -> ChatResult:
@@ -229,21 +222,3 @@ def read_statistics(path: Path) -> dict[str, dict]:
             place = min(len(rows) * share // 100, len(rows) - 1)
             summary[stage][f"latency_ms_p{share}"] = round(rows[place][4], 1)
     return summary
-
-
-def _result(row: tuple) -> ChatResult:
-    text, finish, prompt, completion, cached, top, error, detail, latency, attempts, host = row
-    return ChatResult(
-        text=text,
-        finish_reason=finish,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        cached_tokens=cached,
-        top=None if top is None else [tuple(pair) for pair in json.loads(top)],
-        error=error,
-        detail=detail,
-        permanent=error is not None,
-        latency_ms=latency,
-        attempts=attempts,
-        host=host,
-    )

@@ -7,7 +7,13 @@ from typing import Any
 
 from data_gen.engines.probe import Capabilities
 from negclip_jax.common import extras
-from negclip_jax.common.chat.messages import ChatRequest, ChatResult, fields_of
+from negclip_jax.common.chat.messages import (
+    THINKS,
+    ChatRequest,
+    ChatResult,
+    fields_of,
+    without_thoughts,
+)
 from negclip_jax.common.errors import InputError
 
 _GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
@@ -89,7 +95,11 @@ class VLLMEngine:
                     **extra,
                 )
             )
-        return [_result(output) for output in self._llm.chat(turns, sampling, use_tqdm=False)]
+        # What the chat template takes is the same in all requests of a run.
+        template = requests[0].extra.get("chat_template_kwargs")
+        more = {"chat_template_kwargs": template} if template else {}
+        outputs = self._llm.chat(turns, sampling, use_tqdm=False, **more)
+        return [_result(output) for output in outputs]
 
     async def close(self) -> None:
         """The model's memory is freed with the process."""
@@ -100,8 +110,13 @@ def _result(output: Any) -> ChatResult:
     top = None
     if answer.logprobs:
         top = [(entry.decoded_token, entry.logprob) for entry in answer.logprobs[0].values()]
+    text, thinks = without_thoughts(answer.text)
+    only_thinks = thinks and not text.strip()
     return ChatResult(
-        text=answer.text,
+        text=text,
+        thinks=thinks,
+        error="thinking" if only_thinks else None,
+        detail=THINKS if only_thinks else None,
         finish_reason=answer.finish_reason,
         prompt_tokens=len(output.prompt_token_ids or ()),
         completion_tokens=len(answer.token_ids),

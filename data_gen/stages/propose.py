@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_gen.annotations import NOT_ANNOTATED, Cooccurrence
-from data_gen.answers import LIST_SCHEMA, normalise_object, string_list
+from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.records import Candidate, ImageItem, shuffled
@@ -98,6 +98,8 @@ class CaptionProposer:
             )
             result = await self.engine.generate(request)
             name = " ".join(result.text.split()).rstrip(".")
+            problem = None if name else "unparsable"
+            problem = "markup" if MARKUP.search(name) else problem
             found.append(
                 Candidate(
                     name,
@@ -106,7 +108,7 @@ class CaptionProposer:
                     key=request.key,
                     model=self.can.model,
                     prompt_id=self.prompt.id,
-                    reject_reason=result.error or (None if name else "unparsable"),
+                    reject_reason=result.error or problem,
                 )
             )
         return found

@@ -262,7 +262,9 @@ def result_of(body: Mapping[str, Any]) -> ChatResult:
         if isinstance(text, list):  # parts, as some servers answer
             text = "".join(part.get("text", "") for part in text)
         text, thinks = without_thoughts(valid(text) if isinstance(text, str) else "")
-        apart = message.get("reasoning_content") or message.get("reasoning")
+        usage = body.get("usage") or {}
+        unseen = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
+        apart = message.get("reasoning_content") or message.get("reasoning") or unseen
         thinks = thinks or bool(apart)
         refusal = message.get("refusal")
         error = detail = None
@@ -272,7 +274,6 @@ def result_of(body: Mapping[str, Any]) -> ChatResult:
             error, detail = "refusal", valid(str(refusal))[:500]
         elif thinks and not text.strip():
             error, detail = "thinking", THINKS
-        usage = body.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
         position, top = _first_token(choice.get("logprobs"))
         return ChatResult(

@@ -4,16 +4,16 @@ import base64
 import io
 import os
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from negclip_jax.common.decoding import ImageError, opened
+from negclip_jax.common.decoding import ImageError, opened, to_rgb, upright
 
 _QUALITY = 78
 
 
 def thumbnail(image: Image.Image, side: int = 176) -> str:
     """Data URL of an image as a JPEG, its longer side at most `side` pixels."""
-    small = image.convert("RGB")
+    small = to_rgb(image).copy()
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
@@ -25,7 +25,7 @@ def file_thumbnail(path: str | os.PathLike, side: int = 176) -> str:
     try:
         with opened(path) as image:
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at 1/2, 1/4 or 1/8
-            return thumbnail(ImageOps.exif_transpose(image), side)
+            return thumbnail(upright(image), side)
     except ImageError:
         return ""
 

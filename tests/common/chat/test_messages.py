@@ -216,3 +216,11 @@ def test_further_fields_are_in_the_body_and_the_key_and_an_image_may_be_an_addre
     image = ChatImage("ab", "url", b"", address="http://h/a%20b.jpg")
     content = json.loads(body_of(request(image=image)))["messages"][-1]["content"]
     assert content[0]["image_url"]["url"] == "http://h/a%20b.jpg"
+
+
+def test_thoughts_that_are_only_counted():
+    """OpenAI's reasoning models show nothing of them."""
+    body = {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
+    assert result_of(body).error is None
+    body["usage"] = {"completion_tokens_details": {"reasoning_tokens": 10}}
+    assert result_of(body).error == "thinking"

@@ -41,3 +41,11 @@ def test_what_cannot_be_read_is_left_out(tmp_path, content):
 def test_bytes_stay_as_they_are():
     data = np.random.default_rng(0).bytes(100)
     assert base64.b64decode(jpeg_url(data).partition(",")[2]) == data
+
+
+def test_deep_grey_is_scaled_not_cut(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    for kind in (np.uint16, np.int32, np.float32):
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / "a.tif")
+        data = base64.b64decode(file_thumbnail(tmp_path / "a.tif").partition(",")[2])
+        assert 126 < np.asarray(Image.open(io.BytesIO(data))).mean() < 129

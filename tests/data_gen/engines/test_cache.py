@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 from scripted_engine import ScriptedEngine
@@ -165,3 +166,26 @@ def test_a_few_errors_do_not(tmp_path):
     for i in range(1000):
         errors.count(ChatResult(error="timeout" if i % 25 == 0 else None))
     assert errors.errors == 40
+
+
+def test_answers_that_are_none_are_no_failures_and_thoughts_are_asked_again(tmp_path):
+    cache, errors = Cache(tmp_path / "c.sqlite"), ErrorShare(0.05)
+    codes = {"thinking": False, "refusal": True, "content_filter": True}
+    for code, permanent in codes.items():
+        result = ChatResult(error=code, permanent=permanent)
+        for _ in range(30):
+            errors.count(result)
+        cache.put(request(code), result)
+        assert (cache.get(request(code)) is not None) == permanent
+    assert errors.errors == 0
+
+
+def test_answers_of_a_session_are_forgotten(tmp_path):
+    cache = Cache(tmp_path / "c.sqlite")
+    cache.put(request("before"), ChatResult("a"))
+    cache.flush()
+    moment = time.time()
+    cache.put(request("after"), ChatResult("b"))
+    assert cache.text(request("after").key) == "b" and cache.text("none") == ""
+    assert cache.forget(stage=request("after").stage, since=moment) == 1
+    assert cache.get(request("before")).text == "a" and cache.get(request("after")) is None

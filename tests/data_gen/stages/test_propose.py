@@ -72,6 +72,16 @@ def test_the_published_way():
         ("0", "Helmet", None),
         ("1", "", "unparsable"),
     ]
+    (found, _) = propose(
+        CaptionProposer(
+            ScriptedEngine(lambda r: "<i>Helmet</i>"),
+            Capabilities("m"),
+            PROMPTS["propose_caption"],
+            0.6,
+            0.9,
+        )
+    )
+    assert found.reject_reason == "markup"
 
 
 def test_random_objects_depend_on_the_seed_alone():
