@@ -121,8 +121,22 @@ class Checkpoints:
     def _value(self, step: int) -> float:
         return saved_metrics(self._directory, step).get(self._best, math.inf)
 
-    def save(self, step: int, state: State, metrics: dict[str, float]) -> None:
+    def metrics_checksum(self) -> int | None:
+        """What the newest checkpoint's `save` was told; None for one of an earlier version."""
+        step = self.latest_step
+        return None if step is None else manifest.metrics_checksum(self._directory / str(step))
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        metrics: dict[str, float],
+        *,
+        metrics_checksum: int | None = None,
+    ) -> None:
         """Starts saving; returns when the device memory may be overwritten.
+
+        `metrics_checksum`, of the file of metrics as it is now, is kept in the manifest.
 
         A checkpoint of the same step is replaced: a run that is asked to stop saves before the
         evaluation of that step, and once more with its results when it goes on.
@@ -138,7 +152,7 @@ class Checkpoints:
             check_space(self._directory, items)
             if step in self._manager.all_steps():
                 self._make_way(step)
-            self._saving = step
+            self._saving, self._metrics_checksum = step, metrics_checksum
             args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             kept = {self._best: metrics[self._best]} if self._best in metrics else {}
             self._manager.save(step, args=ocp.args.Composite(**args), metrics=kept, force=True)
@@ -213,7 +227,8 @@ class Checkpoints:
 
     def _list_files(self) -> None:
         """Called by orbax when the files of a step are complete and it is about to commit them."""
-        manifest.write(orbax_internals.directory_of_save(self._directory, self._saving))
+        directory = orbax_internals.directory_of_save(self._directory, self._saving)
+        manifest.write(directory, self._metrics_checksum)
 
     @contextlib.contextmanager
     def _disk_errors(self, action: str) -> Iterator[None]:

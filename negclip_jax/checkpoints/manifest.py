@@ -1,6 +1,7 @@
 """The list of a checkpoint's files: its format, and a checksum of each file.
 
-    DIRECTORY/manifest.json   {"format": 1, "files": {"params/...": [bytes, checksum], ...}}
+    DIRECTORY/manifest.json   {"format": 1, "files": {"params/...": [bytes, checksum], ...},
+                               "metrics": checksum of metrics.jsonl up to this step}
 
 It is written before orbax commits the directory, so that a complete checkpoint has one, and tells
 a half-written, half-copied or flipped file by its name before its numbers are used.
@@ -25,10 +26,9 @@ class DamagedError(InputError):
     """A checkpoint whose files are not those that were saved; the message names the file."""
 
 
-def write(directory: epath.Path) -> None:
-    """Lists the files of a checkpoint that is about to be complete."""
-    files = _files(directory)
-    content = {"format": FORMAT, "files": files}
+def write(directory: epath.Path, metrics: int | None = None) -> None:
+    """Lists the files of a checkpoint that is about to be complete; `metrics` as on top."""
+    content = {"format": FORMAT, "files": _files(directory), "metrics": metrics}
     storage.write_whole(directory / NAME, json.dumps(content, indent=1).encode())
 
 
@@ -54,6 +54,11 @@ def check(directory: epath.Path, *items: str) -> None:
             )
         if found[name][1] != checksum:
             raise DamagedError(f"{directory / name} is damaged: its checksum is another")
+
+
+def metrics_checksum(directory: epath.Path) -> int | None:
+    """Of the metrics up to this checkpoint; None where it was not noted."""
+    return json.loads(storage.read_text(directory / NAME)).get("metrics")
 
 
 def newest_intact(checkpoints: epath.Path, steps: Iterable[int]) -> tuple[int | None, dict]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import time
+import zlib
 from typing import Any, Protocol
 
 from etils import epath
@@ -33,19 +34,29 @@ class MetricWriter(Protocol):
 class JsonlWriter:
     """One JSON object per step; several writes to one step are merged into one line."""
 
-    def __init__(self, path: epath.Path, *, resume_step: int, evaluated: bool = True):
-        """Drops lines that the run is about to write again.
+    def __init__(
+        self,
+        path: epath.Path,
+        *,
+        resume_step: int,
+        evaluated: bool = True,
+        checksum: int | None = None,
+    ):
+        """Drops lines that the run is about to write again; says which are lost or changed.
 
         Args:
           path: of the file; it need not exist.
           resume_step: the last step to keep; 0 keeps nothing, for the run starts over.
           evaluated: whether an uninterrupted run evaluates at `resume_step`; if not, numbers of
             evaluators (`NAME/...`) are dropped from that line.
+          checksum: of the lines up to `resume_step` when that checkpoint was saved, see `checksum`.
         """
         self._path = path
         self._lines: list[str] = []
         self._open: dict[str, Any] = {}
-        kept = _lines_up_to(path, resume_step, evaluated) if resume_step else []
+        saved = _lines_up_to(path, resume_step) if resume_step else []
+        trained = _without_evaluation(saved, resume_step)
+        kept = saved if evaluated else trained
         self._resumed = json.loads(kept[-1]) if kept else {}
         last = self._resumed.get("step", 0)
         if last != resume_step:  # all lines were written before the checkpoint was
@@ -53,7 +64,19 @@ class JsonlWriter:
                 "%s lacks its lines after step %d: those up to step %d, where the run goes on, are "
                 "lost", path, last, resume_step,
             )  # fmt: skip
-        self._file = storage.LineFile(path, kept)
+        # A run that was stopped before an evaluation was saved without it; it is made up for later.
+        elif resume_step and checksum not in (None, _checksum(saved), _checksum(trained)):
+            logging.warning(
+                "%s was changed since step %d was saved: its lines up to there have another "
+                "checksum. Their numbers are not to be trusted; the run itself does not read them",
+                *(path, resume_step),
+            )
+        self._file, self._written = storage.LineFile(path, kept), _checksum(kept)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all that was flushed so far."""
+        return self._written
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self._resumed.get("step") == step:
@@ -67,6 +90,7 @@ class JsonlWriter:
         if self._open:
             self._close_line()
         self._file.append(self._lines, durable=durable)
+        self._written = _checksum(self._lines, self._written)
         self._lines = []
 
     def close(self) -> None:
@@ -80,7 +104,8 @@ class JsonlWriter:
         """Adds to the last line of the former process, which was stopped before an evaluation."""
         self._resumed |= metrics
         lines = storage.read_text(self._path).splitlines(keepends=True)[:-1]
-        self._file = storage.LineFile(self._path, [*lines, json.dumps(self._resumed) + "\n"])
+        lines.append(json.dumps(self._resumed) + "\n")
+        self._file, self._written = storage.LineFile(self._path, lines), _checksum(lines)
 
 
 class TensorBoardWriter:
@@ -156,6 +181,12 @@ class Writers:
         for writer in self._writers:
             writer.flush(durable=durable)
 
+    @property
+    def checksum(self) -> int | None:
+        """That of the first file of lines among them."""
+        files = (w for w in self._writers if isinstance(w, JsonlWriter))
+        return next((file.checksum for file in files), None)
+
     def close(self) -> None:
         """Closes what can be closed: a disk that fails now has already failed a flush."""
         for writer in self._writers:
@@ -163,27 +194,33 @@ class Writers:
                 writer.close()
 
 
+def _checksum(lines: list[str], before: int = 0) -> int:
+    return zlib.crc32("".join(lines).encode(), before)
+
+
 def is_evaluated(path: epath.Path, step: int) -> bool:
     """Whether the line of a step has numbers of evaluators (`NAME/...`)."""
-    last = _lines_up_to(path, step, True)[-1:]
-    numbers = json.loads(last[0]) if last else {}
-    return numbers.get("step") == step and any("/" in name for name in numbers)
+    last = _lines_up_to(path, step)[-1:]
+    return last != _without_evaluation(last, step)
 
 
-def _lines_up_to(path: epath.Path, step: int, evaluated: bool) -> list[str]:
+def _without_evaluation(lines: list[str], step: int) -> list[str]:
+    """The lines, the last without the numbers of evaluators if it is that of `step`."""
+    last = json.loads(lines[-1]) if lines else {}
+    if last.get("step") != step or not any("/" in name for name in last):
+        return lines
+    return [*lines[:-1], json.dumps({k: v for k, v in last.items() if "/" not in k}) + "\n"]
+
+
+def _lines_up_to(path: epath.Path, step: int) -> list[str]:
     if not path.exists():
         return []
     kept, lines = [], storage.read_text(path).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
-            metrics = json.loads(line)
-            at = metrics["step"]
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
             if number < len(lines):  # the last one may have been cut short: it is written again
                 logging.warning("%s, line %d is damaged and lost: %.80r", path, number, line)
-            continue
-        if at == step and not evaluated:
-            line = json.dumps({k: v for k, v in metrics.items() if "/" not in k}) + "\n"
-        if at <= step:
-            kept.append(line)
     return kept

@@ -108,7 +108,8 @@ def _loop(
                 logging.info(message, signal.Signals(signum).name, step)
             started = time.monotonic()
             with log.chrono.pause():
-                run.checkpoints.save(step, state, results or {})  # goes on while the run does
+                # Goes on while the run does.
+                run.checkpoints.save(step, state, results or {}, metrics_checksum=log.checksum)
             if is_asked:
                 run.checkpoints.wait()
                 logging.info("saved step %d in %.1f s", step, time.monotonic() - started)
@@ -172,6 +173,11 @@ class StepLog:
         self._drain()
         self._writers.flush(durable=durable)
         self._timing.flush(durable=durable)
+
+    @property
+    def checksum(self) -> int | None:
+        """Of the metrics that were flushed; None where this process writes none."""
+        return self._writers.checksum
 
     def evaluate(
         self, step: int, state: TrainState, evaluators: dict[str, Evaluator], stop: StopSignal
@@ -247,7 +253,12 @@ def _writers(
         shared.append(TensorBoardWriter(run.workdir / "tensorboard", resume_step=start))
     if wandb is not None:
         shared.append(WandbWriter(wandb, run.workdir, settings))
-    metrics = JsonlWriter(run.workdir / "metrics.jsonl", resume_step=start, evaluated=evaluated)
+    metrics = JsonlWriter(
+        run.workdir / "metrics.jsonl",
+        resume_step=start,
+        evaluated=evaluated,
+        checksum=run.checkpoints.metrics_checksum(),
+    )
     timing = JsonlWriter(run.workdir / "timing.jsonl", resume_step=start)
     return Writers([metrics, *shared]), Writers([timing, *shared])
 

@@ -52,6 +52,39 @@ def test_numbers_come_back_exactly(path):
     assert [line["loss"] for line in lines(path)] == [1 / step for step in range(1, 51)]
 
 
+def test_a_digit_that_changed_after_the_save_is_noticed(path, caplog):
+    writer = JsonlWriter(path, resume_step=0)
+    for step in range(1, 6):
+        writer.write(step, {"loss": 0.25 * step})
+    writer.flush()
+    saved = writer.checksum
+    writer.write(6, {"loss": 0.5})
+    writer.close()
+    for checksum in (saved, None):  # None: of a checkpoint of an earlier version
+        assert JsonlWriter(path, resume_step=5, checksum=checksum).checksum == saved
+    assert not caplog.text
+    text = path.read_text()
+    for old, new in (("0.75", "0.74"), ("1.25", "1.26")):
+        path.write_text(text.replace(old, new))
+        caplog.clear()
+        JsonlWriter(path, resume_step=5, checksum=saved)
+        assert f"{path} was changed since step 5 was saved" in caplog.text
+
+
+def test_an_evaluation_that_was_made_up_for_is_no_change(path, caplog):
+    writer = JsonlWriter(path, resume_step=0)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    saved = writer.checksum
+    again = JsonlWriter(path, resume_step=1, checksum=saved)
+    again.write(1, {"val/loss": 2.0})
+    again.close()  # and killed before the step is saved again
+    assert again.checksum != saved
+    for checksum in (saved, again.checksum):
+        JsonlWriter(path, resume_step=1, checksum=checksum)
+        assert not caplog.text
+
+
 def test_a_restart_drops_the_steps_that_it_will_do_again(path):
     write_steps(path, 1, 9, resume_step=0)
     whole = path.read_bytes()

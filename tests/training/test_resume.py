@@ -144,6 +144,21 @@ def test_changed_files_of_the_base_are_refused(stopped_at_12, make_config, tmp_p
     assert "base_files.README.md: None -> " in str(error.value)
 
 
+def test_a_digit_that_changed_in_the_metrics_is_noticed(
+    finished_run, stopped_at_12, make_config, tmp_path, one_device, caplog
+):
+    config = make_config(stopped_at_12["changes"])
+    train(config, str(continued(stopped_at_12, tmp_path / "sound")), EVALUATORS)
+    assert "was changed" not in caplog.text
+    workdir = continued(stopped_at_12, tmp_path)
+    path = workdir / "metrics.jsonl"
+    text = path.read_text()
+    digit = text.index('"loss": ') + len('"loss": 0.0')
+    path.write_text(f"{text[:digit]}{9 - int(text[digit])}{text[digit + 1 :]}")
+    train(config, str(workdir), EVALUATORS)
+    assert f"{path} was changed since step 12 was saved" in caplog.text
+
+
 def test_allowed_changes_are_logged_and_made(
     stopped_at_12, make_config, tmp_path, one_device, caplog
 ):
