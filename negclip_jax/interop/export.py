@@ -25,6 +25,7 @@ from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.interop import (
     diffusers,
     huggingface,
+    independent,
     model_card,
     open_clip,
     openai,
@@ -40,6 +41,7 @@ from negclip_jax.models import clip
 from negclip_jax.models.siglip import SigLIPConfig
 
 _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
+_SAME_MODEL = 2e-3  # of the largest: another library adds in another order, over 48 layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,8 @@ def _transformers_usage(config: clip.CLIPConfig, out: Path) -> str:
     if read_json(out / "config.json").get("model_type") == "metaclip_2":
         name = "MetaClip2Model"
     model = f'model = {name}.from_pretrained("{{out}}")'
+    if name == "MetaClip2Model":
+        model += "  # CLIPModel would take an end token of 2 for the largest token id"
     images = any((out / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
     if not (images and tokenizer_beside(out)):
         return f"from transformers import {name}\n{model}"
@@ -259,23 +263,16 @@ def export(args: argparse.Namespace) -> float:
     keep = info.base or info.path
     with writing.export_directory(out, overwrite=args.overwrite, keep=keep) as stage:
         layout.save(stage, config, params, base=info.base, dtype=dtype, **extras)
-        expected, found = (
-            _features(*model, layout.outputs) for model in ((config, params), layout.load(stage))
-        )
-        difference = max(
-            float(np.abs(ours - read).max()) for ours, read in zip(expected, found, strict=True)
-        )
-        if args.dtype in (None, "float32") and difference > _SAME_FEATURES:
-            raise InputError(
-                f"what was written does not read back as it was (features differ by "
-                f"{difference:.1e}): check the disk; {out} is as it was before"
-            )
+        own = converted and not info.uses_base and not layout.architecture
+        exact = args.dtype in (None, "float32")
+        source_path = info.path if own else None
+        difference, checks = _check(config, params, source_path, stage, layout, exact=exact)
         files = [path for path in stage.rglob("*") if path.is_file()]
         weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
         megabytes = sum(path.stat().st_size for path in weights) / 1e6
         usage = layout.usage if isinstance(layout.usage, str) else layout.usage(config, stage)
         code = usage.format(out=out)
-        check = f"read back: features of a random batch differ by at most {difference:.1e}"
+        check = "\n".join(checks)
         is_run = info.layout == "workdir"
         if is_run:
             scores = model_card.scores_of_run(info.path, info.step) | scores
@@ -364,14 +361,77 @@ def _facts(config: clip.CLIPConfig, info: readers.CheckpointInfo, layout: Layout
     return facts
 
 
-def _features(
-    config: clip.CLIPConfig, params: dict[str, Any], outputs: tuple[str, ...]
-) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
+def _check(
+    config: clip.CLIPConfig,
+    params: dict[str, Any],
+    source: Path | None,
+    stage: Path,
+    layout: Layout,
+    *,
+    exact: bool,
+) -> tuple[float, list[str]]:
+    """Reads an export back, and it and its source with other software as well.
+
+    Returns:
+      The greatest difference of a feature after reading back, and what to say of all readings.
+
+    Raises:
+      InputError: features that differ although the weights were not rounded (`exact`).
+    """
+    inputs = _inputs(config)
+    expected, again = (
+        _features(*model, layout.outputs, *inputs)
+        for model in ((config, params), layout.load(stage))
+    )
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, again, strict=True))
+    if exact and difference > _SAME_FEATURES:
+        raise InputError(
+            f"what was written does not read back as it was (features differ by {difference:.1e}): "
+            "check the disk. Nothing was written"
+        )
+    lines = [f"read back: features of a random batch differ by at most {difference:.1e}"]
+    encoder = stage / diffusers.ENCODER
+    export = encoder if encoder.is_dir() else stage
+    for what, path in (("the source", source), ("the export", export)):
+        if path is None:
+            continue
+        try:
+            found, reader = independent.features(path, *inputs, architecture=layout.architecture)
+        except LookupError:
+            lines.append(f"{what} has had no second reading: that takes transformers with torch")
+            continue
+        apart = max(
+            float(np.abs(a - b).max() / np.abs(b).max())
+            for a, b in zip(expected, found, strict=True)
+        )
+        if (exact or path is source) and apart > _SAME_MODEL:
+            raise InputError(
+                f"{reader} reads {what} as another model: features differ by {apart:.1%} of the "
+                "largest. Nothing was written: its configuration does not say, or this version "
+                "does not know, what the model is"
+            )
+        lines.append(f"{what} as {reader} reads it: features differ by {apart:.1e} of the largest")
+    return difference, lines
+
+
+def _inputs(config: clip.CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Random pixels and token ids; the rules of pooling read different places of the first row."""
     size, text = config.vision.image_size, config.text
-    pixels = rng.standard_normal((2, size, size, 3), np.float32)
+    pixels = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     # A generator of their own: the ids must not depend on the size of the pixels.
     ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, text.context_length), np.int32)
+    length = text.context_length
+    ids[0, [length // 3, 2 * length // 3]] = text.eos_token_id, text.vocab_size - 1
+    return pixels, ids
+
+
+def _features(
+    config: clip.CLIPConfig,
+    params: dict[str, Any],
+    outputs: tuple[str, ...],
+    pixels: np.ndarray,
+    ids: np.ndarray,
+) -> list[np.ndarray]:
     graphdef, _ = clip.abstract(config)
     return jax.device_get(_encode(graphdef, outputs, params, pixels, ids))
 

@@ -1,0 +1,227 @@
+"""Features of a checkpoint, computed apart from this package's readers and models.
+
+A reader that takes a checkpoint for another model writes that other model, and reads it back as it
+was: only a second reading can see it. That is the library whose layout it is, where it is
+installed, and otherwise NumPy, straight from tensor names and the configuration's own words.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from negclip_jax.interop.files import StoredTensor, find_weights
+from negclip_jax.interop.tensors import import_torch, open_file, open_weights
+from negclip_jax.models.transformer import ACTIVATIONS
+
+Features = tuple[np.ndarray, ...]
+_CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
+_ALONE = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
+_OPENAI_WIDTHS = (768, 1024)  # vision towers of OpenAI's, of whose code heads of 64 are right
+# Tensors of both layouts, with the block's number in place of {}: transformers' and OpenAI's.
+_NAMES = {
+    "transformers": {
+        "text_blocks": "text_model.encoder.layers.{}.",
+        "vision_blocks": "vision_model.encoder.layers.{}.",
+        "ln": ("layer_norm1", "layer_norm2"),
+        "attn": ("self_attn.{}_proj", "self_attn.out_proj"),
+        "mlp": ("mlp.fc1", "mlp.fc2"),
+        "token": "text_model.embeddings.token_embedding.weight",
+        "text_position": "text_model.embeddings.position_embedding.weight",
+        "vision_position": "vision_model.embeddings.position_embedding.weight",
+        "class": "vision_model.embeddings.class_embedding",
+        "patch": "vision_model.embeddings.patch_embedding.weight",
+        "norms": (
+            "text_model.final_layer_norm",
+            "vision_model.pre_layrnorm",
+            "vision_model.post_layernorm",
+        ),
+        "projections": ("text_projection.weight", "visual_projection.weight"),
+    },
+    "openai": {
+        "text_blocks": "transformer.resblocks.{}.",
+        "vision_blocks": "visual.transformer.resblocks.{}.",
+        "ln": ("ln_1", "ln_2"),
+        "attn": ("attn.in_proj", "attn.out_proj"),
+        "mlp": ("mlp.c_fc", "mlp.c_proj"),
+        "token": "token_embedding.weight",
+        "text_position": "positional_embedding",
+        "vision_position": "visual.positional_embedding",
+        "class": "visual.class_embedding",
+        "patch": "visual.conv1.weight",
+        "norms": ("ln_final", "visual.ln_pre", "visual.ln_post"),
+        "projections": ("text_projection", "visual.proj"),
+    },
+}
+
+
+def features(
+    path: Path, pixels: np.ndarray, ids: np.ndarray, *, architecture: str = ""
+) -> tuple[Features, str]:
+    """Projected image and text features of a checkpoint, and what computed them.
+
+    Args:
+      path: directory of transformers, of open_clip or with OpenAI's `model.pt`, or a file of one.
+      pixels: float `[B, H, W, 3]`.
+      ids: int `[B, T]`.
+      architecture: class of transformers, where the directory holds one tower: the result is then
+        that tower's alone.
+
+    Returns:
+      Features of images and of texts, float32 `[B, D]`, and a name such as "transformers 5.0".
+
+    Raises:
+      LookupError: nothing here can compute them.
+    """
+    folder, weights = (path, None) if path.is_dir() else (path.parent, path)
+    if weights is None and find_weights(folder) is None:
+        weights = next((path / name for name in _ALONE if (path / name).is_file()), None)
+    described = folder / "open_clip_config.json"
+    with contextlib.suppress(Exception):  # absent, or of a version that does not read this
+        torch = import_torch("a second reading needs")
+        nchw = torch.tensor(pixels).permute(0, 3, 1, 2)
+        tokens = torch.tensor(ids, dtype=torch.int64)
+        silence = io.StringIO()  # progress bars and warnings of other libraries
+        with contextlib.redirect_stderr(silence), torch.no_grad():
+            if weights is None:
+                found = _of_transformers(torch, folder, nchw, tokens, architecture)
+            else:
+                found = _of_open_clip(torch, weights, described, nchw, tokens)
+        return tuple(x.float().numpy() for x in found[:-1]), found[-1]
+    try:
+        if architecture:
+            raise LookupError("one tower is read by transformers alone")
+        stored = open_weights(folder) if weights is None else open_file(weights)[0]
+        return _by_hand(folder, stored, pixels, ids), "NumPy, straight from the files"
+    except Exception as error:
+        raise LookupError(f"{path}: {error}") from error
+
+
+def _of_transformers(torch: Any, folder: Path, nchw: Any, tokens: Any, architecture: str) -> tuple:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    cls = getattr(transformers, architecture or _CLASSES[kind])
+    model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+    name = f"transformers {transformers.__version__}"
+    if architecture:
+        out = model(tokens if "Text" in architecture else nchw)
+        names = ("text_embeds", "image_embeds", "pooler_output")
+        return next(out[key] for key in names if key in out), name
+    found = model.get_image_features(nchw), model.get_text_features(tokens)
+    return *(getattr(x, "pooler_output", x) for x in found), name
+
+
+def _of_open_clip(torch: Any, weights: Path, described: Path, nchw: Any, tokens: Any) -> tuple:
+    import open_clip
+
+    stored = {name: tensor.read() for name, tensor in open_file(weights)[0].items()}
+    state = {name: torch.tensor(x.astype(np.float32)) for name, x in stored.items()}
+    if described.is_file():
+        config = json.loads(described.read_text())["model_cfg"]
+        custom = config.pop("custom_text", False)
+        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    elif stored["visual.ln_post.weight"].shape[0] in _OPENAI_WIDTHS:
+        model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()
+    else:
+        raise LookupError("OpenAI has no model of this size")
+    model.load_state_dict(state, strict=False)
+    found = model.eval().encode_image(nchw), model.encode_text(tokens)
+    return *found, f"open_clip {open_clip.__version__}"
+
+
+def _by_hand(
+    folder: Path, opened: Mapping[str, StoredTensor], pixels: np.ndarray, ids: np.ndarray
+) -> Features:
+    """The towers of a CLIP in NumPy, as Radford et al. (2021) and the configuration say."""
+    stored = {n.removeprefix("text."): x.read().astype(np.float32) for n, x in opened.items()}
+    is_openai = "visual.conv1.weight" in stored
+    names = _NAMES["openai" if is_openai else "transformers"]
+    final, before, after = names["norms"]
+    widths = stored[f"{final}.weight"].size, stored[f"{after}.weight"].size
+    text, vision = _said(folder, *widths)
+
+    def norm(name: str, x: np.ndarray, eps: float) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+        return x * stored[f"{name}.weight"] + stored[f"{name}.bias"]
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        if is_openai and name.endswith("in_proj"):
+            return x @ stored[f"{name}_weight"].T + stored[f"{name}_bias"]
+        return x @ stored[f"{name}.weight"].T + stored[f"{name}.bias"]
+
+    def blocks(prefix: str, x: np.ndarray, said: dict, causal: bool) -> np.ndarray:
+        batch, length, width = x.shape
+        block, i = prefix.format(0), 0
+        while f"{block}{names['ln'][0]}.weight" in stored:
+            h = norm(block + names["ln"][0], x, said["eps"])
+            parts = [names["attn"][0].format(part) for part in "qkv"]
+            qkv = [dense(block + part, h) for part in dict.fromkeys(parts)]
+            q, k, v = np.split(qkv[0], 3, axis=-1) if is_openai else qkv
+            q, k, v = (
+                a.reshape(batch, length, said["heads"], -1).swapaxes(1, 2) for a in (q, k, v)
+            )
+            scores = q @ k.swapaxes(2, 3) / np.sqrt(width // said["heads"])
+            if causal:
+                scores += np.triu(np.full((length, length), -np.inf), 1)
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed = scores / scores.sum(-1, keepdims=True) @ v
+            x = x + dense(block + names["attn"][1], mixed.swapaxes(1, 2).reshape(x.shape))
+            h = dense(block + names["mlp"][0], norm(block + names["ln"][1], x, said["eps"]))
+            x = x + dense(block + names["mlp"][1], np.asarray(ACTIVATIONS[said["act"]](h)))
+            i += 1
+            block = prefix.format(i)
+        return x
+
+    patch = stored[names["patch"]]
+    size = patch.shape[-1]
+    grid = pixels.shape[1] // size
+    cut = pixels[:, : grid * size, : grid * size].reshape(len(pixels), grid, size, grid, size, 3)
+    patches = np.einsum("bhpwqc,ocpq->bhwo", cut, patch).reshape(len(pixels), grid * grid, -1)
+    start = np.broadcast_to(stored[names["class"]], (len(pixels), 1, patches.shape[-1]))
+    x = np.concatenate([start, patches], axis=1) + stored[names["vision_position"]]
+    x = blocks(names["vision_blocks"], norm(before, x, vision["eps"]), vision, causal=False)
+    image = norm(after, x[:, 0], vision["eps"])
+    x = stored[names["token"]][ids] + stored[names["text_position"]][: ids.shape[1]]
+    x = norm(final, blocks(names["text_blocks"], x, text, causal=True), text["eps"])
+    ends = np.argmax(ids if text["end"] is None else ids == text["end"], axis=1)
+    by_text, by_image = (stored[name] for name in names["projections"])
+    if not is_openai:
+        by_text, by_image = by_text.T, by_image.T
+    return image @ by_image, x[np.arange(len(ids)), ends] @ by_text
+
+
+def _said(folder: Path, text_width: int, vision_width: int) -> list[dict[str, Any]]:
+    """Activation, epsilon, heads and end token (None: the largest id) of both towers."""
+    open_clip, config = folder / "open_clip_config.json", folder / "config.json"
+    if open_clip.is_file():
+        model = json.loads(open_clip.read_text())["model_cfg"]
+        towers = model["text_cfg"], model["vision_cfg"]
+        plain = ["gelu_pytorch_tanh" if t.get("act_kwargs") else "gelu" for t in towers]
+        acts = ["quick_gelu"] * 2 if model.get("quick_gelu") else plain
+        eps = [(t.get("norm_kwargs") or {}).get("eps", 1e-5) for t in towers]
+        heads = towers[0].get("heads", 8), vision_width // towers[1].get("head_width", 64)
+        end = towers[0].get("eos_id", 2) if towers[0].get("pool_type") == "eos" else None
+    elif config.is_file():
+        model = json.loads(config.read_text())
+        sections = ("text_config", "vision_config")
+        towers = [model.get(f"{n}_dict") or model.get(n) or {} for n in sections]
+        acts = [t.get("hidden_act", "quick_gelu") for t in towers]
+        eps = [t.get("layer_norm_eps", 1e-5) for t in towers]
+        heads = [t.get("num_attention_heads", n) for t, n in zip(towers, (8, 12), strict=True)]
+        end = towers[0].get("eos_token_id", 49407)
+        end = None if end == 2 and model.get("model_type") != "metaclip_2" else end
+    elif vision_width in _OPENAI_WIDTHS:
+        acts, eps, end = ["quick_gelu"] * 2, [1e-5] * 2, None
+        heads = text_width // 64, vision_width // 64
+    else:
+        raise LookupError("no configuration stands beside it")
+    return [
+        {"act": a, "eps": e, "heads": h, "end": end}
+        for a, e, h in zip(acts, eps, heads, strict=True)
+    ]
