@@ -71,7 +71,9 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
     for name, model in described.items():
         logging.info("%s: %s", name, "; ".join(model["facts"].values()))
     try:
-        failures = runner.run(tested, loaded, roots, results, cache=cache)
+        failures = runner.run(
+            tested, loaded, roots, results, cache=cache, allow_subset=args.allow_subset
+        )
         if args.interpolate and not failures:
             entries = results.document["benchmarks"]
             found = interpolate.curve(entries, args.alphas, kinds, args.max_loss / 100)

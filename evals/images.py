@@ -33,6 +33,7 @@ __all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 _ANY_FOLDER = {"photos", "photo", "pictures", "images", "image", "imgs", "img", "jpegimages"}
 _ANY_FOLDER |= {"data", "datasets", "frames", "train", "val", "test", "validation", "training"}
 _SHORTEST_NAME = 3
+_LARGEST_EMPTY = 256  # bytes
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.jpg)")
 # No dots at the start of a name: a benchmark's file may name anything.
 _TFDS = re.compile(r"tfds:(?P<name>\w[\w.:-]*(/\w[\w.:-]*)?)/(?P<split>\w+)#(?P<row>\d{1,12})")
@@ -42,6 +43,10 @@ class FileMissing(InputError):
     """A published file that is not below the data folders, as opposed to one that is wrong."""
 
 
+class FileEmpty(FileMissing):
+    """A published file that holds nothing, and is treated as one that is not there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DataRoots:
     """Folders with published files and photos.
@@ -49,10 +54,12 @@ class DataRoots:
     Attributes:
       data: searched for annotation files, in this order: an earlier folder wins.
       images: more folders of photos, searched before `data`.
+      unreadable: photos, as a benchmark calls them, that count as missing although they are there.
     """
 
     data: tuple[Path, ...]
     images: tuple[Path, ...] = ()
+    unreadable: frozenset[str] = frozenset()
 
     def __post_init__(self):
         for folder in (*self.data, *self.images):
@@ -69,15 +76,22 @@ class DataRoots:
           download: where to get it, for the message.
 
         The first folder of `data` that has one wins; within a folder the first of `names`, then the
-        least deep, then the largest file. Raises FileMissing, saying where it was looked for.
+        least deep, then the largest file. Raises FileMissing, saying where it was looked for, and
+        FileEmpty where such files hold nothing.
         """
+        empty = None
         for root in self.data:
             for name in names:
                 wanted = PurePosixPath(name).parts
                 named = self._files[root].get(wanted[-1], ())
                 found = [p for p in named if p.parts[-len(wanted) :] == wanted]
-                if found:
-                    return min(found, key=lambda p: (len(p.parts), -p.stat().st_size, str(p)))
+                found.sort(key=lambda p: (len(p.parts), -p.stat().st_size, str(p)))
+                for path in found:
+                    if not (reason := _why_empty(path)):
+                        return path
+                    empty = empty or f"{path} {reason}"
+        if empty:
+            raise FileEmpty(f"{empty}: get it from {download}")
         raise FileMissing(
             f"{' or '.join(names)} is not below {', '.join(map(str, self.data))}: get it from "
             f"{download} and put it into the folder that --data names"
@@ -117,8 +131,9 @@ class DataRoots:
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that are not there, each once and in order."""
         distinct = dict.fromkeys(paths)
-        missing = [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
-        elsewhere = [p for p in missing if _key(PurePosixPath(p).name) in self._photos]
+        absent = [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
+        gone = set(absent)
+        elsewhere = [p for p in absent if _key(PurePosixPath(p).name) in self._photos]
         if elsewhere:
             other = next(iter(self._photos[_key(PurePosixPath(elsewhere[0]).name)]))
             logging.warning(
@@ -126,7 +141,7 @@ class DataRoots:
                 "taken: %s is not %s",
                 *(f"{len(elsewhere):,}", other, elsewhere[0]),
             )
-        return missing
+        return [p for p in distinct if p in self.unreadable or p in gone]
 
     def size(self, path: str) -> tuple[int, int]:
         """Width and height of a photo, from its header."""
@@ -264,6 +279,16 @@ def _walk(root: Path) -> Iterator[Path]:
         seen.add(real)
         folders.sort()
         yield from (Path(folder, file) for file in sorted(files))
+
+
+def _why_empty(path: Path) -> str:
+    """How a file holds nothing: no byte, white space, or an empty list or object; "" if it does."""
+    if (size := path.stat().st_size) > _LARGEST_EMPTY:
+        return ""
+    content = path.read_bytes().strip()
+    if b"".join(content.split()) in (b"[]", b"{}"):
+        return "holds no items"
+    return "" if content else f"is empty: {'it holds only white space' if size else '0 bytes'}"
 
 
 def _key(name: str) -> str:

@@ -59,8 +59,11 @@ def evaluators(
             numbers: dict[str, float] = {}
             options = {"cache": cache, "in_memory": stores, "mesh": context.mesh}
             with contextlib.closing(runner.encoder_of(model, loaded, roots, **options)) as encoder:
-                for name, (_, problem) in loaded.items():
-                    result = problem.score(*encoder.features(problem.images, problem.texts))
+                for name, (benchmark, problem) in loaded.items():
+                    left, result = runner.scored(
+                        encoder, benchmark, problem, roots, allow_subset=allow_subset
+                    )
+                    loaded[name] = benchmark, left
                     metrics = [m for m in result.metrics if len(m.values)]
                     shown = [m for m in metrics if m.headline] or metrics[:1]
                     numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.images import DataRoots, FileMissing, ImageRef
+from evals.images import DataRoots, FileEmpty, FileMissing, ImageRef
 from negclip_jax.common import records, strict_json
+from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
 from negclip_jax.common.strict_json import parse_json, read_text
@@ -47,8 +48,12 @@ class Fields(records.Fields):
         careless annotation and only told in the notes returned. `boxes` are references and the
         places where they stand.
         """
-        present = [(ref, where) for ref, where in boxes if not roots.missing([ref.path])]
-        sizes = {path: roots.size(path) for path in dict.fromkeys(ref.path for ref, _ in present)}
+        every = list(boxes)
+        sizes, gone = {}, set(roots.missing(ref.path for ref, _ in every))
+        for path in {ref.path for ref, _ in every} - gone:
+            with contextlib.suppress(ImageError):  # what cannot be read is named when it is encoded
+                sizes[path] = roots.size(path)
+        present = [(ref, where) for ref, where in every if ref.path in sizes]
         outside = []
         for ref, where in present:
             x, y, w, h = ref.box
@@ -95,7 +100,7 @@ def load_available(
             sets = load(name)
         except InputError as error:
             if skips and isinstance(error, FileMissing):
-                absent.append(name)
+                absent.append(f"{name} ({error})" if isinstance(error, FileEmpty) else name)
             else:
                 problems.append(f"{name}: {error}" if name in every else str(error))
             continue
@@ -117,7 +122,7 @@ def load_available(
             if skips and skip_subsets:
                 logging.info("left out: %s", complaint)
             elif skips and not found.scored:
-                absent.append(title)
+                absent.append(title if found.missing else complaint)
             else:
                 problems.append(complaint)
     if problems:
@@ -142,7 +147,9 @@ def find_parts(
     if not files:
         roots.find(*(wanted[0] for wanted in names.values()), download=download)
     absent = [part for part in names if part not in files]
-    return files, [f"Parts whose file is not there: {', '.join(absent)}."] if absent else []
+    return files, [
+        f"Parts whose file is not there or empty: {', '.join(absent)}."
+    ] if absent else []
 
 
 def read_items(
@@ -201,5 +208,5 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def _nonempty(path: Path, content: Any) -> Any:
     if not content:
-        raise InputError(f"{path} holds no items.")
+        raise FileEmpty(f"{path} holds no items.")
     return content

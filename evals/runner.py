@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from evals import registry
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Benchmark, Problem, Result
 from evals.images import DataRoots
 from evals.models import Model
 from evals.reading import load_available
 from evals.results import Results
+from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.problems import first
 from negclip_jax.embeddings.encoder import Encoder
 from negclip_jax.runtime import sharding
 
@@ -62,18 +64,23 @@ def load_problems(
 
 
 def run(
-    models: Iterable[Model], loaded: Loaded, roots: DataRoots, results: Results, *, cache: Path
+    models: Iterable[Model],
+    loaded: Loaded,
+    roots: DataRoots,
+    results: Results,
+    *,
+    cache: Path,
+    allow_subset: bool = False,
 ) -> list[Failure]:
     """Scores every model on every benchmark; `results` has the numbers on disk as they come.
 
     Models are read one after the other, so that a generator holds one at a time; `cache` is the
-    folder of embeddings. Returns the pairs that failed; all others are scored.
+    folder of embeddings. Photos that cannot be read count as missing ones do. Returns the pairs
+    that failed; all others are scored.
     """
+    loaded, failures = dict(loaded), []
     for benchmark, problem in loaded.values():
-        results.begin(benchmark, problem)
-        for title, control in problem.controls.items():
-            results.add(benchmark.name, title, problem, control(), control=True)
-    failures = []
+        _begin(results, benchmark, problem)
     for model in models:
         with contextlib.closing(encoder_of(model, loaded, roots, cache=cache)) as encoder:
             kinds = zip(encoder.pending, encoder.distinct, ("images", "texts"), strict=True)
@@ -86,15 +93,61 @@ def run(
                     *(model.name, f"{len(encoder.truncated):,}"),
                     *(model.config.text.context_length, encoder.truncated[0]),
                 )
-            for name, (_, problem) in loaded.items():
+            for name, (benchmark, problem) in list(loaded.items()):
                 try:
-                    result = problem.score(*encoder.features(problem.images, problem.texts))
+                    left, result = scored(
+                        encoder, benchmark, problem, roots, allow_subset=allow_subset
+                    )
                 except InputError as error:
                     failures.append(Failure(name, model.name, str(error)))
                     results.fail(name, model.name, str(error))
-                else:
-                    results.add(name, model.name, problem, result)
+                    continue
+                if left is not problem:  # for the models that come as well
+                    loaded[name] = benchmark, left
+                    _begin(results, benchmark, left)
+                results.add(name, model.name, left, result)
     return failures
+
+
+def scored(
+    encoder: Encoder,
+    benchmark: Benchmark,
+    problem: Problem,
+    roots: DataRoots,
+    *,
+    allow_subset: bool,
+) -> tuple[Problem, Result]:
+    """The result of an encoder's features, and the problem that it is of.
+
+    Where photos cannot be read that is the problem without their items, if a subset is allowed.
+    Raises InputError where not, and for a model whose features cannot be used.
+    """
+    try:
+        return problem, problem.score(*encoder.features(problem.images, problem.texts))
+    except InputError as error:
+        unreadable = {}
+        for ref in encoder.unusable_images(problem.images):
+            try:
+                ref.open(roots)  # a model's features that are not finite are no fault of the photo
+            except ImageError as reason:
+                unreadable[ref.path] = str(reason)
+        if not unreadable:
+            raise
+        left = benchmark.load(dataclasses.replace(roots, unreadable=frozenset(unreadable)))
+        if not (allow_subset and left.scored):
+            way = ", or give --allow-subset to score the others" if left.scored else ""
+            raise InputError(f"{error}. Get them again{way}") from None
+    listed = first(list(unreadable.values()), separator="; ")
+    told = f"{len(unreadable):,} photos cannot be read and count as missing: {listed}"
+    logging.warning("%s: %s", benchmark.name, told)
+    left = dataclasses.replace(left, notes=(*left.notes, f"{told}."))
+    return left, left.score(*encoder.features(left.images, left.texts))
+
+
+def _begin(results: Results, benchmark: Benchmark, problem: Problem) -> None:
+    results.begin(benchmark, problem)
+    for title, control in problem.controls.items():
+        results.add(benchmark.name, title, problem, control(), control=True)
 
 
 def encoder_of(model: Model, loaded: Loaded, roots: DataRoots, **options: Any) -> Encoder:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pyarrow.compute as pc
@@ -10,6 +11,7 @@ import pytest
 from tiny_benchmark import write_items
 
 from evals import __main__ as command_line
+from evals import registry
 from negclip_jax.embeddings import encoder
 from negclip_jax.interop import huggingface
 
@@ -80,6 +82,51 @@ def test_a_subset_is_marked_in_every_output(evaluate, tiny_benchmarks, tiny_chec
     assert "subset: 24 of 28" in page and "Photos are missing for Tiny" in page
     assert "(subset: 24 of 28 items)" in capsys.readouterr().out
     assert len((evaluate.out / "missing_photos.txt").read_text().splitlines()) == 2
+
+
+def test_photos_that_cannot_be_read_are_left_out_as_missing_ones_are(
+    evaluate, tiny_benchmarks, tiny_checkpoint, tuned_checkpoint, capsys, caplog
+):
+    """Two of twelve, under two models; the control is scored on the same items."""
+    real = (tiny_benchmarks / "photos").resolve()
+    (tiny_benchmarks / "photos").unlink()
+    shutil.copytree(real, tiny_benchmarks / "photos")
+    (tiny_benchmarks / "photos" / "3.png").write_bytes(b"no photo")
+    (tiny_benchmarks / "photos" / "7.png").write_bytes(b"")
+    flags = [f"--model=a={tiny_checkpoint}", f"--model=b={tuned_checkpoint}", "--benchmarks=tiny"]
+    assert evaluate(*flags) == 1
+    entry = document(evaluate.out)["benchmarks"]["tiny"]
+    assert "3.png: this is not an image" in entry["errors"]["a"]
+    assert entry["errors"]["a"].endswith("or give --allow-subset to score the others")
+    assert evaluate(*flags, "--allow-subset", "--overwrite") == 0
+    entry = document(evaluate.out)["benchmarks"]["tiny"]
+    assert (entry["scored"], entry["total"], entry["subset"]) == (20, 24, True)
+    assert {row: found["metrics"]["accuracy"]["n"] for row, found in entry["rows"].items()} == {
+        "takes the first": 20,
+        "a": 20,
+        "b": 20,
+    }
+    told = "2 photos cannot be read and count as missing: 3.png: this is not an image"
+    assert told in entry["notes"][-1] and told in caplog.text and not entry["errors"]
+    page = (evaluate.out / "report.html").read_text()
+    assert "subset: 20 of 24" in page and told in page
+    assert "(subset: 20 of 24 items)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", " \n", "[]", "{ }"])
+def test_an_empty_file_stops_no_other_benchmark(
+    evaluate, tiny_benchmarks, tiny_checkpoint, caplog, capsys, monkeypatch, content
+):
+    caplog.set_level("INFO")
+    known = registry.BENCHMARKS | {"negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK"}
+    monkeypatch.setattr(registry, "BENCHMARKS", known)
+    (tiny_benchmarks / "NegRefCOCOg.json").write_text(content)
+    assert evaluate(f"--model={tiny_checkpoint}") == 0
+    assert list(document(evaluate.out)["benchmarks"]) == ["tiny", "kept"]
+    left_out = next(line for line in caplog.messages if "left out" in line)
+    assert "NegRefCOCOg.json holds no items" in left_out or "NegRefCOCOg.json is empty" in left_out
+    assert evaluate(f"--model={tiny_checkpoint}", "--benchmarks=tiny,negrefcocog") == 1
+    assert "negrefcocog: " in capsys.readouterr().err
 
 
 def test_a_killed_evaluation_keeps_what_it_had_and_encodes_nothing_again(

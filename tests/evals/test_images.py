@@ -11,7 +11,7 @@ from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 
 
-def write(path: Path, content: bytes = b"{}") -> Path:
+def write(path: Path, content: bytes = b"[1]") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path

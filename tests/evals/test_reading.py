@@ -23,11 +23,13 @@ def message(action, *rest) -> str:
 
 def test_parts_that_are_there(tmp_path):
     names = {"one": ("one.json", "x_one.json"), "two": ("two.json",)}
-    (tmp_path / "x_one.json").write_text("[]")
+    (tmp_path / "x_one.json").write_text("[1]")
     files, notes = find_parts(DataRoots((tmp_path,)), names, "example.org")
     assert files == {"one": tmp_path / "x_one.json"}
-    assert notes == ["Parts whose file is not there: two."]
-    (tmp_path / "two.json").write_text("[]")
+    assert notes == ["Parts whose file is not there or empty: two."]
+    (tmp_path / "two.json").write_text("[ ]\n")
+    assert find_parts(DataRoots((tmp_path,)), names, "example.org") == (files, notes)
+    (tmp_path / "two.json").write_text("[1]")
     assert find_parts(DataRoots((tmp_path,)), names, "")[1] == []
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -58,7 +58,7 @@ def write(folder, records) -> None:
 def test_one_file_alone(tmp_path):
     (tmp_path / "pope_popular.jsonl").write_text(json.dumps(pope_record(1)))
     problem = pope.load(AllThere((tmp_path,)))
-    assert problem.notes == ("Parts whose file is not there: random, adversarial.",)
+    assert problem.notes == ("Parts whose file is not there or empty: random, adversarial.",)
     ours = numbers(problem.score(*features(problem)))
     assert "accuracy_popular" in ours and "accuracy_random" not in ours
 

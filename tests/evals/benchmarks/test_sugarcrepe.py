@@ -60,7 +60,7 @@ def test_an_absent_file_is_named_and_there_is_no_mean(tmp_path):
     for category in sugarcrepe.CATEGORIES[:-1]:
         write_json(tmp_path / f"{category}.json", {"0": record(0)})
     problem = sugarcrepe.load(AllThere((tmp_path,)))
-    assert problem.notes == ("Parts whose file is not there: swap_obj.",)
+    assert problem.notes == ("Parts whose file is not there or empty: swap_obj.",)
     metrics = problem.score(*features(problem)).metrics
     headlines = [metric.name for metric in metrics if metric.headline]
     assert headlines == [f"accuracy_{c}" for c in sugarcrepe.CATEGORIES[:-1]]
