@@ -8,10 +8,13 @@ For notebooks and small scripts. Training and evaluation take `graphdef` and `pa
 model inside their own `jax.jit`.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,9 +24,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from PIL import Image
 
 from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.data.images import Preprocessor, is_one_image
+from negclip_jax.data.packing import Ragged
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import compiled
 from negclip_jax.interop import readers
@@ -112,11 +117,15 @@ class CLIP:
 
     def preprocess(self, images: Any) -> np.ndarray:
         """One image or a sequence (PIL, path, uint8 array) to float32 `[B, H, W, 3]`."""
-        return self.preprocessor(images)
+        return self.preprocessor(_checked(images, "images", "an image (PIL, path, uint8 array)"))
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
-        """One text or a sequence to int32 `[B, context length]`; long texts are truncated."""
-        return self.tokenizer(texts)
+        """One text or a sequence to int32 `[B, context length]`; long texts are truncated.
+
+        Rows are padded to the full length, as OpenAI's `clip.tokenize` does, which costs three
+        times what captions need: `encode_text(texts)` computes no more than they need.
+        """
+        return self.tokenizer(_checked(texts, "texts", "a text"))
 
     def encode_image(self, pixels: Any) -> Array:
         """Projected, unnormalised image features.
@@ -136,14 +145,19 @@ class CLIP:
         """Projected, unnormalised text features.
 
         Args:
-          ids: token ids, int `[B, T]`, T up to the context length; or many captions packed several
-            to a row, what `data.packing.Packing.pack` returns, at a third of the cost.
+          ids: texts, one or a sequence, of which those of a length share batches that are padded
+            to that length and no further; token ids, int `[B, T]`, T up to the context length; or
+            many captions packed several to a row, what `data.packing.Packing.pack` returns.
 
         Returns:
           float32 `[B, D]`. The first call for a shape compiles.
         """
         if isinstance(ids, dict):
             return compiled(_encode_text, self.graphdef)(self.params, ids)
+        if isinstance(ids, str):
+            ids = [ids]
+        if isinstance(ids, list | tuple) and any(isinstance(text, str) for text in ids):
+            return jnp.asarray(self._encode_texts(list(ids)))
         ids = np.asarray(ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             raise InputError(f"ids are {ids.dtype}{list(ids.shape)}, not int[B, T]")
@@ -155,19 +169,61 @@ class CLIP:
             )
         return compiled(_encode_text, self.graphdef)(self.params, ids.astype(np.int32))
 
+    @device_errors("Give fewer texts at a time, or dtype='bfloat16'")
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        tokens = Ragged(*self.tokenizer.encode_ragged(texts))
+        most, order = self.config.text.context_length, np.argsort(tokens.lengths, kind="stable")
+        features = np.empty((len(texts), self.config.projection_dim), np.float32)
+        running: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
+        for start in range(0, len(order), _BATCH):
+            part = order[start : start + _BATCH]
+            # Few shapes, because each is compiled: 8 tokens more, 8 rows more, or 1, 2 or 4 rows.
+            length = min(most, -(-int(tokens.lengths[part[-1]]) // 8) * 8)
+            rows = -(-len(part) // 8) * 8 if len(part) > 4 else 1 << (len(part) - 1).bit_length()
+            filled = part[np.minimum(np.arange(rows), len(part) - 1)]
+            running.append((part, self.encode_text(tokens.padded(filled, length))))
+            if len(running) > 1 or start + _BATCH >= len(order):  # tokens of one, while it computes
+                for done, computed in [running.popleft() for _ in range(len(running))]:
+                    features[done] = np.asarray(computed)[: len(done)]
+        return features
+
+    @device_errors("Give smaller images, or dtype='bfloat16'")
     def embed_images(self, images: Any) -> np.ndarray:
-        """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes."""
-        single = is_one_image(images)
-        return _embedded(lambda part: self.encode_image(self.preprocess(part)), images, single)
+        """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes.
+
+        Images are opened as they are needed, a batch at a time, so that there may be any number.
+        """
+        images = _checked(images, "images", "an image (PIL, path, uint8 array)")
+        waiting = iter([images] if is_one_image(images) else images)
+        rows: list[np.ndarray] = []
+        running: list[tuple[Array, int]] = []
+        while part := list(itertools.islice(waiting, _BATCH)):
+            count = len(part)
+            # Of several batches the last is filled up: one shape is compiled.
+            part += part[:1] * (_BATCH - count if running else 0)
+            pixels = self.preprocess(part)  # while the batch before is computed
+            rows += [np.asarray(features)[:n] for features, n in running]
+            running = [(self.encode_image(pixels), count)]
+        if not running:
+            raise InputError("images is empty: give at least one image")
+        rows += [np.asarray(features)[:n] for features, n in running]
+        return l2_normalise(np.concatenate(rows))
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit vectors of texts, float32 `[B, D]`."""
-        single = isinstance(texts, str)
-        return _embedded(lambda part: self.encode_text(self.tokenize(part)), texts, single)
+        texts = _checked(texts, "texts", "a text")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise InputError("texts is empty: give at least one text")
+        return l2_normalise(self._encode_texts(texts))
 
     def similarity(self, images: Any, texts: str | Sequence[str]) -> np.ndarray:
-        """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
+        """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`.
+
+        Raises InputError for no image or text, and for what is neither.
+        """
+        of_texts = self.embed_texts(texts)  # a wrong one is told before photos are opened
+        return self.embed_images(images) @ of_texts.T
 
     def __repr__(self) -> str:
         text, vision = self.config.text, self.config.vision
@@ -203,12 +259,13 @@ def _encode_text(model: clip.CLIP, ids: Array) -> Array:
     return model.encode_text(ids)
 
 
-@device_errors("Give fewer or smaller items at a time, or dtype='bfloat16'")
-def _embedded(encode: Callable[[list], Array], items: Any, single: bool) -> np.ndarray:
-    """Unit rows of raw items; of several batches the last is filled up: one shape is compiled."""
-    items = [items] if single else list(items)
-    count, size = len(items), min(_BATCH, max(len(items), 1))
-    items += items[:1] * (-count % size)
-    parts = [items[i : i + size] for i in range(0, max(len(items), 1), size)]
-    features = np.concatenate([np.asarray(encode(part)) for part in parts])
-    return l2_normalise(features[:count])
+def _checked(items: Any, name: str, what: str) -> Any:
+    """`items`, which are one item or can be iterated; InputError for anything else."""
+    if isinstance(items, bytes | bytearray | memoryview):
+        raise InputError(
+            f"{name} is {type(items).__name__}, not {what} or a sequence of them: open encoded "
+            "images with PIL.Image.open(io.BytesIO(data))"
+        )
+    if not isinstance(items, Iterable | os.PathLike | Image.Image):
+        raise InputError(f"{name} is {items!r}, not {what} or a sequence of them")
+    return items

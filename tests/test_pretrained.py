@@ -87,6 +87,76 @@ def test_packed_captions_have_the_features_of_padded_ones(model):
     )
 
 
+def test_texts_are_encoded_as_long_as_they_are(model, monkeypatch):
+    """In batches of one length, in the order that was asked for, and not at 24 tokens each."""
+    monkeypatch.setattr(pretrained, "_BATCH", 3)
+    texts = ["a dog", "no dog " * 6, "x", "a cat with no dog", "a dog", "no"]
+    expected, shapes = model.encode_text(model.tokenize(texts)), []
+    encode = CLIP.encode_text
+
+    def noted(self, ids):
+        shapes.append(getattr(ids, "shape", None))
+        return encode(self, ids)
+
+    monkeypatch.setattr(CLIP, "encode_text", noted)
+    features = model.encode_text(texts)
+    assert isinstance(features, jax.Array) and shapes[0] is None
+    assert shapes[1:] == [(4, 8), (4, 24)]
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    np.testing.assert_allclose(encode(model, "x"), expected[2:3], atol=1e-6)
+    cosines = model.embed_texts(text for text in texts) @ model.embed_texts(texts).T
+    np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "reason"),
+    [
+        ([], "a", "images is empty"),
+        ("street.jpg", [], "texts is empty"),
+        (None, "a", "images is None, not an image"),
+        ("street.jpg", None, "texts is None, not a text"),
+        (b"jpeg", "a", "images is bytes, not an image .*PIL.Image.open"),
+        ([b"jpeg"], "a", "got bytes"),
+        ("street.jpg", b"a", "texts is bytes, not a text"),
+        ("street.jpg", ["a", None], "must be a string, got NoneType"),
+        ("street.jpg", 7, "texts is 7, not a text"),
+        (7, "a", "images is 7"),
+        ([None], "a", "got NoneType"),
+    ],
+)
+def test_what_is_neither_image_nor_text(model, images, texts, reason):
+    with pytest.raises(InputError, match=reason):
+        model.similarity(images, texts)
+
+
+@pytest.mark.parametrize("method", ["tokenize", "preprocess", "encode_text", "embed_texts"])
+@pytest.mark.parametrize("wrong", [None, b"x", 3])
+def test_single_steps_refuse_it_too(model, method, wrong):
+    with pytest.raises(InputError):
+        getattr(model, method)(wrong)
+
+
+def test_images_are_opened_a_batch_at_a_time(model, images, monkeypatch):
+    """10,000 photos need the memory of a batch: the third is not asked for before the first."""
+    monkeypatch.setattr(pretrained, "_BATCH", 1)
+    events, encode = [], CLIP.encode_image
+
+    def opened():
+        for number, image in enumerate(images):
+            events.append(number)
+            yield image
+
+    def noted(self, pixels):
+        events.append("encoded")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(CLIP, "encode_image", noted)
+    rows = model.embed_images(opened())
+    assert events == [0, "encoded", 1, "encoded", 2, "encoded"]
+    monkeypatch.setattr(pretrained, "_BATCH", 2)
+    np.testing.assert_allclose(model.embed_images(images), rows, atol=1e-6)
+
+
 def test_logit_scale_is_the_logarithm(model):
     assert model.logit_scale == pytest.approx(np.log(1 / 0.07), abs=1e-4)
 
