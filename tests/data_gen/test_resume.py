@@ -56,7 +56,7 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
     """Killed after a random number of calls; what the cache had is not asked again."""
     folder, shows = scene
     expected, bodies = undisturbed
-    with FaultServer(shows, POOL, latency=0.02) as server:
+    with FaultServer(shows, POOL, latency=0.1) as server:
         command = arguments(folder, tmp_path / "run", server)
         moment = random.Random(7).randrange(25, 60)
         process = start(command)

@@ -141,7 +141,7 @@ class ChatClient:
         EndpointError where no request can succeed.
         """
         image = request.image and request.image.sha256
-        tries = sent = 0
+        tries = sent = server_errors = 0
         failed, first_failure = None, 0.0
         while True:
             host = await self._host(image, failed)
@@ -160,26 +160,18 @@ class ChatClient:
                 failed, first_failure = caught, first_failure or time.monotonic()
             if not host.breaker.is_open:
                 tries += 1
+                server_errors += failed.code == "http_500"
+                # Its own fault: it fails like that alone, or its image is known for it.
                 others_succeed = host.breaker.last_success > first_failure
-                if self._is_own_fault(failed, tries, others_succeed, image):
-                    detail = f"{failed}, {tries} times, while other requests succeed"
+                own = server_errors >= _OWN_FAULT_TRIES and others_succeed
+                if failed.code == "http_500" and (own or image in self._poisoned):
+                    if image is not None:
+                        self._poisoned.add(image)
+                    detail = f"{failed}, {server_errors} times, while other requests succeed"
                     return ChatResult(error="server_error", detail=detail, permanent=True, **about)
                 if tries >= self._settings.tries:
                     return ChatResult(error=failed.code, detail=str(failed), **about)
             await asyncio.sleep(max(failed.wait, full_jitter(tries or 1, self._settings.backoff)))
-
-    def _is_own_fault(
-        self, failed: NoAnswer, tries: int, others_succeed: bool, image: str | None
-    ) -> bool:
-        """Whether a 500 comes from the request: others succeed, or the image is known for it."""
-        if failed.code != "http_500":
-            return False
-        if image in self._poisoned:
-            return True
-        own = tries >= _OWN_FAULT_TRIES and others_succeed
-        if own and image is not None:
-            self._poisoned.add(image)
-        return own
 
     async def models(self, tries: int = 1) -> list[dict[str, Any]]:
         """What the first server says of its models, each with its "id"; some have no such list.
