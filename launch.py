@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
             if not sharding.is_main_process():
                 console.set_up_logging(only_warnings=True)
         with multihost.end_together():
-            state = train(config, workdir, _benchmarks(config.eval, workdir))
+            state = train(config, workdir, _benchmarks(config, workdir))
     except InputError as error:
         console.fail(str(error))
         multihost.leave(1)
@@ -71,12 +71,17 @@ def main(argv: list[str]) -> None:
         print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
 
 
-def _benchmarks(section, workdir: str) -> dict:
+def _benchmarks(config, workdir: str) -> dict:
     """Evaluators of `config.eval.benchmarks`; their files are read before anything is trained."""
+    section = config.eval
     if not section.benchmarks:
         return {}
-    from evals import in_training
+    from flax.traverse_util import flatten_dict
 
+    from evals import in_training
+    from negclip_jax.training.config import check_settings
+
+    check_settings(flatten_dict(config.to_dict(), sep="."))  # what is wrong is said before
     keys = ("benchmarks", "data", "allow_subset")
     return in_training.configured(workdir=workdir, **{key: section[key] for key in keys})
 
@@ -89,10 +94,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a wrong setting exits with a one-line message, not a traceback."""
     # Warnings about renamed keys as they are: absl, which is not set up yet, adds lines to them.
     handlers, logging.root.handlers = logging.root.handlers, [logging.StreamHandler()]
+    argv = ["--help" if word == "-h" else word for word in argv]
     try:
         positional = flags.FLAGS(argv)
         _ = _CONFIG.value.seed  # a file that cannot be read is reported at the first access
         return positional
+    except SystemExit:  # absl has printed the help that was asked for, and calls that an error
+        sys.exit(0)
     except (
         flags.Error,
         LookupError,

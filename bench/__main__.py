@@ -12,6 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.harness import require_writable
+from negclip_jax.common.errors import InputError
+
 COMMANDS = {
     "startup": [],
     "loader": [],
@@ -30,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, default=Path("runs/bench"), help="directory of the results")
     add("--only", nargs="*", choices=COMMANDS, help="measure these alone")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        require_writable(args.out / "report.md")
+    except InputError as error:
+        sys.exit(f"bench: {error}")
     sections, begin = [], time.monotonic()
     for name in args.only or COMMANDS:
         words = ["python", "-m", f"bench.{name}", *COMMANDS[name], f"--json={args.out}/{name}.json"]

@@ -58,14 +58,24 @@ def run(
     """
     args = parser.parse_args(argv)
     try:
+        require_writable(args.json)
         with device_errors(_SMALLER), tempfile.TemporaryDirectory(prefix="bench_") as scratch:
             result = measure(args, Path(scratch)) | {"machine": machine()}
     except (InputError, RuntimeError) as error:
         sys.exit(f"{parser.prog.removeprefix('python -m ')}: {error}")
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
+
+
+def require_writable(path: Path | None) -> None:
+    """Says before anything is measured that the file of results cannot be written: InputError."""
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def machine() -> dict[str, Any]:

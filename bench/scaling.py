@@ -355,6 +355,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.reuse:
             results = json.loads(args.json.read_text())["results"]
         else:
+            harness.require_writable(args.json)
             results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
             if args.json is not None:  # one line a program, so that a change of one is one line
                 lines = ",\n".join(json.dumps(result) for result in results)

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         start_afresh(path)
         done = [run(title, arguments) for title, arguments in commands(out)]
-    except Failed as error:
+    except (Failed, OSError) as error:  # the folder cannot be made or emptied
         sys.exit(f"quickstart stopped: {error}")
     evaluation = json.loads((path / "evaluation.json").read_text())
     story = Story(

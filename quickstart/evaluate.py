@@ -163,9 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--gallery", type=int, default=12, help="scenes to keep for the report's gallery")
     args = parser.parse_args(argv)
     try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.open("a").close()  # a folder that takes no file is found before the work
         with device_errors():
             results = evaluate(dict(args.model), args.world, args.seed, args.gallery)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"quickstart.evaluate: {error}")

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +262,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=8000, help="scenes to train on")
     parser.add_argument("--heldout", type=int, default=1000, help="scenes to report on")
     args = parser.parse_args(argv)
-    make_world(args.out, args.train, args.heldout, args.seed)
+    if min(args.train, args.heldout) < 1:
+        parser.error("--train and --heldout must be 1 or more")
+    try:
+        make_world(args.out, args.train, args.heldout, args.seed)
+    except OSError as error:
+        sys.exit(f"quickstart.world: {error}")
 
 
 if __name__ == "__main__":

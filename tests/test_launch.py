@@ -165,6 +165,22 @@ def test_a_run_with_its_last_line(run_launch, make_config, short_run, tmp_path, 
 # The rest needs processes of its own.
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull", "--helpshort"])
+def test_help_is_no_error(flag):
+    command = [sys.executable, "launch.py", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        done.stdout.startswith("Fine-tunes CLIP on negation pairs.") and "--workdir" in done.stdout
+    )
+
+
+def test_settings_are_checked_before_benchmarks_are_read(run_launch):
+    changes = ["--config.eval.benchmarks=pope", "--config.eval.data=absent"]
+    status, err = run_launch(f"{CONFIG}:vit_b_32", "--workdir=runs/x", *changes)
+    assert status == 1 and "config.data.pairs is not set" in err
+
+
 def test_help_is_quick_and_knows_nothing_of_jax():
     code = (
         "import runpy, sys; sys.argv = ['launch.py', '--help']\n"

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import zlib
+from types import ModuleType
 from typing import Any, Protocol
 
 from etils import epath
@@ -148,14 +149,22 @@ class WandbWriter:
     """A Weights & Biases run, continued under the same id after a restart."""
 
     def __init__(self, project: str, workdir: epath.Path, config: dict):
+        """Raises InputError where wandb is not installed."""
+        name = workdir.name
+        self._run = self.package().init(
+            project=project, name=name, id=name, resume="allow", config=config
+        )
+
+    @staticmethod
+    def package() -> ModuleType:
+        """The module wandb; InputError where it is not installed."""
         try:
             import wandb
         except ImportError as error:
             raise InputError(
                 f"log.wandb is set, but wandb is not installed: {extras.install('wandb')}"
             ) from error
-        name = workdir.name
-        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=config)
+        return wandb
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)

@@ -17,13 +17,20 @@ from flax.traverse_util import flatten_dict
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
 from negclip_jax.common.renamed_keys import with_new_keys
-from negclip_jax.data.examples import TRUNCATED
+from negclip_jax.data.examples import CAPTION_MODES, TRUNCATED
+from negclip_jax.data.images import CROPS
 from negclip_jax.runtime import multihost, sharding, workdir
+from negclip_jax.runtime.writers import WandbWriter
 
 Settings = Mapping[str, Any]
 
 _REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
-_CHOICES = {"model.dtype": ("float32", "bfloat16"), "data.truncated": TRUNCATED}
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "data.truncated": TRUNCATED,
+    "data.crop": CROPS,
+}
+SCHEDULES = ("constant", "cosine", "linear")  # of `optim.learning_rate`
 _RANGES = {
     "data.original_fraction": SHARE,
     "data.foils": NOT_NEGATIVE,
@@ -63,6 +70,14 @@ def check_settings(settings: Settings) -> None:
         if settings[key] is None:
             raise InputError(f"config.{key} is not set: pass --config.{key}=...")
     check_values(settings.__getitem__, _CHOICES, _RANGES, prefix="config.")
+    for key, names in (("data.caption_mode", CAPTION_MODES), ("optim.schedule", SCHEDULES)):
+        if settings[key] not in names:
+            raise InputError(f"{key}: {settings[key]!r} is none of {', '.join(names)}")
+    for key in ("train.total", "eval.every", "checkpoint.every", "log.every", "optim.warmup"):
+        # Whether it can be read, before anything is known that it depends on.
+        StepUnits(1, 1, None if key == "train.total" else 1).steps(settings[key], key)
+    if settings["log.wandb"] is not None:
+        WandbWriter.package()
 
 
 def of_all_processes(settings: Settings) -> Settings:

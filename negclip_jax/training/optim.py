@@ -9,7 +9,7 @@ import optax
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.training import patterns
-from negclip_jax.training.config import StepUnits
+from negclip_jax.training.config import SCHEDULES, StepUnits
 
 
 def learning_rate(
@@ -23,8 +23,8 @@ def learning_rate(
         "cosine": optax.cosine_decay_schedule(lr, decay_steps, alpha=end_lr / lr if lr else 0.0),
         "linear": optax.linear_schedule(lr, end_lr, decay_steps),
     }
-    if schedule not in after:
-        raise InputError(f"optim.schedule: {schedule!r} is none of {', '.join(after)}")
+    if schedule not in SCHEDULES:
+        raise InputError(f"optim.schedule: {schedule!r} is none of {', '.join(SCHEDULES)}")
     if not warmup_steps:
         return after[schedule]
     # Step 0 already moves: the first update uses lr / warmup_steps.

@@ -52,3 +52,10 @@ def test_tables_align_their_columns():
 def test_the_machine_is_described_in_a_line():
     line = harness.describe(harness.machine())
     assert "\n" not in line and "Python 3" in line and "jax" in line
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    parser = harness.parser("bench.x", "doc")
+    with pytest.raises(SystemExit, match=r"bench\.x: cannot write .*file/x\.json: "):
+        harness.run(parser, None, None, [f"--json={tmp_path}/file/x.json"])

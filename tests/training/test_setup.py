@@ -1,5 +1,7 @@
 """Configurations and data that do not fit: a sentence that says what and where, at the start."""
 
+import sys
+
 import pytest
 
 from negclip_jax.common.errors import InputError
@@ -40,6 +42,27 @@ def test_settings_that_do_not_fit(make_config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         prepare(make_config(changes), str(tmp_path))
     assert not (tmp_path / "checkpoints" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"log.wandb": "project"}, r"log\.wandb is set, but wandb is not installed: pip install"),
+        ({"checkpoint.every": "daily"}, r"checkpoint\.every: cannot read 'daily'"),
+        ({"log.every": "10"}, r"log\.every: cannot read '10'"),
+        ({"train.total": "10 percent"}, r"train\.total: cannot read '10 percent'"),
+        ({"optim.warmup": "10 pairs"}, r"optim\.warmup: cannot read '10 pairs'"),
+        ({"optim.schedule": "cosin"}, r"optim\.schedule: 'cosin' is none of"),
+        ({"data.caption_mode": "negate"}, r"data\.caption_mode: 'negate' is none of"),
+        ({"data.truncated": "yes"}, r"config\.data\.truncated is 'yes'"),
+    ],
+)
+def test_settings_are_checked_before_any_work(make_config, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    workdir = tmp_path / "run"
+    with pytest.raises(InputError, match=message):
+        prepare(make_config(changes | {"data.pairs": "absent.json"}), str(workdir))
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize("key", ["model.checkpoint", "data.pairs", "data.images"])
