@@ -288,7 +288,8 @@ def export(args: argparse.Namespace) -> float:
             check=check,
             code=code,
         )
-        model_card.write(stage, card)
+        places = (args.out, args.workdir, args.checkpoint, args.base, info.path, info.tokenizer)
+        model_card.write(stage, card, (*places, info.base))
     others = len(files) - len(weights)
     plural = "" if others == 1 else "s"
     print(

@@ -7,10 +7,11 @@ Whatever is not known is said to be not known: a licence above all is never made
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.common import storage
 from negclip_jax.common.renamed_keys import RENAMED, with_new_keys
 from negclip_jax.interop.files import CheckpointError, read_json
 
@@ -23,6 +24,9 @@ _RECIPE = (
     *("model.dtype", "seed"),
 )
 _MARK = "<!-- written by negclip_jax.interop.export -->"
+_ABSOLUTE = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"|`,]+/)+(?=[^\s/])")
+# A folder of the Hub's cache, which is the repository of its name.
+_SNAPSHOT = re.compile(r"/?[^\s'\"|`]*models--([\w.-]+?)--([\w.-]+)/snapshots/\w+")
 _UNKNOWN = "not recorded; fill in before publishing"
 
 
@@ -55,15 +59,31 @@ class Card:
     code: str
 
 
-def write(directory: Path, card: Card) -> None:
+def write(directory: Path, card: Card, places: Iterable[Path | str | None] = ()) -> None:
     """Writes `README.md`; the base's own, which was copied there, becomes `README.base.md`.
 
-    A card of this command, in an export of an export, is replaced.
+    A card of this command, in an export of an export, is replaced. Of `places`, and of paths among
+    the card's settings, it holds the last name: where they lie is nothing to publish.
     """
+    settings = [value for value in card.recipe.values() if "," not in str(value)]  # no lists
+    places = [*places, *settings, card.base_model]
+    folders = {str(Path(p).expanduser().absolute().parent) for p in places if _is_local(p)}
+    folders |= {str(Path(p).parent) for p in places if _is_local(p) and str(p)[0] in "~/."}
+    written = _SNAPSHOT.sub(r"\1/\2", text(card))
+    for folder in sorted(folders - {"/", "."}, key=len, reverse=True):
+        written = written.replace(f"{folder}/", "")
+    written = _ABSOLUTE.sub("", written)  # within a list of files, or a message
     path = directory / CARD
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         path.rename(directory / BASE_CARD)
-    path.write_text(text(card), encoding="utf-8")
+    path.write_text(written, encoding="utf-8")
+
+
+def _is_local(place: Any) -> bool:
+    """Whether it is a path of this machine, and not a setting, a bucket or a name of the Hub."""
+    if not isinstance(place, str | Path) or not str(place) or storage.is_remote(place):
+        return False
+    return str(place).startswith(("/", "~", "./", "../")) or Path(place).exists()
 
 
 def text(card: Card) -> str:
@@ -94,7 +114,8 @@ def _header(card: Card) -> str:
     }
     if card.layout == "diffusers":
         header["pipeline_tag"] = "text-to-image"
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", card.base_model):
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", card.base_model)
+    if is_name and not _is_local(card.base_model):
         header["base_model"] = card.base_model
     lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
     return "\n".join(["---", *lines, "---"])

@@ -48,7 +48,35 @@ def test_what_is_not_known_is_said_so():
     assert "| training data | none: the weights were converted |" in text
     assert "## Recipe" not in text
     local = model_card.text(dataclasses.replace(CARD, base_model="/data/my clip"))
-    assert "base_model:" not in local and "| base model | /data/my clip |" in local
+    assert "base_model:" not in local
+
+
+def test_paths_of_the_machine_are_not_published(tmp_path, monkeypatch):
+    """The last name stays; a folder of the Hub's cache becomes the repository's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "m1").mkdir(parents=True)
+    cache = f"{tmp_path}/hub/models--openai--clip-vit-base-patch32/snapshots/3d74/config.json"
+    card = dataclasses.replace(
+        CARD,
+        source=f"step 20 of {tmp_path}/my runs/b32",
+        base_model="models/m1",
+        facts={"activation": f"quick_gelu (hidden_act in {cache})"},
+        recipe={"data.pairs": f"{tmp_path}/a b/pairs.json", "data.images": "/x/y/a,/x/z/b", "n": 3},
+        code=f'CLIPModel.from_pretrained("{tmp_path}/out/b32")  # https://a.b/c/d',
+    )
+    places = (f"{tmp_path}/my runs/b32", tmp_path / "out" / "b32")
+    model_card.write(tmp_path, card, places)
+    written = (tmp_path / "README.md").read_text()
+    assert str(tmp_path) not in written and "base_model:" not in written
+    for words in (
+        "written from step 20 of b32.",
+        "| base model | models/m1 |",
+        "(hidden_act in openai/clip-vit-base-patch32/config.json)",
+        "| data.pairs | pairs.json |",
+        "| data.images | a,b |",
+        'CLIPModel.from_pretrained("b32")  # https://a.b/c/d',
+    ):
+        assert words in written
 
 
 def test_the_header_is_quoted():
