@@ -50,8 +50,8 @@ def negate(request) -> str:
     return re.search(r'Caption: "(.*?)"\n', text)[1].rstrip(".") + " without a dog"
 
 
-def run(writer, asked, tries=2, foils=0, present=()):
-    stage = RewriteStage(writer, estimated_tokens, 77, True, tries, foils, 0)
+def run(writer, asked, tries=2, foils=0, present=(), enforce=True):
+    stage = RewriteStage(writer, estimated_tokens, 77, enforce, tries, foils, 0)
     return asyncio.run(stage.run(IMAGE, asked, present))
 
 
@@ -142,3 +142,14 @@ def test_foils_negate_what_is_there():
 def test_tokens_are_not_underestimated():
     assert estimated_tokens("a dog") == 4
     assert estimated_tokens("a " * 80) > 77
+
+
+@pytest.mark.parametrize("enforce", [True, False])
+def test_markup_is_refused_even_where_no_rule_is_enforced(enforce):
+    """What the published script would have exported as a caption: `alert(1) A man ...`."""
+    writer, _ = llm(lambda r: f"<script>alert(1)</script>{negate(r)}", many=False)
+    rows = run(writer, assignments(), enforce=enforce)
+    assert len(rows) == 6 and not any(row["accepted"] for row in rows)
+    assert all("markup" in row["reasons"] for row in rows)
+    plain, _ = llm(lambda r: "A man", many=False)
+    assert all(row["accepted"] != enforce for row in run(plain, assignments(), enforce=enforce))
