@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         )
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
-    from negclip_jax.common.errors import InputError, device_errors
+    from negclip_jax.common.errors import InputError, device_errors, say
     from negclip_jax.common.signals import Interrupted
     from negclip_jax.runtime import console, multihost, sharding
     from negclip_jax.training.loop import describe_end, train
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         _say_how_to_continue(str(stopped))
         sys.exit(128 + stopped.signum)
     if sharding.is_main_process():
-        print(describe_end(state, workdir, time.monotonic() - started), file=sys.stderr)
+        say(describe_end(state, workdir, time.monotonic() - started), sys.stderr)
 
 
 def _benchmarks(config, workdir: str) -> dict:
@@ -87,7 +87,9 @@ def _benchmarks(config, workdir: str) -> dict:
 
 
 def _say_how_to_continue(what: str) -> None:
-    print(f"{what}; to continue:\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+    from negclip_jax.common.errors import say
+
+    say(f"{what}; to continue:\n  {shlex.join(['python', *sys.argv])}", sys.stderr)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -110,7 +112,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         SyntaxError,
         OSError,
     ) as error:
-        print(f"error: {_reason(error)}\nSee python launch.py --help", file=sys.stderr)
+        from negclip_jax.common.errors import say
+
+        say(f"error: {_reason(error)}\nSee python launch.py --help", sys.stderr)
         sys.exit(2)
     finally:
         logging.root.handlers = handlers

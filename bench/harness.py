@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors
 
 _SMALLER = "try a smaller --batch-size or --arch"
@@ -31,7 +32,7 @@ _SMALLER = "try a smaller --batch-size or --arch"
 
 def parser(module: str, doc: str) -> argparse.ArgumentParser:
     """A parser for the command line of `python -m MODULE`, with the flag `--json`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"python -m {module}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,

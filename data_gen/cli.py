@@ -21,10 +21,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from data_gen import settings
-from negclip_jax.common.errors import InputError, printable
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.signals import Interrupted
 
 # Flags for the keys that most runs set; their names are the keys' but for "input.".
@@ -64,27 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except InputError as error:
-        _say(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         if (error.status or 2) > 2:
-            _say(f"to continue:\n  {again}", file=sys.stderr)
+            say(f"to continue:\n  {again}", file=sys.stderr)
         return error.status or 2
     except OSError as error:
         reason = f"{error.filename or 'the run directory'}: {error.strerror or error}"
-        _say(
+        say(
             f"error: {reason}; everything committed so far is kept\nto continue:\n  {again}",
             file=sys.stderr,
         )
         return 5
     except Interrupted as stopped:
-        _say(f"{stopped}; to continue:\n  {again}", file=sys.stderr)
+        say(f"{stopped}; to continue:\n  {again}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
         return 130
-
-
-def _say(text: str, file: TextIO | None = None) -> None:
-    """Prints text that may quote models and untrusted files."""
-    print(printable(text), file=file)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -104,7 +99,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m data_gen",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -173,7 +168,7 @@ def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
     found = asyncio.run(look_at_all())
     for roles, can in zip(by_address.values(), found, strict=True):
-        _say(describe(" and ".join(roles), can))
+        say(describe(" and ".join(roles), can))
     return 3 if any(can.problems for can in found) else 0
 
 
@@ -186,7 +181,7 @@ def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
         if args.out is None:
             raise InputError("--sample needs --out, where its answers stay for the run to come")
         run(settings.load(args.config, {**changes, "limit": str(args.sample)}), args.out)
-    _say(plan(config, args.out))
+    say(plan(config, args.out))
     return 0
 
 
@@ -198,26 +193,26 @@ def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
     on_ray = getattr(args, "runner", "local") == "ray"
     outcome = run_on_ray(config, out, workers=args.workers) if on_ray else run(config, out)
     counts = outcome.counts
-    _say(
+    say(
         f"{counts.get('accepted', 0)} pairs accepted of {counts.get('pairs', 0)} rewrites, from "
         f"{counts.get('images', 0)} images ({counts.get('verdicts', 0)} verdicts)"
     )
     if outcome.pending:
-        _say(
+        say(
             f"{outcome.pending} images wait for answers: give the files in {out}/batch to the batch"
             " service, then `batch-import` its output and run this command again"
         )
         return 1
     if left := left_out(out):
-        _say(f"left out: {', '.join(f'{code} {number:,}' for code, number in left.items())}")
+        say(f"left out: {', '.join(f'{code} {number:,}' for code, number in left.items())}")
     if not counts.get("accepted"):
-        _say(
+        say(
             f"error: no pair was accepted ({why_no_pair(out)}); `python -m data_gen report "
             f"--out={out}` shows more",
             file=sys.stderr,
         )
         return 3
-    _say(f"next: python -m data_gen export --out={out}  (and report, audit)")
+    say(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
 
@@ -225,9 +220,9 @@ def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.manifest import forget_errors, forget_stage
 
     if args.only:
-        _say(forget_errors(args.out, args.only))
+        say(forget_errors(args.out, args.only))
     else:
-        _say(forget_stage(args.out, args.stage))
+        say(forget_stage(args.out, args.stage))
     return _run(args, changes)
 
 
@@ -236,15 +231,15 @@ def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
     if args.name == "status":
         from data_gen.manifest import status
 
-        _say(status(args.out))
+        say(status(args.out))
     elif args.name == "report":
         from data_gen.report import write_report
 
-        _say(f"wrote {write_report(args.out)}")
+        say(f"wrote {write_report(args.out)}")
     else:
         from data_gen.audit import audit
 
-        _say(audit(args.out, args.instances, args.labels))
+        say(audit(args.out, args.instances, args.labels))
     return 0
 
 
@@ -252,8 +247,8 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.export import export
 
     done = export(args.out, args.to or args.out / "export")
-    _say(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
-    _say(
+    say(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
+    say(
         "train with\n"
         "  python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=... \\\n"
         f"      --config.model.checkpoint=... --config.data.pairs={done.files[0]} "
@@ -281,5 +276,5 @@ def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
             counts = import_answers(cache, args.files)
         finally:
             cache.close()
-    _say(", ".join(f"{number} {what}" for what, number in counts.items()))
+    say(", ".join(f"{number} {what}" for what, number in counts.items()))
     return 0

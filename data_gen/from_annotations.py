@@ -1,7 +1,6 @@
 """The quickstart's former command, for one release: `python -m data_gen run --config=:quickstart`,
 and what it accepted as one COCO JSON."""
 
-import argparse
 import json
 import sys
 import tempfile
@@ -9,6 +8,8 @@ from pathlib import Path
 
 from data_gen import cli
 from data_gen.records import read_table
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import say
 
 KEYS = {"seed": "seed", "foils": "foils", "before": "rewrite.before", "affirm": "rewrite.affirm"}
 KEYS |= {"statements": "rewrite.statements", "random_objects": "propose.random"}
@@ -18,7 +19,7 @@ COLUMNS |= {"foils": "foils", "cue": "cue", "position": "cue_position"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_gen.from_annotations")
+    parser = Parser(prog="python -m data_gen.from_annotations")
     for flag in ("--captions", "--instances", "--out"):
         parser.add_argument(flag, type=Path, required=True)
     for flag in ("--seed", "--foils", "--before", "--hold-out", "--random-objects"):
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     run = ["run", "--config=:quickstart", f"--instances={args.instances}"]
     given = {key: value for name, key in KEYS.items() if (value := vars(args)[name]) is not None}
     run += [f"--config.{key}={value}" for key, value in given.items()]
-    print(f"deprecated, use: python -m data_gen {' '.join(run)} --out=RUN", file=sys.stderr)
+    say(f"deprecated, use: python -m data_gen {' '.join(run)} --out=RUN", sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         if status := cli.main([*run, f"--out={folder}"]):
             sys.exit(status)
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     content["annotations"] = [a | rows[str(a["id"])] for a in old if str(a["id"]) in rows]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(content), encoding="utf-8")
-    print(f"{len(rows)} pairs in {args.out}")
+    say(f"{len(rows)} pairs in {args.out}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
 from negclip_jax.common import extras
 from negclip_jax.common.atomic_files import locked
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.photos import find_file
 from negclip_jax.common.provenance import content_hash, file_facts
 
@@ -175,7 +175,7 @@ def prepare(config: Settings) -> Job:
 def run(
     config: Settings,
     out: Path,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    say: Callable[[str], None] = lambda line: say(line, sys.stderr),
 ) -> Outcome:
     """Runs or continues a run in the directory `out`; `say` takes lines of progress.
 

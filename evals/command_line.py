@@ -9,9 +9,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from negclip_jax.common.errors import InputError, device_errors, printable, say
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import InputError, device_errors, say
 
 if TYPE_CHECKING:
     from evals.models import Model
@@ -47,14 +48,9 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a module's docstring as it stands, and takes a flag's value once."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

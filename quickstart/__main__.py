@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from negclip_jax.common.arguments import Parser
 from quickstart.questions import HOLD_OUT
 from quickstart.report import Story, write_report
 
@@ -119,7 +120,7 @@ def start_afresh(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

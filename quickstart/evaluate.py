@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from negclip_jax.common.errors import device_errors
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import device_errors, say
 from negclip_jax.common.statistics import wilson
 from negclip_jax.language.inflection import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
@@ -150,7 +151,7 @@ def _named_model(text: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m quickstart.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"quickstart.evaluate: {error}")
     print("\nRight answers on held-out scenes, percent [95 % interval]\n")
-    print(table_text(results["models"]))
+    say(table_text(results["models"]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from flax import nnx
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import InputError, say
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from quickstart.vocabulary import vocabulary
@@ -57,7 +58,7 @@ def write_tiny_clip(out: Path, seed: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m quickstart.tiny_clip",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_tiny_clip(args.out, args.seed)
     except InputError as error:
         sys.exit(f"quickstart.tiny_clip: {error}")
-    print(f"a tiny CLIP with random weights in {args.out}")
+    say(f"a tiny CLIP with random weights in {args.out}")
 
 
 if __name__ == "__main__":

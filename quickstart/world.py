@@ -6,7 +6,6 @@ and `heldout/` share kinds and colours but no combination: a set of coloured obj
 one split never occurs in the other.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -18,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import say
 from negclip_jax.language.inflection import noun
 
 COLOURS = {
@@ -252,11 +253,11 @@ def make_world(out: Path, train: int, heldout: int, seed: int) -> None:
     ):
         rng = np.random.default_rng([seed, 10 + number])
         write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number))
-        print(f"{name}: {scenes} scenes in {out / name}")
+        say(f"{name}: {scenes} scenes in {out / name}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m quickstart.world", description=__doc__)
+    parser = Parser(prog="python -m quickstart.world", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world")
     parser.add_argument("--train", type=int, default=8000, help="scenes to train on")

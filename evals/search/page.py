@@ -9,7 +9,6 @@ from typing import Any
 
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
-from negclip_jax.common.errors import one_line
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 
@@ -61,7 +60,7 @@ def write(
         file = folder.path(folder.refs[row["place"]])
         path = Path(os.path.relpath(file, out)).as_posix()
         link = urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
-        return {**row, "url": photo_url(file), "link": link, "name": one_line(row["name"])}
+        return {**row, "url": photo_url(file), "link": link}
 
     return write_page(
         out / PAGE,
@@ -72,6 +71,6 @@ def write(
             for query, columns in queries.items()
         },
         photos=photos,
-        folder=one_line(str(folder.root)),
-        skipped=[(one_line(name), one_line(reason)) for name, reason in folder.skipped.items()],
+        folder=folder.root,
+        skipped=list(folder.skipped.items()),
     )

@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 
 from negclip_jax.common import signals, storage
-from negclip_jax.common.errors import InputError, device_errors
+from negclip_jax.common.arguments import Parser
+from negclip_jax.common.errors import InputError, device_errors, say
 from negclip_jax.interop import (
     diffusers,
     huggingface,
@@ -155,13 +156,13 @@ def main(argv: list[str] | None = None) -> int:
         with device_errors():
             export(args)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m negclip_jax.interop.export",
         description="Write CLIP weights in a layout that other software reads.",
     )
@@ -292,18 +293,18 @@ def export(args: argparse.Namespace) -> float:
         model_card.write(stage, card, (*places, info.base))
     others = len(files) - len(weights)
     plural = "" if others == 1 else "s"
-    print(
+    say(
         f"wrote {out}: {megabytes:,.1f} MB of weights and {others} other file{plural}, from "
         f"{info.label}"
     )
-    print(check)
+    say(check)
     if layout.note:
-        print(f"text tower {layout.note(config)}")
+        say(f"text tower {layout.note(config)}")
     if not (args.tokenizer or info.tokenizer):
-        print("no tokenizer came along: --tokenizer=DIR adds one")
+        say("no tokenizer came along: --tokenizer=DIR adds one")
     if info.activation_source.startswith("assumed"):
-        print(f"activation {info.activation}, {info.activation_source}")
-    print(f"load it with\n\n{code}\n")
+        say(f"activation {info.activation}, {info.activation_source}")
+    say(f"load it with\n\n{code}\n")
     return difference
 
 
@@ -445,7 +446,7 @@ def _encode(graphdef, outputs, params, pixels, ids):
 
 
 def _say_how_to_continue(what: str) -> None:
-    print(f"{what}; no export is there in part, start the same command again", file=sys.stderr)
+    say(f"{what}; no export is there in part, start the same command again", sys.stderr)
 
 
 if __name__ == "__main__":

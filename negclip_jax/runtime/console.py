@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -103,7 +104,8 @@ class Bar:
         self._what, self._total, self._done = what, total, done
         self._is_shown = enabled and _stderr.is_terminal
         self._progress = Progress(*columns, console=_stderr, disable=not self._is_shown)
-        self._task = self._progress.add_task(what, total=total, completed=done, status="")
+        label = escape(printable(what))  # a name may hold what rich takes for markup
+        self._task = self._progress.add_task(label, total=total, completed=done, status="")
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:

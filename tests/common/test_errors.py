@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from negclip_jax.common.errors import InputError, device_errors, printable
+from negclip_jax.common.errors import InputError, device_errors, one_line, printable, say
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,9 @@ def test_a_cause_counts_and_other_errors_stay_as_they_are():
         with pytest.raises(type(error)) as caught, device_errors():
             raise error
         assert caught.value is error
+
+
+def test_a_name_stays_on_one_line_and_what_is_said_is_printable(capsys):
+    assert one_line("a\tb\nc\x1b[0m") == r"a\tb\nc\x1b[0m"
+    say("two\nlines of \x1b[31mred")
+    assert capsys.readouterr().out == "two\nlines of \\x1b[31mred\n"

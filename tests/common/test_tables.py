@@ -15,3 +15,7 @@ def test_numbers_end_at_one_place():
 
 def test_no_lines():
     assert aligned([]) == ""
+
+
+def test_a_cell_stays_in_its_line():
+    assert aligned([["a\nb", "\x1b[2J"], ["c", "d"]]) == "a\\nb  \\x1b[2J\nc     d"

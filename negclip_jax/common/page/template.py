@@ -5,19 +5,25 @@ call `charts`. Every value is escaped, since captions, queries and file names ma
 one that a template lacks is an error.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from negclip_jax.common import statistics, storage
+from negclip_jax.common.errors import printable
 from negclip_jax.common.page import charts
+
+# What names from outside may hold: control characters, marks that turn the direction of text, and
+# bytes of no encoding.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write_page(path: Path, template: Path, **values: Any) -> Path:
     """Renders a template to `path`, which is replaced whole; returns `path`."""
-    # A file name may hold bytes of no encoding.
-    storage.write_whole(path, render(template, **values).encode("utf-8", "replace"))
+    text = _CONTROLS.sub(lambda found: printable(found[0]), render(template, **values))
+    storage.write_whole(path, text.encode())
     return path
 
 

@@ -48,10 +48,10 @@ def test_a_page_replaces_the_former_one_whole(template, tmp_path):
     out = tmp_path / "report.html"
     write_page(out, template("{{ text }}"), text="old")
     assert write_page(out, template("{{ text }}"), text="a\udcff.jpg") == out
-    assert "a?.jpg" in out.read_text()
+    assert r"a\udcff.jpg" in out.read_text()
     with pytest.raises(jinja2.UndefinedError):
         write_page(out, template("{{ text }}"))
-    assert "a?.jpg" in out.read_text() and len(list(tmp_path.iterdir())) == 2
+    assert r"a\udcff.jpg" in out.read_text() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_plural():

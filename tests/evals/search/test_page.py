@@ -7,7 +7,6 @@ from PIL import Image
 from evals.search import page
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
-from negclip_jax.common.errors import one_line
 
 MODELS = {name: {"facts": {"weights": name}} for name in ("base", "tuned")}
 
@@ -55,7 +54,3 @@ def test_the_page_is_whole_and_escaped(folder, tmp_path):
     assert 'href="../my%20photos/c%231.jpg"' in text
     assert "was 3" in text and "1 left out" in text
     assert "http" not in text
-
-
-def test_a_name_of_no_encoding_can_be_shown():
-    assert one_line("a\udcff.jpg") == "a\\udcff.jpg"
