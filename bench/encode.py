@@ -1,0 +1,134 @@
+"""Raw texts and photos to features: three lines of Python, ours against transformers with torch.
+
+    python -m bench.encode --json=runs/bench/encode.json
+
+Items per second of processor time, all threads counted, compiling left out. transformers pads the
+texts of a batch to the longest of them; both sides take batches of 64 and decode JPEGs themselves.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import harness, material
+from bench.harness import Side
+
+_BATCH = 64
+
+
+class Ours:
+    """`CLIP.from_pretrained` and its methods for raw items."""
+
+    def __init__(self, directory: str):
+        from negclip_jax import CLIP
+
+        self._model = CLIP.from_pretrained(directory)
+
+    def encode(self, kind: str, items: list[str]) -> tuple[float, np.ndarray]:
+        """Processor seconds, and unit features `[N, D]`."""
+        encode = {"texts": self._model.embed_texts, "images": self._model.embed_images}[kind]
+        start = time.process_time()
+        features = encode(items)
+        return time.process_time() - start, features
+
+
+class Transformers:
+    """`CLIPModel` and `CLIPProcessor` of transformers."""
+
+    def __init__(self, directory: str):
+        import torch
+        import transformers
+
+        self._torch = torch
+        self._model = transformers.CLIPModel.from_pretrained(directory).eval()
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        self._processor = transformers.AutoImageProcessor.from_pretrained(directory)
+
+    def encode(self, kind: str, items: list[str]) -> tuple[float, np.ndarray]:
+        """The same."""
+        start, rows = time.process_time(), []
+        with self._torch.no_grad():
+            for i in range(0, len(items), _BATCH):
+                out = getattr(self, f"_{kind}")(items[i : i + _BATCH])
+                rows.append(getattr(out, "pooler_output", out).numpy())
+        features = np.concatenate(rows)
+        features /= np.linalg.norm(features, axis=-1, keepdims=True)
+        return time.process_time() - start, features
+
+    def _texts(self, texts: list[str]) -> Any:
+        tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        return self._model.get_text_features(**tokens)
+
+    def _images(self, paths: list[str]) -> Any:
+        from PIL import Image
+
+        images = [Image.open(path).convert("RGB") for path in paths]
+        pixels = self._processor(images, return_tensors="pt")["pixel_values"]
+        return self._model.get_image_features(pixels)
+
+
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """In turns, the first round left out; medians."""
+    material.random_checkpoint(scratch / "model", args.arch)
+    _, folder = material.write_pairs(scratch / "data", args.images, captions_per_photo=1)
+    rng = np.random.default_rng(1)
+    items = {
+        "texts": [material.negated_caption(rng) for _ in range(args.texts)],
+        "images": sorted(str(path) for path in folder.iterdir()),
+    }
+    result: dict[str, Any] = {"arch": args.arch}
+    directory = str(scratch / "model")
+    with (
+        Side("bench.encode:Ours", directory) as ours,
+        Side("bench.encode:Transformers", directory) as theirs,
+    ):
+        for kind, given in items.items():
+            rounds = [
+                [side("encode", kind, given) for side in (ours, theirs)]
+                for _ in range(args.repetitions + 1)
+            ]
+            seconds = np.array([[side[0] for side in pair] for pair in rounds[1:]])
+            features = [side[1] for side in rounds[0]]
+            speed = len(given) / np.median(seconds, axis=0)
+            result[kind] = {
+                "count": len(given),
+                "ours_per_second_and_core": float(speed[0]),
+                "transformers_per_second_and_core": float(speed[1]),
+                "ratio": float(np.median(seconds[:, 1] / seconds[:, 0])),
+                "largest_difference": float(np.abs(features[0] - features[1]).max()),
+            }
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text."""
+    head = ["items per second and core", "ours", "transformers", "ratio", "largest difference"]
+    rows = [
+        [
+            f"{found['count']:,} {kind}",
+            f"{found['ours_per_second_and_core']:.1f}",
+            f"{found['transformers_per_second_and_core']:.1f}",
+            f"{found['ratio']:.2f} x",
+            f"{found['largest_difference']:.1e}",
+        ]
+        for kind, found in ((kind, result[kind]) for kind in ("texts", "images"))
+    ]
+    return harness.titled(result["arch"], result, head, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.parser("bench.encode", __doc__)
+    add = parser.add_argument
+    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+    add("--texts", type=int, default=512, help="how many")
+    add("--images", type=int, default=128, help="how many")
+    add("--repetitions", type=int, default=3, help="that are counted")
+    harness.run(parser, measure, table, argv)
+
+
+if __name__ == "__main__":
+    main()
