@@ -20,6 +20,7 @@ COMMANDS = {
     "startup": [],
     "loader": [],
     "images": [],
+    "api": [],
     "finetune": ["--arch=vit_b_32", "--batch-size=256"],
 }
 

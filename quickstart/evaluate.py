@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="which objects are asked about")
     add("--gallery", type=int, default=12, help="scenes to keep for the report's gallery")
     args = parser.parse_args(argv)
+    if len(dict(args.model)) < len(args.model):
+        parser.error("two models have one name: give each --model a NAME of its own")
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.open("a").close()  # a folder that takes no file is found before the work
