@@ -177,8 +177,8 @@ async def connected(
                 can[role] = Capabilities(**entries | {"adjusted": adjusted})
             if isinstance(engine, ChatClient):  # it goes on as it was told to, and may learn more
                 engine.adjusted = adjusted
-            for problem in can[together[0]].problems:
-                _log.warning("%s: %s", can[together[0]].model, as_message(problem))
+            for doubt in can[together[0]].doubts:
+                _log.warning("%s: %s", can[together[0]].model, as_message(doubt))
         try:
             yield Models(asked.get("llm"), can.get("llm"), asked.get("mllm"), can.get("mllm"))
         finally:

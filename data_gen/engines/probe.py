@@ -95,6 +95,13 @@ class Capabilities:
         """A request to this model; `options` of `ChatRequest`."""
         return ChatRequest(stage, self.model, messages, image, extra=self.extra_body, **options)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is worth a warning: problems, and a "no" to what is plain to see in a picture."""
+        if yes_or_no(self.answers.get("look", "")) != "no":
+            return self.problems
+        return (*self.problems, f"no to {_QUESTION!r}, and there is one: does it see photos?")
+
     def fitting(self, prompt: Prompt) -> Prompt:
         """The prompt in the form that the model takes."""
         if not self.turns:
@@ -265,8 +272,8 @@ def describe(role: str, can: Capabilities) -> str:
         known.append(f"context {can.context}")
     lines = [f"{role}: {can.model} ({', '.join(known)})"]
     if "look" in can.answers:
-        right = "" if yes_or_no(can.answers["look"]) == "yes" else " (there is one)"
-        lines.append(f"  {_QUESTION} {can.answers['look']!r}{right}")
+        lines.append(f"  {_QUESTION} (there is one) {can.answers['look']!r}")
     if "rewrite" in can.answers:
         lines.append(f"  {_CAPTION!r} without an {_OBJECT}: {can.answers['rewrite']!r}")
-    return "\n".join([*lines, *(f"  cannot be used: {problem}" for problem in can.problems)])
+    lines += [f"  cannot be used: {problem}" for problem in can.problems]
+    return "\n".join([*lines, *(f"  {doubt}" for doubt in can.doubts[len(can.problems) :])])

@@ -78,12 +78,13 @@ def test_an_unknown_flag(capsys):
 def test_probe(scene, capsys):
     with FaultServer(scene[1], POOL, logprobs=False, choice=True, prefix_cache=True) as server:
         assert main(["probe", f"--llm-url={server.url}", f"--mllm-url={server.url}"]) == 0
-    found, look, rewrite = capsys.readouterr().out.splitlines()  # one server is asked once
+    found, look, rewrite, doubt = capsys.readouterr().out.splitlines()  # one server, asked once
     assert found == (
         "llm and mllm: loopback (logprobs no, choice structured_outputs, JSON schema no, "
         "2341 tokens a photo, prefix cache yes, context 8192)"
     )
-    assert "Is there a red circle in this image? 'no'" in look
+    assert "Is there a red circle in this image? (there is one) 'no'" in look
+    assert "does it see photos?" in doubt
     assert "'A man rides a horse on a beach with no umbrella.'" in rewrite
 
 

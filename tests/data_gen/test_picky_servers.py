@@ -39,7 +39,7 @@ def test_thoughts_are_left_out(scene, calm, tmp_path, capsys):
     with serve(scene, says=thinks_aloud, logprobs=False) as server:
         assert probe(server) == 0
         said = capsys.readouterr().out
-        assert "thinks" in said and "in this image? 'no' (there is one)" in said
+        assert "thinks" in said and "in this image? (there is one) 'no'" in said
         assert main(arguments(scene[0], tmp_path / "run", server)) == 0
     pairs = table(tmp_path / "run", "pairs")
     assert pairs and [p["negated_caption"] for p in pairs] == [

@@ -35,8 +35,12 @@ THINKS = (
     "or by a field of the body (data_gen: --config.engine.extra_body.reasoning_effort=low, or "
     "--config.engine.extra_body.chat_template_kwargs.enable_thinking=false), or raise max_tokens"
 )
+# Reasons to finish, OpenAI's and Gemini's, and texts of refusals that come from a content filter.
+_FILTERS = ("content_filter", "safety", "prohibited_content", "blocklist", "recitation")
 _FILTERED = re.compile(
-    r"content[_ -]?(?:filter|policy|management)|data_inspection_failed|moderation", re.IGNORECASE
+    r"content[_ -]?(?:filter|policy|management)|data_inspection_failed|inappropriate content|"
+    r"moderation|safety system",
+    re.IGNORECASE,
 )
 # Thoughts in the text: <think> (Qwen, DeepSeek), [THINK] (Magistral), channels (gpt-oss), more.
 _THOUGHT = r"(?:think|thinking|thoughts?|reasoning)"
@@ -260,7 +264,7 @@ def result_of(body: Mapping[str, Any]) -> ChatResult:
         message, finish = choice["message"], choice.get("finish_reason")
         text = message.get("content")
         if isinstance(text, list):  # parts, as some servers answer
-            text = "".join(part.get("text", "") for part in text)
+            text = "".join(str(part.get("text") or "") for part in text)
         text, thinks = without_thoughts(valid(text) if isinstance(text, str) else "")
         usage = body.get("usage") or {}
         unseen = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
@@ -268,7 +272,7 @@ def result_of(body: Mapping[str, Any]) -> ChatResult:
         thinks = thinks or bool(apart)
         refusal = message.get("refusal")
         error = detail = None
-        if finish == "content_filter":
+        if str(finish).lower() in _FILTERS:
             error, detail = "content_filter", "the server's filter took the answer"
         elif refusal and not text:
             error, detail = "refusal", valid(str(refusal))[:500]

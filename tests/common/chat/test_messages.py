@@ -167,7 +167,10 @@ def test_what_is_no_answer_has_its_name():
     assert (both.text, both.thinks, both.error) == ("No", True, None)
     refused = answer(content=None, refusal="I can't help with that")
     assert (refused.error, refused.permanent) == ("refusal", True) and "help" in refused.detail
-    assert answer("content_filter", content="A").error == "content_filter"
+    for finish in ("content_filter", "SAFETY"):
+        assert answer(finish, content="A").error == "content_filter"
+    parts = [{"type": "thinking", "thinking": [], "text": None}, {"type": "text", "text": "No"}]
+    assert answer(content=parts).text == "No"
 
 
 @pytest.mark.parametrize(
