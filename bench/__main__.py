@@ -20,7 +20,7 @@ COMMANDS = {
     "startup": [],
     "loader": [],
     "images": [],
-    "api": [],
+    "encode": [],
     "finetune": ["--arch=vit_b_32", "--batch-size=256"],
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench import harness, material
 from bench.harness import Side
+from negclip_jax.common import extras
 
 _BATCH = 64
 
@@ -73,6 +74,7 @@ class Transformers:
 
 def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """In turns, the first round left out; medians."""
+    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     material.random_checkpoint(scratch / "model", args.arch)
     _, folder = material.write_pairs(scratch / "data", args.images, captions_per_photo=1)
     rng = np.random.default_rng(1)

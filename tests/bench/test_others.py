@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import api, images, loader, material, startup
+from bench import images, loader, material, startup
 from negclip_jax.data.tokenizer import load_tokenizer
 
 
@@ -59,20 +59,6 @@ def test_startup_times_each_part(tmp_path, monkeypatch, capsys):
     assert all(seconds > 0 for seconds in result["compile_seconds_by_layers"].values())
     assert result["help_seconds"] > 0
     assert "launch.py --help" in capsys.readouterr().out
-
-
-def test_the_public_interface_beside_transformers(tmp_path, capsys):
-    path = tmp_path / "api.json"
-    flags = ["--arch=tiny", "--texts=70", "--images=5", "--repetitions=1"]
-    api.main([*flags, f"--json={path}"])
-    result = json.loads(path.read_text())
-    for kind, count in (("texts", 70), ("images", 5)):
-        found = result[kind]
-        assert found["count"] == count
-        ratio = found["per_second"] / found["reference_per_second"]
-        assert found["ratio"] == pytest.approx(ratio)
-        assert found["least_cosine"] > 0.999
-    assert "70 texts/s" in capsys.readouterr().out
 
 
 def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
