@@ -179,7 +179,14 @@ class Tower:
         if bad:
             reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
             raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
-        return l2_normalise(self.store.rows(keys))
+        rows = self.store.rows(keys)
+        zero = np.flatnonzero(~rows.any(axis=1))
+        if len(zero):
+            raise InputError(
+                f"{len(zero)} {self.inputs.name} cannot be used: {items[zero[0]]!r}: all of its "
+                "features are 0, which have no direction"
+            )
+        return l2_normalise(rows)
 
     def unusable(self, items: Sequence[Hashable]) -> dict[Hashable, str]:
         """What is wrong with those items that have no embedding; encodes all that are left."""

@@ -44,6 +44,15 @@ def encoded(tiny_model, photos, cache):
     return features
 
 
+def test_features_without_a_direction_are_an_error(tiny_model, photos, tmp_path):
+    """A text tower that has collapsed to 0 would tie everywhere, by scores that are no numbers."""
+    zero = np.zeros_like(np.asarray(tiny_model.params["text_projection"]))
+    params = tiny_model.params | {"text_projection": zero}
+    model = dataclasses.replace(tiny_model, name="zero", params=params)
+    with pytest.raises(InputError, match=r"10 texts cannot be used: 'a picture with no ': all of"):
+        opened(model, photos, tmp_path).features(photos.refs, TEXTS)
+
+
 def test_features_are_those_of_the_model_alone(encoded, tiny_checkpoint, photos):
     model = CLIP.from_pretrained(tiny_checkpoint)
     roots = DataRoots((photos.data,))
