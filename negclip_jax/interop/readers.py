@@ -422,9 +422,10 @@ def _activation_by_origin(file: Path, origin: str, config: CLIPConfig) -> tuple[
         return "quick_gelu", f"the name {file.name}"
     # Of LAION's releases, ViT-B/32 on LAION-400M alone has quick_gelu (open_clip's pretrained.py).
     is_b32 = (config.vision.width, config.vision.patch_size) == (768, 32)
-    if "laion" in name:
-        quick = "laion400m" in name and is_b32
-        return "quick_gelu" if quick else "gelu", f"the name {file.name}, which is LAION's"
+    for word in ("laion", "datacomp", "commonpool"):
+        if word in name:
+            quick = "laion400m" in name and is_b32
+            return "quick_gelu" if quick else "gelu", f"the name {file.name}, of open_clip's {word}"
     if name in open_clip.WEIGHTS:
         return "gelu", "assumed: open_clip's default, and its configuration is not beside the file"
     return "quick_gelu", "assumed: OpenAI's clip has no other, and a bare state dict does not say"

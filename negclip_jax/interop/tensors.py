@@ -134,15 +134,17 @@ def _state_dict(path: Path, content: object) -> object:
     """
     while isinstance(content, Mapping):
         dicts = {k: v for k, v in content.items() if isinstance(v, Mapping) and _leads_to(v)}
-        if not dicts or _holds_tensors(content):
+        known = [key for key in _STATE_KEYS if key in dicts]
+        # Beside one of an unusual name no tensor may stand: it could be a part of the model.
+        found = known or ([] if _holds_tensors(content) else list(dicts))
+        if not found:
             return content
-        known = [key for key in _STATE_KEYS if key in dicts] or list(dicts)
-        if len(known) > 1 and known[0] not in _STATE_KEYS:
+        if len(found) > 1 and not known:
             raise CheckpointError(
-                f"{path} holds several state dicts ({first([str(key) for key in known])}): save "
+                f"{path} holds several state dicts ({first([str(key) for key in found])}): save "
                 "the model's own alone"
             )
-        content = dicts[known[0]]
+        content = dicts[found[0]]
     return content
 
 

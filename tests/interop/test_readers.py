@@ -207,7 +207,7 @@ WRAPPED = {
         "epoch": 1,
         "model_state_dict": s,
         "optimizer_state_dict": {"state": {0: {"exp_avg": s["text_projection"]}}},
-        "loss": 1.0,
+        "loss": torch.tensor(1.0),  # beside the dicts, as that snippet saves it
     },
     "CoN-CLIP": lambda s: {"model": s, "epoch": 1, "optimizer": {}},
     "twice": lambda s: {"model": {"state_dict": s}, "args": {"lr": 1.0}},
@@ -254,8 +254,9 @@ def test_a_clip_inside_another_model_is_named(state, tmp_path):
 
 NAMES = {
     "open_clip_pytorch_model.bin": ("gelu", "assumed: open_clip's default"),
-    "vit_b_16-laion2b_e16-af8dbd0c.pth": ("gelu", "which is LAION's"),
-    "laion400m.pt": ("gelu", "which is LAION's"),
+    "vit_b_16-laion2b_e16-af8dbd0c.pth": ("gelu", "of open_clip's laion"),
+    "laion400m.pt": ("gelu", "of open_clip's laion"),
+    "datacomp_xl_s13b_b90k.bin": ("gelu", "the name datacomp_xl"),
     "ViT-L-14-336px.pt": ("quick_gelu", "the name ViT-L-14-336px.pt"),
     "vit_b_32-quickgelu-laion400m_e32-46683a32.pt": ("quick_gelu", "the name vit_b_32-quickgelu"),
     "negclip.pth": ("quick_gelu", "assumed: OpenAI's clip has no other"),
