@@ -23,11 +23,10 @@ def test_rows_are_unique_and_the_head_says_what_columns_mean(name):
     assert not [row for row in rows if any(cell != cell.strip() or "  " in cell for cell in row)]
 
 
-def test_a_broken_row_is_named(tmp_path, monkeypatch):
+def test_a_broken_row_is_named(tmp_path):
     (tmp_path / "broken.tsv").write_text("# one. two.\n# one\ttwo\na\tb\nc\n")
-    monkeypatch.setattr(tables, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"broken\.tsv:4"):
-        tables.rows("broken")
+        tables.rows("broken", tmp_path)
 
 
 def test_keys_are_unique():
