@@ -4,6 +4,7 @@ Each is built at a small size with its own keys, and is either equal to the libr
 reason that is true of it.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -15,6 +16,8 @@ import transformers
 from interop import libraries, tiny
 from safetensors.torch import save_file
 
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop import export, huggingface, open_clip
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.readers import read_any
@@ -77,7 +80,8 @@ def built(described):
             if parameter.ndim:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         ids = captions(model["text_cfg"].get("eos_id", 2), 89)
-        pixels = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+        side = model["vision_cfg"]["image_size"]
+        pixels = np.random.default_rng(1).standard_normal((2, side, side, 3)).astype(np.float32)
         nchw = torch.tensor(pixels).permute(0, 3, 1, 2)
         image, text = theirs.encode_image(nchw).numpy(), theirs.encode_text(torch.tensor(ids))
     state = {k: v.contiguous().clone() for k, v in theirs.state_dict().items()}
@@ -108,6 +112,70 @@ def test_every_configuration_of_open_clip_is_equal_or_refused(name, tmp_path):
     assert_features(config, params, inputs, expected)
     kept = {k: v for k, v in model["text_cfg"].items() if "tokenizer" in k}
     assert info.tokenizer_keys == kept
+
+
+# A value for every key of open_clip's two towers other than its default.
+VALUES = {
+    "text_cfg": {
+        "context_length": 12, "vocab_size": 90, "hf_tokenizer_name": "a/b", "width": 24,
+        "tokenizer_mode": "clips", "tokenizer_kwargs": {"clean": "canonicalize"}, "heads": 3,
+        "layers": 3, "mlp_ratio": 3.1, "ls_init_value": 0.1, "embed_cls": True, "pad_id": 5,
+        "eos_id": 7, "no_causal_mask": True, "final_ln_after_pool": True, "pool_type": "eos",
+        "proj_bias": True, "proj_type": "none", "output_tokens": True,
+        "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 0.01},
+        "block_type": "custom", "qk_norm": True, "scaled_cosine_attn": True, "scale_heads": True,
+        "scale_attn_inner": True, "scale_attn": True, "scale_fc": True, "hf_model_name": "a/b",
+        "hf_model_pretrained": False, "hf_proj_type": "linear", "hf_pooler_type": "cls_pooler",
+    },
+    "vision_cfg": {
+        "layers": 3, "width": 16, "head_width": 8, "mlp_ratio": 3.1, "patch_size": 2,
+        "image_size": 12, "ls_init_value": 0.1, "patch_dropout": 0.5, "attentional_pool": True,
+        "attn_pooler_queries": 3, "attn_pooler_heads": 3, "no_ln_pre": True,
+        "pos_embed_type": "sin_cos_2d", "final_ln_after_pool": True, "pool_type": "avg",
+        "output_tokens": True, "act_kwargs": {"approximate": "tanh"},
+        "norm_kwargs": {"eps": 0.01}, "block_type": "custom", "qk_norm": True,
+        "scaled_cosine_attn": True, "scale_heads": True, "scale_attn_inner": True,
+        "scale_attn": True, "scale_fc": True, "timm_model_name": "vit_base_patch16_224",
+        "timm_model_pretrained": True, "timm_pool": "map", "timm_proj": "mlp",
+        "timm_proj_bias": True, "timm_drop": 0.5, "timm_drop_path": 0.5,
+    },
+    "model_cfg": {
+        "embed_dim": 12, "quick_gelu": True, "init_logit_scale": 3.0, "init_logit_bias": -9.0,
+        "nonscalar_logit_scale": True, "cast_dtype": None, "output_dict": True,
+    },
+}  # fmt: skip
+CASES = [(section, key) for section, keys in VALUES.items() for key in keys]
+
+
+def test_the_values_are_of_all_keys():
+    """A key that a new open_clip adds is tried too."""
+    for section, cls in (("text_cfg", "CLIPTextCfg"), ("vision_cfg", "CLIPVisionCfg")):
+        fields = dataclasses.fields(getattr(open_clip_package, cls))
+        assert {field.name for field in fields} == set(VALUES[section])
+
+
+@pytest.mark.parametrize(("section", "key"), CASES, ids=[f"{s}.{k}" for s, k in CASES])
+def test_no_key_changes_numbers_in_silence(section, key, tmp_path):
+    """Every key of open_clip's, one at a time: read as open_clip does, or refused by its name."""
+    model = shrunk(open_clip_package.get_model_config("ViT-B-16"))
+    part = model if section == "model_cfg" else model[section]
+    part[key] = VALUES[section][key]
+    written(tmp_path, model)
+    try:
+        open_clip.read_config(tmp_path)
+    except CheckpointError as error:
+        assert key in str(error)
+        return
+    state, inputs, expected = built(json.dumps(model))
+    save_file(state, tmp_path / open_clip.WEIGHTS[0])
+    config, params, info = read_any(tmp_path)
+    assert_features(config, params, inputs, expected)
+    if "tokenizer" in key:
+        assert info.tokenizer_keys == {key: part[key]}
+        (tmp_path / "vocab.json").write_text("{}")
+        (tmp_path / "merges.txt").write_text("")
+        with pytest.raises(InputError, match=key if key != "hf_tokenizer_name" else "lacks"):
+            load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ViT-H-14-worldwide-quickgelu", "ViT-L-14-worldwide"])
