@@ -8,6 +8,9 @@ runner's byte for byte, as far as the models repeat themselves.
 """
 
 import asyncio
+import os
+import platform
+import socket
 import sys
 import tempfile
 import time
@@ -19,7 +22,7 @@ from typing import Any
 
 from data_gen import manifest
 from data_gen.build import Models, Roles, build, connected, resolve
-from data_gen.engines.cache import Cache
+from data_gen.engines.cache import Cache, read_statistics
 from data_gen.pipeline import FirstAnswers, UselessAnswers
 from data_gen.prompts import Prompt, load_prompts
 from data_gen.records import ImageItem, Rows, write_table
@@ -27,14 +30,20 @@ from data_gen.runner import LocalRunner, Shard, cut, left_to_do
 from data_gen.settings import Settings, fingerprint
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
 from data_gen.stages.verify import method_for
-from negclip_jax.common import extras
+from negclip_jax.common import extras, storage
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.photos import find_file
-from negclip_jax.common.provenance import content_hash, file_facts
+from negclip_jax.common.provenance import (
+    content_hash,
+    file_facts,
+    git_revision,
+    package_versions,
+)
 
 _DECODERS = 4  # threads that read and decode photos
 _LOOKED_FOR = 50  # photos, before anything is asked
+_PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,9 @@ class Job:
         return todo
 
     def note(self, models: Models, out: Path) -> None:
-        """Writes the manifest of a run."""
+        """Writes `manifest.json`: settings, prompts in full, models, inputs, versions, counts."""
         can = {"llm": models.llm_can, "mllm": models.mllm_can}
-        about = {
+        content = {
             "run_id": self.run_id(models),
             "roles": asdict(self.roles),
             "verify_method": self.method(models),
@@ -100,9 +109,16 @@ class Job:
             "captions": self.ingested.captions,
             "images": len(self.ingested.images),
             "ingest_rejects": len(self.ingested.rejects),
+            "config": self.config.to_dict(),
+            "prompts": {p.id: [list(turn) for turn in p.turns] for p in self.prompts.values()},
+            "capabilities": {role: asdict(c) for role, c in can.items() if c is not None},
+            "packages": {n: v for n, v in package_versions(_PACKAGES).items() if v is not None},
+            "python": platform.python_version(),
+            "git": git_revision(),
+            "counts": manifest.counts(out),
+            "calls": read_statistics(out / "cache.sqlite"),
         }
-        capabilities = {role: c for role, c in can.items() if c is not None}
-        manifest.write_manifest(out, self.config, self.prompts, capabilities, about)
+        storage.write_json(out / "manifest.json", content, sort_keys=True)
 
     async def make(
         self,
@@ -201,8 +217,10 @@ async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
     finally:
         if cache is not None:
             cache.close()
-        seconds = round(time.time() - started, 3)
-        manifest.log_session(out, {"status": status, "seconds": seconds})
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        line |= {"host": socket.gethostname(), "pid": os.getpid(), "status": status}
+        line["seconds"] = round(time.time() - started, 3)
+        Journal(out / "sessions.jsonl").append(line)
     return Outcome(manifest.counts(out), pending)
 
 

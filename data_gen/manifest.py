@@ -6,12 +6,6 @@ them; `retry` makes the next run ask again.
 
 import collections
 import json
-import os
-import platform
-import socket
-import time
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +13,14 @@ import pyarrow.parquet as pq
 
 from data_gen.annotations import NOT_ANNOTATED
 from data_gen.engines.cache import Cache, read_statistics
-from data_gen.engines.probe import Capabilities
-from data_gen.prompts import Prompt
 from data_gen.records import read_column, read_table, table_paths
 from data_gen.runner import read_marks, remove_others
-from data_gen.settings import Settings
-from negclip_jax.common import storage, strict_json
+from negclip_jax.common import strict_json
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.chat.messages import NO_ANSWER, is_transient
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.provenance import git_revision, package_versions
 
 _KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
-_PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "ray", "vllm")
 # Columns that say what a row ended with.
 _ENDED_WITH = {
     "candidates": "reject_reason",
@@ -39,31 +28,6 @@ _ENDED_WITH = {
     "pairs": "reasons",
     "rejects": "code",
 }
-
-
-def write_manifest(
-    run: Path,
-    config: Settings,
-    prompts: Mapping[str, Prompt],
-    capabilities: Mapping[str, Capabilities],
-    about: Mapping[str, Any],
-) -> None:
-    """Writes `manifest.json` of a run directory: settings, prompts in full, versions, counts.
-
-    `about`: what only the run knows (run_id, roles, methods, facts of the input files).
-    """
-    content = {
-        **about,
-        "config": config.to_dict(),
-        "prompts": {p.id: [list(turn) for turn in p.turns] for p in prompts.values()},
-        "capabilities": {role: asdict(can) for role, can in capabilities.items()},
-        "packages": {n: v for n, v in package_versions(_PACKAGES).items() if v is not None},
-        "python": platform.python_version(),
-        "git": git_revision(),
-        "counts": counts(run),
-        "calls": read_statistics(run / "cache.sqlite"),
-    }
-    storage.write_json(run / "manifest.json", content, sort_keys=True)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -83,14 +47,6 @@ def counts(run: Path) -> dict[str, int]:
     for mark in read_marks(run):
         total.update(mark["rows"])
     return dict(total)
-
-
-def log_session(run: Path, content: Mapping[str, Any]) -> None:
-    """Adds a line to `sessions.jsonl`: when and where the run was worked on, and how it ended."""
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    line |= {"host": socket.gethostname(), "pid": os.getpid(), **content}
-    with (run / "sessions.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def status(run: Path) -> str:

@@ -4,13 +4,14 @@ import asyncio
 import collections
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
 from data_gen.settings import Settings
-from data_gen.stages.propose import Proposer, filtered, filtered_questions
+from data_gen.stages.propose import Proposer, filtered
 from data_gen.stages.rewrite import RewriteStage
 from data_gen.stages.verify import Verifier
 from negclip_jax.common.chat.messages import THINKS, is_transient
@@ -83,26 +84,20 @@ class FirstAnswers:
         )
 
 
+@dataclass(frozen=True)
 class ImagePipeline:
     """Takes an image through all stages; one object serves a whole run.
 
     `visible`: annotated objects that are plain to see, by image id. `threads` decode photos.
     """
 
-    def __init__(
-        self,
-        config: Settings,
-        proposer: Proposer,
-        verifier: Verifier,
-        stage: RewriteStage,
-        folder: PhotoFolder | None,
-        visible: Mapping[str, frozenset[str]],
-        threads: Executor,
-    ):
-        self._config, self._proposer = config, proposer
-        self._verifier, self._stage = verifier, stage
-        self._folder, self._visible, self._threads = folder, visible, threads
-        self._source = Path(config.input.captions).name
+    config: Settings
+    proposer: Proposer
+    verifier: Verifier
+    stage: RewriteStage
+    folder: PhotoFolder | None
+    visible: Mapping[str, frozenset[str]]
+    threads: Executor
 
     async def process(self, image: ImageItem) -> Rows:
         """All rows that the image adds to the tables. Raises Pending, EndpointError, InputError.
@@ -118,16 +113,15 @@ class ImagePipeline:
     async def _once(self, image: ImageItem) -> Rows:
         rows, photo = Rows(), None
         shared = {"image_id": image.image_id, "file_name": image.file_name}
-        if self._folder is not None:
+        if self.folder is not None:
             loop = asyncio.get_running_loop()
             try:
-                photo = await loop.run_in_executor(
-                    self._threads, self._folder.load, image.file_name
-                )
+                photo = await loop.run_in_executor(self.threads, self.folder.load, image.file_name)
             except PhotoError as error:
                 rows.rejects.append({**shared, "code": error.code, "detail": str(error)})
                 return rows
-        about = {"source": self._source, "split": Path(image.file_name).parent.name or None}
+        about = {"source": Path(self.config.input.captions).name}
+        about |= {"split": Path(image.file_name).parent.name or None}
         if photo is not None:
             about |= {"image_sha256": photo.sha256, "width": photo.width, "height": photo.height}
         rows.items.extend(
@@ -145,28 +139,25 @@ class ImagePipeline:
             for v in verdicts
         )
         assignments = assign(
-            image, candidates, verdicts, seed=self._config.seed, **self._config.assign
+            image, candidates, verdicts, seed=self.config.seed, **self.config.assign
         )
         # Objects that are surely in the photo: annotated, seen by the verifier, or mentioned.
         present = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
-        present |= self._visible.get(identity(image.image_id), frozenset())
+        present |= self.visible.get(identity(image.image_id), frozenset())
         if not present:
             present = {name for text in image.texts for name in named_categories(text)}
-        rows.pairs.extend(await self._stage.run(image, assignments, sorted(present)))
+        rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))
         return rows
 
     async def _candidates(self, image: ImageItem) -> list[Candidate]:
-        candidates = await self._proposer.propose(image)
-        if self._config.pipeline == "vqa":
-            candidates = filtered_questions(candidates, image.texts)
-        elif self._config.propose.filter:
-            candidates = filtered(candidates, image.texts)
-        else:
+        candidates = await self.proposer.propose(image)
+        if self.config.pipeline != "vqa" and not self.config.propose.filter:
             return candidates
+        candidates = filtered(candidates, image.texts)
         kept, usable = [], 0  # a model may name more than it was asked for: the first usable count
         for candidate in candidates:
             usable += candidate.reject_reason is None
-            if usable <= self._config.propose.number or candidate.reject_reason is not None:
+            if usable <= self.config.propose.number or candidate.reject_reason is not None:
                 kept.append(candidate)
         return kept
 
@@ -174,7 +165,7 @@ class ImagePipeline:
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
     ) -> list[Verdict]:
         unique = {(c.object, c.question): c for c in candidates if c.reject_reason is None}
-        verdicts = await self._verifier.verify(image, photo, list(unique.values()))
+        verdicts = await self.verifier.verify(image, photo, list(unique.values()))
         order = {key: place for place, key in enumerate(unique)}
         return sorted(verdicts, key=lambda v: order[v.object, v.question])
 

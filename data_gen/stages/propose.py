@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_gen.annotations import NOT_ANNOTATED, Cooccurrence
 from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
@@ -173,30 +173,6 @@ class CooccurrenceProposer:
         return [Candidate(name, "cooccurrence") for name in names]
 
 
-def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
-    """The candidates with a reason on those not worth a question.
-
-    "unusable" (no nameable thing), "duplicate", and "mentioned" by any of the captions, also as a
-    plural or by a synonym. Names become singular, lower-case nouns.
-    """
-    kept: list[Candidate] = []
-    seen: set[tuple[str, str | None]] = set()
-    for candidate in candidates:
-        if candidate.reject_reason is None:
-            name = normalise_object(candidate.object)
-            if name is None:
-                candidate = replace(candidate, reject_reason="unusable")
-            elif (name, candidate.caption_id) in seen:
-                candidate = replace(candidate, object=name, reject_reason="duplicate")
-            elif mentioned(name, captions):
-                candidate = replace(candidate, object=name, reject_reason="mentioned")
-            else:
-                seen.add((name, candidate.caption_id))
-                candidate = replace(candidate, object=name)
-        kept.append(candidate)
-    return kept
-
-
 class VQAProposer:
     """Pipeline vqa: the yes/no questions of VQAv2 about an image; a "no" is negated."""
 
@@ -220,24 +196,32 @@ def focus(question: str) -> str | None:
     return words[-1] if words else None
 
 
-def filtered_questions(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
-    """The candidates with their focus, and a reason on those not worth asking.
+def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
+    """The candidates with a reason on those not worth a question.
 
-    "unusable" (no yes/no question), "duplicate" and "mentioned" (a caption says it already).
+    "unusable" (no nameable thing, no yes/no question), "duplicate", and "mentioned" by any of the
+    captions, also as a plural or by a synonym. Names become singular, lower-case nouns, questions
+    get their focus as name.
     """
     kept: list[Candidate] = []
-    seen: set[str] = set()
+    seen: set[Any] = set()
     for candidate in candidates:
         if candidate.reject_reason is None:
-            name = focus(candidate.question or "")
-            reason = None
+            question, reason = candidate.question, None
+            if question is None:
+                name = normalise_object(candidate.object)
+                key: Any = (name, candidate.caption_id)
+            else:
+                name, key = focus(question), question.lower()
             if name is None:
                 reason = "unusable"
-            elif candidate.question.lower() in seen:
+            elif key in seen:
                 reason = "duplicate"
             elif mentioned(name, captions):
                 reason = "mentioned"
-            seen.add((candidate.question or "").lower())
-            candidate = replace(candidate, object=name or "", reject_reason=reason)
+            if reason is None or question is not None:
+                seen.add(key)
+            raw = candidate.object if question is None else ""
+            candidate = replace(candidate, object=name or raw, reject_reason=reason)
         kept.append(candidate)
     return kept

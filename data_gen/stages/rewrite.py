@@ -229,6 +229,7 @@ class RewriteStage:
         self, image: ImageItem, assignment: Assignment, draft: Draft, present: Sequence[str]
     ) -> list[dict[str, Any]]:
         """The rows of one caption: its first draft, and further ones until one is accepted."""
+        caption, candidate, verdict = assignment.caption, assignment.candidate, assignment.verdict
         rows = []
         for attempt in range(self.tries):
             if attempt:
@@ -237,10 +238,36 @@ class RewriteStage:
             usable = draft.problem is None and bool(draft.text)
             # What is no sentence at all is in no file that the published script wrote either.
             accepted = usable and not (reasons and (self.enforce or "markup" in reasons))
-            row = self._row(image, assignment, draft, attempt, reasons, accepted)
-            rows.append(row)
+            cue, position = cue_of(draft.text) or (None, None)
+            identity = [caption.id, candidate.object, candidate.question, attempt]
+            by_stage = {"propose": candidate, "verify": verdict, "rewrite": draft}
+            rows.append(
+                {
+                    "pair_id": content_hash(identity)[:16],
+                    "image_id": image.image_id,
+                    "file_name": image.file_name,
+                    "caption_id": caption.id,
+                    "caption": caption.text,
+                    "object": candidate.object,
+                    "question": candidate.question,
+                    "negated_caption": draft.text or None,
+                    "foils": self._foils(assignment, draft, present) if accepted else [],
+                    "rewriter": draft.rewriter,
+                    "cue": cue,
+                    "cue_position": position,
+                    "clip_tokens": self.count_tokens(draft.text) if draft.text else None,
+                    "attempt": attempt,
+                    "accepted": accepted,
+                    "reasons": reasons,
+                    "p_no": verdict.p_no,
+                    "mass": verdict.mass,
+                    "keys": {stage: made.key for stage, made in by_stage.items()},
+                    "models": {stage: made.model for stage, made in by_stage.items()},
+                    "prompt_ids": {stage: made.prompt_id for stage, made in by_stage.items()},
+                    **self.labels,
+                }
+            )
             if accepted:
-                row["foils"] = self._foils(assignment, draft, present)
                 break
         return rows
 
@@ -276,41 +303,3 @@ class RewriteStage:
             false = affirm(caption.text, candidate.object, key, draft.is_statement)
             texts[1:] = [false, *texts[2:]]
         return list(dict.fromkeys(texts))
-
-    def _row(
-        self,
-        image: ImageItem,
-        assignment: Assignment,
-        draft: Draft,
-        attempt: int,
-        reasons: list[str],
-        accepted: bool,
-    ) -> dict[str, Any]:
-        caption, candidate, verdict = assignment.caption, assignment.candidate, assignment.verdict
-        cue, position = cue_of(draft.text) or (None, None)
-        identity = [caption.id, candidate.object, candidate.question, attempt]
-        by_stage = {"propose": candidate, "verify": verdict, "rewrite": draft}
-        return {
-            "pair_id": content_hash(identity)[:16],
-            "image_id": image.image_id,
-            "file_name": image.file_name,
-            "caption_id": caption.id,
-            "caption": caption.text,
-            "object": candidate.object,
-            "question": candidate.question,
-            "negated_caption": draft.text or None,
-            "foils": [],
-            "rewriter": draft.rewriter,
-            "cue": cue,
-            "cue_position": position,
-            "clip_tokens": self.count_tokens(draft.text) if draft.text else None,
-            "attempt": attempt,
-            "accepted": accepted,
-            "reasons": reasons,
-            "p_no": verdict.p_no,
-            "mass": verdict.mass,
-            "keys": {stage: made.key for stage, made in by_stage.items()},
-            "models": {stage: made.model for stage, made in by_stage.items()},
-            "prompt_ids": {stage: made.prompt_id for stage, made in by_stage.items()},
-            **self.labels,
-        }

@@ -3,7 +3,7 @@
 import pytest
 
 from data_gen.records import Candidate
-from data_gen.stages.propose import filtered_questions, focus
+from data_gen.stages.propose import filtered, focus
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_no_focus(question):
 def test_reasons():
     asked = ["Is it raining?", "is it raining?", "Why?", "Is there a dog?", "Is the man sitting?"]
     candidates = [Candidate("", "llm", question=question) for question in asked]
-    found = filtered_questions(candidates, ["A man with a dog"])
+    found = filtered(candidates, ["A man with a dog"])
     reasons = [c.reject_reason for c in found]
     assert reasons == [None, "duplicate", "unusable", "mentioned", None]
