@@ -33,6 +33,7 @@ from data_gen.stages.verify import method_for
 from negclip_jax.common import extras, storage
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
+from negclip_jax.common.journal import Journal
 from negclip_jax.common.photos import find_file
 from negclip_jax.common.provenance import (
     content_hash,
