@@ -1,7 +1,7 @@
 """What a benchmark is: a file that is loaded to a `Problem`, and a problem that scores features.
 
-A new benchmark is one file with a `BENCHMARK` and one line in `evals.registry`. It lists images and
-texts and says what their unit features score; it never sees a model. The runner encodes each
+A new benchmark is one file with a `BENCHMARK` and an entry in `benchmarks.toml`. It lists images
+and texts and says what their unit features score; it never sees a model. The runner encodes each
 distinct image and text once, over all benchmarks, and hands the rows to `Problem.score`.
 """
 

@@ -18,7 +18,8 @@ items. Order: argmax over five with the original first, so that a tie is right.
 
 import functools
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
@@ -73,39 +74,19 @@ def load_order(roots: DataRoots, name: str) -> Problem:
     return choice_problem(roots, file, items, rule="argmax", numbers=ACCURACY)
 
 
-_benchmark = functools.partial(
-    Benchmark,
-    source="Yuksekgonul et al., ICLR 2023, github.com/mertyg/vision-language-models-are-bows",
-    download=DOWNLOAD,
-    retention=True,
+BENCHMARK = RELATION = described(
+    "aro_relation",
+    functools.partial(load_genome, name="visual_genome_relation.json", group="relation"),
+    DOWNLOAD,
 )
-BENCHMARK = RELATION = _benchmark(
-    name="aro_relation",
-    title="ARO relation",
-    licence="MIT; photos: Visual Genome, CC BY 4.0",
-    load=functools.partial(load_genome, name="visual_genome_relation.json", group="relation"),
-    task="Which of two captions has the relation the right way round?",
-)
-ATTRIBUTION = _benchmark(
-    name="aro_attribution",
-    title="ARO attribution",
-    licence="MIT; photos: Visual Genome, CC BY 4.0",
-    load=functools.partial(
+ATTRIBUTION = described(
+    "aro_attribution",
+    functools.partial(
         load_genome, name="visual_genome_attribution.json", group="attributes", at_least=25
     ),
-    task="Which of two captions gives the attributes to the right objects?",
+    DOWNLOAD,
 )
-COCO_ORDER = _benchmark(
-    name="aro_coco_order",
-    title="ARO COCO order",
-    licence="MIT; captions CC BY 4.0; photos: COCO, Flickr licences",
-    load=functools.partial(load_order, name="coco_order.json"),
-    task="Which of five orders of its words is the caption?",
-)
-FLICKR30K_ORDER = _benchmark(
-    name="aro_flickr30k_order",
-    title="ARO Flickr30k order",
-    licence="MIT; captions and photos for research only",
-    load=functools.partial(load_order, name="flickr30k_order.json"),
-    task="Which of five orders of its words is the caption?",
+COCO_ORDER, FLICKR30K_ORDER = (
+    described(f"aro_{name}", functools.partial(load_order, name=f"{name}.json"), DOWNLOAD)
+    for name in ("coco_order", "flickr30k_order")
 )

@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evals import scoring
-from evals.benchmark import Benchmark, Metric, Problem, Result
+from evals.benchmark import Metric, Problem, Result
+from evals.benchmarks import described
 from evals.cues import count_cues
 from evals.images import DataRoots, ImageRef, ProblemImages
 from evals.reading import Fields
@@ -148,12 +149,4 @@ def _result(photos: Sequence[Photo], flat: np.ndarray) -> Result:
     return Result(metrics, columns)
 
 
-BENCHMARK = Benchmark(
-    name="both_polarity",
-    title="Both polarities",
-    source="this project, from any instances.json",
-    licence="of the labels given; COCO: CC BY 4.0, photos: Flickr licences",
-    download=DOWNLOAD,
-    load=load,
-    task="What is there and what is not: are the true statements closer to the photo?",
-)
+BENCHMARK = described("both_polarity", load, DOWNLOAD)

@@ -20,7 +20,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS, prefers_commas
 from evals.images import DataRoots, ImageRef
@@ -85,12 +86,4 @@ def read_plain_pickle(file: Path) -> Any:
         ) from None
 
 
-BENCHMARK = Benchmark(
-    name="cc_neg",
-    title="CC-Neg",
-    source="Singh et al., WACV 2025, github.com/jaisidhsingh/CoN-CLIP",
-    licence="MIT; photos: Conceptual Captions 3M, by link",
-    download=DOWNLOAD,
-    load=load,
-    task="Is the photo closer to its caption than to the caption with a part of it negated?",
-)
+BENCHMARK = described("cc_neg", load, DOWNLOAD)

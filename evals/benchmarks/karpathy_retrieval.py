@@ -22,7 +22,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
 from evals.retrieval import Captioned, retrieval_problem
@@ -111,27 +112,7 @@ def _lines(fields: Fields) -> Sequence[Captioned]:
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]
 
 
-_benchmark = functools.partial(
-    Benchmark,
-    download=DOWNLOAD,
-    retention=True,
-    task="Which photo belongs to a caption, and which caption to a photo?",
-)
-BENCHMARK = COCO = _benchmark(
-    name="coco_retrieval",
-    title="COCO retrieval (Karpathy 5k)",
-    source="Karpathy and Fei-Fei, CVPR 2015; Chen et al. 2015",
-    licence="captions CC BY 4.0; photos: COCO val2014, Flickr licences",
-    load=functools.partial(
-        load, names=("dataset_coco.json", "coco_karpathy_test.json", "coco_test_karpathy.json")
-    ),
-)
-FLICKR30K = _benchmark(
-    name="flickr30k_retrieval",
-    title="Flickr30k retrieval (1k)",
-    source="Young et al., TACL 2014; split by Karpathy and Fei-Fei, CVPR 2015",
-    licence="captions and photos for research only (Flickr's terms)",
-    load=functools.partial(
-        load, names=("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt")
-    ),
-)
+_COCO = ("dataset_coco.json", "coco_karpathy_test.json", "coco_test_karpathy.json")
+_FLICKR30K = ("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt")
+BENCHMARK = COCO = described("coco_retrieval", functools.partial(load, names=_COCO), DOWNLOAD)
+FLICKR30K = described("flickr30k_retrieval", functools.partial(load, names=_FLICKR30K), DOWNLOAD)

@@ -21,6 +21,7 @@ import functools
 from collections.abc import Sequence
 
 from evals.benchmark import Benchmark, Problem
+from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem
 from evals.controls import contradictions
 from evals.frames import frames_of
@@ -62,27 +63,10 @@ def _item(fields: Fields, index: str, row: dict[str, str]) -> Choice:
     return Choice(index, (image,), texts, int(answer or 0), {"template": template})
 
 
-_benchmark = functools.partial(
-    Benchmark,
-    source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench",
-    download=DOWNLOAD,
-    task="Which of four captions, with and without negation, is true of the photo?",
-)
-BENCHMARK = _benchmark(
-    name="negbench_mcq",
-    title="NegBench MCQ, COCO",
-    licence="MIT; photos: COCO val2017, Flickr licences",
-    load=functools.partial(load, names=("COCO_val_mcq_llama3.1_rephrased.csv",)),
-)
-VOC2007 = _benchmark(
-    name="negbench_mcq_voc2007",
-    title="NegBench MCQ, VOC2007",
-    licence="MIT; photos: VOC2007, Flickr licences",
-    load=functools.partial(load, names=("VOC2007_mcq_llama3.1_rephrased.csv",)),
-)
-MSRVTT = _benchmark(
-    name="negbench_mcq_msrvtt",
-    title="NegBench MCQ, MSR-VTT",
-    licence="MIT; videos: MSR-VTT, for research",
-    load=functools.partial(load, names=("msr_vtt_mcq_rephrased_llama.csv",), video=True),
-)
+def _benchmark(name: str, file: str, **options: bool) -> Benchmark:
+    return described(name, functools.partial(load, names=(file,), **options), DOWNLOAD)
+
+
+BENCHMARK = _benchmark("negbench_mcq", "COCO_val_mcq_llama3.1_rephrased.csv")
+VOC2007 = _benchmark("negbench_mcq_voc2007", "VOC2007_mcq_llama3.1_rephrased.csv")
+MSRVTT = _benchmark("negbench_mcq_msrvtt", "msr_vtt_mcq_rephrased_llama.csv", video=True)

@@ -18,6 +18,7 @@ import functools
 from collections.abc import Sequence
 
 from evals.benchmark import Benchmark, Problem
+from evals.benchmarks import described
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_csv, read_items
@@ -46,38 +47,14 @@ def _record(fields: Fields, index: str, row: dict[str, str], *, video: bool) -> 
     return Captioned(name, image, tuple(captions))
 
 
-_benchmark = functools.partial(
-    Benchmark, source="Alhamoud et al., CVPR 2025, github.com/m1k2zoo/negbench", download=DOWNLOAD
-)
-BENCHMARK = _benchmark(
-    name="negbench_retrieval",
-    title="NegBench retrieval, COCO, plain captions",
-    licence="MIT; captions CC BY 4.0; photos: COCO val2017, Flickr licences",
-    load=functools.partial(load, names=("COCO_val_retrieval.csv",)),
-    retention=True,
-    task="Which photo does a caption describe?",
-)
-NEGATED = _benchmark(
-    name="negbench_retrieval_negated",
-    title="NegBench retrieval, COCO, negated captions",
-    licence="MIT; captions CC BY 4.0; photos: COCO val2017, Flickr licences",
-    load=functools.partial(
-        load, names=("COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv",)
-    ),
-    task="Which photo does a caption describe that also says what is not there?",
-)
-MSRVTT = _benchmark(
-    name="negbench_msrvtt",
-    title="NegBench retrieval, MSR-VTT, plain captions",
-    licence="MIT; videos: MSR-VTT, for research",
-    load=functools.partial(load, names=("msr_vtt_retrieval.csv",), video=True),
-    retention=True,
-    task="Which video does a caption describe?",
-)
+def _benchmark(name: str, file: str, **options: bool) -> Benchmark:
+    return described(name, functools.partial(load, names=(file,), **options), DOWNLOAD)
+
+
+_REPHRASED = "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv"
+BENCHMARK = _benchmark("negbench_retrieval", "COCO_val_retrieval.csv")
+NEGATED = _benchmark("negbench_retrieval_negated", _REPHRASED)
+MSRVTT = _benchmark("negbench_msrvtt", "msr_vtt_retrieval.csv", video=True)
 MSRVTT_NEGATED = _benchmark(
-    name="negbench_msrvtt_negated",
-    title="NegBench retrieval, MSR-VTT, negated captions",
-    licence="MIT; videos: MSR-VTT, for research",
-    load=functools.partial(load, names=("msr_vtt_retrieval_rephrased_llama.csv",), video=True),
-    task="Which video does a caption describe that also says what is not there?",
+    "negbench_msrvtt_negated", "msr_vtt_retrieval_rephrased_llama.csv", video=True
 )

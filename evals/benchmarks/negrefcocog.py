@@ -18,7 +18,8 @@ whose right box is the smaller and on those where it is the larger one: a prefer
 crops alone reaches 50 % there.
 """
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import BOX_CONTROLS
 from evals.images import DataRoots, ImageRef
@@ -71,12 +72,4 @@ def item(fields: Fields, index: str, record: dict) -> Choice:
     return Choice(index, images, (phrase,), answer, {"size": size})
 
 
-BENCHMARK = Benchmark(
-    name="negrefcocog",
-    title="NegRefCOCOg",
-    source="Park et al., ICCV 2025, github.com/parkquasar/NegationCLIP",
-    licence="MIT; photos: COCO train2014, Flickr licences",
-    download=DOWNLOAD,
-    load=load,
-    task="Which of two crops of a photo does a phrase with a negation describe?",
-)
+BENCHMARK = described("negrefcocog", load, DOWNLOAD)

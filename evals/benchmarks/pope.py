@@ -16,7 +16,8 @@ absent objects that are denied. A liking for the word "no" raises one and lowers
 import functools
 import re
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import ACCURACY, Choice, by_group, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
@@ -62,12 +63,4 @@ def _item(fields: Fields, where: str, record: dict, *, setting: str) -> Choice:
     return Choice(f"{setting}:{name}", (image,), texts, int(label == "no"), groups)
 
 
-BENCHMARK = Benchmark(
-    name="pope",
-    title="POPE as statements",
-    source="Li et al., EMNLP 2023, github.com/AoiDragon/POPE",
-    licence="MIT; photos: COCO val2014, Flickr licences",
-    download=DOWNLOAD,
-    load=load,
-    task="Is the object there or not: which of the two statements is closer to the photo?",
-)
+BENCHMARK = described("pope", load, DOWNLOAD)

@@ -13,7 +13,8 @@ mean over the seven categories, as papers report it, given only where all files 
 
 import functools
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, find_parts, read_items, read_json
@@ -57,13 +58,4 @@ def _item(fields: Fields, key: str, record: dict, *, category: str) -> Choice:
     return Choice(f"{category}:{key}", (image,), texts, 0, {"category": category})
 
 
-BENCHMARK = Benchmark(
-    name="sugarcrepe",
-    title="SugarCrepe",
-    source="Hsieh et al., NeurIPS 2023, github.com/RAIVNLab/sugar-crepe",
-    licence="MIT; photos: COCO val2017, Flickr licences",
-    download=DOWNLOAD,
-    load=load,
-    retention=True,
-    task="Is the caption closer to the photo than its wrong variant?",
-)
+BENCHMARK = described("sugarcrepe", load, DOWNLOAD)

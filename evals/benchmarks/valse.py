@@ -19,10 +19,10 @@ accuracy over all items (its name) and over the valid ones (`NAME_valid`);
 `accuracy_mean_of_pieces` is their mean, given only where all ten files are there.
 """
 
-import functools
 from pathlib import Path
 
-from evals.benchmark import Benchmark, Problem
+from evals.benchmark import Problem
+from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
@@ -108,18 +108,5 @@ def _read_piece(file: Path, piece: str) -> list[Choice]:
     return read_items(file, read_json(file, dict).items(), item)
 
 
-_benchmark = functools.partial(
-    Benchmark,
-    source="Parcalabescu et al., ACL 2022, github.com/Heidelberg-NLP/VALSE",
-    licence="MIT; photos: Visual7W, COCO (Flickr licences), SWiG",
-    download=DOWNLOAD,
-    task="Is the caption closer to the photo than its foil?",
-)
-BENCHMARK = _benchmark(
-    name="valse",
-    title="VALSE existence",
-    load=load,
-)
-OTHER_PIECES = _benchmark(
-    name="valse_pieces", title="VALSE, other pieces", load=load_pieces, retention=True
-)
+BENCHMARK = described("valse", load, DOWNLOAD)
+OTHER_PIECES = described("valse_pieces", load_pieces, DOWNLOAD)

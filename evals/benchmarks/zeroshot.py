@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evals.benchmark import Benchmark, Problem
+from evals.benchmarks import described
 from evals.classification import Labelled, classification_problem
 from evals.images import DataRoots, FileMissing, ImageRef, tfds_rows
 from evals.reading import Fields
@@ -197,51 +198,19 @@ def _voc_from_tfds(rows: Sequence[dict], classes: Sequence[str]) -> list[Labelle
     return items
 
 
-_SOURCE = "Radford et al., ICML 2021 (prompts)"
-_TASK = "Which class does the photo show?"
+def _benchmark(name: str, folders: tuple[str, ...], tfds: str, download: str) -> Benchmark:
+    options = {"prompts": name, "folders": folders, "tfds": tfds, "download": download}
+    return described(name, functools.partial(load, **options), download)
 
 
-def _cifar(name: str, title: str) -> Benchmark:
-    download = "www.cs.toronto.edu/~kriz/cifar.html"
-    return Benchmark(
-        name=name,
-        title=title,
-        source=f"Krizhevsky 2009; {_SOURCE}",
-        licence="none stated; prompts MIT",
-        download=download,
-        load=functools.partial(
-            load, prompts=name, folders=(f"{name}/test",), tfds=f"{name}/test", download=download
-        ),
-        retention=True,
-        task=_TASK,
-    )
-
-
-BENCHMARK = IMAGENET = Benchmark(
-    name="imagenet",
-    title="ImageNet zero-shot",
-    source=f"Russakovsky et al., IJCV 2015; {_SOURCE}",
-    licence="research only; prompts MIT",
-    download="image-net.org",
-    load=functools.partial(
-        load,
-        prompts="imagenet",
-        folders=("imagenet/val", "ILSVRC2012/val", "imagenet/validation"),
-        tfds="imagenet2012/validation",
-        download="image-net.org",
-    ),
-    retention=True,
-    task=_TASK,
+BENCHMARK = IMAGENET = _benchmark(
+    "imagenet",
+    ("imagenet/val", "ILSVRC2012/val", "imagenet/validation"),
+    "imagenet2012/validation",
+    "image-net.org",
 )
-CIFAR10 = _cifar("cifar10", "CIFAR-10 zero-shot")
-CIFAR100 = _cifar("cifar100", "CIFAR-100 zero-shot")
-VOC2007 = Benchmark(
-    name="voc2007",
-    title="VOC2007 zero-shot (objects)",
-    source=f"Everingham et al. 2007; {_SOURCE}",
-    licence="photos: Flickr licences; prompts MIT",
-    download=VOC_DOWNLOAD,
-    load=load_voc2007,
-    retention=True,
-    task="Which class is the object that was cut out of the photo?",
+CIFAR10, CIFAR100 = (
+    _benchmark(name, (f"{name}/test",), f"{name}/test", "www.cs.toronto.edu/~kriz/cifar.html")
+    for name in ("cifar10", "cifar100")
 )
+VOC2007 = described("voc2007", load_voc2007, VOC_DOWNLOAD)
