@@ -5,7 +5,6 @@ JSON as NegationCLIP released it (`updated_caption` beside `caption` in each ann
 and Parquet, all with the same content. Everything wrong with a file is reported in one error.
 """
 
-import csv
 import json
 import logging
 import os
@@ -81,13 +80,12 @@ def _format_of(path: Path) -> str:
         raise PairError(f"{path} is empty (0 bytes).")
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
-    is_json = suffix in (".json", ".jsonl", ".ndjson")
-    if other := _other_format(suffix, start, is_json):
+    if other := _other_format(suffix, start):
         raise PairError(
             f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL or Parquet with the "
             'columns "image", "caption" and "negated": convert it, e.g. with pandas.'
         )
-    if is_json and suffix != ".json":
+    if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
     try:
         first = strict_json.loads(start)
@@ -96,22 +94,27 @@ def _format_of(path: Path) -> str:
     return "jsonl" if isinstance(first, dict) and {"image", "file_name"} & first.keys() else "coco"
 
 
-def _other_format(suffix: str, start: bytes, is_json: bool) -> str | None:
-    """What a file is that is none of pairs, from its name or first line; None where unknown."""
+def _other_format(suffix: str, start: bytes) -> str | None:
+    """What a file is that holds no JSON, from its name or first line; None where it may."""
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or suffix in (".arrow", ".feather"):
         return "an Arrow file"
     if start[257:262] == b"ustar" or suffix == ".tar":
         return "a tar archive"
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"(\xb5/\xfd")):
         return "a compressed file"
-    delimiter = "\t" if suffix == ".tsv" or (suffix != ".csv" and b"\t" in start) else ","
-    line = start.decode("utf-8-sig", "replace").strip()
-    is_table = delimiter in line and not is_json and line[0] not in "{["
-    if suffix in (".csv", ".tsv") or is_table:
-        columns = ", ".join(word[:40] for word in next(csv.reader([line], delimiter=delimiter), []))
-        kind = "tab" if delimiter == "\t" else "comma"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file itself, which `git lfs pull` brings"
+    is_utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    line = start.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").strip()
+    if not line or (line[0] in '{["' and suffix not in (".csv", ".tsv")):
+        return None
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=line.count)
+    if suffix in (".csv", ".tsv") or delimiter in line:
+        first_row = line.splitlines()[0].split(delimiter)
+        columns = ", ".join(word.strip(' "')[:40] for word in first_row)
+        kind = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
         return f"a table of {kind}-separated values with the columns {columns[:200]}"
-    return None
+    return f"no JSON: it begins with {line[:40]!r}"
 
 
 class _File(Problems):

@@ -145,6 +145,14 @@ def test_files_that_cannot_be_read(tmp_path):
         ("data-00000-of-00001.arrow", b"\xff\xff\xff\xff\x10", "an Arrow file"),
         ("p.json", b"ARROW1\0\0", "an Arrow file"),
         ("p.json.gz", b"\x1f\x8b\x08", "a compressed file"),
+        ("p.json", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
+        ("p.csv", "image;caption\n", "semicolon-separated values with the columns image, caption"),
+        ("p.csv", "image,caption\n".encode("utf-16"), "with the columns image, caption"),
+        ("p.csv", '"image","caption"\n', "with the columns image, caption"),
+        ("p.csv", "captions\n", "with the columns captions"),
+        ("p.json", "version https://git-lfs.github.com/spec/v1\n", "`git lfs pull` brings"),
+        ("p.html", "<html>404</html>", "no JSON: it begins with '<html>404</html>'"),
+        ("p.txt", "A cat.\nA dog.\n", "no JSON: it begins with 'A cat.'"),
     ],
 )
 def test_files_of_other_kinds_are_named_with_what_is_wanted(tmp_path, name, content, found):
