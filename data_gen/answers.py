@@ -52,7 +52,9 @@ CHATTER = re.compile(
 
 _WORD = re.compile(r"[a-z]+")
 _POLITE = re.compile(
-    r"^(sure|certainly|of course|okay|ok|well|the answer is|final answer|answer)[\s,:.!]*", re.I
+    r"^(sure|certainly|of course|okay|ok|well|the answer is|final answer|answer|答案是?|回答)"
+    r"[\s,:.!]*",
+    re.IGNORECASE,
 )
 _QUESTION = re.compile(r"^[^\S\n]*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
 _SHORT_NAME = re.compile(r"[A-Za-z-]+(?: [A-Za-z-]+)?")
@@ -98,9 +100,14 @@ def yes_no_mass(top: Sequence[tuple[str, float]]) -> tuple[float, float]:
     for token, logprob in top:
         p = math.exp(min(logprob, 0.0))
         word = unicodedata.normalize("NFKC", token).strip(_AROUND).lower()
-        if word == "yes" or word in _CHINESE_YES:
+        if word in ("yes", "是", "是的", "有", "有的"):
             p_yes += p
-        elif word == "no" or word in _CHINESE_NO:
+        elif word in (
+            "no",
+            "否",
+            "没有",
+            "不是",
+        ):  # a 不 or 无 may go on as "do not know", "unable"
             p_no += p
     return min(p_yes, 1.0), min(p_no, 1.0)
 

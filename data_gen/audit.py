@@ -1,6 +1,6 @@
 """How often a model says "absent" of what is there, measured against instance annotations.
 
-The false-absence rate is what poisons training, and nobody has published it for this pipeline. It
+The false-absence rate is what poisons training, and no publication of this pipeline gives it. It
 is counted over the objects that COCO annotates: of all verdicts "absent" that the annotations can
 judge, those whose object has a plainly visible instance. Crowds, tiny instances and other classes
 are left out (`annotations.InstanceVerifier`), as are verdicts that came from annotations. What

@@ -145,6 +145,7 @@ async def connected(
     except (OSError, ValueError):
         found = None
     found = found if isinstance(found, dict) else {}
+    found = {role: entry for role, entry in found.items() if isinstance(entry, dict)}
     errors = ErrorShare(config.max_errors)
     asked: dict[str, Engine] = {}
     can: dict[str, Capabilities] = {}

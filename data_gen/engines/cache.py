@@ -169,7 +169,7 @@ class CachedEngine:
         answer = asyncio.ensure_future(self._ask(request))
         self._in_flight[request.key] = answer
         answer.add_done_callback(lambda _: self._in_flight.pop(request.key, None))
-        # Where nobody waits any more, asyncio would print what was raised.
+        # Where no image waits any more, asyncio would print what was raised.
         answer.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(answer)
 

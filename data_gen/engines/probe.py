@@ -1,8 +1,8 @@
 """What a server can do, found by asking for it and looking at the answer.
 
 Silence says nothing: `transformers serve` ignores logprobs, schemas and much more with only a
-warning in its own log. A choice counts as supported when an answer keeps to one that nobody would
-give freely. What a run will ask is asked once in earnest: a question about a picture, a rewrite.
+warning in its own log. A choice counts as supported when an answer keeps to one that no model gives
+freely. What a run will ask is asked once in earnest: a question about a picture, a rewrite.
 """
 
 import asyncio

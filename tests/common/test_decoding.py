@@ -1,4 +1,4 @@
-"""Decoding of strangers' images: few formats, bounded sizes and memory, a sentence for the rest."""
+"""Decoding of untrusted images: few formats, bounded sizes and memory, one-line errors."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""Every command, and every mistake as a sentence with the right exit status."""
+"""Every command, and every user error as a one-line message with the right exit status."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_batch_files_there_and_back(scene, finished, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["audit", "status", "report", "export", "--help", "run --help"])
 def test_a_reader_that_stops_is_no_error(finished, tmp_path, command):
-    """`audit | head`: what is written to a closed pipe is said to nobody."""
+    """`audit | head`: what is written to a closed pipe is no error."""
     more = {"audit": [f"--out={finished}", f"--instances={tmp_path}/i.json"]}
     boxes = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     (tmp_path / "i.json").write_text(json.dumps(boxes))

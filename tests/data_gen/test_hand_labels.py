@@ -36,8 +36,8 @@ def test_written_read_and_counted(tmp_path):
         writer.writerows(rows)
     labels = read_labels(path)
     assert list(labels.values()) == [True, True, False, False, True]
-    shares, strangers = precision({**labels, "unknown": True}, ROWS)
-    assert (shares["all"].k, shares["all"].n, strangers) == (3, 5, 1)
+    shares, unknown = precision({**labels, "unknown": True}, ROWS)
+    assert (shares["all"].k, shares["all"].n, unknown) == (3, 5, 1)
 
 
 @pytest.mark.parametrize(

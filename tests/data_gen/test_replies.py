@@ -89,6 +89,7 @@ def test_brackets_that_close_nothing():
         ("\u5426\u3002", "no"),
         ("\u6ca1\u6709\u3002", "no"),
         ("\u4e0d\u662f", "no"),
+        ("\u7b54\u6848\uff1a\u5426\u3002", "no"),
         ("\u6ca1\u6709\uff0c\u56fe\u4e2d\u6ca1\u6709\u72d7\u3002", "no"),
         ("no\u3002", "no"),
         ("\uff2e\uff4f\u3002", "no"),
@@ -96,6 +97,8 @@ def test_brackets_that_close_nothing():
         ("\u6ca1\u6709\uff0c\u4f46\u6709\u4e00\u53ea\u732b", None),  # no, but there is a cat
         ("\u4e0d\u77e5\u9053", None),  # I do not know
         ("\u662f\u4e0d\u662f", None),
+        ("\u65e0\u6cd5\u786e\u5b9a", None),  # cannot tell
+        ("\u5bf9\u4e0d\u8d77\uff0c\u6211\u65e0\u6cd5", None),  # sorry, I cannot
     ],
 )
 def test_chinese_and_full_width_answers(text, answer):
@@ -106,3 +109,4 @@ def test_chinese_tokens_count():
     top = [("\u6ca1\u6709", math.log(0.5)), ("\u5426", math.log(0.2)), ("\u662f", math.log(0.1))]
     assert yes_no_mass(top) == pytest.approx((0.1, 0.7))
     assert yes_no_mass([("\u0120No\u3002", math.log(0.5))]) == pytest.approx((0, 0.5))
+    assert yes_no_mass([("\u4e0d", -0.1), ("\u65e0", -0.1)]) == (0, 0)  # "do not know", "unable"

@@ -1,4 +1,4 @@
-"""Configuration files and flags: variants, changes, and mistakes in a sentence."""
+"""Configuration files and flags: variants, changes, and user errors."""
 
 from types import SimpleNamespace
 
