@@ -52,9 +52,12 @@ def is_torchscript(path: Path) -> bool:
 
 def says_quick_gelu(path: Path) -> bool:
     """Whether the code of an archive, which is never run, has the factor of quick_gelu."""
-    with zipfile.ZipFile(path) as archive:
-        code = [i for i in archive.infolist() if "/code/" in i.filename and i.file_size < 2**24]
-        return any(b"1.702" in archive.read(info) for info in code)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            code = [i for i in archive.infolist() if "/code/" in i.filename and i.file_size < 2**24]
+            return any(b"1.702" in archive.read(info) for info in code)
+    except Exception as error:  # a damaged archive raises many types
+        raise CheckpointError(_damaged(path, error)) from error
 
 
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
