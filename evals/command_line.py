@@ -38,11 +38,15 @@ _FLAGS: dict[str, dict[str, Any]] = {
 
 
 class _Once(argparse.Action):
-    """Stores a value; a flag given again with another one is an error, for only one would count."""
+    """Stores a value. What a flag names (a model, a file) is not replaced by what it names next.
+
+    The last of several numbers or choices counts, as scripts rely on.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         given = vars(namespace).setdefault("given", {})
-        if option_string and given.setdefault(self.dest, values) != values:
+        names = option_string and not self.choices and not isinstance(values, int | float)
+        if names and given.setdefault(self.dest, values) != values:
             both = f"{given[self.dest]} and {values}"
             raise argparse.ArgumentError(self, f"given twice, {both}: give one of them")
         setattr(namespace, self.dest, values)

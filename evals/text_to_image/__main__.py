@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from evals.text_to_image.judge import Judge, patience
     from evals.text_to_image.pictures import Pictures
     from evals.text_to_image.pipelines import Pipelines
-    from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED, read_prompts
+    from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED, PUBLISHED_SIZE, read_prompts
     from evals.text_to_image.stand_in import StandIn
     from negclip_jax.runtime.workdir import environment
 
@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"give a list as --prompts=FILE; the 107 published negation prompts are {DOWNLOAD}"
         )
-    prompts = read_prompts(
-        args.prompts or DataRoots(tuple(args.data)).find(PUBLISHED, download=DOWNLOAD)
-    )
+    file = args.prompts or DataRoots(tuple(args.data)).find(PUBLISHED, download=DOWNLOAD)
+    prompts = read_prompts(file)
     judge: Judge | StandIn | None = None  # its mistakes show before an hour of drawing
     if args.judge:
         settings = patience(
@@ -84,6 +83,10 @@ def run(args: argparse.Namespace) -> None:
         activation=args.activation,
     )
     pipelines.check_prompts(texts)
+    if file.name == PUBLISHED and len(prompts) != PUBLISHED_SIZE:
+        pipelines.notes.append(
+            f"{file} has {len(prompts)} of the {PUBLISHED_SIZE} published prompts"
+        )
     for model, facts in pipelines.facts.items():
         logging.info("%s: %s", model, "; ".join(facts.values()))
     for note in pipelines.notes:

@@ -19,7 +19,7 @@ from evals.reading import Fields, read_csv, read_json, read_json_lines
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_text
 
-PUBLISHED = "prompts_with_questions.json"
+PUBLISHED, PUBLISHED_SIZE = "prompts_with_questions.json", 107
 DOWNLOAD = "github.com/sepehrkr/SpaceVLM, T2I/prompts_with_questions.json"
 _TEXT_KEYS = ("Prompt", "Prompts", "prompt", "full_prompt")
 _AFFIRMATIVE_KEYS = ("affirmative_prompt", "Affirmative", "affirmative")

@@ -74,14 +74,14 @@ def test_embeddings_lie_beside_the_results_unless_told_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--out=a", "--out=b"], ["--out", "a", "--seed=1", "--out=b"]])
-def test_a_flag_that_counts_once_is_refused_with_two_values(flags, capsys):
+def test_a_flag_that_names_something_is_refused_with_two_names(flags, capsys):
     parser = command_line.parser("evals", None)
     command_line.add_shared(parser, "--out", "--seed", "--data")
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args([*flags, "--data=x"])
     assert "argument --out: given twice, a and b: give one of them" in capsys.readouterr().err
-    args = parser.parse_args(["--out=a", "--out=a", "--data=x", "--data=y"])
-    assert [str(path) for path in (args.out, *args.data)] == ["a", "x", "y"]
+    args = parser.parse_args(["--out=a", "--out=a", "--data=x", "--data=y", "--seed=1", "--seed=2"])
+    assert [str(found) for found in (args.out, *args.data, args.seed)] == ["a", "x", "y", "2"]
 
 
 def test_too_little_memory_is_one_line_that_says_what_to_give(capsys):

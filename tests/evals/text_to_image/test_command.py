@@ -27,7 +27,8 @@ def command(sd, prompt_file, tiny_checkpoint, tmp_path, monkeypatch):
         if not any(text.startswith(("--prompts", "--data")) for text in more):
             arguments.append(f"--prompts={prompt_file}")
         arguments += ["--steps=2", f"--images-per-prompt={count}", "--judge-tries=2"]
-        run.arguments = [*arguments, *more]
+        given = {text.partition("=")[0] for text in more}
+        run.arguments = [a for a in arguments if a.partition("=")[0] not in given] + [*more]
         return text_to_image.main(run.arguments)
 
     run.out = tmp_path / "out"
@@ -49,6 +50,15 @@ def tuned_is_better(wanted):
         return "yes" if "Is this" in question or image not in wanted else "no"
 
     return script
+
+
+def test_a_published_list_that_was_cut_is_told(command, caplog):
+    file = command.out.parent / "prompts_with_questions.json"
+    questions = {"Question1": "Is this a room?", "Question2": "Is there a window?"}
+    file.write_text(json.dumps([{"Prompt": "a room with no window", **questions}]))
+    assert command(f"--prompts={file}") == 0
+    told = "has 1 of the 107 published prompts"
+    assert told in caplog.text and told in (command.out / "report.html").read_text()
 
 
 def test_draws_judges_and_reports(command, capsys):

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from evals.text_to_image.prompts import PUBLISHED, Prompt, affirm, read_prompts
+from evals.text_to_image.prompts import (
+    PUBLISHED,
+    PUBLISHED_SIZE,
+    Prompt,
+    affirm,
+    read_prompts,
+)
 from negclip_jax.common.errors import InputError
 
 HAT = {
@@ -99,6 +105,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_the_published_lists(shared_data):
     folder = shared_data / "benchmarks" / "t2i_negation"
     one = read_prompts(folder / PUBLISHED)
+    assert len(one) == PUBLISHED_SIZE
     several = read_prompts(folder / PUBLISHED.replace(".json", "_multiple_negation.json"))
     split = read_prompts(folder / "splitted_prompts.csv")
     assert (len(one), len(several), len(split)) == (107, 100, 107)
