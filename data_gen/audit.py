@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_gen import leak
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
 from data_gen.records import read_table
 from negclip_jax.common import storage
@@ -49,29 +50,40 @@ class Judged:
 
 
 def audit(
-    run: str | os.PathLike, instances: str | os.PathLike, labels: str | os.PathLike | None = None
+    run: str | os.PathLike,
+    instances: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
 ) -> str:
     """Measures a run, writes `audit.json` into it and returns a table for the terminal.
 
     Args:
       run: directory of a run with verdicts and pairs.
-      instances: COCO instances JSON of the same images.
+      instances: COCO instances JSON of the same images; without it the verifier is not measured.
       labels: `audit_sample.csv` with labels put in, if there are some.
 
     Raises InputError for files that cannot be read or are of another layout.
     """
     run = Path(run)
-    items = read_table(run, "items", ["image_id", "file_name"]).to_pylist()
-    truth = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
-    verdicts = read_table(run, "verdicts").to_pylist()
-    columns = ["pair_id", "image_id", "object", "question", "rewriter", "accepted"]
+    columns = [
+        *("pair_id", "image_id", "object", "question", "rewriter", "accepted"),
+        *("negated_caption", "foils"),
+    ]
     pairs = [row for row in read_table(run, "pairs", columns).to_pylist() if row["accepted"]]
-    result = measure(judge(verdicts, truth))
-    result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
-    # Of the accepted pairs that the annotations can judge, those whose object is there.
-    known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
-    contradicted = Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
-    result["pairs"] = contradicted._asdict()
+    result: dict[str, Any] = {}
+    if instances is not None:
+        items = read_table(run, "items", ["image_id", "file_name"]).to_pylist()
+        truth = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
+        verdicts = read_table(run, "verdicts").to_pylist()
+        result = measure(judge(verdicts, truth))
+        result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
+        # Of the accepted pairs that the annotations can judge, those whose object is there.
+        known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
+        contradicted = Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
+        result["pairs"] = contradicted._asdict()
+    try:
+        result["leak"] = leak.measure(leak.of_pairs(sample(pairs, leak.GROUPS)))
+    except InputError as error:  # a package of an extra; the rest needs none
+        result["leak"] = {"error": str(error)}
     if labels is not None:
         shares, unknown = precision(read_labels(labels), pairs)
         result["precision"] = {name: share._asdict() for name, share in shares.items()}
@@ -141,11 +153,15 @@ def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 def table_text(result: dict[str, Any]) -> str:
     """The measures as lines for the terminal."""
-    lines = [f"accepted pairs whose object is there  {Share(**result['pairs'])}"]
+    lines = leak.lines(result["leak"])
+    if "pairs" in result:
+        lines.append(f"accepted pairs whose object is there  {Share(**result['pairs'])}")
     for name, share in result.get("precision", {}).items():
         lines.append(f"hand labels, {name}: right  {Share(**share)}")
     if result.get("labels_of_no_pair"):
         lines.append(f"{result['labels_of_no_pair']} labels belong to no accepted pair of this run")
+    if "judged" not in result:
+        return "\n".join([*lines, "the verifier is measured against --instances=FILE"])
     if not result["judged"]:
         why = (
             "every verdict came from annotations or annotators" if result["not_of_a_model"] else ""

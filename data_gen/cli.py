@@ -134,8 +134,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--only", metavar="CODE", help="what ended with it, e.g. server_error")
     what.add_argument("--stage", help="all answers of propose, verify, rewrite or merge")
     add("report", _show, "write report.html and audit_sample.csv", out=True)
-    audit = add("audit", _show, "measure the verifier against annotations", out=True)
-    audit.add_argument("--instances", required=True, help="COCO instances json")
+    audit = add(
+        "audit", _show, "measure the verifier, and whether texts betray their truth", out=True
+    )
+    audit.add_argument("--instances", help="COCO instances json, to measure the verifier against")
     audit.add_argument("--labels", help="audit_sample.csv with hand labels")
     export = add("export", _export, "write what launch.py reads", out=True)
     export.add_argument("--to", type=Path, help="folder; default: OUT/export")

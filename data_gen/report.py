@@ -48,6 +48,7 @@ def write_report(run: str | os.PathLike) -> Path:
         manifest=summary.manifest,
         bar_rows=bar_rows,
         share=lambda found: Share(**found),
+        percent=percent,
         gallery=gallery,
         doubtful=doubtful,
         thumbnails=thumbnails,

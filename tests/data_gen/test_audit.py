@@ -8,6 +8,7 @@ from handmade_run import make_run
 
 from data_gen.audit import Judged, audit, measure
 from data_gen.records import write_table
+from data_gen.report import write_report
 from negclip_jax.common.errors import InputError
 
 
@@ -66,3 +67,18 @@ def test_hand_labels_flow_back(run, tmp_path):
 def test_bad_files_are_sentences(run, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         audit(run, tmp_path / "none.json")
+
+
+def test_without_annotations_the_texts_are_measured_and_the_report_shows_what_there_is(run):
+    text = audit(run)
+    assert "too few groups" in text and "--instances=FILE" in text
+    page = write_report(run).read_text()
+    assert "Not audited yet" in page and "Do the words betray the truth?" not in page
+    result = json.loads((run / "audit.json").read_text())
+    word = {"word": "there <is>", "true": 0, "false": 7}
+    share = {"k": 3, "n": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
+    form = {"form": "llm", "accuracy": share, "chance": 0.5}
+    result["leak"] = form | {"leaks": True, "forms": [form], "words": [word]}
+    (run / "audit.json").write_text(json.dumps(result))
+    page = write_report(run).read_text()
+    assert "there &lt;is&gt;" in page and "75" in page and "over 5 points" in page
