@@ -129,23 +129,14 @@ def _files(directory: epath.Path, *items: str) -> dict[str, list]:
         listed = remote.listed(directory)
         found = {name: [info["size"], remote.checksum(info)] for name, info in listed.items()}
     else:
-        found = _local_files(Path(directory), items)
+        root = Path(directory)
+        places = [file for item in items or ("",) for file in sorted((root / item).rglob("*"))]
+        files = {file.relative_to(root).as_posix(): file for file in places if file.is_file()}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            checksums = pool.map(storage.crc32, files.values())
+            sizes = (file.stat().st_size for file in files.values())
+            found = {n: [*entry] for n, *entry in zip(files, sizes, checksums, strict=True)}
     return {name: entry for name, entry in found.items() if _belongs(name, items)}
-
-
-def _local_files(directory: Path, items: tuple[str, ...]) -> dict[str, list]:
-    files = {
-        file.relative_to(directory).as_posix(): file
-        for item in items or ("",)
-        for file in sorted((directory / item).rglob("*"))
-        if file.is_file()
-    }
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        checksums = pool.map(storage.crc32, files.values())
-        return {
-            name: [file.stat().st_size, checksum]
-            for (name, file), checksum in zip(files.items(), checksums, strict=True)
-        }
 
 
 def _belongs(name: str, items: tuple[str, ...]) -> bool:

@@ -111,21 +111,16 @@ def _to_host(path: epath.Path) -> dict:
     # The handler, because a checkpointer would also look for a step's metadata: this is an item.
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         saved = handler.metadata(path).tree
-    _check_claims(path, saved)
+    if not storage.is_remote(path):
+        # Untrusted metadata may name arrays of any size; a run's are about as large on disk.
+        sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved))
+        files = (os.path.join(folder, f) for folder, _, names in os.walk(path) for f in names)
+        claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
+        if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
+            raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.tree.map(np.asarray, checkpointer.restore(path, abstract))
-
-
-def _check_claims(path: epath.Path, saved: Any) -> None:
-    """Untrusted metadata may name arrays of any size; those of a run are about as large on disk."""
-    if storage.is_remote(path):
-        return
-    sizes = (math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(saved))
-    files = (os.path.join(folder, f) for folder, _, names in os.walk(path) for f in names)
-    claimed, stored = sum(sizes), sum(map(os.path.getsize, files))
-    if claimed > _UNPACKED_PER_BYTE * stored + _UNPACKED_FREE:
-        raise InputError(f"{path} of {stored:,} bytes unpacks to {claimed:,} bytes: refused")
 
 
 def digests_of_files(base: Path) -> dict[str, str]:

@@ -380,10 +380,16 @@ def _check(
     Raises:
       InputError: features that differ although the weights were not rounded (`exact`).
     """
-    inputs = _inputs(config)
+    # Random, and two generators: the ids must not depend on the size of the pixels. The rules of
+    # pooling read different places of the first row.
+    size, text = config.vision.image_size, config.text
+    pixels = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
+    length = text.context_length
+    ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, length), np.int32)
+    ids[0, [length // 3, 2 * length // 3]] = text.eos_token_id, text.vocab_size - 1
     expected, again = (
-        _features(*model, layout.outputs, *inputs)
-        for model in ((config, params), layout.load(stage))
+        jax.device_get(_encode(clip.abstract(c)[0], layout.outputs, p, pixels, ids))
+        for c, p in ((config, params), layout.load(stage))
     )
     difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, again, strict=True))
     if exact and difference > _SAME_FEATURES:
@@ -398,7 +404,7 @@ def _check(
         if path is None:
             continue
         try:
-            found, reader = independent.features(path, *inputs, architecture=layout.architecture)
+            found, reader = independent.features(path, pixels, ids, layout.architecture)
         except LookupError:
             lines.append(f"{what} has had no second reading: that takes transformers with torch")
             continue
@@ -414,28 +420,6 @@ def _check(
             )
         lines.append(f"{what} as {reader} reads it: features differ by {apart:.1e} of the largest")
     return difference, lines
-
-
-def _inputs(config: clip.CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Random pixels and token ids; the rules of pooling read different places of the first row."""
-    size, text = config.vision.image_size, config.text
-    pixels = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
-    # A generator of their own: the ids must not depend on the size of the pixels.
-    ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, text.context_length), np.int32)
-    length = text.context_length
-    ids[0, [length // 3, 2 * length // 3]] = text.eos_token_id, text.vocab_size - 1
-    return pixels, ids
-
-
-def _features(
-    config: clip.CLIPConfig,
-    params: dict[str, Any],
-    outputs: tuple[str, ...],
-    pixels: np.ndarray,
-    ids: np.ndarray,
-) -> list[np.ndarray]:
-    graphdef, _ = clip.abstract(config)
-    return jax.device_get(_encode(graphdef, outputs, params, pixels, ids))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

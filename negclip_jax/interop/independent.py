@@ -60,7 +60,7 @@ _NAMES = {
 
 
 def features(
-    path: Path, pixels: np.ndarray, ids: np.ndarray, *, architecture: str = ""
+    path: Path, pixels: np.ndarray, ids: np.ndarray, architecture: str = ""
 ) -> tuple[Features, str]:
     """Projected image and text features of a checkpoint, and what computed them.
 

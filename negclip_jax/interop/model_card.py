@@ -88,23 +88,6 @@ def _is_local(place: Any) -> bool:
 
 def text(card: Card) -> str:
     """The card as Markdown with a YAML header."""
-    parts = [
-        _header(card),
-        _MARK,
-        f"# {card.title}",
-        f"A CLIP in the layout `{card.layout}`, written from {card.source}.",
-        "## Load it\n\n```python\n" + card.code + "\n```",
-        "## What it is\n\n" + _table(("what", "value"), card.facts),
-        "## Base, data and licence\n\n" + _table(("what", "value"), _origin(card)),
-    ]
-    if card.recipe:
-        parts.append("## Recipe\n\n" + _table(("setting", "value"), card.recipe))
-    scores = _table(("score", "value"), card.scores) if card.scores else "None were recorded."
-    parts += ["## Scores\n\n" + scores, "## Check\n\n" + card.check]
-    return "\n\n".join(parts) + "\n"
-
-
-def _header(card: Card) -> str:
     # JSON is YAML, so quoting is right whatever a name holds.
     header = {
         "license": card.licence or "unknown",
@@ -118,16 +101,27 @@ def _header(card: Card) -> str:
     if is_name and not _is_local(card.base_model):
         header["base_model"] = card.base_model
     lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _origin(card: Card) -> dict[str, str]:
-    return {
+    converted = "none: the weights were converted"
+    origin = {
         "base model": card.base_model or _UNKNOWN,
         "licence of the weights": card.licence or _UNKNOWN,
-        "training data": str(card.recipe.get("data.pairs") or "none: the weights were converted"),
-        "licence of the data": _UNKNOWN if card.recipe else "none: the weights were converted",
+        "training data": str(card.recipe.get("data.pairs") or converted),
+        "licence of the data": _UNKNOWN if card.recipe else converted,
     }
+    parts = [
+        "\n".join(["---", *lines, "---"]),
+        _MARK,
+        f"# {card.title}",
+        f"A CLIP in the layout `{card.layout}`, written from {card.source}.",
+        "## Load it\n\n```python\n" + card.code + "\n```",
+        "## What it is\n\n" + _table(("what", "value"), card.facts),
+        "## Base, data and licence\n\n" + _table(("what", "value"), origin),
+    ]
+    if card.recipe:
+        parts.append("## Recipe\n\n" + _table(("setting", "value"), card.recipe))
+    scores = _table(("score", "value"), card.scores) if card.scores else "None were recorded."
+    parts += ["## Scores\n\n" + scores, "## Check\n\n" + card.check]
+    return "\n\n".join(parts) + "\n"
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:

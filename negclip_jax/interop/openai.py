@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from negclip_jax.common.problems import first
-from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
+from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_config
 from negclip_jax.interop.files import CheckpointError, StoredTensor, problem_report
@@ -170,8 +170,17 @@ def load_params(
     return read_params(tensors, keys, config, where=where, authority=authority, advice=_ADVICE)
 
 
-def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
-    """Raises CheckpointError, with all reasons, for a model that OpenAI's code cannot run."""
+@writing.layout_writer
+def save(stage: Path, export: writing.Export) -> None:
+    """Writes a directory with `model.pt`, a bare state dict for `clip.load` and open_clip.
+
+    A pickle, because the package reads nothing else. `config.json`, tokenizer and preprocessor
+    stand beside it in Hugging Face's form, so that this project reads the directory back as it
+    was. The weights are float32 by default. Arguments and errors are those of
+    `writing.layout_writer`; a model that OpenAI's code would run wrongly is refused.
+    """
+    config, dtype = export.config, export.dtype or "float32"
+    preprocessor = export.preprocessor or preprocessor_of(export.base, config)
     require_clip(config, "OpenAI's layout")
     reasons = [
         f"the {name} tower's {what} is {value} where its code has {expected}"
@@ -196,19 +205,6 @@ def require_expressible(config: CLIPConfig, preprocessor: Preprocessor) -> None:
             f"OpenAI's clip cannot run this model: {'; '.join(reasons)}. "
             "Export it with --layout=huggingface or --layout=open_clip"
         )
-
-
-@writing.layout_writer
-def save(stage: Path, export: writing.Export) -> None:
-    """Writes a directory with `model.pt`, a bare state dict for `clip.load` and open_clip.
-
-    A pickle, because the package reads nothing else. `config.json`, tokenizer and preprocessor
-    stand beside it in Hugging Face's form, so that this project reads the directory back as it
-    was. The weights are float32 by default. Arguments and errors are those of
-    `writing.layout_writer`; a model that OpenAI's code would run wrongly is refused.
-    """
-    config, dtype = export.config, export.dtype or "float32"
-    require_expressible(config, export.preprocessor or preprocessor_of(export.base, config))
     torch = import_torch("a file for OpenAI's clip needs")
     places, take = export_tensors(export.params, config, KEYS)
     write_config(stage, export, dtype)

@@ -189,7 +189,8 @@ def _damaged(path: Path, error: Exception) -> str:
         if file.read(20).startswith(b"version https://git-"):
             return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there"
     size = path.stat().st_size
-    return f"{path} ({size:,} bytes) is damaged or incomplete: {error}; download it again"
+    said = "".join(c for c in (str(error).splitlines() or [""])[0] if c.isprintable())
+    return f"{path} ({size:,} bytes) is damaged or incomplete: {said}; download it again"
 
 
 def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:

@@ -159,7 +159,8 @@ def load_alone(directory: Path | str, architecture: str = "") -> tuple[CLIPConfi
     if projected and tower.projection.name not in open_weights(directory):
         raise CheckpointError(
             f"{directory} has no {tower.projection.name}, which a {architecture} holds: give the "
-            f"model that it comes from (--base), or take a {architecture.removesuffix(_PROJECTED)}"
+            "model that it comes from (base=, or --base), or take a "
+            f"{architecture.removesuffix(_PROJECTED)}"
         )
     sections = {"text": _SMALLEST_TEXT, "vision": _SMALLEST_VISION}
     if tower is not None:

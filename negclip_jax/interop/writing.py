@@ -34,7 +34,7 @@ SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
 TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model"),
 )
 # What belongs to a model beside its weights and open_clip's own configuration.
 _BELONGING = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README.md"}
@@ -135,7 +135,8 @@ def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) ->
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise CheckpointError(
-                f"{out} is not empty; give another directory, or replace it (--overwrite)"
+                f"{out} is not empty; give another directory, or replace it (overwrite=True, or "
+                "--overwrite)"
             )
         if not any((out / name).is_file() for name in _MARKS):
             raise CheckpointError(
