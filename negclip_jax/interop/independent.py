@@ -22,40 +22,22 @@ Features = tuple[np.ndarray, ...]
 _CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 _ALONE = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
 _OPENAI_WIDTHS = (768, 1024)  # vision towers of OpenAI's, of whose code heads of 64 are right
-# Tensors of both layouts, with the block's number in place of {}: transformers' and OpenAI's.
-_NAMES = {
-    "transformers": {
-        "text_blocks": "text_model.encoder.layers.{}.",
-        "vision_blocks": "vision_model.encoder.layers.{}.",
-        "ln": ("layer_norm1", "layer_norm2"),
-        "attn": ("self_attn.{}_proj", "self_attn.out_proj"),
-        "mlp": ("mlp.fc1", "mlp.fc2"),
-        "token": "text_model.embeddings.token_embedding.weight",
-        "text_position": "text_model.embeddings.position_embedding.weight",
-        "vision_position": "vision_model.embeddings.position_embedding.weight",
-        "class": "vision_model.embeddings.class_embedding",
-        "patch": "vision_model.embeddings.patch_embedding.weight",
-        "norms": (
-            "text_model.final_layer_norm",
-            "vision_model.pre_layrnorm",
-            "vision_model.post_layernorm",
-        ),
-        "projections": ("text_projection.weight", "visual_projection.weight"),
-    },
-    "openai": {
-        "text_blocks": "transformer.resblocks.{}.",
-        "vision_blocks": "visual.transformer.resblocks.{}.",
-        "ln": ("ln_1", "ln_2"),
-        "attn": ("attn.in_proj", "attn.out_proj"),
-        "mlp": ("mlp.c_fc", "mlp.c_proj"),
-        "token": "token_embedding.weight",
-        "text_position": "positional_embedding",
-        "vision_position": "visual.positional_embedding",
-        "class": "visual.class_embedding",
-        "patch": "visual.conv1.weight",
-        "norms": ("ln_final", "visual.ln_pre", "visual.ln_post"),
-        "projections": ("text_projection", "visual.proj"),
-    },
+# transformers' names, part by part, to OpenAI's, which open_clip has too.
+_TO_OPENAI = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "layer_norm": "ln_",
+    "self_attn.": "attn.",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.final_ln_": "ln_final",  # its layer_norm is ln_ already
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.embeddings.patch_embedding": "visual.conv1",
+    "vision_model.pre_layrnorm": "visual.ln_pre",
+    "vision_model.post_layernorm": "visual.ln_post",
 }
 
 
@@ -140,60 +122,53 @@ def _by_hand(
 ) -> Features:
     """The towers of a CLIP in NumPy, as Radford et al. (2021) and the configuration say."""
     stored = {n.removeprefix("text."): x.read().astype(np.float32) for n, x in opened.items()}
-    is_openai = "visual.conv1.weight" in stored
-    names = _NAMES["openai" if is_openai else "transformers"]
-    final, before, after = names["norms"]
-    widths = stored[f"{final}.weight"].size, stored[f"{after}.weight"].size
-    text, vision = _said(folder, *widths)
+    if "visual_projection.weight" in stored:
+        for old, new in _TO_OPENAI.items():
+            stored = {name.replace(old, new): x for name, x in stored.items()}
+        stored["text_projection"] = stored["text_projection.weight"].T
+        stored["visual.proj"] = stored["visual_projection.weight"].T
+        for name in [name for name in stored if ".q_proj." in name]:
+            parts = [stored[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            stored[name.replace(".q_proj.", ".in_proj_")] = np.concatenate(parts)
+    text, vision = _said(folder, stored["ln_final.bias"].size, stored["visual.ln_post.bias"].size)
 
     def norm(name: str, x: np.ndarray, eps: float) -> np.ndarray:
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
         return x * stored[f"{name}.weight"] + stored[f"{name}.bias"]
 
-    def dense(name: str, x: np.ndarray) -> np.ndarray:
-        if is_openai and name.endswith("in_proj"):
-            return x @ stored[f"{name}_weight"].T + stored[f"{name}_bias"]
-        return x @ stored[f"{name}.weight"].T + stored[f"{name}.bias"]
+    def dense(name: str, x: np.ndarray, mark: str = ".") -> np.ndarray:
+        return x @ stored[f"{name}{mark}weight"].T + stored[f"{name}{mark}bias"]
 
-    def blocks(prefix: str, x: np.ndarray, said: dict, causal: bool) -> np.ndarray:
-        batch, length, width = x.shape
-        block, i = prefix.format(0), 0
-        while f"{block}{names['ln'][0]}.weight" in stored:
-            h = norm(block + names["ln"][0], x, said["eps"])
-            parts = [names["attn"][0].format(part) for part in "qkv"]
-            qkv = [dense(block + part, h) for part in dict.fromkeys(parts)]
-            q, k, v = np.split(qkv[0], 3, axis=-1) if is_openai else qkv
-            q, k, v = (
-                a.reshape(batch, length, said["heads"], -1).swapaxes(1, 2) for a in (q, k, v)
-            )
-            scores = q @ k.swapaxes(2, 3) / np.sqrt(width // said["heads"])
+    def blocks(tower: str, x: np.ndarray, said: dict, causal: bool) -> np.ndarray:
+        length, block, i = x.shape[1], f"{tower}.resblocks.0", 0
+        split = (len(x), length, 3, said["heads"], -1)
+        while f"{block}.ln_1.weight" in stored:
+            qkv = dense(f"{block}.attn.in_proj", norm(f"{block}.ln_1", x, said["eps"]), "_")
+            q, k, v = np.moveaxis(qkv.reshape(split), 2, 0).swapaxes(2, 3)
+            scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])
             if causal:
                 scores += np.triu(np.full((length, length), -np.inf), 1)
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = scores / scores.sum(-1, keepdims=True) @ v
-            x = x + dense(block + names["attn"][1], mixed.swapaxes(1, 2).reshape(x.shape))
-            h = dense(block + names["mlp"][0], norm(block + names["ln"][1], x, said["eps"]))
-            x = x + dense(block + names["mlp"][1], np.asarray(ACTIVATIONS[said["act"]](h)))
+            x = x + dense(f"{block}.attn.out_proj", mixed.swapaxes(1, 2).reshape(x.shape))
+            h = dense(f"{block}.mlp.c_fc", norm(f"{block}.ln_2", x, said["eps"]))
+            x = x + dense(f"{block}.mlp.c_proj", np.asarray(ACTIVATIONS[said["act"]](h)))
             i += 1
-            block = prefix.format(i)
+            block = f"{tower}.resblocks.{i}"
         return x
 
-    patch = stored[names["patch"]]
-    size = patch.shape[-1]
-    grid = pixels.shape[1] // size
+    patch = stored["visual.conv1.weight"]
+    size, grid = patch.shape[-1], pixels.shape[1] // patch.shape[-1]
     cut = pixels[:, : grid * size, : grid * size].reshape(len(pixels), grid, size, grid, size, 3)
     patches = np.einsum("bhpwqc,ocpq->bhwo", cut, patch).reshape(len(pixels), grid * grid, -1)
-    start = np.broadcast_to(stored[names["class"]], (len(pixels), 1, patches.shape[-1]))
-    x = np.concatenate([start, patches], axis=1) + stored[names["vision_position"]]
-    x = blocks(names["vision_blocks"], norm(before, x, vision["eps"]), vision, causal=False)
-    image = norm(after, x[:, 0], vision["eps"])
-    x = stored[names["token"]][ids] + stored[names["text_position"]][: ids.shape[1]]
-    x = norm(final, blocks(names["text_blocks"], x, text, causal=True), text["eps"])
+    start = np.broadcast_to(stored["visual.class_embedding"], (len(pixels), 1, patches.shape[-1]))
+    x = np.concatenate([start, patches], axis=1) + stored["visual.positional_embedding"]
+    x = blocks("visual.transformer", norm("visual.ln_pre", x, vision["eps"]), vision, causal=False)
+    image = norm("visual.ln_post", x[:, 0], vision["eps"]) @ stored["visual.proj"]
+    x = stored["token_embedding.weight"][ids] + stored["positional_embedding"][: ids.shape[1]]
+    x = norm("ln_final", blocks("transformer", x, text, causal=True), text["eps"])
     ends = np.argmax(ids if text["end"] is None else ids == text["end"], axis=1)
-    by_text, by_image = (stored[name] for name in names["projections"])
-    if not is_openai:
-        by_text, by_image = by_text.T, by_image.T
-    return image @ by_image, x[np.arange(len(ids)), ends] @ by_text
+    return image, x[np.arange(len(ids)), ends] @ stored["text_projection"]
 
 
 def _said(folder: Path, text_width: int, vision_width: int) -> list[dict[str, Any]]:
