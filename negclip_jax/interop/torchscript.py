@@ -10,6 +10,7 @@ import dataclasses
 import io
 import math
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,11 +52,16 @@ def is_torchscript(path: Path) -> bool:
 
 
 def says_quick_gelu(path: Path) -> bool:
-    """Whether the code of an archive, which is never run, has the factor of quick_gelu."""
+    """Whether the code of an archive, which is never run, has the factor of quick_gelu.
+
+    What was scripted has it as text, what was traced (OpenAI's releases) as a constant.
+    """
+    factors = (b"1.702", struct.pack("<d", 1.702))
     try:
         with zipfile.ZipFile(path) as archive:
-            code = [i for i in archive.infolist() if "/code/" in i.filename and i.file_size < 2**24]
-            return any(b"1.702" in archive.read(info) for info in code)
+            parts = [i for i in archive.infolist() if i.file_size < 2**20]
+            said = [i for i in parts if "/code/" in i.filename or "/constants/" in i.filename]
+            return any(f in archive.read(info) for info in said[:10_000] for f in factors)
     except Exception as error:  # a damaged archive raises many types
         raise CheckpointError(_damaged(path, error)) from error
 
