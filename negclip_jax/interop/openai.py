@@ -109,13 +109,14 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
     except (KeyError, IndexError) as error:
         problems = {"missing or without shape": [str(error)], "it holds": shapes}
         # Names that are right behind a prefix: a CLIP is a part of this model.
-        parts = [n.removesuffix("ln_final.weight") for n in shapes if "ln_final.weight" in n]
-        inside = [p for p in parts if p and f"{p}visual.conv1.weight" in shapes]
+        ends = ("ln_final.weight", "text_model.final_layer_norm.weight")
+        inside = [n.removesuffix(end) for n in shapes for end in ends if n.endswith(f".{end}")]
         if inside:
             others = first([n for n in shapes if not n.startswith(inside[0])])
             raise CheckpointError(
-                f"{where} holds a CLIP under {inside[0]!r} and beside it {others}: save that part "
-                "alone, as its own state dict"
+                f"{where} holds a CLIP, or its text tower, under {inside[0]!r} and beside it "
+                f"{others}: save that part alone, as its own state dict, or of Stable Diffusion "
+                "give the text_encoder/ of its diffusers form"
             ) from error
         raise CheckpointError(problem_report(where, problems, _ADVICE)) from error
     if vocabulary > _VOCABULARY:

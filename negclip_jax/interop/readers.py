@@ -278,6 +278,10 @@ def _read_state_dict(
 ) -> Checkpoint:
     """A lone file, with what the configuration beside it says, or that of `base`."""
     stored, origin = open_file(file)
+    if "encoder.layers.0.layer_norm1.weight" in stored:  # of one tower, as transformers 5.6 writes
+        prefix = _TRANSFORMERS_NAMES["embeddings.token_embedding.weight" not in stored]
+        own = (towers.TEXT.projection.name, towers.VISION.projection.name)
+        stored = {n if n in own else prefix + n: tensor for n, tensor in stored.items()}
     if any(name.startswith(_TRANSFORMERS_NAMES) for name in stored):
         return _read_transformers_file(file, label, stored, activation, base)
     described = _described(file, label)

@@ -107,7 +107,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
         raise CheckpointError(f"{path} is no file, but a folder, a pipe, a device or a broken link")
     if path.suffix == ".safetensors":
         opened = _open_safetensors(path)
-    elif path.suffix not in PYTORCH_SUFFIXES:
+    elif path.suffix not in PYTORCH_SUFFIXES and not path.name.endswith((".pth.tar", ".pt.tar")):
         known = ", ".join((".safetensors", *PYTORCH_SUFFIXES))
         raise CheckpointError(f"{path} is no weight file that is read; those end with {known}")
     elif is_torchscript(path):

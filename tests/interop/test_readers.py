@@ -246,10 +246,13 @@ def test_several_state_dicts_in_one_file(state, tmp_path):
 
 def test_a_clip_inside_another_model_is_named(state, tmp_path):
     inside = {f"clip_model.{k}": v for k, v in state.items()}
-    torch.save(inside | {"classifier.weight": torch.zeros(2, 2)}, tmp_path / "larger.pt")
-    found = r"under 'clip_model\.' .* beside it classifier\.weight: save that part alone"
-    with pytest.raises(InputError, match=found):
-        read_any(tmp_path / "larger.pt", activation="gelu")
+    diffusion = {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.ones(2)}
+    for part, other in ((inside, "classifier.weight"), (diffusion, "model.diffusion_model.out")):
+        torch.save(part | {other: torch.zeros(2, 2)}, tmp_path / "larger.pth.tar")
+        prefix = next(iter(part)).split("positional")[0].split("text_model")[0]
+        found = rf"under '{prefix}' .*beside it {other}: save that part alone"
+        with pytest.raises(InputError, match=found):
+            read_any(tmp_path / "larger.pth.tar", activation="gelu")
 
 
 NAMES = {
@@ -282,6 +285,8 @@ def test_single_files_in_transformers_names(directory, tmp_path):
     prefix = "cond_stage_model.transformer."
     expected = read_any(directory)[1]
     kinds = {"whole": whole, "te": text, "sd": {prefix + name: t for name, t in text.items()}}
+    kinds["te of transformers 5.6"] = {n.removeprefix("text_model."): t for n, t in text.items()}
+    kinds["vision"] = {n: t for n, t in whole.items() if n.startswith("vision_model.")}
     for kind, tensors in kinds.items():
         file = tmp_path / f"{kind}.safetensors"
         save_file(tensors, file)
