@@ -205,7 +205,7 @@ def test_the_ends_of_a_mixture_are_the_models(evaluate, tiny_checkpoint, tuned_c
         (["--interpolate=a,b", "--benchmarks=tiny"], "none measures retention"),
     ],
 )
-def test_mistakes_are_sentences(evaluate, flags, message, capsys):
+def test_mistakes_are_messages(evaluate, flags, message, capsys):
     assert evaluate(*flags) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and "Traceback" not in err

@@ -1,4 +1,4 @@
-"""Published files and photos are found by their names, or a sentence says where we looked."""
+"""Published files and photos are found by their names, or a message says where we looked."""
 
 from pathlib import Path
 

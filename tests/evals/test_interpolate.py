@@ -91,7 +91,7 @@ def test_of_equal_negation_the_smaller_alpha():
     assert curve(benchmarks, ALPHAS, RETENTION, 0.01)["best"] == 0.5
 
 
-def test_the_sentence_states_gain_loss_and_limit():
+def test_the_text_states_gain_loss_and_limit():
     benchmarks = document(valse=[0.5, 0.6, 0.7, 0.7], mcq=[0.3] * 4, coco=[0.6, 0.6, 0.594, 0.5])
     text = best_alpha_text(curve(benchmarks, ALPHAS, RETENTION, 0.01))
     assert text.startswith("best alpha 0.75: negation +10.0, retention -0.6 points against alpha 0")

@@ -73,14 +73,14 @@ def test_malformed_flags(flag, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_mistake_is_a_sentence_and_status_1(monkeypatch, capsys):
+def test_a_user_error_is_one_line_and_status_1(monkeypatch, capsys):
     def refuse(args):
-        raise InputError("the sentence")
+        raise InputError("the message")
 
     monkeypatch.setattr(command_line, "evaluate", refuse)
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
     assert command_line.main(["--data=d", "--out=o"]) == 1
-    assert capsys.readouterr().err == "error: the sentence\n"
+    assert capsys.readouterr().err == "error: the message\n"
 
 
 def test_ctrl_c_says_how_to_continue(monkeypatch, capsys):

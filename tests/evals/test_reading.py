@@ -1,4 +1,4 @@
-"""Files as they are published: what is read, and one sentence for everything wrong."""
+"""Files as they are published: what is read, and one line for everything wrong."""
 
 import json
 

@@ -155,20 +155,20 @@ def test_results_of_other_models_are_not_mixed_or_lost(filled):
     assert opened(filled, other, overwrite=True).document["benchmarks"] == {}
 
 
-def test_a_damaged_file_is_a_sentence(filled):
+def test_a_damaged_file_is_one_line(filled):
     (filled / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json is damaged .*: remove it"):
         opened(filled)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"settings": {}}', "[" * 10_000, '{"a": 1, "a": 2}'])
-def test_another_layout_is_a_sentence(tmp_path, content):
+def test_another_layout_is_one_line(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"results\.json is damaged .*: remove it"):
         opened(tmp_path)
 
 
-def test_damaged_predictions_are_a_sentence(filled):
+def test_damaged_predictions_are_one_line(filled):
     (filled / "predictions.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"predictions\.parquet is damaged"):
         opened(filled)

@@ -70,7 +70,7 @@ def test_an_identity_changes_with_the_file(folder):
     assert found.read("z.jpg") == (folder / "z.jpg").read_bytes()
 
 
-def test_folders_without_photos_have_sentences(folder, tmp_path):
+def test_folders_without_photos_have_messages(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no photo \(looked for \.avif, "):
         PhotoFolder(tmp_path / "empty")

@@ -68,7 +68,7 @@ def test_bad_photos_are_named_and_the_others_ranked(photos, tiny_model, tmp_path
     np.testing.assert_allclose(found.scores[0, :3], found.scores[0, 3:], atol=1e-6)  # links
 
 
-def test_a_folder_of_bad_photos_has_a_sentence(tiny_model, tmp_path):
+def test_a_folder_of_bad_photos_has_a_message(tiny_model, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"none of its 1 photos can be read; bad\.jpg: "):
         rank([tiny_model], PhotoFolder(tmp_path), QUERIES, cache=tmp_path / "cache")

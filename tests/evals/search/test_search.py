@@ -1,4 +1,4 @@
-"""The whole command, on tiny models: terminal, page, cache, bad input in one sentence."""
+"""The whole command, on tiny models: terminal, page, cache, bad input in one line."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def test_a_photo_that_cannot_be_read_does_not_stop_the_search(run, photos, tmp_p
         (["a cat", "--base=nothing/here/at/all"], "nothing/here/at/all"),
     ],
 )
-def test_bad_input_is_one_sentence(run, capsys, flags, message):
+def test_bad_input_is_one_line(run, capsys, flags, message):
     assert run(*flags) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -103,7 +103,7 @@ def test_killed_while_the_results_are_written(run, monkeypatch):
     assert run("a cat") == 0
 
 
-def test_an_empty_folder_is_one_sentence_before_any_model_is_read(run, capsys, tmp_path):
+def test_an_empty_folder_is_one_line_before_any_model_is_read(run, capsys, tmp_path):
     (tmp_path / "none").mkdir()
     assert run("a cat", images=tmp_path / "none", model="no/model/there") == 1
     assert "holds no photo" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_a_tower_of_another_training_is_told(ours, tiny_model):
     assert "was not fine-tuned from CLIPSeg's own" in ours.check(tiny_model)
 
 
-def test_bad_directories_have_sentences(clipseg_directory, same_tower, tmp_path):
+def test_bad_directories_have_messages(clipseg_directory, same_tower, tmp_path):
     with pytest.raises(InputError, match="model_type is 'clip', not 'clipseg'"):
         CLIPSeg(str(same_tower))
     with pytest.raises(InputError, match=r"--size=100 is no multiple of 16.*: 96 is the nearest"):

@@ -70,7 +70,7 @@ def test_what_is_available_is_scored_and_the_rest_is_told(roots, sources, caplog
     assert [each.name for each in both] == ["whole", "partial"]
 
 
-def test_sentences_for_what_cannot_be(roots, sources):
+def test_messages_for_what_cannot_be(roots, sources):
     with pytest.raises(InputError, match="--phrases=refclef is not one of whole, partial, absent"):
         load_sets(["refclef"], sources, roots, split=None, allow_subset=False)
     with pytest.raises(InputError, match=r"absent: absent\.json is not below"):

@@ -118,7 +118,7 @@ def test_photos_that_cannot_be_used_are_named_and_left_out_if_allowed(
 
 
 @pytest.mark.parametrize("size", [(0, 61), (-40, -61), (40_000_000, 61_000_000)])
-def test_a_size_that_cannot_be_is_a_sentence(towers, roots, tmp_path, size):
+def test_a_size_that_cannot_be_is_one_line(towers, roots, tmp_path, size):
     (found,) = sources.categories(roots, None)
     phrases = [dataclasses.replace(found.phrases[0], size=size)]
     with pytest.raises(InputError, match=r"phrase 1/cat: a photo of .* pixels cannot be"):

@@ -1,4 +1,4 @@
-"""The whole command: tiny CLIPSeg, made photos and real ones, bad input in one sentence."""
+"""The whole command: tiny CLIPSeg, made photos and real ones, bad input in one line."""
 
 import json
 import re
@@ -148,7 +148,7 @@ def test_real_photos_and_masks(run, shared_data):
         (["--device=quantum"], "--device=quantum cannot be used"),
     ],
 )
-def test_bad_input_is_one_sentence(run, capsys, flags, message):
+def test_bad_input_is_one_line(run, capsys, flags, message):
     assert run(*flags) == 1
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error

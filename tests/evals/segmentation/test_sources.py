@@ -115,7 +115,7 @@ def test_refcoco_has_a_phrase_for_every_sentence(annotated, name):
     assert [p.item for p in other.phrases] == ["3/0", "3/1"]
 
 
-def test_all_that_is_wrong_with_a_file_comes_in_one_sentence(annotated):
+def test_all_that_is_wrong_with_a_file_comes_in_one_line(annotated):
     refcoco_files(annotated, "refs(umd).json")
     path = annotated / "refcoco" / "refs(umd).json"
     refs = json.loads(path.read_text())

@@ -157,7 +157,7 @@ def test_other_settings_other_folder(command, capsys):
     assert pictures(command.out) == before
 
 
-def test_a_judge_that_goes_down_leaves_a_page_and_a_sentence(command, capsys):
+def test_a_judge_that_goes_down_leaves_a_page_and_a_message(command, capsys):
     left = [5]
 
     def down(body):
@@ -220,7 +220,7 @@ def test_prose_fails_is_counted_and_shown(command, capsys):
         (["--size=20"], "--size=20 is not a multiple of 8"),
     ],
 )
-def test_mistakes_are_sentences(command, arguments, message, capsys, monkeypatch, tmp_path):
+def test_mistakes_are_messages(command, arguments, message, capsys, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert command(*arguments) == 1
@@ -230,7 +230,7 @@ def test_mistakes_are_sentences(command, arguments, message, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("package", ["diffusers", "torch", "transformers"])
-def test_a_missing_extra_is_a_sentence(command, package, monkeypatch, capsys):
+def test_a_missing_extra_is_one_line(command, package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
     assert command() == 1
     shown = capsys.readouterr().err

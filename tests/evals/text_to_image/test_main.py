@@ -49,7 +49,7 @@ def test_malformed_flags(flags, message, capsys):
 @pytest.mark.parametrize(
     ("raised", "status", "said"),
     [
-        (InputError("the sentence"), 1, "error: the sentence\n"),
+        (InputError("the message"), 1, "error: the message\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (KeyboardInterrupt(), 130, "stopped; the same command continues in runs/o\n"),
     ],

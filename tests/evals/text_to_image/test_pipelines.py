@@ -165,7 +165,7 @@ def test_a_pipeline_that_lacks_a_part(sd, tiny_checkpoint, tmp_path):
         Pipelines(str(broken), str(tiny_checkpoint), device="cpu")
 
 
-def test_memory_that_does_not_suffice_is_a_sentence(painter, monkeypatch):
+def test_memory_that_does_not_suffice_is_one_line(painter, monkeypatch):
     def exhausted(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -184,7 +184,7 @@ def test_a_pipeline_of_the_hub(sd, tiny_checkpoint, monkeypatch):
     assert Pipelines(base, tuned, steps=1).settings == Pipelines(str(sd), tuned, steps=1).settings
 
 
-def test_a_hub_that_does_not_answer_is_a_sentence(tiny_checkpoint, monkeypatch):
+def test_a_hub_that_does_not_answer_is_one_line(tiny_checkpoint, monkeypatch):
     def download(name, **_):
         raise ConnectionError("no route\nmore")
 
@@ -193,7 +193,7 @@ def test_a_hub_that_does_not_answer_is_a_sentence(tiny_checkpoint, monkeypatch):
         Pipelines("a/b", str(tiny_checkpoint))
 
 
-def test_a_missing_extra_is_a_sentence(monkeypatch):
+def test_a_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     with pytest.raises(InputError, match=r"pip install -e '\.\[diffusers\]'"):
         pipelines.libraries()

@@ -92,7 +92,7 @@ def test_lines_and_columns(tmp_path):
         ("[", "p.json", "not valid JSON"),
     ],
 )
-def test_mistakes_are_sentences(tmp_path, content, name, message):
+def test_mistakes_are_messages(tmp_path, content, name, message):
     with pytest.raises(InputError, match=message):
         read_prompts(written(tmp_path, content, name))
 
