@@ -38,9 +38,8 @@ def run(args: argparse.Namespace) -> None:
     """Ranks, writes and shows. Raises InputError."""
     from evals import models
     from evals.results import read_earlier
-    from evals.search import page
+    from evals.search import ranking
     from evals.search.folder import PhotoFolder
-    from evals.search.ranking import rank
     from negclip_jax.common import storage
     from negclip_jax.runtime.timing import human_seconds
 
@@ -62,10 +61,10 @@ def run(args: argparse.Namespace) -> None:
     sources = [args.base] if args.base else []
     loaded = command_line.load_models([*sources, *args.model], args)
     queries = list(dict.fromkeys(args.queries))
-    kept, rankings = rank(loaded, folder, queries, cache=cache)
+    kept, rankings = ranking.rank(loaded, folder, queries, cache=cache)
     found = {}
     for number, query in enumerate(queries):
-        columns = page.shown(folder, kept, rankings, number, args.top)
+        columns = ranking.shown(folder, kept, rankings, number, args.top)
         found[query] = {r.model: rows for r, rows in zip(rankings, columns, strict=True)}
     document = {
         "images": str(folder.root),
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     }
     # ASCII, because a file name may hold bytes that are no UTF-8.
     storage.write_json(args.out / RESULTS, document, ensure_ascii=True)
-    page.write(args.out, folder, document["models"], found, photos=len(kept))
+    ranking.write(args.out, folder, document["models"], found, photos=len(kept))
     for query, columns in found.items():
         say(table_text(query, columns))
     if folder.skipped:
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         listed = first(reasons, _SKIPPED_SHOWN, separator="; ")
         logging.warning("%d left out: %s", len(reasons), listed)
     seconds = human_seconds(time.monotonic() - started)
-    logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / page.PAGE)
+    logging.info("%s photos in %s; open %s", f"{len(kept):,}", seconds, args.out / ranking.PAGE)
 
 
 def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evals.gallery import halves
 from evals.images import DataRoots
-from evals.report import metric_row
+from evals.report import halves, metric_row
 from evals.results import headlines
 from evals.segmentation import masks, metrics, scoring
 from evals.segmentation.scoring import Towers

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evals.search import page
+from evals.search import ranking as page
 from evals.search.folder import PhotoFolder
 from evals.search.ranking import Ranking
 
