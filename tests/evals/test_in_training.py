@@ -57,14 +57,14 @@ def test_no_names_no_evaluator(tiny_benchmarks, tmp_path):
     assert in_training.evaluators([], DataRoots((tiny_benchmarks,)), cache=tmp_path) == {}
 
 
-def test_launch_passes_the_configured_benchmarks(tiny_benchmarks, tmp_path):
+def test_launch_passes_the_configured_benchmarks(make_config, tiny_benchmarks, tmp_path):
     import launch
-    from configs import common
 
-    section = common.base().eval
-    assert launch._benchmarks(section, str(tmp_path)) == {}
+    config = make_config({})
+    section = config.eval
+    assert launch._benchmarks(config, str(tmp_path)) == {}
     section.benchmarks, section.data = "tiny, kept", str(tiny_benchmarks)
-    assert list(launch._benchmarks(section, str(tmp_path))) == ["bench"]
+    assert list(launch._benchmarks(config, str(tmp_path))) == ["bench"]
     section.data = None
     with pytest.raises(InputError, match=r"eval\.benchmarks needs config\.eval\.data=DIR"):
-        launch._benchmarks(section, str(tmp_path))
+        launch._benchmarks(config, str(tmp_path))
