@@ -204,7 +204,8 @@ def _parser() -> argparse.ArgumentParser:
         "--base",
         metavar="PATH_OR_HUB_ID",
         help="for --alpha, the model before training (default: what the run started from); for a "
-        "checkpoint of one tower, the model that the rest comes from",
+        "checkpoint of one tower, the model that the rest comes from; for a file of weights alone, "
+        "one of the same architecture with configuration and tokenizer",
     )
     parser.add_argument(
         "--activation", help="quick_gelu or gelu, for a state dict that does not say"

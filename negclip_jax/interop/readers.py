@@ -47,9 +47,8 @@ class CheckpointInfo:
       label: text for it, e.g. "step 500 of runs/b32".
       layout: "workdir", "huggingface", "openai", "open_clip", or "tower" for a directory of one
         tower, with the rest from a base or alone.
-      activation: "quick_gelu", or "gelu in the text tower, quick_gelu in the vision tower".
+      config: the model.
       activation_source: where that was read, or the reason why it was assumed.
-      pooling: the rule that finds a caption's end token.
       tokenizer: directory that holds the tokenizer's files; None where nothing came along.
       preprocessor: images to pixels; `dataclasses.replace(preprocessor, crop=...)` for another
         crop rule.
@@ -63,9 +62,8 @@ class CheckpointInfo:
     path: Path
     label: str
     layout: str
-    activation: str
+    config: CLIPConfig
     activation_source: str
-    pooling: str
     tokenizer: Path | None
     preprocessor: Preprocessor
     preprocessor_source: str
@@ -74,20 +72,21 @@ class CheckpointInfo:
     tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses_base: bool = False
 
+    @property
+    def activation(self) -> str:
+        """The towers' activation as text, e.g. "quick_gelu"."""
+        text, vision = self.config.text.hidden_act, self.config.vision.hidden_act
+        return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
 
-def describe_activation(config: CLIPConfig) -> str:
-    """The towers' activation as text."""
-    text, vision = config.text.hidden_act, config.vision.hidden_act
-    return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
-
-
-def describe_pooling(config: CLIPConfig) -> str:
-    """The rule by which a caption's end token is found, as text."""
-    if isinstance(config, SigLIPConfig):
-        return "the last position, padding included"
-    if config.text.pooling == "argmax":
-        return "the first of the largest token id"
-    return f"the first token with id {config.text.eos_token_id}"
+    @property
+    def pooling(self) -> str:
+        """The place of a caption whose state is its feature, as text."""
+        text = self.config.text
+        if text.pooling == "last":
+            return "the last position, padding included"
+        if text.pooling == "argmax":
+            return "the first of the largest token id"
+        return f"the first token with id {text.eos_token_id}"
 
 
 def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
@@ -99,9 +98,8 @@ def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -
         path=directory,
         label=label,
         layout=layout,
-        activation=describe_activation(config),
+        config=config,
         activation_source=f"hidden_act in {directory / 'config.json'}",
-        pooling=describe_pooling(config),
         tokenizer=tokenizer_beside(directory),
         preprocessor=preprocessor_of(directory, config),
         preprocessor_source=[*found, own][0],
@@ -236,9 +234,8 @@ def _of_tower(info: CheckpointInfo, config: CLIPConfig, name: str, source: str) 
         info,
         label=f"the tower of {name} in {info.label}",
         layout="tower",
-        activation=describe_activation(config),
+        config=config,
         activation_source=source,
-        pooling=describe_pooling(config),
         base=None,
         uses_base=True,
     )
@@ -354,9 +351,8 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             path=file,
             label=label,
             layout="open_clip",
-            activation=describe_activation(config),
+            config=config,
             activation_source=f"quick_gelu and act_kwargs in {open_clip_json}",
-            pooling=describe_pooling(config),
             tokenizer=tokenizer_beside(folder),
             preprocessor=preprocessor,
             preprocessor_source=str(open_clip_json),
@@ -407,9 +403,8 @@ def _undescribed(
         path=file,
         label=label,
         layout="openai" if is_openai and not custom else "open_clip",
-        activation=describe_activation(config),
+        config=config,
         activation_source=source,
-        pooling=describe_pooling(config),
         tokenizer=tokenizer_beside(file.parent),
         preprocessor=Preprocessor(size=size, resize=size),
         preprocessor_source="CLIP's own",

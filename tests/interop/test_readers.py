@@ -183,17 +183,17 @@ def test_safetensors_alone_do_not_say_their_activation(layouts, tmp_path):
     assert config.text.hidden_act == "quick_gelu" and info.activation_source == "given"
 
 
-def test_what_is_said_of_a_model(tiny_config):
-    assert readers.describe_activation(tiny_config) == "quick_gelu"
-    text = dataclasses.replace(tiny_config.text, hidden_act="gelu")
-    mixed = dataclasses.replace(tiny_config, text=text)
-    words = readers.describe_activation(mixed)
-    assert words == "gelu in the text tower, quick_gelu in the vision tower"
-    config = clip.CLIPConfig()
-    assert readers.describe_pooling(config) == "the first token with id 49407"
-    legacy = dataclasses.replace(config, text=clip.TextConfig(pooling="argmax"))
-    assert readers.describe_pooling(legacy) == "the first of the largest token id"
-    assert readers.describe_pooling(siglip.SigLIPConfig()) == "the last position, padding included"
+def test_what_is_said_of_a_model(directory):
+    info = read_any(directory)[2]
+    assert info.activation == "gelu in the text tower, quick_gelu in the vision tower"
+    other = dataclasses.replace(info, config=clip.CLIPConfig())
+    assert (other.activation, other.pooling) == ("quick_gelu", "the first token with id 49407")
+    largest = dataclasses.replace(
+        info, config=clip.CLIPConfig(text=clip.TextConfig(pooling="argmax"))
+    )
+    assert largest.pooling == "the first of the largest token id"
+    last = dataclasses.replace(info, config=siglip.SigLIPConfig())
+    assert last.pooling == "the last position, padding included"
 
 
 @pytest.fixture(scope="module")
