@@ -30,8 +30,6 @@ def classification_problem(
     items: Sequence[Labelled],
     classes: Sequence[str],
     prompts: Mapping[str, Sequence[str]],
-    *,
-    notes: Sequence[str] = (),
 ) -> Problem:
     """The problem of naming each photo's class.
 
@@ -98,5 +96,5 @@ def classification_problem(
         scored=len(kept),
         missing=pictures.missing,
         file=str(file),
-        notes=[*notes, f"{len(classes)} classes; {'; '.join(described)}."],
+        notes=[f"{len(classes)} classes; {'; '.join(described)}."],
     )

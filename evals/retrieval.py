@@ -33,7 +33,6 @@ def retrieval_problem(
     records: Sequence[Captioned],
     *,
     headlines: Sequence[str] = HEADLINES,
-    notes: Sequence[str] = (),
     views: Views | None = None,
 ) -> Problem:
     """The problem of finding each caption's photo and each photo's captions.
@@ -57,7 +56,7 @@ def retrieval_problem(
         scored=len(captions),
         missing=pictures.missing,
         file=str(file),
-        notes=[*notes, f"{len(kept):,} images and {len(captions):,} captions."],
+        notes=[f"{len(kept):,} images and {len(captions):,} captions."],
     )
 
 
