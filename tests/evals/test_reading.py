@@ -247,3 +247,13 @@ def test_tolerated_boxes_are_told(tmp_path, path):
     fields.done()
     fields.check_boxes(roots, boxes, 0.09)
     assert "outside" in message(fields.done)
+
+
+def test_boxes_of_a_photo_that_cannot_be_read_are_left_to_its_encoding(tmp_path):
+    """A damaged photo does not stop the reading of its benchmark, nor of the others."""
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    write_photos(tmp_path, ["good.png"])
+    fields, box = Fields(tmp_path / "f.json"), (0.0, 0.0, 9e3, 9e3)
+    boxes = [(ImageRef(name, box), name) for name in ("bad.jpg", "good.png", "gone.png")]
+    assert fields.check_boxes(DataRoots((tmp_path,)), boxes) == []
+    assert "outside its photo (1): good.png" in message(fields.done)
