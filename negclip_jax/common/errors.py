@@ -10,7 +10,8 @@ _LONGEST = 8000  # characters of a message; a file name or an id inside it may b
 # What JAX, XLA's allocators and NVIDIA's libraries say of memory, and of devices that are in use.
 _MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|ALLOC_FAILED|bad_alloc|unable to allocate"
-    r"|failed to allocate|DNN library initialization failed|CUDNN_STATUS_INTERNAL_ERROR",
+    r"|failed to allocate|DNN library initialization failed|CUDNN_STATUS_INTERNAL_ERROR"
+    r"|YNNPACK operation failed",  # of a CPU
     re.IGNORECASE,
 )
 _TAKEN = re.compile(

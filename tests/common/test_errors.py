@@ -62,6 +62,7 @@ def raising(error: Exception):
     [
         (of_jax, "too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 140737488355328"),
         (lambda: np.ones(HUGE, np.float32), "too little memory (Unable to allocate 128. TiB"),
+        (raising(RuntimeError("INTERNAL: YNNPACK operation failed: error")), "too little memory"),
         (raising(MemoryError()), "too little memory (MemoryError)"),
         (raising(MemoryError("std::bad_alloc")), "too little memory (std::bad_alloc)"),
         (
