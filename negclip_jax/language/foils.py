@@ -83,7 +83,7 @@ def template_foils(
             continue
         base, position = (noun(absent).some, AFTER) if i % 2 else ("", ALONE)
         if options := grammar.fitting(position, base, known.human):
-            yield pick(options, f"{seed_key}/{name}", "foil").fill(base, known)
+            yield grammar.draw(options, f"{seed_key}/{name}", "foil").fill(base, known)
 
 
 def affirm(caption: str, absent: str, seed_key: str, alone: bool) -> str:

@@ -33,13 +33,15 @@ class Template:
     """One way to negate: the `cue` word, its `position` to the caption, and the text.
 
     `style` is "natural" for captions that people wrote about photos, "plain" for short ones, or
-    "both". `people` templates ("nobody") fit human objects only, the others any object.
+    "both"; `weight` is how often the natural style draws it. `people` templates ("nobody") fit
+    human objects only, the others any object.
     """
 
     name: str
     cue: str
     position: str
     style: str
+    weight: int
     text: str
 
     @property
@@ -64,7 +66,9 @@ class Template:
         return in_style(caption, self.text, **obj.slots)
 
 
-TEMPLATES = tuple(Template(*row) for row in tables.rows("templates"))
+TEMPLATES = tuple(
+    Template(*about, int(weight), text) for *about, weight, text in tables.rows("templates")
+)
 BY_NAME = {template.name: template for template in TEMPLATES}
 
 
@@ -202,7 +206,7 @@ class Grammar:
         for banned in (frozenset(avoid), frozenset()):
             for fit in options:
                 if left := [t for t in fit if t.name not in banned]:
-                    template = pick(left, seed_key, "template")
+                    template = self.draw(left, seed_key, "template")
                     return template.fill(caption, known), template
         return None
 
@@ -213,7 +217,13 @@ class Grammar:
         """
         known = noun(obj)
         fit = self.fitting(ALONE, "", known.human)
-        return pick(fit, seed_key, "alone").fill(like, known) if fit else None
+        return self.draw(fit, seed_key, "alone").fill(like, known) if fit else None
+
+    def draw(self, templates: Sequence[Template], seed_key: str, purpose: str) -> Template:
+        """One of the templates by the hash of key and purpose: in the natural style by weight."""
+        if self.style == "natural" and any(t.weight for t in templates):
+            templates = [t for t in templates for _ in range(t.weight)]
+        return pick(templates, seed_key, purpose)
 
 
 @cache

@@ -128,7 +128,7 @@ def test_real_captions_pass_the_rules(shared_data):
         found = check(text, caption=caption, obj=name, count_tokens=lambda t: 20)
         rejected += [(found, text)] if found else []
     assert rejected == []
-    assert len(used) > 65
+    assert len(used) > 60
 
 
 @pytest.mark.parametrize(
@@ -194,3 +194,23 @@ def test_positions_follow_their_shares():
     assert share(BEFORE, before=1.0) == 1
     assert 0.24 < share(BEFORE, before=0.3) < 0.36
     assert share(BEFORE, before=0.0) == 0
+
+
+def test_the_natural_style_draws_as_people_write():
+    natural, plain = Grammar(), Grammar(style="plain")
+    captions = ("a bus on a road", "A man is riding a horse.", "Two dogs sleep near a couch")
+    drawn = collections.Counter(
+        natural.rewrite(captions[i % 3], "cup", str(i))[1].name for i in range(3000)
+    )
+    weights = {t.name: t.weight for t in TEMPLATES}
+    assert all(weights[name] for name in drawn)
+    colons = sum(n for name, n in drawn.items() if ": {c}" in BY_NAME[name].text)
+    assert 0 < colons / 3000 <= 0.05
+    assert drawn["no-in-sight"] > 3 * drawn["doesnt-show"] > 0
+    # Other styles draw alike, and where only forms of weight 0 are left one of them is taken.
+    plain_drawn = collections.Counter(
+        plain.rewrite(captions[0], "cup", str(i))[1].name for i in range(6000)
+    )
+    assert max(plain_drawn.values()) < 3 * min(plain_drawn.values())
+    others = [t.name for t in TEMPLATES if t.weight]
+    assert natural.rewrite(captions[1], "cup", "key", avoid=others)[1].weight == 0

@@ -42,8 +42,8 @@ def test_values_are_those_that_the_code_knows():
     assert {number for *_, number in tables.rows("nouns")} == {"irregular", "mass", "pair", "alone"}
     kinds = {kind for _, kind, *_ in tables.rows("negation")}
     assert kinds == {"noun", "verb", "subject", "people", ""}
-    for _, _, position, style, text in tables.rows("templates"):
-        assert position in POSITIONS and style in STYLES
+    for _, _, position, style, weight, text in tables.rows("templates"):
+        assert position in POSITIONS and style in STYLES and weight.isdecimal()
         slots = set(re.findall(r"{(\w+)}", text))
         assert slots <= {*"cposxa", "xs", "some", "is", "are", "isnt", "arent"}
         assert bool(slots & set("cpos")) == (position != "alone")
