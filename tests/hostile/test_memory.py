@@ -49,8 +49,9 @@ def outcome(setup: str, path: Path, limit_gib: float) -> tuple[object, float]:
     ("setup", "name", "start", "said"),
     [
         (PAIRS, "p.jsonl", b'{"image": "a", "caption": "x"}\n', "line 2: it is longer than 16,777"),
-        (PAIRS, "p.jsonl", b"", "line 1: it is longer than 16,777,216 bytes"),
-        (PAIRS, "p.json", b"", "does not begin like JSON"),
+        (PAIRS, "p.jsonl", b'{"image": "', "line 1: it is longer than 16,777,216 bytes"),
+        (PAIRS, "p.jsonl", b"", "is no JSON: it begins with"),
+        (PAIRS, "p.json", b"", "is no JSON: it begins with"),
         (PAIRS, "p.json", b'{"images": "', "more memory than there is"),
         (PAIRS, "p.parquet", b"PAR1", "cannot be read as Parquet"),
         (BENCHMARK, "b.json", b'[{"a": "', "more memory than there is"),
