@@ -53,8 +53,9 @@ def main(batch: int, microbatches: int, mebibytes: float) -> dict:
     ids = rng.integers(1, 499, (batch, 8)).astype(np.int32)
     text = sharding.to_global(mesh, ids)
     noise = rng.normal(size=(batch, CONFIG.projection_dim)).astype(np.float32)
-    rows = {"text": text, "feature": sharding.to_global(mesh, noise)}
-    encoded = np.asarray(jax.jit(objective._encode)(params, rows)["text"])
+    encoded = np.asarray(
+        jax.jit(lambda params, ids: nnx.merge(graphdef, params).encode_text(ids))(params, text)
+    )
     image = noise + encoded
     feature = sharding.to_global(mesh, image)
 
