@@ -57,7 +57,7 @@ def base() -> ConfigDict:
     config.engine.cache = "write"  # "write", "read" (add nothing) or "off"
     config.engine.window = 512  # images in work at once, at most
     # Fields that are added to the body of every request, as JSON or one by one, e.g.
-    # --config.engine.extra_body.chat_template_kwargs.enable_thinking=false
+    # --config.engine.extra_body.chat_template_kwargs.enable_thinking=false; null leaves one out.
     config.engine.extra_body = ""
 
     config.images = ConfigDict()

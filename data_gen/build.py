@@ -134,14 +134,14 @@ async def connected(
     """The engines that the roles need, probed, and closed at the end.
 
     What was found is kept in `capabilities.json` of the run directory `out`: a resumed run with
-    the same addresses does not probe again. Answers come from `cache` first, if there is one.
+    the same addresses does not probe again what could be used. Answers come from `cache` first, if there is one.
 
     Raises EndpointError for a server that cannot do what its role needs.
     """
-    known, extra = out / "capabilities.json", extra_body(config)
+    kept, extra = out / "capabilities.json", extra_body(config)
     needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
     try:
-        found = strict_json.load(known)
+        found = strict_json.load(kept)
     except (OSError, ValueError):
         found = None
     found = found if isinstance(found, dict) else {}
@@ -152,7 +152,9 @@ async def connected(
     groups: list[tuple[list[str], Engine, list]] = []
 
     async def look(together: list[str], engine: Engine, address: list) -> None:
-        if any(found.get(role, {}).get("address") != address for role in together):
+        known = [found.get(role, {}) for role in together]
+        # One that could not be used may have been repaired.
+        if any(entry.get("address") != address or entry.get("problems") for entry in known):
             seen = await probe_engine(config, engine, together, prompts)
             found.update({role: {"address": address, **asdict(seen)} for role in together})
 
@@ -165,7 +167,7 @@ async def connected(
             groups.append((together, engine, [*address, extra] if extra else [*address]))
         failed = await asyncio.gather(*(look(*group) for group in groups), return_exceptions=True)
         if needed:
-            storage.write_json(known, found, sort_keys=True)
+            storage.write_json(kept, found, sort_keys=True)
         for error in failed:
             if error is not None:
                 raise error
@@ -186,7 +188,7 @@ async def connected(
             if any(can[role].adjusted != found[role].get("adjusted", {}) for role in needed):
                 for role in needed:
                     found[role]["adjusted"] = can[role].adjusted
-                storage.write_json(known, found, sort_keys=True)
+                storage.write_json(kept, found, sort_keys=True)
 
 
 def roles_by_address(config: Settings, roles: Sequence[str]) -> dict[tuple, list[str]]:

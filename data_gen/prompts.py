@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
@@ -101,11 +102,7 @@ def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
 
 
 def _read(path: Path, name: str) -> Prompt:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompt {path} cannot be read ({error})") from None
-    parts = _SECTION.split(text)
+    parts = _SECTION.split(strict_json.read_text(path))
     turns = tuple((role, body.strip()) for role, body in zip(parts[1::2], parts[2::2], strict=True))
     if not turns or turns[-1][0] != "user" or parts[0].strip():
         raise InputError(

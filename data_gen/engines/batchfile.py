@@ -9,11 +9,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from data_gen.engines.cache import Cache
 from data_gen.engines.probe import Capabilities, Pending
 from negclip_jax.common import strict_json
-from negclip_jax.common.chat.messages import ChatRequest, ChatResult, body_of, result_of
+from negclip_jax.common.chat.messages import (
+    ChatRequest,
+    ChatResult,
+    body_of,
+    is_filtered,
+    result_of,
+)
 from negclip_jax.common.errors import InputError
 
 MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
@@ -81,17 +88,11 @@ def import_answers(cache: Cache, files: list[Path]) -> dict[str, int]:
             if result.error is not None and not result.permanent:
                 counts["failed"] += 1
                 continue
-            cache.put(_Answered(stage, key, str(entry.get("model", ""))), result)
+            asked = SimpleNamespace(stage=stage, key=key, model=str(entry.get("model", "")))
+            cache.put(asked, result)
             counts["imported"] += 1
     cache.flush()
     return counts
-
-
-class _Answered:
-    """What the cache needs to know of a request whose answer came in a file."""
-
-    def __init__(self, stage: str, key: str, model: str):
-        self.stage, self.key, self.model = stage, key, model
 
 
 def _entries(path: Path) -> Iterator[dict]:
@@ -122,4 +123,5 @@ def _result(entry: dict) -> ChatResult:
             return ChatResult(error="bad_response", detail=str(error), host="batch")
     detail = json.dumps(entry.get("error") or body)[:500]
     refused = status in (400, 413, 422)
-    return ChatResult(error="refused" if refused else "batch", detail=detail, permanent=refused)
+    code = "content_filter" if is_filtered(detail) else "refused"
+    return ChatResult(error=code if refused else "batch", detail=detail, permanent=refused)

@@ -73,7 +73,10 @@ class Cache:
         return ChatResult(**values, permanent=values["error"] is not None)
 
     def put(self, request: ChatRequest, result: ChatResult) -> None:
-        """Keeps an answer or a permanent error; others are forgotten."""
+        """Keeps an answer or a permanent error; others are forgotten.
+
+        Of the request its key, stage and model are looked at.
+        """
         if self._mode != "write" or (result.error and not result.permanent):
             return
         values = {name: getattr(result, name) for name in _FIELDS}

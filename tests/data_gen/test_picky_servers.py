@@ -146,6 +146,8 @@ def test_a_run_stops_after_useless_answers_and_goes_on_after_a_repair(
         asked = server.counts.by_stage["verify"]
         server._says = None
         assert main(command) == 0
+        kept = json.loads((tmp_path / "run" / "capabilities.json").read_text())
+        assert not kept["mllm"]["problems"]  # it was probed again
         assert server.counts.by_stage["verify"] > asked
     verdicts = table(tmp_path / "run", "verdicts")
     assert {row["verdict"] for row in verdicts} == {"absent", "present"}

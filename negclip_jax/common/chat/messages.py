@@ -103,7 +103,8 @@ class ChatRequest:
       choice: the only answers allowed, empty for any; `choice_by` names the server's dialect.
       schema: JSON schema of the answer, None for free text.
       sample: number of this sample of the same question; also its seed's.
-      extra: further fields of the body, as the server knows them; part of the key.
+      extra: further fields of the body, as the server knows them, None for one that is to be left
+        out; part of the key.
       key: blake2b-128 over what determines the answer: not URL, concurrency or timeouts.
     """
 
@@ -223,7 +224,7 @@ def fields_of(request: ChatRequest, adjusted: Adjusted | None = None) -> dict[st
             value = fields.pop(name)
             if how is not None:
                 fields |= {how: value} if isinstance(how, str) else {name: min(value, how)}
-    return fields | request.extra
+    return {name: value for name, value in (fields | request.extra).items() if value is not None}
 
 
 def adjustment(said: str, sent: Mapping[str, Any]) -> Adjusted:

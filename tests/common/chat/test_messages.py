@@ -216,6 +216,8 @@ def test_further_fields_are_in_the_body_and_the_key_and_an_image_may_be_an_addre
     plain, more = request(), request(extra={"chat_template_kwargs": {"enable_thinking": False}})
     assert json.loads(body_of(more))["chat_template_kwargs"] == {"enable_thinking": False}
     assert plain.key == request(extra={}).key != more.key
+    without = json.loads(body_of(request(extra={"temperature": None})))
+    assert "temperature" not in without and "max_tokens" in without
     image = ChatImage("ab", "url", b"", address="http://h/a%20b.jpg")
     content = json.loads(body_of(request(image=image)))["messages"][-1]["content"]
     assert content[0]["image_url"]["url"] == "http://h/a%20b.jpg"
