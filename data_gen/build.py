@@ -134,7 +134,8 @@ async def connected(
     """The engines that the roles need, probed, and closed at the end.
 
     What was found is kept in `capabilities.json` of the run directory `out`: a resumed run with
-    the same addresses does not probe again what could be used. Answers come from `cache` first, if there is one.
+    the same addresses does not probe again what could be used. Answers come from `cache` first, if
+    there is one.
 
     Raises EndpointError for a server that cannot do what its role needs.
     """
