@@ -93,7 +93,14 @@ def assert_features(config, params, inputs, expected):
         assert tiny.difference(ours, theirs) < 2e-5 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("name", open_clip_package.list_models())
+MODELS = open_clip_package.list_models()
+# All of them take a minute: a third, and MetaCLIP 2's, are in `make test`, the rest in test-long.
+SHORT = {*MODELS[::3], *(name for name in MODELS if "worldwide" in name)}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in MODELS]
+)
 def test_every_configuration_of_open_clip_is_equal_or_refused(name, tmp_path):
     model = open_clip_package.get_model_config(name)
     kinds = kinds_of(model)
