@@ -102,12 +102,7 @@ def yes_no_mass(top: Sequence[tuple[str, float]]) -> tuple[float, float]:
         word = unicodedata.normalize("NFKC", token).strip(_AROUND).lower()
         if word in ("yes", "是", "是的", "有", "有的"):
             p_yes += p
-        elif word in (
-            "no",
-            "否",
-            "没有",
-            "不是",
-        ):  # a 不 or 无 may go on as "do not know", "unable"
+        elif word in ("no", "否", "没有", "不是"):  # 不 or 无 may go on: "do not know", "unable"
             p_no += p
     return min(p_yes, 1.0), min(p_no, 1.0)
 

@@ -128,7 +128,8 @@ def _restricts(cue: Cue, tokens: Sequence[Token], span: Span) -> bool:
     if cue.last + 1 < first and (
         before.word in _QUANTITY  # "not many cars", "no other cars"
         or (cue.kind == VERB and before.word in _OWNER)  # "does not open his umbrella"
-        or (cue.word in ("no", "without") and not before.mark and is_content(before.word))
+        # "no red cars", but "no trees, cars or buses" is a list
+        or (cue.word in ("no", "without") and not tokens[first].mark and is_content(before.word))
     ):
         return True
     return bool(behind) and (

@@ -43,8 +43,8 @@ def object_name(text: str) -> str | None:
 def _spelled(word: str) -> str:
     """A word in lower case unless it is a name, or letters that spell nothing: "RV", "LEDs"."""
     low = word.lower()
-    for plain, s in ((low, ""), (low.removesuffix("s"), "s")):
-        if plain in _CAPITALS and (s or plain == low):
-            return _CAPITALS[plain] + (s if plain != low else "")
+    plain = low if low in _CAPITALS else low.removesuffix("s")
+    if plain in _CAPITALS:
+        return _CAPITALS[plain] + low[len(plain) :]
     letters = re.fullmatch(r"[A-Z]{2,4}s?", word)
     return word if letters and not (wordnet.is_known(low) or concepts(low)) else low

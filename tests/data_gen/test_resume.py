@@ -56,9 +56,9 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
     """Killed after a random number of calls; what the cache had is not asked again."""
     folder, shows = scene
     expected, bodies = undisturbed
-    with FaultServer(shows, POOL, latency=0.1) as server:
+    with FaultServer(shows, POOL, latency=0.2) as server:
         command = arguments(folder, tmp_path / "run", server)
-        moment = random.Random(7).randrange(25, 60)
+        moment = random.Random(7).randrange(15, 30)
         process = start(command)
         wait_for_calls(server, moment)
         time.sleep(0.5)  # answers are committed four times a second
@@ -71,7 +71,7 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
     repeated = sum(n - 1 for n in server.counts.by_body.values())
     usual = sum(n - 1 for n in bodies.values())  # the probe of two roles is the same twice
     assert set(server.counts.by_body) == set(bodies)
-    assert calls < sum(bodies.values()) or repeated == usual
+    assert calls < sum(bodies.values())  # it was killed before the end
     assert repeated - usual <= 64  # what was in flight or not yet committed
 
 

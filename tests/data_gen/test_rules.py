@@ -42,6 +42,8 @@ def reasons(text, caption="A dog on a street", obj="cat", **more):
         ("A dog on a street is not without a cat", "cat", ["double_negation"]),
         ("A dog on a street with no lack of cats", "cat", ["double_negation"]),
         ("A dog on a street with no cat food", "cat", ["out_of_scope"]),
+        ("A dog on a street with no black cat", "cat", ["restricted", "changed"]),
+        ("A dog on a street with no birds, cats or mice", "cat", ["invented"]),
         ("A view with no cat", "cat", ["lost"]),
         ("A dog on a street with a tree, a bench and no cat", "cat", ["invented"]),
         ("A dog on a street without a umbrella", "umbrella", ["grammar"]),
