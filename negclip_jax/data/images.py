@@ -260,7 +260,7 @@ class ImageDirectory:
     def _path(self, name: str) -> str:
         # Under another spelling where that is the only one: see `photos.find_file`.
         spelled = find_file(Path(self.root), self._checked(name))
-        path = os.path.join(self.root, name if spelled is None else spelled)
+        path = os.path.join(self.root, name) if spelled is None else os.fspath(spelled)
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
             raise ImageError(

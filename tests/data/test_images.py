@@ -254,6 +254,19 @@ def test_decode_takes_bytes():
     assert (np.asarray(decode(encoded("png"))) == noise(64, 48)).all()
 
 
+@pytest.mark.parametrize("root", ["photos", "./photos/", "../here/photos"])
+def test_a_relative_directory(root, tmp_path, monkeypatch):
+    (tmp_path / "here" / "photos" / "a").mkdir(parents=True)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "here" / "photos" / "a" / "1.JPG", "JPEG")
+    monkeypatch.chdir(tmp_path / "here")
+    images = ImageDirectory(root)
+    for name in ("a/1.JPG", "a/1.jpg"):
+        assert images.open(name).getpixel((0, 0))[0] > 250
+        assert images.read(name).startswith(b"\xff\xd8")
+        assert images.identity(name)
+        assert images.missing([name]) == []
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     for name in ("a.png", "sub/b.png", "sub/deep/c.png"):
