@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.records import Caption, ImageItem, Question
-from negclip_jax.common import coco
+from negclip_jax.common import coco, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import as_written, identity
 from negclip_jax.data.records import unsafe_name
@@ -34,6 +34,14 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
     captions cannot be used.
     """
     tables = path.lower().endswith((".jsonl", ".ndjson", ".parquet"))
+    if not tables and Path(path).is_file():
+        with open(path, "rb") as file:
+            other = strict_json.other_format(Path(path).suffix.lower(), file.readline(1 << 20))
+        if other:
+            raise InputError(
+                f"{path} is {other}. Captions are read from COCO JSON, and from JSONL or Parquet "
+                'with the columns "image" and "caption": convert it, e.g. with pandas'
+            )
     photos, annotations = (_read_records if tables else _read_coco)(path)
     ids = {_key(given): as_written(given) for given, _ in reversed(photos)}
     names: dict[str, str] = {}  # of files, by the first spelling of each id

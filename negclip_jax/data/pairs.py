@@ -80,7 +80,7 @@ def _format_of(path: Path) -> str:
         raise PairError(f"{path} is empty (0 bytes).")
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
-    if other := _other_format(suffix, start):
+    if other := strict_json.other_format(suffix, start):
         raise PairError(
             f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL or Parquet with the "
             'columns "image", "caption" and "negated": convert it, e.g. with pandas.'
@@ -92,29 +92,6 @@ def _format_of(path: Path) -> str:
     except ValueError:
         return "coco"
     return "jsonl" if isinstance(first, dict) and {"image", "file_name"} & first.keys() else "coco"
-
-
-def _other_format(suffix: str, start: bytes) -> str | None:
-    """What a file is that holds no JSON, from its name or first line; None where it may."""
-    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or suffix in (".arrow", ".feather"):
-        return "an Arrow file"
-    if start[257:262] == b"ustar" or suffix == ".tar":
-        return "a tar archive"
-    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"(\xb5/\xfd")):
-        return "a compressed file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the file itself, which `git lfs pull` brings"
-    is_utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-    line = start.decode("utf-16" if is_utf16 else "utf-8-sig", "replace").strip()
-    if not line or (line[0] in '{["' and suffix not in (".csv", ".tsv")):
-        return None
-    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=line.count)
-    if suffix in (".csv", ".tsv") or delimiter in line:
-        first_row = line.splitlines()[0].split(delimiter)
-        columns = ", ".join(word.strip(' "')[:40] for word in first_row)
-        kind = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
-        return f"a table of {kind}-separated values with the columns {columns[:200]}"
-    return f"no JSON: it begins with {line[:40]!r}"
 
 
 class _File(Problems):

@@ -167,3 +167,19 @@ def test_files_that_are_not_of_vqa(tmp_path, row):
     (tmp_path / "a.json").write_text(json.dumps({"annotations": [row]}))
     with pytest.raises(InputError, match="not in VQAv2's layout"):
         list(with_questions(images, str(tmp_path / "q.json"), str(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("c.csv", b"image,caption\na.jpg,A dog\n", "comma-separated values with the columns image"),
+        ("c.tsv", b"filepath\ttitle\n", "tab-separated values with the columns filepath, title"),
+        ("c.json", b"\x1f\x8b\x08\x00", "a compressed file"),
+        ("c.json", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ],
+)
+def test_other_formats_are_named_with_what_is_wanted(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as error:
+        read_captions(str(tmp_path / name))
+    assert 'columns "image" and "caption"' in str(error.value)
