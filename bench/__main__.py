@@ -20,7 +20,7 @@ COMMANDS = {
     "startup": [],
     "loader": [],
     "images": [],
-    "encode": [],
+    "encode": ["--texts=256", "--images=64"],
     "finetune": ["--arch=vit_b_32", "--batch-size=256"],
 }
 
