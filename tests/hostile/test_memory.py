@@ -55,7 +55,7 @@ def outcome(setup: str, path: Path, limit_gib: float) -> tuple[object, float]:
         (PAIRS, "p.json", b'{"images": "', "more memory than there is"),
         (PAIRS, "p.parquet", b"PAR1", "cannot be read as Parquet"),
         (BENCHMARK, "b.json", b'[{"a": "', "more memory than there is"),
-        (CAPTIONS, "c.json", b"", "does not begin like JSON"),
+        (CAPTIONS, "c.json", b"", "is no JSON: it begins with"),
         (BOXES, "i.json", b'{"images": [', "more memory than there is"),
         (VOCABULARY, "tokenizer.json", b"", "does not begin like JSON"),
     ],
