@@ -4,11 +4,12 @@ python -m evals.catalogue            # all
 python -m evals.catalogue valse pope
 """
 
-import importlib
 import inspect
 from collections.abc import Sequence
+from types import ModuleType
 
 from evals import command_line, registry
+from evals.benchmark import Benchmark
 from negclip_jax.common.errors import say
 
 
@@ -17,14 +18,13 @@ def render(names: Sequence[str] = ()) -> str:
 
     Without `names` of all. Raises InputError for an unknown name.
     """
-    modules: dict[str, list[str]] = {}
-    for name in names or registry.names():
-        registry.get(name)
-        modules.setdefault(registry.BENCHMARKS[name].partition(":")[0], []).append(name)
+    modules: dict[ModuleType, list[Benchmark]] = {}
+    for benchmark in map(registry.get, names or registry.BENCHMARKS):
+        modules.setdefault(inspect.getmodule(benchmark.load.func), []).append(benchmark)
     parts = []
     for module, held in modules.items():
-        title, _, text = inspect.getdoc(importlib.import_module(module)).partition("\n\n")
-        asked = [f"- `{name}`: {registry.get(name).task}" for name in held]
+        title, _, text = inspect.getdoc(module).partition("\n\n")
+        asked = [f"- `{benchmark.name}`: {benchmark.task}" for benchmark in held]
         parts.append("\n".join([f"## {title}", "", *asked, "", text, ""]))
     return "\n".join(parts)
 

@@ -7,7 +7,7 @@ the breakdown by negation are the same for all and live here.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +49,14 @@ class AccuracySpec:
 
     Attributes:
       name: of the metric; its strict twin is `name_strict`.
-      keep: the items that it counts.
+      where: groups with their values, which the items that it counts have.
       macro: a group: the mean over the group's values, each of equal weight, of their accuracies.
       at_least: values of the group with fewer items are left out.
       headline: as in `Metric`.
     """
 
     name: str = "accuracy"
-    keep: Callable[[Choice], bool] = lambda item: True
+    where: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
     macro: str | None = None
     at_least: int = 1
     headline: bool = False
@@ -71,11 +71,7 @@ def by_group(
     column: str, values: Sequence[str], *, headline: bool = False
 ) -> tuple[AccuracySpec, ...]:
     """An accuracy for each value of a group, named `accuracy_VALUE`."""
-
-    def within(value: str) -> Callable[[Choice], bool]:
-        return lambda item: item.groups[column] == value
-
-    return tuple(AccuracySpec(f"accuracy_{v}", within(v), headline=headline) for v in values)
+    return tuple(AccuracySpec(f"accuracy_{v}", {column: {v}}, headline=headline) for v in values)
 
 
 def choice_problem(
@@ -183,7 +179,12 @@ class _Table:
     def _metrics(
         self, number: AccuracySpec, official: np.ndarray, strict: np.ndarray
     ) -> list[Metric]:
-        kept, weights = [row for row, item in enumerate(self.items) if number.keep(item)], None
+        wanted, weights = number.where.items(), None
+        kept = [
+            row
+            for row, item in enumerate(self.items)
+            if all(item.groups[column] in values for column, values in wanted)
+        ]
         if number.macro:
             values = np.array([self.items[row].groups[number.macro] for row in kept])
             _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)

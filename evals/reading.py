@@ -132,13 +132,25 @@ def load_available(
     return loaded
 
 
-def find_parts(
-    roots: DataRoots, names: Mapping[str, Sequence[str]], download: str
-) -> tuple[dict[str, Path], list[str]]:
-    """Those files of a benchmark that are there.
+def read_parts(
+    roots: DataRoots,
+    names: Mapping[str, Sequence[str]],
+    download: str,
+    column: str,
+    records: Callable[[Path], Iterable[tuple[Any, Any]]],
+    item: Callable[..., Any],
+) -> tuple[Path, list[Any], list[str]]:
+    """A benchmark of several files, those of them that are there.
 
-    `names` gives for each part the file names that it may have. Returns files by part, and a
-    note about the parts that are not there. Raises FileMissing where none is.
+    Args:
+      names: for each part the file names that it may have.
+      download: where to get them.
+      column: what parts are, the keyword under which `item` is given its own.
+      records: reads a file to places and records.
+      item: see `read_items`.
+
+    Returns the folder of the first file, all items, and a note about the parts that are not there.
+    Raises FileMissing where no part is.
     """
     files: dict[str, Path] = {}
     for part, wanted in names.items():
@@ -146,18 +158,23 @@ def find_parts(
             files[part] = roots.find(*wanted, download=download)
     if not files:
         roots.find(*(wanted[0] for wanted in names.values()), download=download)
-    absent = [part for part in names if part not in files]
-    return files, [
-        f"Parts whose file is not there or empty: {', '.join(absent)}."
-    ] if absent else []
+    items = []
+    for part, file in files.items():
+        items += read_items(file, records(file), item, **{column: part})
+    absent = ", ".join(part for part in names if part not in files)
+    notes = [f"Parts whose file is not there or empty: {absent}."] if absent else []
+    return next(iter(files.values())).parent, items, notes
 
 
 def read_items(
-    file: Path, records: Iterable[tuple[Any, Any]], item: Callable[["Fields", str, Any], Any]
+    file: Path, records: Iterable[tuple[Any, Any]], item: Callable[..., Any], **options: Any
 ) -> list[Any]:
-    """`item(fields, where, record)` of each (place, record). Raises InputError for all bad ones."""
+    """`item(fields, where, record, **options)` of each (place, record) of a file.
+
+    Raises InputError for all bad ones.
+    """
     fields = Fields(file)
-    items = [item(fields, str(where), record) for where, record in records]
+    items = [item(fields, str(where), record, **options) for where, record in records]
     fields.done()
     return items
 

@@ -53,7 +53,7 @@ def load_problems(
         return {name: problem}
 
     try:
-        loaded = load_available(names, registry.names(), load, allow_subset=allow_subset)
+        loaded = load_available(names, registry.BENCHMARKS, load, allow_subset=allow_subset)
     finally:
         if missing and out is not None and sharding.is_main_process():
             out.mkdir(parents=True, exist_ok=True)

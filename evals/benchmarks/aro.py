@@ -16,24 +16,22 @@ is wrong; `accuracy_macro` is the mean over relations, or over attribute pairs w
 items. Order: argmax over five with the original first, so that a tie is right.
 """
 
-import functools
-
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
 
-DOWNLOAD = "the Google Drive named by github.com/mertyg/vision-language-models-are-bows"
 BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
-def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> Problem:
+def load_genome(
+    roots: DataRoots, *, file: str, download: str, group: str, at_least: int = 1
+) -> Problem:
     """Reads a Visual Genome file. Raises InputError for bad records or boxes."""
-    file = roots.find(name, download=DOWNLOAD)
-    fields = Fields(file)
+    path = roots.find(file, download=download)
+    fields = Fields(path)
     items = []
-    for i, record in enumerate(read_json(file, list)):
+    for i, record in enumerate(read_json(path, list)):
         where = f"item {i}"
         box = fields.box([fields.number(record, key, where) for key in BOX], where)
         image = ImageRef(fields.text(record, "image_path", where), box)
@@ -50,7 +48,7 @@ def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> P
     macro = AccuracySpec("accuracy_macro", macro=group, at_least=at_least, headline=True)
     return choice_problem(
         roots,
-        file,
+        path,
         items,
         rule="argmax",
         numbers=(macro, AccuracySpec("accuracy")),
@@ -59,34 +57,16 @@ def load_genome(roots: DataRoots, name: str, group: str, at_least: int = 1) -> P
     )
 
 
-def load_order(roots: DataRoots, name: str) -> Problem:
+def load_order(roots: DataRoots, *, file: str, download: str) -> Problem:
     """Reads a file of caption options. Raises InputError."""
-    file = roots.find(name, download=f"{DOWNLOAD} (see evals/benchmarks/aro.py)")
-    fields = Fields(file)
+    path = roots.find(file, download=download)
+    fields = Fields(path)
     items = []
-    for i, record in enumerate(read_json(file, list)):
+    for i, record in enumerate(read_json(path, list)):
         image = ImageRef(fields.text(record, "image", f"item {i}"))
         texts = tuple(fields.texts(record, "caption_options", f"item {i}"))
         if len(texts) == 1:
             fields.note('"caption_options" holds one caption', f"item {i}")
         items.append(Choice(str(i), (image,), texts))
     fields.done()
-    return choice_problem(roots, file, items, rule="argmax", numbers=ACCURACY)
-
-
-BENCHMARK = RELATION = described(
-    "aro_relation",
-    functools.partial(load_genome, name="visual_genome_relation.json", group="relation"),
-    DOWNLOAD,
-)
-ATTRIBUTION = described(
-    "aro_attribution",
-    functools.partial(
-        load_genome, name="visual_genome_attribution.json", group="attributes", at_least=25
-    ),
-    DOWNLOAD,
-)
-COCO_ORDER, FLICKR30K_ORDER = (
-    described(f"aro_{name}", functools.partial(load_order, name=f"{name}.json"), DOWNLOAD)
-    for name in ("coco_order", "flickr30k_order")
-)
+    return choice_problem(roots, path, items, rule="argmax", numbers=ACCURACY)

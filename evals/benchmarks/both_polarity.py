@@ -23,7 +23,6 @@ import numpy as np
 
 from evals import scoring
 from evals.benchmark import Metric, Problem, Result
-from evals.benchmarks import described
 from evals.cues import count_cues
 from evals.images import DataRoots, ImageRef, ProblemImages
 from evals.reading import Fields
@@ -31,7 +30,6 @@ from negclip_jax.common import coco
 from negclip_jax.language.inflection import noun
 
 FILES = ("instances.json", "instances_val2017.json", "instances_val2014.json")
-DOWNLOAD = "images.cocodataset.org/annotations/annotations_trainval2017.zip"
 CHANCES = {"both_polarities": 1 / 4, "absent": 1 / 2, "present": 1 / 2, "all_four": 1 / 6}
 
 
@@ -81,9 +79,9 @@ def statements(photo: Photo) -> tuple[str, ...]:
     return (no_x, a_y, an_x, no_y, *wrong)
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads an instance file. Raises InputError."""
-    file = roots.find(*FILES, download=DOWNLOAD)
+    file = roots.find(*FILES, download=download)
     photos = read_photos(file)
     pictures = ProblemImages(roots, (photo.image for photo in photos))
     kept = [photo for photo in photos if photo.image in pictures]
@@ -147,6 +145,3 @@ def _result(photos: Sequence[Photo], flat: np.ndarray) -> Result:
         "present": [photo.present for photo in photos],
     }
     return Result(metrics, columns)
-
-
-BENCHMARK = described("both_polarity", load, DOWNLOAD)

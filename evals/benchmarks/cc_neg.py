@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS, prefers_commas
 from evals.images import DataRoots, ImageRef
@@ -30,13 +29,12 @@ from negclip_jax.common import plain_pickle
 from negclip_jax.common.errors import InputError
 
 EVALUATION = 40_000
-DOWNLOAD = "the Proton Drive named by github.com/jaisidhsingh/CoN-CLIP"
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads the evaluation split of the file. Raises InputError."""
-    file = roots.find("ccneg_preprocessed.pt", download=DOWNLOAD)
-    content = read_plain_pickle(file)
+    file = roots.find("ccneg_preprocessed.pt", download=download)
+    content = read_plain_pickle(file, download)
     fields = Fields(file)
     paths = fields.sequence(content, "image_paths", "the file")
     annotations = fields.sequence(content, "annotations", "the file")
@@ -61,7 +59,7 @@ def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:
     return Choice(str(index), (image,), (caption, negated.replace(",", "")))
 
 
-def read_plain_pickle(file: Path) -> Any:
+def read_plain_pickle(file: Path, download: str) -> Any:
     """What `torch.save` wrote, in either of its layouts, if it is made of plain values.
 
     Raises InputError for anything else.
@@ -82,8 +80,5 @@ def read_plain_pickle(file: Path) -> Any:
     except Exception as error:  # a damaged pickle raises nearly every type
         raise InputError(
             f"{file} is no torch file of plain lists and strings ({error}): get it again from "
-            f"{DOWNLOAD}."
+            f"{download}."
         ) from None
-
-
-BENCHMARK = described("cc_neg", load, DOWNLOAD)

@@ -18,24 +18,20 @@ Protocol (CLIP_benchmark `zeroshot_retrieval.py`): raw captions without a prompt
 to text over photos.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json
 from evals.retrieval import Captioned, retrieval_problem
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.strict_json import read_text
 
-DOWNLOAD = "cs.stanford.edu/people/karpathy/deepimagesent (caption_datasets.zip)"
 
-
-def load(roots: DataRoots, names: Sequence[str]) -> Problem:
+def load(roots: DataRoots, *, files: Sequence[str], download: str) -> Problem:
     """Reads the test split of the first file that is there. Raises InputError."""
-    file = roots.find(*names, download=DOWNLOAD)
+    file = roots.find(*files, download=download)
     return retrieval_problem(roots, file, read_captions(file, "test"))
 
 
@@ -110,9 +106,3 @@ def _lines(fields: Fields) -> Sequence[Captioned]:
         elif line.strip():
             fields.note('a line is not "image.jpg,caption"', f"line {number}")
     return [Captioned(name, ImageRef(name), tuple(texts)) for name, texts in captions.items()]
-
-
-_COCO = ("dataset_coco.json", "coco_karpathy_test.json", "coco_test_karpathy.json")
-_FLICKR30K = ("dataset_flickr30k.json", "flickr30k_test.json", "flickr30k_test_karpathy.txt")
-BENCHMARK = COCO = described("coco_retrieval", functools.partial(load, names=_COCO), DOWNLOAD)
-FLICKR30K = described("flickr30k_retrieval", functools.partial(load, names=_FLICKR30K), DOWNLOAD)

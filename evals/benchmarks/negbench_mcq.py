@@ -17,34 +17,26 @@ The text-only control reads the four captions and no photo: it shows that the wr
 the right one away to whatever compares them.
 """
 
-import functools
-from collections.abc import Sequence
-
-from evals.benchmark import Benchmark, Problem
-from evals.benchmarks import described
+from evals.benchmark import Problem
 from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem
 from evals.controls import contradictions
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_csv, read_items
 
-DOWNLOAD = "the Google Drive named by github.com/m1k2zoo/negbench (datasets.md)"
 TYPES = ("positive", "negative", "hybrid")
 MEAN = AccuracySpec("accuracy_mean_of_templates", macro="template")
 CAPTIONS = tuple(f"caption_{i}" for i in range(4))
 COLUMNS = ("image_path", "correct_answer", *CAPTIONS, "correct_answer_template")
 
 
-def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem:
-    """Reads the CSV file of one of these names; videos are the mean of their frames.
-
-    Raises InputError.
-    """
-    file = roots.find(*names, download=DOWNLOAD)
-    items = read_items(file, enumerate(read_csv(file, COLUMNS)), _item)
+def load(roots: DataRoots, *, file: str, download: str, video: bool = False) -> Problem:
+    """Reads the CSV file; videos are the mean of their frames. Raises InputError."""
+    path = roots.find(file, download=download)
+    items = read_items(path, enumerate(read_csv(path, COLUMNS)), _item)
     return choice_problem(
         roots,
-        file,
+        path,
         items,
         rule="argmax",
         numbers=(*ACCURACY, *by_group("template", TYPES), MEAN),
@@ -61,12 +53,3 @@ def _item(fields: Fields, index: str, row: dict[str, str]) -> Choice:
     answer = fields.option(row, "correct_answer", where, [str(i) for i in range(4)])
     template = fields.option(row, "correct_answer_template", where, TYPES)
     return Choice(index, (image,), texts, int(answer or 0), {"template": template})
-
-
-def _benchmark(name: str, file: str, **options: bool) -> Benchmark:
-    return described(name, functools.partial(load, names=(file,), **options), DOWNLOAD)
-
-
-BENCHMARK = _benchmark("negbench_mcq", "COCO_val_mcq_llama3.1_rephrased.csv")
-VOC2007 = _benchmark("negbench_mcq_voc2007", "VOC2007_mcq_llama3.1_rephrased.csv")
-MSRVTT = _benchmark("negbench_mcq_msrvtt", "msr_vtt_mcq_rephrased_llama.csv", video=True)

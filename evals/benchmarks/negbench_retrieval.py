@@ -14,26 +14,20 @@ positions, so the difference of the two is what the negation costs. Many photos 
 caption besides its own; only its own counts.
 """
 
-import functools
-from collections.abc import Sequence
-
-from evals.benchmark import Benchmark, Problem
-from evals.benchmarks import described
+from evals.benchmark import Problem
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_csv, read_items
 from evals.retrieval import Captioned, retrieval_problem
 
-DOWNLOAD = "the Google Drive named by github.com/m1k2zoo/negbench (datasets.md)"
 
-
-def load(roots: DataRoots, names: Sequence[str], video: bool = False) -> Problem:
-    """Reads the CSV file of one of these names. Raises InputError."""
-    file = roots.find(*names, download=DOWNLOAD)
-    rows = enumerate(read_csv(file, ("filepath", "image_id", "captions")))
-    records = read_items(file, rows, functools.partial(_record, video=video))
+def load(roots: DataRoots, *, file: str, download: str, video: bool = False) -> Problem:
+    """Reads the CSV file. Raises InputError."""
+    path = roots.find(file, download=download)
+    rows = enumerate(read_csv(path, ("filepath", "image_id", "captions")))
+    records = read_items(path, rows, _record, video=video)
     views = frames_of if video else None
-    return retrieval_problem(roots, file, records, headlines=("t2i_recall@5",), views=views)
+    return retrieval_problem(roots, path, records, headlines=("t2i_recall@5",), views=views)
 
 
 def _record(fields: Fields, index: str, row: dict[str, str], *, video: bool) -> Captioned:
@@ -45,16 +39,3 @@ def _record(fields: Fields, index: str, row: dict[str, str], *, video: bool) -> 
         captions = fields.texts(row, "captions", where)
     name = fields.unique(fields.text(row, "image_id", where), where)
     return Captioned(name, image, tuple(captions))
-
-
-def _benchmark(name: str, file: str, **options: bool) -> Benchmark:
-    return described(name, functools.partial(load, names=(file,), **options), DOWNLOAD)
-
-
-_REPHRASED = "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv"
-BENCHMARK = _benchmark("negbench_retrieval", "COCO_val_retrieval.csv")
-NEGATED = _benchmark("negbench_retrieval_negated", _REPHRASED)
-MSRVTT = _benchmark("negbench_msrvtt", "msr_vtt_retrieval.csv", video=True)
-MSRVTT_NEGATED = _benchmark(
-    "negbench_msrvtt_negated", "msr_vtt_retrieval_rephrased_llama.csv", video=True
-)

@@ -19,35 +19,28 @@ crops alone reaches 50 % there.
 """
 
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import BOX_CONTROLS
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_items, read_json
 
-DOWNLOAD = "github.com/parkquasar/NegationCLIP (NegRefCOCOg/NegRefCOCOg.json)"
 SMALLER, LARGER, EQUAL = "smaller", "larger", "equal"
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads `NegRefCOCOg.json`; raises InputError for bad records and boxes outside their photo."""
-    file = roots.find("NegRefCOCOg.json", download=DOWNLOAD)
+    file = roots.find("NegRefCOCOg.json", download=download)
     items = read_items(file, enumerate(read_json(file, list)), item)
     fields = Fields(file)
     fields.check_boxes(roots, [(ref, f"item {i.id}") for i in items for ref in i.images])
     fields.done()
-    numbers = (
-        *ACCURACY,
-        AccuracySpec(
-            "accuracy_area_balanced", lambda item: item.groups["size"] != EQUAL, macro="size"
-        ),
-    )
+    unequal = {"size": {SMALLER, LARGER}}
     return choice_problem(
         roots,
         file,
         items,
         rule="argmax",
-        numbers=numbers,
+        numbers=(*ACCURACY, AccuracySpec("accuracy_area_balanced", unequal, macro="size")),
         breakdowns={"size": "by whether the right box is the smaller one"},
         controls=BOX_CONTROLS,
     )
@@ -70,6 +63,3 @@ def item(fields: Fields, index: str, record: dict) -> Choice:
     )
     images = tuple(ImageRef(image, box) for box in boxes)
     return Choice(index, images, (phrase,), answer, {"size": size})
-
-
-BENCHMARK = described("negrefcocog", load, DOWNLOAD)

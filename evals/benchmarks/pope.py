@@ -13,32 +13,30 @@ absent object was drawn) and by answer: `accuracy_yes` is POPE's recall, `accura
 absent objects that are denied. A liking for the word "no" raises one and lowers the other.
 """
 
-import functools
 import re
+from pathlib import Path
 
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import ACCURACY, Choice, by_group, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_items, read_json_lines
+from evals.reading import Fields, read_json_lines, read_parts
 
-DOWNLOAD = "github.com/AoiDragon/POPE (output/coco)"
 SETTINGS = ("random", "popular", "adversarial")
 _QUESTION = re.compile(r"Is there (an?) (.+) in the (?:image|imange)\?")  # some copies misspell it
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads those of the three files that are there. Raises InputError."""
     names = {s: (f"coco_pope_{s}.json", f"pope_{s}.jsonl") for s in SETTINGS}
-    files, notes = find_parts(roots, names, DOWNLOAD)
-    items = []
-    for setting, file in files.items():
-        rows = ((f"record {i}", row) for i, row in enumerate(read_json_lines(file), 1))
-        items += read_items(file, rows, functools.partial(_item, setting=setting))
+
+    def records(file: Path) -> list[tuple[str, dict]]:
+        return [(f"record {i}", row) for i, row in enumerate(read_json_lines(file), 1)]
+
+    folder, items, notes = read_parts(roots, names, download, "setting", records, _item)
     return choice_problem(
         roots,
-        next(iter(files.values())).parent,
+        folder,
         items,
         rule="greater",
         numbers=(*ACCURACY, *by_group("setting", SETTINGS), *by_group("label", ("yes", "no"))),
@@ -61,6 +59,3 @@ def _item(fields: Fields, where: str, record: dict, *, setting: str) -> Choice:
     texts = (f"There is {article} {thing} in the image.", f"There is no {thing} in the image.")
     groups = {"setting": setting, "label": label}
     return Choice(f"{setting}:{name}", (image,), texts, int(label == "no"), groups)
-
-
-BENCHMARK = described("pope", load, DOWNLOAD)

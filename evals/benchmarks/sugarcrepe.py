@@ -11,15 +11,11 @@ a tie is wrong, for each category. The repository computes no overall number; `a
 mean over the seven categories, as papers report it, given only where all files are there.
 """
 
-import functools
-
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_items, read_json
+from evals.reading import Fields, read_json, read_parts
 
-DOWNLOAD = "github.com/RAIVNLab/sugar-crepe (data/*.json)"
 CATEGORIES = (
     "add_att",
     "add_obj",
@@ -31,19 +27,17 @@ CATEGORIES = (
 )
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads those of the seven files that are there. Raises InputError."""
     names = {c: (f"{c}.json", f"sugarcrepe_{c}.json") for c in CATEGORIES}
-    files, notes = find_parts(roots, names, DOWNLOAD)
-    items = []
-    for category, file in files.items():
-        rows = read_json(file, dict).items()
-        items += read_items(file, rows, functools.partial(_item, category=category))
+    folder, items, notes = read_parts(
+        roots, names, download, "category", lambda file: read_json(file, dict).items(), _item
+    )
     mean = AccuracySpec("accuracy_mean", macro="category", headline=True)
     each = by_group("category", CATEGORIES, headline=bool(notes))
     return choice_problem(
         roots,
-        next(iter(files.values())).parent,
+        folder,
         items,
         rule="greater",
         numbers=each if notes else (mean, *each),
@@ -56,6 +50,3 @@ def _item(fields: Fields, key: str, record: dict, *, category: str) -> Choice:
     image = ImageRef(fields.text(record, "filename", key))
     texts = tuple(fields.text(record, name, key) for name in ("caption", "negative_caption"))
     return Choice(f"{category}:{key}", (image,), texts, 0, {"category": category})
-
-
-BENCHMARK = described("sugarcrepe", load, DOWNLOAD)

@@ -19,16 +19,14 @@ accuracy over all items (its name) and over the valid ones (`NAME_valid`);
 `accuracy_mean_of_pieces` is their mean, given only where all ten files are there.
 """
 
-from pathlib import Path
-
 from evals.benchmark import Problem
-from evals.benchmarks import described
 from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
 from evals.controls import POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
-from evals.reading import Fields, find_parts, read_items, read_json
+from evals.reading import Fields, read_items, read_json, read_parts
 
-DOWNLOAD = "github.com/Heidelberg-NLP/VALSE (data/*.json)"
+# At least two of three annotators found the caption, not the foil, to be true.
+VALID = {"valid": {"yes"}}
 PIECES = (
     "plurals",
     "relations",
@@ -43,45 +41,37 @@ PIECES = (
 )
 
 
-def load(roots: DataRoots) -> Problem:
+def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads `existence.json`, all 534 items. Raises InputError."""
-    file = roots.find(*_file_names("existence"), download=DOWNLOAD)
-    valid = AccuracySpec("accuracy_valid", _is_valid)
+    file = roots.find(*_file_names("existence"), download=download)
+    items = read_items(file, read_json(file, dict).items(), _item, piece="existence")
+    numbers = (*ACCURACY, AccuracySpec("accuracy_valid", VALID))
     return choice_problem(
-        roots,
-        file,
-        _read_piece(file, "existence"),
-        rule="greater",
-        numbers=(*ACCURACY, valid),
-        controls=POLARITY_CONTROLS,
+        roots, file, items, rule="greater", numbers=numbers, controls=POLARITY_CONTROLS
     )
 
 
-def load_pieces(roots: DataRoots) -> Problem:
+def load_pieces(roots: DataRoots, *, download: str) -> Problem:
     """Reads those of the ten files that are there. Raises InputError."""
     names = {piece: _file_names(piece) for piece in PIECES}
-    files, notes = find_parts(roots, names, DOWNLOAD)
-    items = [item for piece, file in files.items() for item in _read_piece(file, piece)]
+    folder, items, notes = read_parts(
+        roots, names, download, "piece", lambda file: read_json(file, dict).items(), _item
+    )
     mean = AccuracySpec("accuracy_mean_of_pieces", macro="piece", headline=True)
+    each = (
+        AccuracySpec(piece + suffix, {"piece": {piece}} | valid, headline=not valid)
+        for piece in PIECES
+        for suffix, valid in (("", {}), ("_valid", VALID))
+    )
     return choice_problem(
         roots,
-        next(iter(files.values())).parent,
+        folder,
         items,
         rule="greater",
-        numbers=[*([] if notes else [mean]), *(n for piece in files for n in _numbers(piece))],
+        numbers=(*([] if notes else [mean]), *each),
         breakdowns={"piece": "by piece"},
         notes=notes,
     )
-
-
-def _numbers(piece: str) -> list[AccuracySpec]:
-    def within(item: Choice) -> bool:
-        return item.groups["piece"] == piece
-
-    return [
-        AccuracySpec(piece, within, headline=True),
-        AccuracySpec(f"{piece}_valid", lambda item: within(item) and _is_valid(item)),
-    ]
 
 
 def _file_names(piece: str) -> tuple[str, ...]:
@@ -89,24 +79,10 @@ def _file_names(piece: str) -> tuple[str, ...]:
     return f"valse/{piece}.json", f"VALSE/data/{piece}.json", f"valse_{piece}.json", f"{piece}.json"
 
 
-def _is_valid(item: Choice) -> bool:
-    """Whether at least two of three annotators found the caption, not the foil, to be true."""
-    return item.groups["valid"] == "yes"
-
-
-def _read_piece(file: Path, piece: str) -> list[Choice]:
-    """The items of one piece. Raises InputError."""
-
-    def item(fields: Fields, key: str, record: dict) -> Choice:
-        image = ImageRef(fields.text(record, "image_file", key))
-        texts = fields.text(record, "caption", key), fields.text(record, "foil", key)
-        votes = record.get("mturk") if isinstance(record, dict) else None
-        valid = fields.number(votes if isinstance(votes, dict) else {}, "caption", f"{key}.mturk")
-        groups = {"piece": piece, "valid": "yes" if valid >= 2 else "no"}
-        return Choice(f"{piece}:{key}", (image,), texts, 0, groups)
-
-    return read_items(file, read_json(file, dict).items(), item)
-
-
-BENCHMARK = described("valse", load, DOWNLOAD)
-OTHER_PIECES = described("valse_pieces", load_pieces, DOWNLOAD)
+def _item(fields: Fields, key: str, record: dict, *, piece: str) -> Choice:
+    image = ImageRef(fields.text(record, "image_file", key))
+    texts = fields.text(record, "caption", key), fields.text(record, "foil", key)
+    votes = record.get("mturk") if isinstance(record, dict) else None
+    valid = fields.number(votes if isinstance(votes, dict) else {}, "caption", f"{key}.mturk")
+    groups = {"piece": piece, "valid": "yes" if valid >= 2 else "no"}
+    return Choice(f"{piece}:{key}", (image,), texts, 0, groups)

@@ -23,15 +23,13 @@ cropped to its box `(xmin, ymin, xmax, ymax)`, over 20 classes. OpenAI gives one
 another task, the mean average precision of whole photos.
 """
 
-import functools
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evals.benchmark import Benchmark, Problem
-from evals.benchmarks import described
+from evals.benchmark import Problem
 from evals.classification import Labelled, classification_problem
 from evals.images import DataRoots, FileMissing, ImageRef, tfds_rows
 from evals.reading import Fields
@@ -43,7 +41,6 @@ from negclip_jax.data.records import unsafe_name
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 SINGLE = "a photo of a {}."
-VOC_DOWNLOAD = "host.robots.ox.ac.uk/pascal/VOC/voc2007"
 VOC_TFDS = "voc/2007"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -64,7 +61,7 @@ def read_prompts(name: str) -> Prompts:
 
 
 def load(
-    roots: DataRoots, prompts: str, folders: tuple[str, ...], tfds: str, download: str
+    roots: DataRoots, *, prompts: str, folders: Sequence[str], tfds: str, download: str
 ) -> Problem:
     """Reads the photos of one data set. Raises InputError."""
     known = read_prompts(prompts)
@@ -73,7 +70,7 @@ def load(
     return classification_problem(roots, where, items, known.classes, sets)
 
 
-def load_voc2007(roots: DataRoots) -> Problem:
+def load_voc2007(roots: DataRoots, *, download: str) -> Problem:
     """Reads the test split. Raises InputError."""
     prompts = read_prompts("voc2007")
     folder = roots.folder("VOC2007/ImageSets/Main")
@@ -82,7 +79,7 @@ def load_voc2007(roots: DataRoots) -> Problem:
         items = _voc_from_folder(where, prompts.classes)
     else:
         where = Path(f"tfds:{VOC_TFDS}/test")
-        rows = prepared(roots, ("VOCdevkit/VOC2007",), f"{VOC_TFDS}/test", VOC_DOWNLOAD)
+        rows = prepared(roots, ("VOCdevkit/VOC2007",), f"{VOC_TFDS}/test", download)
         items = _voc_from_tfds(rows, prompts.classes)
     sets = {"single": prompts.templates, "imagenet_templates": read_prompts("imagenet").templates}
     return classification_problem(roots, where, items, prompts.classes, sets)
@@ -196,21 +193,3 @@ def _voc_from_tfds(rows: Sequence[dict], classes: Sequence[str]) -> list[Labelle
             ref = ImageRef(name, (x, y, right - x, bottom - y))
             items.append(Labelled(f"{i}#{j}", ref, classes.index(names[int(label)])))
     return items
-
-
-def _benchmark(name: str, folders: tuple[str, ...], tfds: str, download: str) -> Benchmark:
-    options = {"prompts": name, "folders": folders, "tfds": tfds, "download": download}
-    return described(name, functools.partial(load, **options), download)
-
-
-BENCHMARK = IMAGENET = _benchmark(
-    "imagenet",
-    ("imagenet/val", "ILSVRC2012/val", "imagenet/validation"),
-    "imagenet2012/validation",
-    "image-net.org",
-)
-CIFAR10, CIFAR100 = (
-    _benchmark(name, (f"{name}/test",), f"{name}/test", "www.cs.toronto.edu/~kriz/cifar.html")
-    for name in ("cifar10", "cifar100")
-)
-VOC2007 = described("voc2007", load_voc2007, VOC_DOWNLOAD)

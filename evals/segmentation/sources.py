@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks import negrefcocog as boxes
+from evals import registry
+from evals.benchmarks.negrefcocog import item as boxes
 from evals.cues import find_cue
 from evals.images import DataRoots, FileMissing
 from evals.reading import AVAILABLE, Fields, load_available, read_items, read_json
@@ -296,13 +297,14 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
 def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """NegRefCOCOg's phrases whose object is found in COCO's instances; there are no splits."""
     del split
-    file = roots.find("NegRefCOCOg.json", download=boxes.DOWNLOAD)
+    download = registry.get("negrefcocog").download
+    file = roots.find("NegRefCOCOg.json", download=download)
     instances, phrases = _read_instances(_instance_files(roots)), []
     by_digits = {_coco_number(image.file_name): i for i, image in instances.images.items()}
     of_photo: dict[str, list[coco.Instance]] = defaultdict(list)
     for one in instances.objects:
         of_photo[one.image].append(one)
-    records, absent, unclear = read_items(file, enumerate(read_json(file, list)), boxes.item), [], 0
+    records, absent, unclear = read_items(file, enumerate(read_json(file, list)), boxes), [], 0
     for item in records:
         photo = by_digits.get(_coco_number(item.images[0].path))
         if photo is None:

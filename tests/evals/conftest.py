@@ -6,11 +6,11 @@ import pytest
 @pytest.fixture
 def tiny_benchmarks(monkeypatch, photos, tmp_path):
     """Registers `tiny` and `kept` alone; returns a data folder with their file and photos."""
-    from tiny_benchmark import write_items
+    from tiny_benchmark import BENCHMARK, KEPT, write_items
 
     from evals import registry
 
-    known = {"tiny": "tiny_benchmark:BENCHMARK", "kept": "tiny_benchmark:KEPT"}
+    known = {"tiny": lambda: BENCHMARK, "kept": lambda: KEPT}
     monkeypatch.setattr(registry, "BENCHMARKS", known)
     data = tmp_path / "data"
     data.mkdir()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import tiny_benchmark
 
 from evals import __main__ as command_line
 from evals import registry
@@ -18,8 +19,8 @@ from negclip_jax.runtime import sharding
 
 
 def main(index: str, port: str, checkpoint: str, data: str, out: str) -> None:
-    names = {"tiny": "BENCHMARK", "broken": "BROKEN", "kept": "KEPT"}
-    registry.BENCHMARKS = {k: f"tiny_benchmark:{v}" for k, v in names.items()}
+    every = (tiny_benchmark.BENCHMARK, tiny_benchmark.BROKEN, tiny_benchmark.KEPT)
+    registry.BENCHMARKS = {each.name: lambda each=each: each for each in every}
     encoder.IMAGES_PER_DEVICE = encoder.TEXTS_PER_DEVICE = 2  # batches of eight
     encoded = []
     original = encoder.Tower.encode_next

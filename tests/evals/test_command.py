@@ -15,6 +15,8 @@ from evals import registry
 from negclip_jax.embeddings import encoder
 from negclip_jax.interop import huggingface
 
+REAL = registry.BENCHMARKS
+
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
@@ -118,8 +120,7 @@ def test_an_empty_file_stops_no_other_benchmark(
     evaluate, tiny_benchmarks, tiny_checkpoint, caplog, capsys, monkeypatch, content
 ):
     caplog.set_level("INFO")
-    known = registry.BENCHMARKS | {"negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK"}
-    monkeypatch.setattr(registry, "BENCHMARKS", known)
+    monkeypatch.setitem(registry.BENCHMARKS, "negrefcocog", REAL["negrefcocog"])
     (tiny_benchmarks / "NegRefCOCOg.json").write_text(content)
     assert evaluate(f"--model={tiny_checkpoint}") == 0
     assert list(document(evaluate.out)["benchmarks"]) == ["tiny", "kept"]

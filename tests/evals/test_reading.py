@@ -6,7 +6,7 @@ import pytest
 from tiny_evals import AllThere, write_photos
 
 from evals.images import DataRoots, FileMissing, ImageRef
-from evals.reading import Fields, find_parts, read_csv, read_json, read_json_lines
+from evals.reading import Fields, read_csv, read_json, read_json_lines, read_parts
 from negclip_jax.common.errors import InputError
 
 
@@ -24,17 +24,28 @@ def message(action, *rest) -> str:
 def test_parts_that_are_there(tmp_path):
     names = {"one": ("one.json", "x_one.json"), "two": ("two.json",)}
     (tmp_path / "x_one.json").write_text("[1]")
-    files, notes = find_parts(DataRoots((tmp_path,)), names, "example.org")
-    assert files == {"one": tmp_path / "x_one.json"}
-    assert notes == ["Parts whose file is not there or empty: two."]
+
+    def read(folder):
+        return read_parts(
+            DataRoots((folder,)),
+            names,
+            "example.org",
+            "part",
+            lambda file: enumerate(read_json(file, list)),
+            lambda fields, where, record, part: (part, where, record),
+        )
+
+    first = [("one", "0", 1)]
+    found = (tmp_path, first, ["Parts whose file is not there or empty: two."])
+    assert read(tmp_path) == found
     (tmp_path / "two.json").write_text("[ ]\n")
-    assert find_parts(DataRoots((tmp_path,)), names, "example.org") == (files, notes)
-    (tmp_path / "two.json").write_text("[1]")
-    assert find_parts(DataRoots((tmp_path,)), names, "")[1] == []
+    assert read(tmp_path) == found
+    (tmp_path / "two.json").write_text("[2]")
+    assert read(tmp_path) == (tmp_path, [*first, ("two", "0", 2)], [])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileMissing, match=r"one\.json or two\.json is not below .* example\.org"):
-        find_parts(DataRoots((empty,)), names, "example.org")
+        read(empty)
 
 
 def test_json(path):

@@ -6,7 +6,7 @@ from evals import registry
 from negclip_jax.common.errors import InputError
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.BENCHMARKS)
 def test_every_name_is_the_benchmarks_own(name):
     assert registry.get(name).name == name
 

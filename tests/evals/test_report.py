@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import tiny_benchmark
 from PIL import Image
 from tiny_benchmark import HTML
 
@@ -35,7 +36,7 @@ def evaluated(photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     roots = DataRoots((data,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "BENCHMARKS", {"tiny": "tiny_benchmark:BENCHMARK"})
+        patch.setattr(registry, "BENCHMARKS", {"tiny": lambda: tiny_benchmark.BENCHMARK})
         benchmark = registry.get("tiny")
     problem = benchmark.load(roots)
     names = ["before", "control", "a model with quite a long name and <b>markup</b>"]

@@ -14,6 +14,8 @@ from evals.results import Results
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings import encoder
 
+REAL = registry.BENCHMARKS
+
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
@@ -138,8 +140,7 @@ def test_without_any_photo_there_is_no_subset(tiny_benchmarks):
 
 def test_available_skips_what_is_not_there(tiny_benchmarks, monkeypatch, caplog):
     caplog.set_level("INFO")
-    known = registry.BENCHMARKS | {"negrefcocog": "evals.benchmarks.negrefcocog:BENCHMARK"}
-    monkeypatch.setattr(registry, "BENCHMARKS", known)
+    monkeypatch.setitem(registry.BENCHMARKS, "negrefcocog", REAL["negrefcocog"])
     assert list(load(tiny_benchmarks, names=["available"])) == ["tiny", "kept"]
     assert "left out, for their files or photos are not there: negrefcocog" in caplog.text
     with pytest.raises(InputError, match=r"negrefcocog: NegRefCOCOg\.json.* is not below"):

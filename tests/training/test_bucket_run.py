@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_benchmark
 from fake_bucket import bucket, served
 from tiny_benchmark import write_items
 from tiny_runs import EVALUATORS, assert_equal, use_one_device
@@ -148,7 +149,7 @@ def test_evaluations_are_those_of_a_disk(
 ):
     use_one_device(monkeypatch)
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
-    monkeypatch.setattr(registry, "BENCHMARKS", {"tiny": "tiny_benchmark:BENCHMARK"})
+    monkeypatch.setattr(registry, "BENCHMARKS", {"tiny": lambda: tiny_benchmark.BENCHMARK})
     (tmp_path / "data" / "photos").mkdir(parents=True)
     write_items(tmp_path / "data", images=12)
     for i in range(12):

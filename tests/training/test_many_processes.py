@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_benchmark
 from processes import Nursery, nursery
 from tiny_benchmark import write_items
 from tiny_runs import assert_close, read_metrics
@@ -59,7 +60,7 @@ def train_here(settings, make_config, tmp_path_factory):
         make_mesh, devices = sharding.make_mesh, jax.devices()[: data * fsdp]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "make_mesh", lambda **axes: make_mesh(**axes, devices=devices))
-            patch.setattr(registry, "BENCHMARKS", {"tiny": "tiny_benchmark:BENCHMARK"})
+            patch.setattr(registry, "BENCHMARKS", {"tiny": lambda: tiny_benchmark.BENCHMARK})
             keys = ("benchmarks", "data", "allow_subset")
             evaluators = configured(workdir=str(workdir), **{key: config.eval[key] for key in keys})
             train(config, str(workdir), evaluators)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, genome_record, numbers, write_json, write_photos
 
-from evals.benchmarks import aro
+from evals import registry
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
 
@@ -32,9 +32,14 @@ def official_right(record: dict) -> bool:
 @pytest.mark.parametrize(
     ("benchmark", "name", "label", "least"),
     [
-        (aro.RELATION, "visual_genome_relation.json", lambda r: r["relation_name"], 1),
         (
-            aro.ATTRIBUTION,
+            registry.get("aro_relation"),
+            "visual_genome_relation.json",
+            lambda r: r["relation_name"],
+            1,
+        ),
+        (
+            registry.get("aro_attribution"),
             "visual_genome_attribution.json",
             lambda r: "_".join(r["attributes"]),
             25,
@@ -63,7 +68,7 @@ def test_order_equals_the_official_precision(tmp_path):
         for i in range(60)
     ]
     write_json(tmp_path / "coco_order.json", cases)
-    problem = aro.COCO_ORDER.load(AllThere((tmp_path,)))
+    problem = registry.get("aro_coco_order").load(AllThere((tmp_path,)))
     right = []
     for case in cases:
         image = feature(ImageRef(case["image"])).astype(np.float64)
@@ -79,13 +84,13 @@ def test_a_few_careless_boxes_are_told_and_many_are_an_error(tmp_path):
     made[3]["bbox_w"] = 90
     write_photos(tmp_path, ["0.jpg"])
     write_json(tmp_path / name, made)
-    assert aro.RELATION.load(DataRoots((tmp_path,))).notes == (
+    assert registry.get("aro_relation").load(DataRoots((tmp_path,))).notes == (
         "1 of 150 boxes reach out of their photo.",
     )
     made[4]["bbox_h"] = 90
     write_json(tmp_path / name, made)
     with pytest.raises(InputError, match=r"a box lies outside its photo \(2\): item 3"):
-        aro.RELATION.load(DataRoots((tmp_path,)))
+        registry.get("aro_relation").load(DataRoots((tmp_path,)))
 
 
 def test_bad_records(tmp_path):
@@ -94,7 +99,7 @@ def test_bad_records(tmp_path):
     made[2] |= {"bbox_h": 0}
     write_json(tmp_path / "visual_genome_relation.json", made)
     with pytest.raises(InputError) as caught:
-        aro.RELATION.load(AllThere((tmp_path,)))
+        registry.get("aro_relation").load(AllThere((tmp_path,)))
     for part in ('"bbox_w" is not a number (1): item 1', '"relation_name" is missing (1): item 1',
                  "a box has no area (1): item 2"):  # fmt: skip
         assert part in str(caught.value)
@@ -105,6 +110,6 @@ def test_bad_order_files(tmp_path):
     path = tmp_path / "flickr30k_order.json"
     path.write_text(json.dumps(cases))
     with pytest.raises(InputError) as caught:
-        aro.FLICKR30K_ORDER.load(AllThere((tmp_path,)))
+        registry.get("aro_flickr30k_order").load(AllThere((tmp_path,)))
     assert '"caption_options" holds one caption (1): item 0' in str(caught.value)
     assert '"caption_options" is not a list of strings (1): item 1' in str(caught.value)

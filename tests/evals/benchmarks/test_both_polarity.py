@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, instances_content, numbers, write_json
 
-from evals.benchmarks import both_polarity
+from evals import registry
 from evals.benchmarks.both_polarity import Photo, read_photos, statements
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
@@ -15,7 +15,7 @@ from negclip_jax.common.errors import InputError
 @pytest.fixture
 def problem(tmp_path):
     write_json(tmp_path / "instances.json", instances_content())
-    return both_polarity.load(AllThere((tmp_path,)))
+    return registry.get("both_polarity").load(AllThere((tmp_path,)))
 
 
 def test_statements_have_articles():
@@ -33,7 +33,7 @@ def test_statements_have_articles():
 
 def test_every_photo_by_a_loop(shared_data):
     """The definition, written once more on random features of real labels."""
-    problem = both_polarity.load(AllThere((shared_data / "coco",)))
+    problem = registry.get("both_polarity").load(AllThere((shared_data / "coco",)))
     result = problem.score(*features(problem))
     ours = {
         metric.name: dict(zip(metric.items, metric.values, strict=True))
@@ -53,7 +53,7 @@ def test_every_photo_by_a_loop(shared_data):
 
 
 def test_labels_decide_what_is_there(shared_data):
-    problem = both_polarity.load(AllThere((shared_data / "coco",)))
+    problem = registry.get("both_polarity").load(AllThere((shared_data / "coco",)))
     from evals.reading import read_json
 
     content = read_json(shared_data / "coco" / "instances.json", dict)
@@ -88,14 +88,14 @@ def test_only_the_words_tell_true_from_false(problem):
 
 def test_draws_depend_on_names_alone(tmp_path):
     write_json(tmp_path / "instances.json", instances_content())
-    first = both_polarity.load(AllThere((tmp_path,)))
+    first = registry.get("both_polarity").load(AllThere((tmp_path,)))
     content = instances_content()
     for key in content:
         content[key] = content[key][::-1]
     for image in content["images"]:
         image["file_name"] = f"elsewhere/{image['file_name']}"
     write_json(tmp_path / "instances.json", content)
-    second = both_polarity.load(AllThere((tmp_path,)))
+    second = registry.get("both_polarity").load(AllThere((tmp_path,)))
     pick = ("absent", "present")
     drawn = [
         dict(
@@ -114,7 +114,7 @@ def test_draws_depend_on_names_alone(tmp_path):
 
 
 def test_real_photos_are_found(shared_data):
-    problem = both_polarity.load(DataRoots((shared_data / "coco",)))
+    problem = registry.get("both_polarity").load(DataRoots((shared_data / "coco",)))
     assert problem.scored == problem.total and not problem.missing
 
 

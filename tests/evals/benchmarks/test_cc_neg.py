@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, cc_neg_content, feature, features, numbers
 
+from evals import registry
 from evals.benchmarks import cc_neg
 from evals.benchmarks.cc_neg import read_plain_pickle
 from evals.images import ImageRef
@@ -25,7 +26,7 @@ def save(folder, content, **options):
 def test_both_layouts_of_torch_are_read(tmp_path, new_layout):
     content = cc_neg_content() | {"caf\u00e9": [1, 2.5, None, (True, "x")]}
     save(tmp_path, content, _use_new_zipfile_serialization=new_layout)
-    assert read_plain_pickle(tmp_path / "ccneg_preprocessed.pt") == content
+    assert read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there") == content
 
 
 class Touch:
@@ -43,7 +44,7 @@ def test_a_poisoned_file_runs_nothing(tmp_path, new_layout):
     trap = tmp_path / "trap"
     save(tmp_path, [Touch(trap)], _use_new_zipfile_serialization=new_layout)
     with pytest.raises(InputError, match=r"no torch file of plain lists .*mkdir"):
-        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt")
+        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there")
     assert not trap.exists()
 
 
@@ -51,7 +52,7 @@ def test_a_poisoned_file_runs_nothing(tmp_path, new_layout):
 def test_other_content_is_refused(tmp_path, content):
     save(tmp_path, content)
     with pytest.raises(InputError, match="no torch file of plain lists"):
-        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt")
+        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there")
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other zip", "other pickle"])
@@ -67,14 +68,14 @@ def test_damaged_files(tmp_path, damage):
         data = path.read_bytes()
         path.write_bytes({"cut": data[:-30], "noise": b"\x99" * 200, "empty": b""}[damage])
     with pytest.raises(InputError, match=r"ccneg_preprocessed\.pt is no torch file"):
-        read_plain_pickle(path)
+        read_plain_pickle(path, "there")
 
 
 def test_items_equal_the_official_loop(tmp_path, monkeypatch):
     """The last items, commas out of the negated caption alone, argmax with the true one first."""
     monkeypatch.setattr(cc_neg, "EVALUATION", 40)
     content = cc_neg_content(60)
-    problem = cc_neg.load(save(tmp_path, content))
+    problem = registry.get("cc_neg").load(save(tmp_path, content))
     right = []
     for i in range(20, 60):
         path = content["image_paths"][i].replace("/workspace/datasets/cc3m/", "")
@@ -90,7 +91,7 @@ def test_items_equal_the_official_loop(tmp_path, monkeypatch):
 
 
 def test_disliking_negation_or_liking_commas_wins_everything(tmp_path):
-    controls = cc_neg.load(save(tmp_path, cc_neg_content())).controls
+    controls = registry.get("cc_neg").load(save(tmp_path, cc_neg_content())).controls
     assert numbers(controls["prefers the affirmed text"]())["accuracy_strict"] == 1
     assert numbers(controls["prefers the negated text"]())["accuracy_strict"] == 0
     assert numbers(controls["prefers the text with commas"]())["accuracy_strict"] == 1
@@ -107,5 +108,5 @@ def test_disliking_negation_or_liking_commas_wins_everything(tmp_path):
 )
 def test_bad_records(tmp_path, change, expected):
     with pytest.raises(InputError) as caught:
-        cc_neg.load(save(tmp_path, cc_neg_content() | change))
+        registry.get("cc_neg").load(save(tmp_path, cc_neg_content() | change))
     assert expected in str(caught.value)

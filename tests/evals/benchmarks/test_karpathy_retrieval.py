@@ -6,7 +6,7 @@ import pytest
 from tiny_evals import AllThere, features, karpathy_content, numbers, write_json
 
 from evals import registry
-from evals.benchmarks.karpathy_retrieval import COCO, FLICKR30K, read_captions
+from evals.benchmarks.karpathy_retrieval import read_captions
 from negclip_jax.common.errors import InputError
 
 BLIP = [{"image": f"val2014/COCO_val2014_{i:012d}.jpg", "caption": ["a", "b"]} for i in range(7)]
@@ -24,16 +24,18 @@ def test_forms_give_the_same_numbers(tmp_path):
         if image["split"] == "test"
     ]
     write_json(tmp_path / "b" / "coco_karpathy_test.json", blip)
-    first, second = (COCO.load(AllThere((tmp_path / name,))) for name in "ab")
+    first, second = (
+        registry.get("coco_retrieval").load(AllThere((tmp_path / name,))) for name in "ab"
+    )
     assert list(first.images) == list(second.images) and len(first.images) == 6
     assert numbers(first.score(*features(first))) == numbers(second.score(*features(second)))
 
 
 def test_karpathys_own_file_comes_first(tmp_path):
     write_json(tmp_path / "coco_karpathy_test.json", BLIP)
-    assert COCO.load(AllThere((tmp_path,))).total == 14
+    assert registry.get("coco_retrieval").load(AllThere((tmp_path,))).total == 14
     write_json(tmp_path / "deeper" / "dataset_coco.json", karpathy_content(4))
-    problem = COCO.load(AllThere((tmp_path,)))
+    problem = registry.get("coco_retrieval").load(AllThere((tmp_path,)))
     assert problem.file.endswith("dataset_coco.json") and problem.total == 8
 
 
@@ -45,7 +47,7 @@ def test_published_values():
 
 def test_both_directions_are_shown(tmp_path):
     write_json(tmp_path / "coco_karpathy_test.json", BLIP)
-    problem = COCO.load(AllThere((tmp_path,)))
+    problem = registry.get("coco_retrieval").load(AllThere((tmp_path,)))
     metrics = problem.score(*features(problem)).metrics
     assert [m.name for m in metrics if m.headline] == ["t2i_recall@5", "i2t_recall@5"]
     assert "7 images and 14 captions." in problem.notes
@@ -85,7 +87,7 @@ def flickr_lines(folder):
 @pytest.mark.parametrize("write", [flickr_karpathy, flickr_blip, flickr_lines])
 def test_each_form_of_flickr30k(tmp_path, write):
     write(tmp_path)
-    problem = FLICKR30K.load(AllThere((tmp_path,)))
+    problem = registry.get("flickr30k_retrieval").load(AllThere((tmp_path,)))
     assert [ref.path.rpartition("/")[2] for ref in problem.images] == [
         f"{i}.jpg" for i in (1, 2, 3, 5, 6, 7)
     ]

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, mcq_row, numbers, write_csv, write_photos
 
+from evals import registry
 from evals.benchmarks import negbench_mcq
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
 
 torch = pytest.importorskip("torch")
 FILES = {
-    "COCO_val_mcq_llama3.1_rephrased.csv": (5914, negbench_mcq.BENCHMARK),
-    "VOC2007_mcq_llama3.1_rephrased.csv": (5031, negbench_mcq.VOC2007),
+    "COCO_val_mcq_llama3.1_rephrased.csv": (5914, registry.get("negbench_mcq")),
+    "VOC2007_mcq_llama3.1_rephrased.csv": (5031, registry.get("negbench_mcq_voc2007")),
 }
 
 
@@ -66,24 +67,24 @@ def test_the_captions_alone_give_the_answer_away(problems, name, share):
 def test_the_solver_does_not_look_at_positions(tmp_path):
     rows = [mcq_row(i, answer=i % 4) for i in range(12)]
     write_csv(tmp_path / "COCO_val_mcq_llama3.1_rephrased.csv", rows)
-    problem = negbench_mcq.BENCHMARK.load(AllThere((tmp_path,)))
+    problem = registry.get("negbench_mcq").load(AllThere((tmp_path,)))
     assert numbers(problem.controls["text-only solver"]())["accuracy_strict"] == 1
 
 
 def test_the_slice_with_its_photos(shared_data):
     roots = DataRoots((shared_data / "benchmarks" / "slices",), (shared_data / "coco" / "photos",))
-    problem = negbench_mcq.BENCHMARK.load(roots)
+    problem = registry.get("negbench_mcq").load(roots)
     assert problem.total == problem.scored == 313 and not problem.missing
 
 
 def test_videos_are_the_mean_of_four_frames(tmp_path):
     row = mcq_row(0, "data/video/MSRVTT/videos/all/video{}.mp4")
     write_csv(tmp_path / "msr_vtt_mcq_rephrased_llama.csv", [row])
-    assert negbench_mcq.MSRVTT.load(DataRoots((tmp_path,))).missing == [
+    assert registry.get("negbench_mcq_msrvtt").load(DataRoots((tmp_path,))).missing == [
         f"video0_frame{i}.jpg" for i in range(4)
     ]
     write_photos(tmp_path, [f"video0_frame{i}.jpg" for i in range(4)])
-    problem = negbench_mcq.MSRVTT.load(DataRoots((tmp_path,)))
+    problem = registry.get("negbench_mcq_msrvtt").load(DataRoots((tmp_path,)))
     images, texts = features(problem)
     mean = images.astype(np.float64).mean(0)
     expected = texts @ (mean / np.linalg.norm(mean))
@@ -94,7 +95,7 @@ def test_videos_are_the_mean_of_four_frames(tmp_path):
 def error(folder, rows) -> str:
     write_csv(folder / "COCO_val_mcq_llama3.1_rephrased.csv", rows)
     with pytest.raises(InputError) as caught:
-        negbench_mcq.BENCHMARK.load(AllThere((folder,)))
+        registry.get("negbench_mcq").load(AllThere((folder,)))
     return str(caught.value)
 
 

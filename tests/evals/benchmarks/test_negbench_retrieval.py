@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, numbers, retrieval_row, write_csv
 
-from evals.benchmarks import negbench_retrieval
+from evals import registry
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
 
 torch = pytest.importorskip("torch")
-PLAIN, NEGATED = negbench_retrieval.BENCHMARK, negbench_retrieval.NEGATED
+PLAIN, NEGATED = registry.get("negbench_retrieval"), registry.get("negbench_retrieval_negated")
 NAME = "COCO_val_retrieval.csv"
 NAMES = {
     NAME: PLAIN,
@@ -92,7 +92,7 @@ def test_wrong_columns(tmp_path):
 def test_a_video_has_one_caption_or_a_list(tmp_path, written):
     rows = [retrieval_row(i, "videos/video{}.mp4", written) for i in range(2)]
     write_csv(tmp_path / "msr_vtt_retrieval.csv", rows)
-    problem = negbench_retrieval.MSRVTT.load(AllThere((tmp_path,)))
+    problem = registry.get("negbench_msrvtt").load(AllThere((tmp_path,)))
     assert problem.texts == ["a man talks" if written[0] == "[" else written]
     assert len(problem.images) == 8 and problem.images[5].path == "video1_frame1.jpg"
     predictions = problem.score(*features(problem)).predictions

@@ -14,7 +14,7 @@ from tiny_evals import (
     write_photos,
 )
 
-from evals.benchmarks import negrefcocog
+from evals import registry
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
 
@@ -35,7 +35,7 @@ def official(path) -> list[bool]:
 @pytest.fixture(scope="module")
 def published(shared_data):
     path = shared_data / "benchmarks" / "negrefcocog"
-    return path / "NegRefCOCOg.json", negrefcocog.load(AllThere((path,)))
+    return path / "NegRefCOCOg.json", registry.get("negrefcocog").load(AllThere((path,)))
 
 
 def test_all_items_equal_the_official_script(published):
@@ -90,7 +90,7 @@ def test_cues_of_the_phrases(published):
 
 def test_the_slice_with_its_photo(shared_data):
     roots = DataRoots((shared_data / "benchmarks" / "slices",), (shared_data / "coco",))
-    problem = negrefcocog.load(roots)
+    problem = registry.get("negrefcocog").load(roots)
     assert problem.scored == problem.total == 1
     x, y, w, h = problem.images[0].box
     assert problem.images[0].open(roots).size == (round(x + w) - round(x), round(y + h) - round(y))
@@ -100,7 +100,7 @@ def error(folder, records) -> str:
     write_json(folder / "NegRefCOCOg.json", records)
     write_photos(folder, [f"COCO_train2014_{i:012d}.jpg" for i in range(3)])
     with pytest.raises(InputError) as caught:
-        negrefcocog.load(DataRoots((folder,)))
+        registry.get("negrefcocog").load(DataRoots((folder,)))
     assert "NegRefCOCOg.json" in str(caught.value)
     return str(caught.value)
 
@@ -134,7 +134,7 @@ def test_several_boxes_and_a_middle_answer(tmp_path):
     record["bbox_list"].append([5, 5, 10, 10])
     write_json(tmp_path / "NegRefCOCOg.json", [record])
     write_photos(tmp_path, ["COCO_train2014_000000000000.jpg"])
-    problem = negrefcocog.load(DataRoots((tmp_path,)))
+    problem = registry.get("negrefcocog").load(DataRoots((tmp_path,)))
     result = problem.score(*features(problem))
     assert result.predictions["answers"] == [[1]]
     assert result.metrics[0].chance == pytest.approx(1 / 3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, numbers, pope_record
 
+from evals import registry
 from evals.benchmarks import pope
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
@@ -34,7 +35,7 @@ def check(problem, files) -> None:
 
 def test_all_questions_equal_a_loop(shared_data):
     folder = shared_data / "benchmarks" / "pope"
-    problem = pope.load(AllThere((folder,)))
+    problem = registry.get("pope").load(AllThere((folder,)))
     assert problem.total == 9000 and len(problem.images) == 500
     check(problem, [folder / f"coco_pope_{setting}.json" for setting in pope.SETTINGS])
     for control in problem.controls.values():
@@ -43,7 +44,7 @@ def test_all_questions_equal_a_loop(shared_data):
 
 def test_the_slice_with_its_photos(shared_data):
     folder = shared_data / "benchmarks" / "slices"
-    problem = pope.load(DataRoots((folder,), (shared_data / "coco" / "photos",)))
+    problem = registry.get("pope").load(DataRoots((folder,), (shared_data / "coco" / "photos",)))
     assert problem.total == problem.scored == 72
     check(problem, [folder / f"pope_{setting}.jsonl" for setting in pope.SETTINGS])
 
@@ -57,7 +58,7 @@ def write(folder, records) -> None:
 
 def test_one_file_alone(tmp_path):
     (tmp_path / "pope_popular.jsonl").write_text(json.dumps(pope_record(1)))
-    problem = pope.load(AllThere((tmp_path,)))
+    problem = registry.get("pope").load(AllThere((tmp_path,)))
     assert problem.notes == ("Parts whose file is not there or empty: random, adversarial.",)
     ours = numbers(problem.score(*features(problem)))
     assert "accuracy_popular" in ours and "accuracy_random" not in ours
@@ -65,7 +66,7 @@ def test_one_file_alone(tmp_path):
 
 def test_statements(tmp_path):
     write(tmp_path, [pope_record(1) | {"text": "Is there an oven in the imange?"}])
-    problem = pope.load(AllThere((tmp_path,)))
+    problem = registry.get("pope").load(AllThere((tmp_path,)))
     assert "There is an oven in the image." in problem.texts
     assert "There is no oven in the image." in problem.texts
 
@@ -83,19 +84,19 @@ def test_statements(tmp_path):
 def test_bad_records(tmp_path, change, expected):
     write(tmp_path, [pope_record(0), pope_record(1) | change])
     with pytest.raises(InputError) as caught:
-        pope.load(AllThere((tmp_path,)))
+        registry.get("pope").load(AllThere((tmp_path,)))
     assert expected in str(caught.value) and "coco_pope_popular.json" in str(caught.value)
 
 
 def test_a_line_that_was_cut(tmp_path):
     write(tmp_path, [pope_record(0), '{"question_id": 2, "im'])
     with pytest.raises(InputError, match=r"coco_pope_popular\.json line 2 is not valid JSON"):
-        pope.load(AllThere((tmp_path,)))
+        registry.get("pope").load(AllThere((tmp_path,)))
 
 
 def test_the_position_of_the_negated_text_follows_the_label(tmp_path):
     write(tmp_path, [pope_record(0), pope_record(1)])
-    problem = pope.load(AllThere((tmp_path,)))
+    problem = registry.get("pope").load(AllThere((tmp_path,)))
     predictions = problem.score(*features(problem)).predictions
     labels = dict(zip(predictions["item"], predictions["label"], strict=True))
     answers = dict(zip(predictions["item"], predictions["answers"], strict=True))

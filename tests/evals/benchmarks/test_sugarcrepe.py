@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, feature, features, numbers, write_json
 
+from evals import registry
 from evals.benchmarks import sugarcrepe
 from evals.images import DataRoots, ImageRef
 from negclip_jax.common.errors import InputError
@@ -42,12 +43,14 @@ def check(problem, files) -> list[int]:
 def test_all_items_equal_a_loop(shared_data):
     folder = shared_data / "benchmarks" / "sugarcrepe"
     files = [folder / f"{category}.json" for category in sugarcrepe.CATEGORIES]
-    assert tuple(check(sugarcrepe.load(AllThere((folder,))), files)) == COUNTS
+    assert tuple(check(registry.get("sugarcrepe").load(AllThere((folder,))), files)) == COUNTS
 
 
 def test_the_slice_with_its_photos(shared_data):
     folder = shared_data / "benchmarks" / "slices"
-    problem = sugarcrepe.load(DataRoots((folder,), (shared_data / "coco" / "photos",)))
+    problem = registry.get("sugarcrepe").load(
+        DataRoots((folder,), (shared_data / "coco" / "photos",))
+    )
     assert problem.scored == problem.total == 372
     check(problem, [folder / f"sugarcrepe_{c}.json" for c in sugarcrepe.CATEGORIES])
 
@@ -59,7 +62,7 @@ def record(i: int) -> dict:
 def test_an_absent_file_is_named_and_there_is_no_mean(tmp_path):
     for category in sugarcrepe.CATEGORIES[:-1]:
         write_json(tmp_path / f"{category}.json", {"0": record(0)})
-    problem = sugarcrepe.load(AllThere((tmp_path,)))
+    problem = registry.get("sugarcrepe").load(AllThere((tmp_path,)))
     assert problem.notes == ("Parts whose file is not there or empty: swap_obj.",)
     metrics = problem.score(*features(problem)).metrics
     headlines = [metric.name for metric in metrics if metric.headline]
@@ -72,6 +75,6 @@ def test_bad_records(tmp_path):
     broken = {"4": record(1) | {"negative_caption": 5}, "7": {"caption": "x"}}
     write_json(tmp_path / "replace_rel.json", broken)
     with pytest.raises(InputError, match=r"replace_rel\.json has 3 problems") as caught:
-        sugarcrepe.load(AllThere((tmp_path,)))
+        registry.get("sugarcrepe").load(AllThere((tmp_path,)))
     for part in ('"negative_caption" is not a string (1): 4', '"filename" is missing (1): 7'):
         assert part in str(caught.value)

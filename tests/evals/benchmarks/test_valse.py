@@ -25,7 +25,7 @@ def official(path) -> dict[str, tuple[bool, bool]]:
 @pytest.fixture(scope="module")
 def published(shared_data):
     folder = shared_data / "benchmarks" / "valse"
-    return folder / "existence.json", valse.load(AllThere((folder,)))
+    return folder / "existence.json", registry.get("valse").load(AllThere((folder,)))
 
 
 def test_all_items_equal_a_loop(published):
@@ -63,7 +63,7 @@ def error(folder, content) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError) as caught:
-        valse.load(DataRoots((folder,)))
+        registry.get("valse").load(DataRoots((folder,)))
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -96,9 +96,9 @@ def test_another_file_of_that_name(tmp_path):
 def test_a_file_beside_others_of_its_name(tmp_path):
     """`existence.json` alone is found too, one in a folder `valse` first."""
     write_json(tmp_path / "existence.json", {"other": valse_record(0)})
-    assert valse.load(DataRoots((tmp_path,))).file.endswith("existence.json")
+    assert registry.get("valse").load(DataRoots((tmp_path,))).file.endswith("existence.json")
     write_json(tmp_path / "x" / "valse" / "existence.json", {"a": valse_record(0)})
-    assert "valse/existence" in valse.load(DataRoots((tmp_path,))).file
+    assert "valse/existence" in registry.get("valse").load(DataRoots((tmp_path,))).file
 
 
 COUNTS = {"plurals": (1000, 851), "relations": (614, 535), "foil-it": (1000, 943)}
@@ -106,7 +106,7 @@ COUNTS = {"plurals": (1000, 851), "relations": (614, 535), "foil-it": (1000, 943
 
 def test_items_of_pieces_equal_a_loop(shared_data):
     folder = shared_data / "benchmarks" / "valse"
-    problem = valse.load_pieces(AllThere((folder,)))
+    problem = registry.get("valse_pieces").load(AllThere((folder,)))
     result = problem.score(*features(problem))
     ours = dict(zip(result.predictions["item"], result.predictions["right_official"], strict=True))
     found = {metric.name: metric for metric in result.metrics}
@@ -124,13 +124,13 @@ def test_items_of_pieces_equal_a_loop(shared_data):
 
 def test_the_slice_of_pieces_with_its_photos(shared_data):
     roots = DataRoots((shared_data / "benchmarks" / "slices",), (shared_data / "coco" / "photos",))
-    problem = valse.load_pieces(roots)
+    problem = registry.get("valse_pieces").load(roots)
     assert problem.total == problem.scored == 85 and not problem.missing
 
 
 def test_absent_pieces_are_named_and_there_is_no_mean(tmp_path):
     write_json(tmp_path / "plurals.json", {"a": valse_record(0)})
-    problem = valse.load_pieces(AllThere((tmp_path,)))
+    problem = registry.get("valse_pieces").load(AllThere((tmp_path,)))
     assert "relations" in problem.notes[0] and "plurals" not in problem.notes[0]
     assert "accuracy_mean_of_pieces" not in numbers(problem.score(*features(problem)))
 
@@ -139,7 +139,7 @@ def test_the_mean_weighs_pieces_equally(tmp_path):
     for n, piece in enumerate(valse.PIECES, 1):
         records = {f"{i}": valse_record(i) for i in range(n)}
         write_json(tmp_path / f"valse_{piece}.json", records)
-    problem = valse.load_pieces(AllThere((tmp_path,)))
+    problem = registry.get("valse_pieces").load(AllThere((tmp_path,)))
     assert not problem.notes
     result = numbers(problem.score(*features(problem)))
     pieces = [result[piece] for piece in valse.PIECES]
@@ -151,4 +151,4 @@ def test_a_bad_piece_is_not_taken_for_an_absent_one(tmp_path):
     write_json(tmp_path / "plurals.json", {"a": valse_record(0)})
     write_json(tmp_path / "relations.json", {"a": valse_record(0) | {"foil": ""}})
     with pytest.raises(InputError, match=r'relations\.json has 1 problem: "foil" is empty'):
-        valse.load_pieces(AllThere((tmp_path,)))
+        registry.get("valse_pieces").load(AllThere((tmp_path,)))

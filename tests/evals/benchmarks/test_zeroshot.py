@@ -3,6 +3,7 @@
 import pytest
 from tiny_evals import AllThere, features, numbers, write_photos
 
+from evals import registry
 from evals.benchmarks import zeroshot
 from evals.images import DataRoots
 
@@ -25,7 +26,7 @@ def test_imagenet_is_keyed_by_synset(tmp_path, monkeypatch):
     prompts = few(monkeypatch, 8)
     assert prompts.keys[0] == "n01440764" and prompts.classes[0] == "tench"
     write_photos(tmp_path / "imagenet" / "val", [f"{key}/a.JPEG" for key in prompts.keys])
-    problem = zeroshot.IMAGENET.load(DataRoots((tmp_path,)))
+    problem = registry.get("imagenet").load(DataRoots((tmp_path,)))
     assert problem.scored == 8 and problem.images[0].path == "val/n01440764/a.JPEG"
     predictions = problem.score(*features(problem)).predictions
     assert predictions["class"] == list(prompts.classes)
@@ -35,7 +36,7 @@ def test_imagenet_is_keyed_by_synset(tmp_path, monkeypatch):
 def test_other_names_of_the_folder(tmp_path, monkeypatch):
     prompts = few(monkeypatch, 6)
     write_photos(tmp_path / "ILSVRC2012" / "val", [f"{key}/a.JPEG" for key in prompts.keys])
-    assert zeroshot.IMAGENET.load(DataRoots((tmp_path,))).scored == 6
+    assert registry.get("imagenet").load(DataRoots((tmp_path,))).scored == 6
 
 
 class Rows(list):
@@ -50,9 +51,9 @@ class Rows(list):
 @pytest.mark.parametrize(
     ("benchmark", "asked", "prompts"),
     [
-        (zeroshot.IMAGENET, ("imagenet2012", "validation"), "imagenet"),
-        (zeroshot.CIFAR10, ("cifar10", "test"), "cifar10"),
-        (zeroshot.CIFAR100, ("cifar100", "test"), "cifar100"),
+        (registry.get("imagenet"), ("imagenet2012", "validation"), "imagenet"),
+        (registry.get("cifar10"), ("cifar10", "test"), "cifar10"),
+        (registry.get("cifar100"), ("cifar100", "test"), "cifar100"),
     ],
 )
 def test_prepared_data_sets_with_labels_in_their_own_order(
@@ -82,7 +83,7 @@ def test_numbers_say_which_prompts_they_used(tmp_path, monkeypatch):
     write_photos(
         tmp_path / "cifar10" / "test", [f"{key}/{i}.png" for key in keys for i in range(3)]
     )
-    problem = zeroshot.CIFAR10.load(DataRoots((tmp_path,)))
+    problem = registry.get("cifar10").load(DataRoots((tmp_path,)))
     ours = numbers(problem.score(*features(problem)))
     assert set(ours) == {
         f"top{k}_{name}{rule}"

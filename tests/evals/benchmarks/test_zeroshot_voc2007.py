@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tiny_evals import AllThere, features, voc_annotation, write_benchmark
 
+from evals import registry
 from evals.benchmarks import zeroshot
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
@@ -16,7 +17,7 @@ CLASSES = zeroshot.read_prompts("voc2007").classes
 
 def test_objects_are_cut_out(tmp_path):
     roots = write_benchmark("voc2007", tmp_path)
-    problem = zeroshot.load_voc2007(roots)
+    problem = registry.get("voc2007").load(roots)
     assert problem.total == 14 and len(problem.texts) == 80 * 20  # "a photo of a {}." is in both
     assert {metric.name for metric in problem.score(*features(problem)).metrics} >= {
         "top1_single",
@@ -48,14 +49,14 @@ def write(folder, annotation: str, name: str = "000001"):
 )
 def test_bad_annotations(tmp_path, annotation, expected):
     with pytest.raises(InputError) as caught:
-        zeroshot.load_voc2007(write(tmp_path, annotation))
+        registry.get("voc2007").load(write(tmp_path, annotation))
     assert expected in str(caught.value) and "000001.xml" in str(caught.value)
 
 
 def test_an_annotation_that_is_not_there(tmp_path):
     roots = write(tmp_path, voc_annotation([]), name="000009")
     with pytest.raises(InputError, match=r"000009\.xml cannot be read"):
-        zeroshot.load_voc2007(roots)
+        registry.get("voc2007").load(roots)
 
 
 class Rows(list):
@@ -81,13 +82,13 @@ def test_a_prepared_data_set_gives_the_same_boxes(tmp_path, monkeypatch):
         },
     }
     monkeypatch.setattr(zeroshot, "tfds_rows", lambda name, split, folders: Rows([row]))
-    prepared = zeroshot.load_voc2007(AllThere((tmp_path,)))
+    prepared = registry.get("voc2007").load(AllThere((tmp_path,)))
     assert prepared.images[0].path == "tfds:voc/2007/test#0"
-    folder = zeroshot.load_voc2007(write(tmp_path, voc_annotation(objects)))
+    folder = registry.get("voc2007").load(write(tmp_path, voc_annotation(objects)))
     assert [ref.box for ref in prepared.images] == [ref.box for ref in folder.images]
     assert prepared.total == folder.total == 2
 
 
 def test_neither_is_there(tmp_path):
     with pytest.raises(InputError, match=r"VOCdevkit/VOC2007.*host\.robots.*tfds build voc"):
-        zeroshot.load_voc2007(DataRoots((tmp_path,)))
+        registry.get("voc2007").load(DataRoots((tmp_path,)))
