@@ -151,7 +151,7 @@ def test_annotations_of_voc_stay_in_their_folder(name, tmp_path):
     (folder / "ImageSets" / "Main" / "test.txt").write_text(name)
     (tmp_path / "secret.xml").write_text("<annotation/>")
     with pytest.raises(InputError, match=r"test\.txt names"):
-        zeroshot.load_voc2007(DataRoots((tmp_path,)))
+        zeroshot.load_voc2007(DataRoots((tmp_path,)), download="there")
 
 
 def test_entities_of_an_annotation_are_not_unpacked(tmp_path):
@@ -162,4 +162,4 @@ def test_entities_of_an_annotation_are_not_unpacked(tmp_path):
     laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b SYSTEM "file:///etc/hostname">]><x>&b;</x>'
     (folder / "Annotations" / "a.xml").write_text(laughs)
     with pytest.raises(InputError, match="declares a document type"):
-        zeroshot.load_voc2007(DataRoots((tmp_path,)))
+        zeroshot.load_voc2007(DataRoots((tmp_path,)), download="there")

@@ -39,7 +39,7 @@ DOORS = {
     "benchmark.json": lambda path: reading.read_json(path, (list, dict)),
     "benchmark.jsonl": reading.read_json_lines,
     "benchmark.csv": lambda path: reading.read_csv(path, ("captions",)),
-    "ccneg_preprocessed.pt": cc_neg.read_plain_pickle,
+    "ccneg_preprocessed.pt": lambda path: cc_neg.read_plain_pickle(path, "there"),
     "photo.jpg": decode,
     "config.json": in_folder(read_config),
     "preprocessor_config.json": in_folder(Preprocessor.from_directory),
