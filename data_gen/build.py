@@ -349,8 +349,7 @@ def token_counter(config: Settings) -> Callable[[str], int]:
     """CLIP tokens of a text with start and end token: exact with a vocabulary, else not less."""
     if config.check.tokenizer is None:
         return estimated_tokens
-    from negclip_jax.data.clip_tokens import TokenizerError
-    from negclip_jax.data.tokenizer import load_tokenizer
+    from negclip_jax.data.tokenizer import TokenizerError, load_tokenizer
 
     try:
         tokenizer = load_tokenizer(config.check.tokenizer)
@@ -361,6 +360,6 @@ def token_counter(config: Settings) -> Callable[[str], int]:
 
 def estimated_tokens(text: str) -> int:
     """An upper estimate without a vocabulary: a token for every four letters of a word, begun."""
-    from negclip_jax.data.clip_tokens import split_words
+    from negclip_jax.data.tokenizer import split_words
 
     return 2 + sum(math.ceil(len(word.encode()) / 4) for word in split_words(text))

@@ -9,7 +9,7 @@ words ("stand|ing", "show|s"), so that a model can learn that it is the stem tha
 
 import itertools
 
-from negclip_jax.data.clip_tokens import END, START, WORD_END, byte_symbols
+from negclip_jax.data.tokenizer import END, START, WORD_END, byte_symbols
 
 COLOURS = "red orange yellow green blue purple"
 KINDS = "circle square triangle star heart moon arrow house"

@@ -112,7 +112,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def tiny_vocabulary(tmp_path_factory) -> pathlib.Path:
     """A byte-level vocabulary without merges in the files of a real one."""
-    from negclip_jax.data.clip_tokens import byte_symbols
+    from negclip_jax.data.tokenizer import byte_symbols
 
     path = tmp_path_factory.mktemp("vocabulary")
     symbols = list(byte_symbols().values())

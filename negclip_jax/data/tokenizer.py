@@ -1,39 +1,383 @@
-"""What every tokenizer offers, and the choice of the one that a checkpoint's files describe."""
+"""Captions to token ids: CLIP's byte-pair tokenizer, SigLIP's two, and whose a directory holds.
 
+OpenAI's `clip.simple_tokenizer` cleans text with ftfy, which transformers 5 does not: on curly
+quotes, HTML entities and mojibake the two give different ids. `CLIPTokenizer` follows OpenAI, with
+one deliberate deviation: a literal ``<|startoftext|>`` or ``<|endoftext|>`` in a caption is
+tokenized as the characters that it is. Captions come from files that others wrote, and CLIP
+reads its text feature at the end token: a caption must not be able to place one.
+
+SigLIP's are SentencePiece for the first and Gemma's byte-pair model for the second. Both put an end
+token after the text and pad to the model's full length, and the model reads the padding: rows are
+always whole. A caption cannot place a special token there either.
+"""
+
+import html
+import re
+import string
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
+import ftfy
 import numpy as np
+import regex
 
-from negclip_jax.common.strict_json import read_json
-from negclip_jax.data.clip_tokens import CLIPTokenizer, TokenizerError
-from negclip_jax.data.siglip_tokens import SigLIPTokenizer, is_siglip
+from negclip_jax.common import extras
+from negclip_jax.common.errors import InputError
+from negclip_jax.common.strict_json import read_json, read_text
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+_MOST_IDS = 2**31  # ids are int32
+# Bounds of the word cache: at most ~30 MB, and no word long enough to matter alone.
+_CACHED_WORDS, _CACHED_WORD_LENGTH = 100_000, 64
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_OTHER_KEYS = ("tokenizer_kwargs", "tokenizer_mode")  # of open_clip: captions are cleaned otherwise
+
+# OpenAI's pattern without its two special tokens (see above). IGNORECASE on lower-cased text is
+# not idle: it lets a long s (U+017F) match `'s`, as it does for OpenAI.
+_WORDS = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+# The same on lower-case ASCII, where the standard library's `re` is enough and faster.
+_ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 
 
-class Tokenizer(Protocol):
+class TokenizerError(InputError):
+    """A vocabulary that cannot be used, or a text that it cannot express."""
+
+
+@lru_cache(1)
+def byte_symbols() -> dict[int, str]:
+    """The printable character that stands for each byte value in CLIP's (GPT-2's) vocabulary."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    return {byte: chr(byte) for byte in shown} | {
+        byte: chr(256 + i) for i, byte in enumerate(hidden)
+    }
+
+
+def clean(text: str) -> str:
+    """OpenAI's cleaning: ftfy, HTML entities twice, single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def split_words(text: str) -> list[str]:
+    """Cleans a caption and cuts it into the words that byte-pair merges work in.
+
+    ftfy and `html.unescape` change nothing in printable ASCII without an ampersand, and the
+    pattern skips white space: such text, nearly every caption, only needs lower case.
+    """
+    if text.isascii() and "&" not in text and text.strip().isprintable():
+        return _ASCII_WORDS.findall(text.lower())
+    return _WORDS.findall(clean(text))
+
+
+class Tokenizer:
     """From captions to token ids.
 
     Attributes:
-      context_length: positions of the text tower, T.
-      vocab_size: number of ids.
-      eos_id: id of the end token.
+      context_length: positions of the text tower, T: 77 for CLIP, 64 for SigLIP.
+      vocab_size: number of ids, 49,408 for CLIP.
+      eos_id, pad_id: ids of the end token and of what fills up a row.
       special_tokens: positions of a caption that the start and end token take.
     """
 
     context_length: int
-    special_tokens: int
     vocab_size: int
     eos_id: int
+    pad_id: int = 0
+    special_tokens: int
+    _start: tuple[int, ...] = ()
+    _always_pads = False
 
     def encode(self, text: str) -> list[int]:
         """Ids of one caption, without special tokens and without truncation."""
+        if not isinstance(text, str):
+            raise TokenizerError(f"A caption must be a string, got {type(text).__name__}: {text!r}")
+        return self._encode(text)
 
-    def encode_ragged(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all captions one after the other, int32, and their offsets int64 `[N + 1]`."""
+    def encode_ragged(
+        self, texts: str | Sequence[str], length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all captions one after the other, int32, and their offsets int64 `[N + 1]`.
+
+        Caption i is `ids[offsets[i] : offsets[i + 1]]`, special tokens included, of SigLIP padding
+        as well. It is cut before its end token where it is longer than `length`, T by default.
+        """
+        length = self.context_length if length is None else length
+        self._check_length(length)
+        flat: list[int] = []
+        offsets = [0]
+        for text in [texts] if isinstance(texts, str) else texts:
+            flat += self._start
+            flat += self.encode(text)[: length - self.special_tokens]
+            flat.append(self.eos_id)
+            if self._always_pads:
+                flat += [self.pad_id] * (offsets[-1] + length - len(flat))
+            offsets.append(len(flat))
+        return np.array(flat, np.int32), np.array(offsets, np.int64)
 
     def __call__(self, texts: str | Sequence[str], length: int | None = None) -> np.ndarray:
-        """Padded ids int32 `[N, length]`, by default `[N, T]`; longer captions are truncated."""
+        """Padded ids int32 `[N, length]`, by default `[N, T]`; longer captions are cut.
+
+        Raises TokenizerError for a text that is not a string, and for a length outside 2..T, of
+        SigLIP for any other than T.
+        """
+        flat, offsets = self.encode_ragged(texts, length)
+        counts = np.diff(offsets)
+        shape = (len(counts), self.context_length if length is None else length)
+        ids = np.full(shape, self.pad_id, np.int32)
+        ids[np.arange(shape[1]) < counts[:, None]] = flat
+        return ids
+
+
+class CLIPTokenizer(Tokenizer):
+    """CLIP's tokenizer, OpenAI's ids for every caption; `bos_id` is the id of its start token."""
+
+    special_tokens = 2
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        context_length: int = 77,
+        start: str = START,
+        end: str = END,
+        source: str = "vocabulary",
+    ):
+        """From a symbol-to-id table and merges in order of rank.
+
+        `source` names the vocabulary in messages. Raises TokenizerError if the two do not fit
+        together, a special token is missing or `context_length` leaves no room for two tokens.
+        """
+        from tokenizers.models import BPE  # transformers' engine; a tenth of a second to import
+
+        _check_vocabulary(vocab, merges, (start, end), source)
+        self.context_length = context_length
+        self._check_length(context_length)
+        self.vocab_size = max(vocab.values()) + 1
+        self.bos_id, self.eos_id = vocab[start], vocab[end]
+        self._start = (self.bos_id,)
+        self._vocab, self._source = vocab, source
+        # Merges in O(n log n), where OpenAI's own code needs seconds for a word of 20,000 letters.
+        self._bpe = BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=WORD_END)
+        self._words: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, context_length: int = 77) -> "CLIPTokenizer":
+        """Reads the vocabulary of a checkpoint directory, without network.
+
+        From `vocab.json` and `merges.txt`, or, where transformers 5 saved only that, from
+        `tokenizer.json`. Raises TokenizerError if there is none or the files are unusable.
+        """
+        directory = Path(directory)
+        vocab_file, merges_file = directory / "vocab.json", directory / "merges.txt"
+        if vocab_file.is_file() and merges_file.is_file():
+            vocab = _vocab_table(read_json(vocab_file, dict, TokenizerError), vocab_file)
+            merges = _merges(merges_file)
+        elif (directory / "tokenizer.json").is_file():
+            vocab, merges = _read_tokenizer_json(directory / "tokenizer.json")
+        else:
+            raise TokenizerError(
+                f"{directory} has no tokenizer: put CLIP's vocab.json and merges.txt, or a "
+                "tokenizer.json, beside the weights."
+            )
+        settings, source = _settings(directory), str(directory)
+        names = {"start": _name(settings, "bos_token", START)}
+        names["end"] = _name(settings, "eos_token", END)
+        return cls(vocab, merges, context_length=context_length, source=source, **names)
+
+    def _encode(self, text: str) -> list[int]:
+        known, ids = self._words, []
+        for word in split_words(text):
+            word_ids = known.get(word)
+            ids += self._encode_word(word) if word_ids is None else word_ids
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        symbols = byte_symbols()
+        letters = "".join(symbols[byte] for byte in word.encode("utf-8"))
+        for part in (*letters[:-1], letters[-1] + WORD_END):
+            if part not in self._vocab:  # the engine would leave it out
+                raise TokenizerError(
+                    f"The vocabulary of {self._source} has no symbol {part!r}, needed for the word "
+                    f"{word[:40]!r}: use the vocabulary that the checkpoint was trained with."
+                )
+        ids = [token.id for token in self._bpe.tokenize(letters)]
+        if len(word) <= _CACHED_WORD_LENGTH:
+            if len(self._words) >= _CACHED_WORDS:
+                self._words.clear()
+            self._words[word] = ids
+        return ids
+
+    def _check_length(self, length: int) -> None:
+        if not 2 <= length <= self.context_length:
+            raise TokenizerError(
+                f"A token length of {length} cannot be used: it must hold the start and the end "
+                f"token and be at most the context length, {self.context_length}."
+            )
+
+
+def _check_vocabulary(vocab, merges, specials, source) -> None:
+    """Raises TokenizerError, naming the first misfits, if vocabulary and merges do not agree."""
+    missing = [token for token in specials if token not in vocab]
+    if missing:
+        raise TokenizerError(
+            f"The vocabulary of {source} lacks {', '.join(missing)}: not a CLIP vocabulary."
+        )
+    if not any(symbol.endswith(WORD_END) for symbol in vocab):
+        raise TokenizerError(
+            f'The vocabulary of {source} has no symbol that ends in "{WORD_END}": it belongs to '
+            "another byte-pair tokenizer (GPT-2, RoBERTa), not to CLIP."
+        )
+    unfit = [pair for pair in merges if not all(s in vocab for s in (*pair, "".join(pair)))]
+    if unfit:
+        shown = ", ".join(" ".join(pair) for pair in unfit[:5])
+        raise TokenizerError(
+            f"The merges and the vocabulary of {source} do not fit together: {len(unfit)} of "
+            f"{len(merges)} merges use a symbol without an id ({shown}). Copy both files from the "
+            "same checkpoint."
+        )
+
+
+def _vocab_table(vocab: dict, path: Path) -> dict[str, int]:
+    bad = [s for s, i in vocab.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
+    if bad:
+        raise TokenizerError(f"{path}: the id of {bad[0]!r} is {vocab[bad[0]]!r}, not a number.")
+    if len(set(vocab.values())) < len(vocab):
+        raise TokenizerError(f"{path}: two symbols share one id.")
+    return vocab
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    lines = read_text(path, TokenizerError).split("\n")
+    # Only the first line can be a comment: "#" is a symbol like any other after it.
+    first = 1 if lines[0].startswith("#version") else 0
+    return [
+        _merge_pair(line.rstrip("\r"), f"{path}, line {number}")
+        for number, line in enumerate(lines[first:], first + 1)
+        if line.strip()
+    ]
+
+
+def _merge_pair(merge, where: str) -> tuple[str, str]:
+    given = merge.split(" ") if isinstance(merge, str) else merge
+    pair = tuple(given) if isinstance(given, list) else ()
+    if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+        raise TokenizerError(f"{where}: {str(merge)[:80]!r} is not a merge of two symbols.")
+    return pair
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    content = read_json(path, dict, TokenizerError)
+    kind = content["model"].get("type") if isinstance(content.get("model"), dict) else None
+    if kind in ("Unigram", "WordPiece", "WordLevel"):
+        raise TokenizerError(
+            f"{path} is a {kind} tokenizer, and only byte-pair ones as CLIP's are read: tokenize "
+            "with transformers' AutoTokenizer and give the ids."
+        )
+    try:
+        vocab, merges = dict(content["model"]["vocab"]), list(content["model"]["merges"])
+        vocab |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+    except (KeyError, TypeError, ValueError):
+        raise TokenizerError(
+            f"{path} has no byte-pair model (model.vocab and model.merges) as CLIP's tokenizer "
+            "has: copy the tokenizer files from the checkpoint that the weights came from."
+        ) from None
+    merges = [_merge_pair(m, f"{path}, merge {i}") for i, m in enumerate(merges)]
+    return _vocab_table(vocab, path), merges
+
+
+class SigLIPTokenizer(Tokenizer):
+    """SigLIP's tokenizer."""
+
+    special_tokens = 1
+    _always_pads = True
+
+    def __init__(self, directory: str | Path, context_length: int = 64):
+        """Reads a checkpoint directory, without network.
+
+        SigLIP: `spiece.model`, with the package sentencepiece; captions lose their punctuation.
+        SigLIP 2, and SigLIP where a `tokenizer.json` came along: that file. Captions become lower
+        case in both, as in training (big_vision's `canonicalize_text`; transformers'
+        `SiglipTokenizer` and `Siglip2Tokenizer`). Raises TokenizerError if neither is there.
+        """
+        if context_length < 1:
+            raise TokenizerError(f"context_length is {context_length}: it must be at least 1.")
+        self.context_length, directory = context_length, Path(directory)
+        if (directory / "tokenizer.json").is_file():
+            self._read_json(directory)
+        elif (directory / "spiece.model").is_file():
+            self._read_sentencepiece(directory / "spiece.model")
+        else:
+            raise TokenizerError(
+                f"{directory} has no tokenizer: put SigLIP's tokenizer.json or spiece.model beside "
+                "the weights."
+            )
+
+    def _read_json(self, directory: Path) -> None:
+        import tokenizers  # transformers' engine; a tenth of a second to import
+
+        path, settings = directory / "tokenizer.json", _settings(directory)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for every bad file
+            raise TokenizerError(f"{path} cannot be read: {error}.") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # captions come from files that others wrote
+        is_first = str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer")
+        clean = _without_punctuation if is_first else str.lower
+        names = [_name(settings, key, "</s>") for key in ("eos_token", "pad_token")]
+        self.eos_id, self.pad_id = ids = [tokenizer.token_to_id(name) for name in names]
+        if None in ids:
+            missing = names[ids.index(None)]
+            raise TokenizerError(f"{path} has no token {missing!r}, which its settings name.")
+        self.vocab_size = tokenizer.get_vocab_size()
+        self._encode = lambda text: tokenizer.encode(clean(text), add_special_tokens=False).ids
+
+    def _read_sentencepiece(self, path: Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError:
+            raise TokenizerError(
+                f"{path} needs the package sentencepiece: {extras.install('siglip')}, or put the "
+                "checkpoint's tokenizer.json beside it."
+            ) from None
+        try:
+            model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise TokenizerError(f"{path} cannot be read: {error}.") from None
+        self.vocab_size = model.get_piece_size()
+        self.eos_id = self.pad_id = model.eos_id()  # SigLIP pads with its end token
+        self._encode = lambda text: model.encode(_without_punctuation(text))
+
+    def _check_length(self, length: int) -> None:
+        if length != self.context_length:
+            raise TokenizerError(
+                f"length is {length}: SigLIP reads rows of exactly {self.context_length} tokens."
+            )
+
+
+def _without_punctuation(text: str) -> str:
+    """big_vision's canonical text: lower case, no ASCII punctuation, single spaces."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+def _settings(directory: Path) -> dict:
+    path = directory / "tokenizer_config.json"
+    return read_json(path, dict, TokenizerError) if path.is_file() else {}
+
+
+def _name(settings: dict, key: str, default: str) -> str:
+    value = settings.get(key) or default
+    name = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise TokenizerError(f"tokenizer_config.json: {key} is {value!r}, not the name of a token.")
+    return name
 
 
 def load_tokenizer(directory: str | Path, context_length: int = 77) -> Tokenizer:
@@ -43,15 +387,16 @@ def load_tokenizer(directory: str | Path, context_length: int = 77) -> Tokenizer
     beside them says that captions are cleaned in another way first.
     """
     directory = Path(directory)
-    if is_siglip(directory):
-        return SigLIPTokenizer.from_directory(directory, context_length)
+    kind = str(_settings(directory).get("tokenizer_class", ""))
+    if kind.startswith(("Siglip", "Gemma")) or (directory / "spiece.model").is_file():
+        return SigLIPTokenizer(directory, context_length)
     path = directory / "open_clip_config.json"
     if path.is_file():
         raw = read_json(path, dict, TokenizerError)
         model = raw.get("model_cfg", raw)
         text = model.get("text_cfg") if isinstance(model, dict) else None
-        keys = ("tokenizer_kwargs", "tokenizer_mode")
-        said = [f"{key} {text[key]!r}" for key in keys if isinstance(text, dict) and text.get(key)]
+        text = text if isinstance(text, dict) else {}
+        said = [f"{key} {text[key]!r}" for key in _OTHER_KEYS if text.get(key)]
         if said:
             raise TokenizerError(
                 f"{path}: text_cfg has {' and '.join(said)}, which this tokenizer does not do: "

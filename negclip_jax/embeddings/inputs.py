@@ -24,8 +24,7 @@ from negclip_jax.common import storage
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
-from negclip_jax.data.siglip_tokens import SigLIPTokenizer
-from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.data.tokenizer import SigLIPTokenizer, Tokenizer
 from negclip_jax.embeddings.store import key
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import normalise_pixels

@@ -56,10 +56,10 @@ def video(tmp_path: Path) -> None:
 
 
 def siglip(tmp_path: Path) -> None:
-    from negclip_jax.data.siglip_tokens import SigLIPTokenizer
+    from negclip_jax.data.tokenizer import SigLIPTokenizer
 
     (tmp_path / "spiece.model").touch()
-    SigLIPTokenizer.from_directory(tmp_path)
+    SigLIPTokenizer(tmp_path)
 
 
 def ray_runner(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import json
 import os
 import pickle
 import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from negclip_jax.data.clip_tokens import TokenizerError, byte_symbols
-from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from negclip_jax.data.tokenizer import Tokenizer, TokenizerError, byte_symbols, load_tokenizer
 
 DATA = Path(
     os.environ.get("NEGCLIP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -153,12 +153,21 @@ def test_text_that_is_not_a_string_is_refused(clip):
 
 
 def test_word_cache_is_bounded_and_changes_nothing(clip, monkeypatch):
-    monkeypatch.setattr("negclip_jax.data.clip_tokens._CACHED_WORDS", 3)
+    monkeypatch.setattr("negclip_jax.data.tokenizer._CACHED_WORDS", 3)
     texts = ["one two three four five", "five four three two one", "x" * 300]
     small = pickle.loads(pickle.dumps(clip))
     small._words.clear()
     assert (small(texts) == clip(texts)).all()
     assert len(small._words) <= 3 and "x" * 300 not in small._words
+
+
+def test_twenty_thousand_letters_take_a_moment(clip):
+    word = "".join(random.Random(1).choices("abcdefgh", k=20_000))
+    started = time.process_time()
+    ids = clip.encode(word)
+    assert time.process_time() - started < 1.0  # OpenAI's code needs several seconds
+    letters = {i: symbol for symbol, i in clip._vocab.items()}
+    assert "".join(letters[i] for i in ids) == word + "</w>"
 
 
 def small_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

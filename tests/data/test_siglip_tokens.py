@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import transformers
 
-from negclip_jax.data.clip_tokens import TokenizerError
-from negclip_jax.data.siglip_tokens import SigLIPTokenizer
-from negclip_jax.data.tokenizer import load_tokenizer
+from negclip_jax.data.tokenizer import SigLIPTokenizer, TokenizerError, load_tokenizer
 
 TEXTS = [
     "a photo of a dog",
@@ -107,22 +105,22 @@ def test_first_kind_from_json_loses_punctuation(second, tmp_path):
 
 
 def test_what_cannot_be_used(first, second, tmp_path, monkeypatch):
-    tokenizer = SigLIPTokenizer.from_directory(second, 8)
+    tokenizer = SigLIPTokenizer(second, 8)
     with pytest.raises(TokenizerError, match="length is 5: SigLIP reads rows of exactly 8"):
         tokenizer("a", 5)
     with pytest.raises(TokenizerError, match="must be a string, got int"):
         tokenizer.encode(3)
     with pytest.raises(TokenizerError, match="must be at least 1"):
-        SigLIPTokenizer.from_directory(second, 0)
+        SigLIPTokenizer(second, 0)
     with pytest.raises(TokenizerError, match="has no tokenizer"):
-        SigLIPTokenizer.from_directory(tmp_path)
+        SigLIPTokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(TokenizerError, match=r"pip install -e '\.\[siglip\]'"):
         load_tokenizer(first)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
-        SigLIPTokenizer.from_directory(tmp_path)
+        SigLIPTokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((second / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}}')
     with pytest.raises(TokenizerError, match="has no token '<end>'"):
-        SigLIPTokenizer.from_directory(tmp_path)
+        SigLIPTokenizer(tmp_path)

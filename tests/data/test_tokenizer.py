@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from negclip_jax.data.clip_tokens import CLIPTokenizer, TokenizerError
-from negclip_jax.data.siglip_tokens import SigLIPTokenizer
-from negclip_jax.data.tokenizer import load_tokenizer
+from negclip_jax.data.tokenizer import CLIPTokenizer, TokenizerError, load_tokenizer
 
 
 def test_a_directory_gives_the_tokenizer_of_its_files(tiny_vocabulary, tmp_path):
@@ -19,9 +17,3 @@ def test_a_directory_gives_the_tokenizer_of_its_files(tiny_vocabulary, tmp_path)
     settings.write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
     with pytest.raises(TokenizerError, match=r"put CLIP's vocab\.json and merges\.txt"):
         load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("kind", [CLIPTokenizer, SigLIPTokenizer])
-def test_both_kinds_have_the_methods_that_callers_use(kind):
-    for name in ("encode", "encode_ragged", "__call__", "from_directory"):
-        assert callable(getattr(kind, name))

@@ -130,7 +130,7 @@ def _weights() -> tuple[list[bytes], list[bytes], list[bytes]]:
 
 
 def _vocabulary() -> bytes:
-    from negclip_jax.data.clip_tokens import byte_symbols
+    from negclip_jax.data.tokenizer import byte_symbols
 
     symbols = list(byte_symbols().values())
     vocab = [*symbols, *(s + "</w>" for s in symbols), "ca", "<|startoftext|>", "<|endoftext|>"]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from negclip_jax.data.clip_tokens import CLIPTokenizer
+from negclip_jax.data.tokenizer import CLIPTokenizer
 from quickstart import vocabulary as v
 from quickstart.questions import HOLD_OUT, build, read_scenes
 from quickstart.tiny_clip import CONTEXT, write_tiny_clip
