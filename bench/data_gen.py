@@ -138,46 +138,45 @@ def client(calls: int, kilobytes: int) -> dict[str, float]:
         return asyncio.run(ask(server("url"))) | {"in_flight": server("peak")}
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
-    images, latency, calls = args.images, args.latency, args.calls
-    shows = world(scratch / "world", images)
+    shows = world(scratch / "world", args.images)
     variants = ("per_caption", False), ("per_image", True), ("per_image", False), ("frugal", False)
     costs = [
-        cost(scratch / "world", shows, variant, latency, prefix_cache=cached)
+        cost(scratch / "world", shows, variant, args.latency, prefix_cache=cached)
         for variant, cached in variants
     ]
-    return {
-        "images": images,
-        "latency_s": latency,
+    clients = {"text": client(args.calls, 0), "photo of 120 KB": client(args.calls // 4, 120)}
+    result = {
+        "images": args.images,
+        "latency_s": args.latency,
         "cost": costs,
-        "client": {"text": client(calls, 0), "photo of 120 KB": client(calls // 4, 120)},
+        "client": clients,
     }
+    title = f"{args.images} photos, answers of {args.latency:g} s"
+    return result, title, [cost_table(costs), client_table(clients)]
 
 
-def report(result: dict[str, Any]) -> str:
-    """The result as tables."""
-    published = result["cost"][0]
-    rows = []
-    for row in result["cost"]:
+def cost_table(costs: Sequence[dict[str, Any]]) -> harness.Table:
+    """A row for each of `cost`'s results; ratios are to the first."""
+    published, rows = costs[0], []
+    for row in costs:
         name = row["variant"] + (", prefix cache" if row["prefix_cache"] else "")
         name = "published (per_caption)" if row is published else name
         cells = [name, f"{row['pairs']}"]
         for key, form in (("calls_per_pair", ".2f"), ("tokens_per_pair", ",.0f")):
             cells += [f"{row[key]:{form}}", f"{row[key] / published[key]:.2f}"]
         rows.append([*cells, f"{row['pairs_per_second']:.1f}"])
-    header = ["variant", "pairs", "calls/pair", "ratio", "tokens/pair", "ratio", "pairs/s"]
-    clients = [
+    return ["variant", "pairs", "calls/pair", "ratio", "tokens/pair", "ratio", "pairs/s"], rows
+
+
+def client_table(clients: dict[str, dict[str, float]]) -> harness.Table:
+    """A row for each of `client`'s results."""
+    rows = [
         [what, f"{c['cpu_ms_per_call']:.2f}", f"{c['calls_per_second']:,.0f}", f"{c['in_flight']}"]
-        for what, c in result["client"].items()
+        for what, c in clients.items()
     ]
-    return "\n\n".join(
-        [
-            harness.markdown(header, rows),
-            harness.markdown(["request", "CPU ms/call", "calls/s", "in flight"], clients),
-            harness.describe(result["machine"]),
-        ]
-    )
+    return ["request", "CPU ms/call", "calls/s", "in flight"], rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -186,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", type=int, default=40, help="photos with five captions each")
     add("--latency", type=float, default=0.05, help="seconds of each answer")
     add("--calls", type=int, default=4000, help="requests of the client's test")
-    harness.run(parser, measure, report, argv)
+    harness.run(parser, measure, argv)
 
 
 if __name__ == "__main__":

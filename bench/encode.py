@@ -16,6 +16,7 @@ import numpy as np
 
 from bench import harness, material
 from bench.harness import Side
+from negclip_jax import CLIP
 from negclip_jax.common import extras
 
 _BATCH = 64
@@ -25,8 +26,6 @@ class Ours:
     """`CLIP.from_pretrained` and its methods for raw items."""
 
     def __init__(self, directory: str):
-        from negclip_jax import CLIP
-
         self._model = CLIP.from_pretrained(directory)
 
     def encode(self, kind: str, items: list[str]) -> tuple[float, np.ndarray]:
@@ -44,7 +43,7 @@ class Transformers:
         import torch
         import transformers
 
-        self._torch = torch
+        self._no_grad = torch.no_grad
         self._model = transformers.CLIPModel.from_pretrained(directory).eval()
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         self._processor = transformers.AutoImageProcessor.from_pretrained(directory)
@@ -52,7 +51,7 @@ class Transformers:
     def encode(self, kind: str, items: list[str]) -> tuple[float, np.ndarray]:
         """The same."""
         start, rows = time.process_time(), []
-        with self._torch.no_grad():
+        with self._no_grad():
             for i in range(0, len(items), _BATCH):
                 out = getattr(self, f"_{kind}")(items[i : i + _BATCH])
                 rows.append(getattr(out, "pooler_output", out).numpy())
@@ -72,9 +71,10 @@ class Transformers:
         return self._model.get_image_features(pixels)
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """In turns, the first round left out; medians."""
     extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
+    directory = str(scratch / "model")
     material.random_checkpoint(scratch / "model", args.arch)
     _, folder = material.write_pairs(scratch / "data", args.images, captions_per_photo=1)
     rng = np.random.default_rng(1)
@@ -83,43 +83,28 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "images": sorted(str(path) for path in folder.iterdir()),
     }
     result: dict[str, Any] = {"arch": args.arch}
-    directory = str(scratch / "model")
+    rows = []
     with (
         Side("bench.encode:Ours", directory) as ours,
         Side("bench.encode:Transformers", directory) as theirs,
     ):
         for kind, given in items.items():
-            rounds = [
-                [side("encode", kind, given) for side in (ours, theirs)]
-                for _ in range(args.repetitions + 1)
-            ]
+            rounds = harness.turns([ours, theirs], args.repetitions + 1, "encode", kind, given)
             seconds = np.array([[side[0] for side in pair] for pair in rounds[1:]])
-            features = [side[1] for side in rounds[0]]
-            speed = len(given) / np.median(seconds, axis=0)
+            mine, other = (len(given) / np.median(seconds, axis=0)).tolist()
+            ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+            difference = float(np.abs(rounds[0][0][1] - rounds[0][1][1]).max())
             result[kind] = {
                 "count": len(given),
-                "ours_per_second_and_core": float(speed[0]),
-                "transformers_per_second_and_core": float(speed[1]),
-                "ratio": float(np.median(seconds[:, 1] / seconds[:, 0])),
-                "largest_difference": float(np.abs(features[0] - features[1]).max()),
+                "ours_per_second_and_core": mine,
+                "transformers_per_second_and_core": other,
+                "ratio": ratio,
+                "largest_difference": difference,
             }
-    return result
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as text."""
+            cells = [f"{mine:.1f}", f"{other:.1f}", f"{ratio:.2f} x", f"{difference:.1e}"]
+            rows.append([f"{len(given):,} {kind}", *cells])
     head = ["items per second and core", "ours", "transformers", "ratio", "largest difference"]
-    rows = [
-        [
-            f"{found['count']:,} {kind}",
-            f"{found['ours_per_second_and_core']:.1f}",
-            f"{found['transformers_per_second_and_core']:.1f}",
-            f"{found['ratio']:.2f} x",
-            f"{found['largest_difference']:.1e}",
-        ]
-        for kind, found in ((kind, result[kind]) for kind in ("texts", "images"))
-    ]
-    return harness.titled(result["arch"], result, head, rows)
+    return result, args.arch, [(head, rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -129,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--texts", type=int, default=512, help="how many")
     add("--images", type=int, default=128, help="how many")
     add("--repetitions", type=int, default=3, help="that are counted")
-    harness.run(parser, measure, table, argv)
+    harness.run(parser, measure, argv)
 
 
 if __name__ == "__main__":

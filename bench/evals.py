@@ -13,7 +13,6 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -23,25 +22,6 @@ from evals.__main__ import main as evaluate
 from evals.images import DataRoots
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings.encoder import Encoder
-
-
-def encode_once(
-    checkpoint: Path, roots: DataRoots, loaded: runner.Loaded, scratch: Path
-) -> dict[str, Any]:
-    """Seconds to load the model and encode, and how many images and texts there were."""
-    images = [ref for _, problem in loaded.values() for ref in problem.images]
-    texts = [text for _, problem in loaded.values() for text in problem.texts]
-    start = time.perf_counter()
-    model = models.load(str(checkpoint))
-    encoder = Encoder(model, images, texts, roots, cache=scratch / "digests", in_memory={})
-    encoder.features(images, texts)
-    seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "images": encoder.distinct[0],
-        "texts": encoder.distinct[1],
-        "benchmarks": len(loaded),
-    }
 
 
 def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
@@ -57,37 +37,38 @@ def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
     return seconds
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Encoding alone, the command, and the command again with all embeddings kept."""
     checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(args.data))
     loaded = runner.load_problems([reading.AVAILABLE], roots, allow_subset=True)
     material.random_checkpoint(checkpoint, args.arch, tokenizer=args.tokenizer)
-    encoding = encode_once(checkpoint, roots, loaded, scratch)
-    command = whole_command(checkpoint, args.data, out)
-    again = whole_command(checkpoint, args.data, out)
-    return {
+    images = [ref for _, problem in loaded.values() for ref in problem.images]
+    texts = [text for _, problem in loaded.values() for text in problem.texts]
+    start = time.perf_counter()
+    model = models.load(str(checkpoint))
+    encoder = Encoder(model, images, texts, roots, cache=scratch / "digests", in_memory={})
+    encoder.features(images, texts)
+    alone = time.perf_counter() - start
+    command, again = (whole_command(checkpoint, args.data, out) for _ in range(2))
+    counts = dict(zip(("images", "texts"), encoder.distinct, strict=True))
+    result = {
         "arch": args.arch,
-        "encoding": encoding,
+        "encoding": {"seconds": alone, **counts, "benchmarks": len(loaded)},
         "command_seconds": command,
-        "ratio": command / encoding["seconds"],
+        "ratio": command / alone,
         "again_seconds": again,
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as text."""
-    encoding = result["encoding"]
-    what = f"{encoding['images']:,} images, {encoding['texts']:,} texts"
+    what = f"{counts['images']:,} images, {counts['texts']:,} texts"
     rows = [
-        [f"encoding alone ({what})", f"{encoding['seconds']:.1f} s", ""],
+        [f"encoding alone ({what})", f"{alone:.1f} s", ""],
         [
-            f"python -m evals, {encoding['benchmarks']} benchmarks",
-            f"{result['command_seconds']:.1f} s",
-            f"{result['ratio']:.2f} x",
+            f"python -m evals, {len(loaded)} benchmarks",
+            f"{command:.1f} s",
+            f"{command / alone:.2f} x",
         ],
-        ["the same command again", f"{result['again_seconds']:.1f} s", ""],
+        ["the same command again", f"{again:.1f} s", ""],
     ]
-    return harness.titled(result["arch"], result, ["evaluation", "seconds", "ratio"], rows)
+    return result, args.arch, [(["evaluation", "seconds", "ratio"], rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", action="append", type=Path, required=True, help="as for evals")
     add("--tokenizer", type=Path, required=True, help="of vocab.json and merges.txt")
     add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    harness.run(parser, measure, table, argv)
+    harness.run(parser, measure, argv)
 
 
 if __name__ == "__main__":

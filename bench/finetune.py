@@ -26,8 +26,8 @@ from negclip_jax.common.errors import InputError
 ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Runs both sides in turns and returns what `--json` holds."""
+def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
+    """Runs both sides in turns."""
     if not args.no_reference:
         extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     settings = _material(args, scratch)
@@ -58,16 +58,18 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             print(f"{said} pairs/s", file=sys.stderr, flush=True)
             rounds.append(turn)
         device = ours("device")
-    return _summary(args, rounds) | {
+    result = summary(args, rounds) | {
         "arch": args.arch,
         "batch_size": args.batch_size,
         "dtype": args.dtype,
         "device": device,
         "rounds": rounds,
     }
+    title = f"{args.arch}, batch {args.batch_size}, {args.dtype}, {device}"
+    return result, title, [table(result)]
 
 
-def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds; ratios are taken within a round, where the machine was the same."""
     pairs = args.steps * args.batch_size
 
@@ -115,13 +117,12 @@ def _summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as text."""
+def table(result: dict[str, Any]) -> harness.Table:
+    """The rows of a result; what was not measured leaves its cell empty."""
 
     def row(
         name: str, form: str, ours: str = "", reference: str = "", ratio: str = ""
     ) -> list[str]:
-        """What was not measured leaves its cell empty."""
         keys = (ours, reference, ratio)
         forms = (form, form, "{:.2f} x" if ours else form)
         cells = [
@@ -145,9 +146,7 @@ def table(result: dict[str, Any]) -> str:
         row("tokens computed / real", "{:.2f}", "text_tokens_computed_per_real"),
         row("largest difference of a loss", "{:.1e}", ratio="loss_max_rel_diff"),
     ]
-    title = f"{result['arch']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}"
-    header = ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"]
-    return harness.titled(title, result, header, rows)
+    return ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"], rows
 
 
 def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
     add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
     add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
-    harness.run(parser, measure, table, argv)
+    harness.run(parser, measure, argv)
 
 
 if __name__ == "__main__":

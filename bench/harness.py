@@ -17,7 +17,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,11 @@ import numpy as np
 
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors
+from negclip_jax.common.provenance import package_versions
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
+# What `--json` holds, what was measured in a few words, and tables of it.
+Measured = tuple[dict[str, Any], str, list[Table]]
 
 _SMALLER = "try a smaller --batch-size or --arch"
 
@@ -43,16 +47,14 @@ def parser(module: str, doc: str) -> argparse.ArgumentParser:
 
 def run(
     parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace, Path], dict[str, Any]],
-    table: Callable[[dict[str, Any]], str],
+    measure: Callable[[argparse.Namespace, Path], Measured],
     argv: Sequence[str] | None,
 ) -> None:
-    """Runs a benchmark: measures, writes `--json` and prints the table.
+    """Runs a benchmark: measures, writes `--json` and prints the tables.
 
     Args:
       parser: of `parser`, with the flags of this benchmark.
-      measure: returns what `--json` holds, from the flags and a scratch folder that is removed.
-      table: turns that into text.
+      measure: from the flags and a scratch folder that is removed.
       argv: arguments instead of the process's own.
 
     Exits with a one-line message where `measure` raises InputError or RuntimeError.
@@ -61,12 +63,15 @@ def run(
     try:
         require_writable(args.json)
         with device_errors(_SMALLER), tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            result = measure(args, Path(scratch)) | {"machine": machine()}
+            result, title, tables = measure(args, Path(scratch))
     except (InputError, RuntimeError) as error:
         sys.exit(f"{parser.prog.removeprefix('python -m ')}: {error}")
+    result["machine"] = machine()
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    print(f"{title}; {describe(result['machine'])}")
+    for table in tables:
+        print(f"\n{markdown(*table)}")
 
 
 def require_writable(path: Path | None) -> None:
@@ -84,11 +89,12 @@ def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = package_versions(["jax", "jaxlib", "torch", "transformers", "pillow", "numpy"])
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": cores(),
         "python": platform.python_version(),
-        "versions": versions("jax", "jaxlib", "torch", "transformers", "pillow", "numpy"),
+        "versions": {name: version for name, version in found.items() if version},
     }
 
 
@@ -113,24 +119,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
         for line in lines
     )
-
-
-def titled(
-    title: str, result: Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]
-) -> str:
-    """A table below what was measured and the machine of `result`."""
-    return f"{title}; {describe(result['machine'])}\n\n{markdown(header, rows)}"
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Of the packages that are installed, by name."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 class Side:
@@ -181,6 +169,11 @@ class Side:
         return value
 
 
+def turns(sides: Sequence[Side], rounds: int, method: str, *args: Any) -> list[list[Any]]:
+    """What a method of each side returns, for each round; a busy machine slows both in turn."""
+    return [[side(method, *args) for side in sides] for _ in range(rounds)]
+
+
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
@@ -209,7 +202,7 @@ def _serve(pipe: Connection, make: str, args: tuple) -> None:
 
 
 def matmul_rate(
-    multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any], side: int = 2048
+    multiply: Callable[[Any, Any], Any], make: Callable[[np.ndarray], Any], platform: str = "cpu"
 ) -> float:
     """FLOP/s of products of square matrices: the best of five, so that a pause does not count.
 
@@ -217,8 +210,9 @@ def matmul_rate(
       multiply: blocks until the product exists.
       make: turns float32 `[side, side]` into its operand. The numbers are random, as products of
         constants draw less power and run faster than any model's.
-      side: of the matrices; accelerators need larger ones than processors to be busy.
+      platform: JAX's name of what multiplies; accelerators need larger matrices to be busy.
     """
+    side = 2048 if platform == "cpu" else 8192
     operand = make(np.random.default_rng(0).standard_normal((side, side), np.float32))
     multiply(operand, operand)
     seconds = []
@@ -227,8 +221,3 @@ def matmul_rate(
         multiply(operand, operand)
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / min(seconds)
-
-
-def side_for(platform: str) -> int:
-    """Side of the matrices that keep a device busy, by JAX's name of its platform."""
-    return 2048 if platform == "cpu" else 8192

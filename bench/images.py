@@ -8,17 +8,23 @@ and normalises inside `jit`; the other side applies OpenAI's transform to float3
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 
-from bench import harness
+from bench import harness, material
 from bench.harness import Side
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.packing import Ragged
+from negclip_jax.models.normalisation import normalise_pixels
 
 _BATCH = 64
 
@@ -27,18 +33,21 @@ class OurImages:
     """The loader's way from files to device tensors."""
 
     def __init__(self, root: str, names: list[str]):
-        from negclip_jax.data.images import ImageDirectory, Preprocessor
-
         self._preprocess, self._images = Preprocessor(exact=False), ImageDirectory(root)
-        self._loader = _loader(self._images, self._preprocess, names)
+        n = len(names)  # a loader wants captions: each is a start and an end token here
+        texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
+        self._loader = PairLoader(
+            examples=Examples(names, np.arange(n), texts, np.arange(n)[None], None, None),
+            images=self._images,
+            preprocess=self._preprocess,
+            batch_size=_BATCH,
+            shuffle=False,
+            threads=harness.cores(),
+        )
         self.read()  # compiles, and fills the file cache
 
     def read(self) -> float:
         """Processor seconds for all images once."""
-        import jax
-
-        from negclip_jax.models.normalisation import normalise_pixels
-
         normalise = jax.jit(normalise_pixels)
         start = time.process_time()
         for batch in self._loader.batches(0, self._loader.steps_per_epoch):
@@ -48,8 +57,6 @@ class OurImages:
 
     def difference(self) -> tuple[float, int]:
         """Mean and largest difference from Pillow's resize, in levels of 255."""
-        import dataclasses
-
         exact = dataclasses.replace(self._preprocess, exact=True)
         total, largest, names = 0.0, 0, self._loader.examples.images
         for name in names:
@@ -82,31 +89,10 @@ class TheirImages:
         return time.process_time() - start
 
 
-def _loader(images: Any, preprocess: Any, names: list[str]) -> Any:
-    from negclip_jax.data.examples import Examples
-    from negclip_jax.data.loader import PairLoader
-    from negclip_jax.data.packing import Ragged
-
-    n = len(names)
-    captions = np.arange(n)[None]
-    texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
-    examples = Examples(names, np.arange(n), texts, captions, None, None)
-    return PairLoader(
-        examples=examples,
-        images=images,
-        preprocess=preprocess,
-        batch_size=_BATCH,
-        shuffle=False,
-        threads=harness.cores(),
-    )
-
-
-def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Both sides in turns."""
     root = args.images
     if root is None:
-        from bench import material
-
         _, root = material.write_pairs(scratch, args.limit, captions_per_photo=1)
     names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))[: args.limit]
     if not names:
@@ -116,29 +102,24 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         Side("bench.images:OurImages", str(root), names) as ours,
         Side("bench.images:TheirImages", str(root), names) as theirs,
     ):
-        rounds = [(ours("read"), theirs("read")) for _ in range(args.repetitions)]
+        rates = len(names) / np.array(harness.turns([ours, theirs], args.repetitions, "read"))
         mean, largest = ours("difference")
-    mine, other = (len(names) / np.array(side) for side in zip(*rounds, strict=True))
-    return {
+    mine, other = np.median(rates, axis=0).tolist()
+    ratio = float(np.median(rates[:, 0] / rates[:, 1]))
+    header = ["JPEG to normalised tensor", "ours", "PyTorch DataLoader, Pillow", "ratio"]
+    rows = [
+        ["images/s and core", f"{mine:.0f}", f"{other:.0f}", f"{ratio:.2f} x"],
+        ["mean difference, of 255 levels", f"{mean:.4f} (max {largest})", "0", ""],
+    ]
+    result = {
         "images": len(names),
-        "images_per_second_and_core": float(np.median(mine)),
-        "reference_images_per_second_and_core": float(np.median(other)),
-        "ratio": float(np.median(mine / other)),
+        "images_per_second_and_core": mine,
+        "reference_images_per_second_and_core": other,
+        "ratio": ratio,
         "mean_difference_levels": mean,
         "max_difference_levels": largest,
     }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as text."""
-    header = ["JPEG to normalised tensor", "ours", "PyTorch DataLoader, Pillow", "ratio"]
-    mine, other = (result[f"{side}images_per_second_and_core"] for side in ("", "reference_"))
-    difference = f"{result['mean_difference_levels']:.4f} (max {result['max_difference_levels']})"
-    rows = [
-        ["images/s and core", f"{mine:.0f}", f"{other:.0f}", f"{result['ratio']:.2f} x"],
-        ["mean difference, of 255 levels", difference, "0", ""],
-    ]
-    return harness.titled(f"{result['images']} photos", result, header, rows)
+    return result, f"{len(names)} photos", [(header, rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--images", type=Path, help="directory of JPEG files; default: made, of COCO's size")
     add("--limit", type=int, default=256, help="photos to read (default 256)")
     add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    harness.run(parser, measure, table, argv)
+    harness.run(parser, measure, argv)
 
 
 if __name__ == "__main__":

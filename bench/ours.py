@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench.harness import matmul_rate, peak_memory, side_for
+from bench.harness import matmul_rate, peak_memory
 from configs import negationclip
 from negclip_jax.interop import huggingface
 from negclip_jax.models import flops
@@ -111,7 +111,7 @@ class Ours:
             return matmul_rate(
                 lambda a, b: multiply(a, b).block_until_ready(),
                 lambda x: jnp.asarray(x, dtype),
-                side_for(jax.default_backend()),
+                jax.default_backend(),
             )
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPTokenizer
 
-from bench.harness import matmul_rate, peak_memory, side_for
+from bench.harness import matmul_rate, peak_memory
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -149,8 +149,7 @@ class Reference:
             if self._device == "cuda":
                 torch.cuda.synchronize()
 
-        side = side_for(self._device)
-        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device), side)
+        return matmul_rate(multiply, lambda x: torch.from_numpy(x).to(self._device), self._device)
 
     def _peak_memory(self) -> int:
         """Most bytes in use so far: of the GPU if there is one, else of this process."""

@@ -25,6 +25,7 @@ from bench.harness import Side
 from bench.hlo import Collective
 from bench.material import ARCHITECTURES
 from bench.virtual_steps import Case, flops_per_pair
+from negclip_jax.common.provenance import package_versions
 from negclip_jax.models import flops
 from negclip_jax.models.transformer import TowerConfig
 
@@ -359,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = [r for devices, cases in CASES.items() for r in measure(devices, cases)]
             if args.json is not None:  # one line a program, so that a change of one is one line
                 lines = ",\n".join(json.dumps(result) for result in results)
-                versions = json.dumps(harness.versions("jax", "jaxlib"))
+                versions = json.dumps(package_versions(["jax", "jaxlib"]))
                 args.json.write_text(f'{{"versions": {versions},\n"results": [\n{lines}\n]}}\n')
         if args.out is None:
             print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(results).items()))

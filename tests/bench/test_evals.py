@@ -32,6 +32,6 @@ def test_the_command_against_encoding_alone(shared_data, tmp_path, monkeypatch, 
     assert f"{result['ratio']:.2f} x" in capsys.readouterr().out
 
 
-def test_a_folder_without_files_is_a_sentence(tmp_path):
+def test_a_folder_without_files_is_a_user_error(tmp_path):
     with pytest.raises(SystemExit, match=r"bench\.evals: no benchmark has its files below"):
         evals.main([f"--data={tmp_path}", f"--tokenizer={tmp_path}", "--arch=tiny"])

@@ -58,4 +58,4 @@ def test_results_that_cannot_be_written_are_said_before_anything_is_measured(tmp
     (tmp_path / "file").write_text("")
     parser = harness.parser("bench.x", "doc")
     with pytest.raises(SystemExit, match=r"bench\.x: cannot write .*file/x\.json: "):
-        harness.run(parser, None, None, [f"--json={tmp_path}/file/x.json"])
+        harness.run(parser, None, [f"--json={tmp_path}/file/x.json"])
