@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> None:
     sources = [args.base] if args.base else []
     loaded = command_line.load_models([*sources, *args.model], args)
     queries = list(dict.fromkeys(args.queries))
-    kept, rankings = ranking.rank(loaded, folder, queries, cache=cache)
+    kept, scores = ranking.rank(loaded, folder, queries, cache=cache)
     found = {}
     for number, query in enumerate(queries):
-        columns = ranking.shown(folder, kept, rankings, number, args.top)
-        found[query] = {r.model: rows for r, rows in zip(rankings, columns, strict=True)}
+        of_query = {model: rows[number] for model, rows in scores.items()}
+        found[query] = ranking.shown(folder, kept, of_query, args.top)
     document = {
         "images": str(folder.root),
         "photos": len(kept),

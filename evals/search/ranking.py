@@ -3,7 +3,6 @@ for each query the first photos of every model, side by side.
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -24,35 +23,14 @@ from negclip_jax.embeddings.encoder import Encoder
 PAGE = "report.html"
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """The photos of a folder by their cosine with each query, under one model.
-
-    Attributes:
-      model: its name.
-      scores: float32 `[queries, photos]`.
-      order: int `[queries, photos]`, the most similar photo first; ties by name.
-    """
-
-    model: str
-    scores: np.ndarray
-    order: np.ndarray
-
-    def ranks(self, query: int) -> np.ndarray:
-        """Rank of each photo from 1, int `[photos]`."""
-        ranks = np.empty(len(self.order[query]), int)
-        ranks[self.order[query]] = np.arange(1, len(ranks) + 1)
-        return ranks
-
-
 def rank(
     models: Sequence[Model], folder: PhotoFolder, queries: Sequence[str], *, cache: Path
-) -> tuple[list[int], list[Ranking]]:
-    """Ranks the photos that can be read.
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Scores the photos that can be read by their cosine with each query, under each model.
 
     What cannot be read is added to the folder's `skipped`, what `cache` holds is not encoded again.
-    Returns places in `folder.refs` of the photos that were ranked, and a ranking of them for each
-    model. Raises InputError where no photo can be read.
+    Returns places in `folder.refs` of the photos that were scored, and by model their scores,
+    float32 `[queries, photos]`. Raises InputError where no photo can be read.
     """
     found = []
     for model in models:
@@ -74,36 +52,36 @@ def rank(
             f"--images={folder.root}: none of its {len(refs):,} photos can be read; {name}: "
             f"{reason}"
         )
-    rankings = []
+    scores = {}
     for model, (encoder, texts) in zip(models, found, strict=True):
         images, _ = encoder.features([refs[i] for i in kept], [])
-        scores = texts @ images.T
-        order = np.argsort(-scores, axis=1, kind="stable")
-        rankings.append(Ranking(model.name, scores, order))
-    return kept, rankings
+        scores[model.name] = texts @ images.T
+    return kept, scores
 
 
 def shown(
-    folder: PhotoFolder, kept: Sequence[int], rankings: Sequence[Ranking], query: int, top: int
-) -> list[list[dict[str, Any]]]:
-    """The first photos of each model: `place` in `folder.refs`, `name`, `score`, `rank`, and `was`,
-    the rank under the first model where it differs.
+    folder: PhotoFolder, kept: Sequence[int], scores: Mapping[str, np.ndarray], top: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The first photos under each model, ties by name, from its scores `[photos]` with one query.
+
+    Of each photo `place` in `folder.refs`, `name`, `score`, `rank` from 1, and `was`, the rank
+    under the first model where it differs.
     """
-    before = rankings[0].ranks(query)
-    columns = []
-    for ranking in rankings:
-        column = []
-        for rank, photo in enumerate(ranking.order[query][:top].tolist(), 1):
-            column.append(
-                {
-                    "place": kept[photo],
-                    "name": folder.refs[kept[photo]].path,
-                    "score": float(ranking.scores[query, photo]),
-                    "rank": rank,
-                    "was": int(before[photo]) if before[photo] != rank else None,
-                }
-            )
-        columns.append(column)
+    columns: dict[str, list[dict[str, Any]]] = {}
+    before: dict[int, int] = {}
+    for model, found in scores.items():
+        order = np.argsort(-found, kind="stable").tolist()
+        before = before or {photo: rank for rank, photo in enumerate(order, 1)}
+        columns[model] = [
+            {
+                "place": kept[photo],
+                "name": folder.refs[kept[photo]].path,
+                "score": float(found[photo]),
+                "rank": rank,
+                "was": before[photo] if before[photo] != rank else None,
+            }
+            for rank, photo in enumerate(order[:top], 1)
+        ]
     return columns
 
 

@@ -108,64 +108,53 @@ def measure(
         parts = (counts.ious(extra=1), counts.ious(), counts.tp, counts.fp, counts.fn)
         sums[name] = np.zeros((len(photos), 1 + 5 * len(THRESHOLDS)))
         np.add.at(sums[name], unit, np.concatenate([np.ones((len(unit), 1)), *parts], axis=1))
-    whole = {name: _metrics(s.sum(axis=0, keepdims=True)) for name, s in sums.items()}
-    drawn = _drawn(sums, len(photos), seed, resamples)
-    curves = {}
-    for name, s in sums.items():
-        curve = _by_threshold(s.sum(axis=0, keepdims=True))
-        curves[name] = {
-            kind: curve[kind][0].tolist() for kind in ("miou", "fgiou", "precision", "recall")
-        }
-    method = f"bootstrap over {len(photos):,} images"
-    if len(photos) == 1:
+    # Rows of sums: of all images, then of each draw, the same images for every model.
+    drawn = {name: [s.sum(axis=0, keepdims=True)] for name, s in sums.items()}
+    rng, shares = np.random.default_rng(seed), np.full(len(photos), 1 / len(photos))
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        times = rng.multinomial(len(photos), shares, size=size).astype(np.float64)
+        for name, s in sums.items():
+            drawn[name].append(times @ s)
+    by_threshold = {name: _by_threshold(np.concatenate(parts)) for name, parts in drawn.items()}
+    kinds = ("miou", "fgiou", "precision", "recall")
+    curves = {
+        n: {kind: curve[kind][0].tolist() for kind in kinds} for n, curve in by_threshold.items()
+    }
+    values = {name: _metrics(curve) for name, curve in by_threshold.items()}
+    single, method = len(photos) == 1, f"bootstrap over {len(photos):,} images"
+    if single:
         method = "no interval: all phrases are of one image"
-    rows: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
-    for name, row in rows.items():
-        for metric, value in whole[name].items():
-            low, high = (0.0, 1.0) if len(photos) == 1 else percentile_interval(drawn[name][metric])
-            found = {"value": float(value[0]), "low": low, "high": high}
-            row[metric] = found | {"n": len(images), "method": method}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, found in values.items():
+        row = rows[name] = {}
+        for metric, (value, *draws) in found.items():
+            low, high = (0.0, 1.0) if single else percentile_interval(draws)
+            row[metric] = {"value": float(value), "low": low, "high": high}
+            row[metric] |= {"n": len(images), "method": method}
         for metric in ("miou", "fgiou"):
             best = THRESHOLDS[int(np.argmax(curves[name][metric]))]
             row[f"{metric}_best"]["threshold"] = round(float(best), 2)
     first, *others = models
-    comparisons = {
-        f"{first} -> {name}": {
-            "before": first,
-            "after": name,
-            "metrics": {
-                metric: _change(
-                    *((models[m], whole[m][metric], drawn[m][metric]) for m in (first, name)),
-                    metric,
-                    len(photos),
-                )
-                for metric in whole[first]
-            },
-        }
-        for name in others
-    }
+    comparisons = {}
+    for name in others:
+        changes = {}
+        for metric, after in values[name].items():
+            difference, *draws = after - values[first][metric]
+            low, high = (-1.0, 1.0) if single else percentile_interval(draws)
+            at = column(float(metric.partition("@")[2] or 0.5))
+            rise = models[name].ious()[:, at] - models[first].ious()[:, at]
+            changes[metric] = {
+                "difference": float(difference),
+                "low": low,
+                "high": high,
+                "separable": len(photos) >= _FEWEST and not low <= 0 <= high,
+                "gained": int((rise > MOVED).sum()),
+                "lost": int((rise < -MOVED).sum()),
+                "n": len(rise),
+            }
+        comparisons[f"{first} -> {name}"] = {"before": first, "after": name, "metrics": changes}
     return {"rows": rows, "comparisons": comparisons, "curves": curves}
-
-
-def _change(
-    before: tuple[Counts, np.ndarray, np.ndarray],
-    after: tuple[Counts, np.ndarray, np.ndarray],
-    metric: str,
-    images: int,
-) -> dict[str, Any]:
-    """A metric's paired difference: counts, the value `[1]` and its draws of both models."""
-    low, high = (-1.0, 1.0) if images == 1 else percentile_interval(after[2] - before[2])
-    at = column(float(metric.partition("@")[2] or 0.5))
-    rise = after[0].ious()[:, at] - before[0].ious()[:, at]
-    return {
-        "difference": float((after[1] - before[1])[0]),
-        "low": low,
-        "high": high,
-        "separable": images >= _FEWEST and not low <= 0 <= high,
-        "gained": int((rise > MOVED).sum()),
-        "lost": int((rise < -MOVED).sum()),
-        "n": len(rise),
-    }
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
@@ -182,25 +171,15 @@ def simpson(y: np.ndarray, x: np.ndarray) -> float:
     An even number of points leaves one interval over: the mean of taking the last and the first one
     by the trapezoidal rule (SciPy 1.11 replaced that). Points with equal x add nothing.
     """
+    from scipy import integrate  # a second of importing, which --help does without
+
     if len(x) < 2:
         return 0.0
     if len(x) % 2:
-        return _simpson(y, x)
+        return float(integrate.simpson(y, x=x))
     ends = np.diff(x)[[0, -1]] * [y[0] + y[1], y[-2] + y[-1]] / 2
-    return (_simpson(y[1:], x[1:]) + ends[0] + _simpson(y[:-1], x[:-1]) + ends[1]) / 2
-
-
-def _simpson(y: np.ndarray, x: np.ndarray) -> float:
-    h = np.diff(x)
-    first, second = h[::2], h[1::2]
-
-    def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.divide(a, b, out=np.zeros(len(a)), where=b != 0)
-
-    both, share = first + second, ratio(first, second)
-    left = y[:-2:2] * (2 - ratio(np.ones(len(share)), share))
-    middle = y[1:-1:2] * both * ratio(both, first * second)
-    return float((both / 6 * (left + middle + y[2::2] * (2 - share))).sum())
+    inner = integrate.simpson(y[1:], x=x[1:]) + integrate.simpson(y[:-1], x=x[:-1])
+    return float((inner + ends.sum()) / 2)
 
 
 def _by_threshold(sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -217,9 +196,8 @@ def _by_threshold(sums: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric of R rows of sums, float64 `[R]` each, headline ones first."""
-    curve = _by_threshold(sums)
+def _metrics(curve: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every metric of R rows of `_by_threshold`, float64 `[R]` each, headline ones first."""
 
     def shown(kind: str) -> dict[str, np.ndarray]:
         return {f"{kind}@{t:g}": curve[kind][:, column(t)] for t in SHOWN}
@@ -231,21 +209,4 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         **shown("iou"),
         "miou_best": curve["miou"].max(axis=1),
         "fgiou_best": curve["fgiou"].max(axis=1),
-    }
-
-
-def _drawn(
-    sums: Mapping[str, np.ndarray], units: int, seed: int, resamples: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Metrics of every model in the same draws of images, float64 `[resamples]` each."""
-    rng = np.random.default_rng(seed)
-    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in sums}
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        weights = rng.multinomial(units, np.full(units, 1 / units), size=size).astype(np.float64)
-        for name, s in sums.items():
-            parts[name].append(_metrics(weights @ s))
-    return {
-        name: {metric: np.concatenate([c[metric] for c in chunks]) for metric in chunks[0]}
-        for name, chunks in parts.items()
     }

@@ -77,29 +77,21 @@ def score(
     """
     journal = Journal(out / ROWS)
     done = {row["id"] for row in journal.rows}
-    groups = [
-        (found, list(phrases))
-        for found in sets
-        for _, phrases in itertools.groupby(found.phrases, key=lambda phrase: phrase.image)
-    ]
-    left = [
-        (found, [p for p in phrases if identity(found.name, p) not in done])
-        for found, phrases in groups
-    ]
-    left = [(found, phrases) for found, phrases in left if phrases]
-    total = sum(len(phrases) for _, phrases in left)
-    if total:
+    left: list[tuple[PhraseSet, list[Phrase]]] = []
+    for found in sets:
+        for _, of_photo in itertools.groupby(found.phrases, key=lambda phrase: phrase.image):
+            if phrases := [p for p in of_photo if identity(found.name, p) not in done]:
+                left.append((found, phrases))
+    if total := sum(len(phrases) for _, phrases in left):
         logging.info("%s phrases to segment", f"{total:,}")
     problems: dict[str, str] = {}
     with console.Bar("phrases", total) as bar:
         for found, phrases in left:
             try:
-                rows = _rows(towers, found, phrases, roots)
+                for row in _rows(towers, found, phrases, roots):
+                    journal.append(row)
             except PhotoError as error:
                 problems[phrases[0].image] = str(error)
-                rows = []
-            for row in rows:
-                journal.append(row)
             bar.advance(len(phrases))
     if problems:
         listed = first(list(problems.values()), _BAD_SHOWN, separator="; ")
@@ -111,21 +103,16 @@ def score(
 
 
 def collect(sets: Sequence[PhraseSet], out: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """What is scored so far.
+    """What is scored so far: for each set, rows by item.
 
-    Returns:
-      For each set, rows by item: `image`, `text`, `negated`, `positives`, and `tp` and `fp`, which
-      hold a list of T numbers by model.
+    A row has `image`, `text`, `negated`, `positives`, and `tp` and `fp`: T numbers by model.
     """
     done = {row["id"]: row for row in Journal(out / ROWS).rows}
-    return {
-        found.name: {
-            phrase.item: done[key]
-            for phrase in found.phrases
-            if (key := identity(found.name, phrase)) in done
-        }
-        for found in sets
-    }
+    found = {}
+    for each in sets:
+        keys = {phrase.item: identity(each.name, phrase) for phrase in each.phrases}
+        found[each.name] = {item: done[key] for item, key in keys.items() if key in done}
+    return found
 
 
 def look(
@@ -134,37 +121,32 @@ def look(
     """One photo (PIL), the true masks of its phrases (bool) and the drawn ones by model.
 
     True masks are as large as they were annotated, drawn ones `[len(phrases), size, size]`. Raises
-    PhotoError.
+    PhotoError for a photo that cannot be read or has another shape than the annotated one, and
+    InputError for a segmentation that makes no mask.
     """
     try:
         image = roots.open(phrases[0].image)
     except ImageError as error:
         raise PhotoError(str(error)) from error
-    truths = [true_mask(phrase, image.size) for phrase in phrases]
+    truths = []
+    for phrase in phrases:
+        height, width = phrase.size or image.size[::-1]
+        if min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise InputError(
+                f"phrase {phrase.item}: a photo of {width} x {height} pixels cannot be"
+            )
+        if abs(image.width * height / (image.height * width) - 1) > _ASPECT:
+            raise PhotoError(
+                f"{phrase.image} is {image.width} x {image.height} pixels, annotated were "
+                f"{width} x {height}"
+            )
+        try:
+            parts = [masks.mask_of(s, height, width) for s in phrase.segmentations]
+        except ValueError as error:
+            raise InputError(f"phrase {phrase.item} ({phrase.text!r}): {error}") from None
+        truths.append(np.logical_or.reduce(parts))
     pixels = towers.clipseg.pixels(image)
     return image, truths, towers.masks(pixels, [phrase.text for phrase in phrases])
-
-
-def true_mask(phrase: Phrase, photo: tuple[int, int]) -> np.ndarray:
-    """The annotated mask, bool `[H, W]`; `photo` is width and height of the photo.
-
-    Raises PhotoError for a photo of another shape than the annotated one, and InputError for a
-    segmentation that makes no mask.
-    """
-    height, width = phrase.size or photo[::-1]
-    if min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise InputError(f"phrase {phrase.item}: a photo of {width} x {height} pixels cannot be")
-    if abs(photo[0] * height / (photo[1] * width) - 1) > _ASPECT:
-        raise PhotoError(
-            f"{phrase.image} is {photo[0]} x {photo[1]} pixels, annotated were {width} x {height}"
-        )
-    mask = np.zeros((height, width), bool)
-    try:
-        for segmentation in phrase.segmentations:
-            mask |= masks.mask_of(segmentation, height, width)
-    except ValueError as error:
-        raise InputError(f"phrase {phrase.item} ({phrase.text!r}): {error}") from None
-    return mask
 
 
 def counts(rows: Sequence[Mapping[str, Any]], model: str) -> metrics.Counts:
@@ -186,19 +168,12 @@ def _rows(
     for i, (phrase, truth) in enumerate(zip(phrases, truths, strict=True)):
         truth = masks.resized(truth, towers.clipseg.size)
         counted = {name: metrics.count(each[i], truth) for name, each in drawn.items()}
-        rows.append(
-            {
-                "id": identity(found.name, phrase),
-                "set": found.name,
-                "item": phrase.item,
-                "image": phrase.image,
-                "text": phrase.text,
-                "negated": phrase.negated,
-                "positives": int(truth.sum()),
-                "tp": {name: tp.tolist() for name, (tp, _) in counted.items()},
-                "fp": {name: fp.tolist() for name, (_, fp) in counted.items()},
-            }
-        )
+        row = {"id": identity(found.name, phrase), "set": found.name}
+        row |= {key: getattr(phrase, key) for key in ("item", "image", "text", "negated")}
+        row["positives"] = int(truth.sum())
+        for place, kind in enumerate(("tp", "fp")):
+            row[kind] = {name: both[place].tolist() for name, both in counted.items()}
+        rows.append(row)
     return rows
 
 
@@ -237,14 +212,14 @@ def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping],
         part = [row for row in rows if group == "all" or row["negated"]]
         if not part:
             continue
-        measured = metrics.measure(
-            {name: counts(part, name) for name in names}, [row["image"] for row in part], seed=seed
-        )
+        counted = {name: counts(part, name) for name in names}
+        measured = metrics.measure(counted, [row["image"] for row in part], seed=seed)
         for row in measured["rows"].values():
             for name, value in row.items():
                 value |= {"chance": None, "headline": name in _HEADLINES}
-        total = found.total if group == "all" else found.total_negated
-        key = found.name if group == "all" else f"{found.name}_negated"
+        key, total, notes = found.name, found.total, [*found.notes]
+        if group == "negated":
+            key, total, notes = f"{key}_negated", found.total_negated, [*notes, NEGATED]
         document["benchmarks"][key] = {
             "title": f"{found.title}: {title}",
             "task": _TASK,
@@ -254,7 +229,7 @@ def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping],
             "scored": len(part),
             "subset": len(part) < total,
             "missing": len(found.missing),
-            "notes": [*found.notes, *([NEGATED] if group == "negated" else [])],
+            "notes": notes,
             "published": [],
             "rows": {n: {"control": False, "metrics": m} for n, m in measured["rows"].items()},
             "comparisons": measured["comparisons"],
@@ -264,24 +239,22 @@ def measure(document: dict[str, Any], found: PhraseSet, rows: Sequence[Mapping],
 
 
 def described(base: str, clipseg: CLIPSeg, tuned: Sequence[Model]) -> dict[str, Any]:
-    config = clipseg.config
+    """What tells the models from others, for `results.json`."""
     facts = {
         "weights": f"{base} (transformers' CLIPSeg)",
-        "activation": f"{config.text.hidden_act} (its config.json)",
+        "activation": f"{clipseg.config.text.hidden_act} (its config.json)",
     }
-    own = {"facts": facts, "fingerprint": clipseg.fingerprint}
-    others = {
-        model.name: {
-            "facts": {k: model.facts[k] for k in ("weights", "training") if k in model.facts}
-            | {"activation": model.facts["activation"], "exchanged": "text tower and projection"},
-            "fingerprint": model.fingerprints["text"],
-        }
-        for model in tuned
-    }
-    return {OWN: own, **others}
+    found = {OWN: {"facts": facts, "fingerprint": clipseg.fingerprint}}
+    for model in tuned:
+        kept = ("weights", "training", "activation")
+        facts = {key: model.facts[key] for key in kept if key in model.facts}
+        facts["exchanged"] = "text tower and projection"
+        found[model.name] = {"facts": facts, "fingerprint": model.fingerprints["text"]}
+    return found
 
 
 def protocol(size: int) -> list[str]:
+    """How masks are drawn and measured, for the report."""
     return [
         f"Photo and mask are squashed to {size} x {size} pixels (photo: bilinear, ImageNet's mean "
         "and std; mask: nearest neighbour); a pixel is foreground above the threshold; thresholds "

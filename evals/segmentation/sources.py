@@ -48,11 +48,6 @@ NEGATED = (
 )
 
 
-def is_negated(text: str) -> bool:
-    """Whether a text negates by the rule of `NEGATED`."""
-    return find_cue(text) is not None
-
-
 @dataclasses.dataclass(frozen=True)
 class Phrase:
     """A phrase and its true mask.
@@ -73,8 +68,8 @@ class Phrase:
 
     @property
     def negated(self) -> bool:
-        """See `NEGATED`."""
-        return is_negated(self.text)
+        """Whether the text negates by the rule of `NEGATED`."""
+        return find_cue(self.text) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +153,12 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     with contextlib.suppress(FileMissing):  # then photos have the size that they have
         beside = roots.find("image_data_split3000.json", "image_data_split.json", download="")
         fields = Fields(beside)
-        for i, row in enumerate(read_json(beside, list)):
-            keys = ("image_id", "height", "width")
-            image, *size = (fields.number(row, key, f"record {i}") for key in keys)
-            if image == image:
-                sizes[int(image)] = tuple(size)
+        found = [
+            [fields.number(row, key, f"record {i}") for key in ("image_id", "height", "width")]
+            for i, row in enumerate(read_json(beside, list))
+        ]
         fields.done()
-        sizes = {image: (int(height), int(width)) for image, (height, width) in sizes.items()}
+        sizes = {int(image): (int(height), int(width)) for image, height, width in found}
     fields, phrases = Fields(file), []
     records = read_json(file, list)
     for i, row in enumerate(records):
@@ -331,7 +325,7 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         file=str(file),
         notes=notes,
         total=len(records),
-        total_negated=sum(is_negated(item.texts[0]) for item in records),
+        total_negated=sum(find_cue(item.texts[0]) is not None for item in records),
     )
     missing = [*found.missing, *dict.fromkeys(absent)]
     return [dataclasses.replace(found, missing=missing)]

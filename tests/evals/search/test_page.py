@@ -6,7 +6,6 @@ from PIL import Image
 
 from evals.search import ranking as page
 from evals.search.folder import PhotoFolder
-from evals.search.ranking import Ranking
 
 MODELS = {name: {"facts": {"weights": name}} for name in ("base", "tuned")}
 
@@ -20,16 +19,11 @@ def folder(tmp_path):
     return PhotoFolder(root)
 
 
-def ranking(name: str, scores: list[float]) -> Ranking:
-    rows = np.array([scores], np.float32)
-    return Ranking(name, rows, np.argsort(-rows, axis=1))
-
-
-RANKINGS = [ranking("base", [0.3, 0.2, 0.1]), ranking("tuned", [0.1, 0.2, 0.3])]
+SCORES = {"base": np.float32([0.3, 0.2, 0.1]), "tuned": np.float32([0.1, 0.2, 0.3])}
 
 
 def test_the_first_photos_of_each_model_with_their_former_rank(folder):
-    base, tuned = page.shown(folder, [0, 1, 2], RANKINGS, 0, 2)
+    base, tuned = page.shown(folder, [0, 1, 2], SCORES, 2).values()
     assert [row["name"] for row in base] == ["a.jpg", "b <i>.jpg"]
     assert [row["was"] for row in base] == [None, None]
     assert [(row["name"], row["rank"], row["was"]) for row in tuned] == [
@@ -44,8 +38,7 @@ def test_the_page_is_whole_and_escaped(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     query = "<b>no</b> dog & co"
-    columns = page.shown(folder, [0, 1, 2], RANKINGS, 0, 3)
-    queries = {query: dict(zip(MODELS, columns, strict=True))}
+    queries = {query: page.shown(folder, [0, 1, 2], SCORES, 3)}
     path = page.write(out, folder, MODELS, queries, photos=3)
     text = path.read_text()
     assert text.count("data:image/jpeg;base64") == 6
