@@ -16,16 +16,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from evals import command_line
 from negclip_jax.common.errors import InputError, say
-
-if TYPE_CHECKING:
-    from evals.text_to_image.judge import Judge
-    from evals.text_to_image.pictures import Picture
-    from evals.text_to_image.prompts import Prompt
-    from evals.text_to_image.stand_in import StandIn
 
 _LIBRARIES = ("diffusers", "torch", "transformers")
 
@@ -42,11 +35,13 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from evals.images import DataRoots
+    from evals.text_to_image import scores
     from evals.text_to_image.judge import Judge, patience
     from evals.text_to_image.pictures import Pictures
     from evals.text_to_image.pipelines import Pipelines
     from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED, PUBLISHED_SIZE, read_prompts
     from evals.text_to_image.stand_in import StandIn
+    from negclip_jax.common import storage
     from negclip_jax.runtime.workdir import environment
 
     # The accelerator belongs to the pipeline: JAX only reads weights, and would take its memory.
@@ -71,17 +66,8 @@ def run(args: argparse.Namespace) -> None:
             "comparison"
         )
     texts = [prompt.text for prompt in prompts]
-    pipelines = Pipelines(
-        args.base,
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        encoder=args.encoder,
-        steps=args.steps,
-        guidance=args.guidance,
-        size=args.size,
-        activation=args.activation,
-    )
+    options = ("device", "dtype", "encoder", "steps", "guidance", "size", "activation")
+    pipelines = Pipelines(args.base, args.model, **{n: getattr(args, n) for n in options})
     pipelines.check_prompts(texts)
     if file.name == PUBLISHED and len(prompts) != PUBLISHED_SIZE:
         pipelines.notes.append(
@@ -93,49 +79,34 @@ def run(args: argparse.Namespace) -> None:
         logging.warning(note)
     pictures = Pictures(args.out, pipelines.settings, args.seed)
     drawn = pictures.draw(pipelines, texts, args.images_per_prompt, batch_size=args.batch_size)
-    described = {
-        "models": pipelines.facts,
-        "settings": pipelines.settings | {"seed": args.seed},
-        "notes": pipelines.notes,
-        "environment": environment(*_LIBRARIES),
-    }
+    notes = [*pipelines.notes]
+    if args.stand_in and Path(args.stand_in).resolve() == Path(args.model).resolve():
+        notes.append(
+            "the stand-in is the model that draws: it shares the faults that it should see"
+        )
     try:
         if judge is not None:
             judge.look(drawn)
     finally:  # what was judged before a server went down, or Ctrl-C, has its page
-        _report(args, described, prompts, drawn, judge)
-
-
-def _report(
-    args: argparse.Namespace,
-    described: dict[str, Any],
-    prompts: "Sequence[Prompt]",
-    drawn: "Sequence[Picture]",
-    judge: "Judge | StandIn | None",
-) -> None:
-    from evals.text_to_image import scores
-
-    found = {picture: judge and judge.verdict(picture) for picture in drawn}
-    verdicts = {picture: verdict for picture, verdict in found.items() if verdict}
-    content = {
-        "judge": judge and {"kind": judge.kind, "label": judge.label} | judge.described(),
-        **described,
-        **scores.document(prompts, drawn, verdicts, seed=args.seed),
-    }
-    if args.stand_in and Path(args.stand_in).resolve() == Path(args.model).resolve():
-        content["notes"] = [
-            *content["notes"],
-            "the stand-in is the model that draws: it shares the faults that it should see",
-        ]
-    if content["blank"]:
-        content["notes"] = [
-            *content["notes"],
-            f"{content['blank']} of {content['drawn']} pictures are of one colour, as after an "
-            "overflow of numbers: --dtype=float32 has more room",
-        ]
-    scores.write(args.out, content)
-    say(scores.table_text(content))
-    logging.info("open %s", scores.write_report(args.out))
+        found = {picture: judge and judge.verdict(picture) for picture in drawn}
+        content = {
+            "judge": judge and {"kind": judge.kind, "label": judge.label} | judge.described(),
+            "models": pipelines.facts,
+            "settings": pipelines.settings | {"seed": args.seed},
+            "notes": notes,
+            "environment": environment(*_LIBRARIES),
+            **scores.document(
+                prompts, drawn, {p: v for p, v in found.items() if v}, seed=args.seed
+            ),
+        }
+        if content["blank"]:
+            notes.append(
+                f"{content['blank']} of {content['drawn']} pictures are of one colour, as after an "
+                "overflow of numbers: --dtype=float32 has more room"
+            )
+        storage.write_json(args.out / scores.RESULTS, content)
+        say(scores.table_text(content))
+        logging.info("open %s", scores.write_report(args.out))
 
 
 def _parser() -> argparse.ArgumentParser:

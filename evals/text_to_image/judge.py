@@ -8,7 +8,6 @@ score is their product. An answer other than a plain yes or no fails its questio
 """
 
 import asyncio
-import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -51,14 +50,6 @@ def patience(
         breaker_failures=tries * concurrency + 1,
         longest_retry_after=30.0,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came back: the model's text, or the `problem` that took its place."""
-
-    text: str
-    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +120,12 @@ class Judge:
         except InputError as error:
             raise InputError(f"--judge={error}") from None
         self._completions = 0
-        self._out = out
-        self._prompts = {prompt.text: prompt for prompt in prompts}
-        self.model = model
+        self._out, self.model = out, model
+        self._questions = {prompt.text: (prompt.present, *prompt.absent) for prompt in prompts}
         self._journal = Journal(out / ANSWERS)
+        # The model's text, or the problem that took its place.
         self._answers = {
-            (row["judge"], row["image"], row["question"]): Answer(row["answer"], row["problem"])
+            (row["judge"], row["image"], row["question"]): (row["answer"], row["problem"])
             for row in self._journal.rows
             if {"judge", "image", "question", "answer", "problem"} <= row.keys()
         }
@@ -182,7 +173,7 @@ class Judge:
         wanted = {
             (picture.sha256, question): (picture, question)
             for picture in pictures
-            for question in self._questions(picture)
+            for question in self._questions[picture.prompt]
             if (self.model, picture.sha256, question) not in self._answers
         }
         return list(wanted.values())
@@ -202,8 +193,7 @@ class Judge:
                         image = ChatImage(picture.sha256, "file", png, "image/png")
                         turn = ("user", f"{question} {_INSTRUCTION}")
                         request = ChatRequest("judge", self.model, (turn,), image, _MAX_TOKENS)
-                        answer = self._answer(await self._client.generate(request))
-                        self._keep(picture, question, answer)
+                        self._keep(picture, question, await self._client.generate(request))
                         bar.advance(1)
 
                 workers = [asyncio.create_task(work()) for _ in range(self._settings.concurrency)]
@@ -214,51 +204,44 @@ class Judge:
             await asyncio.gather(*workers, return_exceptions=True)
             await self._client.close()
 
-    def _answer(self, result: ChatResult) -> Answer:
-        """The answer in a result; one that no model gave is an answer too, to fail its question.
+    def _keep(self, picture: Picture, question: str, result: ChatResult) -> None:
+        """Keeps an answer; one that no model gave is an answer too, to fail its question.
 
         Raises JudgeError where the server has not answered, or has never given a completion.
         """
+        answer, problem = result.text, ""
         if result.error is None:
             self._completions += 1
-            return Answer(result.text)
-        if is_transient(result.error) and result.error != "bad_response":
+        elif is_transient(result.error) and result.error != "bad_response":
             raise JudgeError(
                 f"{result.host} did not answer in {result.attempts} tries (last: {result.detail})"
             )
-        if not self._completions:
+        elif not self._completions:
             raise JudgeError(
                 f"{result.host} has given no chat completion ({result.detail}): check the "
                 "address, which usually ends in /v1, and that the model takes images"
             )
-        return Answer("", result.detail or result.error)
-
-    def _keep(self, picture: Picture, question: str, answer: Answer) -> None:
+        else:
+            answer, problem = "", result.detail or result.error
         row = {"judge": self.model, "image": picture.sha256, "question": question}
-        self._journal.append(row | {"answer": answer.text, "problem": answer.problem})
-        self._answers[self.model, picture.sha256, question] = answer
-
-    def _questions(self, picture: Picture) -> tuple[str, ...]:
-        prompt = self._prompts[picture.prompt]
-        return (prompt.present, *prompt.absent)
+        self._journal.append(row | {"answer": answer, "problem": problem})
+        self._answers[self.model, picture.sha256, question] = answer, problem
 
     def verdict(self, picture: Picture) -> Verdict | None:
         """What a picture scores; None while an answer is missing."""
-        questions = self._questions(picture)
+        questions = self._questions[picture.prompt]
         found = [self._answers.get((self.model, picture.sha256, q)) for q in questions]
         if None in found:
             return None
-        words = [plain(answer.text) for answer in found]
+        words = [plain(text) for text, _ in found]
         holds = [words[0] == "yes", *(word == "no" for word in words[1:])]
-        shown = [answer.text or answer.problem or "(nothing)" for answer in found]
+        shown = [text or problem or "(nothing)" for text, problem in found]
         reasons = zip(questions, shown, holds, map(bool, words), strict=True)
         return Verdict(holds[0], all(holds[1:]), tuple(reasons))
 
 
 def count_answers(verdicts: Mapping[Picture, Verdict]) -> dict[str, int]:
     """How many answers were a plain yes or no, and how many were anything else."""
-    counts = collections.Counter(plain=0, other=0)
-    for verdict in verdicts.values():
-        for *_, was_plain in verdict.reasons:
-            counts["plain" if was_plain else "other"] += 1
-    return dict(counts)
+    reasons = [reason for verdict in verdicts.values() for reason in verdict.reasons]
+    plain = sum(was_plain for *_, was_plain in reasons)
+    return {"plain": plain, "other": len(reasons) - plain}

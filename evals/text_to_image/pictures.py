@@ -110,10 +110,9 @@ class Pictures:
         pictures = []
         for prompt, model, index in itertools.product(prompts, MODELS, range(count)):
             file = file_of(model, prompt, index)
-            row = self._drawn.get(file, {"sha256": "", "blank": False})
+            drawn = {k: v for k, v in self._drawn.get(file, {}).items() if k in ("sha256", "blank")}
             seed = seed_of(self._seed, prompt, index)
-            drawn = row["sha256"], row["blank"]
-            pictures.append(Picture(model, prompt, index, file, seed, *drawn))
+            pictures.append(Picture(model, prompt, index, file, seed, **drawn))
         return pictures
 
     def draw(

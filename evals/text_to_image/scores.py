@@ -20,7 +20,7 @@ from evals.text_to_image.judge import Verdict, count_answers
 from evals.text_to_image.pictures import Picture
 from evals.text_to_image.pipelines import MODELS
 from evals.text_to_image.prompts import Prompt
-from negclip_jax.common import storage, strict_json
+from negclip_jax.common import strict_json
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.statistics import change_text, interval_text
@@ -80,24 +80,17 @@ def document(
             difference = {name: tuned[name].compare(base[name], seed=seed) for name in METRICS}
     described = []
     for prompt in prompts:
-        own = [picture for picture in pictures if picture.prompt == prompt.text]
         shown: dict[str, list[dict[str, Any]]] = {model: [] for model in MODELS}
         judged: dict[str, list[bool]] = {model: [] for model in MODELS}
-        for picture in own:
-            verdict = verdicts.get(picture)
-            shown[picture.model].append(
-                {name: getattr(picture, name) for name in ("index", "seed", "file", "blank")}
-                | {
-                    "affirmative": verdict and verdict.affirmative,
-                    "negation": verdict and verdict.negation,
-                    "reasons": [
-                        dict(zip(("asked", "answer", "holds", "plain"), reason, strict=True))
-                        for reason in (verdict.reasons if verdict else ())
-                    ],
-                }
-            )
-            if verdict:
+        for picture in (picture for picture in pictures if picture.prompt == prompt.text):
+            row = {name: getattr(picture, name) for name in ("index", "seed", "file", "blank")}
+            row |= {"affirmative": None, "negation": None, "reasons": []}
+            if verdict := verdicts.get(picture):
+                row |= {"affirmative": verdict.affirmative, "negation": verdict.negation}
+                keys = ("asked", "answer", "holds", "plain")
+                row["reasons"] = [dict(zip(keys, r, strict=True)) for r in verdict.reasons]
                 judged[picture.model].append(verdict.both)
+            shown[picture.model].append(row)
         score = {model: float(np.mean(held)) if held else None for model, held in judged.items()}
         described.append(dataclasses.asdict(prompt) | {"score": score, "pictures": shown})
     return {
@@ -154,11 +147,6 @@ def write_report(out: Path) -> Path:
     )
 
 
-def write(out: Path, content: Mapping[str, Any]) -> None:
-    """Replaces `results.json`."""
-    storage.write_json(out / RESULTS, content)
-
-
 def table_text(content: Mapping[str, Any]) -> str:
     """The numbers for a terminal, in percent, under the name of whoever judged."""
     judge = content["judge"]
@@ -167,12 +155,10 @@ def table_text(content: Mapping[str, Any]) -> str:
     lines = [f"{judge['label']}: {content['judged']:,} of {content['drawn']:,} pictures judged"]
     rows = []
     for name, words in METRICS.items():
-        cells = [
-            f"{model} {interval_text(found[name])}" for model, found in content["scores"].items()
-        ]
+        found = {model: interval_text(each[name]) for model, each in content["scores"].items()}
+        rows.append([words, *(f"{model} {text}" for model, text in found.items())])
         if name in content["difference"]:
-            cells.append(change_text(content["difference"][name], interval=True))
-        rows.append([words, *cells])
+            rows[-1].append(change_text(content["difference"][name], interval=True))
     lines.append(aligned(rows))
     for model, counts in content["answers"].items():
         if counts["other"]:

@@ -91,12 +91,7 @@ def _verdict(statements: Sequence[str], cosines: np.ndarray) -> Verdict:
     names = [statements[0], *statements[2:]]
     holds = [affirmative > rival for rival in rivals]
     reasons = tuple(
-        (
-            f"nearer to “{statements[1]}” than to “{name}”",
-            f"{affirmative:.3f} : {rival:.3f}",
-            h,
-            True,
-        )
-        for name, rival, h in zip(names, rivals, holds, strict=True)
+        (f"nearer to “{statements[1]}” than to “{n}”", f"{affirmative:.3f} : {r:.3f}", h, True)
+        for n, r, h in zip(names, rivals, holds, strict=True)
     )
     return Verdict(holds[0], all(holds[1:]), reasons)

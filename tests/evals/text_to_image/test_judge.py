@@ -10,7 +10,6 @@ from judge_server import JudgeServer
 
 from evals.text_to_image.judge import (
     ANSWERS,
-    Answer,
     Judge,
     JudgeError,
     count_answers,
@@ -261,4 +260,4 @@ def test_answers_of_earlier_versions_are_read(drawn, prompts):
     lines = [row | {"answer": "Yes.", "problem": ""}, row | {"question": "?", "other": 1}]
     (out / ANSWERS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     judge = Judge(out, prompts, "http://host/v1", model="m")
-    assert judge._answers == {("m", pictures[0].sha256, "Is this a man?"): Answer("Yes.")}
+    assert judge._answers == {("m", pictures[0].sha256, "Is this a man?"): ("Yes.", "")}

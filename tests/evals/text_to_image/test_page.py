@@ -8,6 +8,7 @@ from PIL import Image
 
 from evals.text_to_image import scores
 from evals.text_to_image.judge import Verdict
+from negclip_jax.common import storage
 
 HTML = "<script>alert(1)</script>"
 
@@ -31,7 +32,7 @@ def written(drawn, prompts):
             },
             **scores.document(prompts, pictures, verdicts, seed=0),
         }
-        scores.write(out, content)
+        storage.write_json(out / scores.RESULTS, content)
         return scores.write_report(out).read_text()
 
     return write
@@ -117,5 +118,5 @@ def test_a_picture_that_is_gone_or_of_one_colour(written, drawn):
     assert text.count("is not there") == 1 and text.count("<img") == 11
     content = json.loads((out / scores.RESULTS).read_text())
     content["prompts"][0]["pictures"]["base"][1]["blank"] = True
-    scores.write(out, content)
+    storage.write_json(out / scores.RESULTS, content)
     assert scores.write_report(out).read_text().count("one colour") == 1

@@ -9,6 +9,7 @@ from evals.text_to_image import scores
 from evals.text_to_image.judge import Verdict
 from evals.text_to_image.pictures import Picture
 from evals.text_to_image.prompts import Prompt
+from negclip_jax.common import storage
 
 PROMPTS = [Prompt("no a", "Is it?", ("Is a?",)), Prompt("no b", "Is it?", ("Is b?",))]
 
@@ -101,6 +102,6 @@ def test_the_terminal_names_the_judge_and_counts_other_answers(tmp_path):
     assert text.startswith("CLIP stand-in, not a VQA judge: 8 of 8 pictures judged\n")
     assert "base: 1 of 4 answers were no plain yes or no" in text
     assert "both right" in text and "(3 up, 0 down" in text
-    scores.write(tmp_path, found)
+    storage.write_json(tmp_path / scores.RESULTS, found)
     written = json.loads((tmp_path / scores.RESULTS).read_text())
     assert written == json.loads(json.dumps(found))
