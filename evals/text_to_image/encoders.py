@@ -7,11 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.interop import towers
+from negclip_jax.interop import huggingface
 from negclip_jax.interop.config import text_config
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import Checkpoint, CheckpointInfo, read_any
-from negclip_jax.interop.writing import Export
 from negclip_jax.models.clip import CLIPConfig, TextConfig
 from negclip_jax.models.siglip import SigLIPConfig
 
@@ -180,7 +179,7 @@ def build(
     # Through a file: the names of the tensors change from version to version of transformers, and
     # from files alone it reads all of them.
     with tempfile.TemporaryDirectory(prefix="text-encoder-") as folder:
-        towers.write_tower(Path(folder), Export(config, params), slot.architecture)
+        huggingface.save(folder, config, params, architecture=slot.architecture)
         encoder, loading = getattr(transformers, slot.architecture).from_pretrained(
             folder, dtype=dtype, output_loading_info=True
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from negclip_jax.interop import huggingface
-from negclip_jax.interop.config import text_config
+from negclip_jax.interop.config import errors_of, text_config
 from negclip_jax.interop.files import CheckpointError, read_json
 from negclip_jax.interop.parameters import export_tensors, require_clip
 from negclip_jax.models.clip import CLIPConfig
@@ -51,10 +51,8 @@ def read_config(directory: Path | str) -> CLIPConfig:
             f"{path}: model_type is {raw.get('model_type')!r}, not 'clipseg': give a directory of "
             "transformers' CLIPSegForImageSegmentation, such as CIDAS/clipseg-rd64-refined"
         )
-    try:
+    with errors_of(path):
         text = text_config(raw.get("text_config") or {}, "text_config.")
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     return CLIPConfig(text=text, projection_dim=raw.get("projection_dim", 512))
 
 

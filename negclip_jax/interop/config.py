@@ -5,8 +5,10 @@ where that is installed, while the rules are few. transformers stays the authori
 compare this reader with its class on every case below.
 """
 
+import contextlib
 import copy
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,15 @@ _OTHER_MODELS = {
 }
 
 
+@contextlib.contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Values that make no model become a CheckpointError that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def read_config(directory: Path | str) -> CLIPConfig:
     """Reads what shapes a CLIP, or changes its arithmetic, from `DIRECTORY/config.json`.
 
@@ -86,7 +97,7 @@ def read_config(directory: Path | str) -> CLIPConfig:
         if not isinstance(sections[-1], dict):
             raise CheckpointError(f"{path}: {name} is {sections[-1]!r}, not an object")
     text, vision = sections
-    try:
+    with errors_of(path):
         if kind == "siglip":
             return _siglip_config(text, vision)
         return CLIPConfig(
@@ -97,8 +108,6 @@ def read_config(directory: Path | str) -> CLIPConfig:
                 raw.get("logit_scale_init_value", 2.6592), 2.6592, "logit_scale_init_value"
             ),
         )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _siglip_config(text: dict[str, Any], vision: dict[str, Any]) -> SigLIPConfig:

@@ -6,10 +6,10 @@ attention is built for that width. All 77 states of the tower are used, padding 
 contrastive fine-tuning supervises the one at the end token: look at pictures, not only at scores.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
-from negclip_jax.interop import towers, writing
+from negclip_jax.interop import huggingface, writing
 from negclip_jax.interop.config import tokenizer_beside, write_tokenizer
 from negclip_jax.models.clip import CLIPConfig
 
@@ -33,19 +33,11 @@ def fitting_pipelines(config: CLIPConfig) -> str:
 
 def usage(config: CLIPConfig) -> str:
     """Code that puts the exported encoder into a pipeline, with `{out}` for the directory."""
-    pipeline, encoder, argument, repository = (
-        "StableDiffusionPipeline",
-        "CLIPTextModel",
-        "text_encoder",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    )
+    pipeline, encoder, argument = "StableDiffusionPipeline", "CLIPTextModel", "text_encoder"
+    repository = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     if config.text.width == 1280:
-        pipeline, encoder, argument, repository = (
-            "StableDiffusionXLPipeline",
-            "CLIPTextModelWithProjection",
-            "text_encoder_2",
-            "stabilityai/stable-diffusion-xl-base-1.0",
-        )
+        pipeline, encoder = "StableDiffusionXLPipeline", "CLIPTextModelWithProjection"
+        argument, repository = "text_encoder_2", "stabilityai/stable-diffusion-xl-base-1.0"
     return (
         f"from diffusers import {pipeline}; from transformers import {encoder}\n"
         f'encoder = {encoder}.from_pretrained("{{out}}/{ENCODER}")\n'
@@ -53,20 +45,18 @@ def usage(config: CLIPConfig) -> str:
     )
 
 
-@writing.layout_writer
-def save(stage: Path, export: writing.Export) -> None:
+def write(stage: Path, export: writing.Export) -> None:
     """Writes a directory with `text_encoder/` and, where one is known, `tokenizer/`.
 
-    The weights are float32 by default. Arguments and errors are those of `writing.layout_writer`;
-    a preprocessor is of no use here: pictures are made, not read.
+    The weights are float32 by default; a preprocessor is of no use here: pictures are made, not
+    read.
     """
+    alone = {"architecture": ARCHITECTURE, "base": None, "tokenizer": None}
     (stage / ENCODER).mkdir()
-    towers.write_tower(stage / ENCODER, export, ARCHITECTURE)
+    huggingface.write(stage / ENCODER, dataclasses.replace(export, **alone))
     if source := export.tokenizer or (export.base and tokenizer_beside(export.base)):
         (stage / TOKENIZER).mkdir()
         write_tokenizer(source, stage / TOKENIZER, export.config)
 
 
-def load(directory: Path | str) -> tuple[CLIPConfig, dict[str, Any]]:
-    """Reads an export back; see `towers.load_alone`."""
-    return towers.load_alone(Path(directory) / ENCODER)
+save = writing.saver(write)

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from negclip_jax.interop import (
     open_clip,
     openai,
     readers,
-    towers,
     writing,
 )
 from negclip_jax.interop.config import tokenizer_beside
@@ -39,114 +37,33 @@ from negclip_jax.interop.files import read_json
 from negclip_jax.interop.parameters import interpolate
 from negclip_jax.interop.tensors import stored_dtypes
 from negclip_jax.models import clip
-from negclip_jax.models.siglip import SigLIPConfig
 
 _SAME_FEATURES = 1e-4  # float32 weights read back bit-equal; threads may sum in another order
 _SAME_MODEL = 2e-3  # of the largest: another library adds in another order, over 48 layers
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A way to write weights.
-
-    Attributes:
-      save: `(out, config, params, base=, tokenizer=, preprocessor=, dtype=, overwrite=)`.
-      load: reads `(config, params)` back from the directory, for the check after writing.
-      usage: code that loads the result, with `{out}` for the directory, or a function of
-        configuration and directory that gives it.
-      outputs: methods of the model whose results must be the same after reading back.
-      note: function of the configuration to a line that is printed, if there is one.
-      architecture: what it holds where that is one tower, a key of `towers.ARCHITECTURES`.
-    """
-
-    save: Callable[..., Any]
-    load: Callable[[Path], tuple[clip.CLIPConfig, dict[str, Any]]]
-    usage: str | Callable[[clip.CLIPConfig, Path], str]
-    outputs: tuple[str, ...] = ("encode_image", "encode_text")
-    note: Callable[[clip.CLIPConfig], str] | None = None
-    architecture: str = ""
-
-
-def _load_any(directory: Path) -> tuple[clip.CLIPConfig, dict[str, Any]]:
-    return readers.read_any(directory)[:2]
-
-
-def _transformers_usage(config: clip.CLIPConfig, out: Path) -> str:
-    """The processor needs a tokenizer and an image processor, which not every base has."""
-    name = "SiglipModel" if isinstance(config, SigLIPConfig) else "CLIPModel"
-    if read_json(out / "config.json").get("model_type") == "metaclip_2":
-        name = "MetaClip2Model"
-    model = f'model = {name}.from_pretrained("{{out}}")'
-    if name == "MetaClip2Model":
-        model += "  # CLIPModel would take an end token of 2 for the largest token id"
-    images = any((out / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
-    if not (images and tokenizer_beside(out)):
-        return f"from transformers import {name}\n{model}"
-    processor = 'processor = AutoProcessor.from_pretrained("{out}")'
-    return f"from transformers import AutoProcessor, {name}\n{model}\n{processor}"
-
-
 LAYOUTS = {
-    "huggingface": Layout(
-        save=huggingface.save,
-        load=_load_any,
-        usage=_transformers_usage,
-    ),
-    "openai": Layout(
-        save=openai.save,
-        load=_load_any,
-        # clip.load alone rounds the weights to float16; the last line brings back all digits.
-        usage=(
-            "import clip, torch\n"
-            'model, preprocess = clip.load("{out}/model.pt", device="cpu")\n'
-            'model.float().load_state_dict(torch.load("{out}/model.pt", weights_only=True))'
-        ),
-    ),
-    "open_clip": Layout(
-        save=open_clip.save,
-        load=_load_any,
-        usage=(
-            "import open_clip\n"
-            'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")\n'
-            'tokenizer = open_clip.get_tokenizer("local-dir:{out}")'
-        ),
-    ),
-    "diffusers": Layout(
-        save=diffusers.save,
-        load=diffusers.load,
-        usage=lambda config, _: diffusers.usage(config),
-        outputs=("encode_text",),
-        note=diffusers.fitting_pipelines,
-        architecture=diffusers.ARCHITECTURE,
-    ),
+    "huggingface": huggingface.write,
+    "openai": openai.write,
+    "open_clip": open_clip.write,
+    "diffusers": diffusers.write,
 }
-
-
-def _of_tower(architecture: str, tower: towers.Tower, projected: bool) -> Layout:
-    encode = "encode_text" if tower is towers.TEXT else "encode_image"
-    return Layout(
-        save=functools.partial(towers.save_tower, architecture=architecture),
-        load=towers.load_alone,
-        usage=(
-            f"from transformers import {architecture}\n"
-            f'model = {architecture}.from_pretrained("{{out}}")'
-        ),
-        outputs=(encode if projected else tower.name,),
-        architecture=architecture,
-    )
-
-
-# Classes that a layout can be written as beside its usual one: their layout's name, and they.
+# Classes that a layout can be written as beside its usual one: their layout's name.
 ARCHITECTURES = {
-    "CLIPModel": ("huggingface", LAYOUTS["huggingface"]),
-    **{n: ("huggingface", _of_tower(n, *held)) for n, held in towers.ARCHITECTURES.items()},
-    "CustomTextCLIP": (
-        "open_clip",
-        dataclasses.replace(
-            LAYOUTS["open_clip"], save=functools.partial(open_clip.save, custom_text=True)
-        ),
-    ),
+    "CLIPModel": "huggingface",
+    **dict.fromkeys(huggingface.ARCHITECTURES, "huggingface"),
+    "CustomTextCLIP": "open_clip",
 }
+
+
+def outputs(one_tower: str) -> tuple[str, ...]:
+    """Methods of the model whose results an export keeps: of one tower, by its class, its own."""
+    if not one_tower:
+        return "encode_image", "encode_text"
+    tower, projected = huggingface.ARCHITECTURES[one_tower]
+    if not projected:
+        return (tower.name,)
+    return ("encode_text" if tower is huggingface.TEXT else "encode_image",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -236,18 +153,19 @@ def export(args: argparse.Namespace) -> float:
         occupied destination, a full disk.
     """
     out = storage.path(args.out) if storage.is_remote(args.out) else Path(args.out)
-    layout = LAYOUTS[args.layout]
-    if args.architecture:
-        wanted, layout = ARCHITECTURES[args.architecture]
-        if args.layout != wanted:
-            raise InputError(f"--architecture={args.architecture} is of --layout={wanted}")
+    wanted = ARCHITECTURES.get(args.architecture, args.layout)
+    if args.layout != wanted:
+        raise InputError(f"--architecture={args.architecture} is of --layout={wanted}")
+    one_tower = diffusers.ARCHITECTURE if args.layout == "diffusers" else args.architecture
+    if one_tower not in huggingface.ARCHITECTURES:
+        one_tower = ""
     # Before the weights are read, which may take a minute.
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
-    source, base_model = _read_source(args, layout)
+    source, base_model = _read_source(args, one_tower)
     config, params, info = source
     dtype = args.dtype
     converted = args.alpha is None and info.layout in ("huggingface", "openai", "open_clip")
-    if dtype is None and converted and not layout.architecture:
+    if dtype is None and converted and not one_tower:
         # float16 or bfloat16 where all of it is stored so and nothing was changed.
         kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
         dtype = kinds.pop() if len(kinds) == 1 else None
@@ -257,39 +175,44 @@ def export(args: argparse.Namespace) -> float:
             f"{info.label}: text_cfg.{' and '.join(sorted(cleaning))} change a caption's token ids "
             "in a way that only --layout=open_clip can say"
         )
-    extras = {"tokenizer_keys": info.tokenizer_keys}
-    if not info.base:
-        extras["preprocessor"] = info.preprocessor
-    if args.tokenizer or not info.base:
-        extras["tokenizer"] = args.tokenizer or info.tokenizer
+    tokenizer = args.tokenizer and Path(args.tokenizer)
+    what = writing.Export(
+        config,
+        params,
+        base=info.base,
+        dtype=dtype,
+        tokenizer=tokenizer or (None if info.base else info.tokenizer),
+        preprocessor=None if info.base else info.preprocessor,
+        tokenizer_keys=info.tokenizer_keys,
+        architecture=args.architecture,
+    )
     keep = info.base or info.path
     with writing.export_directory(out, overwrite=args.overwrite, keep=keep) as stage:
-        layout.save(stage, config, params, base=info.base, dtype=dtype, **extras)
-        own = converted and not info.uses_base and not layout.architecture
+        LAYOUTS[args.layout](stage, what)
+        own = converted and not info.uses_base and not one_tower
         exact = args.dtype in (None, "float32")
         source_path = info.path if own else None
-        difference, checks = _check(config, params, source_path, stage, layout, exact=exact)
+        difference, checks = _check(config, params, source_path, stage, one_tower, exact=exact)
         files = [path for path in stage.rglob("*") if path.is_file()]
         weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
         megabytes = sum(path.stat().st_size for path in weights) / 1e6
-        usage = layout.usage if isinstance(layout.usage, str) else layout.usage(config, stage)
-        code = usage.format(out=out)
+        code = _usage(args.layout, one_tower, config, stage).format(out=out)
         check = "\n".join(checks)
         is_run = info.layout == "workdir"
         if is_run:
             scores = model_card.scores_of_run(info.path, info.step) | scores
-        card = model_card.Card(
-            title=out.expanduser().resolve().name,
-            layout=args.layout,
-            source=info.label,
-            base_model=base_model or args.base or ("" if is_run else info.label),
-            licence=args.license or model_card.licence_of(info.base),
-            facts=_facts(config, info, layout),
-            recipe=model_card.recipe_of_run(info.path) if is_run else {},
-            scores=scores,
-            check=check,
-            code=code,
-        )
+        card = {
+            "title": out.expanduser().resolve().name,
+            "layout": args.layout,
+            "source": info.label,
+            "base_model": base_model or args.base or ("" if is_run else info.label),
+            "licence": args.license or model_card.licence_of(info.base),
+            "facts": _facts(config, info, one_tower),
+            "recipe": model_card.recipe_of_run(info.path) if is_run else {},
+            "scores": scores,
+            "check": check,
+            "code": code,
+        }
         places = (args.out, args.workdir, args.checkpoint, args.base, info.path, info.tokenizer)
         model_card.write(stage, card, (*places, info.base))
     others = len(files) - len(weights)
@@ -299,8 +222,8 @@ def export(args: argparse.Namespace) -> float:
         f"{info.label}"
     )
     say(check)
-    if layout.note:
-        say(f"text tower {layout.note(config)}")
+    if args.layout == "diffusers":
+        say(f"text tower {diffusers.fitting_pipelines(config)}")
     if not (args.tokenizer or info.tokenizer):
         say("no tokenizer came along: --tokenizer=DIR adds one")
     if info.activation_source.startswith("assumed"):
@@ -309,7 +232,7 @@ def export(args: argparse.Namespace) -> float:
     return difference
 
 
-def _read_source(args: argparse.Namespace, layout: Layout) -> tuple[readers.Checkpoint, str]:
+def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Checkpoint, str]:
     """What is exported, mixed with its base for --alpha, and the name of what it was tuned from."""
     base_model = ""
     if args.workdir:
@@ -326,7 +249,7 @@ def _read_source(args: argparse.Namespace, layout: Layout) -> tuple[readers.Chec
             args.checkpoint,
             activation=args.activation,
             base=args.base,
-            tower_class=layout.architecture,
+            tower_class=one_tower,
         )
         if args.base and args.alpha is None and not source[2].uses_base:
             raise InputError(
@@ -348,15 +271,15 @@ def _read_source(args: argparse.Namespace, layout: Layout) -> tuple[readers.Chec
     return (config, mixed, dataclasses.replace(info, label=label)), base_model
 
 
-def _facts(config: clip.CLIPConfig, info: readers.CheckpointInfo, layout: Layout) -> dict[str, str]:
+def _facts(config: clip.CLIPConfig, info: readers.CheckpointInfo, one_tower: str) -> dict[str, str]:
     """What the arithmetic of an export is; of one tower, nothing about the other."""
     text, vision = config.text, config.vision
-    tower, projected = towers.ARCHITECTURES.get(layout.architecture, (None, True))
+    tower, projected = huggingface.ARCHITECTURES.get(one_tower, (None, True))
     facts = {"activation": f"{info.activation} ({info.activation_source})"}
-    if tower is not towers.TEXT:
+    if tower is not huggingface.TEXT:
         pixels = vision.image_size
         facts["vision tower"] = f"{vision.layers} x {vision.width}, {pixels} pixels"
-    if tower is not towers.VISION:
+    if tower is not huggingface.VISION:
         facts["text tower"] = f"{text.layers} x {text.width}"
         facts["pooling"] = f"state at {info.pooling}"
     if projected:
@@ -369,7 +292,7 @@ def _check(
     params: dict[str, Any],
     source: Path | None,
     stage: Path,
-    layout: Layout,
+    one_tower: str,
     *,
     exact: bool,
 ) -> tuple[float, list[str]]:
@@ -388,9 +311,10 @@ def _check(
     length = text.context_length
     ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, length), np.int32)
     ids[0, [length // 3, 2 * length // 3]] = text.eos_token_id, text.vocab_size - 1
+    written = readers.read_any(stage, tower_class=one_tower)
     expected, again = (
-        jax.device_get(_encode(clip.abstract(c)[0], layout.outputs, p, pixels, ids))
-        for c, p in ((config, params), layout.load(stage))
+        jax.device_get(_encode(clip.abstract(c)[0], outputs(one_tower), p, pixels, ids))
+        for c, p in ((config, params), written[:2])
     )
     difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, again, strict=True))
     if exact and difference > _SAME_FEATURES:
@@ -405,7 +329,7 @@ def _check(
         if path is None:
             continue
         try:
-            found, reader = independent.features(path, pixels, ids, layout.architecture)
+            found, reader = independent.features(path, pixels, ids, one_tower)
         except LookupError:
             lines.append(f"{what} has had no second reading: that takes transformers with torch")
             continue
@@ -421,6 +345,36 @@ def _check(
             )
         lines.append(f"{what} as {reader} reads it: features differ by {apart:.1e} of the largest")
     return difference, lines
+
+
+def _usage(layout: str, one_tower: str, config: clip.CLIPConfig, stage: Path) -> str:
+    """Code that loads an export that lies in `stage`, with `{out}` for its directory."""
+    if layout == "open_clip":
+        return (
+            "import open_clip\n"
+            'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{out}")\n'
+            'tokenizer = open_clip.get_tokenizer("local-dir:{out}")'
+        )
+    if layout == "openai":
+        # clip.load alone rounds the weights to float16; the last line brings back all digits.
+        return (
+            "import clip, torch\n"
+            'model, preprocess = clip.load("{out}/model.pt", device="cpu")\n'
+            'model.float().load_state_dict(torch.load("{out}/model.pt", weights_only=True))'
+        )
+    if layout == "diffusers":
+        return diffusers.usage(config)
+    kind = read_json(stage / "config.json").get("model_type")
+    name = one_tower or independent.CLASSES[kind]
+    model = f'model = {name}.from_pretrained("{{out}}")'
+    if name == "MetaClip2Model":
+        model += "  # CLIPModel would take an end token of 2 for the largest token id"
+    # The processor needs a tokenizer and an image processor, which not every base has.
+    images = any((stage / f"{of}_config.json").is_file() for of in ("processor", "preprocessor"))
+    if one_tower or not (images and tokenizer_beside(stage)):
+        return f"from transformers import {name}\n{model}"
+    processor = 'processor = AutoProcessor.from_pretrained("{out}")'
+    return f"from transformers import AutoProcessor, {name}\n{model}\n{processor}"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -19,7 +19,8 @@ from negclip_jax.interop.tensors import import_torch, open_file, open_weights
 from negclip_jax.models.transformer import ACTIVATIONS
 
 Features = tuple[np.ndarray, ...]
-_CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
+# Of transformers, by the model_type of config.json.
+CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 _ALONE = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
 _OPENAI_WIDTHS = (768, 1024)  # vision towers of OpenAI's, of whose code heads of 64 are right
 # transformers' names, part by part, to OpenAI's, which open_clip has too.
@@ -88,7 +89,7 @@ def _of_transformers(torch: Any, folder: Path, nchw: Any, tokens: Any, architect
 
     transformers.utils.logging.set_verbosity_error()
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    cls = getattr(transformers, architecture or _CLASSES[kind])
+    cls = getattr(transformers, architecture or CLASSES[kind])
     model = cls.from_pretrained(folder, dtype=torch.float32).eval()
     name = f"transformers {transformers.__version__}"
     if architecture:

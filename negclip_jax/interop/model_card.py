@@ -4,19 +4,20 @@ The header is what the Hugging Face Hub reads (https://huggingface.co/docs/hub/m
 Whatever is not known is said to be not known: a licence above all is never made up.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from negclip_jax.common import storage
 from negclip_jax.common.renamed_keys import RENAMED, with_new_keys
 from negclip_jax.interop.files import CheckpointError, read_json
 
 CARD, BASE_CARD = "README.md", "README.base.md"
-_LIBRARY = {"huggingface": "transformers", "openai": "clip"}
+_TEMPLATE = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
 _RECIPE = (
     *("data.pairs", "data.images", "data.caption_mode", "data.original_fraction", "data.foils"),
     *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
@@ -27,46 +28,27 @@ _MARK = "<!-- written by negclip_jax.interop.export -->"
 _ABSOLUTE = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"|`,]+/)+(?=[^\s/])")
 # A folder of the Hub's cache, which is the repository of its name.
 _SNAPSHOT = re.compile(r"/?[^\s'\"|`]*models--([\w.-]+?)--([\w.-]+)/snapshots/\w+")
-_UNKNOWN = "not recorded; fill in before publishing"
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What a card says.
-
-    Attributes:
-      title: name of the model.
-      layout: key of `layouts.LAYOUTS`.
-      source: what was exported, as text.
-      base_model: what it was made from: a Hub name, a path, or "" if not known.
-      licence: of the weights, in the Hub's words ("mit"); "" if not known.
-      facts: what its arithmetic is, {name: text}.
-      recipe: of the training, {key: value}; empty without a run.
-      scores: {name: value as text}.
-      check: result of reading the export back.
-      code: lines that load it.
-    """
-
-    title: str
-    layout: str
-    source: str
-    base_model: str
-    licence: str
-    facts: Mapping[str, str]
-    recipe: Mapping[str, Any]
-    scores: Mapping[str, str]
-    check: str
-    code: str
-
-
-def write(directory: Path, card: Card, places: Iterable[Path | str | None] = ()) -> None:
+def write(
+    directory: Path, card: Mapping[str, Any], places: Iterable[Path | str | None] = ()
+) -> None:
     """Writes `README.md`; the base's own, which was copied there, becomes `README.base.md`.
 
-    A card of this command, in an export of an export, is replaced. Of `places`, and of paths among
-    the card's settings, it holds the last name: where they lie is nothing to publish.
+    A card of this command, in an export of an export, is replaced.
+
+    Args:
+      directory: of the export.
+      card: the values of `model_card.txt`: `title` of the model, `layout`, `source` as text,
+        `base_model` (a Hub name, a path, or "" if not known), `licence` in the Hub's words ("mit";
+        "" if not known), `facts` {name: text} of its arithmetic, `recipe` {key: value} of the
+        training (empty without a run), `scores` {name: text}, `check` (result of reading the export
+        back) and the `code` that loads it.
+      places: paths whose last name alone is published, as of paths among the card's settings:
+        where they lie on this machine is nothing to publish.
     """
-    settings = [value for value in card.recipe.values() if "," not in str(value)]  # no lists
-    places = [*places, *settings, card.base_model]
+    settings = [value for value in card["recipe"].values() if "," not in str(value)]  # no lists
+    places = [*places, *settings, card["base_model"]]
     folders = {str(Path(p).expanduser().absolute().parent) for p in places if _is_local(p)}
     folders |= {str(Path(p).parent) for p in places if _is_local(p) and str(p)[0] in "~/."}
     written = _SNAPSHOT.sub(r"\1/\2", text(card))
@@ -86,52 +68,13 @@ def _is_local(place: Any) -> bool:
     return str(place).startswith(("/", "~", "./", "../")) or Path(place).exists()
 
 
-def text(card: Card) -> str:
-    """The card as Markdown with a YAML header."""
-    # JSON is YAML, so quoting is right whatever a name holds.
-    header = {
-        "license": card.licence or "unknown",
-        "library_name": _LIBRARY.get(card.layout, card.layout),
-        "pipeline_tag": "zero-shot-image-classification",
-        "tags": ["clip", "negation"],
-    }
-    if card.layout == "diffusers":
-        header["pipeline_tag"] = "text-to-image"
-    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", card.base_model)
-    if is_name and not _is_local(card.base_model):
-        header["base_model"] = card.base_model
-    lines = [f"{key}: {json.dumps(value)}" for key, value in header.items()]
-    converted = "none: the weights were converted"
-    origin = {
-        "base model": card.base_model or _UNKNOWN,
-        "licence of the weights": card.licence or _UNKNOWN,
-        "training data": str(card.recipe.get("data.pairs") or converted),
-        "licence of the data": _UNKNOWN if card.recipe else converted,
-    }
-    parts = [
-        "\n".join(["---", *lines, "---"]),
-        _MARK,
-        f"# {card.title}",
-        f"A CLIP in the layout `{card.layout}`, written from {card.source}.",
-        "## Load it\n\n```python\n" + card.code + "\n```",
-        "## What it is\n\n" + _table(("what", "value"), card.facts),
-        "## Base, data and licence\n\n" + _table(("what", "value"), origin),
-    ]
-    if card.recipe:
-        parts.append("## Recipe\n\n" + _table(("setting", "value"), card.recipe))
-    scores = _table(("score", "value"), card.scores) if card.scores else "None were recorded."
-    parts += ["## Scores\n\n" + scores, "## Check\n\n" + card.check]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+def text(card: Mapping[str, Any]) -> str:
+    """The card as Markdown with a YAML header; see `write`."""
+    environment = jinja2.Environment(keep_trailing_newline=True)
+    environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
+    name = card["base_model"]
+    of_hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not _is_local(name)
+    return environment.from_string(_TEMPLATE).render(**card, base_of_hub=of_hub, mark=_MARK)
 
 
 def recipe_of_run(workdir: Path) -> dict[str, Any]:

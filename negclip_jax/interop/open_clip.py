@@ -279,17 +279,17 @@ def _ratio(mlp_width: int, width: int) -> float:
     return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
 
 
-@writing.layout_writer
-def save(stage: Path, export: writing.Export, *, custom_text: bool = False) -> None:
+def write(stage: Path, export: writing.Export) -> None:
     """Writes a directory for `open_clip.create_model_and_transforms("local-dir:...")`.
 
     `open_clip_config.json` and `open_clip_model.safetensors` (one file: open_clip reads no
     shards), and Hugging Face's config.json, tokenizer and preprocessor files beside them. The
-    weights are float32 by default. With `custom_text` it is a CustomTextCLIP. Other arguments and
-    errors are those of `writing.layout_writer`; a model that open_clip cannot express is refused.
+    weights are float32 by default, its `architecture` may be "CustomTextCLIP". A model that
+    open_clip cannot express is refused.
     """
     config, dtype = export.config, export.dtype or "float32"
     described = config_dict(config, export.preprocessor or preprocessor_of(export.base, config))
+    custom_text = export.architecture == "CustomTextCLIP"
     if custom_text:
         described["model_cfg"]["custom_text"] = True
     text = described["model_cfg"]["text_cfg"]
@@ -306,3 +306,6 @@ def save(stage: Path, export: writing.Export, *, custom_text: bool = False) -> N
     writing.write_json(stage / CONFIG, described)
     tensors = {name: writing.converted(name, take(name), dtype) for name in places}
     writing.write_file(stage / WEIGHTS[0], tensors)
+
+
+save = writing.saver(write)

@@ -171,14 +171,13 @@ def load_params(
     return read_params(tensors, keys, config, where=where, authority=authority, advice=_ADVICE)
 
 
-@writing.layout_writer
-def save(stage: Path, export: writing.Export) -> None:
+def write(stage: Path, export: writing.Export) -> None:
     """Writes a directory with `model.pt`, a bare state dict for `clip.load` and open_clip.
 
     A pickle, because the package reads nothing else. `config.json`, tokenizer and preprocessor
     stand beside it in Hugging Face's form, so that this project reads the directory back as it
-    was. The weights are float32 by default. Arguments and errors are those of
-    `writing.layout_writer`; a model that OpenAI's code would run wrongly is refused.
+    was. The weights are float32 by default. A model that OpenAI's code would run wrongly is
+    refused.
     """
     config, dtype = export.config, export.dtype or "float32"
     preprocessor = export.preprocessor or preprocessor_of(export.base, config)
@@ -215,3 +214,6 @@ def save(stage: Path, export: writing.Export) -> None:
         for name in places
     }
     torch.save({k: v.to(getattr(torch, dtype)) for k, v in state.items()}, stage / WEIGHTS)
+
+
+save = writing.saver(write)

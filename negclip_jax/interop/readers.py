@@ -15,7 +15,7 @@ from typing import Any
 
 from negclip_jax.common import remote, storage
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop import diffusers, huggingface, open_clip, openai, towers
+from negclip_jax.interop import diffusers, huggingface, open_clip, openai
 from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
@@ -131,8 +131,8 @@ def read_any(
         any layout that the rest of the model comes from. The directory may be the `text_encoder/`
         of a diffusers pipeline, or the folder that holds it. For a lone file of weights, the
         checkpoint whose configuration, tokenizer and preprocessing it has.
-      tower_class: class of transformers (a key of `towers.ARCHITECTURES`) that is wanted of such a
-        directory without a base; see `towers.load_alone`.
+      tower_class: class of transformers (a key of `huggingface.ARCHITECTURES`) that is wanted of
+        such a directory without a base; see `huggingface.load_alone`.
 
     Returns:
       The configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
@@ -164,15 +164,15 @@ def read_any(
         place = place / SENTENCE_TRANSFORMERS
     # The directory of one tower that `place` is, or holds as diffusers saves it.
     tower = place if (place / "config.json").is_file() else place / diffusers.ENCODER
-    if not towers.is_tower(tower):
+    if huggingface.tower_of(tower) is None:
         tower = None
     if tower is not None and base is not None:
         config, params, info = read_any(base, activation=activation)
-        config, params = towers.merge_tower(tower, config, params)
+        config, params = huggingface.merge_tower(tower, config, params)
         source = f"{info.activation_source}; of the tower, hidden_act in {tower / 'config.json'}"
         return config, params, _of_tower(info, config, name, source)
     if tower is not None and tower_class:
-        config, params = towers.load_alone(tower, tower_class)
+        config, params = huggingface.load_alone(tower, tower_class)
         info = dataclasses.replace(of_directory(tower, config, "tower", name), base=None)
         words = place / diffusers.TOKENIZER
         if info.tokenizer is None and words.is_dir():
@@ -277,7 +277,7 @@ def _read_state_dict(
     stored, origin = open_file(file)
     if "encoder.layers.0.layer_norm1.weight" in stored:  # of one tower, as transformers 5.6 writes
         prefix = _TRANSFORMERS_NAMES["embeddings.token_embedding.weight" not in stored]
-        own = (towers.TEXT.projection.name, towers.VISION.projection.name)
+        own = (huggingface.TEXT.projection.name, huggingface.VISION.projection.name)
         stored = {n if n in own else prefix + n: tensor for n, tensor in stored.items()}
     if any(name.startswith(_TRANSFORMERS_NAMES) for name in stored):
         return _read_transformers_file(file, label, stored, activation, base)
@@ -302,7 +302,7 @@ def _read_transformers_file(
 ) -> Checkpoint:
     """A lone file in transformers' names, of a whole CLIP or, with a base, of one tower."""
     folder = file.parent
-    both = (towers.TEXT, towers.VISION)
+    both = (huggingface.TEXT, huggingface.VISION)
     held = [t for t in both if any(name.startswith(f"{t.name}_model.") for name in stored)]
     if len(held) == 2 and (folder / "config.json").is_file():
         config = huggingface.read_config(folder)
@@ -321,7 +321,7 @@ def _read_transformers_file(
     if len(held) == 2:
         params = huggingface.load_params(file, config, stored)
         return config, params, dataclasses.replace(info, path=file, label=label, uses_base=True)
-    params = towers.merge_stored(file, held[0], stored, config, params)
+    params = huggingface.merge_stored(file, held[0], stored, config, params)
     return config, params, _of_tower(info, config, label, info.activation_source)
 
 

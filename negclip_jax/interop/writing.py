@@ -7,10 +7,9 @@ cleared away by the next one.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,6 @@ _BELONGING = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README
 _BELONGING |= {"preprocessor_config.json", "processor_config.json", "README.base.md"}
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
-_stages: set[Path] = set()  # that are open in this process
-
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -57,6 +54,8 @@ class Export:
       preprocessor: of a model without a base, or instead of the base's.
       dtype: of the weights; None for the layout's own rule.
       tokenizer_keys: what a configuration of open_clip says of the tokenizer.
+      architecture: class to write it as, where the layout has several.
+      shard_bytes: greatest size of one weight file of Hugging Face's.
     """
 
     config: CLIPConfig
@@ -65,15 +64,15 @@ class Export:
     tokenizer: Path | None = None
     preprocessor: Preprocessor | None = None
     dtype: str | None = None
-    tokenizer_keys: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    architecture: str = ""
+    shard_bytes: int = SHARD_BYTES
 
 
-def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:
-    """Makes a layout's `save` of the function `write(stage, export, **options)`.
+def saver(write: Callable[[Path, Export], None]) -> Callable[..., Path]:
+    """A layout's `save(directory, config, params, *, overwrite=False, **others)`.
 
-    The result is `save(directory, config, params, *, overwrite=False, **options)`, with the fields
-    of `Export` among the options, None by default. It writes the directory whole or not at all and
-    returns it.
+    The others are fields of `Export`. It writes the directory whole or not at all and returns it.
 
     Raises:
       CheckpointError: an unknown dtype, an occupied destination (`overwrite` replaces an earlier
@@ -81,95 +80,71 @@ def layout_writer(write: Callable[..., None]) -> Callable[..., Path]:
         refuses.
     """
 
-    @functools.wraps(write)
     def save(
         directory: Path | str,
         config: CLIPConfig,
         params: dict[str, Any],
         *,
-        base: Path | str | None = None,
-        tokenizer: Path | str | None = None,
-        preprocessor: Preprocessor | None = None,
-        dtype: str | None = None,
-        tokenizer_keys: dict[str, Any] | None = None,
         overwrite: bool = False,
-        **options: Any,
+        **others: Any,
     ) -> Path:
-        if dtype is not None and dtype not in DTYPES:
-            raise CheckpointError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        out, base, tokenizer = Path(directory), *(x and Path(x) for x in (base, tokenizer))
-        keys = tokenizer_keys or {}
-        export = Export(config, params, base, tokenizer, preprocessor, dtype, keys)
-        with export_directory(out, overwrite=overwrite, keep=base) as stage:
-            write(stage, export, **options)
-        return out
+        paths = {name: Path(others[name]) for name in ("base", "tokenizer") if others.get(name)}
+        export = Export(config, params, **others | paths)
+        if export.dtype not in (None, *DTYPES):
+            raise CheckpointError(f"dtype {export.dtype!r} is not one of {', '.join(DTYPES)}")
+        with export_directory(Path(directory), overwrite=overwrite, keep=export.base) as stage:
+            write(stage, export)
+        return Path(directory)
 
     return save
-
-
-@contextlib.contextmanager
-def staged_directory(out: Path, *, overwrite: bool, keep: Path | None = None) -> Iterator[Path]:
-    """Yields an empty directory that becomes `out` when the block ends without an error.
-
-    A stage within the block, whose `out` is that directory, is the same one.
-
-    Args:
-      out: destination; it must not exist, or be empty, or be an earlier export (`overwrite`).
-      overwrite: replace an earlier export.
-      keep: a directory that must survive, e.g. the one that is being converted.
-
-    Raises:
-      CheckpointError: `out` is occupied or would destroy `keep`.
-      InputError: another process is writing it.
-    """
-    out = out.expanduser().resolve()
-    if out in _stages:
-        yield out
-        return
-    atomic_files.recover_directory(out)  # before it is judged: a killed process may have moved it
-    keep = keep and keep.resolve()
-    if keep and (out == keep or out in keep.parents or keep in out.parents):
-        raise CheckpointError(f"{out} and the checkpoint {keep} must not contain each other")
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out} is a file; give another directory")
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise CheckpointError(
-                f"{out} is not empty; give another directory, or replace it (overwrite=True, or "
-                "--overwrite)"
-            )
-        if not any((out / name).is_file() for name in _MARKS):
-            raise CheckpointError(
-                f"{out} has no config.json, so it is not an earlier export and is not overwritten"
-            )
-    with atomic_files.whole_directory(out) as stage:
-        _stages.add(stage)
-        try:
-            yield stage
-        finally:
-            _stages.remove(stage)
 
 
 @contextlib.contextmanager
 def export_directory(
     out: Path | epath.Path, *, overwrite: bool, keep: Path | None = None
 ) -> Iterator[Path]:
-    """`staged_directory`, with a CheckpointError for a disk that is full or cannot be written.
+    """Yields an empty directory that becomes `out` when the block ends without an error.
 
-    `out` may be in a bucket.
+    Args:
+      out: destination, possibly in a bucket; it must not exist, or be empty, or be an earlier
+        export (`overwrite`).
+      overwrite: replace an earlier export.
+      keep: a directory that must survive, e.g. the one that is being converted.
+
+    Raises:
+      CheckpointError: `out` is occupied or would destroy `keep`; or the disk is full or cannot be
+        written.
+      InputError: another process is writing it.
     """
     if storage.is_remote(out):
         with _bucket_directory(out, overwrite=overwrite) as stage:
             yield stage
         return
-    is_inner = out.expanduser().resolve() in _stages
+    path, keep = out.expanduser().resolve(), keep and keep.resolve()
     try:
-        with staged_directory(out, overwrite=overwrite, keep=keep) as stage:
+        atomic_files.recover_directory(
+            path
+        )  # before it is judged: a killed process may have moved it
+        if keep and (path == keep or path in keep.parents or keep in path.parents):
+            raise CheckpointError(f"{path} and the checkpoint {keep} must not contain each other")
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file; give another directory")
+        if path.exists() and any(path.iterdir()):
+            if not overwrite:
+                raise CheckpointError(
+                    f"{path} is not empty; give another directory, or replace it (overwrite=True, "
+                    "or --overwrite)"
+                )
+            if not any((path / name).is_file() for name in _MARKS):
+                raise CheckpointError(
+                    f"{path} has no config.json, so it is not an earlier export and is not "
+                    "overwritten"
+                )
+        with atomic_files.whole_directory(path) as stage:
             yield stage
     except (OSError, SafetensorError, CheckpointError) as error:
-        of_disk = not isinstance(error, CheckpointError) or isinstance(error.__cause__, OSError)
-        if is_inner or not of_disk:
-            raise  # the outer one knows what it is that was not written
+        if isinstance(error, CheckpointError) and not isinstance(error.__cause__, OSError):
+            raise
         raise CheckpointError(f"{out} was not written and is as it was: {error}") from error
 
 
@@ -188,8 +163,8 @@ def _bucket_directory(out: epath.Path, *, overwrite: bool) -> Iterator[Path]:
         )
     with remote.staging() as folder:
         whole = folder / out.name
-        with staged_directory(whole, overwrite=False) as stage:
-            yield stage
+        whole.mkdir()
+        yield whole
         new = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
         try:
             (out / _UNFINISHED).write_text("an export to this folder began and has not ended\n")
@@ -259,7 +234,6 @@ def write_weights(
     sizes: dict[str, int],
     dtypes: dict[str, str],
     take: Callable[[str], np.ndarray],
-    *,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
     """Writes `model.safetensors`, or shards with an index above `shard_bytes`.

@@ -17,7 +17,7 @@ SAVE = {
     "huggingface": huggingface.save,
     "openai": openai.save,
     "open_clip": open_clip.save,
-    "open_clip text.*": functools.partial(open_clip.save, custom_text=True),
+    "open_clip text.*": functools.partial(open_clip.save, architecture="CustomTextCLIP"),
 }
 
 

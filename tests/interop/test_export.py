@@ -1,5 +1,6 @@
 """The export command, from a run and from a checkpoint."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -91,11 +92,14 @@ def test_converts_dtype_and_says_what_it_costs(base, tmp_path, capsys):
 
 
 def test_export_that_reads_back_differently_is_an_error(base, tmp_path, monkeypatch, capsys):
-    config, params = tiny.load(base)
+    _, params = tiny.load(base)
     flat = traverse_util.flatten_dict(params, sep="/")
     flat["text_projection"] = flat["text_projection"] * 2
     other = traverse_util.unflatten_dict(flat, sep="/")
-    broken = export.Layout(save=huggingface.save, load=lambda _: (config, other), usage="none")
+
+    def broken(stage, what):
+        huggingface.write(stage, dataclasses.replace(what, params=other))
+
     monkeypatch.setitem(export.LAYOUTS, "huggingface", broken)
     assert export.main([f"--checkpoint={base}", f"--out={tmp_path / 'out'}"]) == 1
     assert "does not read back" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from interop import libraries, tiny
 
 from negclip_jax.interop import export
 from negclip_jax.interop.config import preprocessor_dict
-from negclip_jax.interop.export import ARCHITECTURES, LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +157,10 @@ def test_printed_lines_put_the_encoder_into_stable_diffusion(base, tmp_path, cap
     assert np.isfinite(image).all()
 
 
-def test_layouts_say_which_outputs_they_keep():
-    assert {name: layout.outputs for name, layout in LAYOUTS.items()} == {
-        "huggingface": ("encode_image", "encode_text"),
-        "openai": ("encode_image", "encode_text"),
-        "open_clip": ("encode_image", "encode_text"),
-        "diffusers": ("encode_text",),
-    }
-    of_towers = {"CLIPTextModel": ("text",), "CLIPVisionModelWithProjection": ("encode_image",)}
-    for name, outputs in of_towers.items():
-        layout, tower = ARCHITECTURES[name]
-        assert (layout, tower.outputs, tower.architecture) == ("huggingface", outputs, name)
+def test_one_tower_keeps_its_own_outputs():
+    assert export.outputs("") == ("encode_image", "encode_text")
+    assert export.outputs("CLIPTextModel") == ("text",)
+    assert export.outputs("CLIPVisionModelWithProjection") == ("encode_image",)
 
 
 def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):

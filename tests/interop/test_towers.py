@@ -10,7 +10,7 @@ import transformers
 from interop import tiny
 from safetensors.torch import load_file, save_file
 
-from negclip_jax.interop import diffusers, towers
+from negclip_jax.interop import diffusers, huggingface
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.readers import read_any
 
@@ -35,10 +35,10 @@ def features(name, loaded, config):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("name", towers.ARCHITECTURES)
+@pytest.mark.parametrize("name", huggingface.ARCHITECTURES)
 def test_transformers_reads_what_is_written(name, sharded, full, tmp_path):
     _, directory, config, params = full
-    out = towers.save_tower(
+    out = huggingface.save(
         tmp_path / "out",
         config,
         params,
@@ -54,13 +54,13 @@ def test_transformers_reads_what_is_written(name, sharded, full, tmp_path):
 
 
 def test_names_keep_the_prefix_that_older_versions_need(full, tmp_path):
-    out = towers.save_tower(tmp_path / "out", *full[2:], architecture="CLIPTextModel")
+    out = huggingface.save(tmp_path / "out", *full[2:], architecture="CLIPTextModel")
     names = set(load_file(out / "model.safetensors"))
     assert names and all(name.startswith("text_model.") for name in names)
 
 
 @pytest.mark.parametrize("prefixed", [True, False])
-@pytest.mark.parametrize("name", towers.ARCHITECTURES)
+@pytest.mark.parametrize("name", huggingface.ARCHITECTURES)
 def test_a_tower_of_transformers_replaces_ours(name, prefixed, full, tmp_path):
     """A fresh CLIPTextModel of transformers has bare names, one of version 4 has the prefix."""
     _, _, config, params = full
@@ -83,7 +83,7 @@ def test_a_tower_of_transformers_replaces_ours(name, prefixed, full, tmp_path):
         stored = {k.removeprefix(prefix): v for k, v in stored.items()}
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
-    config_of_both, merged = towers.merge_tower(tmp_path, config, params)
+    config_of_both, merged = huggingface.merge_tower(tmp_path, config, params)
     part, other = ("text", "vision") if "Text" in name else ("vision", "text")
     assert getattr(config_of_both, part).hidden_act == "gelu"
     assert getattr(config_of_both, other) == getattr(config, other)
@@ -104,7 +104,7 @@ def test_read_any_takes_the_rest_from_a_base(full, tmp_path):
     shifted = {name: value + np.float32(1) for name, value in params["text"]["ln_final"].items()}
     tuned = params | {"text": params["text"] | {"ln_final": shifted}}
     name = "CLIPTextModelWithProjection"
-    out = towers.save_tower(tmp_path / "out", config, tuned, architecture=name)
+    out = huggingface.save(tmp_path / "out", config, tuned, architecture=name)
     read_config, read, info = read_any(out, base=directory)
     assert read_config == config and f"the tower of {out} in {directory}" == info.label
     tiny.assert_equal_params(read, tuned)
@@ -129,7 +129,7 @@ def test_a_diffusers_directory_is_read_by_its_text_encoder(full, tiny_vocabulary
 def test_one_tower_without_a_base(full, tmp_path):
     _, _, config, params = full
     for name in ("CLIPTextModel", "CLIPVisionModelWithProjection"):
-        towers.save_tower(tmp_path / name, config, params, architecture=name)
+        huggingface.save(tmp_path / name, config, params, architecture=name)
     with pytest.raises(CheckpointError, match=r"no text_projection\.weight, .*take a CLIPTextMod"):
         read_any(tmp_path / "CLIPTextModel", tower_class="CLIPTextModelWithProjection")
     with pytest.raises(CheckpointError, match="holds a vision tower, and a CLIPTextModel is a te"):
@@ -138,11 +138,11 @@ def test_one_tower_without_a_base(full, tmp_path):
 
 def test_tokenizer_and_preprocessor_go_along(full, tiny_vocabulary, tmp_path):
     _, directory, config, params = full
-    text = towers.save_tower(
+    text = huggingface.save(
         tmp_path / "text", config, params, architecture="CLIPTextModel", tokenizer=tiny_vocabulary
     )
     assert (text / "vocab.json").read_bytes() == (tiny_vocabulary / "vocab.json").read_bytes()
-    vision = towers.save_tower(
+    vision = huggingface.save(
         tmp_path / "vision", config, params, architecture="CLIPVisionModel", base=directory
     )
     settings = json.loads((vision / "preprocessor_config.json").read_text())
@@ -151,15 +151,15 @@ def test_tokenizer_and_preprocessor_go_along(full, tiny_vocabulary, tmp_path):
 
 def test_towers_that_do_not_fit(full, tmp_path):
     _, directory, config, params = full
-    out = towers.save_tower(tmp_path / "out", config, params, architecture="CLIPTextModel")
+    out = huggingface.save(tmp_path / "out", config, params, architecture="CLIPTextModel")
     wider = dataclasses.replace(config, text=dataclasses.replace(config.text, width=64))
     with pytest.raises(CheckpointError, match="32 wide where the model's projection takes 64"):
-        towers.merge_tower(out, wider, params)
+        huggingface.merge_tower(out, wider, params)
     with pytest.raises(CheckpointError, match="model_type is 'clip', not of one tower"):
-        towers.merge_tower(directory, config, params)
-    with pytest.raises(CheckpointError, match="'CLIPModel' is not one of CLIPTextModel,"):
-        towers.save_tower(tmp_path / "x", config, params, architecture="CLIPModel")
+        huggingface.merge_tower(directory, config, params)
+    with pytest.raises(CheckpointError, match="'CLIPText' is not one of CLIPTextModel,"):
+        huggingface.save(tmp_path / "x", config, params, architecture="CLIPText")
     settings = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(settings | {"hidden_act": "relu"}))
     with pytest.raises(CheckpointError, match=r"config\.json: unknown activation 'relu'"):
-        towers.merge_tower(out, config, params)
+        huggingface.merge_tower(out, config, params)

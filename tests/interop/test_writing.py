@@ -28,7 +28,7 @@ def names(directory):
 
 def test_becomes_the_directory_only_at_the_end(tmp_path):
     out = tmp_path / "deep" / "out"
-    with writing.staged_directory(out, overwrite=False) as stage:
+    with writing.export_directory(out, overwrite=False) as stage:
         (stage / "file").touch()
         assert not out.exists()
     assert names(out) == ["file"] and names(out.parent) == ["out"]
@@ -37,7 +37,7 @@ def test_becomes_the_directory_only_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_after_an_error(error, tmp_path):
-    with pytest.raises(error), writing.staged_directory(tmp_path / "out", overwrite=False) as stage:
+    with pytest.raises(error), writing.export_directory(tmp_path / "out", overwrite=False) as stage:
         (stage / "file").touch()
         raise error
     assert names(tmp_path) == []
@@ -46,18 +46,18 @@ def test_nothing_is_left_after_an_error(error, tmp_path):
 def test_empty_directory_is_used_and_occupied_one_refused(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with writing.staged_directory(out, overwrite=False) as stage:
+    with writing.export_directory(out, overwrite=False) as stage:
         (stage / "mine").touch()
     for overwrite, reason in ((False, r"not empty.*--overwrite"), (True, r"no config\.json")):
         with (
             pytest.raises(CheckpointError, match=reason),
-            writing.staged_directory(out, overwrite=overwrite),
+            writing.export_directory(out, overwrite=overwrite),
         ):
             pass
     assert names(out) == ["mine"]
     with (
         pytest.raises(CheckpointError, match="is a file"),
-        writing.staged_directory(out / "mine", overwrite=True),
+        writing.export_directory(out / "mine", overwrite=True),
     ):
         pass
 
@@ -68,41 +68,32 @@ def test_overwriting_replaces_an_export_whole_or_keeps_it(tmp_path):
     (out / "config.json").touch()
     with (
         pytest.raises(RuntimeError),
-        writing.staged_directory(out, overwrite=True),
+        writing.export_directory(out, overwrite=True),
     ):
         raise RuntimeError
     assert names(out) == ["config.json"]
-    with writing.staged_directory(out, overwrite=True) as stage:
+    with writing.export_directory(out, overwrite=True) as stage:
         (stage / "new").touch()
     assert names(out) == ["new"] and names(tmp_path) == ["out"]
 
 
-def test_a_stage_within_a_stage_is_the_same(tmp_path):
-    """The export command writes a card beside what a layout saves, and both appear at once."""
-    out = tmp_path / "out"
-    with writing.export_directory(out, overwrite=False) as stage:
-        with writing.export_directory(stage, overwrite=False) as inner:
-            assert inner == stage
-            (inner / "model").touch()
-        (stage / "card").touch()
-        assert not out.exists()
-    assert names(out) == ["card", "model"] and names(tmp_path) == ["out"]
+def test_a_full_disk_within_the_block_names_the_destination(tmp_path):
     message = r"out was not written and is as it was: \[Errno 28\]"
     with (
         pytest.raises(CheckpointError, match=message),
-        writing.export_directory(tmp_path / "other-out", overwrite=False) as stage,
-        writing.export_directory(stage, overwrite=False),
+        writing.export_directory(tmp_path / "out", overwrite=False),
     ):
         raise OSError(errno.ENOSPC, "full")
+    assert names(tmp_path) == []
 
 
 def test_two_processes_do_not_write_the_same_directory(tmp_path):
     out = tmp_path / "out"
-    with writing.staged_directory(out, overwrite=False) as stage:
+    with writing.export_directory(out, overwrite=False) as stage:
         (stage / "mine").touch()
         with (
             pytest.raises(InputError, match=r"another process is writing .*out: wait"),
-            writing.staged_directory(out, overwrite=False),
+            writing.export_directory(out, overwrite=False),
         ):
             pass
     assert names(out) == ["mine"] and names(tmp_path) == ["out"]
@@ -122,7 +113,7 @@ def rename_then_kill(path, target):
     rename(path, target)
     kill()
 
-with writing.staged_directory(out, overwrite=True) as stage:
+with writing.export_directory(out, overwrite=True) as stage:
     (stage / "config.json").write_text("new")
     if when == "writing":
         kill()
@@ -144,11 +135,11 @@ def test_killed_while(when, again, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert names(tmp_path) == [".out.partial"] + ["out"] * (when != "between the renames")
     if again:
-        with writing.staged_directory(out, overwrite=True) as stage:
+        with writing.export_directory(out, overwrite=True) as stage:
             assert names(stage) == []
             (stage / "config.json").write_text("newest")
     else:
-        with pytest.raises(CheckpointError), writing.staged_directory(out, overwrite=False):
+        with pytest.raises(CheckpointError), writing.export_directory(out, overwrite=False):
             pass
     now = "newest" if again else "new" if when == "clearing up" else "former"
     assert (out / "config.json").read_text() == now
