@@ -17,7 +17,6 @@ from negclip_jax.common.renamed_keys import RENAMED, with_new_keys
 from negclip_jax.interop.files import CheckpointError, read_json
 
 CARD, BASE_CARD = "README.md", "README.base.md"
-_TEMPLATE = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
 _RECIPE = (
     *("data.pairs", "data.images", "data.caption_mode", "data.original_fraction", "data.foils"),
     *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
@@ -70,11 +69,14 @@ def _is_local(place: Any) -> bool:
 
 def text(card: Mapping[str, Any]) -> str:
     """The card as Markdown with a YAML header; see `write`."""
-    environment = jinja2.Environment(keep_trailing_newline=True)
+    template = Path(__file__).with_suffix(".txt")
+    loader = jinja2.FileSystemLoader(template.parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, keep_trailing_newline=True)
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
     name = card["base_model"]
     of_hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not _is_local(name)
-    return environment.from_string(_TEMPLATE).render(**card, base_of_hub=of_hub, mark=_MARK)
+    page = environment.get_template(template.name)
+    return page.render(**card, base_of_hub=of_hub, mark=_MARK)
 
 
 def recipe_of_run(workdir: Path) -> dict[str, Any]:
