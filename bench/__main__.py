@@ -5,7 +5,6 @@
 Prints every command before it runs and leaves `OUT/NAME.json` and `OUT/report.md`.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -26,11 +25,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m bench", __doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/bench"), help="directory of the results")
     add("--only", nargs="*", choices=COMMANDS, help="measure these alone")

@@ -36,11 +36,7 @@ _SMALLER = "try a smaller --batch-size or --arch"
 
 def parser(module: str, doc: str) -> argparse.ArgumentParser:
     """A parser for the command line of `python -m MODULE`, with the flag `--json`."""
-    made = Parser(
-        prog=f"python -m {module}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(f"python -m {module}", doc)
     made.add_argument("--json", type=Path, help="where to write all figures")
     return made
 

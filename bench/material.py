@@ -22,21 +22,17 @@ from quickstart.vocabulary import AFFIRMATIVE, COLOURS, KINDS
 _QUALITY = 88
 # One token each: what the vocabulary cuts into pieces is left out.
 _WORDS = [word for word in f"{COLOURS} {KINDS} {AFFIRMATIVE}".split() if "|" not in word]
+_VIT_L_14 = clip.CLIPConfig(
+    text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
+    vision=clip.VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14),
+    projection_dim=768,
+)
+_AT_336 = dataclasses.replace(_VIT_L_14.vision, image_size=336)
 ARCHITECTURES = {
     "vit_b_32": clip.CLIPConfig(),
     "vit_b_16": clip.CLIPConfig(vision=clip.VisionConfig(patch_size=16)),
-    "vit_l_14": clip.CLIPConfig(
-        text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
-        vision=clip.VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14),
-        projection_dim=768,
-    ),
-    "vit_l_14_336": clip.CLIPConfig(
-        text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
-        vision=clip.VisionConfig(
-            width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14, image_size=336
-        ),
-        projection_dim=768,
-    ),
+    "vit_l_14": _VIT_L_14,
+    "vit_l_14_336": dataclasses.replace(_VIT_L_14, vision=_AT_336),
     # Two blocks of width 64: for the tests of the benchmarks themselves.
     "tiny": clip.CLIPConfig(
         text=clip.TextConfig(width=64, layers=2, heads=2, mlp_width=128),

@@ -99,11 +99,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser(
-        prog="python -m data_gen",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = Parser("python -m data_gen", __doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable, summary: str, *, out: bool, inputs: bool = False):

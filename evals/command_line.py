@@ -54,11 +54,7 @@ class _Once(argparse.Action):
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a module's docstring as it stands, and takes a flag's value once."""
-    parser = Parser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(f"python -m {module}", description)
     for name in (None, "store"):  # the default action and its name
         parser.register("action", name, _Once)
     return parser

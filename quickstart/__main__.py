@@ -6,7 +6,6 @@ Runs the public commands that real work uses and prints each before it runs. End
 OUT/results.json and OUT/report.html.
 """
 
-import argparse
 import json
 import shlex
 import shutil
@@ -120,11 +119,7 @@ def start_afresh(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m quickstart",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m quickstart", __doc__)
     parser.add_argument(
         "--out", default="runs/quickstart", help="folder; an earlier run is replaced"
     )

@@ -20,6 +20,7 @@ import numpy as np
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import device_errors, say
 from negclip_jax.common.statistics import wilson
+from negclip_jax.common.tables import aligned
 from negclip_jax.language.inflection import noun
 from quickstart.questions import ROWS, Question, Scene, build, read_scenes
 
@@ -130,17 +131,18 @@ def evaluate(models: Mapping[str, str], world: Path, seed: int, shown: int) -> d
 
 def table_text(results: Mapping[str, Any]) -> str:
     """The table for a terminal, one line per row and one column per model, in percent."""
-    names = list(results)
-    width = max(map(len, ROWS))
-    lines = [" " * width + "".join(f"{name:>24}" for name in names)]
-    for row in ROWS:
-        cells = (results[name]["rows"][row] for name in names)
-        line = "".join(
-            f"{100 * c['accuracy']:10.1f} [{100 * c['low']:5.1f}, {100 * c['high']:5.1f}]"
-            for c in cells
-        )
-        lines.append(f"{row:<{width}}{line}")
-    return "\n".join(lines)
+    percent = "{accuracy:6.1%} [{low:5.1%}, {high:5.1%}]"
+    lines = [
+        [
+            row,
+            *(
+                percent.format_map(found["rows"][row]).replace("%", "")
+                for found in results.values()
+            ),
+        ]
+        for row in ROWS
+    ]
+    return aligned([["", *results], *lines], right=True)
 
 
 def _named_model(text: str) -> tuple[str, str]:
@@ -151,11 +153,7 @@ def _named_model(text: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m quickstart.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m quickstart.evaluate", __doc__)
     add = parser.add_argument
     add("--model", type=_named_model, action="append", required=True, metavar="NAME=DIR")
     add("--world", type=Path, required=True, help="folder with instances.json and images/")

@@ -6,7 +6,6 @@ It stands where a downloaded checkpoint would stand: the towers have two blocks 
 read 48-pixel images in 8-pixel patches and texts of up to 32 tokens of `quickstart.vocabulary`.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -58,11 +57,7 @@ def write_tiny_clip(out: Path, seed: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m quickstart.tiny_clip",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m quickstart.tiny_clip", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
     args = parser.parse_args(argv)

@@ -257,7 +257,7 @@ def make_world(out: Path, train: int, heldout: int, seed: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m quickstart.world", description=__doc__)
+    parser = Parser("python -m quickstart.world", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world")
     parser.add_argument("--train", type=int, default=8000, help="scenes to train on")

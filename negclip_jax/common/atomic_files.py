@@ -128,20 +128,16 @@ def locked(run: Path) -> Iterator[None]:
             f"{run} cannot be written to ({error.strerror}); give another --out"
         ) from None
     if descriptor is None:
-        raise InputError(f"{run} is in use by {_holder(path)}; wait or stop it")
+        holder = "another process"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            written = json.loads(path.read_text(encoding="utf-8"))
+            holder = f"process {written['pid']} on {written['host']}"
+        raise InputError(f"{run} is in use by {holder}; wait or stop it")
     with open(descriptor, "w", encoding="utf-8") as file:
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         yield
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
 
 
 def lock(path: Path) -> int | None:
@@ -168,13 +164,7 @@ def lock(path: Path) -> int | None:
                 return descriptor
             os.close(descriptor)
             return None
-        if _is_at(path, descriptor):
-            return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)  # its owner finished, renamed or removed it, between the two lines
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -1,8 +1,7 @@
 """JSON lines that grow while a command works and survive its being killed.
 
-Each line is one finished piece of work, written at once. A line that a kill has cut short is
-removed when the file is opened again: its work is done again, and what is appended after it stands
-on a line of its own.
+Each line is one finished piece of work, written at once. The work of a line that a kill has cut
+short is done again.
 """
 
 import json
@@ -11,43 +10,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from negclip_jax.common.storage import LineFile
+
 
 class Journal:
     """Rows of a file, in the order in which they were appended; a single process writes it.
 
     Attributes:
-      path: the file; made with the first row.
       rows: what it held when it was opened and what was appended since.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        """The file at `path` is made with the first row."""
+        self._path, self._file = path, LineFile(path)
         self.rows: list[dict[str, Any]] = []
-        if path.is_file():
-            self._read()
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self.rows.append(dict(row))
-
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(whole)
-        damaged = 0
-        for line in content[:whole].splitlines():
+        for line in self._file.earlier:
             try:
                 row = json.loads(line)
             except ValueError:
                 row = None
             if isinstance(row, dict):
                 self.rows.append(row)
-            else:
-                damaged += 1
-        if damaged:
-            logging.warning("%s: %d damaged lines are done again", self.path, damaged)
+        if damaged := len(self._file.earlier) - len(self.rows):
+            logging.warning("%s: %d damaged lines are done again", path, damaged)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; in the file when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.append([json.dumps(row, ensure_ascii=False) + "\n"])
+        self.rows.append(dict(row))

@@ -38,12 +38,9 @@ def package_versions(names: Iterable[str]) -> dict[str, str | None]:
 
 def file_facts(path: str | os.PathLike) -> dict[str, Any]:
     """Path, size in bytes and SHA-256 of a file. Raises InputError where it cannot be read."""
-    digest, size = hashlib.sha256(), 0
     try:
         with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                size += len(block)
+            digest, size = hashlib.file_digest(file, "sha256"), file.tell()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     return {"path": str(path), "bytes": size, "sha256": digest.hexdigest()}

@@ -126,25 +126,37 @@ def named(file: epath.Path | Path) -> Iterator[None]:
 
 
 class LineFile:
-    """A text file that grows by lines. In a bucket, which cannot append, it is written whole."""
+    """A text file that grows by whole lines. In a bucket, which cannot append, it is written whole.
 
-    def __init__(self, file: epath.Path, lines: Sequence[str]):
-        """Replaces the file by these lines, each with its line feed."""
+    Attributes:
+      earlier: the lines that it held when it was opened, as bytes.
+    """
+
+    def __init__(self, file: epath.Path | Path, lines: Sequence[str] | None = None):
+        """Replaces the file by these lines, each with its line feed; None leaves what it holds.
+
+        A line that a kill has cut short is removed, so that the next one stands on its own.
+        """
         self._file, self._remote = file, is_remote(file)
-        self._text = "".join(lines) if self._remote else ""
+        found = file.read_bytes() if lines is None and file.exists() else b""
+        content = found[: found.rfind(b"\n") + 1] if lines is None else "".join(lines).encode()
+        self.earlier = content.splitlines(keepends=True)
+        self._content = content if self._remote else b""
         self._written = time.monotonic()
-        write_whole(file, "".join(lines).encode())
+        if lines is not None or content != found:
+            write_whole(file, content)
 
     def append(self, lines: Sequence[str], *, durable: bool = True) -> None:
         """Adds lines; unless `durable`, a bucket may get them half a minute later."""
+        content = "".join(lines).encode("utf-8", "replace")
         if not self._remote:
-            if lines:
-                with named(self._file), self._file.open("a") as file:
-                    file.writelines(lines)
+            if content:
+                with named(self._file), self._file.open("ab") as file:
+                    file.write(content)
             return
-        self._text += "".join(lines)
+        self._content += content
         if durable or time.monotonic() - self._written >= _UPLOAD_SECONDS:
-            write_whole(self._file, self._text.encode())
+            write_whole(self._file, self._content)
             self._written = time.monotonic()
 
 

@@ -34,8 +34,7 @@ class LogFile(logging.Handler):
     def __init__(self, path: epath.Path):
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        earlier = path.read_text().splitlines(keepends=True) if path.exists() else []
-        self._file = storage.LineFile(path, earlier)
+        self._file = storage.LineFile(path)
         self._lines: list[str] = []
         self._writing = threading.Lock()
 

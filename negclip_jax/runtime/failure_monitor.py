@@ -37,7 +37,11 @@ _ACKNOWLEDGE_SECONDS = 10.0  # that process 0, which holds the store, waits for 
 
 
 class FailureMonitor:
-    """Sends heartbeats, checks those of others, and ends this process when one has failed."""
+    """Sends heartbeats, checks those of others, and ends this process when one has failed.
+
+    Attributes:
+      store, index, timeout: as given.
+    """
 
     def __init__(
         self,
@@ -53,11 +57,12 @@ class FailureMonitor:
         Args:
           store: of all processes.
           index, count: number of this process, and how many there are.
-          timeout: seconds that `within_time` allows.
+          timeout: seconds that `within_time` allows, and agreements take at most.
           heartbeat_timeout: seconds without one after which a process counts as dead.
         """
-        self._store, self._index, self._count = store, index, count
-        self._timeout, self._heartbeat_timeout = timeout, heartbeat_timeout
+        self.store, self.index, self._count = store, index, count
+        self.timeout, self._heartbeat_timeout = timeout, heartbeat_timeout
+        self._rounds = 0  # of agreements; all processes come to them in the same order
         self._poll = _POLL_SECONDS * max(1.0, count / _POLLED_SO_BY)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -69,6 +74,11 @@ class FailureMonitor:
         self._step, self._asked = 0, False
         self._signum: int | None = None
         self._stop_at: int | None = None
+
+    def once(self, what: str) -> str:
+        """A key of the store that is used once, however often `what` is agreed on."""
+        self._rounds += 1
+        return f"round/{self._rounds}/{what}"
 
     @property
     def is_running(self) -> bool:
@@ -101,16 +111,16 @@ class FailureMonitor:
         """
         if suspicious:
             with contextlib.suppress(Unreachable):
-                self._store.put("news/suspicion", self._index)
+                self.store.put("news/suspicion", self.index)
             self._shorten_timeout()
             time.sleep(self._heartbeat_timeout + 8 * self._poll)  # in which the thread may end us
         self.stop()
         with contextlib.suppress(Unreachable):
-            failure = {"process": self._index, "reason": reason}
+            failure = {"process": self.index, "reason": reason}
             first = failure
-            if not self._store.put_first("news/failure", failure):
-                first = self._store.get("news/failure")
-            if first["process"] != self._index:
+            if not self.store.put_first("news/failure", failure):
+                first = self.store.get("news/failure")
+            if first["process"] != self.index:
                 self._end(first)
             self._acknowledge(first)  # also where this process tells it a second time
 
@@ -124,7 +134,7 @@ class FailureMonitor:
         if received is not None and not self._asked:
             self._asked = True
             with contextlib.suppress(Unreachable):  # the thread deals with that
-                self._store.put_first("news/stop", {"process": self._index, "signal": received})
+                self.store.put_first("news/stop", {"process": self.index, "signal": received})
         with self._pace:
             self._step = step
             reached = self._stop_at is not None and step >= self._stop_at
@@ -135,7 +145,7 @@ class FailureMonitor:
         """Ends the run when the block takes too long; calling what it yields starts anew."""
 
         def keep_alive() -> None:
-            self._deadline = (time.monotonic() + self._timeout, what)
+            self._deadline = (time.monotonic() + self.timeout, what)
 
         keep_alive()
         try:
@@ -146,7 +156,7 @@ class FailureMonitor:
     @property
     def _watched(self) -> range:
         # Process 0 checks all, the others check it: their work does not grow with their number.
-        return range(1, self._count) if self._index == 0 else range(1)
+        return range(1, self._count) if self.index == 0 else range(1)
 
     def _run(self) -> None:
         while not self._over.wait(self._poll):
@@ -161,18 +171,18 @@ class FailureMonitor:
 
     def _poll_once(self) -> None:
         self._heartbeats += 1
-        self._store.put(f"heartbeat/{self._index}", self._heartbeats)
-        news = self._store.folder("news")
+        self.store.put(f"heartbeat/{self.index}", self._heartbeats)
+        news = self.store.folder("news")
         if "failure" in news and not self._over.is_set():
             self._end(news["failure"])
         if "suspicion" in news:
             self._shorten_timeout()
         if "stop" in news and self._stop_at is None:
             self._agree_on_stop(news)
-        if self._index == 0:
-            beats = self._store.folder("heartbeat")
+        if self.index == 0:
+            beats = self.store.folder("heartbeat")
         else:
-            beats = {"0": self._store.get("heartbeat/0")}
+            beats = {"0": self.store.get("heartbeat/0")}
         now = time.monotonic()
         for process in self._watched:
             beat = beats.get(str(process)) or 0
@@ -184,8 +194,8 @@ class FailureMonitor:
                 self._report_failure(process, f"{reason}; its own log may say more")
         deadline = self._deadline
         if deadline is not None and time.monotonic() > deadline[0]:
-            reason = f"waited longer than {self._timeout:g} s (runtime.timeout) for {deadline[1]}"
-            self._report_failure(self._index, f"{reason}; is a disk slow or gone?")
+            reason = f"waited longer than {self.timeout:g} s (runtime.timeout) for {deadline[1]}"
+            self._report_failure(self.index, f"{reason}; is a disk slow or gone?")
 
     def _shorten_timeout(self) -> None:
         suspect = max(_SUSPECT_SECONDS, _SUSPECT_POLLS * self._poll)
@@ -193,7 +203,7 @@ class FailureMonitor:
 
     def _report_failure(self, process: int, reason: str) -> None:
         """Writes a failure to the store; every monitor, this one too, acts when it reads it."""
-        self._store.put_first("news/failure", {"process": process, "reason": reason})
+        self.store.put_first("news/failure", {"process": process, "reason": reason})
 
     def _agree_on_stop(self, news: dict[str, Any]) -> None:
         """Takes part in choosing the step after which all stop: one more than any has started.
@@ -204,14 +214,14 @@ class FailureMonitor:
         if self._signum is None:
             self._pace.acquire()
             self._signum = news["stop"]["signal"]
-            self._store.put(f"at/{self._index}", self._step)
+            self.store.put(f"at/{self.index}", self._step)
             name = signal.Signals(self._signum).name
             logging.warning("process %d received %s: all stop", news["stop"]["process"], name)
-        if self._index == 0:
-            steps = self._store.folder("at")
+        if self.index == 0:
+            steps = self.store.folder("at")
             if len(steps) == self._count:
-                self._store.put_first("news/stop_at", max(steps.values()) + 1)
-        stop_at = self._store.get("news/stop_at")
+                self.store.put_first("news/stop_at", max(steps.values()) + 1)
+        stop_at = self.store.get("news/stop_at")
         if stop_at is not None:
             self._stop_at = stop_at
             self._pace.release()
@@ -229,12 +239,12 @@ class FailureMonitor:
     def _acknowledge(self, failure: dict[str, Any]) -> None:
         """Tells that this process has read the failure; process 0, which holds the store, waits
         until all others have. The one that failed does not answer any more."""
-        self._store.put(f"acknowledged/{self._index}", True)
-        if self._index != 0:
+        self.store.put(f"acknowledged/{self.index}", True)
+        if self.index != 0:
             return
         until = time.monotonic() + max(_ACKNOWLEDGE_SECONDS, 3 * self._poll)
         others = {str(i) for i in range(self._count)} - {str(failure["process"])}
-        while time.monotonic() < until and others - self._store.folder("acknowledged").keys():
+        while time.monotonic() < until and others - self.store.folder("acknowledged").keys():
             time.sleep(0.1)
         time.sleep(self._poll)  # from reading it to having exited
 

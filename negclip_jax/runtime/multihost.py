@@ -5,7 +5,6 @@ time-out, and a failure of one process ends all of them with its reason, see `fa
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import re
@@ -32,21 +31,7 @@ _COLLECTIVE = re.compile(r"\b(Gloo|NCCL) \w+ (failed|error)", re.IGNORECASE)
 _VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another host
 
 
-@dataclasses.dataclass
-class _Team:
-    store: CoordinatorStore
-    monitor: failure_monitor.FailureMonitor
-    index: int
-    timeout: float
-    rounds: int = 0  # of agreements; all processes come to them in the same order
-
-    def key(self, what: str) -> str:
-        """A name that is used once, however often `what` is agreed on."""
-        self.rounds += 1
-        return f"round/{self.rounds}/{what}"
-
-
-_team: _Team | None = None
+_team: failure_monitor.FailureMonitor | None = None  # stands for this process among the others
 
 
 @contextlib.contextmanager
@@ -87,11 +72,9 @@ def connect(*, index: int, count: int, timeout: float, heartbeat_timeout: float)
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
     """
     global _team
+    limits = {"timeout": timeout, "heartbeat_timeout": heartbeat_timeout}
     store = CoordinatorStore()
-    monitor = failure_monitor.FailureMonitor(
-        store, index=index, count=count, timeout=timeout, heartbeat_timeout=heartbeat_timeout
-    )
-    _team = _Team(store, monitor, index, timeout)
+    _team = failure_monitor.FailureMonitor(store, index=index, count=count, **limits)
 
 
 def is_single_process() -> bool:
@@ -104,7 +87,7 @@ def barrier(what: str) -> None:
     if _team is None:
         return
     try:
-        _team.store.barrier(_team.key(what), _team.timeout)
+        _team.store.barrier(_team.once(what), _team.timeout)
     except Late as late:
         raise _did_not_come(late.processes, what) from None
 
@@ -113,7 +96,7 @@ def from_main(what: str, value: Any) -> Any:
     """Process 0's `value`, a JSON value, on every process; the values of the others are ignored."""
     if _team is None:
         return value
-    key = _team.key(what)
+    key = _team.once(what)
     if _team.index == 0:
         _team.store.put(key, value)
         return value
@@ -169,7 +152,7 @@ def agreed_stop(step: int, received: int | None) -> int | None:
       step: that has just been started; call this once for each, the device is not waited for.
       received: signal that this process received.
     """
-    return received if _team is None else _team.monitor.agreed_stop(step, received)
+    return received if _team is None else _team.agreed_stop(step, received)
 
 
 @contextlib.contextmanager
@@ -182,7 +165,7 @@ def within_time(what: str) -> Iterator[Callable[[], None]]:
     if _team is None:
         yield lambda: None
         return
-    with _team.monitor.within_time(what) as keep_alive:
+    with _team.within_time(what) as keep_alive:
         yield keep_alive
 
 
@@ -197,9 +180,9 @@ def end_together() -> Iterator[None]:
     if _team is None:
         yield
         return
-    is_outermost = not _team.monitor.is_running
+    is_outermost = not _team.is_running
     if is_outermost:
-        _team.monitor.start()
+        _team.start()
     stopped: Interrupted | None = None
     try:
         try:
@@ -210,12 +193,12 @@ def end_together() -> Iterator[None]:
             barrier("end of the run")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            _team.monitor.fail(_message(error), suspicious=False)
+            _team.fail(_message(error), suspicious=False)
             raise
         end_all(_message(error), error, trace=not isinstance(error, InputError))
     finally:
         if is_outermost:
-            _team.monitor.stop()
+            _team.stop()
     if stopped is not None:
         raise stopped
 
@@ -226,7 +209,7 @@ def end_all(reason: str, error: BaseException, *, trace: bool = False) -> NoRetu
     For a failure in a thread, where no caller could catch an exception. `trace` prints the
     traceback.
     """
-    _team.monitor.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
+    _team.fail(reason, suspicious=_is_of_jax(error))  # ends this process if it was another
     if trace:
         traceback.print_exception(error)
     console.fail(reason)

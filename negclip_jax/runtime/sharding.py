@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -204,20 +205,14 @@ def to_host(array: jax.Array) -> np.ndarray:
     """The whole array in this process's memory, also where other processes hold parts of it."""
     if array.is_fully_addressable:
         return np.asarray(array)
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def from_main(tree: Any) -> Any:
     """Process 0's arrays, in the memory of every process; all of them have the same shapes."""
-    from jax.experimental import multihost_utils
-
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
 def from_all(array: np.ndarray) -> np.ndarray:
     """Arrays of one shape, one of each process, stacked in the order of the processes."""
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(array)).reshape(-1, *array.shape)

@@ -146,11 +146,7 @@ def _outcome(kind: Kind, path: Path) -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hostile.fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser("python -m hostile.fuzz", __doc__)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first input")
     parser.add_argument("--only", type=int, metavar="SEED", help="one input again")

@@ -139,7 +139,7 @@ def test_what_is_logged_while_the_log_is_written_is_not_lost(log, tmp_path, monk
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' /dev/full")
 def test_a_log_file_on_a_full_disk_is_quiet(log, tmp_path, capsys):
     file = console.log_to_file(epath.Path(tmp_path))
-    (tmp_path / "train.log").unlink()
+    (tmp_path / "train.log").unlink(missing_ok=True)
     (tmp_path / "train.log").symlink_to("/dev/full")
     logging.info("lost")
     file.detach()

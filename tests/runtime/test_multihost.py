@@ -39,13 +39,8 @@ def together(monkeypatch):
     monkeypatch.setattr(multihost, "_team", TeamOfThread())
     with connected(2) as stores:
         teams = [
-            multihost._Team(
-                store,
-                failure_monitor.FailureMonitor(
-                    store, index=i, count=2, timeout=1.0, heartbeat_timeout=60.0
-                ),
-                i,
-                1.0,
+            failure_monitor.FailureMonitor(
+                store, index=i, count=2, timeout=1.0, heartbeat_timeout=60.0
             )
             for i, store in enumerate(stores)
         ]
@@ -177,7 +172,7 @@ def test_an_error_is_told_and_ends_all(together, monkeypatch, capsys, error, sen
             if i == 1:
                 raise error
             told.wait(10)  # as in a collective
-            _here.team.monitor.stop()
+            _here.team.stop()
             raise InputError("woken for the test")
 
     ends = together(run)
@@ -221,7 +216,7 @@ def test_a_signal_that_ends_one_process_at_once_ends_all(together, monkeypatch, 
             if i == 1:
                 raise signals.Stopped(15)
             told.wait(10)
-            _here.team.monitor.stop()
+            _here.team.stop()
             raise InputError("woken for the test")
 
     ends = together(run)
