@@ -4,22 +4,21 @@ The false-absence rate is what poisons training, and no publication of this pipe
 is counted over the objects that COCO annotates: of all verdicts "absent" that the annotations can
 judge, those whose object has a plainly visible instance. Crowds, tiny instances and other classes
 are left out (`annotations.InstanceVerifier`), as are verdicts that came from annotations. What
-boxes cannot judge is for people, who label a sample of the accepted pairs.
+boxes cannot judge is for people (`label_sheet`). False texts are held against the same knowledge:
+one that nothing says to be false may be true.
 """
 
 import collections
-import csv
-import hashlib
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen import leak
+from data_gen import label_sheet, leak
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
 from data_gen.records import read_table
+from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, parts, rests_on, texts, verdicts_of
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
@@ -27,13 +26,8 @@ from negclip_jax.language.vocabulary import canonical
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NOT_A_MODEL = ("instances", "vqa")
-_SHOWN = 20  # classes in the printed table
-
-# The CSV of hand labels.
-COLUMNS = ("pair_id", "file_name", "caption", "negated_caption", "object", "rewriter", "label")
-SAMPLE = 200
-_TRUE = {"1", "true", "yes", "y", "ok", "right", "correct", "good"}
-_FALSE = {"0", "false", "no", "n", "wrong", "incorrect", "bad"}
+_SHOWN = 20  # rows of a printed table
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -59,37 +53,79 @@ def audit(
     Args:
       run: directory of a run with verdicts and pairs.
       instances: COCO instances JSON of the same images; without it the verifier is not measured.
-      labels: `audit_sample.csv` with labels put in, if there are some.
+      labels: `audit_sample.csv` with labels put in, or what the page of `label_sheet` saved.
 
     Raises InputError for files that cannot be read or are of another layout.
     """
-    run = Path(run)
-    columns = [
-        *("pair_id", "image_id", "object", "question", "rewriter", "accepted"),
-        *("negated_caption", "foils"),
-    ]
-    pairs = [row for row in read_table(run, "pairs", columns).to_pylist() if row["accepted"]]
+    run, boxes = Path(run), None
+    read = None if labels is None else label_sheet.read_labels(labels)
     result: dict[str, Any] = {}
     if instances is not None:
         items = read_table(run, "items", ["image_id", "file_name"]).to_pylist()
-        truth = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
+        boxes = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
         verdicts = read_table(run, "verdicts").to_pylist()
-        result = measure(judge(verdicts, truth))
+        result = measure(judge(verdicts, boxes))
         result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
+    checked = _Checked(run, boxes)
+    drawn = label_sheet.sample(checked.pairs(), leak.GROUPS)
+    result["false_texts"] = checked.false_texts()
+    if boxes is not None:
         # Of the accepted pairs that the annotations can judge, those whose object is there.
-        known = [truth.verdict(p["image_id"], p["object"])[0] for p in pairs if not p["question"]]
-        contradicted = Share.of(known.count(PRESENT), len(known) - known.count(UNSURE))
-        result["pairs"] = contradicted._asdict()
+        there, judged = checked.known[PRESENT], checked.known[PRESENT] + checked.known[ABSENT]
+        result["pairs"] = Share.of(there, judged)._asdict()
     try:
-        result["leak"] = leak.measure(leak.of_pairs(sample(pairs, leak.GROUPS)))
+        result["leak"] = leak.measure(leak.of_pairs(drawn))
     except InputError as error:  # a package of an extra; the rest needs none
         result["leak"] = {"error": str(error)}
-    if labels is not None:
-        shares, unknown = precision(read_labels(labels), pairs)
-        result["precision"] = {name: share._asdict() for name, share in shares.items()}
-        result["labels_of_no_pair"] = unknown
+    if read is not None:
+        result |= label_sheet.measure(read, labels, run)
     storage.write_json(run / "audit.json", result, sort_keys=True)
     return table_text(result)
+
+
+class _Checked:
+    """Accepted pairs on their way through the audit, one shard in memory, and what was counted."""
+
+    def __init__(self, run: Path, boxes: InstanceVerifier | None):
+        self._run, self._boxes = run, boxes
+        self.known: collections.Counter = collections.Counter()
+        self._sources: dict[str, collections.Counter] = {}
+        self._examples: dict[str, list[dict[str, str]]] = {CONTRADICTED: [], NOTHING: []}
+
+    def pairs(self) -> Iterable[dict[str, Any]]:
+        for part, pairs in parts(self._run):
+            items = read_table(self._run, "items", ["image_id", "caption"], part).to_pylist()
+            captions = collections.defaultdict(list)
+            for row in [*items, *pairs]:
+                captions[row["image_id"]].append(row["caption"])
+            verdicts = verdicts_of(read_table(self._run, "verdicts", part=part).to_pylist())
+            for text in texts(pairs):
+                if not text["truth"]:
+                    about = (captions[text["image_id"]], verdicts, self._boxes)
+                    self._count(text, rests_on(text, *about))
+            for pair in pairs:
+                if self._boxes is not None and not pair["question"]:
+                    self.known[self._boxes.verdict(pair["image_id"], pair["object"])[0]] += 1
+                yield pair
+
+    def _count(self, text: dict[str, Any], source: str) -> None:
+        self._sources.setdefault(text["form"], collections.Counter())[source] += 1
+        examples = self._examples.get(source, [])
+        if len(examples) < _EXAMPLES and source in self._examples:
+            examples.append({name: text[name] for name in ("file_name", "text")})
+
+    def false_texts(self) -> dict[str, Any]:
+        """How many false texts rest on what, all and by form; and examples of the doubtful."""
+        total = sum(self._sources.values(), collections.Counter())
+        return {
+            "number": total.total(),
+            "rest_on": {source: total[source] for source in SOURCES},
+            "forms": [
+                {"form": form, "rest_on": {source: found[source] for source in SOURCES}}
+                for form, found in sorted(self._sources.items())
+            ],
+            "examples": self._examples,
+        }
 
 
 def judge(verdicts: Sequence[dict[str, Any]], truth: InstanceVerifier) -> list[Judged]:
@@ -156,10 +192,22 @@ def table_text(result: dict[str, Any]) -> str:
     lines = leak.lines(result["leak"])
     if "pairs" in result:
         lines.append(f"accepted pairs whose object is there  {Share(**result['pairs'])}")
+    if number := result["false_texts"]["number"]:
+        found = result["false_texts"]["rest_on"]
+        told = ", ".join(f"{source} {found[source]:,}" for source in SOURCES)
+        lines.append(f"{number:,} false texts rest on  {told}")
+        for source, rows in result["false_texts"]["examples"].items():
+            lines += [f"  {source}: {row['file_name']}: {row['text']}" for row in rows[:1]]
     for name, share in result.get("precision", {}).items():
         lines.append(f"hand labels, {name}: right  {Share(**share)}")
-    if result.get("labels_of_no_pair"):
-        lines.append(f"{result['labels_of_no_pair']} labels belong to no accepted pair of this run")
+    for row in result.get("judged_texts", [])[:_SHOWN]:
+        told = [
+            f"{what} {Share(**row[key])}"
+            for key, what in label_sheet.RATES.items()
+            if row[key]["n"]
+        ]
+        lines.append(f"hand labels, {row['name']}: {'; '.join(told)}")
+    lines += result.get("notes", [])
     if "judged" not in result:
         return "\n".join([*lines, "the verifier is measured against --instances=FILE"])
     if not result["judged"]:
@@ -180,65 +228,3 @@ def table_text(result: dict[str, Any]) -> str:
         false, found = map(str, shares)
         lines.append(f"p_absent >= {point['threshold']:<5} false absence {false}; found {found}")
     return "\n".join(lines)
-
-
-def sample(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
-    """`number` rows at random, the same for the same rows in any order (by hash of `pair_id`)."""
-    return sorted(rows, key=lambda row: hashlib.blake2b(row["pair_id"].encode()).digest())[:number]
-
-
-def write_sample(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes SAMPLE of the rows as CSV with an empty column `label`, "yes" or "no" to be put in.
-
-    A cell that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-    writer.writeheader()
-    for row in sample(rows, SAMPLE):
-        texts = {key: str(row.get(key) or "") for key in COLUMNS if key != "label"}
-        formula = ("=", "+", "-", "@", "\t", "\r")
-        writer.writerow({k: f"'{t}" if t.startswith(formula) else t for k, t in texts.items()})
-    storage.write_whole(path, file.getvalue().encode())
-
-
-def read_labels(path: str | os.PathLike) -> dict[str, bool]:
-    """Pair id to whether the pair is right, for the rows of the CSV that have a label.
-
-    Raises InputError for a file without the columns and for labels that are neither yes nor no.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"pair_id", "label"} <= set(reader.fieldnames or ()):
-                raise InputError(
-                    f"{path} has no columns pair_id and label; `report` writes such a file, "
-                    "audit_sample.csv"
-                )
-            rows = [(reader.line_num, row["pair_id"], row["label"]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from None
-    labels, wrong = {}, []
-    for line, pair_id, text in rows:
-        word = (text or "").strip().lower()
-        if word in _TRUE or word in _FALSE:
-            labels[(pair_id or "").removeprefix("'")] = word in _TRUE
-        elif word:
-            wrong.append(f"line {line} ({text!r})")
-    if wrong:
-        raise InputError(f"{path}: labels are yes or no, not {', '.join(wrong[:5])}")
-    return labels
-
-
-def precision(
-    labels: Mapping[str, bool], rows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Share], int]:
-    """Share of right pairs over all labels and by rewriter, and how many labels fit no pair."""
-    known = {row["pair_id"]: row["rewriter"].partition(":")[0] for row in rows}
-    groups: dict[str, list[bool]] = {"all": []}
-    for pair_id, right in labels.items():
-        if pair_id in known:
-            groups["all"].append(right)
-            groups.setdefault(known[pair_id], []).append(right)
-    shares = {name: Share.of(sum(values), len(values)) for name, values in groups.items()}
-    return shares, sum(pair_id not in known for pair_id in labels)

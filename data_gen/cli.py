@@ -134,7 +134,11 @@ def parser() -> argparse.ArgumentParser:
         "audit", _show, "measure the verifier, and whether texts betray their truth", out=True
     )
     audit.add_argument("--instances", help="COCO instances json, to measure the verifier against")
-    audit.add_argument("--labels", help="audit_sample.csv with hand labels")
+    audit.add_argument("--labels", help="hand labels: audit_sample.csv, or answers.csv of a sheet")
+    audit.add_argument("--sheet", type=Path, metavar="DIR", help="write a page to label texts on")
+    audit.add_argument("--number", type=int, default=200, help="--sheet: texts; default: 200")
+    audit.add_argument("--seed", type=int, default=0, help="--sheet: another seed draws others")
+    audit.add_argument("--images", help="--sheet: folder of the photos; default: the run's")
     export = add("export", _export, "write what launch.py reads", out=True)
     export.add_argument("--to", type=Path, help="folder; default: OUT/export")
     add("batch-export", _batch_export, "write requests as batch files", out=True, inputs=True)
@@ -234,6 +238,10 @@ def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
         from data_gen.report import write_report
 
         say(f"wrote {write_report(args.out)}")
+    elif args.sheet is not None:
+        from data_gen.label_sheet import write_sheet
+
+        say(write_sheet(args.out, args.sheet, args.number, args.seed, args.images))
     else:
         from data_gen.audit import audit
 

@@ -190,13 +190,20 @@ def shuffled(things: Sequence[Any], *parts: Any) -> list[Any]:
     return sorted(things, key=lambda thing: content_hash([*parts, repr(thing)]))
 
 
-def table_paths(run: str | os.PathLike, name: str) -> list[Path]:
+def table_paths(run: str | os.PathLike, name: str, part: str = "part-*.parquet") -> list[Path]:
     """The finished parts of a table of the run directory `run`, in the order of their shards."""
-    return sorted(Path(run).joinpath(name).glob("part-*.parquet"))
+    return sorted(Path(run).joinpath(name).glob(part))
 
 
-def read_table(run: str | os.PathLike, name: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(
+    run: str | os.PathLike,
+    name: str,
+    columns: list[str] | None = None,
+    part: str = "part-*.parquet",
+) -> pa.Table:
     """A whole table (a key of SCHEMAS) of a run directory; without rows if nothing is there yet.
+
+    `part`: file name of one shard, to read that alone.
 
     Raises InputError for a part that is not readable Parquet.
     """
@@ -204,7 +211,7 @@ def read_table(run: str | os.PathLike, name: str, columns: list[str] | None = No
     if columns is not None:
         schema = pa.schema([schema.field(column) for column in columns])
     parts = []
-    for path in table_paths(run, name):
+    for path in table_paths(run, name, part):
         try:
             parts.append(pq.read_table(path, columns=columns, partitioning=None))
         except (pa.ArrowException, OSError) as error:

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_gen.audit import sample, write_sample
 from data_gen.images import PhotoError, PhotoFolder
+from data_gen.label_sheet import sample, write_sample
 from data_gen.manifest import read_manifest
 from data_gen.records import read_column, read_table
 from data_gen.rules import REASONS

@@ -61,7 +61,8 @@ def test_hand_labels_flow_back(run, tmp_path):
     precision = json.loads((run / "audit.json").read_text())["precision"]
     assert (precision["all"]["k"], precision["all"]["n"]) == (1, 2)
     assert (precision["llm"]["k"], precision["template"]["k"]) == (1, 0)
-    assert "1 labels belong to no accepted pair" in text
+    assert "1 label belongs to no accepted pair of this run: line 5" in text
+    assert "labels.csv: 3 of 4 rows have a label" in text
 
 
 def test_bad_files_are_sentences(run, tmp_path):
