@@ -27,6 +27,7 @@ class InstanceVerifier:
       names: the categories that the file annotates, as its images may be asked about.
       present: image id to all categories annotated there, however small.
       visible: those of them that are plain to see, not tiny and no mere crowd.
+      crowds: those with a crowd, whether or not there are single ones beside it.
     """
 
     def __init__(self, instances_path: str | os.PathLike, names: Mapping[str, str] | None = None):
@@ -43,6 +44,7 @@ class InstanceVerifier:
         self.names = instances.categories
         self.present = _categories(instances, instances.objects)
         self.visible = _categories(instances, filter(instances.is_plain, instances.objects))
+        self.crowds = _categories(instances, (row for row in instances.objects if row.crowd))
         self._join(instances.images, names or {})
 
     def _join(self, images: Mapping[str, coco.Image], names: Mapping[str, str]) -> None:
@@ -50,14 +52,15 @@ class InstanceVerifier:
         for image_id, image in images.items():
             for name in {image.file_name, posixpath.basename(image.file_name)} - {""}:
                 by_name[name_key(name)] = None if name_key(name) in by_name else image_id
-        present, visible = dict(self.present), dict(self.visible)
+        tables = self.present, self.visible, self.crowds
+        known = [dict(table) for table in tables]
         for given, name in names.items():
             image_id, base = identity(given) or given, name_key(posixpath.basename(name))
             there = images[image_id].file_name if image_id in images else None
             if there == "" or (there and _is_same_photo(base, posixpath.basename(there))):
                 continue
             found = by_name.get(name_key(name)) or by_name.get(base)
-            for table, whole in ((self.present, present), (self.visible, visible)):
+            for table, whole in zip(tables, known, strict=True):
                 if found is not None:
                     table[image_id] = whole[found]
                 elif there is not None:  # another photo has this id

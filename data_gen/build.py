@@ -269,7 +269,7 @@ def build(
             config.rewrite.affirm,
         ),
         PhotoFolder(config.input.images, **config.images) if config.input.images else None,
-        boxes.visible if boxes else {},
+        boxes,
         threads,
     )
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_gen import labels
+from data_gen.annotations import InstanceVerifier
 from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
@@ -88,7 +90,7 @@ class FirstAnswers:
 class ImagePipeline:
     """Takes an image through all stages; one object serves a whole run.
 
-    `visible`: annotated objects that are plain to see, by image id. `threads` decode photos.
+    `boxes`: the annotations of its images, where there are some. `threads` decode photos.
     """
 
     config: Settings
@@ -96,7 +98,7 @@ class ImagePipeline:
     verifier: Verifier
     stage: RewriteStage
     folder: PhotoFolder | None
-    visible: Mapping[str, frozenset[str]]
+    boxes: InstanceVerifier | None
     threads: Executor
 
     async def process(self, image: ImageItem) -> Rows:
@@ -138,12 +140,15 @@ class ImagePipeline:
             | {name: getattr(v, name) for name in v.__slots__}
             for v in verdicts
         )
+        found = labels.of_image(image, self.boxes, rows.verdicts)
+        rows.labels.extend({**label._asdict(), "file_name": image.file_name} for label in found)
         assignments = assign(
             image, candidates, verdicts, seed=self.config.seed, **self.config.assign
         )
         # Objects that are surely in the photo: annotated, seen by the verifier, or mentioned.
         present = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
-        present |= self.visible.get(identity(image.image_id), frozenset())
+        if self.boxes is not None:
+            present |= self.boxes.visible.get(identity(image.image_id), frozenset())
         if not present:
             present = {name for text in image.texts for name in named_categories(text)}
         rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))

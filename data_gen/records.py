@@ -65,6 +65,20 @@ SCHEMAS = {
         "method",  # logprobs | choice | text | multi | substring | instances | vqa
         "model prompt_id key prompt_tokens:int32 completion_tokens:int32 error_code",
     ),
+    # One row for what one source says of an object in an image; sources may contradict each other.
+    "labels": _schema(
+        "image_id file_name",
+        "object",  # one name for all that mean the same, `vocabulary.canonical`
+        "name",  # as the source calls it
+        "state",  # present | absent | unsure
+        # boxes: every annotated class. mllm: a model that saw the photo. vqa: annotators of VQAv2.
+        # caption: named there, which a word of several senses may not mean. text: the published
+        # rule, by which any answer without "yes" is an absence.
+        "source",
+        "probability:float32",  # that it is present
+        "size",  # of what boxes show: plain | tiny | crowd
+        "key",  # of the request in the cache, null without one
+    ),
     # One row an attempt to rewrite a caption: a rejected first and its accepted second are two.
     "pairs": _schema(
         "pair_id image_id file_name caption_id caption object question",
@@ -170,6 +184,7 @@ class Rows:
     rejects: list[Mapping[str, Any]] = field(default_factory=list)
     candidates: list[Mapping[str, Any]] = field(default_factory=list)
     verdicts: list[Mapping[str, Any]] = field(default_factory=list)
+    labels: list[Mapping[str, Any]] = field(default_factory=list)
     pairs: list[Mapping[str, Any]] = field(default_factory=list)
 
     def codes(self) -> set[str]:
@@ -215,11 +230,16 @@ def read_table(
         try:
             parts.append(pq.read_table(path, columns=columns, partitioning=None))
         except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} cannot be read as Parquet ({str(error).rstrip('.')}); remove it and its "
-                "shard's file in done/, and run again: the answers are in the cache."
-            ) from None
+            raise damaged(path, error) from None
     return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """What to tell the user of a part that is not readable Parquet."""
+    return InputError(
+        f"{path} cannot be read as Parquet ({str(error).rstrip('.')}); remove it and its shard's "
+        "file in done/, and run again: the answers are in the cache."
+    )
 
 
 def read_column(run: str | os.PathLike, table: str, column: str) -> list[Any]:

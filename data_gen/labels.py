@@ -1,0 +1,194 @@
+"""What is in each photo and what is not, with the source that says so: the table `labels`.
+
+Boxes answer for every annotated class, verdicts for what was asked about, captions name things.
+Sources stand beside each other, one row each, so that a contradiction can be seen.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_gen.annotations import ABSENT, NOT_ANNOTATED, PRESENT, UNSURE, InstanceVerifier
+from data_gen.records import ImageItem, damaged, table_paths
+from negclip_jax.common import atomic_files
+from negclip_jax.common.records import identity
+from negclip_jax.language.mentions import named_categories
+from negclip_jax.language.names import object_name
+from negclip_jax.language.questions import deny
+from negclip_jax.language.vocabulary import canonical
+
+PLAIN, TINY, CROWD = "plain", "tiny", "crowd"
+_LOOKED = ("boxes", "mllm", "vqa")  # sources that saw the photo
+_SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by method; others: mllm
+_EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
+_ROWS = 65_536  # that are in memory at once, and an image's
+
+
+class Label(NamedTuple):
+    """What one source says of an object in an image; fields as in the table "labels"."""
+
+    image_id: str
+    object: str
+    name: str
+    state: str
+    source: str
+    probability: float
+    size: str | None = None
+    key: str | None = None
+
+
+def of_image(
+    image: ImageItem, boxes: InstanceVerifier | None, verdicts: Sequence[Mapping[str, Any]]
+) -> list[Label]:
+    """The labels of one image.
+
+    Args:
+      image: its captions name things; what is not seen to be there is `unsure` by them.
+      boxes: the annotations, if there are some.
+      verdicts: rows of the table "verdicts" of this image.
+    """
+    found = _of_boxes(image.image_id, boxes) if boxes is not None else []
+    annotated = {label.object for label in found}
+    for row in verdicts:
+        label = _of_verdict(row)
+        if label is not None and not (label.source == "boxes" and label.object in annotated):
+            found.append(label)
+    there = {label.object for label in found if label.state == PRESENT}
+    named = {canonical(name) for text in image.texts for name in named_categories(text)}
+    found += [
+        Label(image.image_id, name, name, UNSURE, "caption", 0.5) for name in sorted(named - there)
+    ]
+    return found
+
+
+def _of_boxes(image_id: str, boxes: InstanceVerifier) -> list[Label]:
+    """One label for each annotated class; none where the file does not know the image."""
+    known = identity(image_id)
+    present = boxes.present.get(known)
+    if present is None:
+        return []
+    labels = []
+    for name in boxes.names:
+        key, size = canonical(name.lower()), None
+        if name in present:
+            size = CROWD if name in boxes.crowds[known] else TINY
+            size = PLAIN if name in boxes.visible[known] else size
+        state, p = (PRESENT, 1.0) if name in present else (ABSENT, 0.0)
+        labels.append(Label(image_id, key, name, state, "boxes", p, size))
+    return labels
+
+
+def _of_verdict(row: Mapping[str, Any]) -> Label | None:
+    """The label of a row of "verdicts".
+
+    None for an error, for an image that the boxes do not know, and for a question that asks for
+    more than whether something is there: a man without a hat says nothing of hats.
+    """
+    name = row["object"]
+    if row["question"] is not None:
+        denial = deny(row["question"])
+        existence = denial and _EXISTENCE.fullmatch(denial.clause)
+        name = existence and object_name(existence[1])
+    if row["verdict"] == "error" or row["error_code"] == NOT_ANNOTATED or not name:
+        return None
+    key, mass = canonical(object_name(name) or name.lower()), row["mass"]
+    source = _SOURCES.get(row["method"], "mllm")
+    p = row["p_yes"] / mass if mass else 0.5
+    return Label(row["image_id"], key, name, row["verdict"], source, p, None, row["key"])
+
+
+def settled(labels: Iterable[Label]) -> tuple[list[str], list[str]]:
+    """(objects that are surely in the image, objects that surely are not), of one image's labels.
+
+    Present is what boxes show plainly or who looked at the photo confirmed; absent is what every
+    source calls so. What sources contradict each other about is neither.
+    """
+    present, absent = [], []
+    for name, rows in _by_object(labels).items():
+        state = _state(rows)
+        if state == ABSENT:
+            absent.append(name)
+        elif any(row.state == PRESENT == state and row.size in (None, PLAIN) for row in rows):
+            present.append(name)
+    return present, absent
+
+
+def _state(rows: Sequence[Label]) -> str:
+    """What the labels of one object say together."""
+    looked = {row.state for row in rows if row.source in _LOOKED}
+    if PRESENT in looked:
+        return UNSURE if ABSENT in looked else PRESENT
+    # A caption that names it, or an answer that is neither, is enough to doubt an absence.
+    return ABSENT if looked and all(row.state == ABSENT for row in rows) else UNSURE
+
+
+def _by_object(labels: Iterable[Label]) -> dict[str, list[Label]]:
+    found: dict[str, list[Label]] = {}
+    for label in labels:
+        found.setdefault(label.object, []).append(label)
+    return found
+
+
+def read_labels(run: str | os.PathLike) -> Iterator[tuple[str, list[Label]]]:
+    """Each image of a run, in order, and its labels; one part of the tables at a time.
+
+    Shards of an earlier version have no labels: theirs are those of their verdicts. Raises
+    InputError for a part that is not readable Parquet.
+    """
+    return ((image_id, labels) for image_id, _, labels in _images(Path(run)))
+
+
+def _images(run: Path) -> Iterator[tuple[str, str, list[Label]]]:
+    """(image id, file name, labels) of each image that has labels."""
+    names = {path.name for table in ("labels", "verdicts") for path in table_paths(run, table)}
+    for name in sorted(names):
+        if (run / "labels" / name).is_file():
+            rows = ((r.pop("file_name"), Label(**r)) for r in _rows(run / "labels" / name))
+        else:
+            columns = ["image_id", "file_name"]
+            items = _rows(run / "items" / name, columns) if (run / "items" / name).is_file() else ()
+            files = {row["image_id"]: row["file_name"] for row in items}
+            found = map(_of_verdict, _rows(run / "verdicts" / name))
+            rows = ((files.get(r.image_id, r.image_id), r) for r in found if r is not None)
+        for image_id, group in itertools.groupby(rows, lambda row: row[1].image_id):
+            every = list(group)
+            yield image_id, every[0][0], [label for _, label in every]
+
+
+def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of one part, some at a time."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
+
+
+def write_labels(run: str | os.PathLike, path: Path) -> None:
+    """Writes `labels.json`: image file name to object to state, source and probability.
+
+    One line an image. Of several labels of an object the first counts that has the state which
+    they say together, as in `settled` (but a tiny object is present too); what they contradict
+    each other about is unsure. Raises InputError as `read_labels` does, and OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
+        between = "{\n"
+        for _, file_name, labels in _images(Path(run)):
+            objects = {}
+            for name, rows in sorted(_by_object(labels).items()):
+                state, first = _state(rows), rows[0]._replace(probability=0.5)
+                first = next((row for row in rows if row.state == state), first)
+                p = round(first.probability, 4)
+                objects[name] = {"state": state, "source": first.source, "probability": p}
+            out.write(f"{between}{json.dumps(file_name)}: {json.dumps(objects)}")
+            between = ",\n"
+        out.write("{}\n" if between == "{\n" else "\n}\n")
