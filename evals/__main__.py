@@ -87,7 +87,7 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
         if "interpolation" in results.document:
             say(interpolate.best_alpha_text(results.document["interpolation"]))
         for failure in failures:
-            logging.error("%s on %s: %s", failure.model, failure.benchmark, failure.message)
+            logging.error("%s", failure)
         seconds = human_seconds(time.monotonic() - started)
         logging.info("%s; open %s", seconds, args.out / report.PAGE)
     return 1 if failures else 0

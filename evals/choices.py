@@ -97,108 +97,92 @@ def choice_problem(
     """
     pictures = ProblemImages(roots, (ref for item in items for ref in item.images), views)
     kept = [item for item in items if all(ref in pictures for ref in item.images)]
-    table = _Table(kept, pictures, rule, tuple(numbers), dict(breakdowns or {}))
+    texts = list(dict.fromkeys(text for item in kept for text in item.texts))
+    text_row = {text: row for row, text in enumerate(texts)}
+    result = functools.partial(_result, kept, pictures, rule, numbers, breakdowns or {})
+
+    def score(images: np.ndarray, rows: np.ndarray) -> Result:
+        options = [option for item in kept for option in item.options]
+        image_rows = np.array([pictures.row(ref) for ref, _ in options])
+        text_rows = np.array([text_row[text] for _, text in options])
+        return result(scoring.inner(pictures.features(images), image_rows, rows, text_rows))
+
+    def score_without_model(control: Control) -> Result:
+        # A rule over boxes or words ties often; the official rule would then report where the file
+        # puts the answer (the top-most box of NegRefCOCOg: 74 % for 49 %).
+        flat = [value for row in control(kept) for value in row]
+        return result(np.asarray(flat, np.float64), shared=True)
+
     repeated = sum(len(set(item.options)) < len(item.options) for item in kept)
     if repeated:
         notes = [*notes, f"{repeated} items have two equal options, which no model can tell apart."]
     return Problem(
         images=pictures.refs,
-        texts=table.texts,
-        score=table.score,
+        texts=texts,
+        score=score,
         total=len(items),
         scored=len(kept),
         missing=pictures.missing,
         file=str(file),
         notes=tuple(notes),
         controls={
-            title: functools.partial(table.control, control)
+            title: functools.partial(score_without_model, control)
             for title, control in (controls or {}).items()
             if kept
         },
     )
 
 
-class _Table:
-    """Items with the rows of their pictures and distinct texts."""
-
-    def __init__(
-        self,
-        items: Sequence[Choice],
-        pictures: ProblemImages,
-        rule: str,
-        numbers: Sequence[AccuracySpec],
-        breakdowns: dict[str, str],
-    ):
-        self.items, self.rule, self.numbers, self.pictures = items, rule, numbers, pictures
-        self.texts = list(dict.fromkeys(text for item in items for text in item.texts))
-        self._counts = np.array([len(item.options) for item in items], np.int64)
-        self._cues = cue_columns([(item.texts, item.answer) for item in items])
-        self._breakdowns = breakdowns | cue_breakdowns(self._cues)
-
-    def score(self, images: np.ndarray, texts: np.ndarray) -> Result:
-        """The result of unit features `[len(images), D]` and `[len(texts), D]`."""
-        images = self.pictures.features(images)
-        text_row = {text: row for row, text in enumerate(self.texts)}
-        options = [option for item in self.items for option in item.options]
-        image_rows = np.array([self.pictures.row(ref) for ref, _ in options])
-        text_rows = np.array([text_row[text] for _, text in options])
-        return self._result(scoring.inner(images, image_rows, texts, text_rows))
-
-    def control(self, scorer: Control) -> Result:
-        """The result of a scorer that needs no model, its ties always shared.
-
-        A rule over boxes or words ties often; the official rule would then report where the file
-        puts the answer (the top-most box of NegRefCOCOg: 74 % for 49 %).
-        """
-        flat = [value for row in scorer(self.items) for value in row]
-        return self._result(np.asarray(flat, np.float64), shared=True)
-
-    def _result(self, flat: np.ndarray, shared: bool = False) -> Result:
-        """From the scores of all options, one after another; `shared` ties under every name."""
-        scores = np.full((len(self.items), self._counts.max()), np.nan, flat.dtype)
-        scores[np.arange(scores.shape[1]) < self._counts[:, None]] = flat
-        answers = np.array([item.answer for item in self.items], np.int64)
-        strict = scoring.credit(scores, answers)
-        official = strict if shared else scoring.official(scores, answers, self.rule)
-        real = [row[:count] for row, count in zip(scores, self._counts, strict=True)]
-        columns = {
-            "item": [item.id for item in self.items],
-            "images": [[self.pictures.shown(ref) for ref in item.images] for item in self.items],
-            "texts": [list(item.texts) for item in self.items],
-            "scores": [row.tolist() for row in real],
-            "answers": [[item.answer] for item in self.items],
-            "predicted": [np.flatnonzero(row == row.max()).tolist() for row in real],
-            "right": strict.tolist(),
-            "right_official": official.tolist(),
-        }
-        for name in dict.fromkeys(name for item in self.items for name in item.groups):
-            columns[name] = [item.groups.get(name, "") for item in self.items]
-        metrics = [m for number in self.numbers for m in self._metrics(number, official, strict)]
-        return Result(metrics, columns | self._cues, self._breakdowns)
-
-    def _metrics(
-        self, number: AccuracySpec, official: np.ndarray, strict: np.ndarray
-    ) -> list[Metric]:
+def _result(
+    items: Sequence[Choice],
+    pictures: ProblemImages,
+    rule: str,
+    numbers: Sequence[AccuracySpec],
+    breakdowns: Mapping[str, str],
+    flat: np.ndarray,
+    *,
+    shared: bool = False,
+) -> Result:
+    """From the scores of all options, one after another; `shared` ties under every name."""
+    counts = np.array([len(item.options) for item in items], np.int64)
+    scores = np.full((len(items), counts.max()), np.nan, flat.dtype)
+    scores[np.arange(scores.shape[1]) < counts[:, None]] = flat
+    answers = np.array([item.answer for item in items], np.int64)
+    strict = scoring.credit(scores, answers)
+    official = strict if shared else scoring.official(scores, answers, rule)
+    real = [row[:count] for row, count in zip(scores, counts, strict=True)]
+    cues = cue_columns([(item.texts, item.answer) for item in items])
+    groups = dict.fromkeys(name for item in items for name in item.groups)
+    columns = {
+        "item": [item.id for item in items],
+        "images": [[pictures.shown(ref) for ref in item.images] for item in items],
+        "texts": [list(item.texts) for item in items],
+        "scores": [row.tolist() for row in real],
+        "answers": [[item.answer] for item in items],
+        "predicted": [np.flatnonzero(row == row.max()).tolist() for row in real],
+        "right": strict.tolist(),
+        "right_official": official.tolist(),
+        **{name: [item.groups.get(name, "") for item in items] for name in groups},
+        **cues,
+    }
+    metrics: list[Metric] = []
+    for number in numbers:
         wanted, weights = number.where.items(), None
-        kept = [
-            row
-            for row, item in enumerate(self.items)
-            if all(item.groups[column] in values for column, values in wanted)
-        ]
+        rows = [i for i, x in enumerate(items) if all(x.groups[k] in v for k, v in wanted)]
         if number.macro:
-            values = np.array([self.items[row].groups[number.macro] for row in kept])
+            values = np.array([items[row].groups[number.macro] for row in rows])
             _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
             enough = sizes[group] >= number.at_least
-            kept, weights = np.array(kept, int)[enough].tolist(), 1 / sizes[group][enough]
-        if not kept:
-            return []
-        return by_both_rules(
-            number.name,
-            official[kept],
-            strict[kept],
-            [self.items[row].images[0].path for row in kept],
-            items=np.array([self.items[row].id for row in kept]),
-            weights=weights,
-            chance=float(np.average(1 / self._counts[kept], weights=weights)),
-            headline=number.headline,
-        )
+            rows, weights = np.array(rows, int)[enough].tolist(), 1 / sizes[group][enough]
+        if rows:
+            metrics += by_both_rules(
+                number.name,
+                official[rows],
+                strict[rows],
+                [items[row].images[0].path for row in rows],
+                items=np.array([items[row].id for row in rows]),
+                weights=weights,
+                chance=float(np.average(1 / counts[rows], weights=weights)),
+                headline=number.headline,
+            )
+    return Result(metrics, columns, {**breakdowns, **cue_breakdowns(cues)})

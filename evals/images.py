@@ -247,20 +247,16 @@ class ProblemImages:
         return encoded if self._count == 1 else mean_directions(encoded, self._count)
 
 
-def tfds_rows(name: str, split: str, folders: Sequence[Path]) -> Sequence[dict]:
+@functools.lru_cache(16)
+def tfds_rows(name: str, split: str, folders: tuple[Path, ...]) -> Sequence[dict]:
     """Random access to a split of a prepared tensorflow-datasets folder; images stay encoded.
 
     Looked for in TFDS_DATA_DIR and in `folders`. Raises InputError where it is not prepared.
     """
-    return _tfds_rows(name, split, tuple(map(str, folders)))
-
-
-@functools.lru_cache(16)
-def _tfds_rows(name: str, split: str, folders: tuple[str, ...]) -> Sequence[dict]:
     from negclip_jax.data import tfds
 
     problem: InputError | None = None
-    for data_dir in (None, *folders):
+    for data_dir in (None, *map(str, folders)):
         try:
             return tfds.open_split(name, split, data_dir, features=("image",))
         except InputError as error:

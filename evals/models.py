@@ -17,6 +17,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import TOWERS, fingerprint
+from negclip_jax.interop.clipseg import is_related
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import CLIPConfig
@@ -27,8 +28,6 @@ _PRECISION = {
     "bfloat16": "bfloat16 arithmetic on float32 weights",
 }
 _OPENAI = re.compile(r"openai/clip-vit-|openai/clip\b", re.IGNORECASE)
-# Cosine of position embeddings: near 1 after fine-tuning, near 0 between two trainings.
-_SAME_ORIGIN = 0.9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,24 +121,18 @@ def load_all(texts: list[str], **arguments: Any) -> list[Model]:
     different activations: fine-tuning does not change it, so one of them is read wrongly.
     """
     models = [load(text, **arguments) for text in texts]
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        models = [
-            dataclasses.replace(model, name=text) for model, text in zip(models, texts, strict=True)
-        ]
-    repeated = {m.name for m in models if [n.name for n in models].count(m.name) > 1}
-    if repeated:
-        raise InputError(f"--model={repeated.pop()} is given twice: use --model=NAME=PATH")
+    if len({model.name for model in models}) < len(models):
+        named = zip(models, texts, strict=True)
+        models = [dataclasses.replace(model, name=text) for model, text in named]
+    for i, text in enumerate(texts):
+        if text in texts[:i]:
+            raise InputError(f"--model={text} is given twice: use --model=NAME=PATH")
     for a, b in itertools.combinations(models, 2):
-        acts = [m.config.text.hidden_act for m in (a, b)]
-        x, y = (np.asarray(m.params["text"]["position_embedding"], np.float64) for m in (a, b))
-        related = (
-            x.shape == y.shape
-            and float((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y))) > _SAME_ORIGIN
-        )
-        if acts[0] != acts[1] and related:
+        act, other = (m.config.text.hidden_act for m in (a, b))
+        x, y = (np.asarray(m.params["text"]["position_embedding"]) for m in (a, b))
+        if act != other and x.shape == y.shape and is_related(x, b.params):
             raise InputError(
-                f"{a.name} is read with {acts[0]} and {b.name} with {acts[1]}, but their weights "
+                f"{a.name} is read with {act} and {b.name} with {other}, but their weights "
                 "say that one was fine-tuned from the other, which does not change the activation: "
                 "one of them is read wrongly. Weights that come from OpenAI's need quick_gelu"
             )

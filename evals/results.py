@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
@@ -91,34 +91,21 @@ class Results:
             "environment": environment,
             "benchmarks": old.get("benchmarks", {}),
         }
-        self._tables: dict[tuple[str, str], pa.Table] = {}
+        self._table = _SCHEMA.empty_table()
         if old and (out / PREDICTIONS).is_file():
             try:
-                table = pq.read_table(out / PREDICTIONS, schema=_SCHEMA)
+                self._table = pq.read_table(out / PREDICTIONS, schema=_SCHEMA)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{out / PREDICTIONS} is damaged ({error}): {advice}") from None
-            every = zip(table["benchmark"].to_pylist(), table["row"].to_pylist(), strict=True)
-            for pair in dict.fromkeys(every):
-                is_row = [
-                    pa.compute.equal(table[c], v)
-                    for c, v in zip(("benchmark", "row"), pair, strict=True)
-                ]
-                self._tables[pair] = table.filter(pa.compute.and_(*is_row))
         self._metrics: dict[tuple[str, str], dict[str, Metric]] = {}
 
     def begin(self, benchmark: Benchmark, problem: Problem) -> None:
         """Describes a benchmark; rows of an earlier command stay until new ones replace them."""
         entry = self.document["benchmarks"].setdefault(benchmark.name, {})
-        new = {
-            "title": benchmark.title,
-            "task": benchmark.task,
-            "source": benchmark.source,
-            "licence": benchmark.licence,
-            "download": benchmark.download,
-            "file": problem.file,
-            "total": problem.total,
-            "scored": problem.scored,
-            "size": benchmark.size,
+        described = ("title", "task", "source", "licence", "download", "size")
+        new = {key: getattr(benchmark, key) for key in described}
+        new |= {key: getattr(problem, key) for key in ("file", "total", "scored")}
+        new |= {
             "subset": problem.scored < problem.total,
             "missing": len(problem.missing),
             "notes": list(problem.notes),
@@ -126,7 +113,7 @@ class Results:
         }
         if any(entry.get(key) != new[key] for key in ("file", "total", "scored")):
             entry.clear()  # the items are others: rows of before and after could not be compared
-            self._tables = {k: t for k, t in self._tables.items() if k[0] != benchmark.name}
+            self._table = self._table.filter(pc.field("benchmark") != benchmark.name)
         entry |= new
         for key in ("rows", "comparisons", "breakdowns", "sentences", "errors"):
             entry.setdefault(key, {})
@@ -148,7 +135,8 @@ class Results:
         entry["errors"].pop(row, None)
         if result.predictions:
             table = _table(benchmark, row, problem, result, subset=entry["subset"])
-            self._tables[benchmark, row] = table
+            same = (pc.field("benchmark") == benchmark) & (pc.field("row") == row)
+            self._table = pa.concat_tables([self._table.filter(~same), table])
             entry["sentences"] |= result.breakdowns
             strict = np.asarray(result.predictions["right"], np.float64)
             # By the rule of the headline.
@@ -186,10 +174,9 @@ class Results:
         """Replaces both files."""
         if not self._writes:
             return
-        if self._tables:
+        if self._table.num_rows:
             with atomic_files.whole_file(self._out / PREDICTIONS) as unfinished:
-                table = pa.concat_tables(self._tables.values())
-                pq.write_table(table, unfinished, compression="zstd")
+                pq.write_table(self._table, unfinished, compression="zstd")
         storage.write_json(self._out / RESULTS, self.document)
 
 
@@ -229,12 +216,8 @@ def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset
     columns, n = result.predictions, len(result.predictions["item"])
     refs = [[problem.images[i] for i in rows] for rows in columns["images"]]
     extra = [name for name in columns if name not in COLUMNS]
-    plain = {
-        name: [np.asarray(x).tolist() for x in columns[name]]
-        if name != "texts"
-        else [list(x) for x in columns[name]]
-        for name in ("texts", "scores", "answers", "predicted")
-    }
+    # Of each item the names and values of its groups.
+    groups = zip(*(map(str, columns[name]) for name in extra), strict=True) if extra else [()] * n
     return pa.table(
         {
             "benchmark": [benchmark] * n,
@@ -242,15 +225,13 @@ def _table(benchmark: str, row: str, problem: Problem, result: Result, *, subset
             "item": [str(item) for item in columns["item"]],
             "images": [[ref.path for ref in each] for each in refs],
             "boxes": [[ref.box and list(ref.box) for ref in each] for each in refs],
-            **plain,
+            **{
+                k: [list(x) for x in columns[k]]
+                for k in ("texts", "scores", "answers", "predicted")
+            },
             "right": [float(value) for value in columns["right"]],
             "subset": [subset] * n,
-            "groups": [
-                [(name, str(value)) for name, value in zip(extra, values, strict=True)]
-                for values in zip(*(columns[name] for name in extra), strict=True)
-            ]
-            if extra
-            else [[]] * n,
+            "groups": [list(zip(extra, values, strict=True)) for values in groups],
         },
         schema=_SCHEMA,
     )

@@ -27,15 +27,6 @@ from negclip_jax.runtime import sharding
 Loaded = dict[str, tuple[Benchmark, Problem]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A model that could not be scored on a benchmark."""
-
-    benchmark: str
-    model: str
-    message: str
-
-
 def load_problems(
     names: Sequence[str], roots: DataRoots, *, allow_subset: bool, out: Path | None = None
 ) -> Loaded:
@@ -71,12 +62,12 @@ def run(
     *,
     cache: Path,
     allow_subset: bool = False,
-) -> list[Failure]:
+) -> list[str]:
     """Scores every model on every benchmark; `results` has the numbers on disk as they come.
 
     Models are read one after the other, so that a generator holds one at a time; `cache` is the
-    folder of embeddings. Photos that cannot be read count as missing ones do. Returns the pairs
-    that failed; all others are scored.
+    folder of embeddings. Photos that cannot be read count as missing ones do. Returns a line for
+    each model and benchmark that failed; all others are scored.
     """
     loaded, failures = dict(loaded), []
     for benchmark, problem in loaded.values():
@@ -99,7 +90,7 @@ def run(
                         encoder, benchmark, problem, roots, allow_subset=allow_subset
                     )
                 except InputError as error:
-                    failures.append(Failure(name, model.name, str(error)))
+                    failures.append(f"{model.name} on {name}: {error}")
                     results.fail(name, model.name, str(error))
                     continue
                 if left is not problem:  # for the models that come as well
