@@ -24,7 +24,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import thumbnail
-from negclip_jax.common.statistics import change_text, interval_text, ties_text
+from negclip_jax.common.statistics import ties_text
 
 PAGE = "report.html"
 _GALLERY_MODELS = 3  # first, second and last: more do not fit a phone
@@ -36,32 +36,42 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
     A photo that is gone by now is left out.
     """
     document = strict_json.read_json(out / RESULTS)
-    entries = {n: e for n, e in document["benchmarks"].items() if e["rows"] or e["errors"]}
-    models = list(document["settings"]["models"])
-    interpolation, galleries = document.get("interpolation"), {}
-    for name, entry in entries.items():
-        scored = {model: place for place, model in enumerate(models) if model in entry["rows"]}
+    models, summary, sections = list(document["settings"]["models"]), [], []
+    for name, entry in document["benchmarks"].items():
+        if not entry["rows"] and not entry["errors"]:
+            continue
+        rows, shown = entry["rows"], headlines(entry)
+        every = dict.fromkeys(metric for row in rows.values() for metric in row["metrics"])
+        found = {metric: metric_row(name, entry, metric, models) for metric in (*shown, *every)}
+        strict = [f"{metric}_strict" for metric in shown if f"{metric}_strict" in every]
+        first = dict.fromkeys((*shown, *strict))
+        scored = {model: place for place, model in enumerate(models) if model in rows}
         if len(scored) > _GALLERY_MODELS:
             names = list(scored)
             scored = {n: scored[n] for n in (*names[: _GALLERY_MODELS - 1], names[-1])}
-        groups = list(entry["breakdowns"])
-        galleries[name] = build_gallery(
-            out / PREDICTIONS, name, scored, roots, groups=groups, size=gallery
+        summary += [found[metric] for metric in shown]
+        sections.append(
+            {
+                "anchor": name,
+                "entry": entry,
+                "headlines": shown,
+                "first": [found[metric] for metric in first],
+                "more": [found[metric] for metric in every if metric not in first],
+                "ties": {c: _ties(groups, models) for c, groups in entry["breakdowns"].items()},
+                "gallery": build_gallery(
+                    *(out / PREDICTIONS, name, scored, roots),
+                    groups=list(entry["breakdowns"]),
+                    size=gallery,
+                ),
+            }
         )
+    interpolation = document.get("interpolation")
     return write_page(
         out / PAGE,
         Path(__file__).with_name("report.html"),
         models=document["settings"]["models"],
-        summary=[
-            metric_row(name, entry, metric, models)
-            for name, entry in entries.items()
-            for metric in headlines(entry)
-        ],
-        sections=[
-            _section(name, entry, models) | {"gallery": galleries[name]}
-            for name, entry in entries.items()
-        ],
-        subsets=[entry["title"] for entry in entries.values() if entry["subset"]],
+        summary=summary,
+        sections=sections,
         interpolation=interpolation,
         interpolation_text=interpolation and best_alpha_text(interpolation),
         environment=document["environment"],
@@ -85,47 +95,6 @@ def metric_row(
         "changes": [comparison.get("metrics", {}).get(metric) for comparison in compared],
         "published": published,
         "plot": charts.intervals(found, chance=chance, published=published),
-    }
-
-
-def _section(name: str, entry: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
-    """Everything about one benchmark but its gallery."""
-    rows, shown = entry["rows"], headlines(entry)
-    every = dict.fromkeys(metric for row in rows.values() for metric in row["metrics"])
-    first = [*shown, *(f"{metric}_strict" for metric in shown if f"{metric}_strict" in every)]
-    # What the tables leave out: pairs without the first model, such as control and tuned.
-    others = [
-        f"{found['before']} → {found['after']}: {metric.replace('_', ' ')} {change_text(change)}"
-        for found in entry["comparisons"].values()
-        if found["before"] != models[0] and len(models) <= charts.COLOURS
-        for metric in shown
-        if (change := found["metrics"].get(metric))
-    ]
-    return {
-        "anchor": name,
-        "entry": entry,
-        "first": [metric_row(name, entry, m, models) for m in first],
-        "more": [metric_row(name, entry, m, models) for m in every if m not in first],
-        "other_comparisons": others,
-        "controls": {
-            row: [
-                " ".join(
-                    [metric.replace("_", " "), interval_text(found, " %"), ties_text(found)]
-                ).strip()
-                for metric in shown
-                if (found := value["metrics"].get(metric))
-            ]
-            for row, value in rows.items()
-            if value["control"]
-        },
-        "plots": [
-            {
-                "title": entry["sentences"][column] + _ties(groups, models),
-                "svg": charts.breakdown(groups, models),
-            }
-            for column, groups in entry["breakdowns"].items()
-            if len(groups) > 1
-        ],
     }
 
 

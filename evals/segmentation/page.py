@@ -16,7 +16,6 @@ from evals.results import headlines
 from evals.segmentation import masks, metrics, scoring
 from evals.segmentation.scoring import Towers
 from evals.segmentation.sources import Phrase, PhraseSet
-from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import thumbnail
 
@@ -56,51 +55,19 @@ def write(
             (title, [_shown(phrases[item], ious, towers, roots) for item, *ious in part])
             for title, part in chosen
         ]
-    curves = {name: list(found.values()) for name, found in document["curves"].items()}
+    benchmarks = document["benchmarks"]
     return write_page(
         out / PAGE,
         Path(__file__).with_name("page.html"),
         document=document,
         models=document["settings"]["models"],
-        summary=[
-            metric_row(name, entry, headlines(entry)[0], models)
-            for name, entry in document["benchmarks"].items()
-        ],
-        sections=[
-            {
-                "anchor": name,
-                "entry": entry,
-                "gallery": galleries.get(name, []),
-                "plots": [
-                    {
-                        "title": "mIoU at every threshold",
-                        "svg": charts.lines(
-                            [(metrics.THRESHOLDS.tolist(), c["miou"]) for c in curves[name]],
-                            across="threshold",
-                            up="mIoU",
-                        ),
-                    },
-                    {
-                        "title": "precision against recall, over all pixels",
-                        "svg": charts.lines(
-                            [(c["recall"], c["precision"]) for c in curves[name]],
-                            across="recall",
-                            up="precision",
-                        ),
-                    },
-                ],
-                "rows": [
-                    metric_row(name, entry, m, models) for m in entry["rows"][models[0]]["metrics"]
-                ],
-                "thresholds": [
-                    f"{row}: {metric} at {found['threshold']:g}"
-                    for row, value in entry["rows"].items()
-                    for metric, found in value["metrics"].items()
-                    if metric.endswith("_best")
-                ],
-            }
-            for name, entry in document["benchmarks"].items()
-        ],
+        summary=[metric_row(n, e, headlines(e)[0], models) for n, e in benchmarks.items()],
+        rows={
+            name: [metric_row(name, entry, m, models) for m in entry["rows"][first]["metrics"]]
+            for name, entry in benchmarks.items()
+        },
+        galleries=galleries,
+        thresholds=metrics.THRESHOLDS.tolist(),
         threshold=THRESHOLD,
     )
 

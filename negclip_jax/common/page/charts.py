@@ -112,23 +112,23 @@ def mixtures(points: Sequence[Mapping[str, float]], best: float) -> Markup:
 
 
 def lines(
-    models: Sequence[tuple[Sequence[float], Sequence[float]]], *, across: str, up: str
+    across: Sequence[Sequence[float]], up: Sequence[Sequence[float]], *, titles: tuple[str, str]
 ) -> Markup:
-    """A line per model through points (x, y), both axes from 0 to 100 %.
+    """A line per model, both axes from 0 to 100 %.
 
     Args:
-      models: x and y of each, in [0, 1], in the order of the colours.
-      across, up: what the axes are.
+      across, up: x and y of each model's points, in [0, 1], in the order of the colours.
+      titles: what the axes are.
     """
     width, height, top, foot = 300, 200, 14, 176
     marks = [_line(0, y, width - 8, y) for y in (top, foot)]
-    for place, points in enumerate(models):
-        scaled = [(x * (width - 8), foot - y * (foot - top)) for x, y in zip(*points, strict=True)]
+    for place, (xs, ys) in enumerate(zip(across, up, strict=True)):
+        scaled = [(x * (width - 8), foot - y * (foot - top)) for x, y in zip(xs, ys, strict=True)]
         marks.append(_path(scaled, colour(place), 1.5))
     marks += [
-        _text(f"100 % {up}", 0, 10),
+        _text(f"100 % {titles[1]}", 0, 10),
         _text("0", 0, height - 8),
-        _text(f"{across} 100 %", width - 8, height - 8, "end"),
+        _text(f"{titles[0]} 100 %", width - 8, height - 8, "end"),
     ]
     return _svg(width, height, marks)
 

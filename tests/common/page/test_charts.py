@@ -70,7 +70,7 @@ def test_the_curve_rises_with_negation_and_runs_with_retention(flat):
 
 
 def test_lines_lie_between_their_axes_and_labels_are_escaped():
-    svg = str(charts.lines([((0, 1), (0, 1)), ((0, 0.5), (1, 1))], across="<x>", up="y & z"))
+    svg = str(charts.lines([(0, 1), (0, 0.5)], [(0, 1), (1, 1)], titles=("<x>", "y & z")))
     assert 'points="0.0,176.0 292.0,14.0"' in svg and 'points="0.0,14.0 146.0,14.0"' in svg
     assert "var(--m0)" in svg and "var(--m1)" in svg
     assert "&lt;x&gt;" in svg and "y &amp; z" in svg
