@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_gen.images import PhotoError, PhotoFolder
-from data_gen.manifest import read_manifest
 from data_gen.texts import parts, texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
@@ -89,6 +88,8 @@ def write_sheet(
 
     Raises InputError where there is no text, or no photo.
     """
+    from data_gen.manifest import read_manifest  # with the HTTP client, which audits do without
+
     manifest = read_manifest(run)
     folder = images or manifest["config"]["input"]["images"]
     if folder is None:
