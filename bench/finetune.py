@@ -22,6 +22,7 @@ from bench import harness
 from bench.harness import Side
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import cores
 
 ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
 
@@ -36,7 +37,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         settings["model.checkpoint"],
         settings["data.images"],
         args.reference_workers,
-        harness.cores(),
+        cores(),
     )
     # On a GPU JAX would take most of the memory at once, and the other side needs some too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

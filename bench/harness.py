@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import multiprocessing
-import os
 import platform
 import resource
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors
-from negclip_jax.common.provenance import package_versions
+from negclip_jax.common.provenance import cores, package_versions
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 # What `--json` holds, what was measured in a few words, and tables of it.
@@ -92,12 +91,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name, version in found.items() if version},
     }
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    usable = hasattr(os, "sched_getaffinity")  # macOS has none
-    return len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
 
 
 def describe(machine: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from bench import harness, material
 from bench.harness import Side
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import cores
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
@@ -42,7 +43,7 @@ class OurImages:
             preprocess=self._preprocess,
             batch_size=_BATCH,
             shuffle=False,
-            threads=harness.cores(),
+            threads=cores(),
         )
         self.read()  # compiles, and fills the file cache
 

@@ -6,7 +6,6 @@ Runs the public commands that real work uses and prints each before it runs. End
 OUT/results.json and OUT/report.html.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from negclip_jax.common.arguments import Parser
 from quickstart.questions import HOLD_OUT
-from quickstart.report import Story, write_report
+from quickstart.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = ".quickstart"  # a folder with this file may be replaced
@@ -131,16 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = [run(title, arguments) for title, arguments in commands(out)]
     except (Failed, OSError) as error:  # the folder cannot be made or emptied
         sys.exit(f"quickstart stopped: {error}")
-    evaluation = json.loads((path / "evaluation.json").read_text())
-    story = Story(
-        evaluation=evaluation,
-        images=path / "world" / "heldout" / "images",
-        runs={name: path / name for name in ("pretrain", "published", "finetune")},
-        commands=done,
-        seconds=time.monotonic() - started,
-    )
-    write_report(story, path)
-    _console.print(f"\n{story.seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
+    seconds = time.monotonic() - started
+    write_report(path, done, seconds)
+    _console.print(f"\n{seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Write the quickstart's results: `results.json` and `report.html`."""
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from negclip_jax.common import storage
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import render as render_page
 from negclip_jax.common.page.thumbnails import jpeg_url
+from negclip_jax.common.provenance import cores
 from quickstart.questions import REQUIRED, ROWS
 
 NOTES = {
@@ -22,94 +21,71 @@ NOTES = {
 }
 
 
-@dataclass(frozen=True)
-class Story:
-    """Everything the report tells.
+RUNS = ("pretrain", "published", "finetune")
 
-    Attributes:
-      evaluation: what `quickstart.evaluate` wrote.
-      images: folder of the held-out scenes.
-      runs: name of a training run to its directory.
+
+def write_report(out: Path, commands: Sequence[tuple[str, float]], seconds: float) -> None:
+    """Writes `results.json` and `report.html` into the folder of a quickstart.
+
+    Args:
+      out: with `evaluation.json`, the held-out world and the training runs.
       commands: (command line, seconds) in order.
       seconds: in all.
     """
-
-    evaluation: Mapping[str, Any]
-    images: Path
-    runs: Mapping[str, Path]
-    commands: Sequence[tuple[str, float]]
-    seconds: float
-
-
-def write_report(story: Story, out: Path) -> None:
-    """Writes `results.json` and `report.html` into `out`."""
-    storage.write_json(out / "results.json", results(story), indent=2)
-    storage.write_whole(out / "report.html", render(story).encode())
-
-
-def results(story: Story) -> dict[str, Any]:
-    """`before` and `after` with the required rows, `published` for comparison, and `seconds`."""
-    models = story.evaluation["models"]
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    models = evaluation["models"]
     names = {"before": "base", "published": "published", "after": "tuned"}
-    rows = {
+    results = {
         key: {row: models[name]["rows"][row] for row in REQUIRED}
         for key, name in names.items()
         if name in models
     }
-    return {**rows, "seconds": round(story.seconds, 1)}
+    storage.write_json(out / "results.json", {**results, "seconds": round(seconds, 1)}, indent=2)
+    page = render(evaluation, out, commands=commands, seconds=seconds)
+    storage.write_whole(out / "report.html", page.encode())
 
 
-def render(story: Story) -> str:
-    """The page."""
+def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
+    """The page; `evaluation` is what `quickstart.evaluate` wrote, `shown` more for the template."""
+
+    def estimates(tallies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Tallies with the names of `common.statistics.Estimate`."""
+        return {
+            row: {"value": tally["accuracy"], "method": "Wilson", **tally}
+            for row, tally in tallies.items()
+        }
+
     models = {
         name: {
             "facts": {},
-            "rows": {row: _estimate(tally) for row, tally in model["rows"].items()},
-            "groups": {
-                row: {group: _estimate(tally) for group, tally in groups.items()}
-                for row, groups in model["groups"].items()
-            },
+            "rows": estimates(model["rows"]),
+            "groups": {row: estimates(groups) for row, groups in model["groups"].items()},
         }
-        for name, model in story.evaluation["models"].items()
+        for name, model in evaluation["models"].items()
     }
+    rows = {}
+    for row, (what, chance) in ROWS.items():
+        if row in models["base"]["rows"]:
+            choices = [c for question in evaluation["examples"].get(row, []) for c in question]
+            rows[row] = {
+                "what": what,
+                "chance": chance,
+                "found": [model["rows"][row] for model in models.values()],
+                "examples": [" / ".join(choice) for choice in choices][:3],
+            }
+    images = out / "world" / "heldout" / "images"
+    versions = f"Python {platform.python_version()}, JAX {metadata.version('jax')}"
     return render_page(
         Path(__file__).with_name("report.html"),
         models=models,
         notes={name: NOTES.get(name, "") for name in models},
         required=REQUIRED,
-        rows={
-            row: {
-                "what": what,
-                "chance": chance,
-                "found": [model["rows"][row] for model in models.values()],
-                "examples": [
-                    " / ".join(choice)
-                    for choices in story.evaluation["examples"].get(row, [])
-                    for choice in choices
-                ][:3],
-            }
-            for row, (what, chance) in ROWS.items()
-            if row in models["base"]["rows"]
-        },
-        curves=[_curve(name, path) for name, path in story.runs.items()],
-        gallery=[_scene(item, story.images, models) for item in story.evaluation["gallery"]],
-        commands=story.commands,
-        machine=machine(),
-        seconds=story.seconds,
+        rows=rows,
+        curves=[_curve(name, out / name) for name in RUNS],
+        gallery=[_scene(item, images, models) for item in evaluation["gallery"]],
+        machine=f"{platform.machine()}, {cores()} cores, {versions}",
+        **shown,
     )
-
-
-def _estimate(tally: Mapping[str, Any]) -> dict[str, Any]:
-    """A tally of `quickstart.evaluate` with the names of `common.statistics.Estimate`."""
-    interval = {key: tally[key] for key in ("low", "high", "n")}
-    return {"value": tally["accuracy"], **interval, "method": "Wilson"}
-
-
-def machine() -> str:
-    """Processor cores and versions, for the foot of the page."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = f"Python {platform.python_version()}, JAX {metadata.version('jax')}"
-    return f"{platform.machine()}, {cores} cores, {versions}"
 
 
 def _curve(name: str, workdir: Path) -> dict[str, Any]:

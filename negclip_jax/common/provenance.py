@@ -36,6 +36,12 @@ def package_versions(names: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    usable = hasattr(os, "sched_getaffinity")  # macOS has none
+    return len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
+
+
 def file_facts(path: str | os.PathLike) -> dict[str, Any]:
     """Path, size in bytes and SHA-256 of a file. Raises InputError where it cannot be read."""
     try:

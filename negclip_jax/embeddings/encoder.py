@@ -125,7 +125,7 @@ class Tower:
         self,
         inputs: Images | Texts,
         store: EmbeddingStore,
-        encode: Callable[[dict[str, jax.Array]], jax.Array],
+        model: tuple[clip.CLIPConfig, dict, str],
         mesh: Mesh,
         *,
         label: str,
@@ -137,8 +137,8 @@ class Tower:
         Args:
           inputs: all items.
           store: of this tower and weights. Items without a usable embedding are tried again.
-          encode: batch to features, whole on every device.
-          mesh: over which a batch is split.
+          model: sizes, parameters on the devices of `mesh`, and compute type.
+          mesh: over which a batch is split; features come out whole on every device.
           label: of the progress bar.
           per_device: items of a batch at most.
           shared: whether the processes read one store, as training does. Else each receives what
@@ -146,7 +146,10 @@ class Tower:
             batches have one size whatever is left: what a killed run continues has the same bits.
         """
         self.inputs, self.store, self.label = inputs, store, label
-        self._encode, self._mesh = encode, mesh
+        config, params, dtype = model
+        graphdef, _ = clip.abstract(config, dtype=dtype)
+        self._encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
+        self._mesh = mesh
         self._resources, self._bar = contextlib.ExitStack(), None
         by_key = {key: item for item, key in reversed(inputs.keys.items())}
         order = list(dict.fromkeys(inputs.keys.values()))
@@ -280,7 +283,6 @@ class Encoder:
             mesh = sharding.make_mesh(data=-1, fsdp=1)
             everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
             params = sharding.put(params, everywhere)
-        graphdef, _ = clip.abstract(model.config, dtype=model.dtype)
 
         def tower(inputs: Images | Texts, per_device: int) -> Tower:
             name = f"{inputs.tower}-{model.fingerprints[inputs.tower]}"
@@ -290,9 +292,8 @@ class Encoder:
             else:
                 main = sharding.is_main_process()
                 store = EmbeddingStore(cache / f"{name}.rows" if main else None, dim)
-            encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
-            label = f"{model.name}: {inputs.name}"
-            return Tower(inputs, store, encode, mesh, label=label, per_device=per_device)
+            parts, label = (model.config, params, model.dtype), f"{model.name}: {inputs.name}"
+            return Tower(inputs, store, parts, mesh, label=label, per_device=per_device)
 
         distinct = list(dict.fromkeys(texts))
         refs = Images(list(dict.fromkeys(images)), source, model.preprocess, cache)
@@ -357,7 +358,6 @@ def image_features(
     Returns:
       Unnormalised float32 `[U, D]`, memory-mapped, and bool `[U]`: images without features.
     """
-    config, params, dtype = model
     inputs = Images(
         [ImageRef(n) for n in names], source, preprocess, root, threads=threads, shared=True
     )
@@ -365,13 +365,11 @@ def image_features(
     multihost.require_same("feature cache", {"name": path.name})
 
     def opened() -> EmbeddingStore:
-        return EmbeddingStore(path, config.projection_dim, writes=sharding.is_main_process())
+        return EmbeddingStore(path, model[0].projection_dim, writes=sharding.is_main_process())
 
     store = opened()
-    graphdef, _ = clip.abstract(config, dtype=dtype)
-    encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
     options = {"label": "image features", "per_device": _TRAINING_IMAGES_PER_DEVICE}
-    tower = Tower(inputs, store, encode, mesh, **options, shared=True)
+    tower = Tower(inputs, store, model, mesh, **options, shared=True)
     if tower.pending:
         waited = multihost.within_time("the next images of the feature cache")
         with contextlib.closing(tower), waited as keep_alive:

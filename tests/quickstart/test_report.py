@@ -7,23 +7,23 @@ from PIL import Image
 
 from quickstart import __main__ as driver
 from quickstart.questions import HOLD_OUT, REQUIRED, ROWS
-from quickstart.report import Story, render, results, write_report
+from quickstart.report import RUNS, write_report
 
 EVIL = "<script>alert('no')</script> & \"quotes\""
 
 
 @pytest.fixture
-def story(tmp_path):
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (48, 48), "red").save(tmp_path / "images" / "1.jpg")
-    runs = {}
-    for name in ("pretrain", "published", "finetune"):
+def page(tmp_path):
+    """The page of a quickstart in `tmp_path`."""
+    images = tmp_path / "world" / "heldout" / "images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (48, 48), "red").save(images / "1.jpg")
+    for name in RUNS:
         lines = [{"step": 0, "val/loss": 4.0}]
         lines += [{"step": i, "loss": 4.0 / i} for i in range(1, 200)]
         (tmp_path / name).mkdir()
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "metrics.jsonl").write_text(text)
-        runs[name] = tmp_path / name
 
     def model(accuracy):
         cell = {"accuracy": accuracy, "low": accuracy / 2, "high": accuracy, "n": 48}
@@ -41,7 +41,9 @@ def story(tmp_path):
         "examples": {row: [[[EVIL, "x"]]] for row in ROWS},
     }
     commands = [(f"python -m quickstart.world --out='{EVIL}'", 1.5)]
-    return Story(evaluation, tmp_path / "images", runs, commands, 123.4)
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    write_report(tmp_path, commands, 123.4)
+    return (tmp_path / "report.html").read_text()
 
 
 class Page(html.parser.HTMLParser):
@@ -60,31 +62,28 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_captions_are_escaped(story):
-    page = Page(render(story))
-    assert "script" not in page.tags
-    assert EVIL in " ".join("".join(page.text).split())
+def test_captions_are_escaped(page):
+    parsed = Page(page)
+    assert "script" not in parsed.tags
+    assert EVIL in " ".join("".join(parsed.text).split())
 
 
-def test_the_page_needs_no_network(story):
-    source = render(story)
-    page = Page(source)
-    assert not {"link", "script", "iframe"} & set(page.tags)
-    links = [value for key, value in page.attributes if key in ("src", "href", "srcset")]
+def test_the_page_needs_no_network(page):
+    parsed = Page(page)
+    assert not {"link", "script", "iframe"} & set(parsed.tags)
+    links = [value for key, value in parsed.attributes if key in ("src", "href", "srcset")]
     assert links and all(value.startswith("data:image/jpeg;base64,") for value in links)
-    assert not re.search(r"https?://|@import|url\(", source)
+    assert not re.search(r"https?://|@import|url\(", page)
 
 
-def test_the_page_shows_numbers_curves_and_a_phone_layout(story):
-    source = render(story)
-    assert "97.0" in source and "2.0" in source
-    assert source.count("<polyline") == 3
-    assert 'name="viewport"' in source
-    assert "prefers-color-scheme: dark" in source
+def test_the_page_shows_numbers_curves_and_a_phone_layout(page):
+    assert "97.0" in page and "2.0" in page
+    assert page.count("<polyline") == 3
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
 
 
-def test_results_json(story, tmp_path):
-    write_report(story, tmp_path)
+def test_results_json(page, tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["seconds"] == 123.4
     for side in ("before", "after"):
@@ -93,7 +92,6 @@ def test_results_json(story, tmp_path):
             assert set(cell) == {"accuracy", "low", "high", "n"}
     assert content["before"]["existence"]["accuracy"] == 0.02
     assert content["after"]["existence"]["accuracy"] == 0.97
-    assert results(story) == content
 
 
 def test_the_driver_runs_public_commands_and_holds_the_cues_out():
@@ -106,7 +104,7 @@ def test_the_driver_runs_public_commands_and_holds_the_cues_out():
             assert "heldout" not in " ".join(arguments)
 
 
-def test_a_failing_command_is_a_sentence(capfd):
+def test_a_failing_command_is_named(capfd):
     with pytest.raises(driver.Failed, match="status 3"):
         driver.run("Try", ["-c", "raise SystemExit(3)"])
     assert "raise SystemExit(3)" in capfd.readouterr().out
