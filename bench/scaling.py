@@ -126,7 +126,7 @@ _PASSES = 3  # forward, and gradients of inputs and of weights
 def measure(devices: int, cases: Sequence[Case]) -> list[Result]:
     """Compiles these steps in a process with so many virtual devices."""
     results = []
-    with Side("bench.virtual_steps:VirtualDevices", devices) as side:
+    with Side("bench.virtual_steps:with_devices", devices) as side:
         for case in cases:
             print(f"{devices} devices: {case}", file=sys.stderr, flush=True)
             results.append(side("measure", case))

@@ -92,7 +92,11 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )  # fmt: skip
 
 
 def one_line(text: str) -> str:
@@ -103,8 +107,3 @@ def one_line(text: str) -> str:
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line that may quote untrusted names, to stdout or another stream, as `printable`."""
     print(printable(text), file=file)
-
-
-def _is_harmless(character: str) -> bool:
-    spaces = character in "\n\t" or unicodedata.category(character) == "Zs"
-    return spaces or character.isprintable()

@@ -118,40 +118,37 @@ def loads(text: bytes | str, *, without: str | None = None) -> Any:
         raise ValueError(_TOO_LITTLE) from None
 
 
-def load(path: Path, *, memory: int | None = None, without: str | None = None) -> Any:
+def load(path: Path, *, without: str | None = None) -> Any:
     """The value of a JSON file; see `loads`.
 
     Args:
       path: a regular file.
-      memory: bytes that reading it may need, by default half of what is free.
       without: see `read_json`.
 
     Raises:
-      ValueError: see `loads`; a file that would need more memory, which is then not read.
+      ValueError: see `loads`; a file that needs more than half of the free memory is not read.
       OSError: a file that cannot be read.
     """
-    if memory is None:
-        memory = _allowance(path)
-    content = read(path, memory=memory, begins=_BEGINS)
-    if without is not None:
-        content = _blanked(content, without)
-    _require(memory_needed(content), memory)
+    content = read(path, begins=_BEGINS)
+    if without is not None:  # lists of numbers become 0 and blanks; positions stay
+        # Within a JSON string a quote is escaped, so that only keys are found.
+        pattern = rb'("%s"\s*:\s*)(\[[\[\]\s\d.,eE+-]*\])' % re.escape(without.encode())
+        blank = functools.partial(re.sub, rb"[^\n]", b" ")
+        content = re.sub(pattern, lambda m: m[1] + b"0" + blank(m[2][1:]), content)
+    _require_memory(path, memory_needed(content))
     return loads(content, without=without)
 
 
-def read(path: Path, *, memory: int | None = None, begins: re.Pattern | None = None) -> bytes:
-    """The bytes of a text file, if they and their text fit into `memory`.
+def read(path: Path, *, begins: re.Pattern | None = None) -> bytes:
+    """The bytes of a text file, if they and their text fit into half of the free memory.
 
-    Args:
-      path, memory: see `load`.
-      begins: what a large file must match at its start, or the rest of it is not read.
-
-    Raises ValueError, OSError: see `load`.
+    `begins`: what a large file must match at its start, or the rest of it is not read. Raises
+    ValueError, OSError: see `load`.
     """
     state = path.stat()
     if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
         raise ValueError("it is a device or a pipe, not a file")
-    _require(2 * state.st_size, _allowance(path) if memory is None else memory)
+    _require_memory(path, 2 * state.st_size)
     try:
         with path.open("rb") as file:
             content = file.read(min(_SMALL, state.st_size))
@@ -181,15 +178,6 @@ def lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
         yield line
 
 
-def _blanked(content: bytes, key: str) -> bytes:
-    """The text with 0 and blanks for the lists of numbers under `key`; positions stay.
-
-    Within a JSON string a quote is escaped, so that only keys are found.
-    """
-    pattern = rb'("%s"\s*:\s*)(\[[\[\]\s\d.,eE+-]*\])' % re.escape(key.encode())
-    return re.sub(pattern, lambda m: m[1] + b"0" + re.sub(rb"[^\n]", b" ", m[2][1:]), content)
-
-
 def _parsed(text: str, margin: int, without: str | None) -> Any:
     """The value, parsed `margin` calls further down: what is just not nested too deeply can still
     be printed and walked through."""
@@ -208,17 +196,13 @@ def _unique(items: list[tuple[str, Any]], without: str | None) -> dict[str, Any]
     return content
 
 
-def _require(needed: int, memory: int) -> None:
-    if needed > memory:
+def _require_memory(path: Path, needed: int) -> None:
+    """ValueError for more than half of what is free; for a small file nothing is asked."""
+    if path.stat().st_size > _SMALL and needed > (memory := _free_memory() // 2):
         raise ValueError(
             f"reading it would need about {needed / 2**30:.1f} GiB of memory, and "
             f"{memory / 2**30:.1f} GiB may be used"
         )
-
-
-def _allowance(path: Path) -> int:
-    """Half of the memory that is free, which the system is not asked about for a small file."""
-    return 2**62 if path.stat().st_size <= _SMALL else _free_memory() // 2
 
 
 def _free_memory() -> int:

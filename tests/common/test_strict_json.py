@@ -69,15 +69,24 @@ MANY = {
 }
 
 
+@pytest.fixture
+def memory(monkeypatch):
+    """Function that sets the bytes that reading may take, of a file of any size."""
+    monkeypatch.setattr(strict_json, "_SMALL", 64)
+    return lambda n: monkeypatch.setattr(strict_json, "_free_memory", lambda: 2 * n)
+
+
 @pytest.mark.parametrize("kind", MANY)
-def test_a_file_is_weighed_before_it_is_parsed(kind, tmp_path, monkeypatch):
+def test_a_file_is_weighed_before_it_is_parsed(kind, tmp_path, memory, monkeypatch):
     path = tmp_path / "many.json"
     path.write_text("[" + ",".join([MANY[kind]] * 50_000) + "]")
     needed = strict_json.memory_needed(path.read_bytes())
-    assert len(strict_json.load(path, memory=needed)) == 50_000
+    memory(needed)
+    assert len(strict_json.load(path)) == 50_000
     monkeypatch.setattr(json, "loads", None)  # it must not come to that
     with pytest.raises(ValueError, match=r"would need about 0\.0 GiB of memory, and 0\.0 GiB may"):
-        strict_json.load(path, memory=needed - 1)
+        memory(needed - 1)
+        strict_json.load(path)
 
 
 @pytest.mark.parametrize("kind", MANY)
@@ -159,7 +168,7 @@ def test_what_is_no_file_is_the_same_error(tmp_path):
         strict_json.parse_json("{", "line 3", OurError)
 
 
-def test_a_key_left_out_needs_no_memory_and_moves_no_position(tmp_path):
+def test_a_key_left_out_needs_no_memory_and_moves_no_position(tmp_path, memory):
     polygons = [[1.5, 2, 3e5, -4], [5, 6] * 20]
     rows = [{"id": i, "polygon": polygons, "b": '"polygon": [1]'} for i in range(100)]
     rows += [{"id": 100, "polygon": {"counts": [1, 2], "size": [3, 4]}}, {"polygon": []}]
@@ -170,9 +179,11 @@ def test_a_key_left_out_needs_no_memory_and_moves_no_position(tmp_path):
         assert strict_json.read_json(path, without="polygon") == {"a": expected}
         assert strict_json.read_json(path) == {"a": rows}
         needed = strict_json.memory_needed(path.read_bytes())
-        assert strict_json.load(path, memory=needed * 2 // 3, without="polygon")
+        memory(needed * 2 // 3)
+        assert strict_json.load(path, without="polygon")
         with pytest.raises(ValueError, match="of memory"):
-            strict_json.load(path, memory=needed * 2 // 3)
+            strict_json.load(path)
+        memory(2**30)
     path.write_text('{"polygon": [[1,\n 2]],\n oops}')
     with pytest.raises(InputError, match="line 3 column 2"):
         strict_json.read_json(path, without="polygon")
