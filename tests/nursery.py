@@ -154,6 +154,8 @@ def full_disk_at_cache(_: bool) -> None:
 
 def tiny_benchmark(_: bool) -> None:
     """`eval.benchmarks` knows the one of `tiny_benchmark.py`."""
+    from tiny_benchmark import BENCHMARK
+
     from evals import registry
 
     registry.BENCHMARKS = {"tiny": lambda: BENCHMARK}
