@@ -18,7 +18,7 @@ from evals.choices import Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.results import Results
 from quickstart.questions import ROWS
-from quickstart.report import Story, render
+from quickstart.report import RUNS, render
 
 HOSTILE = [
     "<script>evil()</script>",
@@ -105,10 +105,13 @@ def evals_page(tmp_path, monkeypatch, texts: list[str]) -> str:
 
 
 def quickstart_page(tmp_path, monkeypatch, texts: list[str]) -> str:
-    (tmp_path / "run").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(tmp_path / "1.jpg")
+    images = tmp_path / "world" / "heldout" / "images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(images / "1.jpg")
     lines = [{"step": 0, "val/loss": 4.0}, *({"step": i, "loss": 4.0 / i} for i in range(1, 5))]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in RUNS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     cell = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     groups = {"unseen_cues": {f"{i} {text}": cell for i, text in enumerate(texts)}}
     model = {"rows": dict.fromkeys(ROWS, cell), "groups": groups}
@@ -125,7 +128,7 @@ def quickstart_page(tmp_path, monkeypatch, texts: list[str]) -> str:
         "examples": {row: [texts] for row in ROWS},
     }
     commands = [(text, 1.0) for text in texts]
-    return render(Story(evaluation, tmp_path, {texts[0]: tmp_path / "run"}, commands, 1.0))
+    return render(evaluation, tmp_path, commands=commands, seconds=1.0)
 
 
 PAGES = {"data_gen": data_gen_page, "evals": evals_page, "quickstart": quickstart_page}
