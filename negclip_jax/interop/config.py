@@ -46,6 +46,7 @@ _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_s
 # saved before the field had a meaning. In a "metaclip_2" 2 is the id of the end token.
 _LARGEST_ID = 2
 _WORDS = {int: "one whole number", float: "a number", str: "a name"}
+CLIP_TYPES = ("clip", "metaclip_2")
 _ALONE = "it holds the {} tower alone; give a full {} as well ({})"
 _BASE = "base=, or --base of the export command"
 _OTHER_MODELS = {
@@ -86,7 +87,7 @@ def read_config(directory: Path | str) -> CLIPConfig:
     path = Path(directory) / "config.json"
     raw = read_json(path)
     kind = raw.get("model_type", "clip")
-    if kind not in ("clip", "metaclip_2", "siglip"):
+    if kind not in (*CLIP_TYPES, "siglip"):
         reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
         raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
     sections = []

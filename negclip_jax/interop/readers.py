@@ -7,6 +7,7 @@ What the arithmetic depends on and a file may not say (the activation above all)
 silently: `CheckpointInfo` tells what was taken and where that was written.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from negclip_jax.common import remote, storage
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai
-from negclip_jax.interop.config import preprocessor_of, tokenizer_beside
+from negclip_jax.interop.config import CLIP_TYPES, errors_of, preprocessor_of, tokenizer_beside
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -30,7 +31,6 @@ from negclip_jax.models.siglip import SigLIPConfig
 
 SENTENCE_TRANSFORMERS = "0_CLIPModel"  # the folder of its CLIPs that holds the model
 _OPENAI_NAMES = re.compile(r"vit-[bl]-(16|32|14|14-336px)\.pt")
-_TRANSFORMERS_NAMES = ("text_model.", "vision_model.")
 _ADVICE = (
     "put its {} beside it, or give activation= (--activation of a command): quick_gelu (OpenAI, "
     "and what was tuned from it) or gelu (LAION and most others), or base= (--base of the export "
@@ -81,19 +81,17 @@ class CheckpointInfo:
     @property
     def pooling(self) -> str:
         """The place of a caption whose state is its feature, as text."""
-        text = self.config.text
-        if text.pooling == "last":
-            return "the last position, padding included"
-        if text.pooling == "argmax":
-            return "the first of the largest token id"
-        return f"the first token with id {text.eos_token_id}"
+        return {
+            "last": "the last position, padding included",
+            "argmax": "the first of the largest token id",
+            "first_eos": f"the first token with id {self.config.text.eos_token_id}",
+        }[self.config.text.pooling]
 
 
 def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
     """What a directory in Hugging Face's layout says about its model."""
-    names = ("processor_config.json", "preprocessor_config.json")
+    named = [directory / f"{kind}_config.json" for kind in ("processor", "preprocessor")]
     own = "SigLIP's own" if isinstance(config, SigLIPConfig) else "CLIP's own"
-    found = [str(directory / name) for name in names if (directory / name).is_file()]
     return CheckpointInfo(
         path=directory,
         label=label,
@@ -102,7 +100,7 @@ def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -
         activation_source=f"hidden_act in {directory / 'config.json'}",
         tokenizer=tokenizer_beside(directory),
         preprocessor=preprocessor_of(directory, config),
-        preprocessor_source=[*found, own][0],
+        preprocessor_source=str(next((path for path in named if path.is_file()), own)),
         base=directory,
     )
 
@@ -178,9 +176,9 @@ def read_any(
         if info.tokenizer is None and words.is_dir():
             info = dataclasses.replace(info, tokenizer=tokenizer_beside(words))
         return _agreed((config, params, info), activation)
-    file = _state_dict_file(place)
+    file = _lone_file(place)
     if file is not None:
-        return _agreed(_read_state_dict(file, name, activation, base), activation)
+        return _agreed(_read_file(file, name, activation, base), activation)
     directory = tower or place
     config = huggingface.read_config(directory)
     params = huggingface.load_params(directory, config)
@@ -222,10 +220,9 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
     restore.check_base_files(run)
     config = huggingface.read_config(base)
     params, number = restore.restore_params(workdir, step, ema=ema)
-    average = ", moving average" if ema else ""
-    label = f"step {number} of {workdir}{average}"
+    label = f"step {number} of {workdir}{', moving average' if ema else ''}"
     info = of_directory(base, config, "workdir", label)
-    return config, params, dataclasses.replace(info, path=base.parent, step=number)
+    return config, params, dataclasses.replace(info, path=run, step=number)
 
 
 def _of_tower(info: CheckpointInfo, config: CLIPConfig, name: str, source: str) -> CheckpointInfo:
@@ -250,11 +247,10 @@ def _agreed(found: Checkpoint, activation: str | None) -> Checkpoint:
     return found
 
 
-def _state_dict_file(path: Path) -> Path | None:
+def _lone_file(path: Path) -> Path | None:
     """The lone file of weights that `path` is or holds; None for what transformers wrote."""
     if path.is_file():
-        beside = path.name in WEIGHT_FILES and (path.parent / "config.json").is_file()
-        if beside:
+        if path.name in WEIGHT_FILES and (path.parent / "config.json").is_file():
             raise CheckpointError(f"{path} is read with its config.json: give {path.parent}")
         return path
     # Beside open_clip's weights, transformers' names may be those of a classifier of timm.
@@ -270,45 +266,31 @@ def _state_dict_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_state_dict(
+def _read_file(
     file: Path, label: str, activation: str | None, base: str | Path | None
 ) -> Checkpoint:
-    """A lone file, with what the configuration beside it says, or that of `base`."""
+    """A lone file, with what the configuration beside it says, or that of `base`, or its shapes."""
     stored, origin = open_file(file)
+    towers = (huggingface.TEXT, huggingface.VISION)
     if "encoder.layers.0.layer_norm1.weight" in stored:  # of one tower, as transformers 5.6 writes
-        prefix = _TRANSFORMERS_NAMES["embeddings.token_embedding.weight" not in stored]
-        own = (huggingface.TEXT.projection.name, huggingface.VISION.projection.name)
-        stored = {n if n in own else prefix + n: tensor for n, tensor in stored.items()}
-    if any(name.startswith(_TRANSFORMERS_NAMES) for name in stored):
-        return _read_transformers_file(file, label, stored, activation, base)
-    described = _described(file, label)
+        prefix = towers["embeddings.token_embedding.weight" not in stored].name
+        own = [tower.projection.name for tower in towers]
+        stored = {n if n in own else f"{prefix}_model.{n}": t for n, t in stored.items()}
+    # Of transformers' names: a whole CLIP's or one tower's. Else they are OpenAI's or open_clip's.
+    held = [t for t in towers if any(name.startswith(f"{t.name}_model.") for name in stored)]
+    described = None if held else _described(file, label)
+    if len(held) == 2 and (file.parent / "config.json").is_file():
+        config = huggingface.read_config(file.parent)
+        described = config, of_directory(file.parent, config, "huggingface", label)
     authority = "its configuration" if described else "the model"
     if described is None and base is not None:
-        config, _, info = read_any(base, activation=activation)
-        info = dataclasses.replace(info, path=file, label=label, uses_base=True)
+        config, params, info = read_any(base, activation=activation)
+        if len(held) == 1:
+            params = huggingface.merge_stored(file, held[0], stored, config, params)
+            return config, params, _of_tower(info, config, label, info.activation_source)
+        described = config, dataclasses.replace(info, path=file, label=label, uses_base=True)
         authority = str(base)
-    else:
-        config, info = described or _undescribed(file, label, stored, origin, activation)
-    # Reads OpenAI's names as well, which open_clip kept.
-    return config, open_clip.load_params(stored, config, file, authority=authority), info
-
-
-def _read_transformers_file(
-    file: Path,
-    label: str,
-    stored: Mapping[str, StoredTensor],
-    activation: str | None,
-    base: str | Path | None,
-) -> Checkpoint:
-    """A lone file in transformers' names, of a whole CLIP or, with a base, of one tower."""
-    folder = file.parent
-    both = (huggingface.TEXT, huggingface.VISION)
-    held = [t for t in both if any(name.startswith(f"{t.name}_model.") for name in stored)]
-    if len(held) == 2 and (folder / "config.json").is_file():
-        config = huggingface.read_config(folder)
-        info = of_directory(folder, config, "huggingface", label)
-        return config, huggingface.load_params(file, config, stored), info
-    if base is None:
+    elif described is None and held:
         what = "a whole CLIP" if len(held) == 2 else f"the {held[0].name} tower of a CLIP"
         beside = "" if len(held) == 2 else ", which the rest comes from"
         raise CheckpointError(
@@ -317,49 +299,40 @@ def _read_transformers_file(
             "tokenizer of its repository beside it and give the folder; or give base= (--base of "
             f"the export command), a checkpoint of the same architecture{beside}"
         )
-    config, params, info = read_any(base, activation=activation)
-    if len(held) == 2:
-        params = huggingface.load_params(file, config, stored)
-        return config, params, dataclasses.replace(info, path=file, label=label, uses_base=True)
-    params = huggingface.merge_stored(file, held[0], stored, config, params)
-    return config, params, _of_tower(info, config, label, info.activation_source)
+    config, info = described or _undescribed(file, label, stored, origin, activation)
+    if held:
+        return config, huggingface.load_params(file, config, stored), info
+    # Reads OpenAI's names as well, which open_clip kept.
+    return config, open_clip.load_params(stored, config, file, authority=authority), info
 
 
 def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
     """Model and origin by a configuration beside the file, or None where there is none."""
     folder = file.parent
-    open_clip_json, config_json = folder / open_clip.CONFIG, folder / "config.json"
-    is_clip = config_json.is_file() and read_json(config_json).get("model_type") in (
-        "clip",
-        "metaclip_2",
-    )
-    if open_clip_json.is_file() and (
-        file.name.startswith("open_clip") or not config_json.is_file()
-    ):
+    described, config_json = folder / open_clip.CONFIG, folder / "config.json"
+    is_clip = config_json.is_file() and read_json(config_json).get("model_type") in CLIP_TYPES
+    if described.is_file() and (file.name.startswith("open_clip") or not config_json.is_file()):
         config, preprocessor, tokenizer_keys = open_clip.read_config(folder)
         base = None
         if is_clip:
             # Hugging Face's files beside it belong to its export if they describe the same model,
             # in more detail. They may be of another, as open_clip never reads them.
-            try:
+            with contextlib.suppress(CheckpointError):
                 other = huggingface.read_config(folder)
                 if open_clip.agree(other, config):
                     config, base = other, folder
-            except CheckpointError:
-                pass
-        info = CheckpointInfo(
+        return config, CheckpointInfo(
             path=file,
             label=label,
             layout="open_clip",
             config=config,
-            activation_source=f"quick_gelu and act_kwargs in {open_clip_json}",
+            activation_source=f"quick_gelu and act_kwargs in {described}",
             tokenizer=tokenizer_beside(folder),
             preprocessor=preprocessor,
-            preprocessor_source=str(open_clip_json),
+            preprocessor_source=str(described),
             base=base,
             tokenizer_keys=tokenizer_keys,
         )
-        return config, info
     if is_clip:
         config = huggingface.read_config(folder)
         return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
@@ -386,30 +359,22 @@ def _undescribed(
         )
     # What is known to be OpenAI's stays so, also where another activation is asked for.
     is_openai = named == "quick_gelu" and not (assumed and activation == "gelu")
-    if activation is None:
-        activation = named
-    else:
-        source = "given"
-    try:
-        text, vision = (
-            dataclasses.replace(tower, hidden_act=activation)
-            for tower in (config.text, config.vision)
+    with errors_of(file):
+        config = dataclasses.replace(
+            config,
+            text=dataclasses.replace(config.text, hidden_act=activation or named),
+            vision=dataclasses.replace(config.vision, hidden_act=activation or named),
         )
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    config = dataclasses.replace(config, text=text, vision=vision)
-    size = config.vision.image_size
-    info = CheckpointInfo(
+    return config, CheckpointInfo(
         path=file,
         label=label,
         layout="openai" if is_openai and not custom else "open_clip",
         config=config,
-        activation_source=source,
+        activation_source="given" if activation else source,
         tokenizer=tokenizer_beside(file.parent),
-        preprocessor=Preprocessor(size=size, resize=size),
+        preprocessor=preprocessor_of(None, config),
         preprocessor_source="CLIP's own",
     )
-    return config, info
 
 
 def _activation_by_origin(file: Path, origin: str, config: CLIPConfig) -> tuple[str, str]:

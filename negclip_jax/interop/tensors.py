@@ -5,6 +5,7 @@ Pickles go through torch's weights-only loader, TorchScript through a reader of 
 no torch: neither runs the code of a file.
 """
 
+import functools
 import pickle
 import posixpath
 import re
@@ -157,8 +158,7 @@ def _holds_tensors(value: Mapping) -> bool:
 def _leads_to(value: Mapping) -> bool:
     """Whether a dict is a state dict, or one of dicts of which one is."""
     inner = [v for v in value.values() if isinstance(v, Mapping)]
-    named = all(isinstance(key, str) for key in value)
-    return named and (_holds_tensors(value) or any(_holds_tensors(v) for v in inner))
+    return all(isinstance(key, str) for key in value) and any(map(_holds_tensors, (value, *inner)))
 
 
 def _open_one(path: Path) -> dict[str, StoredTensor]:
@@ -205,22 +205,23 @@ def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
         odd = value.is_nested or value.is_quantized or value.layout is not torch.strided
         return not odd and value.device.type == "cpu"
 
+    def array(tensor: torch.Tensor) -> np.ndarray:
+        if tensor.dtype != torch.bfloat16:
+            return tensor.numpy()
+        # numpy has no bfloat16 of its own: hand the bits over.
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
     others = [str(n) for n, v in state.items() if not (isinstance(n, str) and is_plain(v))]
     if others:
         raise CheckpointError(f"{path} holds values that are not tensors: {first(others)}")
-
-    def stored(tensor: torch.Tensor) -> StoredTensor:
-        tensor, dtype = tensor.detach(), str(tensor.dtype).removeprefix("torch.")
-
-        def read() -> np.ndarray:
-            if dtype != "bfloat16":
-                return tensor.numpy()
-            # numpy has no bfloat16 of its own: hand the bits over.
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-        return StoredTensor(tuple(tensor.shape), dtype, read)
-
-    return {name: stored(tensor) for name, tensor in state.items()}
+    return {
+        name: StoredTensor(
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+            functools.partial(array, tensor.detach()),
+        )
+        for name, tensor in state.items()
+    }
 
 
 def import_torch(why: str) -> ModuleType:
@@ -252,17 +253,13 @@ def _unpickle(path: Path) -> object:
         )
     try:
         # Only the zip format (torch >= 1.6) can be mapped instead of read whole.
-        mapped = zipfile.is_zipfile(path)
+        mapped, packed = zipfile.is_zipfile(path), []
         if mapped:
-            # torch.save packs nothing: what is packed was put there by hand, and may become any
-            # size.
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
             packed = [p.filename for p in parts if p.compress_type != zipfile.ZIP_STORED]
-            if packed:
-                raise CheckpointError(
-                    f"{path} is refused: it holds compressed parts: {first(packed)}"
-                )
+        if packed:  # torch.save packs nothing: it was done by hand, and may become any size
+            raise CheckpointError(f"{path} is refused: it holds compressed parts: {first(packed)}")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise

@@ -6,13 +6,14 @@ it. The parameters themselves are plain: a zip with one file per storage, and a 
 modules that points to them. An unpickler with a short list of allowed names reads that.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,12 +44,29 @@ _MOST_TENSORS, _MOST_MODULES = 100_000, 1_000_000
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive; other files, torch's own among them, are not."""
     try:
-        if not zipfile.is_zipfile(path):
-            return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except Exception:  # a damaged archive raises many types; whoever reads it says so
         return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive; what goes wrong in the block is a CheckpointError that names the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: its archive asks for something else than tensors ({error})"
+        ) from error
+    except Exception as error:  # a damaged archive or pickle raises nearly every type
+        raise CheckpointError(
+            f"{path} is damaged or no archive of a model ({type(error).__name__}: {error}); "
+            "download it again"
+        ) from error
 
 
 def says_quick_gelu(path: Path) -> bool:
@@ -57,13 +75,10 @@ def says_quick_gelu(path: Path) -> bool:
     What was scripted has it as text, what was traced (OpenAI's releases) as a constant.
     """
     factors = (b"1.702", struct.pack("<d", 1.702))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = [i for i in archive.infolist() if i.file_size < 2**20]
-            said = [i for i in parts if "/code/" in i.filename or "/constants/" in i.filename]
-            return any(f in archive.read(info) for info in said[:10_000] for f in factors)
-    except Exception as error:  # a damaged archive raises many types
-        raise CheckpointError(_damaged(path, error)) from error
+    with _opened(path) as archive:
+        parts = [i for i in archive.infolist() if i.file_size < 2**20]
+        said = [i for i in parts if "/code/" in i.filename or "/constants/" in i.filename]
+        return any(f in archive.read(info) for info in said[:10_000] for f in factors)
 
 
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -72,40 +87,20 @@ def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
       CheckpointError: a damaged archive, or one whose pickle asks for anything but tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            if archive.getinfo(name).file_size > _LARGEST_PICKLE:
-                raise pickle.UnpicklingError(f"{name} is larger than {_LARGEST_PICKLE:,} bytes")
-            root = name.removesuffix("data.pkl")
-            reader = _Unpickler(archive.read(name), lambda key: _read(path, f"{root}data/{key}"))
-            return _tensors(reader.load())
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is refused: its archive asks for something else than tensors ({error})"
-        ) from error
-    except Exception as error:  # a damaged pickle raises nearly every type
-        raise CheckpointError(_damaged(path, error)) from error
 
-
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{path} is damaged or no archive of a model ({type(error).__name__}: {error}); "
-        "download it again"
-    )
-
-
-def _read(path: Path, name: str) -> bytes:
-    """The bytes of a storage. torch stores them as they are: packed, a few could become many."""
-    try:
-        with zipfile.ZipFile(path) as archive:
+    def read(name: str) -> bytes:
+        """A storage. torch stores them as they are: packed, a few bytes could become many."""
+        with _opened(path) as archive:
             if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(f"{path} is refused: its tensor {name} is compressed")
             return archive.read(name)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged archive raises many types
-        raise CheckpointError(_damaged(path, error)) from error
+
+    with _opened(path) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+        if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+            raise pickle.UnpicklingError(f"{name} is larger than {_LARGEST_PICKLE:,} bytes")
+        folder = f"{name.removesuffix('data.pkl')}data/"
+        return _tensors(_Unpickler(archive.read(name), lambda key: read(folder + key)).load())
 
 
 class _Module:
@@ -162,7 +157,6 @@ def _rebuild_tensor(
     storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> StoredTensor:
     """torch._utils._rebuild_tensor_v2, lazily; offset and strides count elements."""
-
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
