@@ -41,6 +41,7 @@ _SIGLIP_TEXT_KEYS = _TOWER_KEYS | {
 }
 _TEXT_KEYS = _SIGLIP_TEXT_KEYS | {"eos_token_id": "eos_token_id"}
 _VISION_KEYS = _TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
+_TOP_KEYS = {"projection_dim": "projection_dim", "logit_scale_init_value": "logit_scale_init"}
 
 # transformers' own word for "the largest id": checkpoints of `model_type` "clip" that say so were
 # saved before the field had a meaning. In a "metaclip_2" 2 is the id of the end token.
@@ -104,25 +105,21 @@ def read_config(directory: Path | str) -> CLIPConfig:
         return CLIPConfig(
             text=text_config(text, "text_config.", legacy=kind == "clip"),
             vision=vision_config(vision, "vision_config."),
-            projection_dim=typed(raw.get("projection_dim", 512), 512, "projection_dim"),
-            logit_scale_init=typed(
-                raw.get("logit_scale_init_value", 2.6592), 2.6592, "logit_scale_init_value"
-            ),
+            **fields(raw, _TOP_KEYS, "", CLIPConfig()),
         )
 
 
 def _siglip_config(text: dict[str, Any], vision: dict[str, Any]) -> SigLIPConfig:
     if not vision.get("vision_use_head", True) or vision.get("num_channels", 3) != 3:
         raise ValueError("vision_config must have vision_use_head true and num_channels 3")
-    text_tower = SigLIPTextConfig(
-        **fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
-    )
-    vision_tower = SigLIPVisionConfig(
-        **fields(vision, _VISION_KEYS, "vision_config.", SigLIPVisionConfig())
-    )
+    of_text = fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
+    of_vision = fields(vision, _VISION_KEYS, "vision_config.", SigLIPVisionConfig())
+    tower = SigLIPTextConfig(**of_text)
     # What older versions of transformers do not write: the text tower's own width.
-    projection = text.get("projection_size") or text_tower.width
-    return SigLIPConfig(text=text_tower, vision=vision_tower, projection_dim=projection)
+    projection = text.get("projection_size") or tower.width
+    return SigLIPConfig(
+        text=tower, vision=SigLIPVisionConfig(**of_vision), projection_dim=projection
+    )
 
 
 def text_config(section: dict[str, Any], where: str = "", *, legacy: bool = True) -> TextConfig:
@@ -192,34 +189,22 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
     text_keys = _SIGLIP_TEXT_KEYS if is_siglip else _TEXT_KEYS
     text = {key: getattr(config.text, field) for key, field in text_keys.items()}
     vision = {key: getattr(config.vision, field) for key, field in _VISION_KEYS.items()}
-    if is_siglip:
-        text |= {"model_type": "siglip_text_model", "projection_size": config.projection_dim}
-        return {
-            "architectures": ["SiglipModel"],
-            "model_type": "siglip",
-            "torch_dtype": dtype,
-            "initializer_factor": 1.0,
-            "text_config": text,
-            "vision_config": {"model_type": "siglip_vision_model"} | vision,
-        }
     kind, name, start = "clip", "CLIP", config.text.eos_token_id - 1
-    if config.text.pooling == "argmax":
+    if is_siglip:
+        kind, name = "siglip", "Siglip"
+    elif config.text.pooling == "argmax":
         text["eos_token_id"], start = _LARGEST_ID, 0
     elif config.text.eos_token_id == _LARGEST_ID:
         kind, name, start = "metaclip_2", "MetaClip2", 0
-    return corrected(
-        {
-            "architectures": [f"{name}Model"],
-            "model_type": kind,
-            "logit_scale_init_value": config.logit_scale_init,
-            "initializer_factor": 1.0,
-            "text_config": {"model_type": f"{kind}_text_model", "bos_token_id": max(start, 0)}
-            | text,
-            "vision_config": {"model_type": f"{kind}_vision_model", "num_channels": 3} | vision,
-        },
-        config,
-        dtype,
-    )
+    top = {"architectures": [f"{name}Model"], "model_type": kind, "initializer_factor": 1.0}
+    text |= {"model_type": f"{kind}_text_model"}
+    vision |= {"model_type": f"{kind}_vision_model"}
+    if is_siglip:
+        text["projection_size"] = config.projection_dim
+    else:
+        top["logit_scale_init_value"] = config.logit_scale_init
+        text["bos_token_id"], vision["num_channels"] = max(start, 0), 3
+    return corrected(top | {"text_config": text, "vision_config": vision}, config, dtype)
 
 
 def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, Any]:
@@ -265,32 +250,20 @@ def preprocessor_dict(
     """A `preprocessor_config.json`; by default the family's own at the model's image size."""
     images = preprocessor or preprocessor_of(None, config)
     square = {"height": images.size, "width": images.size}
-    if images.squash:
-        processor = {
-            "image_processor_type": "SiglipImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": square,
-            "resample": {"bilinear": 2, "bicubic": 3}[images.resample],
-        }
-    else:
-        processor = {
-            "image_processor_type": "CLIPImageProcessor",
-            "feature_extractor_type": "CLIPFeatureExtractor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": images.resize},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": square,
-        }
-    return processor | {
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(images.mean),
-        "image_std": list(images.std),
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "do_center_crop": True,
+        "crop_size": square,
+        "size": {"shortest_edge": images.resize},
+        "resample": 3,
     }
+    if images.squash:
+        processor = {"image_processor_type": "SiglipImageProcessor", "size": square}
+        processor["resample"] = {"bilinear": 2, "bicubic": 3}[images.resample]
+    done = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+    colours = {"image_mean": list(images.mean), "image_std": list(images.std)}
+    return processor | dict.fromkeys(done, True) | {"rescale_factor": 1 / 255} | colours
 
 
 def write_config(directory: Path, export: Export, dtype: str) -> None:
@@ -331,8 +304,8 @@ def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
     Raises:
       CheckpointError: the source has no vocab.json or no merges.txt, nor a tokenizer.json.
     """
-    absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]
     if tokenizer_beside(source) is None:
+        absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]
         raise CheckpointError(f"the tokenizer directory {source} has no {' and no '.join(absent)}")
     if not isinstance(config, SigLIPConfig):
         end = "<|endoftext|>"
