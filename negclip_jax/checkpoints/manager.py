@@ -63,9 +63,11 @@ class Checkpoints:
         orbax_internals.disable_throughput_log()
         with self._disk_errors("open"):
             self._settle_replaced()
-            steps = complete_steps(self._directory)
-            damaged = manifest.damaged(self._directory, steps, "metrics")
-        self._skip(damaged, rest=len(steps) - len(damaged))  # orbax reads those of all steps
+            steps, damaged = complete_steps(self._directory), {}
+            for step in steps:  # orbax reads the metrics of all of them
+                with contextlib.suppress(InputError):  # of another format: `skip_damaged` says so
+                    damaged[step] = manifest.problem(self._directory / str(step), "metrics")
+        self._skip(damaged, rest=len(steps) - sum(map(bool, damaged.values())))
         with self._disk_errors("open"):
             self._manager = _manager(self._directory, self._keep, best, self._list_files)
         self._last_good = self._manager.latest_step()
@@ -81,29 +83,45 @@ class Checkpoints:
         A damaged one after it is set aside and named in a warning. Raises InputError where there
         are checkpoints and none is intact, or the newest is of another version's format.
         """
-        step, damaged = manifest.newest_intact(self._directory, self._manager.all_steps())
-        if damaged:
-            self._skip(damaged, rest=0 if step is None else 1)
+        damaged, intact = {}, None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            damaged[step] = manifest.problem(self._directory / str(step))
+            if not damaged[step]:
+                intact = step
+                break
+        if self._skip(damaged, rest=0 if intact is None else 1):
             self._manager.reload()
-            self._last_good = step
+            self._last_good = intact
 
-    def _skip(self, damaged: dict[int, str], *, rest: int) -> None:
-        """Sets steps aside for these reasons, unless they are all there are."""
-        if not damaged:
-            return
-        if not rest:
+    def _skip(self, problems: dict[int, str], *, rest: int) -> bool:
+        """Sets steps with a problem aside, unless they are all there are; whether there are any."""
+        damaged = {step: problem for step, problem in problems.items() if problem}
+        if damaged and not rest:
             raise InputError(
                 f"no checkpoint in {self._directory} can be used: {'; '.join(damaged.values())}. "
                 "Bring the files back from a copy, or start over in another --workdir"
             )
-        multihost.barrier("checkpoints checked")  # before any of them is moved
-        if sharding.is_main_process():
-            for number, problem in damaged.items():
-                done = manifest.set_aside(self._directory, number)
-                logging.warning(
-                    "the checkpoint of step %d is skipped: %s; %s", number, problem, done
-                )
-        multihost.barrier("damaged checkpoints set aside")
+        if damaged:
+            multihost.barrier("checkpoints checked")  # before any of them is moved
+            if sharding.is_main_process():
+                for step, problem in damaged.items():
+                    done = self._set_aside(self._directory / str(step))
+                    logging.warning(
+                        "the checkpoint of step %d is skipped: %s; %s", step, problem, done
+                    )
+            multihost.barrier("damaged checkpoints set aside")
+        return bool(damaged)
+
+    def _set_aside(self, step: epath.Path) -> str:
+        """Takes a damaged step out of the way of the next one of its number; what was done."""
+        if storage.is_remote(step):  # moving folders is copying them
+            step.rmtree()
+            return "it was deleted"
+        folder = self._directory.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{step.name}-{len(list(folder.iterdir()))}"
+        step.rename(target)
+        return f"it was moved to {target}"
 
     def remove_superseded(self) -> None:
         """Ends what a kill cut short: the deletion of a checkpoint that a newer one replaces."""

@@ -9,7 +9,6 @@ a half-written, half-copied or flipped file by its name before its numbers are u
 
 import concurrent.futures
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from etils import epath
@@ -61,48 +60,16 @@ def metrics_checksum(directory: epath.Path) -> int | None:
     return json.loads(storage.read_text(directory / NAME)).get("metrics")
 
 
-def newest_intact(checkpoints: epath.Path, steps: Iterable[int]) -> tuple[int | None, dict]:
-    """The newest step whose files are as they were saved, and of those after it what is wrong.
+def problem(directory: epath.Path, *items: str) -> str:
+    """What is wrong with the files of a checkpoint; empty where they are as they were saved.
 
-    Raises InputError where the newest has the format of another version.
+    Raises InputError where it has the format of another version.
     """
-    found: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        try:
-            check(checkpoints / str(step))
-        except DamagedError as error:
-            found[step] = str(error)
-        else:
-            return step, found
-    return None, found
-
-
-def damaged(checkpoints: epath.Path, steps: Iterable[int], item: str) -> dict[int, str]:
-    """What is wrong with this item of the steps whose item is not as it was saved.
-
-    A step of another version's format counts as intact.
-    """
-    found = {}
-    for step in steps:
-        try:
-            check(checkpoints / str(step), item)
-        except DamagedError as error:
-            found[step] = str(error)
-        except InputError:
-            continue
-    return found
-
-
-def set_aside(checkpoints: epath.Path, step: int) -> str:
-    """Takes a damaged step out of the way of the next one of its number; says what was done."""
-    if storage.is_remote(checkpoints):  # moving folders is copying them
-        (checkpoints / str(step)).rmtree()
-        return "it was deleted"
-    folder = checkpoints.parent / "damaged"
-    folder.mkdir(exist_ok=True)
-    target = folder / f"{step}-{len(list(folder.iterdir()))}"
-    (checkpoints / str(step)).rename(target)
-    return f"it was moved to {target}"
+    try:
+        check(directory, *items)
+    except DamagedError as error:
+        return str(error)
+    return ""
 
 
 def _read(directory: epath.Path) -> dict[str, list]:

@@ -62,15 +62,12 @@ def restore_params(
 
 
 def _check_item(directory: epath.Path, number: int, item: str) -> None:
-    try:
-        manifest.check(directory / str(number), item)
-    except manifest.DamagedError as error:
-        others = (
-            ", ".join(str(step) for step in complete_steps(directory) if step != number) or "none"
-        )
+    if wrong := manifest.problem(directory / str(number), item):
+        others = [str(step) for step in complete_steps(directory) if step != number]
         raise InputError(
-            f"step {number} cannot be used: {error}. Other steps of this run: {others}"
-        ) from error
+            f"step {number} cannot be used: {wrong}. Other steps of this run: "
+            f"{', '.join(others) or 'none'}"
+        )
 
 
 def complete_steps(directory: epath.Path) -> list[int]:
@@ -195,13 +192,11 @@ def restore_frozen(workdir: epath.Path, abstract: dict) -> dict:
 
 def check_frozen(path: epath.Path) -> None:
     """Raises InputError, naming the file, where they are not those that were saved."""
-    try:
-        manifest.check(path)
-    except manifest.DamagedError as error:
+    if wrong := manifest.problem(path):
         raise InputError(
-            f"{error}. These weights do not change in a run: bring {path} back from a copy, or "
+            f"{wrong}. These weights do not change in a run: bring {path} back from a copy, or "
             "start over in another --workdir"
-        ) from error
+        )
 
 
 def check_space(directory: epath.Path, tree: Any) -> None:
