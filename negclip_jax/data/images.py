@@ -28,7 +28,7 @@ from PIL import Image
 
 from negclip_jax.common.decoding import ImageError, decode, read_file, to_rgb, upright
 from negclip_jax.common.photos import find_file
-from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, settings_of
+from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.records import unsafe_name
 
 RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -92,28 +92,6 @@ class Preprocessor:
                 f"mean is {str(self.mean)[:200]} and std {str(self.std)[:200]}: each needs one "
                 "value for red, green and blue, and std must be above 0."
             )
-
-    @classmethod
-    def from_directory(
-        cls, directory: str | Path, crop: str = "openai", default_size: int | None = None
-    ) -> "Preprocessor":
-        """Reads the preprocessing of a Hugging Face checkpoint directory.
-
-        From the `image_processor` section of `processor_config.json` (transformers 5) or from
-        `preprocessor_config.json`, in transformers' order. Where neither exists, CLIP's settings
-        at `default_size`, the model's image size. Raises ImageError, naming file and setting, for
-        anything but CLIP's pipeline or SigLIP's.
-        """
-        directory = Path(directory)
-        settings = settings_of(directory)
-        if settings is not None:
-            return cls(crop=crop, **settings)
-        if default_size is None:
-            raise ImageError(
-                f"{directory} has no preprocessor_config.json: copy it from the checkpoint, or "
-                "give the model's image size as default_size."
-            )
-        return cls(size=default_size, resize=default_size, crop=crop)
 
     def uint8(self, image: Image.Image) -> np.ndarray:
         """Resized and cropped pixels, uint8 `[size, size, 3]`; see `exact`."""

@@ -22,10 +22,10 @@ from negclip_jax.checkpoints.manager import Checkpoints, abstract_of
 from negclip_jax.checkpoints.restore import digests_of_files, restore_frozen, save_frozen
 from negclip_jax.common import remote
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop import huggingface
+from negclip_jax.interop.config import preprocessor_of
 from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
@@ -101,8 +101,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     loss = check_objective(train.objective or model_config.objective, abstract)
 
     tokenizer = load_tokenizer(base, context_length=model_config.text.context_length)
-    preprocess = Preprocessor.from_directory(base, data.pop("crop"), model_config.vision.image_size)
-    preprocess = dataclasses.replace(preprocess, exact=data.pop("exact_resize"))
+    rules = {"crop": data.pop("crop"), "exact": data.pop("exact_resize")}
+    preprocess = dataclasses.replace(preprocessor_of(base, model_config), **rules)
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     loader, validation_loader = inputs.loaders(
         **data,

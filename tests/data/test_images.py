@@ -19,6 +19,7 @@ from negclip_jax.data.images import (
     decode,
     to_rgb,
 )
+from negclip_jax.data.preprocessing import settings_of
 
 DATA = Path(
     os.environ.get("NEGCLIP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -385,27 +386,25 @@ def write(path: Path, content) -> None:
 
 def test_settings_from_either_file(tmp_path):
     write(tmp_path / "preprocessor_config.json", CLIP_336)
-    assert Preprocessor.from_directory(tmp_path) == EXPECTED_336
+    assert Preprocessor(**settings_of(tmp_path)) == EXPECTED_336
     write(tmp_path / "preprocessor_config.json", CLIP_336 | {"size": 336, "crop_size": 336})
-    assert Preprocessor.from_directory(tmp_path) == EXPECTED_336
+    assert Preprocessor(**settings_of(tmp_path)) == EXPECTED_336
     # A processor_config.json from before transformers 5 has no such section.
     write(tmp_path / "processor_config.json", {"processor_class": "CLIPProcessor"})
-    assert Preprocessor.from_directory(tmp_path) == EXPECTED_336
+    assert Preprocessor(**settings_of(tmp_path)) == EXPECTED_336
     write(tmp_path / "processor_config.json", {"image_processor": CLIP_336 | {"crop_size": 300}})
-    assert Preprocessor.from_directory(tmp_path).size == 300
+    assert Preprocessor(**settings_of(tmp_path)).size == 300
 
 
 def test_settings_that_transformers_saves(tmp_path):
     pytest.importorskip("transformers").CLIPImageProcessor().save_pretrained(tmp_path)
-    assert Preprocessor.from_directory(tmp_path, crop="transformers") == Preprocessor(
+    assert Preprocessor(**settings_of(tmp_path), crop="transformers") == Preprocessor(
         crop="transformers"
     )
 
 
 def test_settings_where_there_is_no_file(tmp_path):
-    assert Preprocessor.from_directory(tmp_path, default_size=32) == Preprocessor(32, 32)
-    with pytest.raises(ImageError, match=r"no preprocessor_config\.json"):
-        Preprocessor.from_directory(tmp_path)
+    assert settings_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -428,7 +427,7 @@ def test_settings_where_there_is_no_file(tmp_path):
 def test_unsupported_settings_are_refused(tmp_path, change, message):
     write(tmp_path / "preprocessor_config.json", CLIP_336 | change)
     with pytest.raises(ImageError, match=message):
-        Preprocessor.from_directory(tmp_path)
+        Preprocessor(**settings_of(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\xff"])
@@ -438,7 +437,7 @@ def test_broken_settings_file(tmp_path, content):
         ImageError,
         match=r"preprocessor_config\.json (cannot|does not|is not|holds a value of type list)",
     ):
-        Preprocessor.from_directory(tmp_path)
+        Preprocessor(**settings_of(tmp_path))
 
 
 def test_unknown_crop_is_refused():

@@ -31,7 +31,7 @@ def test_equals_transformers(resample, nested, photos, tmp_path):
         content = {"image_processor": json.loads(path.read_text())}
         (tmp_path / "processor_config.json").write_text(json.dumps(content))
         path.unlink()
-    ours = Preprocessor.from_directory(tmp_path)
+    ours = Preprocessor(**settings_of(tmp_path))
     assert ours.squash and ours.resample == {2: "bilinear", 3: "bicubic"}[resample]
     expected = theirs(photos, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
     assert ours(photos).shape == (3, 24, 24, 3)

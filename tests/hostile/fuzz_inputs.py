@@ -154,6 +154,7 @@ def annotation_kinds() -> dict[str, Kind]:
     from evals.benchmarks.karpathy_retrieval import read_captions as read_captioned
     from negclip_jax.data.images import Preprocessor
     from negclip_jax.data.pairs import read_pairs
+    from negclip_jax.data.preprocessing import settings_of
     from negclip_jax.data.tokenizer import load_tokenizer
     from negclip_jax.interop.config import read_config
 
@@ -181,7 +182,7 @@ def annotation_kinds() -> dict[str, Kind]:
         "preprocessing": Kind(
             "preprocessor_config.json",
             [_json(_PIPELINE)],
-            lambda path: Preprocessor.from_directory(path.parent),
+            lambda path: Preprocessor(**settings_of(path.parent)),
         ),
         "tokenizer": Kind(
             "tokenizer.json",

@@ -19,6 +19,7 @@ from evals.benchmarks import cc_neg
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import read_pairs
+from negclip_jax.data.preprocessing import settings_of
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
 from negclip_jax.interop.readers import read_any
@@ -42,7 +43,7 @@ DOORS = {
     "ccneg_preprocessed.pt": lambda path: cc_neg.read_plain_pickle(path, "there"),
     "photo.jpg": decode,
     "config.json": in_folder(read_config),
-    "preprocessor_config.json": in_folder(Preprocessor.from_directory),
+    "preprocessor_config.json": in_folder(lambda folder: Preprocessor(**settings_of(folder))),
     "tokenizer.json": in_folder(load_tokenizer),
     "spiece.model": in_folder(load_tokenizer),
     "model.safetensors": in_folder(open_weights),

@@ -24,6 +24,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import Pair, read_pairs, unsafe_name, write_pairs
+from negclip_jax.data.preprocessing import settings_of
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
 from negclip_jax.interop.open_clip import read_config as read_open_clip
@@ -232,7 +233,7 @@ PIPELINE = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale
 @given(objects(*PIPELINE))
 def test_any_preprocessing(folder, content):
     (folder / "preprocessor_config.json").write_text(json.dumps(content))
-    accepted(Preprocessor.from_directory, folder)
+    accepted(lambda path: Preprocessor(**settings_of(path)), folder)
 
 
 @EXAMPLES
