@@ -13,11 +13,16 @@ import numpy as np
 from negclip_jax.common import coco
 from negclip_jax.common.photos import name_key
 from negclip_jax.common.records import identity
+from negclip_jax.language import tables
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.vocabulary import canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not know
+# Of the draws by lift: photos that a scene of `scenes.tsv` counts for, photos that a pair of
+# objects must outweigh, the power that makes likely objects likelier, and the share of the highest
+# lift from which an object is plausible, as some always are.
+_SCENE_IMAGES, _DOUBT, _SHARPNESS, _PLAUSIBLE, _AT_LEAST = 8, 4, 6, 0.5, 4
 
 
 class InstanceVerifier:
@@ -113,10 +118,11 @@ def _categories(
 
 
 class Cooccurrence:
-    """Draws objects for an image by how often they occur beside the objects that are there.
+    """Draws objects by lift: how much oftener than elsewhere they occur beside what is there.
 
-    Plausible objects make informative pairs, but "no oven" is then only ever said of kitchens,
-    and a model may learn that it means "kitchen". A share of random objects breaks that link.
+    By frequency alone every photo would lack people and chairs; by lift a kitchen lacks an oven.
+    Such objects make informative pairs, but "no oven" is then only ever said of kitchens, and a
+    model may learn that it means "kitchen". A share of random objects breaks that link.
     """
 
     def __init__(
@@ -136,13 +142,15 @@ class Cooccurrence:
         self.names = sorted(frozenset().union(*images)) if names is None else list(names)
         self._random = random
         self._index = {name: i for i, name in enumerate(self.names)}
+        scenes = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
         together = np.zeros((len(self.names), len(self.names)))
-        for objects in images:
-            rows = [self._index[name] for name in objects]
-            together[np.ix_(rows, rows)] += 1
+        for objects, weight in [(o, 1) for o in images] + [(s, _SCENE_IMAGES) for s in scenes]:
+            rows = [self._index[name] for name in objects if name in self._index]
+            together[np.ix_(rows, rows)] += weight
         counts = together.diagonal()
-        # A pinch of the object's own frequency: every object that occurs can be proposed.
-        self._given = (together + 0.1 * counts / max(len(images), 1)) / (counts[:, None] + 1)
+        total = len(images) + _SCENE_IMAGES * len(scenes)
+        expected = np.outer(counts, counts) / total
+        self._lift = (together + _DOUBT) / (expected + _DOUBT)
         self._alone = counts / max(counts.sum(), 1)
 
     def draw(self, present: frozenset[str], k: int, rng: np.random.Generator) -> list[str]:
@@ -151,7 +159,12 @@ class Cooccurrence:
         if rng.random() < self._random:
             weights = np.ones(len(self.names))
         elif known:
-            weights = self._given[known].sum(axis=0)
+            # People are in every scene: beside anything else they say nothing of what is missing.
+            telling = [i for i in known if self.names[i] != "person"] or known
+            lift = self._lift[telling].max(axis=0)
+            lift[known] = 0
+            least = min(_PLAUSIBLE * lift.max(), np.sort(lift)[-_AT_LEAST:].min())
+            weights = np.where(lift >= least, lift, 0) ** _SHARPNESS
         else:
             weights = self._alone.copy()
         weights[known] = 0

@@ -1,17 +1,25 @@
 """Accepted pairs in the layouts that training reads: `launch.py`'s, and the published file's."""
 
+import collections
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from data_gen.labels import write_labels
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
-from negclip_jax.common import storage, strict_json
+from data_gen.statements import SCHEMA, foils, pen_of, table, written
+from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
+
+_PAIRS_A_WRITE = 5000  # whose statements are one row group
 
 
 @dataclass(frozen=True)
@@ -23,36 +31,45 @@ class Exported:
 
 
 def export(run: Path, to: Path) -> Exported:
-    """Writes `pairs.json` (COCO layout with `updated_caption` and `foils`) and `pairs.parquet`,
-    both for `launch.py --config.data.pairs`, and `published.json`: the input file with
+    """Writes what training reads, all of it from one pass over the tables.
+
+    `statements.parquet` (`data_gen.statements`) for `launch.py --config.data.statements`;
+    `pairs.json` (COCO layout with `updated_caption` and `foils`) and `pairs.parquet`, both for
+    `--config.data.pairs`; `labels.json`; and `published.json`: the input file with
     `updated_caption` in the annotations that got one, as NegationCLIP released it.
+
+    The foils of a pair are the false statements in its own words. Where nothing is known to be in
+    the photo there are no statements, and the foils that the run wrote stay.
 
     Raises InputError where there is nothing to export or a file cannot be written.
     """
     manifest = read_manifest(run)
-    rows = accepted_rows(run, manifest["config"]["export"]["max_per_object"])
-    if not rows:
+    config = manifest["config"]
+    kept = kept_pairs(run, config["export"]["max_per_object"])
+    if not kept:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    pairs = [
-        Pair(
-            row["file_name"],
-            row["caption"],
-            row["negated_caption"],
-            tuple(row["foils"] or ()),
-            row["object"],
-            f"data_gen {row['pipeline']}, {row['models']['rewrite'] or row['rewriter']}, "
-            f"run {row['run_id']}",
-            image_id=row["image_id"],
-        )
-        for row in rows
-    ]
-    files = [to / "pairs.json", to / "pairs.parquet"]
+    pairs, rewritten = [], {}
+    files = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")]
     try:
-        for path in files:
+        to.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_files.whole_file(files[2]) as unfinished,
+            pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
+        ):
+            every = written(run, pen_of(config), kept)
+            while several := list(itertools.islice(every, _PAIRS_A_WRITE)):
+                for row, said in several:
+                    false = foils(row, said, config["rewrite"].get("affirm", False))
+                    pairs.append(_pair(row, false))
+                    rewritten.setdefault(row["caption_id"], row["negated_caption"])
+                writer.write_table(table(text for _, said in several for text in said))
+        for path in files[:2]:
             write_pairs(path, pairs)
+        files.append(to / "labels.json")
+        write_labels(run, files[-1])
         captions = Path(manifest["inputs"]["captions"]["path"])
         if captions.suffix.lower() == ".json":
-            files.append(_write_published(to / "published.json", captions, rows))
+            files.append(_write_published(to / "published.json", captions, rewritten))
     except PairError as error:
         raise InputError(str(error), status=5) from None
     except OSError as error:
@@ -60,31 +77,38 @@ def export(run: Path, to: Path) -> Exported:
     return Exported(files, len(pairs))
 
 
-def accepted_rows(run: Path, max_per_object: int | None = None) -> list[dict[str, Any]]:
-    """Rows of accepted pairs, in order; of an object with too many, those with the least hash."""
-    rows = [row for row in read_table(run, "pairs").to_pylist() if row["accepted"]]
-    if max_per_object is None:
-        return rows
-    by_object: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        order = content_hash([row["pair_id"]])
-        by_object.setdefault(row["object"], []).append((order, row["pair_id"]))
-    kept = {pair for group in by_object.values() for _, pair in sorted(group)[:max_per_object]}
-    return [row for row in rows if row["pair_id"] in kept]
+def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:
+    provenance = f"data_gen {row['pipeline']}, {row['models']['rewrite'] or row['rewriter']}"
+    return Pair(
+        row["file_name"],
+        row["caption"],
+        row["negated_caption"],
+        tuple(false),
+        row["object"],
+        f"{provenance}, run {row['run_id']}",
+        image_id=row["image_id"],
+    )
 
 
-def _write_published(path: Path, captions: Path, rows: Sequence[dict[str, Any]]) -> Path:
+def kept_pairs(run: Path, max_per_object: int | None = None) -> set[str]:
+    """Ids of the accepted pairs; of an object with too many, those with the least hash."""
+    rows = read_table(run, "pairs", ["pair_id", "object", "accepted"])
+    by_object: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for pair, name, accepted in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+        if accepted:
+            by_object[name].append((content_hash([pair]), pair))
+    return {pair for group in by_object.values() for _, pair in sorted(group)[:max_per_object]}
+
+
+def _write_published(path: Path, captions: Path, rewritten: Mapping[str, str]) -> Path:
     """The input with one key more in annotations that were rewritten; the first of several."""
     try:
         content = strict_json.load(captions)
     except (OSError, ValueError):
         raise InputError(f"{captions}, the input of the run, is no longer readable there") from None
-    by_caption: dict[str, str] = {}
-    for row in rows:
-        by_caption.setdefault(row["caption_id"], row["negated_caption"])
     for index, annotation in enumerate(content["annotations"]):
         if isinstance(annotation, dict):
-            negated = by_caption.get(str(annotation.get("id", f"row {index}")))
+            negated = rewritten.get(str(annotation.get("id", f"row {index}")))
             if negated is not None:
                 annotation["updated_caption"] = negated
     storage.write_whole(path, json.dumps(content, ensure_ascii=False).encode())

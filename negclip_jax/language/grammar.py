@@ -33,8 +33,9 @@ class Template:
     """One way to negate: the `cue` word, its `position` to the caption, and the text.
 
     `style` is "natural" for captions that people wrote about photos, "plain" for short ones, or
-    "both"; `weight` is how often the natural style draws it. `people` templates ("nobody") fit
-    human objects only, the others any object.
+    "both"; `weight` is how often the natural style draws it. `affirmed` is the same form saying
+    that the object is there, "" where it has none. `people` templates ("nobody") fit human objects
+    only, the others any object.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Template:
     style: str
     weight: int
     text: str
+    affirmed: str
 
     @property
     def people(self) -> bool:
@@ -65,10 +67,12 @@ class Template:
         """The rewritten caption, in the caption's own style of capital letter and full stop."""
         return in_style(caption, self.text, **obj.slots)
 
+    def affirm(self, caption: str, obj: Noun) -> str:
+        """The caption in the same form saying that the object is there; "" where it has none."""
+        return self.affirmed and in_style(caption, self.affirmed, **obj.slots)
 
-TEMPLATES = tuple(
-    Template(*about, int(weight), text) for *about, weight, text in tables.rows("templates")
-)
+
+TEMPLATES = tuple(Template(*row[:4], int(row[4]), *row[5:]) for row in tables.rows("templates"))
 BY_NAME = {template.name: template for template in TEMPLATES}
 
 

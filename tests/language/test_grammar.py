@@ -17,7 +17,7 @@ from negclip_jax.language.grammar import (
     shape_of,
 )
 from negclip_jax.language.inflection import noun
-from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.mentions import find_same, mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of, find_cues
 from negclip_jax.language.text import tokenize
 
@@ -128,7 +128,7 @@ def test_real_captions_pass_the_rules(shared_data):
         found = check(text, caption=caption, obj=name, count_tokens=lambda t: 20)
         rejected += [(found, text)] if found else []
     assert rejected == []
-    assert len(used) > 60
+    assert len(used) > 40
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_the_natural_style_draws_as_people_write():
     weights = {t.name: t.weight for t in TEMPLATES}
     assert all(weights[name] for name in drawn)
     colons = sum(n for name, n in drawn.items() if ": {c}" in BY_NAME[name].text)
-    assert 0 < colons / 3000 <= 0.05
-    assert drawn["no-in-sight"] > 3 * drawn["doesnt-show"] > 0
+    assert colons / 3000 <= 0.05
+    assert drawn["no-in-sight"] > 3 * drawn["cant-see"] > 0
     # Other styles draw alike, and where only forms of weight 0 are left one of them is taken.
     plain_drawn = collections.Counter(
         plain.rewrite(captions[0], "cup", str(i))[1].name for i in range(6000)
@@ -214,3 +214,14 @@ def test_the_natural_style_draws_as_people_write():
     assert max(plain_drawn.values()) < 3 * min(plain_drawn.values())
     others = [t.name for t in TEMPLATES if t.weight]
     assert natural.rewrite(captions[1], "cup", "key", avoid=others)[1].weight == 0
+
+
+def test_every_form_is_said_of_present_things_as_well():
+    for template in TEMPLATES:
+        base = "a bus is on a road" if template.position != ALONE else ""
+        for name in ("dog", "scissors", "broccoli"):
+            text = template.affirm(base, noun(name))
+            assert bool(text) != template.people, template.name
+            if text:
+                tokens = tokenize(text)
+                assert not find_cues(tokens) and find_same(name, tokens), text

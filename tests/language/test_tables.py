@@ -42,11 +42,16 @@ def test_values_are_those_that_the_code_knows():
     assert {number for *_, number in tables.rows("nouns")} == {"irregular", "mass", "pair", "alone"}
     kinds = {kind for _, kind, *_ in tables.rows("negation")}
     assert kinds == {"noun", "verb", "subject", "people", ""}
-    for _, _, position, style, weight, text in tables.rows("templates"):
+    for _, cue, position, style, weight, text, affirmed in tables.rows("templates"):
         assert position in POSITIONS and style in STYLES and weight.isdecimal()
         slots = set(re.findall(r"{(\w+)}", text))
         assert slots <= {*"cposxa", "xs", "some", "is", "are", "isnt", "arent"}
         assert bool(slots & set("cpos")) == (position != "alone")
+        # The same words but for the negation: the same caption slot, and none of a negated verb.
+        said = set(re.findall(r"{(\w+)}", affirmed))
+        assert bool(affirmed) != (cue in ("nobody", "no one"))
+        assert not affirmed or said & set("cpos") == slots & set("cpos")
+        assert not said & {"a", "isnt", "arent"}
 
 
 def test_every_class_of_words_is_used_and_every_used_one_is_there():

@@ -1,0 +1,321 @@
+"""Statements: short texts and captions of which each says something true or false of a photo.
+
+A unit is four texts in one form of words: an object that is absent denied (true) and affirmed
+(false), an object that is there denied (false) and affirmed (true). Written by one pen, with only
+the objects exchanged, no form tells which texts are true. Nor may an object: one that is mostly
+absent in the texts would make "no chair" true without the photo. So present objects are chosen
+against those that were absent in other units, and a unit that would tip the balance is left out.
+"""
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_gen.labels import Label, read_labels, settled
+from data_gen.records import shuffled, table_paths
+from negclip_jax.language import tables
+from negclip_jax.language.grammar import BY_NAME, Grammar, Template
+from negclip_jax.language.inflection import noun, singular
+from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
+from negclip_jax.language.text import tokenize
+from negclip_jax.language.twins import affirmed, exchanged
+from negclip_jax.language.vocabulary import canonical
+
+AFFIRMS, DENIES, BOTH = "affirms", "denies", "both"
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("image", "image_id", "caption_id", "unit", "text")),
+        ("truth", pa.bool_()),
+        ("polarity", pa.string()),
+        ("objects", pa.list_(pa.string())),
+        ("form", pa.string()),
+        ("writer", pa.string()),
+        ("label", pa.list_(pa.string())),
+    ]
+)
+SLACK = 1.0  # deviations
+_LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
+
+
+class Statement(NamedTuple):
+    """A text about a photo, with its truth; a row of `statements.parquet`.
+
+    Attributes:
+      image, image_id: file name, and id as in the pairs.
+      caption_id: of the caption that the text holds; None where it holds none.
+      unit: of the texts that differ in objects and negation alone.
+      polarity: whether it affirms things, denies one, or both.
+      objects: what is affirmed or denied beside the caption.
+      form: the template, or the cue and its place in an LLM's sentence.
+      writer: "grammar" or "llm".
+      label: what its truth rests on, "OBJECT=STATE@SOURCE".
+    """
+
+    image: str
+    image_id: str
+    caption_id: str | None
+    unit: str
+    text: str
+    truth: bool
+    polarity: str
+    objects: tuple[str, ...]
+    form: str
+    writer: str
+    label: tuple[str, ...]
+
+
+def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
+    """The objects of which no caption hints that they are pictures, toys or another thing."""
+    words = {singular(token.word) for text in captions for token in tokenize(text)}
+    pictured = words & _LOOKALIKES["*"]
+    # What a caption calls by its name is what the box says: "a bench and two chairs".
+    return [
+        name
+        for name in present
+        if not pictured - set(name.split())
+        and (mentioned(name, captions) or not words & _LOOKALIKES.get(name, frozenset()))
+    ]
+
+
+class Balance:
+    """How often each object was the absent one of a unit, and how often the present one."""
+
+    def __init__(self) -> None:
+        self._absent, self._present = collections.Counter[str](), collections.Counter[str]()
+
+    def owed(self, name: str) -> int:
+        """How much more often it was absent than present."""
+        return self._absent[name] - self._present[name]
+
+    def allows(self, absent: str, present: str) -> bool:
+        """Whether both stay within what chance would do: the deviation of a fair coin."""
+        return all(
+            abs(self.owed(name) + step) <= self._slack(name)
+            for name, step in ((absent, 1), (present, -1))
+        )
+
+    def _slack(self, name: str) -> float:
+        return 1 + SLACK * math.sqrt(self._absent[name] + self._present[name])
+
+    def count(self, absent: str, present: str) -> None:
+        self._absent[absent] += 1
+        self._present[present] += 1
+
+
+class _Form(NamedTuple):
+    """A form of words: what it is called, who writes it, and both of its texts about an object."""
+
+    name: str
+    writer: str
+    deny: Callable[[str], str | None]
+    affirm: Callable[[str], str | None]
+    holds_caption: bool
+
+
+@dataclass
+class Pen:
+    """Writes the statements of one image after another, in the order of a run's tables.
+
+    Attributes:
+      grammar: of the run's own writer.
+      seed: of the run.
+      units, unbalanced: how many units were written, and how many were left out because they would
+        have made an object tell the truth.
+    """
+
+    grammar: Grammar
+    seed: int
+    balance: Balance = field(default_factory=Balance)
+    units: int = 0
+    unbalanced: int = 0
+
+    def write(
+        self,
+        pairs: Sequence[Mapping[str, Any]],
+        labels: Sequence[Label],
+        captions: Sequence[str],
+    ) -> Iterator[tuple[Mapping[str, Any], list[Statement]]]:
+        """Each pair with its statements.
+
+        Args:
+          pairs: accepted rows of the table of pairs, all of one image.
+          labels: of the image.
+          captions: of the image, all of them.
+        """
+        present, absent = settled(labels)
+        present = certain(present, captions)
+        rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
+        denied = {p["object"] for p in pairs if not p["question"]}
+        denied = {name for name in denied if canonical(name) in absent}
+        rests |= {name: rests[canonical(name)] for name in denied}
+        for pair in pairs:
+            found: list[Statement] = []
+            if pair["object"] in denied:
+                for form in self._forms(pair):
+                    found += self._unit(pair, form, denied, present, rests)
+            yield pair, found
+
+    def _forms(self, pair: Mapping[str, Any]) -> Iterator[_Form]:
+        """The pair's own form, or another beside the caption, and one of the object alone."""
+        caption, obj, key = pair["caption"], pair["object"], f"{self.seed}/{pair['pair_id']}"
+        template = BY_NAME.get(pair["rewriter"].removeprefix("template:"))
+        own = pair["negated_caption"]
+        if template is None and affirmed(own, obj):
+            cue, place = cue_of(own) or ("", "")
+
+            def deny(name: str) -> str | None:
+                return own if name == obj else exchanged(own, obj, name)
+
+            def affirm(name: str) -> str | None:
+                denied = deny(name)
+                return denied and affirmed(denied, name)
+
+            yield _Form(f"llm {cue} {place}", "llm", deny, affirm, True)
+        else:
+            if template is None or not template.affirmed:
+                fits = [*self._fitting(AFTER, caption), *self._fitting(BEFORE, caption)]
+                template = self.grammar.draw(fits, key, "beside") if fits else None
+            if template:
+                yield _filled(template, caption)
+            if template and template.position == ALONE:
+                return
+        if fits := self._fitting(ALONE, ""):
+            yield _filled(self.grammar.draw(fits, key, "alone"), caption)
+
+    def _fitting(self, position: str, caption: str) -> list[Template]:
+        return [t for t in self.grammar.fitting(position, caption, False) if t.affirmed]
+
+    def _unit(
+        self,
+        pair: Mapping[str, Any],
+        form: _Form,
+        absent: Collection[str],
+        present: Sequence[str],
+        rests: Mapping[str, str],
+    ) -> list[Statement]:
+        """The four texts of a form about something absent and something that is there; [] if none.
+
+        Absent is the pair's own object, or where the balance does not allow it another pair's.
+        Beside a caption the present object is one that the caption does not name: "a dog, with no
+        dog in sight" is false of every photo.
+        """
+        key = (self.seed, pair["pair_id"], form.name)
+        there = [
+            name
+            for name in sorted(shuffled(present, *key), key=self.balance.owed, reverse=True)
+            if not (form.holds_caption and mentioned(name, [pair["caption"]]))
+        ]
+        away = sorted(shuffled([*absent], *key), key=self.balance.owed)
+        for name, other in itertools.product(sorted(away, key=pair["object"].__ne__), there):
+            if not self.balance.allows(name, other):
+                continue
+            texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
+            if not all(texts):
+                continue
+            self.balance.count(name, other)
+            self.units += 1
+            denies = BOTH if form.holds_caption else DENIES
+            texts = [
+                (texts[0], True, denies, (name,)),
+                (texts[1], False, AFFIRMS, (name,)),
+                (texts[2], False, denies, (other,)),
+                (texts[3], True, AFFIRMS, (other,)),
+            ]
+            rows = [(form, *text) for text in texts]
+            if not form.holds_caption:
+                rows += self._contrast(name, other, key)
+            return [
+                Statement(
+                    pair["file_name"],
+                    pair["image_id"],
+                    pair["caption_id"] if said.holds_caption else None,
+                    f"{pair['pair_id']}-{said.name}",
+                    text,
+                    truth,
+                    polarity,
+                    objects,
+                    said.name,
+                    said.writer,
+                    tuple(rests[obj] for obj in objects),
+                )
+                for said, text, truth, polarity, objects in rows
+            ]
+        self.unbalanced += bool(there)
+        return []
+
+    def _contrast(self, absent: str, present: str, key: tuple) -> Iterator[tuple]:
+        """ "A dog but no cat" and "a cat but no dog", of which one is true."""
+        some = noun(present).some
+        fits = [*self._fitting(AFTER, some), *self._fitting(BEFORE, some)]
+        if fits:
+            template = self.grammar.draw(fits, repr(key), "contrast")
+            form = _Form(f"a {template.name}", "grammar", str, str, False)
+            for first, second in ((present, absent), (absent, present)):
+                text = template.fill(noun(first).some, noun(second))
+                yield form, text, first == present, BOTH, (first, second)
+
+
+def _filled(template: Template, caption: str) -> _Form:
+    return _Form(
+        template.name,
+        "grammar",
+        lambda name: template.fill(caption, noun(name)),
+        lambda name: template.affirm(caption, noun(name)),
+        template.position != ALONE,
+    )
+
+
+def pen_of(config: Mapping[str, Any]) -> Pen:
+    """The pen of a run, from the settings in its manifest."""
+    rewrite = config["rewrite"]
+    banned = tuple(name for name in rewrite.get("hold_out", "").split(",") if name)
+    return Pen(Grammar(rewrite.get("style", "natural"), banned), config["seed"])
+
+
+def written(
+    run: Path, pen: Pen, kept: Container[str] | None = None
+) -> Iterator[tuple[dict[str, Any], list[Statement]]]:
+    """Each accepted pair of a run with its statements, in the order of the tables.
+
+    One shard of the tables at a time is in memory. `kept`: ids of the pairs to use, None for all.
+    """
+    labels = read_labels(run)
+    labelled, ahead = next(labels, (None, []))
+    for part in table_paths(run, "items"):
+        captions, pairs = collections.defaultdict(list), collections.defaultdict(list)
+        for row in pq.read_table(part, columns=["image_id", "caption"]).to_pylist():
+            captions[row["image_id"]].append(row["caption"])
+        for row in pq.read_table(run / "pairs" / part.name).to_pylist():
+            if row["accepted"] and (kept is None or row["pair_id"] in kept):
+                pairs[row["image_id"]].append(row)
+        for image, texts in captions.items():
+            known: list[Label] = []
+            if image == labelled:
+                known, (labelled, ahead) = ahead, next(labels, (None, []))
+            yield from pen.write(pairs[image], known, texts)
+
+
+def foils(pair: Mapping[str, Any], statements: Sequence[Statement], affirm: bool) -> list[str]:
+    """The false statements in a pair's own words, those that affirm only with `affirm`.
+
+    Where nothing is known of the photo but what is absent, the foils that the run wrote.
+    """
+    own = {s.unit for s in statements if s.text == pair["negated_caption"]}
+    false = [s for s in statements if s.unit in own and not s.truth]
+    if not statements:
+        return list(pair["foils"] or ())
+    return [s.text for s in sorted(false, key=lambda s: s.polarity == AFFIRMS)][: 1 + affirm]
+
+
+def table(statements: Iterable[Statement]) -> pa.Table:
+    """Statements as a table of SCHEMA."""
+    columns = zip(*statements, strict=True)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)

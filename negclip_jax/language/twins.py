@@ -1,0 +1,155 @@
+"""The same sentence about another object, and the same sentence without its negation.
+
+A text that denies one thing ("A cat lies on a sofa, with no dog in sight") has three twins: the
+denial of another object, and both objects affirmed ("..., with a dog in sight"). Two of the four
+are true of a photo, and no word but the object's name tells which. Texts by the grammar get theirs
+from templates; the functions here find them in sentences that anybody wrote, and refuse every
+sentence for which they are not sure.
+"""
+
+import itertools
+import re
+from typing import NamedTuple
+
+from negclip_jax.language import tables
+from negclip_jax.language.inflection import article, noun, singular
+from negclip_jax.language.mentions import find_same
+from negclip_jax.language.negation import Cue, find_cues, governs
+from negclip_jax.language.text import Token, tokenize
+from negclip_jax.language.vocabulary import FRAME
+
+_BE, _EXISTENCE, _FRONT, _ARTICLES = map(tables.words, ("be", "existence", "front", "article"))
+_CLAUSE = tables.words("clause_start")
+# "No dog nearby" is true of a photo with a dog at its other end.
+_PLACED = {"nearby", "background", "foreground", "surrounding", "alone", "part", "focus", "main"}
+_PLACED |= {"presence"}  # "no human presence"
+_SCENE = FRAME | _BE | _EXISTENCE | _FRONT | _ARTICLES | {"there", "to", "can", "could"}
+_SCENE -= _PLACED
+_CONTRAST = {"instead", "just", "only", "nor", "either", "other", "else", "anywhere"}
+_OPENS = {"with", "but", "and", "yet", "though", "although", "you", "do", "does", "did"}
+_SINGULAR = {"is", "was", "isn't", "wasn't", "appears", "there's"}
+_PLURAL = {"are", "were", "aren't", "weren't", "appear"}
+_THIRD = {"have": "has", "do": "does"}
+
+
+class _Denial(NamedTuple):
+    """Where a text denies its one object: the object is `tokens[first:last + 1]`."""
+
+    tokens: list[Token]
+    cue: Cue
+    first: int
+    last: int
+
+
+def _denial(text: str, obj: str) -> _Denial | None:
+    """The one denial of a text, if it says of the whole scene that the object is not there."""
+    tokens = tokenize(text)
+    cues, spans = find_cues(tokens), find_same(obj, tokens)
+    if len(cues) != 1 or len(spans) != 1 or _CONTRAST.intersection(t.word for t in tokens):
+        return None
+    (cue,), ((first, last),) = cues, spans
+    if cue.word in ("-free", "-less") or not governs(cue, tokens, first, last):
+        return None
+    if first > cue.last:
+        behind, between = last, tokens[cue.last + 1 : first]
+    else:
+        behind, between = cue.last, tokens[last + 1 : cue.first]
+    if not all(token.word in _SCENE for token in between):
+        return None
+    rest = list(itertools.takewhile(_goes_on, tokens[behind + 1 :]))
+    if not all(token.word in _SCENE for token in rest):
+        return None
+    # "A cake with no candles" is about the cake, "a cake, with no candles" about the photo.
+    start = next((i for i in range(cue.first, 0, -1) if tokens[i].mark), 0)
+    named = range(first, last + 1)
+    opens = [t.word for i, t in enumerate(tokens[start : cue.first], start) if i not in named]
+    apart = all(word in _SCENE | _OPENS for word in opens)
+    return _Denial(tokens, cue, first, last) if rest or apart else None
+
+
+def _goes_on(token: Token) -> bool:
+    return not token.mark and token.word not in _CLAUSE and token.word not in ("and", "so")
+
+
+def exchanged(text: str, obj: str, other: str) -> str | None:
+    """The text saying of `other` what it says of `obj`; None where that is not sure to be English.
+
+    Args:
+      text: denies, of the whole scene, that `obj` is there.
+      obj, other: names of objects, singular.
+    """
+    found = _denial(text, obj)
+    if found is None:
+        return None
+    tokens, _, first, last = found
+    new, head = noun(other), tokens[last].word
+    many = singular(head) != head
+    around = {t.word for t in tokens[max(first - 3, 0) : first]}
+    around |= {t.word for t in tokens[last + 1 : last + 2]}
+    verb = new.are if many else new.is_
+    if (around & _SINGULAR and verb != "is") or (around & _PLURAL and verb != "are"):
+        return None
+    words, start = (new.many if many else new.one), tokens[first].start
+    if first and tokens[first - 1].word in ("a", "an"):
+        words, start = (new.many if many else new.a), tokens[first - 1].start
+    return _put(text, start, tokens[last].end, words)
+
+
+def affirmed(text: str, obj: str) -> str | None:
+    """The text saying that `obj` is there, in the same words otherwise; None as in `exchanged`."""
+    found = _denial(text, obj)
+    if found is None:
+        return None
+    tokens, cue, first, last = found
+    known, head = noun(obj), tokens[last].word
+    name = text[tokens[first].start : tokens[last].end]
+    counted = singular(head) == head and not known.a.startswith("any ")
+    some = f"{article(name)} {name}" if counted else name
+    start, end = tokens[cue.first].start, tokens[cue.last].end
+    between = [token.word for token in tokens[cue.last + 1 : first]]
+    after = tokens[cue.last + 1] if cue.last + 1 < len(tokens) else tokens[cue.last]
+    if cue.word == "no" and not between:
+        edited = _put(text, start, tokens[last].end, some)
+    elif cue.word == "without" and between in ([], ["a"], ["an"], ["any"]):
+        edited = _put(text, start, tokens[last].end, f"with {some}")
+    elif cue.word.endswith("n't") or cue.word in ("not", "cannot"):
+        if between and between[-1] == "the":
+            return None
+        if between and between[-1] in ("any", "a", "an"):
+            text = _put(text, tokens[first - 1].start, tokens[last].end, some)
+        before = tokens[cue.first - 1].word if cue.first else ""
+        if cue.word in ("doesn't", "don't") or (cue.word == "not" and before in ("does", "do")):
+            if cue.word == "not":
+                start = tokens[cue.first - 1].start
+            verb = after.word
+            if cue.word == "doesn't" or before == "does":
+                verb = _THIRD.get(verb, f"{verb}s")
+            edited = _put(text, start, after.end, verb)
+        elif cue.word == "not":
+            if before not in _BE:
+                return None
+            edited = text[: start - 1] + text[end:]
+        elif cue.word in ("can't", "cannot"):
+            edited = _put(text, start, end, "can")
+        else:
+            edited = _put(text, start, end, cue.word.removesuffix("n't"))
+    elif cue.word == "nowhere":
+        edited = text[:start] + text[end + 1 :]
+    elif cue.word in ("absent", "missing") and after.word == "from":
+        edited = _put(text, start, after.end, "present in")
+    else:
+        return None
+    # "But there is no dog" becomes "and there is a dog": what stood before is no contrast.
+    clause = min(cue.first, first)
+    for token in tokens[max(clause - 4, 0) : clause]:
+        if token.word in ("but", "yet"):
+            edited = _put(edited, token.start, token.end, "and")
+    return None if find_cues(tokenize(edited)) else edited
+
+
+def _put(text: str, start: int, end: int, words: str) -> str:
+    """The text with other words from `start` to `end`, with a capital where there was one."""
+    begins = start == 0 or text[start - 2] in ".!?"  # elsewhere "TV" has capitals of its own
+    if begins and re.match(r"[A-Z][a-z]|[A-Z]\b", text[start:end]):
+        words = words[:1].upper() + words[1:]
+    return text[:start] + words + text[end:]

@@ -1,0 +1,76 @@
+"""The same sentence about another object, and without its negation: only where that is sure."""
+
+import pytest
+
+from negclip_jax.language.twins import affirmed, exchanged
+
+WRITTEN = {  # text, object: the same of an umbrella, and affirmed
+    ("A cat on a sofa, with no dog in sight.", "dog"): (
+        "A cat on a sofa, with no umbrella in sight.",
+        "A cat on a sofa, with a dog in sight.",
+    ),
+    ("No dogs are visible in the image, where a cat sleeps.", "dog"): (
+        "No umbrellas are visible in the image, where a cat sleeps.",
+        "Dogs are visible in the image, where a cat sleeps.",
+    ),
+    ("A cat sleeps, but there isn't a dog in the picture", "dog"): (
+        "A cat sleeps, but there isn't an umbrella in the picture",
+        "A cat sleeps, and there is a dog in the picture",
+    ),
+    ("A dog is nowhere to be seen; a cat sleeps", "dog"): (
+        "An umbrella is nowhere to be seen; a cat sleeps",
+        "A dog is to be seen; a cat sleeps",
+    ),
+    ("A cat sleeps. The image does not include a dog.", "dog"): (
+        "A cat sleeps. The image does not include an umbrella.",
+        "A cat sleeps. The image includes a dog.",
+    ),
+    ("A cat sleeps, but you can't see any dogs", "dog"): (
+        "A cat sleeps, but you can't see any umbrellas",
+        "A cat sleeps, and you can see dogs",
+    ),
+    ("A cat sleeps, but a dog is noticeably absent from the scene.", "dog"): (
+        "A cat sleeps, but an umbrella is noticeably absent from the scene.",
+        "A cat sleeps, and a dog is noticeably present in the scene.",
+    ),
+    ("Without any dogs around, a cat sleeps", "dog"): (
+        "Without any umbrellas around, a cat sleeps",
+        "With dogs around, a cat sleeps",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "obj"), WRITTEN)
+def test_twins_of_written_sentences(text, obj):
+    other, there = WRITTEN[text, obj]
+    assert exchanged(text, obj, "umbrella") == other
+    assert affirmed(text, obj) == there
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A cake with no dog",  # of the cake, not of the photo
+        "A cat sleeps, with no dog nearby.",  # one may be at the other end
+        "A cat sleeps, with no dog in the background.",
+        "A cat sleeps, with no red dog in sight.",
+        "A cat sleeps, with no dog on its bed.",
+        "No dog is visible; instead, a cat sleeps.",  # and a dog instead of it?
+        "No dog, just a cat",
+        "A cat sleeps, with no dog and no bird in sight.",
+        "A dogless room, with no dog in sight.",
+        "A cat sleeps, but the dog does not bark.",
+        "A dog sleeps on a sofa.",
+    ],
+)
+def test_sentences_that_say_more_than_absence_have_none(text):
+    assert exchanged(text, "dog", "umbrella") is None
+    assert affirmed(text, "dog") is None
+
+
+def test_number_must_fit_the_verb():
+    assert exchanged("No dog is visible", "dog", "scissors") is None
+    assert exchanged("No dogs are visible", "dog", "scissors") == "No scissors are visible"
+    assert exchanged("No dogs are visible", "dog", "broccoli") is None
+    assert exchanged("There isn't a dog", "dog", "broccoli") == "There isn't any broccoli"
+    assert affirmed("There isn't any broccoli", "broccoli") == "There is broccoli"
