@@ -23,7 +23,7 @@ from data_gen.records import shuffled, table_paths
 from negclip_jax.language import tables
 from negclip_jax.language.grammar import BY_NAME, Grammar, Template
 from negclip_jax.language.inflection import noun, singular
-from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.mentions import find_same, mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
 from negclip_jax.language.text import tokenize
 from negclip_jax.language.twins import affirmed, exchanged
@@ -74,14 +74,18 @@ class Statement(NamedTuple):
 
 def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
     """The objects of which no caption hints that they are pictures, toys or another thing."""
-    words = {singular(token.word) for text in captions for token in tokenize(text)}
+    texts = [tokenize(text) for text in captions]
+    words = {singular(token.word) for tokens in texts for token in tokens}
     pictured = words & _LOOKALIKES["*"]
     # What a caption calls by its name is what the box says: "a bench and two chairs".
     return [
         name
         for name in present
         if not pictured - set(name.split())
-        and (mentioned(name, captions) or not words & _LOOKALIKES.get(name, frozenset()))
+        and (
+            not words & _LOOKALIKES.get(name, frozenset())
+            or any(find_same(name, tokens) for tokens in texts)
+        )
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from fault_server import POOL, FaultServer, arguments, table, world
 
 from data_gen.cli import main
-from data_gen.export import accepted_rows, export
+from data_gen.export import export, kept_pairs
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.pairs import read_pairs
 
@@ -38,11 +38,11 @@ def test_files_agree_and_ids_are_numbers_again(finished, tmp_path):
 
 
 def test_an_object_with_too_many_pairs_is_thinned(finished):
-    every = accepted_rows(finished / "run")
-    some = accepted_rows(finished / "run", max_per_object=1)
-    assert len(some) == len({row["object"] for row in every}) < len(every)
-    assert some == accepted_rows(finished / "run", max_per_object=1)
-    assert [row for row in every if row in some] == some
+    rows = {row["pair_id"]: row for row in table(finished / "run", "pairs") if row["accepted"]}
+    every, some = kept_pairs(finished / "run"), kept_pairs(finished / "run", max_per_object=1)
+    assert every == rows.keys()
+    assert some < every and some == kept_pairs(finished / "run", max_per_object=1)
+    assert sorted(rows[i]["object"] for i in some) == sorted({r["object"] for r in rows.values()})
 
 
 def test_where_the_input_is_gone(finished, tmp_path):

@@ -1,0 +1,164 @@
+"""Statements: true and false of their photos, four in one form, and no word tells which."""
+
+import collections
+import random
+
+import pyarrow.parquet as pq
+import pytest
+from fault_server import table
+
+from data_gen import leak
+from data_gen.annotations import InstanceVerifier
+from data_gen.cli import main
+from data_gen.labels import Label
+from data_gen.statements import SCHEMA, Balance, Pen, certain, foils
+from negclip_jax.language.grammar import Grammar
+from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.negation import find_cues
+from negclip_jax.language.text import tokenize
+
+
+def label(name: str, state: str, source: str = "boxes") -> Label:
+    return Label("7", name, name, state, source, float(state == "present"))
+
+
+LABELS = [label("dog", "absent"), label("cat", "present"), label("car", "unsure")]
+
+
+def pair(caption: str, negated: str, obj: str = "dog", rewriter: str = "llm") -> dict:
+    fields = {"image_id": "7", "file_name": "7.jpg", "caption_id": "1", "pair_id": "p"}
+    fields |= {"caption": caption, "negated_caption": negated, "object": obj, "question": None}
+    return fields | {"rewriter": rewriter, "foils": ["of the run"]}
+
+
+def write(row: dict, labels=LABELS, grammar: Grammar = Grammar()) -> list:  # noqa: B008
+    ((_, found),) = Pen(grammar, 0).write([row], labels, [row["caption"]])
+    return found
+
+
+def test_an_llm_s_sentence_gets_its_twins():
+    text = "A room with a sofa, but no dogs are visible in the picture."
+    found = write(pair("A room with a sofa.", text))
+    own = [s for s in found if s.writer == "llm"]
+    assert [(s.text, s.truth, s.polarity) for s in own] == [
+        (text, True, "both"),
+        ("A room with a sofa, and dogs are visible in the picture.", False, "affirms"),
+        ("A room with a sofa, but no cats are visible in the picture.", False, "both"),
+        ("A room with a sofa, and cats are visible in the picture.", True, "affirms"),
+    ]
+    assert [s.label for s in own[1:3]] == [("dog=absent@boxes",), ("cat=present@boxes",)]
+    assert {s.caption_id for s in own} == {"1"} and {s.form for s in own} == {"llm no after"}
+    alone = [s for s in found if s.writer == "grammar"]
+    assert {s.caption_id for s in alone} == {None}
+    assert collections.Counter((s.polarity, s.truth) for s in alone) == {
+        (polarity, truth): 1
+        for polarity in ("affirms", "denies", "both")
+        for truth in (True, False)
+    }
+    assert foils(pair("", text), found, affirm=False) == [own[2].text]
+    assert foils(pair("", text), found, affirm=True) == [own[2].text, own[1].text]
+
+
+def test_a_template_s_sentence_keeps_its_form():
+    row = pair("A sofa", "A sofa, with no dog in sight", rewriter="template:no-in-sight")
+    own = [s.text for s in write(row) if s.form == "no-in-sight"]
+    assert own == [
+        "A sofa, with no dog in sight",
+        "A sofa, with a dog in sight",
+        "A sofa, with no cat in sight",
+        "A sofa, with a cat in sight",
+    ]
+
+
+def test_what_is_not_settled_is_in_no_statement():
+    row = pair("A sofa", "A sofa, with no dog in sight")
+    assert write(row, [label("dog", "absent")]) == []
+    assert write(row, [label("dog", "unsure"), label("cat", "present")]) == []
+    only_named = [*LABELS[:1], label("cat", "unsure", "caption")]
+    assert write(row, only_named) == []
+    # Without statements the pair keeps what the run wrote.
+    assert foils(row, [], affirm=True) == ["of the run"]
+
+
+def test_a_caption_is_never_contradicted_by_its_own_words():
+    row = pair("A cat on a sofa", "A cat on a sofa, with no dog in sight")
+    found = write(row)
+    assert found and all(s.caption_id is None for s in found)
+    assert foils(row, found, affirm=True) == []
+
+
+@pytest.mark.parametrize(
+    ("present", "captions", "left"),
+    [
+        (["sheep"], ["a herd of goats on a hill"], []),
+        (["sheep"], ["a herd of goats and sheep"], ["sheep"]),
+        (["tv", "chair"], ["a desk with two computer monitors"], ["chair"]),
+        (["bicycle"], ["a sign that forbids bicycles"], []),
+        (["stop sign"], ["a stop sign on a corner"], ["stop sign"]),
+        (["cat"], ["a cat on a sofa"], ["cat"]),
+    ],
+)
+def test_boxes_of_pictures_and_lookalikes_are_doubted(present, captions, left):
+    assert certain(present, captions) == left
+
+
+def test_an_object_that_is_nearly_always_absent_is_left_out():
+    balance, rng, used = Balance(), random.Random(0), collections.Counter()
+    for _ in range(20_000):
+        absent = rng.choices(["dog", "cat", "bus"], [8, 1, 1])[0]
+        present = rng.choices(["dog", "cat", "bus"], [1, 4, 5])[0]
+        if absent != present and balance.allows(absent, present):
+            balance.count(absent, present)
+            used.update([(absent, "absent"), (present, "present")])
+    for name in ("dog", "cat", "bus"):
+        absent, present = used[name, "absent"], used[name, "present"]
+        assert absent > 300 and abs(absent - present) < 0.1 * absent
+
+
+@pytest.fixture(scope="module")
+def exported(shared_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("statements") / "run"
+    inputs = [f"--{name}={shared_data}/coco/{name}.json" for name in ("captions", "instances")]
+    assert main(["run", *inputs, f"--out={out}", "--config.shard_images=100"]) == 0
+    assert main(["export", f"--out={out}"]) == 0
+    return out
+
+
+def test_exported_statements_are_what_the_boxes_say(shared_data, exported):
+    content = pq.read_table(exported / "export" / "statements.parquet")
+    assert content.schema.names == SCHEMA.names
+    boxes = InstanceVerifier(shared_data / "coco" / "instances.json")
+    rows = content.to_pylist()
+    assert len(rows) > 4000
+    for row in rows:
+        cues = find_cues(tokenize(row["text"]))
+        assert bool(cues) == (row["polarity"] != "affirms"), row
+        *there, last = row["objects"]
+        claims = [(last, not cues), *((name, True) for name in there)]
+        seen = {name: boxes.verdict(row["image_id"], name)[0] for name in row["objects"]}
+        assert set(seen.values()) <= {"present", "absent"}, row
+        assert row["truth"] == all((seen[n] == "present") == said for n, said in claims), row
+        assert all(mentioned(name, [row["text"]]) for name in row["objects"]), row
+
+
+def test_no_form_is_truer_than_another_and_words_alone_tell_nothing(exported):
+    rows = pq.read_table(exported / "export" / "statements.parquet").to_pylist()
+    for key in ("form", "unit", "polarity"):
+        of = collections.defaultdict(list)
+        for row in rows:
+            of[row[key], row["polarity"]].append(row["truth"])
+        assert all(2 * sum(truths) == len(truths) for truths in of.values()), key
+    texts = [leak.Text(r["image_id"], r["unit"], r["text"], r["truth"], r["form"]) for r in rows]
+    assert leak.measure(texts)["accuracy"]["rate"] < 0.53
+
+
+def test_the_same_run_is_exported_alike(exported, tmp_path):
+    assert main(["export", f"--out={exported}", f"--to={tmp_path}"]) == 0
+    for name in ("statements.parquet", "pairs.json", "labels.json"):
+        assert (tmp_path / name).read_bytes() == (exported / "export" / name).read_bytes(), name
+
+
+def test_pairs_are_those_of_the_tables(exported):
+    accepted = [row for row in table(exported, "pairs") if row["accepted"]]
+    pairs = pq.read_table(exported / "export" / "pairs.parquet").to_pylist()
+    assert [p["negated"] for p in pairs] == [row["negated_caption"] for row in accepted]
