@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     try:
         runtime = config.runtime
         with device_errors():
-            sharding.start_distributed(
+            multihost.join(
                 runtime.distributed,
                 process_id=runtime.process_id,
                 num_processes=runtime.num_processes,

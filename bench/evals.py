@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     encoder.features(images, texts)
     alone = time.perf_counter() - start
     command, again = (whole_command(checkpoint, args.data, out) for _ in range(2))
-    counts = dict(zip(("images", "texts"), encoder.distinct, strict=True))
+    counts = {"images": encoder.images.distinct, "texts": encoder.texts.distinct}
     result = {
         "arch": args.arch,
         "encoding": {"seconds": alone, **counts, "benchmarks": len(loaded)},

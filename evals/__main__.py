@@ -37,9 +37,7 @@ def evaluate(args: argparse.Namespace) -> int:
         raise InputError("give one or more --model=[NAME=]PATH, or --interpolate=BASE,TUNED")
     if args.distributed not in ("off", "auto") and None in (args.process_id, args.num_processes):
         raise InputError("--distributed=HOST:PORT needs --process-id and --num-processes as well")
-    sharding.start_distributed(
-        args.distributed, process_id=args.process_id, num_processes=args.num_processes
-    )
+    multihost.join(args.distributed, process_id=args.process_id, num_processes=args.num_processes)
     with multihost.end_together():
         return _evaluate(args, started, is_main=sharding.is_main_process())
 

@@ -74,8 +74,8 @@ def run(
         _begin(results, benchmark, problem)
     for model in models:
         with contextlib.closing(encoder_of(model, loaded, roots, cache=cache)) as encoder:
-            kinds = zip(encoder.pending, encoder.distinct, ("images", "texts"), strict=True)
-            left = [f"{pending:,} of {distinct:,} {what}" for pending, distinct, what in kinds]
+            towers = (encoder.images, encoder.texts)
+            left = [f"{t.pending:,} of {t.distinct:,} {t.inputs.name}" for t in towers]
             logging.info("%s: %s to encode", model.name, " and ".join(left))
             if encoder.truncated:
                 logging.warning(

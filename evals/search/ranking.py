@@ -37,7 +37,7 @@ def rank(
         with contextlib.closing(
             Encoder(model, folder.refs, queries, folder, cache=cache)
         ) as encoder:
-            pending, _ = encoder.pending
+            pending = encoder.images.pending
             logging.info("%s: %s of %s photos to encode", model.name, pending, len(folder.refs))
             if encoder.truncated:
                 logging.warning("the query %r is too long and is cut", encoder.truncated[0])

@@ -119,7 +119,11 @@ def compiled(
 
 
 class Tower:
-    """One tower: encodes its items in order, batch by batch, as far as is asked for."""
+    """One tower: encodes its items in order, batch by batch, as far as is asked for.
+
+    Attributes:
+      distinct: how many items differ in bytes or in token ids.
+    """
 
     def __init__(
         self,
@@ -255,7 +259,12 @@ def _agree(store: EmbeddingStore, keys: Sequence[bytes], shared: bool) -> None:
 
 
 class Encoder:
-    """Unit features of the images and texts of several benchmarks under one model."""
+    """Unit features of the images and texts of several benchmarks under one model.
+
+    Attributes:
+      images, texts: the towers, which say how many items there are and how many are left.
+      truncated: texts that are longer than the model reads.
+    """
 
     def __init__(
         self,
@@ -297,19 +306,9 @@ class Encoder:
 
         distinct = list(dict.fromkeys(texts))
         refs = Images(list(dict.fromkeys(images)), source, model.preprocess, cache)
-        self._images = tower(refs, IMAGES_PER_DEVICE)
-        self._texts = tower(Texts(distinct, model.tokenizer), TEXTS_PER_DEVICE)
-        self.truncated = self._texts.inputs.truncated
-
-    @property
-    def pending(self) -> tuple[int, int]:
-        """How many images and how many texts are still to encode."""
-        return self._images.pending, self._texts.pending
-
-    @property
-    def distinct(self) -> tuple[int, int]:
-        """How many images and texts there are that differ in bytes and in token ids."""
-        return self._images.distinct, self._texts.distinct
+        self.images = tower(refs, IMAGES_PER_DEVICE)
+        self.texts = tower(Texts(distinct, model.tokenizer), TEXTS_PER_DEVICE)
+        self.truncated = self.texts.inputs.truncated
 
     def features(
         self, images: Sequence[ImageRef], texts: Sequence[str]
@@ -319,18 +318,18 @@ class Encoder:
         Raises InputError that names images which cannot be read; others can still be asked for.
         """
         # All texts first, so that there is one bar at a time.
-        self._texts.finish()
-        return self._images.features(images), self._texts.features(texts)
+        self.texts.finish()
+        return self.images.features(images), self.texts.features(texts)
 
     def unusable_images(self, images: Sequence[ImageRef]) -> dict[ImageRef, str]:
         """Those of the images that cannot be encoded, with the reason; encodes all of them."""
-        self._texts.finish()
-        return self._images.unusable(images)
+        self.texts.finish()
+        return self.images.unusable(images)
 
     def close(self) -> None:
         """Ends progress bars and the threads that decode."""
-        self._images.close()
-        self._texts.close()
+        self.images.close()
+        self.texts.close()
 
 
 def image_features(

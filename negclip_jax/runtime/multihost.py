@@ -22,7 +22,7 @@ from etils import epath
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
 from negclip_jax.common.signals import Interrupted
-from negclip_jax.runtime import console, failure_monitor
+from negclip_jax.runtime import console, failure_monitor, sharding
 from negclip_jax.runtime.coordinator import CoordinatorStore, Late, Unreachable
 from negclip_jax.runtime.workdir import differences
 
@@ -34,47 +34,73 @@ _VISIBLE_SECONDS = 60.0  # a network disk may show a file so late to another hos
 _team: failure_monitor.FailureMonitor | None = None  # stands for this process among the others
 
 
-@contextlib.contextmanager
-def joining(address: str, timeout: float) -> Iterator[None]:
-    """Exits with a one-line message when the block, which joins the processes, takes too long.
+def join(
+    distributed: str,
+    *,
+    process_id: int | None,
+    num_processes: int | None,
+    timeout: float = 600.0,
+    heartbeat_timeout: float = 60.0,
+) -> None:
+    """Joins the processes of a TPU pod or a GPU cluster; call once, before JAX is used.
 
-    JAX itself would abort the process from C++.
+    Args:
+      distributed: "off" (one process), "auto" (TPU pods, Slurm, MPI: JAX finds the others), or the
+        coordinator, which is process 0, as "HOST:PORT", for which the next two are required.
+      process_id: number of this process, from 0.
+      num_processes: how many there are.
+      timeout: seconds to wait for another process, or for a disk.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
+
+    Where the others do not come in time, the process exits with a one-line message.
     """
+    if distributed == "off":
+        return
+    place: tuple = ()
+    if distributed != "auto":
+        if process_id is None or num_processes is None:
+            raise InputError(
+                f"runtime.distributed={distributed!r} needs runtime.process_id and "
+                "runtime.num_processes as well (or 'auto' where JAX can find them)"
+            )
+        place = (distributed, num_processes, process_id)
 
     def give_up() -> None:
         console.fail(
-            f"not all processes came to {address} within {timeout:g} s (runtime.timeout): is "
+            f"not all processes came to {distributed} within {timeout:g} s (runtime.timeout): is "
             "process 0 running there, can its port be reached, and was every process started?"
         )
         failure_monitor.leave(1)
 
-    timer = threading.Timer(timeout, give_up)
+    # JAX would take SIGTERM for itself and know nothing of SIGINT: see `agreed_stop`.
+    jax.config.update("jax_enable_preemption_service", False)
+    timer = threading.Timer(timeout, give_up)  # JAX itself would abort the process from C++
     timer.daemon = True
     timer.start()
     try:
-        yield
+        # JAX too ends all processes when one is silent, without a reason: we do it first, with one.
+        jax.distributed.initialize(
+            *place,
+            initialization_timeout=round(timeout) + 30,
+            heartbeat_timeout_seconds=round(2 * heartbeat_timeout) + 30,
+            shutdown_timeout_seconds=round(heartbeat_timeout),
+        )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"the processes cannot be joined at {address!r}: {reason}. JAX finds TPU pods, Slurm "
-            "and MPI by itself (auto); elsewhere give HOST:PORT of process 0 and each its number"
+            f"the processes cannot be joined at {distributed!r}: {reason}. JAX finds TPU pods, "
+            "Slurm and MPI by itself (auto); elsewhere give HOST:PORT of process 0 and each its "
+            "number"
         ) from error
     finally:
         timer.cancel()
-
-
-def connect(*, index: int, count: int, timeout: float, heartbeat_timeout: float) -> None:
-    """Makes the processes that `jax.distributed` has joined one team; once, before the rest.
-
-    Args:
-      index, count: number of this process, and how many there are.
-      timeout: seconds to wait for another process, or for a disk.
-      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
-    """
-    global _team
-    limits = {"timeout": timeout, "heartbeat_timeout": heartbeat_timeout}
-    store = CoordinatorStore()
-    _team = failure_monitor.FailureMonitor(store, index=index, count=count, **limits)
+    index, count = sharding.process_place()
+    if count > 1:
+        global _team
+        limits = {"timeout": timeout, "heartbeat_timeout": heartbeat_timeout}
+        store = CoordinatorStore()
+        _team = failure_monitor.FailureMonitor(store, index=index, count=count, **limits)
+    logging.info("process %d of %d", index, count)
 
 
 def is_single_process() -> bool:

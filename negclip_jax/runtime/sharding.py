@@ -4,7 +4,6 @@ The batch is split over both axes. Parameters are replicated along `data` and, w
 "fsdp", split along `fsdp`; XLA inserts the collectives.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,56 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.runtime import multihost
 
 BATCH_AXES = ("data", "fsdp")
-
-
-def start_distributed(
-    distributed: str,
-    *,
-    process_id: int | None,
-    num_processes: int | None,
-    timeout: float = 600.0,
-    heartbeat_timeout: float = 60.0,
-) -> None:
-    """Joins the processes of a TPU pod or a GPU cluster; call before JAX is used.
-
-    Args:
-      distributed: "off" (one process), "auto" (TPU pods, Slurm, MPI: JAX finds the others), or the
-        coordinator, which is process 0, as "HOST:PORT", for which the next two are required.
-      process_id: number of this process, from 0.
-      num_processes: how many there are.
-      timeout, heartbeat_timeout: seconds, see `multihost.connect`.
-
-    Where the others do not come in time, the process exits with a one-line message.
-    """
-    if distributed == "off":
-        return
-    place: tuple = ()
-    if distributed != "auto":
-        if process_id is None or num_processes is None:
-            raise InputError(
-                f"runtime.distributed={distributed!r} needs runtime.process_id and "
-                "runtime.num_processes as well (or 'auto' where JAX can find them)"
-            )
-        place = (distributed, num_processes, process_id)
-    # JAX would take SIGTERM for itself and know nothing of SIGINT: see `multihost.agreed_stop`.
-    jax.config.update("jax_enable_preemption_service", False)
-    with multihost.joining(distributed, timeout):
-        # JAX too ends all processes when one is silent, without a reason: we do it first, with one.
-        jax.distributed.initialize(
-            *place,
-            initialization_timeout=round(timeout) + 30,
-            heartbeat_timeout_seconds=round(2 * heartbeat_timeout) + 30,
-            shutdown_timeout_seconds=round(heartbeat_timeout),
-        )
-    index, count = jax.process_index(), jax.process_count()
-    if count > 1:
-        multihost.connect(
-            index=index, count=count, timeout=timeout, heartbeat_timeout=heartbeat_timeout
-        )
-    logging.info("process %d of %d", index, count)
 
 
 def process_place() -> tuple[int, int]:

@@ -15,7 +15,7 @@ import tiny_benchmark
 from evals import __main__ as command_line
 from evals import registry
 from negclip_jax.embeddings import encoder
-from negclip_jax.runtime import sharding
+from negclip_jax.runtime import multihost
 
 
 def main(index: str, port: str, checkpoint: str, data: str, out: str) -> None:
@@ -36,7 +36,7 @@ def main(index: str, port: str, checkpoint: str, data: str, out: str) -> None:
     for _ in range(2):
         encoded.append([])
         statuses.append(command_line.main([*flags, *hosts]))
-        sharding.start_distributed = lambda *_, **__: None  # a process joins once
+        multihost.join = lambda *_, **__: None  # a process joins once
     found = {"statuses": statuses, "encoded": encoded, "processes": jax.process_count()}
     Path(out, f"{index}.json").write_text(json.dumps(found))
 

@@ -224,12 +224,58 @@ def test_a_signal_that_ends_one_process_at_once_ends_all(together, monkeypatch, 
     assert "error: process 1: stopped at once by SIGTERM\n" in capsys.readouterr().err
 
 
-def test_joining_gives_up_with_a_sentence(monkeypatch, capsys):
+@pytest.fixture
+def joined(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **seconds: calls.append((args, seconds))
+    )
+    yield calls
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_processes_join_only_when_asked(joined):
+    multihost.join("off", process_id=None, num_processes=None)
+    assert joined == []
+    multihost.join("auto", process_id=None, num_processes=None)
+    multihost.join("host:1234", process_id=0, num_processes=2, timeout=50, heartbeat_timeout=10)
+    assert [place for place, _ in joined] == [(), ("host:1234", 2, 0)]
+    assert joined[1][1] == {
+        "initialization_timeout": 80,  # our own messages come first
+        "heartbeat_timeout_seconds": 50,
+        "shutdown_timeout_seconds": 10,
+    }
+
+
+def test_jax_leaves_sigterm_to_us(joined):
+    multihost.join("auto", process_id=None, num_processes=None)
+    assert jax.config.jax_enable_preemption_service is False
+
+
+@pytest.mark.parametrize("given", [{}, {"process_id": 0}, {"num_processes": 2}])
+def test_a_coordinator_needs_number_and_count_of_processes(joined, given):
+    arguments = {"process_id": None, "num_processes": None} | given
+    message = r"runtime\.distributed='host:1' needs runtime\.process_id and runtime\.num_processes"
+    with pytest.raises(InputError, match=message):
+        multihost.join("host:1", **arguments)
+    assert joined == []
+
+
+def test_joining_gives_up_with_a_message(monkeypatch, capsys):
     gone = threading.Event()
     monkeypatch.setattr(failure_monitor, "leave", lambda status: gone.set())
-    with multihost.joining("host:1", 0.05):
+
+    def late(*_, **__):
         assert gone.wait(5)
-    assert "error: not all processes came to host:1 within 0.05 s" in capsys.readouterr().err
-    refused = pytest.raises(InputError, match=r"cannot be joined at 'auto': no cluster here\. JAX")
-    with refused, multihost.joining("auto", 5.0):
+
+    monkeypatch.setattr(jax.distributed, "initialize", late)
+    multihost.join("auto", process_id=None, num_processes=None, timeout=0.05)
+    assert "error: not all processes came to auto within 0.05 s" in capsys.readouterr().err
+
+    def refuse(*_, **__):
         raise ValueError("no cluster here\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(InputError, match=r"cannot be joined at 'auto': no cluster here\. JAX"):
+        multihost.join("auto", process_id=None, num_processes=None, timeout=5.0)
+    jax.config.update("jax_enable_preemption_service", True)

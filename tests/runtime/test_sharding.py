@@ -120,49 +120,10 @@ def test_put_places_host_arrays(mesh):
     assert placed["s"].shape == () and placed["s"].dtype == np.float32
 
 
-@pytest.fixture
-def joined(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *args, **seconds: calls.append((args, seconds))
-    )
-    yield calls
-    jax.config.update("jax_enable_preemption_service", True)
-
-
-def test_processes_join_only_when_asked(joined):
-    sharding.start_distributed("off", process_id=None, num_processes=None)
-    assert joined == []
-    sharding.start_distributed("auto", process_id=None, num_processes=None)
-    sharding.start_distributed(
-        "host:1234", process_id=0, num_processes=2, timeout=50, heartbeat_timeout=10
-    )
-    assert [place for place, _ in joined] == [(), ("host:1234", 2, 0)]
-    assert joined[1][1] == {
-        "initialization_timeout": 80,  # our own sentences come first
-        "heartbeat_timeout_seconds": 50,
-        "shutdown_timeout_seconds": 10,
-    }
-
-
-def test_jax_leaves_sigterm_to_us(joined):
-    sharding.start_distributed("auto", process_id=None, num_processes=None)
-    assert jax.config.jax_enable_preemption_service is False
-
-
 def test_arrays_of_all_processes_are_stacked():
     array = np.arange(6, dtype=np.uint8).reshape(3, 2)
     np.testing.assert_array_equal(sharding.from_all(array), array[None])
     assert sharding.process_place() == (0, 1)
-
-
-@pytest.mark.parametrize("given", [{}, {"process_id": 0}, {"num_processes": 2}])
-def test_a_coordinator_needs_number_and_count_of_processes(joined, given):
-    arguments = {"process_id": None, "num_processes": None} | given
-    message = r"runtime\.distributed='host:1' needs runtime\.process_id and runtime\.num_processes"
-    with pytest.raises(InputError, match=message):
-        sharding.start_distributed("host:1", **arguments)
-    assert joined == []
 
 
 def test_each_device_works_on_its_own_rows_and_sees_those_of_all(mesh):
