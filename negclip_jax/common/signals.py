@@ -3,8 +3,10 @@
 Python runs signal handlers between two instructions of the main thread, which may spend minutes
 inside a compiler or wait for a device. So a thread of its own hears signals as well: it gives the
 main thread a moment to clean up after itself, and then ends the process with a one-line message.
+A training loop asks for the signal instead (`StopSignal`): it saves and stops at the next step.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -12,15 +14,17 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _UNWIND_SECONDS = 3.0
 _IMPORT_SECONDS = 0.05  # until a signal that came during an import is tried again
 
-# Takes a signal that it hears first and returns True, or leaves it to end the process.
-Listener = Callable[[int], bool]
+T = TypeVar("T")
 
-_listeners: list[Listener] = []
+# The newest hears signals first, in the watching thread: it takes one and returns True, or leaves
+# it to end the process.
+_listeners: list[Callable[[int], bool]] = []
 _ending = threading.Lock()
 _is_watched = False
 
@@ -93,21 +97,6 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def add_listener(listener: Listener) -> None:
-    """The newest listener hears signals first, in the watching thread."""
-    _listeners.append(listener)
-
-
-def remove_listener(listener: Listener) -> None:
-    """Undoes `add_listener`."""
-    _listeners.remove(listener)
-
-
-def is_watched() -> bool:
-    """Whether `end_on_signals` was called in this process, so that listeners are heard."""
-    return _is_watched
-
-
 def _watch(reader: int, say: Callable[[str], None]) -> None:
     while True:
         signum = os.read(reader, 1)[0]
@@ -115,3 +104,68 @@ def _watch(reader: int, say: Callable[[str], None]) -> None:
             break
     time.sleep(_UNWIND_SECONDS)
     end(signum, say)
+
+
+class _CutShort(BaseException):
+    """Ends what `StopSignal.unless_asked` runs."""
+
+
+class StopSignal:
+    """Context manager that turns SIGINT and SIGTERM into a flag, and restores them afterwards.
+
+    Attributes:
+      received: the signal that asks to stop, or None.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._is_heard = False
+        self._cuts_short = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        # Only the main thread may install handlers; elsewhere (a notebook server) there are none.
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                self._previous[signum] = signal.signal(signum, self._handle)
+            _listeners.append(self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous:
+            _listeners.remove(self._hear)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def unless_asked(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None where a signal came before its end, which ends it at once.
+
+        For work that may take longer than the time between SIGTERM and SIGKILL, and that may end
+        anywhere: it is as if it had never begun.
+        """
+        try:
+            self._cuts_short = True
+            result = work() if self.received is None else None
+            self._cuts_short = False
+        except _CutShort:
+            return None
+        return result
+
+    def _hear(self, signum: int) -> bool:
+        is_first, self._is_heard = not self._is_heard, True
+        if is_first:
+            logging.warning(
+                "%s: finishing this step, then saving; once more stops at once",
+                signal.Signals(signum).name,
+            )
+        return is_first
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise Stopped(signum)
+        self.received = signum
+        if not _is_watched:  # else that thread has heard it
+            self._hear(signum)
+        if self._cuts_short:
+            self._cuts_short = False
+            raise _CutShort

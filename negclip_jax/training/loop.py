@@ -12,10 +12,9 @@ from ml_collections import ConfigDict
 
 from negclip_jax.checkpoints import orbax_internals
 from negclip_jax.common.errors import InputError, device_errors
-from negclip_jax.common.signals import Interrupted
+from negclip_jax.common.signals import Interrupted, StopSignal
 from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
-from negclip_jax.runtime.interrupt import StopSignal
 from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
 from negclip_jax.runtime.workdir import create as create_workdir
 from negclip_jax.runtime.workdir import disk_errors
