@@ -70,16 +70,11 @@ def classification_problem(
             (classes[item.label], classes[rival])
             for item, rival in zip(kept, ranks[first].rival, strict=True)
         ]
-        scores = np.stack([ranks[first].score, ranks[first].rival_score], axis=1)
         columns = {
             "item": ids.tolist(),
             "images": [[row] for row in image_rows],
             "texts": [[prompts[first][0].replace("{}", name) for name in pair] for pair in pairs],
-            "scores": scores.astype(np.float64).tolist(),
-            "answers": [[0]] * len(kept),
-            "predicted": [np.flatnonzero(row == row.max()).tolist() for row in scores],
-            "right": ranks[first].recall_strict(1).tolist(),
-            "right_official": ranks[first].recall(1).tolist(),
+            **ranks[first].predictions(),
             "class": [name for name, _ in pairs],
             **{f"rank_{name}": (found.stable + 1).tolist() for name, found in ranks.items()},
         }

@@ -94,9 +94,8 @@ def _result(
                 headline=f"{direction}_recall@{k}" in headlines,
             )
     metrics.sort(key=lambda m: m.name not in headlines)
-    # A row a caption: its photo against the best other one, where there is another.
+    # A row a caption.
     shown = [pictures.shown(record.image) for record in records]
-    both = np.stack([to_images.score, to_images.rival_score], axis=1)[:, : min(2, len(records))]
     cues = cue_columns([((caption,), 0) for caption in captions])
     columns = {
         "item": caption_ids,
@@ -105,11 +104,7 @@ def _result(
             for right, rival in zip(owner, to_images.rival, strict=True)
         ],
         "texts": [[caption] for caption in captions],
-        "scores": both.astype(np.float64).tolist(),
-        "answers": [[0]] * len(captions),
-        "predicted": [np.flatnonzero(row == row.max()).tolist() for row in both],
-        "right": to_images.recall_strict(1).tolist(),
-        "right_official": to_images.recall(1).tolist(),
+        **to_images.predictions(),
         "rank": (to_images.stable + 1).tolist(),
         **cues,
     }

@@ -110,6 +110,21 @@ class Ranks:
             ]
         )
 
+    def predictions(self) -> dict[str, list]:
+        """Columns of `Result.predictions`: each query's positive against the best other entry."""
+        found = self.rival >= 0
+        scores = [
+            [float(s) for s in (own, rival)[: 1 + found.any()]]
+            for own, rival in zip(self.score, self.rival_score, strict=True)
+        ]
+        return {
+            "scores": scores,
+            "answers": [[0]] * len(scores),
+            "predicted": [[i for i, s in enumerate(row) if s == max(row)] for row in scores],
+            "right": self.recall_strict(1).tolist(),
+            "right_official": self.recall(1).tolist(),
+        }
+
 
 def rank(queries: np.ndarray, gallery: np.ndarray, positives: Sequence[Sequence[int]]) -> Ranks:
     """Ranks `[Q, D]` against `[G, D]`; `positives[q]` are the right rows of the gallery.

@@ -177,16 +177,17 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         fields.unique(item, where)
     fields.done()
     dropped = len(records) - len(phrases)
-    found = phrase_set(
-        roots,
-        phrases,
-        name="phrasecut",
-        title="PhraseCut",
-        source="Wu et al., CVPR 2020, github.com/ChenyunWu/PhraseCutDataset",
-        file=str(file),
-        notes=[f"{dropped} phrases on the 17 photos of wrong size are left out, as published."],
-    )
-    return [found]
+    return [
+        phrase_set(
+            roots,
+            phrases,
+            name="phrasecut",
+            title="PhraseCut",
+            source="Wu et al., CVPR 2020, github.com/ChenyunWu/PhraseCutDataset",
+            file=str(file),
+            notes=[f"{dropped} phrases on the 17 photos of wrong size are left out, as published."],
+        )
+    ]
 
 
 def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
@@ -195,38 +196,31 @@ def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     files = roots.find_all(*names, "refs.p", "refs.json")
     if not files:
         roots.find("refs(unc).p", "refs(umd).p", download="github.com/lichengunc/refer")
-    return [_refcoco(roots, file, split or "val") for file in files]
-
-
-def _refcoco(roots: DataRoots, file: Path, split: str) -> PhraseSet:
-    beside = file.with_name("instances.json")  # its own, whose annotation ids the records name
-    instances = _read_instances([beside] if beside.is_file() else _instance_files(roots))
-    fields, phrases = Fields(file), []
-    objects = {row.id: row for row in instances.objects}
-    for i, row in enumerate(read_refs(file)):
-        where = f"record {i}"
-        if fields.text(row, "split", where) != split:
-            continue
-        annotation = objects.get(fields.identity(row, "ann_id", where))
-        if annotation is None:
-            fields.note("ann_id is not in instances.json", where)
-            continue
-        image = instances.images[annotation.image]
-        for j, sentence in enumerate(fields.sequence(row, "sentences", where)):
-            text = fields.text(sentence, "sent", f"{where}, sentence {j}")
-            shape = (annotation.segmentation,)
-            item = f"{row.get('ref_id', i)}/{j}"
-            phrases.append(Phrase(item, image.file_name, text, shape, _size(image)))
-    fields.done()
-    name = f"{file.parent.name} {file.stem.removeprefix('refs').strip('()')}".strip()
-    return phrase_set(
-        roots,
-        phrases,
-        name=name.replace(" ", "_"),
-        title=f"{name}, {split}",
-        source="Yu et al., ECCV 2016, github.com/lichengunc/refer",
-        file=str(file),
-    )
+    split, sets = split or "val", []
+    for file in files:
+        beside = file.with_name("instances.json")  # its own, whose annotation ids the records name
+        instances = _read_instances([beside] if beside.is_file() else _instance_files(roots))
+        fields, phrases = Fields(file), []
+        objects = {row.id: row for row in instances.objects}
+        for i, row in enumerate(read_refs(file)):
+            where = f"record {i}"
+            if fields.text(row, "split", where) != split:
+                continue
+            annotation = objects.get(fields.identity(row, "ann_id", where))
+            if annotation is None:
+                fields.note("ann_id is not in instances.json", where)
+                continue
+            image, shape = instances.images[annotation.image], (annotation.segmentation,)
+            for j, sentence in enumerate(fields.sequence(row, "sentences", where)):
+                text = fields.text(sentence, "sent", f"{where}, sentence {j}")
+                item = f"{row.get('ref_id', i)}/{j}"
+                phrases.append(Phrase(item, image.file_name, text, shape, _size(image)))
+        fields.done()
+        name = f"{file.parent.name} {file.stem.removeprefix('refs').strip('()')}".strip()
+        described = {"name": name.replace(" ", "_"), "title": f"{name}, {split}", "file": str(file)}
+        source = "Yu et al., ECCV 2016, github.com/lichengunc/refer"
+        sets.append(phrase_set(roots, phrases, source=source, **described))
+    return sets
 
 
 def read_refs(path: Path) -> list[Any]:
@@ -266,7 +260,6 @@ def _instance_files(roots: DataRoots) -> list[Path]:
 
 def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """A phrase for every category in every photo of `instances.json`; there are no splits."""
-    del split
     file = _instance_files(roots)[0]
     instances, phrases = _read_instances([file]), []
     shapes: dict[tuple[str, str], list[Any]] = defaultdict(list)
@@ -276,21 +269,21 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         image = instances.images[image_id]
         item, shape = f"{image_id}/{category}", tuple(segmentations)
         phrases.append(Phrase(item, image.file_name, category, shape, _size(image)))
-    found = phrase_set(
-        roots,
-        phrases,
-        name="categories",
-        title="Category names",
-        source="Lin et al., ECCV 2014, cocodataset.org",
-        file=str(file),
-        notes=["The phrase is the category's name, the mask all that is annotated of it."],
-    )
-    return [found]
+    return [
+        phrase_set(
+            roots,
+            phrases,
+            name="categories",
+            title="Category names",
+            source="Lin et al., ECCV 2014, cocodataset.org",
+            file=str(file),
+            notes=["The phrase is the category's name, the mask all that is annotated of it."],
+        )
+    ]
 
 
 def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
     """NegRefCOCOg's phrases whose object is found in COCO's instances; there are no splits."""
-    del split
     download = registry.get("negrefcocog").download
     file = roots.find("NegRefCOCOg.json", download=download)
     instances, phrases = _read_instances(_instance_files(roots)), []
