@@ -7,7 +7,7 @@ answers.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,7 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
                 "first": [found[metric] for metric in first],
                 "more": [found[metric] for metric in every if metric not in first],
                 "ties": {c: _ties(groups, models) for c, groups in entry["breakdowns"].items()},
-                "gallery": build_gallery(
-                    *(out / PREDICTIONS, name, scored, roots),
-                    groups=list(entry["breakdowns"]),
-                    size=gallery,
-                ),
+                "gallery": build_gallery(out / PREDICTIONS, name, scored, roots, size=gallery),
             }
         )
     interpolation = document.get("interpolation")
@@ -143,20 +139,15 @@ def margin(row: Mapping[str, Any]) -> float:
 
 
 def build_gallery(
-    predictions: Path,
-    benchmark: str,
-    models: Mapping[str, int],
-    roots: DataRoots,
-    *,
-    groups: Sequence[str],
-    size: int,
+    predictions: Path, benchmark: str, models: Mapping[str, int], roots: DataRoots, *, size: int
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """The gallery of a benchmark, titled lists of items; empty where no model has predictions.
 
     Args:
       models: name to place (its colour) of those to show; the first and last one are compared.
-      groups: columns to show with an item.
       size: items in all.
+
+    Each item has `rows`, the place and the prediction of every model, and `photos`.
     """
     if not models or not size or not predictions.is_file():
         return []
@@ -170,14 +161,18 @@ def build_gallery(
         return []
     rows = [[rows[item] for item in shared] for rows in by_model]
     photo_url = functools.cache(functools.partial(_photo_url, roots))
-    return [
-        (
-            title,
-            [_item([r[i] for r in rows], list(models.values()), photo_url, groups) for i in places],
-        )
-        for title, places in choose(rows, size)
-        if places
-    ]
+    gallery = []
+    for title, places in choose(rows, size):
+        items = []
+        for i in places:
+            boxes = [box and tuple(box) for box in rows[0][i]["boxes"]]
+            refs = map(ImageRef, rows[0][i]["images"], boxes)
+            photos = [{"url": photo_url(ref), "path": ref.path} for ref in refs]
+            scored = zip(models.values(), (each[i] for each in rows), strict=True)
+            items.append({"rows": list(scored), "photos": photos})
+        if items:
+            gallery.append((title, items))
+    return gallery
 
 
 def _photo_url(roots: DataRoots, ref: ImageRef) -> str:
@@ -186,37 +181,3 @@ def _photo_url(roots: DataRoots, ref: ImageRef) -> str:
         return thumbnail(ref.open(roots))
     except InputError:
         return ""
-
-
-def _item(
-    rows: Sequence[Mapping],
-    places: Sequence[int],
-    photo_url: Callable[[ImageRef], str],
-    groups: Sequence[str],
-) -> dict[str, Any]:
-    """What the template shows of one item: photos, options and each model's scores of them."""
-    first = rows[0]
-    boxes = [box and tuple(box) for box in first["boxes"]]
-    refs = [ImageRef(path, box) for path, box in zip(first["images"], boxes, strict=True)]
-    photos = [{"url": photo_url(ref), "path": ref.path} for ref in refs]
-    of_images = len(refs) == len(first["scores"]) > 1
-    labels = photos if of_images else first["texts"]
-    options = [
-        {
-            "photo": label if of_images else None,
-            "text": "" if of_images else label,
-            "true": i in first["answers"],
-            "scores": [
-                {"place": place, "value": row["scores"][i], "chosen": i in row["predicted"]}
-                for place, row in zip(places, rows, strict=True)
-            ],
-        }
-        for i, label in enumerate(labels)
-    ]
-    return {
-        "item": first["item"],
-        "photos": [] if of_images else photos,
-        "text": first["texts"][0] if of_images else "",
-        "options": options,
-        "groups": {k: v for k, v in first["groups"] if k in groups and v != "none"},
-    }
