@@ -17,8 +17,9 @@ from typing import Any
 
 from data_gen import label_sheet, leak
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
+from data_gen.labels import of_part
 from data_gen.records import read_table
-from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, parts, rests_on, texts, verdicts_of
+from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, known_of, parts, rests_on, texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
@@ -98,10 +99,10 @@ class _Checked:
             captions = collections.defaultdict(list)
             for row in [*items, *pairs]:
                 captions[row["image_id"]].append(row["caption"])
-            verdicts = verdicts_of(read_table(self._run, "verdicts", part=part).to_pylist())
+            known = known_of(label for _, label in of_part(self._run, part))
             for text in texts(pairs):
                 if not text["truth"]:
-                    about = (captions[text["image_id"]], verdicts, self._boxes)
+                    about = (captions[text["image_id"]], known, self._boxes)
                     self._count(text, rests_on(text, *about))
             for pair in pairs:
                 if self._boxes is not None and not pair["question"]:

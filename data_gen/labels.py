@@ -149,17 +149,21 @@ def _images(run: Path) -> Iterator[tuple[str, str, list[Label]]]:
     """(image id, file name, labels) of each image that has labels."""
     names = {path.name for table in ("labels", "verdicts") for path in table_paths(run, table)}
     for name in sorted(names):
-        if (run / "labels" / name).is_file():
-            rows = ((r.pop("file_name"), Label(**r)) for r in _rows(run / "labels" / name))
-        else:
-            columns = ["image_id", "file_name"]
-            items = _rows(run / "items" / name, columns) if (run / "items" / name).is_file() else ()
-            files = {row["image_id"]: row["file_name"] for row in items}
-            found = map(_of_verdict, _rows(run / "verdicts" / name))
-            rows = ((files.get(r.image_id, r.image_id), r) for r in found if r is not None)
+        rows = of_part(run, name)
         for image_id, group in itertools.groupby(rows, lambda row: row[1].image_id):
             every = list(group)
             yield image_id, every[0][0], [label for _, label in every]
+
+
+def of_part(run: Path, name: str) -> Iterator[tuple[str, Label]]:
+    """(file name, label) of one part, in order of the images; errors are those of `read_labels`."""
+    if (run / "labels" / name).is_file():
+        return ((r.pop("file_name"), Label(**r)) for r in _rows(run / "labels" / name))
+    columns = ["image_id", "file_name"]
+    items = _rows(run / "items" / name, columns) if (run / "items" / name).is_file() else ()
+    files = {row["image_id"]: row["file_name"] for row in items}
+    found = map(_of_verdict, _rows(run / "verdicts" / name))
+    return ((files.get(r.image_id, r.image_id), r) for r in found if r is not None)
 
 
 def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ them; `retry` makes the next run ask again.
 """
 
 import collections
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,21 @@ def status(run: Path) -> str:
     if errors:
         shown = ", ".join(f"{code} ({number})" for code, number in errors.most_common())
         lines.append(f"errors      {shown}; `retry --only CODE` asks again")
-    try:
-        line = (run / "sessions.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        session = json.loads(line)
-        last = f"{session['status']} at {session['time']}, after {session['seconds']} s"
-    except (OSError, IndexError, ValueError, KeyError):
-        last = "in progress, or killed in its first session"
+    last = "in progress, or killed in its first session"
+    if ended := sessions(run):
+        last = "{status} at {time}, after {seconds} s".format(**ended[-1])
     return "\n".join([*lines, f"last        {last}"])
+
+
+def sessions(run: Path) -> list[dict[str, Any]]:
+    """`status`, `time` and `seconds` of the sessions that ended, in order, but of damaged lines."""
+    ended = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run / "sessions.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                ended.append({key: row[key] for key in ("status", "time", "seconds")})
+    return ended
 
 
 def error_codes(run: Path) -> collections.Counter:

@@ -10,19 +10,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data_gen.annotations import NOT_ANNOTATED
 from data_gen.images import PhotoError, PhotoFolder
-from data_gen.label_sheet import sample, write_sample
-from data_gen.manifest import read_manifest
-from data_gen.records import read_column, read_table
+from data_gen.label_sheet import RATES, sample, write_sample
+from data_gen.labels import of_part
+from data_gen.manifest import (
+    counts,
+    error_codes,
+    left_out,
+    read_manifest,
+    sessions,
+    why_no_pair,
+)
+from data_gen.records import read_column, read_table, table_paths
 from data_gen.rules import REASONS
+from data_gen.texts import SOURCES, known_of, rests_on, texts
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.template import plural, write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
-GALLERY, DOUBTFUL, EXAMPLES, TOP = 60, 30, 5, 25
+FIRST, GALLERY, DOUBTFUL, EXAMPLES, TOP = 3, 60, 30, 5, 25
 
 
 def write_report(run: str | os.PathLike) -> Path:
@@ -49,12 +59,34 @@ def write_report(run: str | os.PathLike) -> Path:
         bar_rows=bar_rows,
         share=lambda found: Share(**found),
         percent=percent,
+        rates=RATES,
+        first=FIRST,
         gallery=gallery,
         doubtful=doubtful,
+        false_texts=_false_texts(summary.run, [*gallery, *doubtful]),
         thumbnails=thumbnails,
     )
     write_sample(summary.accepted, summary.run / "audit_sample.csv")
     return page
+
+
+def _false_texts(run: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """By pair id, each foil and what says that it is false."""
+    images = {row["image_id"] for row in rows}
+    captions = collections.defaultdict(list)
+    for item in read_table(run, "items", ["image_id", "caption"]).to_pylist():
+        captions[item["image_id"]].append(item["caption"])
+    parts = sorted({path.name for path in table_paths(run, "pairs")})
+    labels = (label for part in parts for _, label in of_part(run, part))
+    known = known_of(label for label in labels if label.image_id in images)
+    return {
+        row["pair_id"]: [
+            (text["text"], rests_on(text, [row["caption"], *captions[row["image_id"]]], known))
+            for text in texts([row])
+            if not text["truth"]
+        ]
+        for row in rows
+    }
 
 
 @dataclass
@@ -85,35 +117,111 @@ class RunSummary:
         return [row for row in self.rewrites if row["accepted"]]
 
     @cached_property
-    def candidates(self) -> list[str | None]:
-        return read_column(self.run, "candidates", "reject_reason")
+    def candidates(self) -> list[dict[str, Any]]:
+        columns = ["image_id", "object", "question", "source", "reject_reason"]
+        return read_table(self.run, "candidates", columns).to_pylist()
 
     @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
         return read_table(self.run, "verdicts").to_pylist()
 
-    def funnel(self) -> list[tuple[str, int, str]]:
-        """(step, number, what is counted), from the captions to the accepted pairs."""
-        usable = sum(reason is None for reason in self.candidates)
-        asked = "questions" if self.manifest["config"]["pipeline"] == "vqa" else "objects"
-        verdicts = collections.Counter(row["verdict"] for row in self.verdicts)
-        tried = len({row["pair_id"] for row in self.rewrites if row["attempt"] == 0})
-        return [
-            ("captions", self.manifest["captions"], f"of {self.manifest['images']:,} photos"),
-            ("proposed", len(self.candidates), asked),
-            ("usable", usable, "not mentioned in any caption, not a duplicate"),
-            ("absent", verdicts["absent"], f"of {len(self.verdicts):,} judged"),
-            ("rewritten", tried, "captions with an absent object"),
-            ("accepted", len(self.accepted), "rewrites that break no rule"),
+    def funnel(self) -> list[dict[str, Any]]:
+        """How many captions came how far: `name`, `n`, and in `note` what became of the others."""
+        captions = collections.Counter(read_column(self.run, "items", "image_id"))
+        usable, absent, unknown = set(), set(), set()
+        for row in self.candidates:
+            if row["reject_reason"] is None:
+                usable.add(row["image_id"])
+            elif row["reject_reason"] == NOT_ANNOTATED:
+                unknown.add(row["image_id"])
+        for row in self.verdicts:
+            if row["error_code"] == NOT_ANNOTATED:
+                unknown.add(row["image_id"])
+            elif row["verdict"] == "absent":
+                absent.add(row["image_id"])
+
+        def of(images: set[str]) -> int:
+            return sum(captions[image] for image in images)
+
+        known = captions.keys() - unknown
+        codes = ["image_id", "caption_id", "code"]  # of a photo: without the id of a caption
+        refused = [
+            r for r in read_table(self.run, "rejects", codes).to_pylist() if not r["caption_id"]
         ]
+        photos = collections.Counter({row["image_id"]: row["code"] for row in refused}.values())
+        photos["not in the box file"] = len(unknown)
+        photos["not done yet"] = self.unfinished()
+        steps = [
+            ("captions", self.manifest["captions"], ""),
+            (
+                "usable photo",
+                of(known),
+                ", ".join(f"{plural(n, 'photo')} {name}" for name, n in photos.most_common() if n),
+            ),
+            (
+                "object to ask about",
+                of(known & usable),
+                "nothing was proposed for the photo that no caption names",
+            ),
+            (
+                "something absent",
+                of(known & usable & absent),
+                "of what was asked about, nothing was judged absent",
+            ),
+            (
+                "absent object given",
+                len({row["caption_id"] for row in self.rewrites}),
+                "fewer things are absent than there are captions, or the caption negates already",
+            ),
+            ("accepted", len(self.accepted), "every rewrite broke a rule"),
+        ]
+        rows, before = [], steps[0][1]
+        for name, n, why in steps:
+            lost = before - n
+            note = f"−{lost:,}: {why}" if lost > 0 else ""
+            rows.append({"name": name, "n": n, "note": note})
+            before = n
+        return rows
+
+    def empty_because(self) -> str:
+        """Why there is no pair: the first step of the funnel that no caption passed."""
+        step = next(row for row in self.funnel() if not row["n"])
+        return f"{step['note'].partition(': ')[2]}. {why_no_pair(self.run)}".removeprefix(". ")
 
     def filter_reasons(self) -> list[tuple[str, int]]:
         """Why candidates were not asked about, most frequent first."""
-        return collections.Counter(reason for reason in self.candidates if reason).most_common()
+        asked = {(row["image_id"], row["object"], row["question"]) for row in self.verdicts}
+        proposed = (row for row in self.candidates if row["source"] != "caption")
+        reasons = collections.Counter(
+            row["reject_reason"] or "not needed: enough is absent"
+            for row in proposed
+            if row["reject_reason"]
+            or (row["image_id"], row["object"], row["question"]) not in asked
+        )
+        return reasons.most_common()
 
-    def ingest_codes(self) -> list[tuple[str, int]]:
-        """Why captions and photos were refused, most frequent first."""
-        return collections.Counter(read_column(self.run, "rejects", "code")).most_common()
+    def left_out(self) -> list[tuple[str, int]]:
+        """Why photos and captions could not be used, most frequent first."""
+        return collections.Counter(left_out(self.run)).most_common()
+
+    def failed(self) -> list[tuple[str, int]]:
+        """Requests that ended in an error, by code, most frequent first."""
+        return error_codes(self.run).most_common()
+
+    def rest_on(self) -> list[tuple[str, int]]:
+        """What says that false texts are false, strongest first, as the audit counted."""
+        found = self.audit["false_texts"]["rest_on"]
+        return [(source, found[source]) for source in SOURCES]
+
+    def unfinished(self) -> int:
+        """Photos of which the run has no rows yet."""
+        return self.manifest["images"] - counts(self.run).get("images", 0)
+
+    def time(self) -> str:
+        """How long the sessions took that ended."""
+        seconds = sum(row["seconds"] for row in sessions(self.run))
+        hours, minutes = f"{seconds / 3600:,.1f} h", f"{seconds / 60:.0f} min"
+        return hours if seconds > 5400 else minutes if seconds > 90 else f"{seconds:.0f} s"
 
     def verdict_counts(self) -> list[tuple[str, int]]:
         return collections.Counter(row["verdict"] for row in self.verdicts).most_common()
@@ -194,18 +302,17 @@ class RunSummary:
 
     def key_figures(self) -> list[tuple[str, str, str]]:
         """(title, value, note) of what stands at the top of the page."""
-        accepted, images = len(self.accepted), self.manifest["images"]
-        absent = sum(row["verdict"] == "absent" for row in self.verdicts)
-        calls = sum(row["calls"] for row in self.calls())
-        tokens = sum(row["prompt_tokens"] for row in self.calls())
-        calls_a_pair = f"{calls / accepted:.2f}" if accepted else "–"
-        tokens_a_pair = f"{tokens / max(accepted, 1):,.0f} prompt tokens a pair"
-        variety = self.variety()
+        accepted, captions = len(self.accepted), self.manifest["captions"]
+        sent = sum(row["attempts"] for row in self.calls())
+        tokens = sum(row["prompt_tokens"] for row in self.calls()) / max(accepted, 1)
+        variety, time = self.variety(), self.time()
+        leak = (self.audit or {}).get("leak") or {}
+        found = leak.get("accuracy")
         return [
             (
                 "pairs accepted",
                 f"{accepted:,}",
-                f"{accepted / images:.1f} a photo" if images else "",
+                f"{_share_text(accepted, captions)} of the captions; the published run kept 35.5 %",
             ),
             (
                 "rewrites accepted",
@@ -213,20 +320,22 @@ class RunSummary:
                 f"of {len(self.rewrites):,}, second tries included",
             ),
             (
-                "judged absent",
-                _share_text(absent, len(self.verdicts)),
-                "the published run kept 35.5 % of its captions",
-            ),
-            (
-                "model calls a pair",
-                calls_a_pair if calls else "none",
-                tokens_a_pair if calls else "written without a model",
+                "requests a pair",
+                f"{sent / accepted:.2f}" if sent and accepted else f"{sent:,}" if sent else "none",
+                f"{tokens:,.0f} prompt tokens a pair, retries included; {time} in all"
+                if sent
+                else f"written without a model, in {time}",
             ),
             (
                 "different objects",
                 f"{variety['objects']:,}",
                 f"as varied as {variety['perplexity']:.0f} equally frequent ones; "
                 f"{percent(variety['repeated'])} % of the texts repeat another",
+            ),
+            (
+                "truth told by words alone",
+                f"{percent(found['rate'])} %" if found else "–",
+                f"chance is {percent(leak['chance'])} %" if found else "not audited",
             ),
         ]
 

@@ -1,10 +1,11 @@
 """The texts of a run with their truth values, and what the falsehood of the false ones rests on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
+from data_gen.labels import Label
 from data_gen.records import read_table, table_paths
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.mentions import find_same, mentioned, named_categories
@@ -75,7 +76,7 @@ def _claims(foil: str, absent: str) -> list[tuple[str, bool]]:
 def rests_on(
     text: Mapping[str, Any],
     captions: Sequence[str],
-    verdicts: Mapping[tuple[str, str], tuple[str, str]],
+    known: Mapping[tuple[str, str], tuple[str, str]],
     boxes: InstanceVerifier | None = None,
 ) -> str:
     """Which of SOURCES says that a false text is false.
@@ -83,14 +84,14 @@ def rests_on(
     Args:
       text: one of `texts`.
       captions: of its photo. That one names an object is weak: words have senses.
-      verdicts: of its shard, see `verdicts_of`.
-      boxes: instance annotations, which come before verdicts.
+      known: of its photo or more of them, see `known_of`.
+      boxes: further annotations, which come first.
     """
     found = NOTHING if text["claims"] else CAPTION
     for name, says_present in text["claims"]:
-        known = [(BOXES, boxes.verdict(text["image_id"], name)[0])] if boxes else []
-        known.append(verdicts.get((text["image_id"], canonical(name)), (VERDICT, UNSURE)))
-        source, state = next((row for row in known if row[1] in (ABSENT, PRESENT)), known[-1])
+        source, state = BOXES, boxes.verdict(text["image_id"], name)[0] if boxes else UNSURE
+        if state == UNSURE:
+            source, state = known.get((text["image_id"], canonical(name)), (NOTHING, UNSURE))
         if state == (ABSENT if says_present else PRESENT):
             return source
         if state in (ABSENT, PRESENT):
@@ -100,13 +101,11 @@ def rests_on(
     return found
 
 
-def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[str, str]]:
-    """(source, state) by image and object, from rows of the table of verdicts."""
-    return {
-        (row["image_id"], canonical(row["object"])): (
-            BOXES if row["method"] == "instances" else VERDICT,
-            row["verdict"],
-        )
-        for row in rows
-        if row["question"] is None
-    }
+def known_of(labels: Iterable[Label]) -> dict[tuple[str, str], tuple[str, str]]:
+    """(what says so, state) by image and object: of what boxes say, else of verdicts."""
+    known: dict[tuple[str, str], tuple[str, str]] = {}
+    for label in labels:
+        about = (label.image_id, label.object)
+        if label.state in (ABSENT, PRESENT) and known.get(about, NOTHING)[0] != BOXES:
+            known[about] = (BOXES if label.source == "boxes" else VERDICT, label.state)
+    return known

@@ -17,6 +17,17 @@ def make_run(folder):
     photos.mkdir(parents=True)
     Image.new("RGB", (320, 200), (200, 30, 30)).save(photos / "1.jpg")
     Image.new("L", (50, 400), 90).save(photos / "2.png")
+    images = {1: "1.jpg", 5: "1.jpg", 2: "2.png", 3: "3.jpg", 4: "3.jpg"}  # by caption
+    items = [
+        {"image_id": file[0], "file_name": file, "caption_id": str(n), "caption": f"A bus {n}"}
+        for n, file in images.items()
+    ]
+    write_table(run / "items" / "part-00000.parquet", "items", items)
+    session = {"status": "done", "time": "now", "seconds": 61.0}
+    (run / "sessions.jsonl").write_text(f"{json.dumps(session)}\n{{damaged\n")
+    (run / "done").mkdir()
+    mark = {"fingerprint": "x", "rows": {"images": 3, "items": 5}, "sha256": {}}
+    storage.write_json(run / "done" / "part-00000.json", mark)
     write_table(run / "candidates" / "part-00000.parquet", "candidates", _candidates())
     write_table(run / "verdicts" / "part-00000.parquet", "verdicts", _verdicts())
     write_table(run / "pairs" / "part-00000.parquet", "pairs", _pairs())

@@ -1,8 +1,12 @@
 """The page: complete, escaped, and without the network."""
 
 import base64
+import html
 import io
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -10,9 +14,11 @@ from handmade_run import NASTY, make_run
 from PIL import Image
 
 from data_gen.audit import audit
-from data_gen.records import write_table
+from data_gen.records import read_table, write_table
 from data_gen.report import THUMBNAIL, RunSummary, bar_rows, write_report
 from negclip_jax.common.errors import InputError
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +102,96 @@ def test_same_run_same_page(run, page):
     assert (run / "report.html").read_text() == page
 
 
+def change(run, table: str, **columns: object) -> None:
+    """Gives columns of a table new values; no rows without columns."""
+    rows = read_table(run, table).to_pylist() if columns else []
+    path = run / table / "part-00000.parquet"
+    write_table(path, table, [row | columns for row in rows])
+
+
+def seen(run) -> str:
+    """What a reader of the run's page sees."""
+    page = re.sub(r"<style>.*?</style>", "", write_report(run).read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
 def test_an_unaudited_run_without_pairs_has_a_page(tmp_path):
     run = make_run(tmp_path)
-    write_table(run / "pairs" / "part-00000.parquet", "pairs", [])
-    text = write_report(run).read_text()
+    change(run, "pairs")
+    text = seen(run)
     assert "0 negation pairs" in text and "Not audited yet" in text
+    assert "Nothing was rewritten" in text and "broke a rule" not in text
     assert (run / "audit_sample.csv").read_text().count("\n") == 1
+
+
+def test_no_pair_is_said_with_its_cause(tmp_path):
+    run = make_run(tmp_path)
+    change(run, "pairs", accepted=False)
+    assert "No pair was accepted: every rewrite broke a rule. " in seen(run)
+    change(run, "pairs")
+    change(run, "verdicts", verdict="unsure")
+    text = seen(run)
+    assert "No pair was accepted: of what was asked about, nothing was judged absent. " in text
+    assert "verdicts: unsure 5" in text
+    change(run, "verdicts")
+    change(run, "candidates", reject_reason="mentioned")
+    assert "accepted: nothing was proposed for the photo that no caption names. " in seen(run)
+
+
+def test_photos_unknown_to_the_boxes_failed_requests_and_what_is_not_done_are_shown(tmp_path):
+    run = make_run(tmp_path)
+    change(run, "candidates", reject_reason="not_annotated")
+    change(run, "verdicts", verdict="error", error_code="http_500")
+    mark = {"fingerprint": "x", "rows": {"images": 2}, "sha256": {}}
+    (run / "done" / "part-00000.json").write_text(json.dumps(mark))
+    text = seen(run)
+    assert "In progress: 2 of 3 photos are done." in text
+    assert "−5: 3 photos not in the box file, 1 photo image_missing, 1 photo not done yet" in text
+    assert "Requests that failed http_500 5 · 100.0 % python -m data_gen retry" in text
+    assert "not_annotated 3" in text
+
+
+def test_an_early_stop_is_no_loss(tmp_path):
+    run = make_run(tmp_path)
+    rows = read_table(run, "candidates").to_pylist()
+    more = {"image_id": "1", "object": "kite", "source": "llm"}
+    named = {"image_id": "1", "object": "bus", "source": "caption", "reject_reason": "mentioned"}
+    write_table(run / "candidates" / "part-00000.parquet", "candidates", [*rows, more, named])
+    summary = RunSummary(run)
+    assert dict(summary.filter_reasons()) == {"mentioned": 1, "not needed: enough is absent": 1}
+    assert [row["n"] for row in summary.funnel()] == [5, 5, 5, 5, 4, 3]
+
+
+def test_foils_stand_with_what_says_so_and_requests_with_their_time(page):
+    foils = re.findall(r'<div class="foil">✗ (.*?) <span class="source.*?">(.*?)</span>', page)
+    assert set(foils) == {("A foil with no bus", "caption")}
+    assert "2.33" in page and "retries included; 61 s in all" in page  # 7 requests for 3 pairs
+    assert "What says so, of 3 false texts" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_it_fits_and_the_first_example_is_above_the_fold(run, tmp_path):
+    driver = run / "frames.html"
+    frames = "".join(
+        f'<iframe src="report.html" width={w} height={h} style="border:0"></iframe>'
+        for w, h in ((1100, 900), (390, 844))
+    )
+    driver.write_text(f"""<body>{frames}<script>addEventListener("load", () => {{
+      document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
+        const page = frame.contentDocument;
+        const cards = [...page.querySelectorAll(".flow > .card, .facts > .card")];
+        return [page.documentElement.scrollWidth,
+                page.querySelector(".pair .negated").getBoundingClientRect().bottom,
+                Math.max(...cards.map(card => card.offsetHeight))];
+      }})) }})</script>""")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", driver.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    wide, narrow = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
+    assert (wide[0], narrow[0]) == (1100, 390)
+    assert wide[1] < 900
+    assert max(wide[2], narrow[2]) < 400, "a tall card with little in it"
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +200,19 @@ def summary(tmp_path_factory):
 
 
 def test_funnel_and_reasons_agree_with_the_tables(summary):
-    assert [(name, n) for name, n, _ in summary.funnel()] == [
+    assert [(row["name"], row["n"]) for row in summary.funnel()] == [
         ("captions", 5),
-        ("proposed", 6),
-        ("usable", 5),
-        ("absent", 3),
-        ("rewritten", 3),
+        ("usable photo", 5),
+        ("object to ask about", 5),
+        ("something absent", 5),
+        ("absent object given", 4),
         ("accepted", 3),
     ]
+    notes = [row["note"] for row in summary.funnel()]
+    assert notes[:4] == [""] * 4 and notes[5] == "−1: every rewrite broke a rule"
+    assert notes[4].startswith("−1: fewer things are absent than there are captions")
     assert summary.filter_reasons() == [("mentioned", 1)]
-    assert summary.ingest_codes() == [("image_missing", 1)]
+    assert summary.left_out() == [("image_missing", 1)] and summary.unfinished() == 0
     assert dict(summary.verdict_counts()) == {"absent": 3, "present": 1, "unsure": 1}
     reasons = summary.reasons()
     assert [(r["code"], r["n"]) for r in reasons] == [("affirmed", 1), ("no_cue", 1)]

@@ -7,7 +7,8 @@ from handmade_run import make_run
 
 from data_gen.annotations import InstanceVerifier
 from data_gen.audit import audit
-from data_gen.texts import rests_on, texts, verdicts_of
+from data_gen.labels import Label
+from data_gen.texts import known_of, rests_on, texts
 
 PAIR = {
     "pair_id": "p",
@@ -44,12 +45,8 @@ def boxes(tmp_path):
     return InstanceVerifier(tmp_path / "instances.json")
 
 
-def verdicts(**states: str) -> dict:
-    rows = [
-        {"image_id": "1", "object": name, "verdict": state, "method": "logprobs", "question": None}
-        for name, state in states.items()
-    ]
-    return verdicts_of(rows)
+def verdicts(source: str = "mllm", **states: str) -> dict:
+    return known_of(Label("1", name, name, state, source, 0.5) for name, state in states.items())
 
 
 NO_CAT, A_DOG = "A mat with no cat.", "A mat with a dog."
@@ -77,10 +74,11 @@ def test_what_a_false_text_rests_on(boxes, foil, seen, with_boxes, source):
     assert rests_on(false_text(foil), *known) == source
 
 
-def test_a_verdict_from_boxes_is_boxes_and_one_on_a_question_is_of_no_object():
-    row = {"image_id": "1", "object": "cat", "verdict": "present", "method": "instances"}
-    assert rests_on(false_text(NO_CAT), [], verdicts_of([row | {"question": None}])) == "boxes"
-    assert verdicts_of([row | {"question": "Is the cat wet?"}]) == {}
+def test_boxes_in_the_table_come_before_verdicts_in_any_order():
+    seen = [Label("1", "cat", "cat", "present", "boxes", 1.0)]
+    seen += [Label("1", "cat", "cat", "absent", "mllm", 0.1)]
+    for labels in (seen, seen[::-1]):
+        assert rests_on(false_text(NO_CAT), [], known_of(labels)) == "boxes"
 
 
 def test_the_audit_counts_them(tmp_path):
