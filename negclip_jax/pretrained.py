@@ -100,10 +100,8 @@ class CLIP:
             )
         preprocessor = dataclasses.replace(info.preprocessor, crop=crop)
         graphdef, _ = clip.abstract(config, dtype=dtype)
-        directory = info.tokenizer or info.base or info.path
-        params = _to_device(params)
-        kind = jnp.dtype(dtype)
-        return cls(directory, config, graphdef, params, preprocessor, kind, assumption)
+        directory, kind = info.tokenizer or info.base or info.path, jnp.dtype(dtype)
+        return cls(directory, config, graphdef, _to_device(params), preprocessor, kind, assumption)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -174,17 +174,32 @@ class CLIPTokenizer(Tokenizer):
         `tokenizer.json`. Raises TokenizerError if there is none or the files are unusable.
         """
         directory = Path(directory)
-        vocab_file, merges_file = directory / "vocab.json", directory / "merges.txt"
-        if vocab_file.is_file() and merges_file.is_file():
-            vocab = _vocab_table(read_json(vocab_file, dict, TokenizerError), vocab_file)
-            merges = _merges(merges_file)
-        elif (directory / "tokenizer.json").is_file():
-            vocab, merges = _read_tokenizer_json(directory / "tokenizer.json")
+        path, merges_file = directory / "vocab.json", directory / "merges.txt"
+        if path.is_file() and merges_file.is_file():
+            vocab = read_json(path, dict, TokenizerError)
+            lines = read_text(merges_file, TokenizerError).split("\n")
+            # Only the first line can be a comment: "#" is a symbol like any other after it.
+            first = 1 if lines[0].startswith("#version") else 0
+            merges = {
+                f"{merges_file}, line {number}": line.rstrip("\r")
+                for number, line in enumerate(lines[first:], first + 1)
+                if line.strip()
+            }
+        elif (path := directory / "tokenizer.json").is_file():
+            vocab, merges = _read_tokenizer_json(path)
         else:
             raise TokenizerError(
                 f"{directory} has no tokenizer: put CLIP's vocab.json and merges.txt, or a "
                 "tokenizer.json, beside the weights."
             )
+        bad = [s for s, i in vocab.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
+        if bad:
+            raise TokenizerError(
+                f"{path}: the id of {bad[0]!r} is {vocab[bad[0]]!r}, not a number."
+            )
+        if len(set(vocab.values())) < len(vocab):
+            raise TokenizerError(f"{path}: two symbols share one id.")
+        merges = [_merge_pair(merge, where) for where, merge in merges.items()]
         settings, source = _settings(directory), str(directory)
         names = {"start": _name(settings, "bos_token", START)}
         names["end"] = _name(settings, "eos_token", END)
@@ -243,26 +258,6 @@ def _check_vocabulary(vocab, merges, specials, source) -> None:
         )
 
 
-def _vocab_table(vocab: dict, path: Path) -> dict[str, int]:
-    bad = [s for s, i in vocab.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
-    if bad:
-        raise TokenizerError(f"{path}: the id of {bad[0]!r} is {vocab[bad[0]]!r}, not a number.")
-    if len(set(vocab.values())) < len(vocab):
-        raise TokenizerError(f"{path}: two symbols share one id.")
-    return vocab
-
-
-def _merges(path: Path) -> list[tuple[str, str]]:
-    lines = read_text(path, TokenizerError).split("\n")
-    # Only the first line can be a comment: "#" is a symbol like any other after it.
-    first = 1 if lines[0].startswith("#version") else 0
-    return [
-        _merge_pair(line.rstrip("\r"), f"{path}, line {number}")
-        for number, line in enumerate(lines[first:], first + 1)
-        if line.strip()
-    ]
-
-
 def _merge_pair(merge, where: str) -> tuple[str, str]:
     given = merge.split(" ") if isinstance(merge, str) else merge
     pair = tuple(given) if isinstance(given, list) else ()
@@ -271,7 +266,8 @@ def _merge_pair(merge, where: str) -> tuple[str, str]:
     return pair
 
 
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _read_tokenizer_json(path: Path) -> tuple[dict, dict]:
+    """Vocabulary, and merges by their place in the file."""
     content = read_json(path, dict, TokenizerError)
     kind = content["model"].get("type") if isinstance(content.get("model"), dict) else None
     if kind in ("Unigram", "WordPiece", "WordLevel"):
@@ -287,8 +283,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, st
             f"{path} has no byte-pair model (model.vocab and model.merges) as CLIP's tokenizer "
             "has: copy the tokenizer files from the checkpoint that the weights came from."
         ) from None
-    merges = [_merge_pair(m, f"{path}, merge {i}") for i, m in enumerate(merges)]
-    return _vocab_table(vocab, path), merges
+    return vocab, {f"{path}, merge {i}": merge for i, merge in enumerate(merges)}
 
 
 class SigLIPTokenizer(Tokenizer):

@@ -157,8 +157,8 @@ def read_params(
         "missing": [name for name in places if name not in stored],
         "unknown": [name for name in stored if name not in places],
         "wrong shape or type": [
-            f"{name} is {_shown(stored[name].dtype, stored[name].shape)}, "
-            f"{authority} asks for {_shown('float', slot.shape)}"
+            f"{name} is {stored[name].dtype}{list(stored[name].shape)}, "
+            f"{authority} asks for float{list(slot.shape)}"
             for name, slot in places.items()
             if name in stored and not fits(stored[name], slot)
         ],
@@ -243,10 +243,6 @@ def fits(tensor: StoredTensor | None, slot: Slot) -> bool:
     # A logit_scale of shape [1] is in use; transformers 4 took it for a scalar.
     same = tensor.shape == slot.shape or (slot.shape == () and tensor.shape == (1,))
     return same and tensor.dtype in FLOAT_TYPES.values()
-
-
-def _shown(dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
 def _not_finite(params: dict[str, np.ndarray], places: Iterable[Slot]) -> list[str]:

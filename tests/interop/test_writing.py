@@ -1,6 +1,7 @@
 """Directories that are written whole or not at all."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -216,9 +217,17 @@ def test_views_and_scalars_are_written_as_what_they_are(tmp_path):
     assert read["scalar"].shape == () and read["scalar"] == 2.5
 
 
-def test_shards_are_filled_in_order():
-    n_bytes = {"a": 4, "b": 4, "c": 9, "d": 1, "e": 7}
-    assert writing._shards(n_bytes, 8) == [["a", "b"], ["c"], ["d", "e"]]
+def test_shards_are_filled_in_order(tmp_path):
+    sizes = {"a": 4, "b": 4, "c": 9, "d": 1, "e": 7}
+    tensors = {name: np.zeros(size, np.float16) for name, size in sizes.items()}
+    dtypes = dict.fromkeys(sizes, "float16")
+    files = writing.write_weights(tmp_path, sizes, dtypes, tensors.__getitem__, shard_bytes=16)
+    assert [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)] == sorted(files)
+    held = sorted(sorted(load_file(tmp_path / file)) for file in files)
+    assert held == [["a", "b"], ["c"], ["d", "e"]]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_parameters": 25, "total_size": 50}
+    assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
 
 
 def test_weights_are_written_in_three_types(base, tmp_path):
