@@ -22,6 +22,7 @@ from flax import nnx
 from negclip_jax.common import signals, storage
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors, say
+from negclip_jax.common.page.template import plural
 from negclip_jax.interop import (
     diffusers,
     huggingface,
@@ -142,11 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def export(args: argparse.Namespace) -> float:
+def export(args: argparse.Namespace) -> None:
     """Writes, reads back and reports; see `_parser` for the arguments.
-
-    Returns:
-      The greatest difference of a feature between the model in memory and the one on disk.
 
     Raises:
       InputError: no such run, step or checkpoint, a model that the layout cannot hold, an
@@ -163,9 +161,9 @@ def export(args: argparse.Namespace) -> float:
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
     source, base_model = _read_source(args, one_tower)
     config, params, info = source
-    dtype = args.dtype
-    converted = args.alpha is None and info.layout in ("huggingface", "openai", "open_clip")
-    if dtype is None and converted and not one_tower:
+    dtype, whole = args.dtype, not one_tower and args.alpha is None
+    converted = whole and info.layout in ("huggingface", "openai", "open_clip")
+    if dtype is None and converted:
         # float16 or bfloat16 where all of it is stored so and nothing was changed.
         kinds = set(stored_dtypes(info.path).values()) & set(writing.DTYPES)
         dtype = kinds.pop() if len(kinds) == 1 else None
@@ -189,15 +187,13 @@ def export(args: argparse.Namespace) -> float:
     keep = info.base or info.path
     with writing.export_directory(out, overwrite=args.overwrite, keep=keep) as stage:
         LAYOUTS[args.layout](stage, what)
-        own = converted and not info.uses_base and not one_tower
         exact = args.dtype in (None, "float32")
-        source_path = info.path if own else None
-        difference, checks = _check(config, params, source_path, stage, one_tower, exact=exact)
+        source_path = info.path if converted and not info.uses_base else None
+        check = _check(config, params, source_path, stage, one_tower, exact=exact)
         files = [path for path in stage.rglob("*") if path.is_file()]
         weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
         megabytes = sum(path.stat().st_size for path in weights) / 1e6
         code = _usage(args.layout, one_tower, config, stage).format(out=out)
-        check = "\n".join(checks)
         is_run = info.layout == "workdir"
         if is_run:
             scores = model_card.scores_of_run(info.path, info.step) | scores
@@ -215,12 +211,8 @@ def export(args: argparse.Namespace) -> float:
         }
         places = (args.out, args.workdir, args.checkpoint, args.base, info.path, info.tokenizer)
         model_card.write(stage, card, (*places, info.base))
-    others = len(files) - len(weights)
-    plural = "" if others == 1 else "s"
-    say(
-        f"wrote {out}: {megabytes:,.1f} MB of weights and {others} other file{plural}, from "
-        f"{info.label}"
-    )
+    others = plural(len(files) - len(weights), "other file")
+    say(f"wrote {out}: {megabytes:,.1f} MB of weights and {others}, from {info.label}")
     say(check)
     if args.layout == "diffusers":
         say(f"text tower {diffusers.fitting_pipelines(config)}")
@@ -229,7 +221,6 @@ def export(args: argparse.Namespace) -> float:
     if info.activation_source.startswith("assumed"):
         say(f"activation {info.activation}, {info.activation_source}")
     say(f"load it with\n\n{code}\n")
-    return difference
 
 
 def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Checkpoint, str]:
@@ -245,12 +236,8 @@ def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Chec
             raise InputError(
                 "--step and --ema choose in a run: they need --workdir, not --checkpoint"
             )
-        source = readers.read_any(
-            args.checkpoint,
-            activation=args.activation,
-            base=args.base,
-            tower_class=one_tower,
-        )
+        options = {"activation": args.activation, "base": args.base, "tower_class": one_tower}
+        source = readers.read_any(args.checkpoint, **options)
         if args.base and args.alpha is None and not source[2].uses_base:
             raise InputError(
                 "--base goes with --alpha, or with a --checkpoint of one tower or of weights alone"
@@ -295,11 +282,11 @@ def _check(
     one_tower: str,
     *,
     exact: bool,
-) -> tuple[float, list[str]]:
+) -> str:
     """Reads an export back, and it and its source with other software as well.
 
     Returns:
-      The greatest difference of a feature after reading back, and what to say of all readings.
+      What to say of the readings, a line for each: the greatest differences of a feature.
 
     Raises:
       InputError: features that differ although the weights were not rounded (`exact`).
@@ -344,7 +331,7 @@ def _check(
                 "does not know, what the model is"
             )
         lines.append(f"{what} as {reader} reads it: features differ by {apart:.1e} of the largest")
-    return difference, lines
+    return "\n".join(lines)
 
 
 def _usage(layout: str, one_tower: str, config: clip.CLIPConfig, stage: Path) -> str:
