@@ -19,7 +19,7 @@ from typing import Any
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.interop import openai, writing
-from negclip_jax.interop.config import preprocessor_of, tokenizer_beside, write_config
+from negclip_jax.interop.config import errors_of, preprocessor_of, tokenizer_beside, write_config
 from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
 from negclip_jax.interop.parameters import export_tensors, require_clip
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
@@ -87,31 +87,20 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor, dict[str, An
     text = _section(path, model["text_cfg"], "text_cfg", _TEXT)
     vision = _section(path, model["vision_cfg"], "vision_cfg", _VISION)
     quick = bool(model.get("quick_gelu", False))
-    try:
+    with errors_of(path):
         if text["pool_type"] not in _POOLINGS:
             raise ValueError(f"text_cfg.pool_type {text['pool_type']!r} is not argmax or eos")
+        of_text = {name: text[name] for name in ("heads", "vocab_size", "context_length")}
+        of_text |= {"eos_token_id": text["eos_id"], "pooling": _POOLINGS[text["pool_type"]]}
+        of_vision = {name: _square(vision[name]) for name in ("image_size", "patch_size")}
+        of_vision["heads"] = vision["width"] // vision["head_width"]
         config = CLIPConfig(
-            text=TextConfig(
-                heads=text["heads"],
-                vocab_size=text["vocab_size"],
-                context_length=text["context_length"],
-                eos_token_id=text["eos_id"],
-                pooling=_POOLINGS[text["pool_type"]],
-                **_tower(text, quick),
-            ),
-            vision=VisionConfig(
-                heads=vision["width"] // vision["head_width"],
-                image_size=_square(vision["image_size"]),
-                patch_size=_square(vision["patch_size"]),
-                **_tower(vision, quick),
-            ),
+            text=TextConfig(**of_text, **_tower(text, quick)),
+            vision=VisionConfig(**of_vision, **_tower(vision, quick)),
             projection_dim=model["embed_dim"],
         )
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    size = config.vision.image_size
     given = {key: preprocess.get(key, default) for key, default in _PIPELINE.items()}
-    squash, resample = given["resize_mode"] == "squash", given["interpolation"]
+    squash, filtered = given["resize_mode"] == "squash", given["interpolation"]
     known = {"mode": ("RGB",), "resize_mode": ("shortest", "squash")}
     # "random" is of its training, and bicubic otherwise.
     known["interpolation"] = ("bicubic", "random", "bilinear")[: 3 if squash else 2]
@@ -121,19 +110,19 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor, dict[str, An
             f"{path}: preprocess_cfg has {', '.join(other)}, but only CLIP's preprocessing is "
             "read: a bicubic resize of the shortest side and a centre crop, or of both sides"
         )
-    mean, std = preprocess.get("mean") or CLIP_MEAN, preprocess.get("std") or CLIP_STD
+    size = config.vision.image_size
     try:
         images = Preprocessor(
             size=size,
             resize=size,
-            mean=tuple(mean),
-            std=tuple(std),
+            mean=tuple(preprocess.get("mean") or CLIP_MEAN),
+            std=tuple(preprocess.get("std") or CLIP_STD),
             squash=squash,
-            resample="bilinear" if resample == "bilinear" else "bicubic",
+            resample="bilinear" if filtered == "bilinear" else "bicubic",
         )
-        return config, images, {key: text[key] for key in _TOKENIZER if text[key]}
     except (TypeError, InputError) as error:
         raise CheckpointError(f"{path}: preprocess_cfg: {error}") from error
+    return config, images, {key: text[key] for key in _TOKENIZER if text[key]}
 
 
 def _section(path: Path, given: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
@@ -215,22 +204,15 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
     pooling = {"pool_type": "argmax"}
     if text.pooling == "first_eos":
         pooling = {"pool_type": "eos", "eos_id": text.eos_token_id}
+    of_vision = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    of_text = {name: getattr(text, name) for name in ("context_length", "vocab_size", "heads")}
     model = {
         "embed_dim": config.projection_dim,
         "quick_gelu": quick.pop(),
-        "vision_cfg": {
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "head_width": vision.width // vision.heads,
-        }
+        "vision_cfg": of_vision
+        | {"head_width": vision.width // vision.heads}
         | _tower_dict(vision),
-        "text_cfg": {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "heads": text.heads,
-        }
-        | _tower_dict(text)
-        | pooling,
+        "text_cfg": of_text | _tower_dict(text) | pooling,
     }
     if preprocessor.resize != preprocessor.size and not preprocessor.squash:
         raise CheckpointError(
@@ -264,19 +246,15 @@ def agree(first: CLIPConfig, second: CLIPConfig) -> bool:
 
 
 def _tower_dict(tower: TextConfig | VisionConfig) -> dict[str, Any]:
-    section = {"width": tower.width, "layers": tower.layers}
-    section["mlp_ratio"] = _ratio(tower.mlp_width, tower.width)
+    ratio = tower.mlp_width / tower.width
+    if int(tower.width * ratio) != tower.mlp_width:  # which is what open_clip makes of it
+        ratio = (tower.mlp_width + 0.5) / tower.width
+    section = {"width": tower.width, "layers": tower.layers, "mlp_ratio": ratio}
     if tower.layer_norm_eps != 1e-5:
         section["norm_kwargs"] = {"eps": tower.layer_norm_eps}
     if tower.hidden_act not in (openai.HIDDEN_ACT, "gelu"):
         section["act_kwargs"] = _TANH
     return section
-
-
-def _ratio(mlp_width: int, width: int) -> float:
-    """The number that open_clip's `int(width * ratio)` turns into `mlp_width`."""
-    ratio = mlp_width / width
-    return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
 
 
 def write(stage: Path, export: writing.Export) -> None:

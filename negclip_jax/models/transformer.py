@@ -75,24 +75,14 @@ class Attention(nnx.Module):
         self.out = linear(config.width, config.width, residual_std(config), dtype, rngs)
 
     def __call__(self, queries: Array, x: Array, mask: Mask) -> Array:
-        q, k, v = (
-            self._split(self.query(queries)),
-            self._split(self.key(x)),
-            self._split(self.value(x)),
-        )
+        # Heads apart: [B, T, W] to [B, T, heads, W / heads].
+        projected = self.query(queries), self.key(x), self.value(x)
+        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in projected)
         is_array = not (mask is None or isinstance(mask, str))
-        attended = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask[:, None] if is_array else None,
-            is_causal=not is_array and mask == CAUSAL,
-            implementation=attention_kernel(q, k, jax.devices()[0], has_mask=is_array),
-        )
+        kernel = attention_kernel(q, k, jax.devices()[0], has_mask=is_array)
+        sees = {"mask": mask[:, None]} if is_array else {"is_causal": mask == CAUSAL}
+        attended = jax.nn.dot_product_attention(q, k, v, **sees, implementation=kernel)
         return self.out(attended.reshape(queries.shape))
-
-    def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 def attention_kernel(q: Array, k: Array, device: jax.Device, *, has_mask: bool) -> str:

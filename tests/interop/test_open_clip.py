@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from interop import libraries, tiny
@@ -13,6 +12,7 @@ from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import open_clip
 from negclip_jax.interop.files import CheckpointError
 from negclip_jax.interop.readers import read_any
+from negclip_jax.models.clip import TextConfig
 
 # Case: their text config, their vision config of the model that is exported.
 MODELS = {
@@ -207,5 +207,5 @@ def test_other_configurations_are_refused(content, reason, described, tmp_path):
 def test_ratio_survives_rounding():
     for width in range(8, 400, 7):
         for mlp_width in range(width, 5 * width, 13):
-            assert int(width * open_clip._ratio(mlp_width, width)) == mlp_width
-    assert open_clip._ratio(np.int64(256), 64) == 4
+            tower = TextConfig(width=width, heads=1, mlp_width=mlp_width)
+            assert int(width * open_clip._tower_dict(tower)["mlp_ratio"]) == mlp_width
