@@ -62,7 +62,7 @@ def export(run: Path, to: Path) -> Exported:
                     false = foils(row, said, config["rewrite"].get("affirm", False))
                     pairs.append(_pair(row, false))
                     rewritten.setdefault(row["caption_id"], row["negated_caption"])
-                writer.write_table(table(text for _, said in several for text in said))
+                writer.write_table(table(text for _, said in several for text in said or ()))
         for path in files[:2]:
             write_pairs(path, pairs)
         files.append(to / "labels.json")

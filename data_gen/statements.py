@@ -10,7 +10,7 @@ against those that were absent in other units, and a unit that would tip the bal
 import collections
 import itertools
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 SLACK = 1.0  # deviations
+_SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 
 
@@ -146,8 +147,8 @@ class Pen:
         pairs: Sequence[Mapping[str, Any]],
         labels: Sequence[Label],
         captions: Sequence[str],
-    ) -> Iterator[tuple[Mapping[str, Any], list[Statement]]]:
-        """Each pair with its statements.
+    ) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
+        """Each pair with its statements; None where nothing is known to be in the photo.
 
         Args:
           pairs: accepted rows of the table of pairs, all of one image.
@@ -157,15 +158,17 @@ class Pen:
         present, absent = settled(labels)
         present = certain(present, captions)
         rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
-        denied = {p["object"] for p in pairs if not p["question"]}
-        denied = {name for name in denied if canonical(name) in absent}
+        denied = [p["object"] for p in pairs if not p["question"]]
+        denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
         rests |= {name: rests[canonical(name)] for name in denied}
+        # What else one half-expects there may stand in for an object that the balance refuses.
+        around = {*present, *denied} - {"person"} or {*present, *denied}
+        expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
+        spare = [name for name in absent if name in expected and not mentioned(name, captions)]
         for pair in pairs:
-            found: list[Statement] = []
-            if pair["object"] in denied:
-                for form in self._forms(pair):
-                    found += self._unit(pair, form, denied, present, rests)
-            yield pair, found
+            forms = self._forms(pair) if pair["object"] in denied else ()
+            units = (self._unit(pair, form, [*denied, *spare], present, rests) for form in forms)
+            yield pair, [text for unit in units for text in unit] if present else None
 
     def _forms(self, pair: Mapping[str, Any]) -> Iterator[_Form]:
         """The pair's own form, or another beside the caption, and one of the object alone."""
@@ -201,13 +204,13 @@ class Pen:
         self,
         pair: Mapping[str, Any],
         form: _Form,
-        absent: Collection[str],
+        absent: Sequence[str],
         present: Sequence[str],
         rests: Mapping[str, str],
     ) -> list[Statement]:
         """The four texts of a form about something absent and something that is there; [] if none.
 
-        Absent is the pair's own object, or where the balance does not allow it another pair's.
+        Absent is the pair's own object, or one of `absent` where the balance refuses it.
         Beside a caption the present object is one that the caption does not name: "a dog, with no
         dog in sight" is false of every photo.
         """
@@ -217,8 +220,9 @@ class Pen:
             for name in sorted(shuffled(present, *key), key=self.balance.owed, reverse=True)
             if not (form.holds_caption and mentioned(name, [pair["caption"]]))
         ]
-        away = sorted(shuffled([*absent], *key), key=self.balance.owed)
-        for name, other in itertools.product(sorted(away, key=pair["object"].__ne__), there):
+        away = sorted(shuffled(dict.fromkeys(absent), *key), key=self.balance.owed)
+        away.sort(key=pair["object"].__ne__)
+        for name, other in itertools.product(away, there):
             if not self.balance.allows(name, other):
                 continue
             texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
@@ -286,8 +290,8 @@ def pen_of(config: Mapping[str, Any]) -> Pen:
 
 def written(
     run: Path, pen: Pen, kept: Container[str] | None = None
-) -> Iterator[tuple[dict[str, Any], list[Statement]]]:
-    """Each accepted pair of a run with its statements, in the order of the tables.
+) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
+    """Each accepted pair of a run with its statements as by `Pen.write`, in order of the tables.
 
     One shard of the tables at a time is in memory. `kept`: ids of the pairs to use, None for all.
     """
@@ -307,19 +311,21 @@ def written(
             yield from pen.write(pairs[image], known, texts)
 
 
-def foils(pair: Mapping[str, Any], statements: Sequence[Statement], affirm: bool) -> list[str]:
+def foils(
+    pair: Mapping[str, Any], statements: Sequence[Statement] | None, affirm: bool
+) -> list[str]:
     """The false statements in a pair's own words, those that affirm only with `affirm`.
 
-    Where nothing is known of the photo but what is absent, the foils that the run wrote.
+    Where nothing is known to be in the photo (None), the foils that the run wrote.
     """
+    if statements is None:
+        return list(pair["foils"] or ())
     own = {s.unit for s in statements if s.text == pair["negated_caption"]}
     false = [s for s in statements if s.unit in own and not s.truth]
-    if not statements:
-        return list(pair["foils"] or ())
     return [s.text for s in sorted(false, key=lambda s: s.polarity == AFFIRMS)][: 1 + affirm]
 
 
 def table(statements: Iterable[Statement]) -> pa.Table:
     """Statements as a table of SCHEMA."""
-    columns = zip(*statements, strict=True)
+    columns = list(zip(*statements, strict=True)) or [()] * len(SCHEMA)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)

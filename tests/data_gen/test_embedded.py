@@ -43,8 +43,8 @@ def test_pairs_are_true_of_the_photos_and_training_reads_them(shared_data, finis
     for pair in pairs:
         assert pair.object not in boxes.present[pair.image_id]
         assert (shared_data / "coco" / "photos" / pair.image).is_file()
-    # The others' photos show nothing that their caption does not name, or their objects would tell.
-    assert sum(bool(pair.foils) for pair in pairs) > 0.6 * len(pairs)
+    # Others would tell by their object that they are false, or contradict their own caption.
+    assert sum(bool(pair.foils) for pair in pairs) > 0.3 * len(pairs)
     assert len({pair.negated for pair in pairs}) > 0.99 * len(pairs)
 
 

@@ -64,7 +64,7 @@ def test_a_calm_run_writes_what_training_reads(scene, tmp_path, capsys):
     assert main(["export", f"--out={tmp_path / 'run'}"]) == 0
     read = read_pairs(tmp_path / "run" / "export" / "pairs.json")
     assert [p.negated for p in read] == [p["negated_caption"] for p in pairs]
-    assert sum(bool(p.foils) for p in read) >= 0.8 * len(read)
+    assert sum(bool(p.foils) for p in read) >= 0.5 * len(read)
     assert all(p.object and "loopback" in p.provenance for p in read)
     assert read_pairs(tmp_path / "run" / "export" / "pairs.parquet") == read
     assert len(read_pairs(tmp_path / "run" / "export" / "published.json")) == len(pairs)

@@ -72,12 +72,13 @@ def test_a_template_s_sentence_keeps_its_form():
 
 def test_what_is_not_settled_is_in_no_statement():
     row = pair("A sofa", "A sofa, with no dog in sight")
-    assert write(row, [label("dog", "absent")]) == []
+    assert write(row, [label("dog", "absent")]) is None
     assert write(row, [label("dog", "unsure"), label("cat", "present")]) == []
     only_named = [*LABELS[:1], label("cat", "unsure", "caption")]
-    assert write(row, only_named) == []
-    # Without statements the pair keeps what the run wrote.
-    assert foils(row, [], affirm=True) == ["of the run"]
+    assert write(row, only_named) is None
+    # Where nothing is known the pair keeps what the run wrote.
+    assert foils(row, None, affirm=True) == ["of the run"]
+    assert foils(row, [], affirm=True) == []
 
 
 def test_a_caption_is_never_contradicted_by_its_own_words():
