@@ -155,8 +155,8 @@ class Pen:
           labels: of the image.
           captions: of the image, all of them.
         """
-        present, absent = settled(labels)
-        present = certain(present, captions)
+        there, absent = settled(labels)
+        present = certain(there, captions)
         rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
@@ -168,7 +168,7 @@ class Pen:
         for pair in pairs:
             forms = self._forms(pair) if pair["object"] in denied else ()
             units = (self._unit(pair, form, [*denied, *spare], present, rests) for form in forms)
-            yield pair, [text for unit in units for text in unit] if present else None
+            yield pair, [text for unit in units for text in unit] if there else None
 
     def _forms(self, pair: Mapping[str, Any]) -> Iterator[_Form]:
         """The pair's own form, or another beside the caption, and one of the object alone."""
