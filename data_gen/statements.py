@@ -162,7 +162,7 @@ class Pen:
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
         rests |= {name: rests[canonical(name)] for name in denied}
         # What else one half-expects there may stand in for an object that the balance refuses.
-        around = {*present, *denied} - {"person"} or {*present, *denied}
+        around = {*present} - {"person"} or {*denied}
         expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
         spare = [name for name in absent if name in expected and not mentioned(name, captions)]
         for pair in pairs:
