@@ -17,9 +17,8 @@ from typing import Any
 
 from data_gen import label_sheet, leak
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.labels import of_part
 from data_gen.records import read_table
-from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, known_of, parts, rests_on, texts
+from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import Share
@@ -68,14 +67,14 @@ def audit(
         result = measure(judge(verdicts, boxes))
         result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
     checked = _Checked(run, boxes)
-    drawn = label_sheet.sample(checked.pairs(), leak.GROUPS)
+    drawn = label_sheet.sample(checked.units(), leak.GROUPS, "unit")
     result["false_texts"] = checked.false_texts()
     if boxes is not None:
         # Of the accepted pairs that the annotations can judge, those whose object is there.
         there, judged = checked.known[PRESENT], checked.known[PRESENT] + checked.known[ABSENT]
         result["pairs"] = Share.of(there, judged)._asdict()
     try:
-        result["leak"] = leak.measure(leak.of_pairs(drawn))
+        result["leak"] = leak.measure([text for unit in drawn for text in unit["texts"]])
     except InputError as error:  # a package of an extra; the rest needs none
         result["leak"] = {"error": str(error)}
     if read is not None:
@@ -85,7 +84,7 @@ def audit(
 
 
 class _Checked:
-    """Accepted pairs on their way through the audit, one shard in memory, and what was counted."""
+    """The exported texts on their way through the audit, and what was counted."""
 
     def __init__(self, run: Path, boxes: InstanceVerifier | None):
         self._run, self._boxes = run, boxes
@@ -93,21 +92,20 @@ class _Checked:
         self._sources: dict[str, collections.Counter] = {}
         self._examples: dict[str, list[dict[str, str]]] = {CONTRADICTED: [], NOTHING: []}
 
-    def pairs(self) -> Iterable[dict[str, Any]]:
-        for part, pairs in parts(self._run):
-            items = read_table(self._run, "items", ["image_id", "caption"], part).to_pylist()
-            captions = collections.defaultdict(list)
-            for row in [*items, *pairs]:
-                captions[row["image_id"]].append(row["caption"])
-            known = known_of(label for _, label in of_part(self._run, part))
-            for text in texts(pairs):
-                if not text["truth"]:
-                    about = (captions[text["image_id"]], known, self._boxes)
-                    self._count(text, rests_on(text, *about))
-            for pair in pairs:
-                if self._boxes is not None and not pair["question"]:
-                    self.known[self._boxes.verdict(pair["image_id"], pair["object"])[0]] += 1
-                yield pair
+    def units(self) -> Iterable[dict[str, Any]]:
+        """Texts of one form of words, of which some are true and some are false."""
+        for pair, found in texts(self._run, self._boxes):
+            if self._boxes is not None and not pair["question"]:
+                self.known[self._boxes.verdict(pair["image_id"], pair["object"])[0]] += 1
+            units = collections.defaultdict(list)
+            for row in found:
+                if not row["truth"]:
+                    self._count(row, row["rests_on"])
+                text = (row["text"], row["truth"], row["form"])
+                units[row["unit"]].append(leak.Text(row["image_id"], row["unit"], *text))
+            for name, group in units.items():
+                if len({text.truth for text in group}) == 2:
+                    yield {"unit": name, "texts": group}
 
     def _count(self, text: dict[str, Any], source: str) -> None:
         self._sources.setdefault(text["form"], collections.Counter())[source] += 1

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_gen.images import PhotoError, PhotoFolder
-from data_gen.texts import parts, texts
+from data_gen.texts import texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.page.template import write_page
+from negclip_jax.common.page.template import plural, write_page
 from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.common.statistics import Share
@@ -97,8 +97,7 @@ def write_sheet(
     photos = PhotoFolder(folder, _SIDE)
 
     def every(truth: bool) -> Iterator[dict[str, Any]]:
-        rows = (text for _, pairs in parts(run) for text in texts(pairs))
-        return (row for row in rows if row["truth"] == truth)
+        return (text for _, found in texts(run) for text in found if text["truth"] == truth)
 
     drawn = sample(every(False), number // 2, "text_id", seed)
     drawn += sample(every(True), number - len(drawn), "text_id", seed)
@@ -124,10 +123,11 @@ def write_sheet(
         key=content_hash([manifest["run_id"], [row["text_id"] for row in shown]])[:16],
         run=manifest["run_id"],
     )
-    gone = len(thumbnails) - len(photos_there)
+    gone = plural(len(thumbnails) - len(photos_there), "photo is", "photos are")
+    missing = f"; {gone} not in {folder}" if len(photos_there) < len(thumbnails) else ""
     return (
-        f"wrote {page}: {len(shown)} texts of {len(photos_there)} photos"
-        f"{f'; {gone} photos are not in {folder}' if gone else ''}\n"
+        f"wrote {page}: {plural(len(shown), 'text')} of {plural(len(photos_there), 'photo')}"
+        f"{missing}\n"
         f"open it in a browser, save the answers, and then: python -m data_gen audit --out={run} "
         "--labels=answers.csv"
     )
@@ -201,9 +201,8 @@ def measure(labels: Labels, path: str | os.PathLike, run: Path) -> dict[str, Any
       `name`, `false_but_true`, `true_but_false` and `cannot_tell`. `labels_of_no_pair` (or text):
       how many. `notes`: lines to print on what the file lacks.
     """
-    every = (pair for _, pairs in parts(run) for pair in pairs)
-    if labels.key == "text_id":
-        every = (text for pair in every for text in texts([pair]))
+    of_texts = labels.key == "text_id"
+    every = (row for pair, found in texts(run) for row in (found if of_texts else [pair]))
     rows = {row[labels.key]: row for row in every if row[labels.key] in labels.answers}
     unknown = [f"line {labels.lines[name]}" for name in labels.answers if name not in rows]
     what = "accepted pair" if labels.key == "pair_id" else "text"

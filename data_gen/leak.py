@@ -37,16 +37,6 @@ class Text(NamedTuple):
     form: str
 
 
-def of_pairs(pairs: Sequence[Mapping[str, Any]]) -> list[Text]:
-    """The texts of accepted pairs (rows of the table): negated captions, and foils beside them."""
-    return [
-        Text(row["image_id"], row["pair_id"], text, truth, row["rewriter"])
-        for row in pairs
-        if row["foils"]
-        for text, truth in [(row["negated_caption"], True), *((f, False) for f in row["foils"])]
-    ]
-
-
 def measure(texts: Sequence[Text]) -> dict[str, Any] | None:
     """How often the classifier picks a true text, against chance; None without false texts.
 

@@ -13,7 +13,6 @@ from typing import Any
 from data_gen.annotations import NOT_ANNOTATED
 from data_gen.images import PhotoError, PhotoFolder
 from data_gen.label_sheet import RATES, sample, write_sample
-from data_gen.labels import of_part
 from data_gen.manifest import (
     counts,
     error_codes,
@@ -22,9 +21,9 @@ from data_gen.manifest import (
     sessions,
     why_no_pair,
 )
-from data_gen.records import read_column, read_table, table_paths
+from data_gen.records import read_column, read_table
 from data_gen.rules import REASONS
-from data_gen.texts import SOURCES, known_of, rests_on, texts
+from data_gen.texts import SOURCES, texts
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import plural, write_page
@@ -43,6 +42,7 @@ def write_report(run: str | os.PathLike) -> Path:
     """
     summary = RunSummary(Path(run))
     gallery, doubtful = sample(summary.accepted, GALLERY), summary.doubtful()
+    shown = {row["pair_id"] for row in (*gallery, *doubtful)}
     # Data URLs of the photos that are still below their folder, by their names.
     thumbnails = dict.fromkeys((row["file_name"] for row in (*gallery, *doubtful)), "")
     photos = summary.manifest["config"]["input"]["images"]
@@ -63,30 +63,13 @@ def write_report(run: str | os.PathLike) -> Path:
         first=FIRST,
         gallery=gallery,
         doubtful=doubtful,
-        false_texts=_false_texts(summary.run, [*gallery, *doubtful]),
+        texts={
+            pair["pair_id"]: found for pair, found in texts(summary.run) if pair["pair_id"] in shown
+        },
         thumbnails=thumbnails,
     )
     write_sample(summary.accepted, summary.run / "audit_sample.csv")
     return page
-
-
-def _false_texts(run: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, str]]]:
-    """By pair id, each foil and what says that it is false."""
-    images = {row["image_id"] for row in rows}
-    captions = collections.defaultdict(list)
-    for item in read_table(run, "items", ["image_id", "caption"]).to_pylist():
-        captions[item["image_id"]].append(item["caption"])
-    parts = sorted({path.name for path in table_paths(run, "pairs")})
-    labels = (label for part in parts for _, label in of_part(run, part))
-    known = known_of(label for label in labels if label.image_id in images)
-    return {
-        row["pair_id"]: [
-            (text["text"], rests_on(text, [row["caption"], *captions[row["image_id"]]], known))
-            for text in texts([row])
-            if not text["truth"]
-        ]
-        for row in rows
-    }
 
 
 @dataclass

@@ -1,12 +1,14 @@
-"""The texts of a run with their truth values, and what the falsehood of the false ones rests on."""
+"""The texts that a run exports, with their truth, and what says that the false ones are false."""
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.labels import Label
+from data_gen.labels import of_part
 from data_gen.records import read_table, table_paths
+from data_gen.statements import AFFIRMS, Statement, foils, pen_of, written
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.mentions import find_same, mentioned, named_categories
 from negclip_jax.language.negation import PEOPLE, find_cues, governs
@@ -17,45 +19,109 @@ from negclip_jax.language.vocabulary import canonical
 BOXES, VERDICT, CAPTION, NOTHING, CONTRADICTED = SOURCES = (
     "boxes", "verdict", "caption", "nothing", "contradicted",
 )  # fmt: skip
-_COLUMNS = ["pair_id", "image_id", "file_name", "caption", "object", "question"]
-_COLUMNS += ["negated_caption", "foils", "rewriter", "accepted"]
+_FIELDS = ("text", "truth", "unit", "writer", "form", "rests_on")
+Claims = list[tuple[str, bool]]  # objects, and whether a text says that they are there
+Known = Mapping[str, tuple[str, str]]  # what says which state of an object of one image
 
 
-def parts(run: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Shard by shard, the name of its files and its accepted pairs: one shard is in memory."""
-    for path in table_paths(run, "pairs"):
-        rows = read_table(run, "pairs", _COLUMNS, path.name).to_pylist()
-        yield path.name, [row for row in rows if row["accepted"]]
+def texts(
+    run: Path, boxes: InstanceVerifier | None = None
+) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
+    """Each exported pair of a run with its texts, in the order of the tables; a shard is in memory.
 
-
-def texts(pairs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The true and the false texts of accepted pairs.
-
-    Each has `text_id`, `image_id`, `file_name`, `text`, `truth`, `writer` and `form`, and as
-    `claims` what it says of objects: (name, whether it says that it is there).
+    A text has `text_id`, `image_id`, `file_name`, `text`, `truth`, `unit`, `writer`, `form`,
+    whether it is a `foil` of the pair, and in `rests_on` which of SOURCES says that it is false;
+    None for true ones. `boxes`: annotations that come before what the run knows.
     """
-    for pair in pairs:
-        writer = pair["rewriter"].partition(":")[0]
-        told = [(pair["negated_caption"], True, writer, pair["rewriter"])]
-        told += [(foil, False, "foil", "") for foil in pair["foils"] or ()]
-        for text, truth, who, form in told:
-            claims = [] if truth else _claims(text, pair["object"])
-            if not form:
+    # These need the HTTP client, which an import of the audit does without.
+    from data_gen.export import kept_pairs
+    from data_gen.manifest import read_manifest
+
+    config = read_manifest(run)["config"]
+    kept = kept_pairs(run, config["export"]["max_per_object"])
+    shards = _shards(run)
+    captions: Mapping[str, Sequence[str]] = {}
+    known: Mapping[str, Known] = {}
+    for pair, said in written(run, pen_of(config), kept):
+        false = foils(pair, said, config["rewrite"].get("affirm", False))
+        found = []
+        if all(statement.text != pair["negated_caption"] for statement in said or ()):
+            writer = "llm" if pair["rewriter"] == "llm" else "grammar"
+            found.append(
+                (pair["negated_caption"], True, pair["pair_id"], writer, pair["rewriter"], None)
+            )
+        for s in said or ():
+            source = None if s.truth else rests_on(_said_by(s), _labels_of(s), s.image_id, boxes)
+            found.append((s.text, s.truth, s.unit, s.writer, s.form, source))
+        if false and not said:
+            while pair["image_id"] not in captions:
+                captions, known = next(shards)
+            rest = (known.get(pair["image_id"], {}), pair["image_id"], boxes)
+            for text in false:
+                claims = _claims(text, pair["object"])
                 affirms = claims and all(is_there for _, is_there in claims)
                 form = "foil that affirms" if affirms else "foil that denies"
-            yield {
-                "text_id": content_hash([pair["image_id"], text])[:16],
-                "image_id": pair["image_id"],
-                "file_name": pair["file_name"],
-                "text": text,
-                "truth": truth,
-                "writer": who,
-                "form": form,
-                "claims": claims,
-            }
+                source = rests_on(claims, *rest, captions[pair["image_id"]])
+                found.append((text, False, pair["pair_id"], "grammar", form, source))
+        about = {"image_id": pair["image_id"], "file_name": pair["file_name"]}
+        rows = [about | dict(zip(_FIELDS, row, strict=True)) for row in found]
+        for row in rows:
+            row["text_id"] = content_hash([row["image_id"], row["text"]])[:16]
+            row["foil"] = row["text"] in false
+        yield pair, rows
 
 
-def _claims(foil: str, absent: str) -> list[tuple[str, bool]]:
+def rests_on(
+    claims: Claims,
+    known: Known,
+    image_id: str,
+    boxes: InstanceVerifier | None = None,
+    captions: Sequence[str] = (),
+) -> str:
+    """Which of SOURCES says that a text with these claims is false of an image.
+
+    A text without claims changes what a caption says. That a caption names an object is weak: words
+    have senses.
+    """
+    found = NOTHING if claims else CAPTION
+    for name, says_present in claims:
+        source, state = BOXES, boxes.verdict(image_id, name)[0] if boxes else UNSURE
+        if state == UNSURE:
+            source, state = known.get(canonical(name), (NOTHING, UNSURE))
+        if state == (ABSENT if says_present else PRESENT):
+            return source
+        if state in (ABSENT, PRESENT):
+            found = CONTRADICTED
+        elif found == NOTHING and not says_present and mentioned(name, captions):
+            found = CAPTION
+    return found
+
+
+def known_of(labels: Iterable[tuple[str, str, str]]) -> Known:
+    """What is known of objects, from (object, state, source) of labels: by boxes, else verdicts."""
+    known: dict[str, tuple[str, str]] = {}
+    for name, state, source in labels:
+        if state in (ABSENT, PRESENT) and known.get(name, (NOTHING,))[0] != BOXES:
+            known[name] = (BOXES if source == "boxes" else VERDICT, state)
+    return known
+
+
+def _labels_of(statement: Statement) -> Known:
+    """What a statement's own labels say: "OBJECT=STATE@SOURCE"."""
+    parts = (label.rpartition("@")[::2] for label in statement.label)
+    return known_of(
+        (canonical(o), state, s) for what, s in parts for o, _, state in [what.rpartition("=")]
+    )
+
+
+def _said_by(statement: Statement) -> Claims:
+    """Of two objects the first is affirmed and the second denied; of one it is the polarity."""
+    if len(statement.objects) == 2:
+        return list(zip(statement.objects, (True, False), strict=True))
+    return [(name, statement.polarity == AFFIRMS) for name in statement.objects]
+
+
+def _claims(foil: str, absent: str) -> Claims:
     """What a foil says of objects; nothing where it changes only what the caption says of one.
 
     `absent`: the object of its pair, which some foils affirm.
@@ -73,39 +139,12 @@ def _claims(foil: str, absent: str) -> list[tuple[str, bool]]:
     return found
 
 
-def rests_on(
-    text: Mapping[str, Any],
-    captions: Sequence[str],
-    known: Mapping[tuple[str, str], tuple[str, str]],
-    boxes: InstanceVerifier | None = None,
-) -> str:
-    """Which of SOURCES says that a false text is false.
-
-    Args:
-      text: one of `texts`.
-      captions: of its photo. That one names an object is weak: words have senses.
-      known: of its photo or more of them, see `known_of`.
-      boxes: further annotations, which come first.
-    """
-    found = NOTHING if text["claims"] else CAPTION
-    for name, says_present in text["claims"]:
-        source, state = BOXES, boxes.verdict(text["image_id"], name)[0] if boxes else UNSURE
-        if state == UNSURE:
-            source, state = known.get((text["image_id"], canonical(name)), (NOTHING, UNSURE))
-        if state == (ABSENT if says_present else PRESENT):
-            return source
-        if state in (ABSENT, PRESENT):
-            found = CONTRADICTED
-        elif found == NOTHING and not says_present and mentioned(name, captions):
-            found = CAPTION
-    return found
-
-
-def known_of(labels: Iterable[Label]) -> dict[tuple[str, str], tuple[str, str]]:
-    """(what says so, state) by image and object: of what boxes say, else of verdicts."""
-    known: dict[tuple[str, str], tuple[str, str]] = {}
-    for label in labels:
-        about = (label.image_id, label.object)
-        if label.state in (ABSENT, PRESENT) and known.get(about, NOTHING)[0] != BOXES:
-            known[about] = (BOXES if label.source == "boxes" else VERDICT, label.state)
-    return known
+def _shards(run: Path) -> Iterator[tuple[Mapping[str, list[str]], Mapping[str, Known]]]:
+    """Captions, and what is known, by image, shard by shard."""
+    for path in table_paths(run, "items"):
+        captions, labels = collections.defaultdict(list), collections.defaultdict(list)
+        for item in read_table(run, "items", ["image_id", "caption"], path.name).to_pylist():
+            captions[item["image_id"]].append(item["caption"])
+        for _, label in of_part(run, path.name):
+            labels[label.image_id].append((label.object, label.state, label.source))
+        yield dict(captions), {image: known_of(rows) for image, rows in labels.items()}

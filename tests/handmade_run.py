@@ -110,7 +110,14 @@ def _manifest(photos):
     prices = {"llm_input": 1.0, "llm_output": 1.0, "mllm_input": 2.0, "mllm_output": 1.0}
     return {
         "run_id": "r1",
-        "config": {"pipeline": "absence", "prices": prices, "input": {"images": str(photos)}},
+        "config": {
+            "pipeline": "absence",
+            "prices": prices,
+            "input": {"images": str(photos)},
+            "rewrite": {},
+            "seed": 0,
+            "export": {"max_per_object": None},
+        },
         "roles": {"propose": "llm", "verify": "mllm", "rewrite": "llm"},
         "verify_method": "logprobs",
         "captions": 5,

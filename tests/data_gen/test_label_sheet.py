@@ -15,6 +15,7 @@ from data_gen.audit import audit
 from data_gen.cli import main
 from data_gen.label_sheet import COLUMNS, read_labels, sample, write_sample, write_sheet
 from data_gen.records import read_table, write_table
+from data_gen.texts import texts
 from negclip_jax.common.errors import InputError
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -27,10 +28,14 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The handmade run with a hostile file name, and foils that differ."""
+    """The handmade run with a hostile file name, foils that differ, and nothing known to be there:
+    no statements."""
     folder = tmp_path_factory.mktemp("sheet")
     run = make_run(folder)
     (folder / "photos" / "1.jpg").rename(folder / "photos" / NAME)
+    verdicts = read_table(run, "verdicts").to_pylist()
+    rows = [row | {"verdict": row["verdict"].replace("present", "unsure")} for row in verdicts]
+    write_table(run / "verdicts" / "part-00000.parquet", "verdicts", rows)
     rows = read_table(run, "pairs").to_pylist()
     for row in rows:
         row["file_name"] = row["file_name"].replace("1.jpg", NAME)
@@ -62,6 +67,15 @@ def test_the_page_shows_texts_of_both_kinds_and_tells_neither(sheet):
     bare = re.sub(r"<style>.*?</style>|<script.*</script>|data:[^\"]*", "", page, flags=re.DOTALL)
     for word in ("truth", "writer", "template", "verdict", "foil-"):
         assert word not in bare
+
+
+def test_statements_are_on_the_sheet_with_both_truths(tmp_path):
+    run = make_run(tmp_path)
+    said = write_sheet(run, tmp_path)
+    shown = {row["text"] for row in items((tmp_path / "label_sheet.html").read_text())}
+    rows = [row for _, found in texts(run) for row in found if row["file_name"] != "3.jpg"]
+    assert len(shown) > 6 and shown == {row["text"] for row in rows}
+    assert "texts of 2 photos; 1 photo is not in" in said
 
 
 def test_hostile_names_and_captions_are_text(sheet):
@@ -165,7 +179,7 @@ def test_shares_of_false_texts_that_are_true(run, sheet, tmp_path):
     every = found[0]
     assert (every["false_but_true"]["k"], every["false_but_true"]["n"]) == (1, 1)
     assert (every["true_but_false"]["k"], every["true_but_false"]["n"]) == (2, 2)
-    assert {row["name"] for row in found if row["by"] == "writer"} == {"foil", "llm", "template"}
+    assert {row["name"] for row in found if row["by"] == "writer"} == {"grammar", "llm"}
     assert "all texts: false texts that are true 100.0 % [20.7, 100.0] (1 of 1); true" in said
     assert "3 of 4 rows have a label" in said
 
