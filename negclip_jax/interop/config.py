@@ -46,6 +46,12 @@ _TOP_KEYS = {"projection_dim": "projection_dim", "logit_scale_init_value": "logi
 # transformers' own word for "the largest id": checkpoints of `model_type` "clip" that say so were
 # saved before the field had a meaning. In a "metaclip_2" 2 is the id of the end token.
 _LARGEST_ID = 2
+# transformers reads a "metaclip_2" as a CLIPModel with a warning, and pools at another token. A
+# section of its own `model_type` is what such a class reads instead: this text is in its error.
+_NO_CLIP = (
+    "a CLIPModel takes an end token of 2 for the largest token id and would pool at another token: "
+    "load this model with AutoModel or MetaClip2Model"
+)
 _WORDS = {int: "one whole number", float: "a number", str: "a name"}
 CLIP_TYPES = ("clip", "metaclip_2")
 _ALONE = "it holds the {} tower alone; give a full {} as well ({})"
@@ -214,6 +220,7 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
       towers, and transformers' `CLIPTextModelWithProjection` believes them.
     - The dtype is stated, because transformers 5 computes in it, and in the base's own spelling.
       Where the base has none it is `torch_dtype`, which every version reads.
+    - A MetaCLIP 2 whose end token is 2 cannot be read as a CLIPModel or CLIPTextModel.
     """
     raw = copy.deepcopy(raw)
     projection = (
@@ -231,6 +238,10 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
         if section is not None:
             section |= projection
             section |= {key: dtype for key in ("dtype", "torch_dtype") if key in section}
+    text = raw["text_config"]
+    if raw["model_type"] == "metaclip_2" and text.get("eos_token_id") == _LARGEST_ID:
+        raw["clip"] = {"model_type": "clip", "text_config": _NO_CLIP}
+        text["clip_text_model"] = {"model_type": "clip_text_model", "hidden_act": [_NO_CLIP]}
     return raw
 
 

@@ -355,7 +355,7 @@ def _usage(layout: str, one_tower: str, config: clip.CLIPConfig, stage: Path) ->
     name = one_tower or independent.CLASSES[kind]
     model = f'model = {name}.from_pretrained("{{out}}")'
     if name == "MetaClip2Model":
-        model += "  # CLIPModel would take an end token of 2 for the largest token id"
+        model += "  # or AutoModel; CLIPModel would take an end token of 2 for the largest id"
     # The processor needs a tokenizer and an image processor, which not every base has.
     images = any((stage / f"{of}_config.json").is_file() for of in ("processor", "preprocessor"))
     if one_tower or not (images and tokenizer_beside(stage)):

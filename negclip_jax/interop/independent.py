@@ -87,10 +87,14 @@ def features(
 def _of_transformers(torch: Any, folder: Path, nchw: Any, tokens: Any, architecture: str) -> tuple:
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     cls = getattr(transformers, architecture or CLASSES[kind])
-    model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+    finally:  # its warnings are the caller's again
+        transformers.utils.logging.set_verbosity(before)
     name = f"transformers {transformers.__version__}"
     if architecture:
         out = model(tokens if "Text" in architecture else nchw)

@@ -122,9 +122,8 @@ def export_directory(
         return
     path, keep = out.expanduser().resolve(), keep and keep.resolve()
     try:
-        atomic_files.recover_directory(
-            path
-        )  # before it is judged: a killed process may have moved it
+        # Before it is judged: a killed process may have moved it.
+        atomic_files.recover_directory(path)
         if keep and (path == keep or path in keep.parents or keep in path.parents):
             raise CheckpointError(f"{path} and the checkpoint {keep} must not contain each other")
         if path.exists() and not path.is_dir():

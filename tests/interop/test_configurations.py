@@ -209,10 +209,14 @@ def test_metaclip_2_in_open_clips_form_goes_round(name, tmp_path, capsys):
         return
     assert export.main(flags) == 0
     assert "import MetaClip2Model" in capsys.readouterr().out
-    model = transformers.MetaClip2Model.from_pretrained(tmp_path / "hf").eval()
-    again = tiny.torch_features(model, *inputs)
-    for ours, before in zip(again, expected, strict=True):
-        assert tiny.difference(ours, before) < 2e-5 * np.abs(before).max()
+    for cls in (transformers.MetaClip2Model, transformers.AutoModel):
+        again = tiny.torch_features(cls.from_pretrained(tmp_path / "hf").eval(), *inputs)
+        for ours, before in zip(again, expected, strict=True):
+            assert tiny.difference(ours, before) < 2e-5 * np.abs(before).max()
+    # Their pooling is another, and transformers only warns of the class: the file refuses.
+    for cls in (transformers.CLIPModel, transformers.CLIPTextModelWithProjection):
+        with pytest.raises(Exception, match="load this model with AutoModel or MetaClip2Model"):
+            cls.from_pretrained(tmp_path / "hf")
     config, params, _ = read_any(tmp_path / "hf")
     assert (config.text.pooling, config.text.eos_token_id) == ("first_eos", 2)
     assert_features(config, params, inputs, expected)
@@ -248,11 +252,20 @@ def test_metaclip_2_of_transformers(case, tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(tmp_path)
-    ours, params = tiny.load(tmp_path)
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    ours, params = tiny.load(base)
     pixels, _ = tiny.inputs(ours)
     inputs = pixels, captions(config.text_config.eos_token_id, 98)
-    assert_features(ours, params, inputs, tiny.torch_features(model, *inputs))
+    expected = tiny.torch_features(model, *inputs)
+    assert_features(ours, params, inputs, expected)
+    out = huggingface.save(tmp_path / "out", ours, params, base=base)
+    if case == "end token 2":
+        with pytest.raises(Exception, match="load this model with AutoModel or MetaClip2Model"):
+            transformers.CLIPModel.from_pretrained(out)
+    else:  # a CLIPModel reads any other as MetaCLIP 2 does
+        again = tiny.torch_features(transformers.CLIPModel.from_pretrained(out).eval(), *inputs)
+        assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
 FAMILY = {

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 from interop import libraries, tiny
 
 from negclip_jax.interop import export, independent, open_clip, openai
@@ -33,7 +34,9 @@ def test_both_readings_are_the_model(layout, by_hand, layouts, monkeypatch):
     folder, inputs, expected = layouts
     if by_hand:
         monkeypatch.setattr(independent, "import_torch", without_torch)
+    before = transformers.utils.logging.get_verbosity()
     found, reader = independent.features(folder / layout, *inputs)
+    assert transformers.utils.logging.get_verbosity() == before, "its warnings are the user's"
     library = "transformers" if layout == "huggingface" else "open_clip"
     # OpenAI's code is for its own sizes.
     assert reader.startswith("NumPy" if by_hand or layout == "openai" else library)
