@@ -89,6 +89,7 @@ class _Checked:
     def __init__(self, run: Path, boxes: InstanceVerifier | None):
         self._run, self._boxes = run, boxes
         self.known: collections.Counter = collections.Counter()
+        self._pairs: collections.Counter = collections.Counter()  # by whether all texts are true
         self._sources: dict[str, collections.Counter] = {}
         self._examples: dict[str, list[dict[str, str]]] = {CONTRADICTED: [], NOTHING: []}
 
@@ -97,6 +98,7 @@ class _Checked:
         for pair, found in texts(self._run, self._boxes):
             if self._boxes is not None and not pair["question"]:
                 self.known[self._boxes.verdict(pair["image_id"], pair["object"])[0]] += 1
+            self._pairs[all(row["truth"] for row in found)] += 1
             units = collections.defaultdict(list)
             for row in found:
                 if not row["truth"]:
@@ -118,6 +120,8 @@ class _Checked:
         total = sum(self._sources.values(), collections.Counter())
         return {
             "number": total.total(),
+            "pairs": self._pairs.total(),
+            "pairs_without": self._pairs[True],
             "rest_on": {source: total[source] for source in SOURCES},
             "forms": [
                 {"form": form, "rest_on": {source: found[source] for source in SOURCES}}
@@ -194,7 +198,9 @@ def table_text(result: dict[str, Any]) -> str:
     if number := result["false_texts"]["number"]:
         found = result["false_texts"]["rest_on"]
         told = ", ".join(f"{source} {found[source]:,}" for source in SOURCES)
+        bare, pairs = (result["false_texts"][key] for key in ("pairs_without", "pairs"))
         lines.append(f"{number:,} false texts rest on  {told}")
+        lines.append(f"pairs without a false text  {Share.of(bare, pairs)}")
         for source, rows in result["false_texts"]["examples"].items():
             lines += [f"  {source}: {row['file_name']}: {row['text']}" for row in rows[:1]]
     for name, share in result.get("precision", {}).items():

@@ -88,6 +88,8 @@ def write_sheet(
 
     Raises InputError where there is no text, or no photo.
     """
+    if number < 2:
+        raise InputError(f"--number is {number}; at least 2, one false and one true text")
     from data_gen.manifest import read_manifest  # with the HTTP client, which audits do without
 
     manifest = read_manifest(run)

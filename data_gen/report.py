@@ -51,6 +51,11 @@ def write_report(run: str | os.PathLike) -> Path:
         for name in thumbnails:
             with contextlib.suppress(PhotoError):  # a name that leads out of the folder
                 thumbnails[name] = file_thumbnail(folder.path(name), THUMBNAIL)
+    found = ((pair["pair_id"], rows) for pair, rows in texts(summary.run))
+    told = {name: rows for name, rows in found if name in shown}
+    # What has a false text beside it shows more of what a pair is.
+    bare = {name for name, rows in told.items() if all(row["truth"] for row in rows)}
+    gallery.sort(key=lambda row: row["pair_id"] in bare)
     page = write_page(
         summary.run / "report.html",
         Path(__file__).with_name("report.html"),
@@ -63,9 +68,7 @@ def write_report(run: str | os.PathLike) -> Path:
         first=FIRST,
         gallery=gallery,
         doubtful=doubtful,
-        texts={
-            pair["pair_id"]: found for pair, found in texts(summary.run) if pair["pair_id"] in shown
-        },
+        texts=told,
         thumbnails=thumbnails,
     )
     write_sample(summary.accepted, summary.run / "audit_sample.csv")

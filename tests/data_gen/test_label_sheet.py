@@ -100,6 +100,8 @@ def test_a_sheet_needs_photos_and_pairs(run, tmp_path):
         write_sheet(run, tmp_path, images=tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         write_sheet(run, tmp_path, images=tmp_path / "none")
+    with pytest.raises(InputError, match="--number is 0; at least 2"):
+        write_sheet(run, tmp_path, 0)
     empty = make_run(tmp_path / "empty")
     write_table(empty / "pairs" / "part-00000.parquet", "pairs", [])
     with pytest.raises(InputError, match="no accepted pair"):
