@@ -12,8 +12,6 @@ from evals.choices import Choice, Control
 from evals.cues import AFTER, count_cues, find_cue, split_at_cue
 from negclip_jax.language import tables
 
-Scores = Sequence[Sequence[float]]
-
 
 def _by_box(rule: Callable[[float, float, float, float], float]) -> Control:
     return lambda items: [[rule(*ref.box) for ref in item.images] for item in items]
@@ -28,27 +26,18 @@ BOX_CONTROLS: dict[str, Control] = {
 }
 
 
-def prefers_negated(items: Sequence[Choice]) -> Scores:
-    """The text with more negating words, whatever the picture."""
-    return [[float(count_cues(text)) for text in item.texts] for item in items]
-
-
-def prefers_affirmed(items: Sequence[Choice]) -> Scores:
-    """The text with fewer negating words."""
-    return [[-score for score in row] for row in prefers_negated(items)]
-
-
-def prefers_commas(items: Sequence[Choice]) -> Scores:
-    """The text with more commas."""
-    return [[float(text.count(",")) for text in item.texts] for item in items]
+def _by_text(count: Callable[[str], float]) -> Control:
+    return lambda items: [[float(count(text)) for text in item.texts] for item in items]
 
 
 # For benchmarks that let captions with and without negation compete.
 POLARITY_CONTROLS: dict[str, Control] = {
-    "prefers the negated text": prefers_negated,
-    "prefers the affirmed text": prefers_affirmed,
+    "prefers the negated text": _by_text(count_cues),
+    "prefers the affirmed text": _by_text(lambda text: -count_cues(text)),
 }
-
+COMMA_CONTROL: dict[str, Control] = {
+    "prefers the text with commas": _by_text(lambda text: text.count(","))
+}
 
 _WORD = re.compile(r"[a-z]+")
 _CLAUSE = re.compile(r"[,;.]|\b(?:but|while|though|although|however|yet)\b", re.IGNORECASE)
@@ -56,7 +45,7 @@ _CLAUSE = re.compile(r"[,;.]|\b(?:but|while|though|although|however|yet)\b", re.
 _FRAME = tables.words("negbench_frame")
 
 
-def contradictions(items: Sequence[Choice]) -> Scores:
+def contradictions(items: Sequence[Choice]) -> list[list[float]]:
     """Solves a multiple-choice question from its captions alone: how many others each contradicts.
 
     The wrong options of NegBench agree with each other: for objects A (there) and N (not there)
@@ -68,16 +57,14 @@ def contradictions(items: Sequence[Choice]) -> Scores:
     scores = []
     for item in items:
         claims = [_claims(text) for text in item.texts]
-        conflicts = [
-            sum(
-                there != other.get(word, there)
-                for other in claims
-                if other is not mine
-                for word, there in mine.items()
+        row = []
+        for mine in claims:
+            others = [other for other in claims if other is not mine]
+            conflicts = (
+                there != o.get(word, there) for o in others for word, there in mine.items()
             )
-            for mine in claims
-        ]
-        scores.append([float(count) for count in conflicts])
+            row.append(float(sum(conflicts)))
+        scores.append(row)
     return scores
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from evals.benchmark import Problem
 from evals.choices import Choice, choice_problem
-from evals.controls import POLARITY_CONTROLS, prefers_commas
+from evals.controls import COMMA_CONTROL, POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields
 from negclip_jax.common import plain_pickle
@@ -46,7 +46,7 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         _item(fields, i, {"image": paths[i]}, annotations[i]) for i in range(first, len(paths))
     ]
     fields.done()
-    controls = POLARITY_CONTROLS | {"prefers the text with commas": prefers_commas}
+    controls = POLARITY_CONTROLS | COMMA_CONTROL
     return choice_problem(roots, file, items, rule="argmax", controls=controls)
 
 

@@ -5,9 +5,8 @@ import pytest
 from evals.choices import Choice
 from evals.controls import (
     BOX_CONTROLS,
+    POLARITY_CONTROLS,
     contradictions,
-    prefers_affirmed,
-    prefers_negated,
 )
 from evals.images import ImageRef
 
@@ -33,8 +32,8 @@ def test_rules_over_boxes(title, expected):
 
 def test_likings_of_negation():
     item = Choice("x", (ImageRef("a"),), ("no cat and no dog", "a cat", "not a cat"))
-    assert prefers_negated([item]) == [[2, 0, 1]]
-    assert prefers_affirmed([item]) == [[-2, 0, -1]]
+    assert POLARITY_CONTROLS["prefers the negated text"]([item]) == [[2, 0, 1]]
+    assert POLARITY_CONTROLS["prefers the affirmed text"]([item]) == [[-2, 0, -1]]
 
 
 def solved(*texts: str) -> list[int]:

@@ -7,6 +7,7 @@ escaped by `markupsafe`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 COLOURS = 6  # variables --m0 to --m5 that page.css declares
@@ -157,9 +158,8 @@ def losses(train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, f
 def histogram(values: Sequence[float], low: float, high: float, bins: int) -> Markup:
     """How many values fall into each of `bins` equal parts of [low, high]; outliers in the ends."""
     width, height = 320, 110
-    counts = bin_counts(values, low, high, bins)
-    top, step, foot = max([*counts, 1]), width / bins, height - 18
-    edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+    counts, edges = np.histogram(np.clip(values, low, high), bins, (low, high))
+    top, step, foot = max(1, counts.max()), width / bins, height - 18
     marks = []
     for i, n in enumerate(counts):
         title = _mark("title", f"{edges[i]:g} to {edges[i + 1]:g}: {n:,}")
@@ -172,15 +172,6 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int) -> Ma
         _text(f"{high:g}", width, height - 4, "end"),
     ]
     return _svg(width, height, marks)
-
-
-def bin_counts(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:
-    """The heights of `histogram`."""
-    counts = [0] * bins
-    for value in values:
-        place = int((value - low) / (high - low) * bins)
-        counts[min(max(place, 0), bins - 1)] += 1
-    return counts
 
 
 def _interval(
