@@ -111,6 +111,11 @@ def by_both_rules(
 COLUMNS = ("item", "images", "texts", "scores", "answers", "predicted", "right")
 
 
+# Numbers that are no shares of items: `columns` are names, `rows` the numbers of each by its name,
+# None where one is not known. A column whose name ends in "%" holds percents.
+Table = Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What one model reached on one benchmark.
@@ -126,11 +131,13 @@ class Result:
         right: 1, 0, or 0.5 for a tie.
         Other columns: groups (str) and whatever else is worth keeping.
       breakdowns: names of group columns that the report draws, with their titles.
+      tables: other numbers, by their title.
     """
 
     metrics: Sequence[Metric]
     predictions: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
     breakdowns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
 
     def ties(self, metric: Metric) -> dict[str, Any]:
         """How many items' answers tie with another option, and `strict`, which shares their points.

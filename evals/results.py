@@ -12,6 +12,7 @@ one with others is refused, because rows of different models would stand under o
                  rows        a model or control, {metric: value, low, high, n, method, ties, ...}
                  comparisons of two models: {metric: difference, low, high, gained, lost, ...}
                  breakdowns  {column: {group: {row: value, low, high, n}}}
+                 tables      {title: {row: columns, rows by name}}
 """
 
 import dataclasses
@@ -115,7 +116,7 @@ class Results:
             entry.clear()  # the items are others: rows of before and after could not be compared
             self._table = self._table.filter(pc.field("benchmark") != benchmark.name)
         entry |= new
-        for key in ("rows", "comparisons", "breakdowns", "sentences", "errors"):
+        for key in ("rows", "comparisons", "breakdowns", "sentences", "tables", "errors"):
             entry.setdefault(key, {})
 
     def add(
@@ -133,6 +134,8 @@ class Results:
             },
         }
         entry["errors"].pop(row, None)
+        for title, table in result.tables.items():
+            entry["tables"].setdefault(title, {})[row] = table
         if result.predictions:
             table = _table(benchmark, row, problem, result, subset=entry["subset"])
             same = (pc.field("benchmark") == benchmark) & (pc.field("row") == row)

@@ -1,15 +1,20 @@
 """Both polarities: four statements, what likes and dislikes "no" get, drawing, ties."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from tiny_evals import AllThere, feature, features, instances_content, numbers, write_json
 
-from evals import registry
-from evals.benchmarks.both_polarity import Photo, read_photos, statements
+from evals import registry, report
+from evals.benchmarks.both_polarity import FORMS, Photo, read_photos, statements
 from evals.images import DataRoots, ImageRef
+from evals.results import Results, table_text
 from negclip_jax.common.errors import InputError
+from negclip_jax.language.inflection import noun
+from negclip_jax.runtime.workdir import environment
 
 
 @pytest.fixture
@@ -50,6 +55,93 @@ def test_every_photo_by_a_loop(shared_data):
     for name, value in numbers(result).items():
         spread = math.sqrt(chances[name] * (1 - chances[name]) / len(ours[name]))
         assert abs(value - chances[name]) < 4 * spread, name
+
+
+def test_tables_by_a_loop(shared_data):
+    """Every form of words and category, from random features of real labels."""
+    problem = registry.get("both_polarity").load(AllThere((shared_data / "coco",)))
+    result = problem.score(*features(problem))
+    cues, categories = (table["rows"] for table in result.tables.values())
+    photos = read_photos(shared_data / "coco" / "instances.json")
+    every = {name for photo in photos for name in photo.inside}
+    assert len(categories) == len(every) > 60 and list(cues)[:2] == ["all", "no"]
+    found = dict.fromkeys(cues, 0.0)
+    for name in every:
+        n = sum(name in photo.inside for photo in photos)
+        ways = [(form.affirmed, form.text) for form in FORMS]
+        means = {
+            kind: np.mean([feature(p.image) for p in photos if (name in p.inside) == kind], axis=0)
+            for kind in (True, False)
+        }
+        numbers = []
+        for affirmed, negated in ways:
+            yes, no = (feature(text.format(**noun(name).slots)) for text in (affirmed, negated))
+            (pp, pn), (ap, an) = ((means[k] @ yes, means[k] @ no) for k in (True, False))
+            numbers.append(
+                [(pp + ap - pn - an) / 4, (pp + pn - ap - an) / 4, (pp + an - pn - ap) / 4]
+            )
+        for form, three in zip(FORMS, numbers, strict=True):
+            found[form.cue] = found[form.cue] + np.array(three) / len(every)
+        row = categories[f"{name} ({n:,} photos)"]
+        np.testing.assert_allclose(row[:3], np.mean(numbers, axis=0), atol=1e-4)
+        yes, no = (f"there {noun(name).is_} {x}" for x in (noun(name).some, f"no {noun(name).one}"))
+        says = [
+            (p, feature(p.image) @ feature(yes) > feature(p.image) @ feature(no)) for p in photos
+        ]
+        right = [
+            np.mean([said == kind for p, said in says if (name in p.inside) == kind])
+            for kind in (True, False)
+        ]
+        assert row[3] == pytest.approx(100 * np.mean(right), abs=1e-3)
+    for form in FORMS:
+        np.testing.assert_allclose(cues[form.cue], found[form.cue], atol=1e-4)
+    np.testing.assert_allclose(
+        cues["all"], np.mean([cues[form.cue] for form in FORMS], axis=0), atol=1e-4
+    )
+
+
+def test_probes_answer_the_questions_that_texts_are_asked(problem, tmp_path):
+    """With features that say what is there, probes are right about every photo."""
+    content = instances_content()
+    content["images"] = [{"id": i, "file_name": f"{i}.jpg"} for i in range(80)]
+    there = np.random.default_rng(0).random((80, 4)) < 0.4
+    there[:2] = [[True, False, False, False], [True, True, True, False]]
+    content["annotations"] = [
+        {"image_id": int(i), "category_id": int(c) + 1} for i, c in np.argwhere(there)
+    ]
+    write_json(tmp_path / "more" / "instances.json", content)
+    problem = registry.get("both_polarity").load(AllThere((tmp_path / "more",)))
+    images = np.array([there[int(ref.path[:-4])] for ref in problem.images], np.float32) + 0.1
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts = np.random.default_rng(1).normal(size=(len(problem.texts), 4)).astype(np.float32)
+    found = numbers(problem.score(images, texts))
+    assert found["probe_both"] > 0.95 and found["both_polarities"] < 0.7
+    assert found["probe_absent"] >= found["probe_both"] <= found["probe_present"]
+
+
+def test_photos_that_all_show_the_same_have_no_tables(tmp_path):
+    content = instances_content()
+    content["annotations"] = [{"image_id": i, "category_id": 2} for i in range(6)]
+    write_json(tmp_path / "instances.json", content)
+    problem = registry.get("both_polarity").load(AllThere((tmp_path,)))
+    result = problem.score(*features(problem))
+    assert not result.tables and "probe_both" not in numbers(result)
+
+
+def test_the_report_shows_the_tables(problem, tmp_path):
+    benchmark, out = registry.get("both_polarity"), tmp_path / "out"
+    settings = {"models": {name: {"facts": {}} for name in ("a", "b")}, "seed": 0}
+    kept = Results(out, settings, environment())
+    kept.begin(benchmark, problem)
+    for name in settings["models"]:
+        kept.add("both_polarity", name, problem, problem.score(*features(problem)))
+    page = report.write(out, DataRoots((tmp_path,)), gallery=0).read_text()
+    document = json.loads((out / "results.json").read_text())
+    for title, tables in document["benchmarks"]["both_polarity"]["tables"].items():
+        assert title in page and list(tables) == ["a", "b"]
+        for name, row in tables["a"]["rows"].items():
+            assert f"<td>{escape(name)}</td>" in page and f"{row[2]:+.3f}" in page
+    assert "probe both" in page and table_text(document).count("probe_both") == 1
 
 
 def test_labels_decide_what_is_there(shared_data):
