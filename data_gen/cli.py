@@ -122,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "--sample", type=int, help="images to run into --out first; their answers stay"
     )
     run = add("run", _run, "write pairs, or go on writing them", out=True, inputs=True)
+    run.add_argument("--export", action="store_true", help="then `export` into OUT/export")
     run.add_argument("--runner", choices=("local", "ray"), default="local")
     run.add_argument("--workers", type=int, default=2, help="--runner=ray: shards at once")
     add("status", _show, "how far a run is, without touching it", out=True)
@@ -141,6 +142,11 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--images", help="--sheet: folder of the photos; default: the run's")
     export = add("export", _export, "write what launch.py reads", out=True)
     export.add_argument("--to", type=Path, help="folder; default: OUT/export")
+    known = add("statements", _statements, "write statements for pairs from elsewhere", out=False)
+    known.add_argument("--pairs", type=Path, required=True, help="e.g. NegationCLIP's own file")
+    known.add_argument("--instances", help="COCO instances json; without it captions say what is")
+    known.add_argument("--to", type=Path, required=True, help="folder for statements.parquet")
+    known.add_argument("--seed", type=int, default=0, help="another one draws other objects")
     add("batch-export", _batch_export, "write requests as batch files", out=True, inputs=True)
     batch = add("batch-import", _batch_import, "read answers from batch files", out=True)
     batch.add_argument("files", type=Path, nargs="+", help="output files of the batch service")
@@ -214,6 +220,9 @@ def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
             file=sys.stderr,
         )
         return 3
+    if getattr(args, "export", False):
+        args.to = None
+        return _export(args, changes)
     say(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
@@ -254,13 +263,32 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
     done = export(args.out, args.to or args.out / "export")
     say(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
-    say(
-        "train with\n"
-        "  python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=... \\\n"
-        f"      --config.model.checkpoint=... --config.data.pairs={done.files[0]} "
-        "--config.data.images=..."
-    )
+    _say_training(done.files[0], done.files[2] if done.statements else None)
     return 0
+
+
+def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.from_pairs import write_statements
+
+    path = args.to / "statements.parquet"
+    counts = write_statements(args.pairs, path, args.instances, args.seed)
+    say(
+        f"{counts['texts']:,} statements in {path}: {counts['units']:,} units of "
+        f"{counts['pairs']:,} pairs; {counts['unbalanced']:,} units would have tipped the balance "
+        f"of their objects; what {counts['unparsed']:,} pairs deny could not be read"
+    )
+    _say_training(args.pairs, path)
+    return 0
+
+
+def _say_training(pairs: Path, statements: Path | None) -> None:
+    config = "configs/negationclip.py" if statements is None else "configs/truth.py"
+    more = f" --config.data.statements={statements}" if statements else ""
+    say(
+        f"train with\n  python launch.py --config={config}:vit_b_32 --workdir=... \\\n"
+        f"      --config.model.checkpoint=... --config.data.pairs={pairs} "
+        f"--config.data.images=...{more}"
+    )
 
 
 def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:

@@ -13,21 +13,20 @@ import pyarrow.parquet as pq
 from data_gen.labels import write_labels
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
-from data_gen.statements import SCHEMA, foils, pen_of, table, written
+from data_gen.statements import PAIRS_A_WRITE, SCHEMA, foils, pen_of, table, written
 from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
 
-_PAIRS_A_WRITE = 5000  # whose statements are one row group
-
 
 @dataclass(frozen=True)
 class Exported:
-    """Files that were written, and how many pairs are in them."""
+    """Files that were written, and how many pairs and statements are in them."""
 
     files: list[Path]
     pairs: int
+    statements: int
 
 
 def export(run: Path, to: Path) -> Exported:
@@ -48,7 +47,7 @@ def export(run: Path, to: Path) -> Exported:
     kept = kept_pairs(run, config["export"]["max_per_object"])
     if not kept:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    pairs, rewritten = [], {}
+    pairs, rewritten, texts = [], {}, 0
     files = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")]
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -57,12 +56,14 @@ def export(run: Path, to: Path) -> Exported:
             pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
         ):
             every = written(run, pen_of(config), kept)
-            while several := list(itertools.islice(every, _PAIRS_A_WRITE)):
+            while several := list(itertools.islice(every, PAIRS_A_WRITE)):
                 for row, said in several:
                     false = foils(row, said, config["rewrite"].get("affirm", False))
                     pairs.append(_pair(row, false))
                     rewritten.setdefault(row["caption_id"], row["negated_caption"])
-                writer.write_table(table(text for _, said in several for text in said or ()))
+                rows = table(text for _, said in several for text in said or ())
+                texts += len(rows)
+                writer.write_table(rows)
         for path in files[:2]:
             write_pairs(path, pairs)
         files.append(to / "labels.json")
@@ -74,7 +75,7 @@ def export(run: Path, to: Path) -> Exported:
         raise InputError(str(error), status=5) from None
     except OSError as error:
         raise InputError(f"{to} could not be written ({error.strerror or error})", 5) from None
-    return Exported(files, len(pairs))
+    return Exported(files, len(pairs), texts)
 
 
 def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
     ]
 )
 SLACK = 1.0  # deviations
+PAIRS_A_WRITE = 5000  # whose statements are one row group
 _SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 
@@ -71,6 +72,20 @@ class Statement(NamedTuple):
     form: str
     writer: str
     label: tuple[str, ...]
+
+
+class Facts(NamedTuple):
+    """What is surely in an image, what surely is not, and what says so of each object."""
+
+    present: Sequence[str]
+    absent: Sequence[str]
+    rests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, labels: Sequence[Label]) -> "Facts":
+        """The facts that the labels of one image agree about."""
+        rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
+        return cls(*settled(labels), rests)
 
 
 def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
@@ -143,24 +158,20 @@ class Pen:
     unbalanced: int = 0
 
     def write(
-        self,
-        pairs: Sequence[Mapping[str, Any]],
-        labels: Sequence[Label],
-        captions: Sequence[str],
+        self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
     ) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
         """Each pair with its statements; None where nothing is known to be in the photo.
 
         Args:
           pairs: accepted rows of the table of pairs, all of one image.
-          labels: of the image.
+          facts: about the image.
           captions: of the image, all of them.
         """
-        there, absent = settled(labels)
+        there, absent, rests = facts
         present = certain(there, captions)
-        rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
-        rests |= {name: rests[canonical(name)] for name in denied}
+        rests = {name: rests[canonical(name)] for name in denied} | rests
         # What else one half-expects there may stand in for an object that the balance refuses.
         around = {*present} - {"person"} or {*denied}
         expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
@@ -308,7 +319,7 @@ def written(
             known: list[Label] = []
             if image == labelled:
                 known, (labelled, ahead) = ahead, next(labels, (None, []))
-            yield from pen.write(pairs[image], known, texts)
+            yield from pen.write(pairs[image], Facts.of(known), texts)
 
 
 def foils(

@@ -11,7 +11,7 @@ from data_gen import leak
 from data_gen.annotations import InstanceVerifier
 from data_gen.cli import main
 from data_gen.labels import Label
-from data_gen.statements import SCHEMA, Balance, Pen, certain, foils
+from data_gen.statements import SCHEMA, Balance, Facts, Pen, certain, foils
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import find_cues
@@ -32,7 +32,7 @@ def pair(caption: str, negated: str, obj: str = "dog", rewriter: str = "llm") ->
 
 
 def write(row: dict, labels=LABELS, grammar: Grammar = Grammar()) -> list:  # noqa: B008
-    ((_, found),) = Pen(grammar, 0).write([row], labels, [row["caption"]])
+    ((_, found),) = Pen(grammar, 0).write([row], Facts.of(labels), [row["caption"]])
     return found
 
 

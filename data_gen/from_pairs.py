@@ -1,0 +1,142 @@
+"""Statements for pairs that data_gen did not write, such as the file that NegationCLIP released.
+
+What a pair denies is read from its negated caption; what is there from the boxes, or where there
+are none from what the captions of the photo name.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_gen.annotations import ABSENT, PRESENT, InstanceVerifier
+from data_gen.labels import of_image
+from data_gen.records import Caption, ImageItem
+from data_gen.statements import PAIRS_A_WRITE, SCHEMA, Facts, Pen, table
+from negclip_jax.common import atomic_files
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.pairs import Pair, PairError, read_pairs
+from negclip_jax.language.grammar import NATURAL
+from negclip_jax.language.inflection import singular
+from negclip_jax.language.mentions import find_same, mentioned, named_categories
+from negclip_jax.language.negation import cue_of, find_cues, governs
+from negclip_jax.language.text import tokenize
+from negclip_jax.language.vocabulary import CATEGORIES, canonical
+from negclip_jax.language.wordnet import is_thing
+
+
+def write_statements(
+    pairs_file: Path, path: Path, instances: str | None = None, seed: int = 0
+) -> dict[str, int]:
+    """Writes the statements of a file of pairs; returns how many of what there were.
+
+    Args:
+      pairs_file: COCO JSON, JSONL or Parquet, as for training.
+      path: Parquet file to write.
+      instances: COCO instances JSON of the same images; those that it does not know are as without.
+      seed: of the choice of objects and forms.
+
+    Raises InputError for files that cannot be read, and where no statement can be written.
+    """
+    try:
+        pairs = read_pairs(pairs_file)
+    except PairError as error:
+        raise InputError(str(error)) from None
+    boxes = InstanceVerifier(instances, {p.image_id: p.image for p in pairs}) if instances else None
+    pen, texts, unparsed = Pen(NATURAL, seed), 0, 0
+
+    def written() -> Iterator[list]:
+        nonlocal unparsed
+        ordered = sorted(enumerate(pairs), key=lambda item: item[1].image)  # stable
+        for _, group in itertools.groupby(ordered, key=lambda item: item[1].image):
+            rows = [_row(number, pair) for number, pair in group]
+            unparsed += sum(row["object"] is None for row in rows)
+            rows = [row for row in rows if row["object"] is not None]
+            captions = [row["caption"] for row in rows]
+            for _, statements in pen.write(rows, _facts(rows, captions, boxes), captions):
+                yield statements or []
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    every = written()
+    with (
+        atomic_files.whole_file(path) as unfinished,
+        pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
+    ):
+        while several := list(itertools.islice(every, PAIRS_A_WRITE)):
+            rows = [text for statements in several for text in statements]
+            texts += len(rows)
+            writer.write_table(table(rows))
+        if not texts:
+            raise InputError(
+                f"{pairs_file}: no statement can be written, for no photo is anything known to be "
+                "there and anything denied; give the boxes too, --instances=FILE"
+            )
+    return {
+        "pairs": len(pairs), "unparsed": unparsed, "units": pen.units,
+        "unbalanced": pen.unbalanced, "texts": texts,
+    }  # fmt: skip
+
+
+def _row(number: int, pair: Pair) -> dict[str, Any]:
+    """What `Pen` reads of a row of the table of pairs."""
+    return {
+        "pair_id": str(number),
+        "image_id": pair.image_id,
+        "file_name": pair.image,
+        "caption_id": str(number),
+        "caption": pair.caption,
+        "negated_caption": pair.negated,
+        # A caption that denies something itself would be denied with it.
+        "object": None if cue_of(pair.caption) else denied(pair.negated, pair.object),
+        "question": None,
+        "rewriter": "llm",
+        "foils": pair.foils,
+    }
+
+
+def denied(text: str, named: str | None = None) -> str | None:
+    """The object that a text denies; None for a text that denies none, or more than one.
+
+    A category of COCO by any of its names, or else a thing that WordNet knows. `named`: what the
+    file says that it is.
+    """
+    tokens = tokenize(text)
+    cues = find_cues(tokens)
+
+    def is_denied(first: int, last: int) -> bool:
+        return any(governs(cue, tokens, first, last) for cue in cues)
+
+    for names in ([named] if named else [], CATEGORIES):
+        found = [n for n in names if any(is_denied(*span) for span in find_same(n, tokens))]
+        if found:
+            return found[0] if len(found) == 1 else None
+    things = [singular(token.word) for i, token in enumerate(tokens) if is_denied(i, i)]
+    things = [word for word in things if is_thing(word)]
+    return things[0] if len(things) == 1 else None
+
+
+def _facts(
+    rows: list[dict[str, Any]], captions: list[str], boxes: InstanceVerifier | None
+) -> Facts:
+    """What is known of one image."""
+    objects = {canonical(row["object"]) for row in rows}
+    if boxes is not None and rows:
+        item = ImageItem(rows[0]["image_id"], rows[0]["file_name"], _captions(captions))
+        labels = of_image(item, boxes, [])
+        if any(label.source == "boxes" for label in labels):
+            present, absent, rests = Facts.of(labels)
+            # Of what the file does not annotate the pair alone knows.
+            other = sorted(objects - set(rests))
+            rests = {**rests, **{name: f"{name}={ABSENT}@pair" for name in other}}
+            return Facts(present, [*absent, *other], rests)
+    there = sorted({name for text in captions for name in named_categories(text)})
+    there = [name for name in there if canonical(name) not in objects]
+    absent = [name for name in sorted(objects) if not mentioned(name, captions)]
+    rests = {name: f"{name}={PRESENT}@caption" for name in there}
+    return Facts(there, absent, rests | {name: f"{name}={ABSENT}@pair" for name in absent})
+
+
+def _captions(texts: list[str]) -> tuple[Caption, ...]:
+    return tuple(Caption(str(i), text) for i, text in enumerate(texts))
