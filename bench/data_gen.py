@@ -57,7 +57,8 @@ def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
         path = folder / "photos" / f"{i:05d}.jpg"
         Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        shows[digest] = frozenset(name for name in POOL if rng.random() > ABSENT)
+        named = ("person", "grass", PLACES[i % len(PLACES)].split()[1])  # by the captions
+        shows[digest] = frozenset((*named, *(name for name in POOL if rng.random() > ABSENT)))
         listed.append({"id": i + 1, "file_name": path.name})
         for j, text in enumerate(TEXTS):
             caption = text.format(f"{PLACES[i % len(PLACES)]} number {i}")

@@ -231,4 +231,4 @@ def _last_word(text: str) -> str:
 
 
 def _negate(caption: str, name: str) -> str:
-    return f"{caption.rstrip('. ')} with no {name}."
+    return f"{caption.rstrip('. ')}, with no {name} in sight."

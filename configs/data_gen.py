@@ -83,6 +83,9 @@ def _stages(config: ConfigDict) -> None:
     # caption, from that caption alone.
     config.propose.unit = "image"
     config.propose.number = 6  # objects (or questions) an image
+    # Things that are there, an image, proposals counted: for the others a model is asked about
+    # what captions name. About as many as are absent. Where boxes know the photo, none is asked.
+    config.propose.present = 2
     config.propose.temperature = 0.7
     config.propose.top_p = 0.95
     # Share of draws by "cooccurrence" that are even over all absent objects: if only plausible ones
@@ -156,6 +159,7 @@ def _frugal(config: ConfigDict) -> None:
 def _per_caption(config: ConfigDict) -> None:
     """The published script: one object a caption, no second try, nothing checked."""
     config.propose.unit = "caption"
+    config.propose.present = 0
     config.propose.temperature = 0.6
     config.propose.top_p = 0.9
     config.propose.filter = False

@@ -270,6 +270,7 @@ def build(
         ),
         PhotoFolder(config.input.images, **config.images) if config.input.images else None,
         boxes,
+        config.propose.present if roles.needs_mllm else None,
         threads,
     )
 
@@ -330,7 +331,10 @@ def _verifier(
         verifier = verify.AnnotationVerifier(boxes, verifier)
     if settings.questions_per_round and method != "multi":
         return verify.UntilEnough(
-            verifier, settings.questions_per_round, config.assign.captions_per_object
+            verifier,
+            settings.questions_per_round,
+            config.assign.captions_per_object,
+            config.propose.present,
         )
     return verifier
 

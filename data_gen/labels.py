@@ -19,7 +19,7 @@ from data_gen.annotations import ABSENT, NOT_ANNOTATED, PRESENT, UNSURE, Instanc
 from data_gen.records import ImageItem, damaged, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.records import identity
-from negclip_jax.language.mentions import named_categories
+from negclip_jax.language.mentions import named_things
 from negclip_jax.language.names import object_name
 from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import canonical
@@ -61,10 +61,19 @@ def of_image(
         if label is not None and not (label.source == "boxes" and label.object in annotated):
             found.append(label)
     there = {label.object for label in found if label.state == PRESENT}
-    named = {canonical(name) for text in image.texts for name in named_categories(text)}
+    named = {canonical(name): word for name, word in named_in(image.texts).items()}
     found += [
-        Label(image.image_id, name, name, UNSURE, "caption", 0.5) for name in sorted(named - there)
+        Label(image.image_id, name, named[name], UNSURE, "caption", 0.5)
+        for name in sorted(named.keys() - there)
     ]
+    return found
+
+
+def named_in(captions: Sequence[str]) -> dict[str, str]:
+    """What the captions of one image name, with the first one's words for it."""
+    found: dict[str, str] = {}
+    for text in captions:
+        found = named_things(text) | found
     return found
 
 

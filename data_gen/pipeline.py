@@ -11,7 +11,7 @@ from data_gen import labels
 from data_gen.annotations import InstanceVerifier
 from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
-from data_gen.records import Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
+from data_gen.records import NAMED, Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
 from data_gen.settings import Settings
 from data_gen.stages.propose import Proposer, filtered
 from data_gen.stages.rewrite import RewriteStage
@@ -21,6 +21,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import named_categories
 from negclip_jax.language.negation import cue_of
+from negclip_jax.language.vocabulary import CATEGORIES
 
 FIRST_ANSWERS = 100
 _CANDIDATE_COLUMNS = ("caption_id", "object", "question", "source", "key", "reject_reason")
@@ -90,7 +91,8 @@ class FirstAnswers:
 class ImagePipeline:
     """Takes an image through all stages; one object serves a whole run.
 
-    `boxes`: the annotations of its images, where there are some. `threads` decode photos.
+    `boxes`: the annotations of its images, where there are some. `present`: how many things that
+    captions name are asked about; None where no model looks. `threads` decode photos.
     """
 
     config: Settings
@@ -99,6 +101,7 @@ class ImagePipeline:
     stage: RewriteStage
     folder: PhotoFolder | None
     boxes: InstanceVerifier | None
+    present: int | None
     threads: Executor
 
     async def process(self, image: ImageItem) -> Rows:
@@ -145,31 +148,41 @@ class ImagePipeline:
         assignments = assign(
             image, candidates, verdicts, seed=self.config.seed, **self.config.assign
         )
-        # Objects that are surely in the photo: annotated, seen by the verifier, or mentioned.
+        # Objects that are surely in the photo: annotated or seen by the verifier; where no model
+        # looks, COCO's categories that captions name.
         present = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
         if self.boxes is not None:
             present |= self.boxes.visible.get(identity(image.image_id), frozenset())
-        if not present:
+        if not present and self.present is None:
             present = {name for text in image.texts for name in named_categories(text)}
         rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))
         return rows
 
     async def _candidates(self, image: ImageItem) -> list[Candidate]:
         candidates = await self.proposer.propose(image)
-        if self.config.pipeline != "vqa" and not self.config.propose.filter:
+        if self.config.pipeline == "vqa" or self.config.propose.filter:
+            # A model may name more than it was asked for: the first usable ones count.
+            found, candidates, usable = filtered(candidates, image.texts), [], 0
+            for candidate in found:
+                usable += candidate.reject_reason is None
+                if usable <= self.config.propose.number or candidate.reject_reason is not None:
+                    candidates.append(candidate)
+        usable = any(candidate.reject_reason is None for candidate in candidates)
+        is_known = self.boxes is not None and identity(image.image_id) in self.boxes.present
+        if not self.present or not usable or is_known:
             return candidates
-        candidates = filtered(candidates, image.texts)
-        kept, usable = [], 0  # a model may name more than it was asked for: the first usable count
-        for candidate in candidates:
-            usable += candidate.reject_reason is None
-            if usable <= self.config.propose.number or candidate.reject_reason is not None:
-                kept.append(candidate)
-        return kept
+        # What captions name is never said to be absent, but asked about for its label. First what
+        # other photos lack, people last: an object that is always there tells truth without photos.
+        named = shuffled(sorted(labels.named_in(image.texts)), self.config.seed, image.image_id)
+        named.sort(key=lambda name: (name not in CATEGORIES, name == "person"))
+        named = named[: self.present]
+        return candidates + [Candidate(name, NAMED, reject_reason="mentioned") for name in named]
 
     async def _verdicts(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
     ) -> list[Verdict]:
-        unique = {(c.object, c.question): c for c in candidates if c.reject_reason is None}
+        asked = (c for c in candidates if c.reject_reason is None or c.source == NAMED)
+        unique = {(c.object, c.question): c for c in asked}
         verdicts = await self.verifier.verify(image, photo, list(unique.values()))
         order = {key: place for place, key in enumerate(unique)}
         return sorted(verdicts, key=lambda v: order[v.object, v.question])
@@ -201,7 +214,8 @@ def assign(
     if own:
         pairs = [(caption, own[caption.id]) for caption in captions if caption.id in own]
     else:  # in turns: each object once before any of them twice
-        turns = shuffled(free, seed, "object") * captions_per_object
+        # In an order of this image: one order for all would leave some objects to the last.
+        turns = shuffled(free, seed, image.image_id, "object") * captions_per_object
         order = {c.id: i for i, c in enumerate(captions)}
         pairs = list(zip(shuffled(captions, seed, "caption"), turns, strict=False))
         pairs.sort(key=lambda pair: order[pair[0].id])

@@ -19,6 +19,8 @@ from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
+NAMED = "caption"  # source of a candidate that a caption names
+
 _TYPES = {
     "": pa.string(),
     "texts": pa.list_(pa.string()),
@@ -51,7 +53,8 @@ SCHEMAS = {
         "image_id",
         "caption_id",  # null: proposed for the image with all its captions
         "object question",
-        "source",  # llm | cooccurrence | random | file | vqa
+        # llm | cooccurrence | random | file | vqa, or caption: named there, asked for its label.
+        "source",
         "key",  # of the request in the cache, null without one
         "reject_reason",  # null for one that was kept
     ),

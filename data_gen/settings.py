@@ -44,6 +44,7 @@ _RENAMED = {
 # Keys that are younger than runs which may go on, with the values by which these were made.
 _YOUNGER = {
     "propose.random": 0.0,
+    "propose.present": 0,
     "rewrite.style": "natural",
     "rewrite.before": 0.35,
     "rewrite.statements": 0.0,
@@ -96,6 +97,7 @@ _RANGES = {
     "rewrite.tries": POSITIVE,
     "check.max_tokens": POSITIVE,
     "verify.questions_per_round": NOT_NEGATIVE,
+    "propose.present": NOT_NEGATIVE,
     "engine.per_minute": NOT_NEGATIVE,
     "engine.timeout": NOT_NEGATIVE,
     "engine.max_outage_seconds": NOT_NEGATIVE,

@@ -18,7 +18,7 @@ from bench.loopback import LoopbackServer, last_turn
 from negclip_jax.common.chat.client import ChatSettings
 
 POOL = ["umbrella", "dog", "bicycle", "kite", "laptop", "bus", "horse", "clock"]
-TEXTS = ["A man sits on a bench", "A person on a seat", "Some grass and trees"]
+TEXTS = ["A man sits on a bench", "A person on a seat", "Some grass and the {}"]
 PLACES = ["a lake", "a wall", "the sea", "a gate", "a tower", "a bridge", "a fence", "a hill"]
 IMPATIENT = ChatSettings(
     backoff=0.01,
@@ -174,10 +174,13 @@ def world(folder: Path, images: int, captions: int = 3) -> dict[str, frozenset[s
     for i in range(images):
         data, name = photo(i), f"{i:03d}.jpg"
         (folder / "photos" / name).write_bytes(data)
-        shows[hashlib.sha256(data).hexdigest()] = frozenset((POOL[i % 8], POOL[(i + 3) % 8]))
+        named = ("person", "bench", "grass", PLACES[i % 8].split()[1])  # by the captions
+        shows[hashlib.sha256(data).hexdigest()] = frozenset(
+            (POOL[i % 8], POOL[(i + 3) % 8], *named)
+        )
         listed.append({"id": i + 1, "file_name": name})
         for j in range(captions):
-            text = f"{TEXTS[j]} near {PLACES[i % 8]}{'.' if j else ''}"
+            text = TEXTS[j].format(POOL[i % 8]) + f" near {PLACES[i % 8]}{'.' if j else ''}"
             annotations.append({"id": 10 * i + j, "image_id": i + 1, "caption": text})
     content = {"images": listed, "annotations": annotations}
     (folder / "captions.json").write_text(json.dumps(content))

@@ -15,7 +15,7 @@ from data_gen.answers import REFUSAL, numbered, numbered_schema, yes_no_mass, ye
 from data_gen.engines.probe import TOP_LOGPROBS, Capabilities, Engine
 from data_gen.images import Photo
 from data_gen.prompts import Prompt, lines
-from data_gen.records import Candidate, ImageItem, Verdict, shuffled
+from data_gen.records import NAMED, Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.records import identity
 from negclip_jax.language.inflection import noun
@@ -251,12 +251,14 @@ class UntilEnough:
 
     Many images are in work at once, so that waiting for a wave costs a server nothing. A fifth
     fewer questions at the published share of absent objects, for the same pairs. `wave`: questions
-    at a time.
+    at a time. `present`: things that are to be seen: for those that proposals lack, it asks about
+    what captions name.
     """
 
     verifier: Verifier
     wave: int
     captions_per_object: int
+    present: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
@@ -264,9 +266,12 @@ class UntilEnough:
         """Verdicts on the first candidates; on all where too few are absent."""
         enough = math.ceil(len(image.captions) / self.captions_per_object)
         verdicts: list[Verdict] = []
-        for start in range(0, len(candidates), self.wave):
-            if sum(v.verdict == "absent" for v in verdicts) >= enough:
-                break
-            some = candidates[start : start + self.wave]
+        proposed = [candidate for candidate in candidates if candidate.source != NAMED]
+        while proposed and sum(v.verdict == "absent" for v in verdicts) < enough:
+            some, proposed = proposed[: self.wave], proposed[self.wave :]
             verdicts += await self.verifier.verify(image, photo, some)
+        seen = sum(v.verdict == "present" and v.question is None for v in verdicts)
+        named = [candidate for candidate in candidates if candidate.source == NAMED]
+        if named := named[: max(self.present - seen, 0)]:
+            verdicts += await self.verifier.verify(image, photo, named)
         return verdicts

@@ -2,12 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from negclip_jax.language import tables, wordnet
 from negclip_jax.language.inflection import plural, singular, stem
+from negclip_jax.language.names import object_name
 from negclip_jax.language.text import Token, tokenize
-from negclip_jax.language.vocabulary import CATEGORIES, concepts, kinds, same, wider
+from negclip_jax.language.vocabulary import (
+    CATEGORIES,
+    FRAME,
+    STOP,
+    concepts,
+    is_participle,
+    kinds,
+    same,
+    wider,
+)
 
 Span = tuple[int, int]  # first and last token
 
@@ -19,6 +29,11 @@ _OTHERS = {
 # Before an animal or a vehicle these are no people: "a baby elephant", "a passenger train".
 _AGES = tables.words("age")
 _COLOURS = tables.words("colour")
+_NO_THINGS = _COLOURS | FRAME  # at the end of a phrase: "dressed in red", "a close up"
+_BEFORE_NOUNS = frozenset({"and", "or"}).union(
+    *map(tables.words, ("determiner", "preposition", "number", "article", "place"))
+)
+_VERBS = frozenset(map(stem, tables.words("verb")))
 
 
 class _Forms:
@@ -33,11 +48,11 @@ class _Forms:
             if len(phrase) > 1:
                 self.multiple.setdefault(phrase[0], []).append(phrase)
         self.stems = frozenset(stems)
-        self._starts = self.single | self.multiple.keys()
+        self.starts = self.single | self.multiple.keys()
 
     def find(self, words: Sequence[str]) -> list[Span]:
         """The spans of words that name the thing, from left to right."""
-        if not self.stems and self._starts.isdisjoint(words):  # nearly always
+        if not self.stems and self.starts.isdisjoint(words):  # nearly always
             return [(i, i) for i, word in enumerate(words) if self._is_free_of(word)]
         spans = []
         i = 0
@@ -123,6 +138,52 @@ def find_same(obj: str, tokens: Sequence[Token]) -> list[Span]:
 def find_kinds(obj: str, tokens: Sequence[Token]) -> list[Span]:
     """Where tokens name the object or a kind of it: a "kitten" for "cat"."""
     return _forms(obj, "kind").find([token.word for token in tokens])
+
+
+@cache
+def _first_words() -> dict[str, list[str]]:
+    """The words that a name of a category or of a kind of it begins with, to the categories."""
+    found: dict[str, list[str]] = {}
+    for name in CATEGORIES:
+        for word in _forms(name, "kind").starts:
+            found.setdefault(word, []).append(name)
+    return found
+
+
+def named_things(caption: str) -> dict[str, str]:
+    """What a caption names, with the words for it: {"person": "men", "street": "street"}.
+
+    COCO's categories by their names and kinds of them ("a vehicle" may be no car), other things by
+    the nouns that phrases end in. A word of several senses may mean something else.
+    """
+    tokens = tokenize(caption)
+    words = [token.word for token in tokens]
+    found, spans = {}, set()
+    for name in sorted({name for word in words for name in _first_words().get(word, ())}):
+        for first, last in _forms(name, "kind").find(words):
+            found.setdefault(name, " ".join(words[first : last + 1]))
+            spans.update(range(first, last + 1))
+    # Phrases: content words in a row behind a determiner, a preposition or a mark. A verb at the
+    # end is none of it: "the children ride".
+    phrase: list[int] = []
+    for i in range(len(tokens) + 1):
+        inside = i < len(tokens) and not (words[i] in STOP or is_participle(words[i]))
+        if phrase and not (inside and not tokens[i].mark):
+            while len(phrase) > 1 and stem(words[phrase[-1]]) in _VERBS:
+                phrase.pop()
+            first, last = phrase[0], phrase[-1]
+            begins = not first or tokens[first].mark or words[first - 1] in _BEFORE_NOUNS
+            if begins and last not in spans and words[last] not in _NO_THINGS:
+                pair = " ".join(words[max(first, last - 1) : last + 1])
+                for text in dict.fromkeys((pair, words[last])):  # "clock tower", not any tower
+                    name = object_name(text) if wordnet.is_thing(singular(text)) else None
+                    if name is not None:
+                        found.setdefault(name, text)
+                        break
+            phrase = []
+        if inside:
+            phrase.append(i)
+    return found
 
 
 def named_categories(caption: str) -> set[str]:

@@ -7,14 +7,15 @@ from data_gen.records import Candidate, Caption, ImageItem, Verdict
 
 TEXTS = ["a man", "a boy on a road", "a person", "someone with no hat", "a guy"]
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enumerate(TEXTS)))
+NAMES = ["dog", "cat", "bus", "kite", "vase", "oven", "bear", "tie"]
 
 
-def make(*absent: str, most=3, skip=True, seed=0, caption_id=None, others=()):
+def make(*absent: str, most=3, skip=True, seed=0, caption_id=None, others=(), image=IMAGE):
     names = [*absent, *others]
     candidates = [Candidate(name, "llm", caption_id=caption_id) for name in names]
     verdicts = [Verdict(n, "absent" if n in absent else "present", 0, 1, "text") for n in names]
     return assign(
-        IMAGE, candidates, verdicts, captions_per_object=most, skip_negated=skip, seed=seed
+        image, candidates, verdicts, captions_per_object=most, skip_negated=skip, seed=seed
     )
 
 
@@ -45,3 +46,11 @@ def test_seeds_draw_otherwise_and_the_same_seed_the_same():
 def test_an_object_for_one_caption_goes_to_that_caption():
     (only,) = make("dog", caption_id="2")
     assert only.caption.id == "2"
+
+
+def test_no_object_is_the_last_choice_in_every_image():
+    """Eight objects for four captions: each has its turn in some of the images."""
+    captions = tuple(Caption(str(i), text) for i, text in enumerate(TEXTS))
+    images = [ImageItem(str(i), f"{i}.jpg", captions) for i in range(30)]
+    used = collections.Counter(a.candidate.object for i in images for a in make(*NAMES, image=i))
+    assert used.keys() == set(NAMES) and min(used.values()) > 5

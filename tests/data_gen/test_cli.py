@@ -85,7 +85,7 @@ def test_probe(scene, capsys):
     )
     assert "Is there a red circle in this image? (there is one) 'no'" in look
     assert "does it see photos?" in doubt
-    assert "'A man rides a horse on a beach with no umbrella.'" in rewrite
+    assert "'A man rides a horse on a beach, with no umbrella in sight.'" in rewrite
 
 
 def test_status(finished, capsys):

@@ -55,7 +55,7 @@ def test_boxes_tell_of_every_annotated_class(boxes):
 
 
 def test_boxes_say_nothing_of_a_photo_that_they_do_not_know(boxes):
-    other = ImageItem("2", "2.jpg", (Caption("1", "grass"),))
+    other = ImageItem("2", "2.jpg", (Caption("1", "Looking around"),))
     unknown = verdict("dog", "unsure", 0.5, "instances", error_code=NOT_ANNOTATED)
     assert of_image(other, boxes, [unknown]) == []
 
@@ -95,7 +95,7 @@ def test_what_a_caption_names_is_unsure_until_somebody_looked():
     ],
 )
 def test_a_question_is_a_label_where_it_asks_for_a_thing_alone(question, name):
-    image = ImageItem("1", "1.jpg", (Caption("1", "grass"),))
+    image = ImageItem("1", "1.jpg", (Caption("1", "Looking around"),))
     found = of_image(image, None, [verdict("words", question=question, method="vqa")])
     assert [(row.object, row.source) for row in found] == ([(name, "vqa")] if name else [])
     assert settled(found) == ([], [name] if name else [])

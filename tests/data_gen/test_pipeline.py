@@ -1,6 +1,7 @@
 """One image through all stages, with everything scripted."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -56,10 +57,16 @@ def test_all_rows_of_an_image(photos):
         ("2", "train", 48),
     ]
     reasons = {r["object"]: r["reject_reason"] for r in rows.candidates}
-    assert reasons == {"dog": None, "car": None, "rider": "mentioned", "sky": "unusable"}
-    assert {r["object"]: r["verdict"] for r in rows.verdicts} == {"dog": "absent", "car": "present"}
+    proposed = {"dog": None, "car": None, "rider": "mentioned", "sky": "unusable"}
+    # What captions name is asked about too, as two things are to be seen, and is never denied.
+    assert reasons == proposed | {"person": "mentioned", "horse": "mentioned"}
+    verdicts = {"dog": "absent", "car": "present", "horse": "absent"}
+    assert {r["object"]: r["verdict"] for r in rows.verdicts} == verdicts
+    assert {(r["object"], r["source"]): r["state"] for r in rows.labels} == {
+        (name, "mllm"): state for name, state in verdicts.items()
+    } | {("horse", "caption"): "unsure", ("person", "caption"): "unsure"}
     assert [r["object"] for r in rows.pairs] == ["dog", "dog"]
-    assert all(r["accepted"] and "car" in r["foils"][0] for r in rows.pairs)
+    assert all(r["accepted"] and "car" in " ".join(r["foils"]) for r in rows.pairs)
     assert rows.rejects == [] and rows.codes() == {"mentioned", "unusable"}
     assert len({r.image.sha256 for r in engine.requests if r.image}) == 1
 
@@ -88,7 +95,33 @@ def test_no_more_objects_than_asked_for(photos):
     rows, _ = process(
         lambda r: many if r.stage == "propose" else answer(r), photos, propose__number="2"
     )
-    assert [r["object"] for r in rows.candidates] == ["dog", "sky", "car"]
+    proposed = [r["object"] for r in rows.candidates if r["source"] == "llm"]
+    assert proposed == ["dog", "sky", "car"]
+    assert [r["source"] for r in rows.candidates[3:]] == ["caption", "caption"]
+
+
+def test_no_question_for_labels_alone_where_boxes_know_or_nothing_was_proposed(photos, tmp_path):
+    rows, _ = process(lambda r: "[]" if r.stage == "propose" else answer(r), photos)
+    assert rows.verdicts == [] and {r["state"] for r in rows.labels} == {"unsure"}
+    categories = [{"id": i, "name": name} for i, name in enumerate(("dog", "car", "bus"), 1)]
+    content = {"images": [{"id": 7, "width": 9, "height": 9}], "categories": categories}
+    boxes = [{"id": 1, "image_id": 7, "category_id": 2, "area": 9, "bbox": [0, 0, 3, 3]}]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content | {"annotations": boxes}))
+    rows, engine = process(answer, photos, input__instances=str(path))
+    assert not any(r.stage == "verify" for r in engine.requests)
+    assert {r["object"]: (r["state"], r["source"]) for r in rows.labels} == {
+        "dog": ("absent", "boxes"), "car": ("present", "boxes"), "bus": ("absent", "boxes"),
+        "person": ("unsure", "caption"), "horse": ("unsure", "caption"),
+    }  # fmt: skip
+
+
+def test_a_foil_denies_what_a_model_saw_and_not_what_a_caption_says(photos):
+    def blind(request):
+        return "No" if request.stage == "verify" else answer(request)
+
+    rows, _ = process(blind, photos)
+    assert [r["foils"] for r in rows.pairs if r["accepted"]] == [[]]
 
 
 def test_what_a_caption_names():

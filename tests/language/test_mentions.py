@@ -2,7 +2,13 @@
 
 import pytest
 
-from negclip_jax.language.mentions import find_kinds, find_same, mentioned, named_categories
+from negclip_jax.language.mentions import (
+    find_kinds,
+    find_same,
+    mentioned,
+    named_categories,
+    named_things,
+)
 from negclip_jax.language.text import tokenize
 
 
@@ -65,3 +71,19 @@ def test_spans_are_of_tokens():
 def test_categories_are_named_by_their_own_names():
     caption = "Two dogs on a sofa, a hot dog, a vehicle and a bus stop"
     assert named_categories(caption) == {"dog", "hot dog"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "things"),
+    [
+        ("Two dogs, a hot dog and a vehicle",
+         {"dog": "dogs", "hot dog": "hot dog", "vehicle": "vehicle"}),
+        ("A kitten on a sofa", {"cat": "kitten", "couch": "sofa"}),
+        ("The children ride near a tall bell tower.",
+         {"person": "children", "bell tower": "bell tower"}),
+        ("A girl in red, happily riding to the old barns", {"person": "girl", "barn": "barns"}),
+        ("An orange cat in a blue sky", {"cat": "cat"}),
+    ],
+)  # fmt: skip
+def test_what_a_caption_names(caption, things):
+    assert named_things(caption) == things
