@@ -135,8 +135,28 @@ def rank(queries: np.ndarray, gallery: np.ndarray, positives: Sequence[Sequence[
     parts = []
     for start in range(0, len(queries), ROWS):
         chunk = queries[start : start + ROWS].astype(np.float64)
+        own = positives[start : start + len(chunk)]
         scores = _comparable((chunk @ wide).astype(np.float32))
-        parts.append(_rank_rows(scores, positives[start : start + len(chunk)]))
+        counts = np.array([len(p) for p in own])
+        rows = np.repeat(np.arange(len(own)), counts)
+        columns = np.concatenate([np.sort(np.asarray(p, np.int64)) for p in own])
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        right = scores[rows, columns]  # of all positives, one query's after another's
+        best = np.maximum.reduceat(right, starts)
+        at_best = right == best[rows]
+        # In a stable sort the first of the best positives stands behind equal entries before it.
+        first = np.minimum.reduceat(np.where(at_best, columns, scores.shape[1]), starts)
+        equal = scores == best[:, None]
+        better = (scores > best[:, None]).sum(1)
+        before = (equal & (np.arange(scores.shape[1]) < first[:, None])).sum(1)
+        tied, tied_positives = equal.sum(1), np.add.reduceat(at_best.astype(np.int64), starts)
+        scores[rows, columns] = np.nan  # what is left are rivals
+        only_right = counts >= scores.shape[1]
+        scores[only_right] = -np.inf
+        rival = np.nanargmax(scores, axis=1)
+        rival_score = scores[np.arange(len(scores)), rival]
+        rival = np.where(only_right, -1, rival)
+        parts.append((better, tied, tied_positives, better + before, best, rival, rival_score))
     return Ranks(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -154,28 +174,6 @@ def mean_directions(features: np.ndarray, count: int) -> np.ndarray:
     mean = features.reshape(-1, count, features.shape[-1]).astype(np.float64).mean(1)
     norm = np.linalg.norm(mean, axis=-1, keepdims=True)
     return (mean / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
-
-
-def _rank_rows(scores: np.ndarray, positives: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
-    counts = np.array([len(p) for p in positives])
-    rows = np.repeat(np.arange(len(positives)), counts)
-    columns = np.concatenate([np.sort(np.asarray(p, np.int64)) for p in positives])
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    right = scores[rows, columns]
-    best = np.maximum.reduceat(right, starts)
-    at_best = right == best[rows]
-    first = np.minimum.reduceat(np.where(at_best, columns, scores.shape[1]), starts)
-    equal = scores == best[:, None]
-    better = (scores > best[:, None]).sum(1)
-    before = (equal & (np.arange(scores.shape[1]) < first[:, None])).sum(1)
-    tied, tied_positives = equal.sum(1), np.add.reduceat(at_best.astype(np.int64), starts)
-    scores[rows, columns] = np.nan
-    only_right = counts >= scores.shape[1]
-    scores[only_right] = -np.inf
-    rival = np.nanargmax(scores, axis=1)
-    rival_score = scores[np.arange(len(scores)), rival]
-    rival = np.where(only_right, -1, rival)
-    return better, tied, tied_positives, better + before, best, rival, rival_score
 
 
 def _comparable(scores: np.ndarray) -> np.ndarray:

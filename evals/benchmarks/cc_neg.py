@@ -42,21 +42,18 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         fields.note("image_paths and annotations differ in length", "the file")
     fields.done()
     first = max(0, len(paths) - EVALUATION)
-    items = [
-        _item(fields, i, {"image": paths[i]}, annotations[i]) for i in range(first, len(paths))
-    ]
+    items = []
+    for i in range(first, len(paths)):
+        where = f"index {i}"
+        parts = annotations[i] if isinstance(annotations[i], dict) else {}
+        photo = fields.text({"image": paths[i]}, "image", where)
+        image = ImageRef(photo.removeprefix("/workspace/datasets/cc3m/"))
+        caption = fields.text(parts.get("json"), "caption", where)
+        negated = fields.text(parts.get("sop_data"), "negative-prompt", where)
+        items.append(Choice(str(i), (image,), (caption, negated.replace(",", ""))))
     fields.done()
     controls = POLARITY_CONTROLS | COMMA_CONTROL
     return choice_problem(roots, file, items, rule="argmax", controls=controls)
-
-
-def _item(fields: Fields, index: int, path: dict, annotation: Any) -> Choice:
-    where = f"index {index}"
-    parts = annotation if isinstance(annotation, dict) else {}
-    image = ImageRef(fields.text(path, "image", where).removeprefix("/workspace/datasets/cc3m/"))
-    caption = fields.text(parts.get("json"), "caption", where)
-    negated = fields.text(parts.get("sop_data"), "negative-prompt", where)
-    return Choice(str(index), (image,), (caption, negated.replace(",", "")))
 
 
 def read_plain_pickle(file: Path, download: str) -> Any:

@@ -109,9 +109,8 @@ def find_labelled(
             different = ", ".join(sorted(set(names) ^ set(labels))[:3])
             raise InputError(f"tfds:{tfds} has other classes than the prompts ({different}, ...).")
         found = [labels[names[int(row["label"])]] for row in rows]
-        refs = [ImageRef(f"tfds:{tfds}#{i}") for i in range(len(found))]
-        pairs = enumerate(zip(refs, found, strict=True))
-        return Path(f"tfds:{tfds}"), [Labelled(str(i), *pair) for i, pair in pairs]
+        items = [Labelled(str(i), ImageRef(f"tfds:{tfds}#{i}"), n) for i, n in enumerate(found)]
+        return Path(f"tfds:{tfds}"), items
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     unknown = [path.name for path in inside if plain(path.name) not in labels]
     absent = set(labels) - {plain(path.name) for path in inside}

@@ -367,12 +367,8 @@ def _edges(box: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-SOURCES: dict[str, Source] = {
-    "phrasecut": phrasecut,
-    "refcoco": refcoco,
-    "negrefcocog": negrefcocog,
-    "categories": categories,
-}
+_READERS = (phrasecut, refcoco, negrefcocog, categories)
+SOURCES: dict[str, Source] = {read.__name__: read for read in _READERS}
 
 
 def load_sets(
