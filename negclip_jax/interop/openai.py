@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from negclip_jax.common.problems import first
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD
 from negclip_jax.interop import writing
 from negclip_jax.interop.config import preprocessor_of, write_config
@@ -108,16 +107,6 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
         projection_dim = shapes["text_projection"][1]
     except (KeyError, IndexError) as error:
         problems = {"missing or without shape": [str(error)], "it holds": shapes}
-        # Names that are right behind a prefix: a CLIP is a part of this model.
-        ends = ("ln_final.weight", "text_model.final_layer_norm.weight")
-        inside = [n.removesuffix(end) for n in shapes for end in ends if n.endswith(f".{end}")]
-        if inside:
-            others = first([n for n in shapes if not n.startswith(inside[0])])
-            raise CheckpointError(
-                f"{where} holds a CLIP, or its text tower, under {inside[0]!r} and beside it "
-                f"{others}: save that part alone, as its own state dict, or of Stable Diffusion "
-                "give the text_encoder/ of its diffusers form"
-            ) from error
         raise CheckpointError(problem_report(where, problems, _ADVICE)) from error
     if vocabulary > _VOCABULARY:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from negclip_jax.common import remote, storage
+from negclip_jax.common.problems import first
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai
 from negclip_jax.interop.config import CLIP_TYPES, errors_of, preprocessor_of, tokenizer_beside
@@ -28,6 +29,7 @@ from negclip_jax.interop.files import (
 from negclip_jax.interop.tensors import open_file
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
+from negclip_jax.models.transformer import ACTIVATIONS
 
 SENTENCE_TRANSFORMERS = "0_CLIPModel"  # the folder of its CLIPs that holds the model
 _OPENAI_NAMES = re.compile(r"vit-[bl]-(16|32|14|14-336px)\.pt")
@@ -276,6 +278,7 @@ def _read_file(
         prefix = towers["embeddings.token_embedding.weight" not in stored].name
         own = [tower.projection.name for tower in towers]
         stored = {n if n in own else f"{prefix}_model.{n}": t for n, t in stored.items()}
+    _require_a_clip_alone(file, list(stored))
     # Of transformers' names: a whole CLIP's or one tower's. Else they are OpenAI's or open_clip's.
     held = [t for t in towers if any(name.startswith(f"{t.name}_model.") for name in stored)]
     described = None if held else _described(file, label)
@@ -304,6 +307,25 @@ def _read_file(
         return config, huggingface.load_params(file, config, stored), info
     # Reads OpenAI's names as well, which open_clip kept.
     return config, open_clip.load_params(stored, config, file, authority=authority), info
+
+
+def _require_a_clip_alone(file: Path, names: list[str]) -> None:
+    """Raises CheckpointError, with what to do, where a CLIP is a part of what the file holds."""
+    adapters = [name for name in names if "lora_" in name]
+    if adapters:
+        raise CheckpointError(
+            f"{file} holds LoRA adapters ({first(adapters)}): merge them into the weights where "
+            "they were trained (merge_and_unload() of peft), and save the model's state dict"
+        )
+    ends = ("ln_final.weight", "text_model.final_layer_norm.weight")
+    inside = [n.removesuffix(end) for n in names for end in ends if n.endswith(f".{end}")]
+    if inside and inside[0] != "text.":  # which is CustomTextCLIP's
+        others = first([name for name in names if not name.startswith(inside[0])])
+        raise CheckpointError(
+            f"{file} holds a CLIP, or its text tower, under {inside[0]!r} and beside it {others}: "
+            "save that part alone, as its own state dict, or of Stable Diffusion give the "
+            "text_encoder/ of its diffusers form"
+        )
 
 
 def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
@@ -380,8 +402,8 @@ def _undescribed(
 def _activation_by_origin(file: Path, origin: str, config: CLIPConfig) -> tuple[str, str]:
     """Activation of a lone file, and what says it; "assumed" first where nothing does for sure."""
     name = file.name.lower()
-    if origin == "quick_gelu":
-        return "quick_gelu", "the code in the archive"
+    if origin in ACTIVATIONS:
+        return origin, "the code in the archive"
     if "quickgelu" in name or _OPENAI_NAMES.fullmatch(name):
         return "quick_gelu", f"the name {file.name}"
     # Of LAION's releases, ViT-B/32 on LAION-400M alone has quick_gelu (open_clip's pretrained.py).

@@ -30,17 +30,23 @@ from negclip_jax.interop.files import (
     problem_report,
     read_json,
 )
-from negclip_jax.interop.torchscript import is_torchscript, says_quick_gelu, torchscript_tensors
+from negclip_jax.interop.torchscript import activation_in_code, is_torchscript, torchscript_tensors
 
-# Where training scripts keep the model's state dict, and what their wrappers put before its names.
+# Where training scripts keep the model's state dict, and what wrappers put before or into names.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "clip_model", "clip", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.", "net.", "_forward_module.")
-_PREFIXES += ("cond_stage_model.transformer.",)
+_WRAPPERS = re.compile(
+    r"(^|\.)(?:(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
+    r"\.)+"
+)
+_TOWERS = ("text_model", "vision_model", "text", "visual")  # stay, where it is one tower alone
+# Names of a CLIP or a tower of one, as each library has it: what stands before them is a wrapper's.
+_KNOWN = {"ln_final.weight", "text.ln_final.weight", "text_model.final_layer_norm.weight"}
+_KNOWN |= {"vision_model.post_layernorm.weight", "encoder.layers.0.layer_norm1.weight"}
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def open_weights(directory: Path) -> dict[str, StoredTensor]:
-    """Opens a checkpoint's tensors, keyed by name; nothing is read yet.
+    """Opens a checkpoint's tensors, keyed by name (see `open_file`); nothing is read yet.
 
     Reads one safetensors file, shards with an index, and the same two of `pytorch_model.bin`
     (those only through torch's weights-only unpickler, which runs no code).
@@ -57,7 +63,8 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
             "transformers' save_pretrained writes model.safetensors"
         )
     if path.suffix != ".json":
-        return _open_one(path)
+        tensors = _open_one(path)
+        return {plain: tensors[name] for name, plain in _plain_names(list(tensors)).items()}
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: it is not an index of shards")
@@ -79,7 +86,7 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(
             problem_report(path, problems, "the index belongs to other shards; get both again")
         )
-    return tensors
+    return {plain: tensors[name] for name, plain in _plain_names(list(tensors)).items()}
 
 
 def stored_dtypes(path: Path) -> dict[str, str]:
@@ -92,12 +99,12 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """Opens the tensors of one file, safetensors or of PyTorch; nothing is read yet.
 
     Of what `torch.save` wrote it takes a state dict, one that a training script put beside its
-    epoch and optimizer, and a TorchScript archive (what OpenAI released). What wrappers put before
-    every name (`module.`, `_orig_mod.`, `model.`) is dropped.
+    epoch and optimizer, and a TorchScript archive (what OpenAI released). What wrappers put into
+    names (`module.`, `_orig_mod.`) is dropped, and what stands before all those of a CLIP.
 
     Returns:
       The tensors by name, and how they stood there: "bare" in a file of PyTorch, as in OpenAI's
-      and NegationCLIP's releases; "quick_gelu" in an archive whose code says so; "wrapped" in
+      and NegationCLIP's releases; an activation in an archive whose code has it; "wrapped" in
       safetensors or what a training script wrote.
 
     Raises:
@@ -113,18 +120,32 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
         raise CheckpointError(f"{path} is no weight file that is read; those end with {known}")
     elif is_torchscript(path):
         opened = torchscript_tensors(path)
-        origin = "quick_gelu" if says_quick_gelu(path) else "bare"
+        origin = activation_in_code(path) or "bare"
     else:
         content = _unpickle(path)
         state = _state_dict(path, content)
         opened = _state_tensors(path, state)
         origin = "bare" if state is content else "wrapped"
-    prefix = ""
-    while inner := [p for p in _PREFIXES if all(n.startswith(prefix + p) for n in opened)]:
-        prefix += inner[0]
-    if not opened or prefix:
+    names = _plain_names(list(opened))
+    if any(name != plain for name, plain in names.items()) or not names:
         origin = "wrapped"
-    return {name.removeprefix(prefix): tensor for name, tensor in opened.items()}, origin
+    return {plain: opened[name] for name, plain in names.items()}, origin
+
+
+def _plain_names(names: list[str]) -> dict[str, str]:
+    """Names as the model itself has them, by those in the file."""
+    plain = {name: _WRAPPERS.sub(r"\1", name) for name in names}
+    if len(set(plain.values())) < len(names):
+        return dict(zip(names, names, strict=True))
+    plain.pop("n_averaged", None)  # torch's AveragedModel counts in it
+    parts = [name.split(".") for name in plain.values()]
+    depth = 0
+    for column in zip(*(part[:-1] for part in parts), strict=False):
+        if len(set(column)) > 1 or column[0] in _TOWERS:
+            break
+        depth += 1
+    short = {name: ".".join(part[depth:]) for name, part in zip(plain, parts, strict=True)}
+    return short if not _KNOWN.isdisjoint(short.values()) else plain
 
 
 def _state_dict(path: Path, content: object) -> object:

@@ -69,16 +69,21 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
-def says_quick_gelu(path: Path) -> bool:
-    """Whether the code of an archive, which is never run, has the factor of quick_gelu.
+def activation_in_code(path: Path) -> str:
+    """The activation that the code of an archive, which is never run, computes; "" for another.
 
-    What was scripted has it as text, what was traced (OpenAI's releases) as a constant.
+    What was scripted has the factor of quick_gelu as text, what was traced (OpenAI's releases) as
+    a constant.
     """
-    factors = (b"1.702", struct.pack("<d", 1.702))
     with _opened(path) as archive:
         parts = [i for i in archive.infolist() if i.file_size < 2**20]
         said = [i for i in parts if "/code/" in i.filename or "/constants/" in i.filename]
-        return any(f in archive.read(info) for info in said[:10_000] for f in factors)
+        code = b"\n".join(archive.read(info) for info in said[:10_000])
+    if b"1.702" in code or struct.pack("<d", 1.702) in code:
+        return "quick_gelu"
+    if b"torch.gelu(" in code:
+        return "gelu_pytorch_tanh" if b'approximate="tanh"' in code else "gelu"
+    return ""
 
 
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:

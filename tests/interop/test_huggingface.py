@@ -281,3 +281,17 @@ def test_parameters_that_do_not_fit_are_not_written(base, loaded, tmp_path):
     for line in ("missing (1): logit_scale", "unknown (1): extra", "is (3, 4), not (32, 24)"):
         assert line in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "model.clip."])
+def test_weights_of_a_wrapped_model_in_a_directory(wrapper, tmp_path):
+    """As a trainer saves a compiled or parallel model, or one that is an attribute of its own."""
+    directory = tiny.saved(tmp_path / "saved")
+    expected = tiny.load(directory)[1]
+
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[wrapper + name] = tensors.pop(name)
+
+    tiny.edit_weights(directory, wrap)
+    tiny.assert_equal_params(tiny.load(directory)[1], expected)

@@ -219,6 +219,21 @@ WRAPPED = {
     "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
     "attribute": lambda s: {f"clip_model.{k}": v for k, v in s.items()},
     "attribute of a module": lambda s: {f"model.clip.{k}": v for k, v in s.items()},
+    "any attribute": lambda s: {f"student.image_text_model.{k}": v for k, v in s.items()},
+    "FSDP": lambda s: {
+        f"_fsdp_wrapped_module.{k}".replace(".0.", ".0._fsdp_wrapped_module."): v
+        for k, v in s.items()
+    },
+    "activation checkpointing": lambda s: {
+        k.replace("resblocks.1.", "resblocks.1._checkpoint_wrapped_module."): v
+        for k, v in s.items()
+    },
+    "one tower compiled": lambda s: {
+        k.replace("visual.", "visual._orig_mod."): v for k, v in s.items()
+    },
+    "averaged": lambda s: {
+        "ema": {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in s.items()}
+    },
 }
 
 
@@ -247,12 +262,23 @@ def test_several_state_dicts_in_one_file(state, tmp_path):
 def test_a_clip_inside_another_model_is_named(state, tmp_path):
     inside = {f"clip_model.{k}": v for k, v in state.items()}
     diffusion = {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.ones(2)}
-    for part, other in ((inside, "classifier.weight"), (diffusion, "model.diffusion_model.out")):
+    hugging = {"clip.text_model.final_layer_norm.weight": torch.ones(2)}
+    cases = [(inside, "classifier.weight"), (hugging, "classifier.weight")]
+    for part, other in (*cases, (diffusion, "model.diffusion_model.out")):
         torch.save(part | {other: torch.zeros(2, 2)}, tmp_path / "larger.pth.tar")
         prefix = next(iter(part)).split("positional")[0].split("text_model")[0]
         found = rf"under '{prefix}' .*beside it {other}: save that part alone"
         with pytest.raises(InputError, match=found):
             read_any(tmp_path / "larger.pth.tar", activation="gelu")
+
+
+def test_adapters_are_to_be_merged_first(state, tmp_path):
+    adapter = {"transformer.resblocks.0.mlp.c_fc.lora_A.weight": torch.zeros(2, 2)}
+    wrapped = {f"base_model.model.{name}": t for name, t in (state | adapter).items()}
+    for content in (state | adapter, wrapped):
+        torch.save(content, tmp_path / "tuned.pt")
+        with pytest.raises(InputError, match=r"holds LoRA adapters .*merge_and_unload"):
+            read_any(tmp_path / "tuned.pt", activation="gelu")
 
 
 NAMES = {

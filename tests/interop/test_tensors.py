@@ -205,3 +205,14 @@ def test_broken_index(text, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index\.json (is not valid JSON|has no weight_map)"):
         open_weights(tmp_path)
+
+
+def test_a_file_without_tensors_ends(tmp_path):
+    torch.save({}, tmp_path / "empty.pt")
+    assert tensors.open_file(tmp_path / "empty.pt") == ({}, "wrapped")
+
+
+def test_names_that_would_become_one_stay(tmp_path):
+    content = {"module.a.b": torch.zeros(1), "a.b": torch.ones(1)}
+    torch.save(content, tmp_path / "both.pt")
+    assert set(tensors.open_file(tmp_path / "both.pt")[0]) == set(content)

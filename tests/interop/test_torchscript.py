@@ -80,6 +80,24 @@ def test_a_compiled_model_of_openai(dtype, tmp_path):
     assert info.activation_source == "the code in the archive" and info.layout == "openai"
 
 
+ACTIVATIONS = {
+    "gelu": torch.nn.GELU(),
+    "gelu_pytorch_tanh": torch.nn.GELU("tanh"),
+    "bare": torch.nn.ReLU(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "compile_it", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2))]
+)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_code_says_its_activation(name, compile_it, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), ACTIVATIONS[name])
+    compile_it(model).save(tmp_path / "m.pt")
+    assert open_file(tmp_path / "m.pt")[1] == name
+
+
 def test_other_files_are_no_archives(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "zip.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
