@@ -38,7 +38,7 @@ class OurImages:
         n = len(names)  # a loader wants captions: each is a start and an end token here
         texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
         self._loader = PairLoader(
-            examples=Examples(names, np.arange(n), texts, np.arange(n)[None], None, None),
+            examples=Examples.of_captions(names, np.arange(n), texts),
             images=self._images,
             preprocess=self._preprocess,
             batch_size=_BATCH,

@@ -46,7 +46,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     features = np.random.default_rng(0).standard_normal((images[-1] + 1, _DIM), np.float32)
     names = [str(i) for i in range(len(features))]
     loader = PairLoader(
-        examples=Examples(names, images, tokens, np.arange(n)[None], None, None),
+        examples=Examples.of_captions(names, images, tokens),
         images=None,  # features stand for them
         preprocess=Preprocessor(),
         batch_size=batch_size,
@@ -73,7 +73,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         seconds[name].append(time.perf_counter() - start)
     rates = {name: n / float(np.median(values)) for name, values in seconds.items()}
     chosen = [
-        loader.examples.token_index(*loader.pairs_at(s)) for s in range(loader.steps_per_epoch)
+        loader.examples.shown(*loader.pairs_at(s)).index_BxM.ravel()
+        for s in range(loader.steps_per_epoch)
     ]
     computed = sum(loader.packing.pack(tokens, c)["ids"].size for c in chosen)
     mean = float(tokens.lengths.mean())

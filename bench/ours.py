@@ -93,7 +93,7 @@ class Ours:
         loader, sizes = self._run.loader, self._sizes
         total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
         for step in range(start, stop):
-            texts = loader.examples.token_index(*loader.pairs_at(step))
+            texts = loader.examples.shown(*loader.pairs_at(step)).index_BxM.ravel()
             lengths = loader.examples.tokens.lengths[texts]
             logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
             for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):

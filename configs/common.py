@@ -55,6 +55,12 @@ def _what_is_computed(config: ConfigDict) -> None:
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives
+    # Parquet of texts that are known to be true or false of an image (python -m data_gen export):
+    # beside its caption an example shows so many of each kind, others in each epoch. One and three
+    # are what held existence, both polarities and multiple choice together in the quickstart.
+    data.statements = placeholder(str)
+    data.true_texts = 1
+    data.false_texts = 3
     # Pairs with captions beyond the model's positions (77): "drop_lost" leaves out those that lose
     # a negation by the cut, "drop" all of them, "keep" none.
     data.truncated = "drop_lost"
@@ -74,11 +80,12 @@ def _what_is_computed(config: ConfigDict) -> None:
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them
     train.total = "15 epochs"
     # The loss, by its name in negclip_jax/training/objectives.py. None: the one that the model was
-    # made with, "contrastive" (InfoNCE) for CLIP and "sigmoid" for SigLIP.
+    # made with, "contrastive" (InfoNCE) for CLIP and "sigmoid" for SigLIP. "truth" contrasts each
+    # true text of an image with all that are known to be false of it: for data.statements.
     train.objective = placeholder(str)
     train.microbatches = 1  # gradient cache: exact big-batch gradient in this many parts
     train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
-    train.foil_weight = 1.0  # of the choice between a caption and its foils (data.foils > 0)
+    train.foil_weight = 1.0  # of the choice between an image's true texts and its own false ones
     train.logit_scale_max = placeholder(float)  # upper bound, ln(100)=4.6052 in most CLIP code
     train.ema_decay = placeholder(float)  # per step; keeps averaged weights beside the others
 

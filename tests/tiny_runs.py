@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -40,8 +41,19 @@ def random_batch(config, batch_size: int, *, foils: int = 0, length: int = 16) -
         "text": ids(batch_size, 1 + foils).reshape(-1, length),  # caption, its foils, caption...
     }
     if foils:
-        batch["foil_mask"] = rng.random((batch_size, foils)) < 0.6
+        batch["truth"] = truth_of_foils(rng.random((batch_size, foils)) < 0.6)
     return batch
+
+
+def truth_of_foils(mask: np.ndarray) -> np.ndarray:
+    """What is known of a caption and its foils, int8 `[B, 1 + K]`; `mask`: which of these exist."""
+    return np.concatenate([np.ones((len(mask), 1)), -mask.astype(int)], axis=1).astype(np.int8)
+
+
+def with_foils(text, foil, mask=None):
+    """Texts with their foils behind them `[B, 1 + K, D]`, and what is known of them."""
+    mask = np.ones(foil.shape[:2], bool) if mask is None else mask
+    return jnp.concatenate([text[:, None], foil], axis=1), truth_of_foils(mask)
 
 
 def pairs_of(batch: dict, rows) -> dict:

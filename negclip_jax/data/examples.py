@@ -14,6 +14,7 @@ from PIL import Image
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import Pair
+from negclip_jax.data.statements import Statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.language.negation import find_cues
 from negclip_jax.language.text import tokenize
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 CAPTION_MODES = ("negated", "original", "mix")
 TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
+_SAMPLE = 10_000  # examples
 
 
 class ImageSource(Protocol):
@@ -42,40 +44,80 @@ class ImageSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
+class Shown:
+    """The texts that examples show, M each: caption, fixed texts, true and false statements.
+
+    Attributes:
+      index_BxM: int64, index into `Examples.tokens`.
+      truth_BxM: int8: true (1) or false (-1) of the example's image, else 0: there is no text, or
+        it has no part in the loss.
+      holds_caption_BxM: bool: holds a caption of the image, and so is false of other images.
+      is_affirmative_BxM: bool: is the original caption.
+    """
+
+    index_BxM: np.ndarray
+    truth_BxM: np.ndarray
+    holds_caption_BxM: np.ndarray
+    is_affirmative_BxM: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Examples:
-    """N examples of U distinct images. An example shows one of its C captions, and its K foils.
+    """N examples of U distinct images. An example shows one of its C captions, and other texts.
 
     Attributes:
       images: names of distinct images, U.
       image_of: int64 `[N]`, the image of each example.
-      tokens: token ids of all captions and foils; the last is an empty one.
+      tokens: token ids of all texts.
       caption_index_CxN: int64, indices into `tokens`: the captions that an example may show, one
         or (negated, original).
-      foil_index_NxK: int64, indices into `tokens`, or None.
-      foil_mask_NxK: False where a pair has fewer than K foils, or None.
+      fixed_index_NxK: int64, indices into `tokens`: foils, then the original caption where it is
+        shown beside a negated one.
+      fixed_truth_NxK: int8, -1 for a foil; 0 for the original caption, and where an example has
+        fewer foils.
+      original: which of the captions is the original, or C where it is the last of the fixed texts;
+        None where it is not shown.
+      empty: index of the empty text.
+      statements: of which an example shows some, others in each epoch.
+      first_statement: index of their first text in `tokens`.
     """
 
     images: list[str]
     image_of: np.ndarray
     tokens: Ragged
     caption_index_CxN: np.ndarray
-    foil_index_NxK: np.ndarray | None
-    foil_mask_NxK: np.ndarray | None
+    fixed_index_NxK: np.ndarray
+    fixed_truth_NxK: np.ndarray
+    original: int | None
+    empty: int
+    statements: Statements | None = None
+    first_statement: int = 0
+
+    @classmethod
+    def of_captions(cls, images: list[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
+        """Examples that show one caption each, in the order of `tokens`."""
+        n = len(image_of)
+        none = np.zeros((n, 0), np.int64)
+        return cls(images, image_of, tokens, np.arange(n)[None], none, none, None, 0)
 
     def __len__(self) -> int:
         return len(self.image_of)
 
+    @property
+    def texts(self) -> int:
+        """How many an example shows, M."""
+        chosen = self.statements and self.statements.true_texts + self.statements.false_texts
+        return 1 + self.fixed_index_NxK.shape[1] + (chosen or 0)
+
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of the captions and foils of each example, int64 `[N, C + K]`."""
-        index = self.caption_index_CxN.T
-        if self.foil_index_NxK is not None:
-            index = np.concatenate([index, self.foil_index_NxK], axis=1)
+        """Tokens of the captions and fixed texts of each example, int64 `[N, C + K]`."""
+        index = np.concatenate([self.caption_index_CxN.T, self.fixed_index_NxK], axis=1)
         return self.tokens.lengths[index]
 
     @functools.cached_property
     def reserved_lengths(self) -> np.ndarray:
-        """Tokens that packing reserves for the captions and foils of each example, as `lengths`.
+        """Tokens that packing reserves for captions and fixed texts of each example, as `lengths`.
 
         Never less than a few short examples need: one of them can take the place of any other
         without changing a batch's shape.
@@ -84,23 +126,57 @@ class Examples:
         shortest = np.argsort(self.lengths.sum(axis=1), kind="stable")[:count]
         return np.maximum(self.lengths, self.lengths[shortest].max(axis=0))
 
-    def reserved_of(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
-        """`reserved_lengths` of these examples, int64 `[B * (1 + K)]`, as `token_index`."""
-        shown = self.reserved_lengths[pairs, caption_choice_B][:, None]
-        foils = self.reserved_lengths[pairs, len(self.caption_index_CxN) :]
-        return np.concatenate([shown, foils], axis=1).reshape(-1)
+    @functools.cached_property
+    def planned_lengths(self) -> np.ndarray:
+        """Tokens that packing reserves for the texts of batches, int64 `[L]`, a fair sample."""
+        if self.statements is None:
+            return self.reserved_lengths.ravel()
+        pairs = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
+        bits, first = np.random.Philox(key=0).random_raw(len(pairs)), np.zeros_like(pairs)
+        return self.reserved_of(pairs, first, self.shown(pairs, first, bits)).ravel()
 
-    def token_index(self, pairs: np.ndarray, caption_choice_B: np.ndarray) -> np.ndarray:
-        """Which of `tokens` these examples show, int64 `[B * (1 + K)]`: caption, foils, caption...
+    def reserved_of(
+        self, pairs: np.ndarray, caption_choice_B: np.ndarray, shown: Shown
+    ) -> np.ndarray:
+        """Tokens that packing reserves for what these examples show, int64 `[B, M]`."""
+        caption = self.reserved_lengths[pairs, caption_choice_B][:, None]
+        fixed = self.reserved_lengths[pairs, len(self.caption_index_CxN) :]
+        # An example that takes another's place shows none of its statements, but empty texts.
+        chosen = self.tokens.lengths[shown.index_BxM[:, 1 + fixed.shape[1] :]]
+        return np.concatenate([caption, fixed, chosen], axis=1)
+
+    def shown(
+        self, pairs: np.ndarray, caption_choice_B: np.ndarray, bits_B: np.ndarray | None
+    ) -> Shown:
+        """The texts of these examples.
 
         Args:
           pairs: int `[B]`, examples.
           caption_choice_B: int, which of its C captions each shows.
+          bits_B: uint64, random bits of each, which choose its statements; None: it shows none.
         """
-        shown = self.caption_index_CxN[caption_choice_B, pairs]
-        if self.foil_index_NxK is None:
-            return shown
-        return np.concatenate([shown[:, None], self.foil_index_NxK[pairs]], axis=1).reshape(-1)
+        caption = self.caption_index_CxN[caption_choice_B, pairs][:, None]
+        index = np.concatenate([caption, self.fixed_index_NxK[pairs]], axis=1)
+        truth = np.concatenate([np.ones_like(caption), self.fixed_truth_NxK[pairs]], axis=1)
+        is_caption = np.arange(self.texts) == 0
+        holds_caption = np.broadcast_to(is_caption, (len(pairs), self.texts)).copy()
+        if self.statements is not None:
+            statements, fixed = self.statements, index.shape[1]
+            chosen = np.full((len(pairs), self.texts - fixed), -1)
+            if bits_B is not None:
+                chosen = statements.choose(self.image_of[pairs], bits_B)
+            there = chosen >= 0
+            text = np.where(there, self.first_statement + statements.text[chosen], self.empty)
+            index = np.concatenate([index, text], axis=1)
+            is_true = np.where(there, 2 * statements.truth[chosen] - 1, 0)
+            truth = np.concatenate([truth, is_true], axis=1)
+            holds_caption[:, fixed:] = there & statements.holds_caption[chosen]
+        is_affirmative = np.zeros_like(holds_caption)
+        if self.original == len(self.caption_index_CxN):
+            is_affirmative[:, self.fixed_index_NxK.shape[1]] = True
+        else:
+            is_affirmative[:, 0] = caption_choice_B == self.original
+        return Shown(index, truth.astype(np.int8), holds_caption, is_affirmative)
 
 
 def without_truncated(
@@ -161,7 +237,14 @@ def without_truncated(
 
 
 def tokenize_pairs(
-    pairs: Sequence[Pair], images: list[str], tokenizer: Tokenizer, *, caption_mode: str, foils: int
+    pairs: Sequence[Pair],
+    images: list[str],
+    tokenizer: Tokenizer,
+    *,
+    caption_mode: str,
+    foils: int,
+    statements: Statements | None = None,
+    with_original: bool = False,
 ) -> Examples:
     """Tokenizes once what training will read many times.
 
@@ -170,31 +253,49 @@ def tokenize_pairs(
       images: distinct image names, which may be more than those of `pairs`.
       tokenizer: of the model.
       caption_mode: "negated", "original", or "mix" (both, chosen per epoch).
-      foils: K, false captions kept per pair; the first K of each.
+      foils: false captions kept per pair; the first of each.
+      statements: about these images.
+      with_original: whether each example shows the original caption too, beside a negated one.
     """
     if caption_mode not in CAPTION_MODES:
         modes = ", ".join(CAPTION_MODES)
         raise InputError(f"data.caption_mode: {caption_mode!r} is none of {modes}")
+    originals = [pair.caption for pair in pairs]
     columns = []
     if caption_mode != "original":
         columns.append([pair.negated for pair in pairs])
     if caption_mode != "negated":
-        columns.append([pair.caption for pair in pairs])
+        columns.append(originals)
+    captions, is_beside = len(columns), with_original and caption_mode != "original"
+    columns += [originals] if is_beside and caption_mode == "negated" else []
     false = [foil for pair in pairs for foil in pair.foils[:foils]]
     ids, offsets = tokenizer.encode_ragged([*itertools.chain(*columns, false), ""])
     number = {name: i for i, name in enumerate(images)}
-    first_foil = len(pairs) * len(columns)
-    foil_mask = foil_index = None
-    if foils:
-        foil_mask = np.array([[k < len(pair.foils) for k in range(foils)] for pair in pairs])
-        foil_index = np.full(foil_mask.shape, len(offsets) - 2)  # the empty text
-        # Row-major, as the texts were listed.
-        foil_index[foil_mask] = first_foil + np.arange(foil_mask.sum())
+    texts = np.arange(len(pairs) * len(columns)).reshape(len(columns), len(pairs))
+    empty = len(offsets) - 2
+    has_foil = np.array([[k < len(pair.foils) for k in range(foils)] for pair in pairs], bool)
+    has_foil = has_foil.reshape(len(pairs), foils)
+    index, truth = np.full(has_foil.shape, empty), -has_foil.astype(np.int8)
+    # Row-major, as the texts were listed.
+    index[has_foil] = texts.size + np.arange(has_foil.sum())
+    original = {"negated": None, "original": 0, "mix": 1}[caption_mode]
+    if is_beside:
+        original = captions
+        index = np.concatenate([index, texts[-1][:, None]], axis=1)
+        truth = np.pad(truth, ((0, 0), (0, 1)))
+    tokens, first_statement = Ragged(ids, offsets), 0
+    if statements is not None:
+        first_statement = len(tokens)
+        tokens = tokens.followed_by(statements.tokens)
     return Examples(
         images=images,
         image_of=np.array([number[pair.image] for pair in pairs], np.int64),
-        tokens=Ragged(ids, offsets),
-        caption_index_CxN=np.arange(first_foil).reshape(len(columns), len(pairs)),
-        foil_index_NxK=foil_index,
-        foil_mask_NxK=foil_mask,
+        tokens=tokens,
+        caption_index_CxN=texts[:captions],
+        fixed_index_NxK=index,
+        fixed_truth_NxK=truth,
+        original=original,
+        empty=empty,
+        statements=statements,
+        first_statement=first_statement,
     )

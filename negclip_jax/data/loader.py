@@ -71,6 +71,8 @@ class PairLoader:
       max_bad_images: share of the distinct images that may fail before the run is stopped.
       packing: several captions a row; None pads each to the longest of all.
       cached: image features, which batches then hold instead of pixels.
+      base_text: the base's features of each example's original caption, float32 `[N, D]`, where a
+        term of the loss compares with them.
     """
 
     examples: Examples
@@ -85,6 +87,7 @@ class PairLoader:
     max_bad_images: float = 0.0
     packing: Packing | None = None
     cached: CachedFeatures | None = None
+    base_text: np.ndarray | None = None
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
 
@@ -105,8 +108,10 @@ class PairLoader:
         """Batches `start` to `stop - 1`, each a dict of arrays for R elements of the batch.
 
         Keys: `image` uint8 `[R, H, W, 3]`, or with cached features `feature` float32 `[R, D]`;
-        `text`, captions and foils `[R * (1 + K)]`, int32 `[.., T]` or what `Packing.pack` returns;
-        with foils `foil_mask` bool `[R, K]`; when not shuffling `mask` bool `[R]`.
+        `text`, the texts of each example one after the other `[R * M]`, int32 `[.., T]` or what
+        `Packing.pack` returns; where M > 1 `truth` int8 and `holds_caption` bool `[R, M]`, see
+        `examples.Shown`; when not shuffling `mask` bool `[R]`; when not shuffling or with base
+        features `is_affirmative` bool `[R, M]`, and with these `base_text` float32 `[R, D]`.
 
         Args:
           start, stop: step numbers.
@@ -132,16 +137,20 @@ class PairLoader:
             if self.workers:
                 gc.collect()
 
-    def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of a batch (-1: padding) and which caption each shows, both int64 `[B]`."""
+    def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of a batch (-1: padding), which caption each shows, and its random bits.
+
+        int64, int64 and uint64 `[B]`.
+        """
         epoch, batch = divmod(step, self.steps_per_epoch)
         place = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
         n, modes = len(self.examples), len(self.examples.caption_index_CxN)
         if not self.shuffle:
-            return np.where(place < n, place, -1), np.zeros_like(place)
-        order, shows_original = _epoch(n, self.seed, epoch, self.original_fraction, modes)
+            pairs, bits = np.where(place < n, place, -1), _epoch(n, self.seed, 0, 0.0, modes)[2]
+            return pairs, np.zeros_like(place), bits[pairs]
+        order, shows_original, bits = _epoch(n, self.seed, epoch, self.original_fraction, modes)
         pairs = order[place]
-        return pairs, shows_original[pairs].astype(np.int64)
+        return pairs, shows_original[pairs].astype(np.int64), bits[pairs]
 
     def load(self, pair: int) -> Batch:
         """Pixels of one pair; one whose image cannot be read is replaced by the next that fits.
@@ -215,29 +224,41 @@ class PairLoader:
         none was.
         """
         batch, examples = dict(images), self.examples
-        pairs, (planned, caption_choice) = batch.pop("pair"), self.pairs_at(step)
+        pairs, (planned, choice, bits) = batch.pop("pair"), self.pairs_at(step)
         if self.shuffle and (pairs < 0).any():
             raise InputError(
                 "too many images cannot be read: no pair with short captions is left to take the "
                 "place of one of them. Mend or remove them"
             )
-        # A replacement shows its own captions, in what was reserved for those of the planned pair.
-        # What validation masks keeps the planned ones: they fit, and are never read.
-        shown = np.where(pairs >= 0, pairs, planned[rows])
-        index = examples.token_index(shown, caption_choice[rows])
+        # What validation masks keeps the planned texts: they fit, and are never read.
+        texts = examples.shown(planned, choice, bits)
+        reserved = examples.reserved_of(planned, choice, texts)
+        texts = {k: x[rows] for k, x in vars(texts).items()}
+        # A replacement shows its own captions, in what was reserved for those of the planned pair,
+        # and no statements, for which there may be no room.
+        replaced = (pairs >= 0) & (pairs != planned[rows])
+        if replaced.any():
+            instead = examples.shown(pairs[replaced], choice[rows][replaced], None)
+            for name, values in vars(instead).items():
+                texts[name][replaced] = values
+        index = texts["index_BxM"].ravel()
         if self.packing is None:
             # CLIP's text tower is causal: positions after the end token change nothing.
             length = -(-int(examples.tokens.lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
             batch["text"] = examples.tokens.padded(index, length)
         else:
-            reserved = examples.reserved_of(planned[rows], caption_choice[rows])
             # A process that loads a part of the batch plans the whole: all need one shape.
             is_part = len(rows) < self.batch_size
-            whole = examples.reserved_of(planned, caption_choice) if is_part else reserved
-            count = self.packing.rows_needed(whole) if is_part else None
-            batch["text"] = self.packing.pack(examples.tokens, index, reserved, count)
-        if examples.foil_mask_NxK is not None:
-            batch["foil_mask"] = examples.foil_mask_NxK[pairs]
+            count = self.packing.rows_needed(reserved.ravel()) if is_part else None
+            room = reserved[rows].ravel()
+            batch["text"] = self.packing.pack(examples.tokens, index, room, count)
+        if examples.texts > 1:
+            batch["truth"] = texts["truth_BxM"]
+            batch["holds_caption"] = texts["holds_caption_BxM"]
+        if not self.shuffle or self.base_text is not None:
+            batch["is_affirmative"] = texts["is_affirmative_BxM"]
+        if self.base_text is not None:
+            batch["base_text"] = self.base_text[pairs]
         if not self.shuffle:
             batch["mask"] = pairs >= 0
         return batch
@@ -315,10 +336,9 @@ def _start_worker(index: int, count: int) -> None:
 @functools.lru_cache(maxsize=4)
 def _epoch(
     n: int, seed: int, epoch: int, original_fraction: float, captions_per_pair: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the pairs in an epoch, int64 `[n]`, and which show their original, bool `[n]`."""
-    bits = np.random.Philox(key=[seed, epoch]).random_raw(2 * n)
-    order = np.argsort(bits[:n], kind="stable")
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of an epoch: order of the pairs int64, which show their original, random bits, each `[n]`."""
+    order, original, bits = np.random.Philox(key=[seed, epoch]).random_raw(3 * n).reshape(3, n)
     # The upper 53 bits as a float in [0, 1), which is what every generator does.
-    shows_original = (bits[n:] >> np.uint64(11)) * 2.0**-53 < original_fraction
-    return order, shows_original & (captions_per_pair > 1)
+    shows_original = (original >> np.uint64(11)) * 2.0**-53 < original_fraction
+    return np.argsort(order, kind="stable"), shows_original & (captions_per_pair > 1), bits

@@ -44,6 +44,11 @@ class Ragged:
         """Tokens of each caption, int64 `[N]`."""
         return np.diff(self.offsets)
 
+    def followed_by(self, other: "Ragged") -> "Ragged":
+        """These captions, and then the others."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return Ragged(np.concatenate([self.ids, other.ids]), offsets)
+
     def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
         """Captions with these indices, one a row and zeros after it: int32 `[B, T]`."""
         column = np.arange(length)
@@ -71,11 +76,16 @@ class Packing:
     row_step: int = 1
 
     @classmethod
-    def suited_to(cls, lengths: np.ndarray, batch_size: int, shards: int) -> "Packing":
-        """Sizes for batches of `batch_size` captions drawn from captions of these lengths."""
+    def suited_to(
+        cls, lengths: np.ndarray, batch_size: int, shards: int, longest: int = 0
+    ) -> "Packing":
+        """Sizes for batches of `batch_size` captions drawn from captions of these lengths.
+
+        Rows take captions up to `longest` tokens as well.
+        """
         mean = float(lengths.mean())
         wanted = min(_MAX_ROW_LENGTH, _round_up(_CAPTIONS_PER_ROW * mean, 16))
-        row_length = max(wanted, _round_up(int(lengths.max()), 8))
+        row_length = max(wanted, _round_up(max(longest, int(lengths.max())), 8))
         # A third more captions a row than on average: short ones come together.
         most = max(2, _round_up(1.33 * row_length / mean, 1))
         packing = cls(batch_size // shards, row_length, max_captions_per_row=most)

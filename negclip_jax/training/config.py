@@ -34,6 +34,8 @@ SCHEDULES = ("constant", "cosine", "linear")  # of `optim.learning_rate`
 _RANGES = {
     "data.original_fraction": SHARE,
     "data.foils": NOT_NEGATIVE,
+    "data.true_texts": NOT_NEGATIVE,
+    "data.false_texts": NOT_NEGATIVE,
     "data.max_bad_images": SHARE,
     "data.workers": NOT_NEGATIVE,
     "data.threads": POSITIVE,
@@ -56,10 +58,11 @@ _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "da
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")
 _FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
 # That of the data says whether pairs were left out: `data_fingerprint`.
-_FREE += ("train.logit_block_mib", "data.truncated")
+_FREE += ("train.logit_block_mib", "data.truncated", "data.statements")
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
-_OF_ONE_HOST += ("eval.data", "runtime.process_id", "runtime.compilation_cache")
+_OF_ONE_HOST += ("eval.data", "data.statements", "runtime.process_id")
+_OF_ONE_HOST += ("runtime.compilation_cache",)
 
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")
 

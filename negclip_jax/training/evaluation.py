@@ -45,7 +45,7 @@ class ValidationLoss:
             value, metrics = objective.loss(params, batch)
             metrics, weights = metrics | {"loss": value}, {}
             for name in metrics:  # each is a mean over the images that it counts
-                has_foil = batch["foil_mask"].any(axis=1) if name == "foil_accuracy" else True
+                has_foil = (batch["truth"] < 0).any(axis=1) if name == "foil_accuracy" else True
                 weights[name] = (batch["mask"] & has_foil).sum()
             return metrics, weights
 

@@ -13,6 +13,7 @@ from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
+from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime import multihost
 
@@ -61,6 +62,9 @@ def loaders(
     caption_mode: str,
     original_fraction: float,
     foils: int,
+    statements: str | None,
+    true_texts: int,
+    false_texts: int,
     truncated: str,
     validation_fraction: float,
     split_by: str,
@@ -78,8 +82,9 @@ def loaders(
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
     Args:
-      pairs, images, caption_mode, original_fraction, foils, truncated, validation_fraction,
-        split_by, split_seed, max_bad_images, packing, workers, threads: keys of the section `data`.
+      pairs, images, caption_mode, original_fraction, foils, statements, true_texts, false_texts,
+        truncated, validation_fraction, split_by, split_seed, max_bad_images, packing, workers,
+        threads: keys of the section `data`.
       seed: of order and choice of captions.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
@@ -100,12 +105,17 @@ def loaders(
         "%s pairs of %s images: %s to train on, %s to validate",
         *(f"{n:,}" for n in (len(all_pairs), len(names), *map(len, parts))),
     )
+    known = None
+    if statements is not None:
+        options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
+        known = read_statements(statements, names, tokenizer, **options)
     made = []
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
         if not part and not is_training:
             break
-        examples = tokenize_pairs(part, names, tokenizer, **shown)
-        sizes = (examples.reserved_lengths.ravel(), batch_size * (1 + foils), shards)
+        examples = tokenize_pairs(part, names, tokenizer, **shown, statements=known)
+        sizes = (examples.planned_lengths, batch_size * examples.texts, shards)
+        longest = int(examples.tokens.lengths.max())
         made.append(
             PairLoader(
                 examples=examples,
@@ -118,7 +128,7 @@ def loaders(
                 workers=workers if is_training else 0,
                 threads=threads,
                 max_bad_images=max_bad_images,
-                packing=Packing.suited_to(*sizes) if packing else None,
+                packing=Packing.suited_to(*sizes, longest) if packing else None,
             )
         )
     prints = [[len(x.examples), fingerprint(x.examples)] for x in made]
@@ -129,14 +139,15 @@ def loaders(
 def fingerprint(examples: Examples) -> str:
     """16 hexadecimal digits that change with any image name or token of the examples."""
     digest = hashlib.sha256("\n".join(examples.images).encode())
-    arrays = (
-        examples.image_of,
-        examples.tokens.ids,
-        examples.caption_index_CxN,
-        examples.foil_index_NxK,
-    )
+    arrays = [
+        *(examples.image_of, examples.tokens.ids, examples.caption_index_CxN),
+        *([examples.fixed_index_NxK] if examples.fixed_index_NxK.size else []),
+    ]
+    if (known := examples.statements) is not None:
+        arrays += [known.offsets, known.text, known.truth, known.holds_caption, known.polarity]
+        arrays += [known.unit, known.form]
     for array in arrays:
-        digest.update(b"" if array is None else np.ascontiguousarray(array).data)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

@@ -1,19 +1,26 @@
 """Objectives: pure functions of the features of a whole (global) batch, chosen by name.
 
-To add one, write a function like `contrastive_loss` and give it a line in OBJECTIVES.
+They are one family. Of each pair of an image and a text of the batch it is known that the text is
+true, false, or neither. An image's own texts say so themselves (`truth_BxM`); of the other images'
+texts those that hold a caption count as false, as in CLIP, and all others are unknown: "no dog" is
+false of this photo, but true of most. Each true text is contrasted with false ones; a loss decides
+which of them compete, and how. To add one, write a function like `contrastive_loss` and give it a
+line in OBJECTIVES.
 
 Losses are written for all pairs at once. Under `jax.jit` with a batch sharded over devices, XLA
 keeps one block of rows of the logits on each device and gathers the features once: there are no
 ranks in this file. What the losses need of the logits are sums over their rows and columns, and
-`reduce_logits` finds these without keeping all logits where they are many.
+`map_blocks` finds these without keeping all logits where they are many.
 
-Shape suffixes: B pairs, K foils a pair, D feature dimensions; R rows of a block of logits, P blocks
-over all devices.
+Shape suffixes: B images, M texts of an image, of which the first is its caption; D feature
+dimensions; R rows of a block of logits, C its columns, P blocks over all devices.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +32,8 @@ from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import sharding
 
 Numbers = dict[str, Array]
-# Of a block's logits, which of them are true pairs and which count at all, each [R, B], to numbers
-# by name for its rows [R] and for its columns [B].
-Reduce = Callable[[Array, Array, Array], tuple[Numbers, Numbers]]
+# Of logits, and which of them belong to false pairs, along an axis.
+Reduce = Callable[[Array, Array, int], Array]
 
 _LOGIT_BYTES = 4  # float32
 # The logit of what does not count: its exponential is zero beside any other, and unlike that of
@@ -49,10 +55,15 @@ class Blocks:
     mesh: Mesh | None = None
     mebibytes: float = math.inf
 
-    def count(self, batch: int) -> int:
-        """Blocks on each device: the fewest that keep the bound, or else one for each row."""
+    def count(self, batch: int, texts: int = 1) -> int:
+        """Blocks on each device: the fewest that keep the bound, or else one for each row.
+
+        Args:
+          batch: images.
+          texts: of each image that are columns of the logits.
+        """
         rows = batch // (1 if self.mesh is None else self.mesh.size)
-        fitting = self.mebibytes * 2**20 / (_LOGIT_BYTES * batch)
+        fitting = self.mebibytes * 2**20 / (_LOGIT_BYTES * batch * texts)
         return next((n for n in range(1, rows) if rows % n == 0 and rows / n <= fitting), rows)
 
 
@@ -61,100 +72,112 @@ WHOLE = Blocks()  # all logits at once, placed by the compiler
 
 def contrastive_loss(
     image_BxD: Array,
-    text_BxD: Array,
+    text_BxMxD: Array,
     logit_scale: Array,
     *,
-    foil_BxKxD: Array | None = None,
-    foil_mask_BxK: Array | None = None,
+    truth_BxM: Array | None = None,
+    holds_caption_BxM: Array | None = None,
     foil_weight: float = 1.0,
     mask_B: Array | None = None,
     blocks: Blocks = WHOLE,
+    all_texts: bool = False,
 ) -> tuple[Array, Numbers]:
-    """Symmetric InfoNCE (Radford et al., 2021, figure 3), optionally with hard negative captions.
+    """Each true text of an image against false ones, in softmaxes.
+
+    With T_i the true and F_i the false texts of image i, S the logits, and the cross-entropy
+    l(a, N) = log(1 + sum_{n in N} exp(S_n - S_a)) of choosing a among N, it is the mean over i of
+
+        1/2 sum_{a in T_i} l(S_ia, N_i)                    the image chooses among texts
+      + 1/2 l(S_i,i0, {S_j,i0 : j != i})                   its caption chooses among images
+      + foil_weight mean_{a in T_i} l(S_ia, F_i)           the image chooses among its own texts
+
+    N_i are the captions of other images. With one true text and no false ones it is InfoNCE
+    (Radford et al., 2021, figure 3). With false ones, foils, the last term is NegBench's multiple
+    choice (Alhamoud et al., CVPR 2025). With `all_texts` N_i has F_i too, and whatever else of
+    other images holds a caption: truth-labelled contrast. A mean there would weigh two true texts
+    like one; so does the last term, in which images without false texts have none.
 
     Args:
       image_BxD: projected image features, unnormalised.
-      text_BxD: projected text features, unnormalised; row i describes image i.
+      text_BxMxD: projected text features, unnormalised; the first of each image is its caption.
       logit_scale: scalar, natural logarithm of the factor on cosine similarities.
-      foil_BxKxD: captions that are false of image i. Each image chooses between its caption and
-        its own foils in a cross-entropy of their own, as in NegBench's multiple choice (Alhamoud
-        et al., CVPR 2025). They are no negatives of other images: "no dog" is false of this photo,
-        but true of most. Inside the InfoNCE denominator they would be outweighed by the batch.
-      foil_mask_BxK: False where a pair has fewer than K foils.
-      foil_weight: factor of that cross-entropy.
+      truth_BxM: of its own image a text is true (1), false (-1), or not known or not there (0), and
+        then counts nowhere. The caption is true. Needed where there are other texts.
+      holds_caption_BxM: whether a text holds its image's caption and so is false of other images.
+        None: the caption alone does.
+      foil_weight: see above.
       mask_B: False for padding rows, which then neither score nor count (evaluation only).
-      blocks: in which the logits are computed, see `reduce_logits`; the result is the same.
+      blocks: in which the logits are computed, see `map_blocks`; the result is the same.
+      all_texts: see above.
 
     Returns:
       The scalar loss and metrics: `image_to_text_accuracy` and `text_to_image_accuracy`, the share
-      of rows whose best match in the batch is their own, and with foils `foil_accuracy`, the share
-      of images with a foil that prefer their caption to all their foils, NaN where none has one. A
+      of images whose best match among the batch's captions, and of captions whose best match among
+      its images, is their own; and with more than one text `foil_accuracy`, for images with a false
+      text the mean share of their true texts above all of these, NaN where no image has one. A
       match that ties with k others counts as 1 / (1 + k). All float32.
     """
 
-    def reduce(logits_RxB: Array, _: Array, counts_RxB: Array) -> tuple[Numbers, Numbers]:
-        logits_RxB = jnp.where(counts_RxB, logits_RxB, _NOTHING)
-        rows, columns = (jax.nn.logsumexp(logits_RxB, axis=axis) for axis in (1, 0))
-        return {"logsumexp": rows}, {"logsumexp": columns}
+    def reduce(logits: Array, is_false: Array, axis: int) -> Array:
+        return jax.nn.logsumexp(jnp.where(is_false, logits, _NOTHING), axis=axis)
 
-    mask_B = jnp.ones(len(image_BxD), bool) if mask_B is None else mask_B
-    features = (image_BxD, text_BxD, foil_BxKxD, foil_mask_BxK)
-    own_B, rows, columns, foil_BxK, metrics = _score(
-        reduce, *features, logit_scale, 0.0, mask_B, blocks
+    batch = _with_defaults(image_BxD, text_BxMxD, truth_BxM, holds_caption_BxM, mask_B)
+    competing = text_BxMxD.shape[1] if all_texts else 1
+    own_BxM, rows_B, columns_PxB, metrics = _score(
+        reduce, batch, competing, logit_scale, 0.0, blocks
     )
-    text_to_image_B = jax.nn.logsumexp(columns["logsumexp"], axis=0)
-    loss = _mean((rows["logsumexp"] + text_to_image_B) / 2 - own_B, mask_B)
-    if foil_BxK is not None:
-        choices = jnp.concatenate([own_B[:, None], foil_BxK], axis=1)
-        loss += foil_weight * _mean(jax.nn.logsumexp(choices, axis=1) - own_B, mask_B)
-    return loss, metrics
+    # softplus(logsumexp_N - S_a) is l(a, N), and 0 where N is empty.
+    is_true_BxM = batch["truth"] > 0
+    of_images_BxM = jax.nn.softplus(rows_B[:, None] - own_BxM)
+    of_captions_B = jax.nn.softplus(jax.nn.logsumexp(columns_PxB, axis=0) - own_BxM[:, 0])
+    loss_B = (jnp.sum(of_images_BxM, axis=1, where=is_true_BxM) + of_captions_B) / 2
+    if own_BxM.shape[1] > 1:
+        foils_B = reduce(own_BxM, batch["truth"] < 0, 1)
+        choices_BxM = jax.nn.softplus(foils_B[:, None] - own_BxM)
+        loss_B += foil_weight * jnp.mean(choices_BxM, axis=1, where=is_true_BxM)
+    return _mean(loss_B, batch["mask"]), metrics
 
 
 def sigmoid_loss(
     image_BxD: Array,
-    text_BxD: Array,
+    text_BxMxD: Array,
     logit_scale: Array,
     logit_bias: Array,
     *,
-    foil_BxKxD: Array | None = None,
-    foil_mask_BxK: Array | None = None,
+    truth_BxM: Array | None = None,
+    holds_caption_BxM: Array | None = None,
     foil_weight: float = 1.0,
     mask_B: Array | None = None,
     blocks: Blocks = WHOLE,
 ) -> tuple[Array, Numbers]:
     """SigLIP's loss (Zhai et al., 2023, algorithm 1): is each pair of the batch true or not?
 
-    A foil is one more caption that is false of its image: `foil_weight` times its own term, and as
-    in `contrastive_loss`, whose other arguments and metrics these are, it is no negative of other
-    images.
+    The captions of other images are false of an image, as in `contrastive_loss`, whose other
+    arguments and metrics these are. Each of its own true texts is one more true pair, and each
+    false one `foil_weight` times a false pair.
 
     Args:
       logit_bias: scalar, added to all logits.
 
     Returns:
-      The scalar loss, summed over captions and averaged over images, and the metrics.
+      The scalar loss, summed over texts and averaged over images, and the metrics.
     """
 
-    def reduce(logits_RxB: Array, is_own_RxB: Array, counts_RxB: Array) -> tuple[Numbers, Numbers]:
-        # -log sigmoid of the logit where the pair is true, of its negative where it is not.
-        terms_RxB = jax.nn.softplus(jnp.where(is_own_RxB, -logits_RxB, logits_RxB))
-        return {"terms": jnp.where(counts_RxB, terms_RxB, 0).sum(axis=1)}, {}
+    def reduce(logits: Array, is_false: Array, axis: int) -> Array:
+        return jnp.sum(jax.nn.softplus(logits), axis=axis, where=is_false)
 
-    mask_B = jnp.ones(len(image_BxD), bool) if mask_B is None else mask_B
-    features = (image_BxD, text_BxD, foil_BxKxD, foil_mask_BxK)
-    _, rows, _, foil_BxK, metrics = _score(
-        reduce, *features, logit_scale, logit_bias, mask_B, blocks
-    )
-    loss = _mean(rows["terms"], mask_B)
-    if foil_BxK is not None:
-        loss += foil_weight * _mean(jax.nn.softplus(foil_BxK).sum(axis=1), mask_B)
-    return loss, metrics
+    batch = _with_defaults(image_BxD, text_BxMxD, truth_BxM, holds_caption_BxM, mask_B)
+    own_BxM, rows_B, _, metrics = _score(reduce, batch, 1, logit_scale, logit_bias, blocks)
+    loss_B = rows_B + jnp.sum(jax.nn.softplus(-own_BxM), axis=1, where=batch["truth"] > 0)
+    loss_B += foil_weight * reduce(own_BxM, batch["truth"] < 0, 1)
+    return _mean(loss_B, batch["mask"]), metrics
 
 
 # By the name in `train.objective`: the function, and the learned scalars of a model that it takes
 # after the features of images and texts. One that it does not take has no gradient.
 OBJECTIVES: dict[str, tuple[Callable[..., tuple[Array, Numbers]], tuple[str, ...]]] = {
     "contrastive": (contrastive_loss, ("logit_scale",)),
+    "truth": (functools.partial(contrastive_loss, all_texts=True), ("logit_scale",)),
     "sigmoid": (sigmoid_loss, ("logit_scale", "logit_bias")),
 }
 
@@ -176,129 +199,156 @@ def check_objective(name: str, params: dict) -> str:
     return name
 
 
+def _with_defaults(
+    image_BxD: Array,
+    text_BxMxD: Array,
+    truth_BxM: Array | None,
+    holds_caption_BxM: Array | None,
+    mask_B: Array | None,
+) -> Numbers:
+    """A batch by the names below, with unit features; without labels there are captions only."""
+    batch, texts = text_BxMxD.shape[:2]
+    is_caption_BxM = jnp.broadcast_to(jnp.arange(texts) == 0, (batch, texts))
+    if truth_BxM is None and texts > 1:
+        raise ValueError("of texts beside the caption truth_BxM says whether they are true")
+    return {
+        "image": l2_normalise(image_BxD),
+        "text": l2_normalise(text_BxMxD),
+        "truth": is_caption_BxM.astype(jnp.int8) if truth_BxM is None else truth_BxM,
+        "holds_caption": is_caption_BxM if holds_caption_BxM is None else holds_caption_BxM,
+        "mask": jnp.ones(batch, bool) if mask_B is None else mask_B,
+    }
+
+
 def _score(
     reduce: Reduce,
-    image_BxD: Array,
-    text_BxD: Array,
-    foil_BxKxD: Array | None,
-    foil_mask_BxK: Array | None,
+    batch: Numbers,
+    competing: int,
     logit_scale: Array,
     logit_bias: Array | float,
-    mask_B: Array,
     blocks: Blocks,
-) -> tuple[Array, Numbers, Numbers, Array | None, Numbers]:
-    """What both losses are made of.
+) -> tuple[Array, Array, Array, Numbers]:
+    """What the losses are made of.
 
-    Logits of the true pairs `[B]`, numbers of rows and of columns, logits of foils, and metrics.
+    Args:
+      reduce: of logits and false pairs.
+      batch: see `_with_defaults`.
+      competing: so many of each image's texts are columns of the logits, from the caption on.
+      logit_scale, logit_bias: scalars.
+      blocks: of the logits.
+
+    Returns:
+      Logits of each image and its own texts `[B, M]`; `reduce` of the false pairs of each image
+      `[B]`, and of each caption with images, in each block of images `[P, B]`; and metrics.
     """
-    image, text = l2_normalise(image_BxD), l2_normalise(text_BxD)
     scale = jnp.exp(logit_scale.astype(jnp.float32))
-    own_B = scale * jnp.sum(image * text, axis=1) + logit_bias
-    rows, columns = reduce_logits(
-        reduce, image, text, own_B, scale=scale, bias=logit_bias, mask_B=mask_B, blocks=blocks
-    )
+    own_BxM = jnp.einsum("bd,bmd->bm", batch["image"], batch["text"], precision="highest")
+    own_BxM = scale * own_BxM + logit_bias
 
-    def accuracy(better: Array, tied: Array, counts_B: Array) -> Array:
-        return _mean((better == 0) / (1 + tied), counts_B)
+    def block(shared: Numbers, rows: Numbers, columns: Numbers, first: Array):
+        """The images from number `first` of the batch on, by all texts that compete."""
+        text_CxD = columns["text"].reshape(-1, columns["text"].shape[-1])
+        products_RxC = jnp.matmul(rows["image"], text_CxD.T, precision="highest")
+        logits_RxC = shared["scale"] * products_RxC + shared["bias"]
+        row_R, owner_C = jnp.arange(len(products_RxC)), jnp.arange(len(text_CxD)) // competing
+        is_own_RxC = first + row_R[:, None] == owner_C
+        is_false_RxC = ~is_own_RxC
+        if competing > 1:
+            own_C, others_C = (columns[k].reshape(-1) for k in ("false", "holds_caption"))
+            is_false_RxC = jnp.where(is_own_RxC, own_C, others_C)
+        is_false_RxC &= rows["mask"][:, None] & jnp.repeat(columns["mask"], competing)
+        captions_RxB, others_RxB = logits_RxC[:, ::competing], is_false_RxC[:, ::competing]
+        rivals_RxB = jnp.where(others_RxB, captions_RxB, _NOTHING)
+        of_rows = _rivals(rivals_RxB, rows["own"][:, None], shared["scale"], axis=1)
+        of_columns = _rivals(rivals_RxB, columns["own"], shared["scale"], axis=0)
+        of_rows["reduced"] = reduce(logits_RxC, is_false_RxC, 1)
+        of_columns["reduced"] = reduce(captions_RxB, others_RxB, 0)
+        return of_rows, of_columns
 
-    columns_better, columns_tied = (columns.pop(key).sum(axis=0) for key in ("better", "tied"))
+    shared = {"scale": scale, "bias": jnp.asarray(logit_bias, jnp.float32)}
+    seen = {"text": batch["text"][:, :competing], "mask": batch["mask"], "own": own_BxM[:, 0]}
+    if competing > 1:
+        seen |= {"false": batch["truth"] < 0, "holds_caption": batch["holds_caption"]}
+    of_images = {"image": batch["image"], "mask": batch["mask"], "own": own_BxM[:, 0]}
+    count = blocks.count(len(own_BxM), competing)
+    rows, columns = map_blocks(block, shared, of_images, seen, blocks.mesh, count)
+    columns = {k: x if k == "reduced" else x.sum(axis=0) for k, x in columns.items()}
     metrics = {
-        "image_to_text_accuracy": accuracy(rows["better"], rows["tied"], mask_B),
-        "text_to_image_accuracy": accuracy(columns_better, columns_tied, mask_B),
+        "image_to_text_accuracy": _mean(_points(rows), batch["mask"]),
+        "text_to_image_accuracy": _mean(_points(columns), batch["mask"]),
     }
-    if foil_BxKxD is None:
-        return own_B, rows, columns, None, metrics
-    foil = l2_normalise(foil_BxKxD)
-    foil_BxK = scale * jnp.einsum("bd,bkd->bk", image, foil, precision="highest") + logit_bias
-    has_foil_B = mask_B
-    if foil_mask_BxK is not None:
-        foil_BxK = jnp.where(foil_mask_BxK, foil_BxK, -jnp.inf)
-        has_foil_B = mask_B & foil_mask_BxK.any(axis=1)
-    right = accuracy(*_rivals(foil_BxK, own_B[:, None], scale, axis=1), has_foil_B)
-    metrics["foil_accuracy"] = jnp.where(has_foil_B.any(), right, jnp.nan)
-    return own_B, rows, columns, foil_BxK, metrics
+    if own_BxM.shape[1] > 1:
+        is_false_BxM, is_true_BxM = batch["truth"] < 0, batch["truth"] > 0
+        has_false_B = batch["mask"] & is_false_BxM.any(axis=1)
+        foils_Bx1xM = jnp.where(is_false_BxM, own_BxM, _NOTHING)[:, None]
+        above = _rivals(foils_Bx1xM, own_BxM[:, :, None], scale, axis=2)
+        right = _mean(jnp.mean(_points(above), axis=1, where=is_true_BxM), has_false_B)
+        metrics["foil_accuracy"] = jnp.where(has_false_B.any(), right, jnp.nan)
+    return own_BxM, rows["reduced"], columns["reduced"], metrics
 
 
-def _rivals(logits: Array, own: Array, scale: Array, axis: int) -> tuple[Array, Array]:
+def _rivals(logits: Array, own: Array, scale: Array, axis: int) -> Numbers:
     """How many logits along an axis are better than the true pair's, and how many as good."""
     # Nothing here has a gradient. Floats, as a loop over blocks has none of integers.
     above = jax.lax.stop_gradient((logits - own) / scale)
-    counts = above > _TIE, jnp.abs(above) <= _TIE
-    better, tied = (jnp.sum(count, axis=axis, dtype=jnp.float32) for count in counts)
-    return better, tied
+    counts = {"better": above > _TIE, "tied": jnp.abs(above) <= _TIE}
+    return {k: jnp.sum(count, axis=axis, dtype=jnp.float32) for k, count in counts.items()}
+
+
+def _points(rivals: Numbers) -> Array:
+    """One for a true pair that has no better rival, shared with those that are as good."""
+    return (rivals["better"] == 0) / (1 + rivals["tied"])
 
 
 def _mean(x_B: Array, mask_B: Array) -> Array:
     return jnp.sum(jnp.where(mask_B, x_B, 0).astype(jnp.float32)) / jnp.maximum(mask_B.sum(), 1)
 
 
-def reduce_logits(
-    reduce: Reduce,
-    image_BxD: Array,
-    text_BxD: Array,
-    own_B: Array,
-    *,
-    scale: Array,
-    bias: Array | float,
-    mask_B: Array,
-    blocks: Blocks,
+def map_blocks(
+    block: Callable[[Any, Any, Any, Array], tuple[Numbers, Numbers]],
+    shared: Any,
+    images: Any,
+    texts: Any,
+    mesh: Mesh | None,
+    count: int,
 ) -> tuple[Numbers, Numbers]:
-    """Applies `reduce` to all logits, `scale * image @ text.T + bias`, in blocks of their rows.
+    """Applies `block` to all logits of a batch, in blocks of their rows.
 
     All logits of 32,768 pairs are 4 GiB, and still 512 MiB on each of eight devices, several times
-    over in a backward pass. Where they grow beyond the bound of `blocks` they are computed in
-    blocks, reduced at once, and recomputed in the backward pass: one more matrix product of
-    features, for memory that no longer grows with the square of the batch.
+    over in a backward pass. Where they grow beyond a bound they are computed in blocks, reduced at
+    once, and recomputed in the backward pass: one more matrix product of features, for memory that
+    no longer grows with the square of the batch.
 
     Args:
-      reduce: see `Reduce`; must treat rows independently.
-      image_BxD, text_BxD: unit features; row i of one belongs to row i of the other.
-      own_B: logits of these pairs, which the others are compared with.
-      scale, bias: scalars.
-      mask_B: False for padding, of which neither row nor column counts.
-      blocks: the whole at once, left to the compiler, or in parts.
+      block: of what all blocks share, the rows of `images` that it is for, the whole of `texts`,
+        and the number of its first row in the batch, to numbers of its rows, each `[R]`, and of
+        columns. It must treat rows independently.
+      shared: tree of arrays.
+      images, texts: trees of arrays `[B, ...]`.
+      mesh: over which the batch is split; None stands for one device.
+      count: of blocks on each device. 1: the whole at once, left to the compiler.
 
     Returns:
-      Numbers of the rows, each `[B]`, and of the columns, each `[P, B]`: the caller reduces them
-      over blocks. Beside those of `reduce` they are `better` and `tied`: how many other logits of
-      the row or column are higher than its own pair's, and how many equal.
+      Numbers of the rows, each `[B]`, and of columns with an axis of blocks before them, `[P, ..]`:
+      the caller reduces it.
     """
-
-    def block(shared: dict, rows: dict, columns: dict, first: Array) -> tuple[Numbers, Numbers]:
-        """The rows that begin with row `first` of the batch, by all columns."""
-        products = jnp.matmul(rows["image"], columns["text"].T, precision="highest")
-        logits_RxB = shared["scale"] * products + shared["bias"]
-        row_R, column_B = first + jnp.arange(len(products)), jnp.arange(products.shape[1])
-        is_own_RxB = row_R[:, None] == column_B[None, :]
-        counts_RxB = rows["mask"][:, None] & columns["mask"][None, :]
-        of_rows, of_columns = reduce(logits_RxB, is_own_RxB, counts_RxB)
-        others_RxB = jnp.where(counts_RxB & ~is_own_RxB, logits_RxB, _NOTHING)
-        owns = rows["own"][:, None], columns["own"][None, :]
-        for axis, own, numbers in ((1, owns[0], of_rows), (0, owns[1], of_columns)):
-            better, tied = _rivals(others_RxB, own, shared["scale"], axis)
-            numbers |= {"better": better, "tied": tied}
-        return of_rows, of_columns
-
-    shared = {"scale": scale, "bias": jnp.asarray(bias, jnp.float32)}
-    batch = {"image": image_BxD, "text": text_BxD, "own": own_B, "mask": mask_B}
-    count = blocks.count(len(image_BxD))
     if count == 1:
-        of_rows, of_columns = block(shared, batch, batch, jnp.int32(0))
+        of_rows, of_columns = block(shared, images, texts, jnp.int32(0))
         return of_rows, jax.tree.map(lambda x: x[None], of_columns)
 
-    def on_device(shared: dict, batch: dict) -> tuple[Numbers, Numbers]:
+    def on_device(shared: Any, batch: Any) -> tuple[Numbers, Numbers]:
+        images, texts = batch
         # Texts are gathered once, before the loop, and their gradient is scattered once, behind it:
         # inside the loop no device waits for another. An image never leaves its device.
-        columns = sharding.gather_rows({k: batch[k] for k in ("text", "own", "mask")})
-        rows = {k: batch[k] for k in ("image", "own", "mask")}
-        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), rows)
+        texts = sharding.gather_rows(texts)
+        parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), images)
         # A block's true pairs lie on a diagonal that begins at its first row in the global batch.
-        height = parts["mask"].shape[1]
-        first = sharding.first_row(batch["mask"]) + height * jnp.arange(count)
+        first = sharding.first_row(jax.tree.leaves(images)[0])
+        first += jax.tree.leaves(parts)[0].shape[1] * jnp.arange(count)
         # The checkpoint keeps features alone for the backward pass. Without it `map` would keep
         # each block's logits, and with them all of them.
-        each = jax.checkpoint(lambda part: block(shared, part[0], columns, part[1]))
+        each = jax.checkpoint(lambda part: block(shared, part[0], texts, part[1]))
         of_rows, of_columns = jax.lax.map(each, (parts, first))
         return jax.tree.map(lambda x: x.reshape(-1), of_rows), of_columns
 
-    return sharding.per_device(blocks.mesh, on_device)(shared, batch)
+    return sharding.per_device(mesh, on_device)(shared, (images, texts))

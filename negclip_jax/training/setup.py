@@ -119,7 +119,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         path,
         description,
         # Of a run whose `config.json` is older than the key.
-        defaults={"train.objective": model_config.objective, "data.truncated": "keep"},
+        defaults={
+            "train.objective": model_config.objective,
+            "data.truncated": "keep",
+            **{f"data.{key}": data[key] for key in ("statements", "true_texts", "false_texts")},
+        },
         resumes=resumes,
         allow_change=config.runtime.allow_config_change,
     )

@@ -124,8 +124,8 @@ def map_microbatches(
 class Objective:
     """Features of a batch and their loss: what training and validation share.
 
-    A batch is what `data.loader.PairLoader.batches` yields: pixels or cached features, captions
-    (each followed by its K foils) padded or packed, and masks.
+    A batch is what `data.loader.PairLoader.batches` yields: pixels or cached features, the texts of
+    each image padded or packed, and what is known of them.
 
     Attributes:
       graphdef: static part of the model, see `models.clip.split`.
@@ -161,19 +161,18 @@ class Objective:
         encoder_inputs = {k: batch[k] for k in ("image", "feature", "text") if k in batch}
         features = map_microbatches(encode, params, encoder_inputs, self.microbatches, self.mesh)
         image_BxD = features["image"]
-        # Texts come as caption, its K foils, the next caption: [B * (1 + K), D].
-        text_BxTxD = features["text"].reshape(len(image_BxD), -1, features["text"].shape[-1])
-        has_foils = text_BxTxD.shape[1] > 1
+        # Texts come as those of the first image, the caption first, of the second: [B * M, D].
+        text_BxMxD = features["text"].reshape(len(image_BxD), -1, features["text"].shape[-1])
         loss_kwargs = {
-            "foil_BxKxD": text_BxTxD[:, 1:] if has_foils else None,
-            "foil_mask_BxK": batch["foil_mask"] if has_foils else None,
+            "truth_BxM": batch.get("truth"),
+            "holds_caption_BxM": batch.get("holds_caption"),
             "foil_weight": self.foil_weight,
             "mask_B": batch.get("mask"),
             "blocks": Blocks(self.mesh, self.logit_block_mib),
         }
         loss, scalars = OBJECTIVES[self.name]
         learned = (params[scalar] for scalar in scalars)
-        return loss(image_BxD, text_BxTxD[:, 0], *learned, **loss_kwargs)
+        return loss(image_BxD, text_BxMxD, *learned, **loss_kwargs)
 
 
 def make_train_step(

@@ -44,7 +44,7 @@ def test_a_bad_image_is_replaced_by_the_next_readable_pair(make_loader, broken, 
     loaded = batches(loader, 0, 12)
     replaced = 0
     for step, batch in enumerate(loaded):
-        for row, (index, caption) in enumerate(zip(*loader.pairs_at(step), strict=True)):
+        for row, (index, caption, _) in enumerate(zip(*loader.pairs_at(step), strict=True)):
             texts = batch["text"][2 * row : 2 * row + 2]
             # Captions 6 and 7 belong to image 3, 8 and 9 to image 4, 42 and 43 to image 21.
             if index in (6, 7, 8, 9, 42, 43):
@@ -53,9 +53,10 @@ def test_a_bad_image_is_replaced_by_the_next_readable_pair(make_loader, broken, 
                 clean = loader.load(index)
                 assert (clean["pair"], clean["bad"]) == (index, -1)
                 np.testing.assert_array_equal(batch["image"][row], clean["image"])
-                shown = loader.examples.token_index(np.array([index]), np.array([caption]))
-                np.testing.assert_array_equal(texts, loader.examples.tokens.padded(shown, 16))
-                assert batch["foil_mask"][row] == loader.examples.foil_mask_NxK[index]
+                shown = loader.examples.shown(np.array([index]), np.array([caption]), None)
+                expected = loader.examples.tokens.padded(shown.index_BxM[0], 16)
+                np.testing.assert_array_equal(texts, expected)
+                np.testing.assert_array_equal(batch["truth"][row], shown.truth_BxM[0])
             else:
                 np.testing.assert_array_equal(batch["image"][row], whole[step]["image"][row])
                 expected = whole[step]["text"][2 * row : 2 * row + 2]
@@ -125,6 +126,11 @@ def uneven(pairs, tokenizer, make_loader, broken):
     return make
 
 
+def planned_room(loader, step: int) -> np.ndarray:
+    pairs, choice, bits = loader.pairs_at(step)
+    return loader.examples.reserved_of(pairs, choice, loader.examples.shown(pairs, choice, bits))
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_processes_agree_on_shapes_though_one_alone_meets_a_bad_image(uneven, shuffle):
     """What replaces a pair never needs more rows than all planned for it."""
@@ -135,7 +141,7 @@ def test_processes_agree_on_shapes_though_one_alone_meets_a_bad_image(uneven, sh
         for name, expected in batch["text"].items():
             joined = np.concatenate([part["text"][name] for part in parts])
             np.testing.assert_array_equal(joined, expected, err_msg=name)
-    planned = [loader.examples.reserved_of(*loader.pairs_at(step)) for step in range(7)]
+    planned = [planned_room(loader, step).ravel() for step in range(7)]
     rows = [len(batch["text"]["ids"]) // 2 for batch in whole]
     assert rows == [loader.packing.rows_needed(room) for room in planned]
 

@@ -92,10 +92,9 @@ from negclip_jax.data.packing import Ragged
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     names = [f"train/{i:03d}.png" for i in range(8)]
-    each = np.arange(8)
     texts = Ragged(np.ones(64, np.int32), np.arange(9) * 8)
     loader = PairLoader(
-        examples=Examples(names, each, texts, each[None], None, None),
+        examples=Examples.of_captions(names, np.arange(8), texts),
         images=BucketImages(sys.argv[1]), preprocess=Preprocessor(32, 32),
         batch_size=8, workers=1, shuffle=False,
     )

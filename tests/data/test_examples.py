@@ -24,8 +24,11 @@ def test_captions_of_each_kind(make_loader, pairs, tokenizer):
 
 def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tokenizer):
     examples = make_loader("mix", foils=2).examples
-    texts = examples.token_index(np.array([1, 0, 1]), np.array([0, 1, 1]))
-    assert examples.foil_mask_NxK[[1, 0]].tolist() == [[True, False], [False, False]]
+    shown = examples.shown(np.array([1, 0, 1]), np.array([0, 1, 1]), None)
+    assert shown.truth_BxM.tolist() == [[1, -1, 0], [1, 0, 0], [1, -1, 0]]
+    assert shown.holds_caption_BxM.tolist() == 3 * [[True, False, False]]
+    assert shown.is_affirmative_BxM[:, 0].tolist() == [False, True, True]
+    texts = shown.index_BxM.ravel()
     foil = pairs[1].foils[0]
     expected = [pairs[1].negated, foil, "", pairs[0].caption, "", "", pairs[1].caption, foil, ""]
     np.testing.assert_array_equal(examples.tokens.padded(texts, 24), tokenizer(expected))
@@ -52,8 +55,10 @@ def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
     assert (fits.all(axis=1)).sum() >= 8, "so many fit everywhere"
     # Little is given away for it, where captions are not short themselves.
     assert (examples.reserved_lengths > examples.lengths).any(axis=1).mean() < 0.5
-    taken = examples.reserved_of(np.array([4, 79]), np.array([1, 0]))
-    assert taken.tolist() == examples.reserved_lengths[[4, 4, 79, 79], [1, 2, 0, 2]].tolist()
+    some = np.array([4, 79]), np.array([1, 0])
+    taken = examples.reserved_of(*some, examples.shown(*some, None))
+    expected = examples.reserved_lengths[[4, 4, 79, 79], [1, 2, 0, 2]].reshape(2, 2)
+    assert taken.tolist() == expected.tolist()
 
 
 def test_unknown_captions(pairs, tokenizer):

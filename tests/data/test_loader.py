@@ -26,7 +26,8 @@ def test_shapes_and_types(whole):
         assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
             "image": ((BATCH, 32, 32, 3), np.uint8),
             "text": ((2 * BATCH, 16), np.int32),  # each caption, then its foil
-            "foil_mask": ((BATCH, 1), np.bool_),
+            "truth": ((BATCH, 2), np.int8),
+            "holds_caption": ((BATCH, 2), np.bool_),
         }
 
 
@@ -95,7 +96,7 @@ def test_rows_hold_what_their_index_says(make_loader, whole, pairs, tokenizer, t
     images = ImageDirectory(tiny_pairs / "images")
     shown = set()
     for step in (0, 7):
-        for row, (index, caption) in enumerate(zip(*loader.pairs_at(step), strict=True)):
+        for row, (index, caption, _) in enumerate(zip(*loader.pairs_at(step), strict=True)):
             pair = pairs[index]
             pixels = Preprocessor(size=32, resize=32).uint8(images.open(pair.image))
             np.testing.assert_array_equal(whole[step]["image"][row], pixels)
@@ -103,7 +104,7 @@ def test_rows_hold_what_their_index_says(make_loader, whole, pairs, tokenizer, t
             np.testing.assert_array_equal(whole[step]["text"][2 * row], text[:16])
             assert not text[16:].any()
             shown.add(int(caption))
-            assert whole[step]["foil_mask"][row].tolist() == [bool(pair.foils)]
+            assert whole[step]["truth"][row].tolist() == [1, -1 if pair.foils else 0]
             if pair.foils:
                 foil = tokenizer([pair.foils[0]])[0]
                 np.testing.assert_array_equal(whole[step]["text"][2 * row + 1], foil[:16])
@@ -181,7 +182,7 @@ def test_packed_batches_hold_the_texts_of_padded_ones(make_loader, whole):
             ids = text["ids"][row][text["segments"][row] == slot + 1]
             np.testing.assert_array_equal(ids, expected[: len(ids)])
             assert not expected[len(ids) :].any()
-        np.testing.assert_array_equal(batch["foil_mask"], padded["foil_mask"])
+        np.testing.assert_array_equal(batch["truth"], padded["truth"])
     # Two processes, one shard each, agree on the number of rows.
     shares = [batches(loader, 0, 15, rows) for rows in np.split(np.arange(BATCH), 2)]
     needed = set()

@@ -23,7 +23,7 @@ def main():
     names = sorted(os.listdir(sys.argv[1]))
     each = np.arange(len(names))
     texts = Ragged(np.ones(8 * len(names), np.int32), np.arange(len(names) + 1) * 8)
-    examples = Examples(names, each, texts, each[None], None, None)
+    examples = Examples.of_captions(names, each, texts)
     loader = PairLoader(
         examples=examples, images=ImageDirectory(sys.argv[1]),
         preprocess=Preprocessor(32, 32), batch_size=8, workers=2,

@@ -54,7 +54,7 @@ def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices)
         part = pairs_of({n: x for n, x in held_out.items() if n != "mask"}, rows)
         value, metrics = loss(params, part)
         for name, number in (metrics | {"loss": value}).items():
-            with_foil = int(part["foil_mask"].any(axis=1).sum())
+            with_foil = int((part["truth"] < 0).any(axis=1).sum())
             weight = with_foil if name == "foil_accuracy" else rows.stop - rows.start
             total[name] += float(number) * weight
             weights[name] += weight
@@ -64,7 +64,7 @@ def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices)
 
 
 def test_without_any_foil_there_is_no_accuracy_of_foils(model, held_out, loader, monkeypatch):
-    monkeypatch.setitem(held_out, "foil_mask", np.zeros_like(held_out["foil_mask"]))
+    monkeypatch.setitem(held_out, "truth", np.maximum(held_out["truth"], 0))
     graphdef, params = model
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     result = ValidationLoss(loader, Objective(graphdef, CLIP_MEAN, CLIP_STD), mesh)(params)

@@ -69,7 +69,7 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     before = fingerprint(examples)
     other_word = examples.tokens.ids.copy()
     other_word[1] += 1
-    assert examples.foil_mask_NxK.any()
+    assert examples.fixed_truth_NxK.any()
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
         dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
@@ -77,8 +77,8 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
         dataclasses.replace(
             examples, caption_index_CxN=np.roll(examples.caption_index_CxN, 1, axis=1)
         ),
-        dataclasses.replace(examples, foil_index_NxK=np.roll(examples.foil_index_NxK, 1, axis=0)),
-        dataclasses.replace(examples, foil_index_NxK=None),
+        dataclasses.replace(examples, fixed_index_NxK=np.roll(examples.fixed_index_NxK, 1, axis=0)),
+        dataclasses.replace(examples, fixed_index_NxK=examples.fixed_index_NxK[:, :0]),
     ]
     prints = [fingerprint(e) for e in changed]
     assert len({before, *prints}) == 7

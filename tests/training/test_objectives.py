@@ -1,10 +1,11 @@
-"""The contrastive loss against a double loop in NumPy."""
+"""The contrastive losses against double loops in NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_runs import with_foils
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.training.objectives import (
@@ -56,10 +57,11 @@ def reference(image, text, log_scale, foil=None, foil_mask=None, foil_weight=1.0
 
 
 def ours(features, log_scale=LOG_SCALE, **arguments):
-    foil = features.get("foil") if "foil_mask_BxK" in arguments else None
-    return contrastive_loss(
-        features["image"], features["text"], jnp.float32(log_scale), foil_BxKxD=foil, **arguments
-    )
+    text, truth = features["text"][:, None], None
+    if "foil_mask" in arguments:
+        text, truth = with_foils(features["text"], features["foil"], arguments.pop("foil_mask"))
+    scale = jnp.float32(log_scale)
+    return contrastive_loss(features["image"], text, scale, truth_BxM=truth, **arguments)
 
 
 def test_equals_a_double_loop(features):
@@ -71,7 +73,7 @@ def test_equals_a_double_loop(features):
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_each_image_chooses_between_its_caption_and_its_own_foils(features, foil_mask, weight):
     for mask in (None, foil_mask):
-        loss, _ = ours(features, foil_mask_BxK=mask, foil_weight=weight)
+        loss, _ = ours(features, foil_mask=mask, foil_weight=weight)
         arguments = (features["image"], features["text"], LOG_SCALE, features["foil"], mask)
         np.testing.assert_allclose(loss, reference(*arguments, weight), rtol=1e-6)
 
@@ -83,12 +85,12 @@ def test_a_foil_as_good_as_the_caption_shares_the_point_and_images_without_foils
     foil = np.stack([image[0], image[2], text[2], image[3]])[:, None]
     mask = np.array([[True], [True], [True], [False]])
     features = {"image": image, "text": text, "foil": foil}
-    _, metrics = ours(features, foil_mask_BxK=mask)
+    _, metrics = ours(features, foil_mask=mask)
     assert float(metrics["foil_accuracy"]) == (0 + 1 + 1 / 2) / 3
     assert "foil_accuracy" not in ours(features)[1]
-    _, metrics = ours(features, foil_mask_BxK=mask, mask_B=np.array([True, False, True, True]))
+    _, metrics = ours(features, foil_mask=mask, mask_B=np.array([True, False, True, True]))
     np.testing.assert_allclose(metrics["foil_accuracy"], (0 + 1 / 2) / 2, rtol=1e-6)
-    _, metrics = ours(features, foil_mask_BxK=mask, mask_B=np.array([False, False, False, True]))
+    _, metrics = ours(features, foil_mask=mask, mask_B=np.array([False, False, False, True]))
     assert np.isnan(metrics["foil_accuracy"])
 
 
@@ -109,7 +111,7 @@ def test_a_collapsed_model_is_right_by_chance(features, collapsed):
 
 def test_absent_foils_change_nothing(features):
     without, _ = ours(features)
-    masked, _ = ours(features, foil_mask_BxK=np.zeros((B, K), bool))
+    masked, _ = ours(features, foil_mask=np.zeros((B, K), bool))
     np.testing.assert_array_equal(without, masked)
 
 
@@ -125,9 +127,9 @@ def test_masked_rows_make_a_smaller_batch(features):
 
 def test_masked_rows_with_foils(features, foil_mask):
     mask = np.array([True, True, False, True, False, True])
-    loss, metrics = ours(features, mask_B=mask, foil_mask_BxK=foil_mask)
+    loss, metrics = ours(features, mask_B=mask, foil_mask=foil_mask)
     smaller = {name: x[mask] for name, x in features.items()}
-    expected, expected_metrics = ours(smaller, foil_mask_BxK=foil_mask[mask])
+    expected, expected_metrics = ours(smaller, foil_mask=foil_mask[mask])
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(
         metrics["foil_accuracy"], expected_metrics["foil_accuracy"], rtol=1e-6
@@ -152,18 +154,10 @@ def test_gradients_equal_finite_differences_of_the_loop(features, foil_mask, mas
     inputs = features | {"scale": np.float32(LOG_SCALE)}
 
     def loss(inputs):
-        return contrastive_loss(
-            inputs["image"],
-            inputs["text"],
-            inputs["scale"],
-            foil_BxKxD=inputs["foil"],
-            foil_mask_BxK=foil_mask,
-            mask_B=jnp.asarray(keep),
-        )[0]
+        return ours(inputs, inputs["scale"], foil_mask=foil_mask, mask_B=jnp.asarray(keep))[0]
 
     def loss_without_foils(inputs):
-        features = (inputs["image"], inputs["text"], inputs["scale"])
-        return contrastive_loss(*features, mask_B=jnp.asarray(keep))[0]
+        return ours(inputs, inputs["scale"], mask_B=jnp.asarray(keep))[0]
 
     def loop(inputs) -> float:
         parts = [inputs[name][keep] for name in ("image", "text")]
@@ -189,10 +183,10 @@ def test_gradients_equal_finite_differences_of_the_loop(features, foil_mask, mas
 
 def test_low_precision_features_give_a_float32_loss(features):
     low = {name: jnp.asarray(x, jnp.bfloat16) for name, x in features.items()}
-    loss, metrics = ours(low, foil_mask_BxK=None)
+    loss, metrics = ours(low, foil_mask=None)
     assert {x.dtype for x in [loss, *metrics.values()]} == {jnp.dtype("float32")}
     rounded = {name: np.asarray(x, np.float32) for name, x in low.items()}
-    np.testing.assert_allclose(loss, ours(rounded, foil_mask_BxK=None)[0], rtol=1e-6)
+    np.testing.assert_allclose(loss, ours(rounded, foil_mask=None)[0], rtol=1e-6)
 
 
 def test_normalised_rows_have_length_one(features):
@@ -200,20 +194,114 @@ def test_normalised_rows_have_length_one(features):
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
 
 
+def labelled(texts: int = 5) -> dict[str, np.ndarray]:
+    """Features of a batch with a caption and texts of every truth, an image without any of them."""
+    rng = np.random.default_rng(3)
+    truth = rng.integers(-1, 2, (B, texts)).astype(np.int8)
+    truth[:, 0], truth[0, 1:] = 1, 0
+    holds = (truth < 0) & (rng.random((B, texts)) < 0.5)
+    holds[:, 0] = True
+    shapes = {"image": (B, D), "text": (B, texts, D)}
+    made = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return made | {"truth": truth, "holds": holds}
+
+
+def dense(batch, log_scale, keep, xp=np):
+    """Truth-labelled contrast as written in its docstring, one true text at a time."""
+    unit = {
+        k: batch[k] / xp.linalg.norm(batch[k], axis=-1, keepdims=True) for k in ("image", "text")
+    }
+    logits = xp.exp(log_scale) * xp.einsum("id,jmd->ijm", unit["image"], unit["text"])
+
+    def choice(own, others):
+        return xp.log(xp.sum(xp.exp(xp.stack([own, *others]))) / xp.exp(own)) if others else 0.0
+
+    total, rows = 0.0, np.flatnonzero(keep)
+    for i in rows:
+        texts = range(batch["truth"].shape[1])
+        false = [logits[i, i, m] for m in texts if batch["truth"][i, m] < 0]
+        others = [logits[i, j, m] for j in rows for m in texts if j != i and batch["holds"][j, m]]
+        true = [logits[i, i, m] for m in texts if batch["truth"][i, m] > 0]
+        total += sum(choice(own, false + others) for own in true) / 2
+        total += choice(logits[i, i, 0], [logits[j, i, 0] for j in rows if j != i]) / 2
+        total += 0.7 * sum(choice(own, false) for own in true) / len(true)
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_truth_labelled_contrast_equals_the_dense_formula(masked):
+    batch = labelled()
+    keep = np.array([True, False, True, True, False, True]) if masked else np.ones(B, bool)
+    labels = {"truth_BxM": batch["truth"], "holds_caption_BxM": batch["holds"]}
+    truth, _ = OBJECTIVES["truth"]
+
+    def ours(image, text, scale):
+        more = {**labels, "mask_B": jnp.asarray(keep), "foil_weight": 0.7}
+        return truth(image, text, scale, **more)[0]
+
+    def theirs(image, text, scale):
+        return dense(batch | {"image": image, "text": text}, scale, keep, jnp)
+
+    inputs = (batch["image"], batch["text"], jnp.float32(LOG_SCALE))
+    wide = {name: batch[name].astype(np.float64) for name in ("image", "text")}
+    np.testing.assert_allclose(ours(*inputs), dense(batch | wide, LOG_SCALE, keep), rtol=1e-6)
+    with jax.debug_nans(True):
+        gradients = jax.grad(ours, argnums=(0, 1, 2))(*inputs)
+    expected = jax.grad(theirs, argnums=(0, 1, 2))(*inputs)
+    for found, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    unknown = (batch["truth"] == 0) | ~keep[:, None]
+    assert not np.asarray(gradients[1])[unknown].any(), "an unknown text is trained"
+
+
+def test_with_one_true_text_and_no_false_one_it_is_infonce(features):
+    """Also where there are places for more texts that nothing is known of."""
+    text = np.random.default_rng(4).normal(size=(B, 3, D)).astype(np.float32)
+    text[:, 0] = features["text"]
+    places = np.broadcast_to(np.array([1, 0, 0], np.int8), (B, 3))
+    expected, expected_metrics = ours(features)
+    for texts, labels in ((text[:, :1], None), (text, places)):
+        scores = features["image"], texts, jnp.float32(LOG_SCALE)
+        loss, metrics = OBJECTIVES["truth"][0](*scores, truth_BxM=labels)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        for name, value in expected_metrics.items():
+            np.testing.assert_array_equal(metrics[name], value)
+    np.testing.assert_allclose(
+        expected, reference(features["image"], features["text"], LOG_SCALE), rtol=1e-6
+    )
+
+
+def test_true_texts_share_a_point_with_false_ones_that_are_as_good():
+    """Of two images one prefers one of its two true texts, the other ties with its false one."""
+    image = np.eye(2, dtype=np.float32)
+    text = np.stack([np.stack([image[0], image[1], image[0] + image[1]]), image[[1, 0, 1]]])
+    truth = np.array([[1, 1, -1], [1, 0, -1]], np.int8)
+    _, metrics = contrastive_loss(image, text, jnp.float32(LOG_SCALE), truth_BxM=truth)
+    assert float(metrics["foil_accuracy"]) == ((1 + 0) / 2 + 1 / 2) / 2
+
+
+def test_texts_without_labels_are_refused(features):
+    text = np.repeat(features["text"][:, None], 2, axis=1)
+    with pytest.raises(ValueError, match="truth_BxM says"):
+        contrastive_loss(features["image"], text, jnp.float32(LOG_SCALE))
+
+
 def test_an_objective_is_chosen_by_its_name():
     clip, siglip = {"logit_scale": 0}, {"logit_scale": 0, "logit_bias": 0}
     assert check_objective("contrastive", clip) == check_objective("contrastive", siglip)
     assert check_objective("sigmoid", siglip) == "sigmoid"
-    with pytest.raises(InputError, match=r"train\.objective: 'clip' is none of contrastive, sig"):
+    with pytest.raises(InputError, match=r"train\.objective: 'clip' is none of contrastive, tru"):
         check_objective("clip", clip)
-    message = r"train\.objective=sigmoid needs logit_bias, .*can be trained with contrastive$"
+    message = (
+        r"train\.objective=sigmoid needs logit_bias, .*can be trained with contrastive, truth$"
+    )
     with pytest.raises(InputError, match=message):
         check_objective("sigmoid", clip)
 
 
 def test_a_new_objective_is_a_function_and_a_line(features, monkeypatch):
-    def distance(image_BxD, text_BxD, *, mask_B, **_):
-        return jnp.abs(image_BxD - text_BxD).sum(), {"pairs": jnp.float32(len(image_BxD))}
+    def distance(image_BxD, text_BxMxD, *, mask_B, **_):
+        return jnp.abs(image_BxD - text_BxMxD[:, 0]).sum(), {"pairs": jnp.float32(len(image_BxD))}
 
     class Model(nnx.Module):
         def encode_text(self, text):

@@ -7,9 +7,9 @@ import pytest
 
 from bench.hlo import Program
 from negclip_jax.runtime import sharding
-from negclip_jax.training.objectives import WHOLE, Blocks, contrastive_loss, sigmoid_loss
+from negclip_jax.training.objectives import OBJECTIVES, WHOLE, Blocks, contrastive_loss
 
-B, K, D = 48, 2, 20  # on 8 devices 6 rows each, a number no other axis has
+B, M, D = 48, 4, 20  # on 8 devices 6 rows each, a number no other axis has
 ROW_MIB = 4 * B / 2**20
 MESHES = {"one device": None, "8x1": (8, 1), "2x4": (2, 4)}
 
@@ -24,28 +24,32 @@ def blocks_of(mesh: str, rows: int) -> Blocks:
 @pytest.fixture(scope="module")
 def features() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = {"image": (B, D), "text": (B, D), "foil": (B, K, D)}
+    shapes = {"image": (B, D), "text": (B, M, D)}
     made = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     made["text"][7] = made["text"][8]  # a tie
-    made["text"] += 0.5 * made["image"]
+    made["text"] += 0.5 * made["image"][:, None]
     return made | {"scale": np.float32(2.5), "bias": np.float32(-1.5)}
 
 
-MASKS = {
-    "mask_B": np.arange(B) % 5 != 0,
-    "foil_mask_BxK": np.random.default_rng(1).random((B, K)) < 0.6,
-}
+def labels() -> dict[str, np.ndarray]:
+    """Texts of every truth beside the captions, some of which hold the caption."""
+    rng = np.random.default_rng(1)
+    truth, holds = rng.integers(-1, 2, (B, M)).astype(np.int8), rng.random((B, M)) < 0.5
+    truth[:, 0], holds[:, 0] = 1, True
+    return {"truth_BxM": truth, "holds_caption_BxM": holds & ((truth < 0) | (np.arange(M) == 0))}
+
+
+LABELS = {**labels(), "mask_B": np.arange(B) % 5 != 0}
 
 
 def loss_of(loss: str, blocks: Blocks):
-    """Function of features to the loss with foils and masks, and to its metrics."""
+    """Function of features to the loss with labels and masks, and to its metrics."""
+    function, scalars = OBJECTIVES[loss]
 
     def compute(features):
-        pairs = (features["image"], features["text"], features["scale"])
-        more = {**MASKS, "foil_BxKxD": features["foil"], "foil_weight": 0.7, "blocks": blocks}
-        if loss == "sigmoid":
-            return sigmoid_loss(*pairs, features["bias"], **more)
-        return contrastive_loss(*pairs, **more)
+        learned = [features[name.removeprefix("logit_")] for name in scalars]
+        more = {**LABELS, "foil_weight": 0.7, "blocks": blocks}
+        return function(features["image"], features["text"], *learned, **more)
 
     return compute
 
@@ -53,13 +57,13 @@ def loss_of(loss: str, blocks: Blocks):
 @pytest.fixture(scope="module")
 def whole(features) -> dict:
     results = {}
-    for loss in ("contrastive", "sigmoid"):
+    for loss in OBJECTIVES:
         compute = jax.jit(jax.value_and_grad(loss_of(loss, WHOLE), has_aux=True))
         results[loss] = jax.device_get(compute(features))
     return results
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("loss", OBJECTIVES)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_blocks_change_nothing(features, whole, loss, mesh):
     compute = loss_of(loss, blocks_of(mesh, rows=2))
@@ -79,11 +83,11 @@ def test_blocks_change_nothing(features, whole, loss, mesh):
 
 
 def test_rows_and_columns_that_do_not_count_have_no_gradient(features):
-    compute = loss_of("contrastive", blocks_of("8x1", rows=2))
+    compute = loss_of("truth", blocks_of("8x1", rows=2))
     gradients = jax.jit(jax.grad(lambda f: compute(f)[0]))(features)
     for name in ("image", "text"):
-        assert not np.asarray(gradients[name])[~MASKS["mask_B"]].any()
-        assert np.asarray(gradients[name])[MASKS["mask_B"]].any(axis=1).all()
+        assert not np.asarray(gradients[name])[~LABELS["mask_B"]].any()
+        assert np.asarray(gradients[name])[LABELS["mask_B"]].any(axis=1).all()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_no_device_ever_holds_its_rows_of_the_logits():
 
     def program(blocks: Blocks) -> str:
         def loss(image, text):
-            return contrastive_loss(image, text, jnp.float32(2.5), blocks=blocks)[0]
+            return contrastive_loss(image, text[:, None], jnp.float32(2.5), blocks=blocks)[0]
 
         return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(matrix, matrix).compile().as_text()
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 import torch
 from interop import tiny
+from tiny_runs import with_foils
 
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
@@ -45,7 +46,7 @@ def reference(features, rows, foil_mask=None, foil_weight=1.0):
 
 
 def ours(features, **arguments):
-    return sigmoid_loss(features["image"], features["text"], SCALE, BIAS, **arguments)
+    return sigmoid_loss(features["image"], features["text"][:, None], SCALE, BIAS, **arguments)
 
 
 def test_equals_a_double_loop(features):
@@ -55,8 +56,9 @@ def test_equals_a_double_loop(features):
 def test_foils_with_weight_and_mask(features):
     mask = np.random.default_rng(1).random((B, K)) < 0.5
     mask[0], mask[1] = False, True
-    arguments = {"foil_BxKxD": features["foil"], "foil_mask_BxK": mask, "foil_weight": 0.3}
-    loss, metrics = ours(features, **arguments)
+    text, truth = with_foils(features["text"], features["foil"], mask)
+    labels = {"truth_BxM": truth, "foil_weight": 0.3}
+    loss, metrics = sigmoid_loss(features["image"], text, SCALE, BIAS, **labels)
     np.testing.assert_allclose(loss, reference(features, range(B), mask, 0.3), rtol=1e-6)
     assert 0 <= float(metrics["foil_accuracy"]) <= 1
 
@@ -81,7 +83,7 @@ def test_equals_transformers(features):
         out = model(input_ids=torch.tensor(ids), pixel_values=images, return_loss=True)
     image, text = (np.asarray(x) for x in (out.image_embeds, out.text_embeds))
     scale, bias = (jnp.float32(p.item()) for p in (model.logit_scale, model.logit_bias))
-    loss, metrics = sigmoid_loss(image, text, scale, bias)
+    loss, metrics = sigmoid_loss(image, text[:, None], scale, bias)
     np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-5)
     own = np.asarray(out.logits_per_image.argmax(axis=1)) == np.arange(4)
     assert float(metrics["image_to_text_accuracy"]) == pytest.approx(own.mean())
@@ -115,7 +117,7 @@ def tuned(tmp_path_factory):
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (8, 16, 16, 3)), jnp.uint8),
         "text": jnp.asarray(rng.integers(2, 99, (16, 12))),
-        "foil_mask": jnp.ones((8, 1), bool),
+        "truth": jnp.tile(jnp.array([1, -1], jnp.int8), (8, 1)),
     }
     step, state, metrics = jax.jit(step), TrainState.create(trained, tx, ema=False), []
     for _ in range(40):

@@ -1,0 +1,232 @@
+"""Statements about images: texts, short or with a caption, that are known to be true or false.
+
+`python -m data_gen export` writes them beside the pairs: a Parquet file with a row for each text.
+Read are its columns
+
+    image       file name, as in the pairs
+    text        what is said
+    truth       boolean: whether it is true of the image
+    polarity    "affirms", "denies" or "both": what it says of objects
+    caption_id  the caption of the image that the text holds, null where it holds none
+    unit, form  texts that were written together, and by which template; may be null
+
+A million of them are columns and token ids, never Python objects one by one. Which ones an example
+shows is a pure function of its random bits.
+"""
+
+import dataclasses
+import logging
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from negclip_jax.common import remote, storage
+from negclip_jax.common.problems import Problems
+from negclip_jax.data import pair_tables
+from negclip_jax.data.packing import Ragged
+from negclip_jax.data.pairs import LONGEST_TEXT
+from negclip_jax.data.records import PairError, unsafe_name
+from negclip_jax.data.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+POLARITIES = ("affirms", "denies", "both")
+_TOKENIZED_AT_ONCE = 10_000
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # increment of SplitMix64
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Statements:
+    """S statements about U images, those of an image one after the other.
+
+    Attributes:
+      true_texts, false_texts: how many an example shows, T and F.
+      tokens: token ids of the distinct texts.
+      offsets: int64 `[U + 1]`; those about image u are `offsets[u]` to `offsets[u + 1] - 1`.
+      text: int64 `[S]`, index into `tokens`.
+      truth, holds_caption: bool `[S]`; a text that holds its image's caption is false of others.
+      polarity: int64 `[S]`, index into POLARITIES.
+      unit, form: int64 `[S]`, equal for statements that share one; -1 where not known.
+    """
+
+    true_texts: int
+    false_texts: int
+    tokens: Ragged
+    offsets: np.ndarray
+    text: np.ndarray
+    truth: np.ndarray
+    holds_caption: np.ndarray
+    polarity: np.ndarray
+    unit: np.ndarray
+    form: np.ndarray
+
+    def choose(self, image_B: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
+        """Statements that examples show, int64 `[B, T + F]`, -1 where an image has too few.
+
+        True ones first. Both kinds are drawn alike, so that neither a polarity nor a form of words
+        tells the truth: the polarities that an image has take turns in random order, and within one
+        all statements are as likely. The first false text is a minimal pair of the first true one,
+        of its unit and form as far as there is one.
+
+        Args:
+          image_B: int, images.
+          bits_B: uint64, random bits of each example.
+        """
+        starts = self.offsets[image_B]
+        counts = self.offsets[image_B + 1] - starts
+        owner = np.repeat(np.arange(len(image_B)), counts)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        candidate = starts[owner] + place
+        # Of each example's stream the first numbers are for polarities, the others for statements.
+        turn = _random(bits_B[owner], self.polarity[candidate])
+        key = _random(bits_B[owner], len(POLARITIES) + place)
+
+        def pick(number: int, is_usable: np.ndarray, likeness: np.ndarray) -> np.ndarray:
+            """That many of the usable statements of each example; the likest one comes first."""
+            own, found, keys = owner[is_usable], candidate[is_usable], key[is_usable]
+            likest = np.lexsort((keys, -likeness[is_usable], own))
+            likest = likest[_rank(own[likest]) == 0]
+            is_first = np.zeros(len(own), bool)
+            is_first[likest] = likeness[is_usable][likest] > 0
+            order = np.lexsort((keys, ~is_first, self.polarity[found], own))
+            rank = np.empty(len(order), np.int64)  # among the example's statements of its polarity
+            rank[order] = _rank(own[order] * len(POLARITIES) + self.polarity[found][order])
+            order = np.lexsort((turn[is_usable], rank, ~is_first, own))
+            within = _rank(own[order])
+            chosen = np.full((len(image_B), number), -1)
+            kept = within < number
+            chosen[own[order][kept], within[kept]] = found[order][kept]
+            return chosen
+
+        truth = self.truth[candidate]
+        none = np.zeros(len(candidate), np.int64)
+        true = pick(self.true_texts, truth, none)
+        likeness = none
+        if self.true_texts:
+            model = true[owner, 0]
+            for of in (self.unit, self.form):
+                likeness = likeness + ((of[candidate] == of[model]) & (of[model] >= 0))
+            likeness = np.where(model >= 0, likeness, 0)
+        return np.concatenate([true, pick(self.false_texts, ~truth, likeness)], axis=1)
+
+
+def _random(seed: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Output of these numbers of SplitMix64 (Steele, Lea and Flood, 2014) with these seeds."""
+    z = seed + (number.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _rank(groups: np.ndarray) -> np.ndarray:
+    """Place of each element among its equals, which stand together."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
+
+
+def read_statements(
+    path: str | os.PathLike,
+    images: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    true_texts: int,
+    false_texts: int,
+    truncated: str,
+) -> Statements:
+    """Reads the statements about these images; how many are about others is said in the log.
+
+    Args:
+      path: Parquet file, on a disk or in a bucket.
+      images: names, U.
+      tokenizer: of the model.
+      true_texts, false_texts: of an example.
+      truncated: key of the section `data`; with "keep" texts beyond the model's positions stay.
+
+    Raises PairError for a file that cannot be read, and once for everything wrong in its rows.
+    """
+    options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
+    if storage.is_remote(path):
+        with remote.copied(path) as copy:
+            return read_statements(copy, images, tokenizer, **options)
+    path = Path(path)
+    if not path.is_file():
+        raise PairError(f"There is no file of statements at {path}.")
+    columns = pair_tables.statement_columns(path)
+    names, texts = columns["image"].values, columns["text"].values
+    _check(path, columns)
+    number = {name: i for i, name in enumerate(images)}
+    known = np.array([number.get(posixpath.normpath(n), -1) for n in names.to_pylist()], np.int64)
+    image = known[columns["image"].codes]
+    ids, offsets, is_cut = [], [np.zeros(1, np.int64)], []
+    room = tokenizer.context_length - tokenizer.special_tokens
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        part = texts[start : start + _TOKENIZED_AT_ONCE].to_pylist()
+        part_ids, part_offsets = tokenizer.encode_ragged(part)
+        ids.append(part_ids)
+        offsets.append(offsets[-1][-1] + part_offsets[1:])
+        # A token is a byte at least: most texts need not be tokenized again to know that they fit.
+        is_cut += [len(t.encode()) > room and len(tokenizer.encode(t)) > room for t in part]
+    text = columns["text"].codes
+    left_out = np.array(is_cut, bool)[text] & (truncated != "keep") & (image >= 0)
+    rows = np.flatnonzero((image >= 0) & ~left_out)
+    rows = rows[np.argsort(image[rows], kind="stable")]
+    _log.info(
+        "%s: %s statements about %s of %s images, %s about images without pairs; %s that are "
+        "longer than %d tokens are left out",
+        path,
+        *(f"{n:,}" for n in (len(rows), len(np.unique(image[rows])), len(images))),
+        *(f"{n:,}" for n in ((image < 0).sum(), left_out.sum())),
+        tokenizer.context_length,
+    )
+    if not len(rows):
+        raise PairError(f"{path} has no statement about an image of the pairs: are names alike?")
+    polarity = np.array([POLARITIES.index(p) for p in columns["polarity"].values.to_pylist()])
+    return Statements(
+        true_texts,
+        false_texts,
+        Ragged(np.concatenate(ids), np.concatenate(offsets)),
+        offsets=np.searchsorted(image[rows], np.arange(len(images) + 1)),
+        text=text[rows],
+        truth=columns["truth"].codes[rows] == 1,
+        holds_caption=columns["caption_id"].codes[rows] >= 0,
+        polarity=polarity[columns["polarity"].codes[rows]],
+        unit=columns["unit"].codes[rows],
+        form=columns["form"].codes[rows],
+    )
+
+
+def _check(path: Path, columns: dict[str, pair_tables.Coded]) -> None:
+    """PairError with all that is wrong in the rows, by kind with the first places."""
+    from pyarrow import compute
+
+    problems = Problems()
+
+    def note(what: str, is_bad: np.ndarray) -> None:
+        for row in np.flatnonzero(is_bad):
+            problems.note(what, f"row {row}")
+
+    for name in ("image", "text", "truth", "polarity"):
+        note(f"the {name} is missing", columns[name].codes < 0)
+    image, text, polarity = (columns[name] for name in ("image", "text", "polarity"))
+    reasons = [unsafe_name(name) for name in image.values.to_pylist()]
+    for reason in dict.fromkeys(filter(None, reasons)):
+        note(f"the image name {reason}", image.of_values([r == reason for r in reasons]))
+    is_empty = compute.equal(compute.utf8_trim_whitespace(text.values), "")
+    note("the text is empty", text.of_values(is_empty))
+    is_long = compute.greater(compute.utf8_length(text.values), LONGEST_TEXT)
+    note(f"the text is longer than {LONGEST_TEXT:,} characters", text.of_values(is_long))
+    other = [value not in POLARITIES for value in polarity.values.to_pylist()]
+    note(f"the polarity is none of {', '.join(POLARITIES)}", polarity.of_values(other))
+    # One text of one image, true in one row and false in another.
+    order = np.lexsort((columns["truth"].codes, text.codes, image.codes))
+    before, after = order[:-1], order[1:]
+    same = (image.codes[before] == image.codes[after]) & (text.codes[before] == text.codes[after])
+    differs = columns["truth"].codes[before] != columns["truth"].codes[after]
+    contradicts = np.zeros(len(order), bool)
+    is_known = (image.codes[after] >= 0) & (text.codes[after] >= 0)
+    contradicts[np.maximum(before, after)[same & differs & is_known]] = True
+    note("the text is true and false of one image", contradicts)
+    problems.raise_if_any(path, PairError, "Correct or remove these rows; nothing was read.")
