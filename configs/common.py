@@ -86,6 +86,11 @@ def _what_is_computed(config: ConfigDict) -> None:
     train.microbatches = 1  # gradient cache: exact big-batch gradient in this many parts
     train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
     train.foil_weight = 1.0  # of the choice between an image's true texts and its own false ones
+    # Against forgetting, for original captions: of the squared distance of their features from the
+    # base's, and of the divergence from its softmax over the batch. 3 or 2 held retrieval to one
+    # point in the quickstart; on images that are hard to tell 3 was too much.
+    train.anchor_weight = 0.0
+    train.distill_weight = 0.0
     train.logit_scale_max = placeholder(float)  # upper bound, ln(100)=4.6052 in most CLIP code
     train.ema_decay = placeholder(float)  # per step; keeps averaged weights beside the others
 

@@ -109,6 +109,13 @@ class Examples:
         chosen = self.statements and self.statements.true_texts + self.statements.false_texts
         return 1 + self.fixed_index_NxK.shape[1] + (chosen or 0)
 
+    @property
+    def original_index_N(self) -> np.ndarray:
+        """Of each example's original caption, where it is shown at all: int64, into `tokens`."""
+        if self.original == len(self.caption_index_CxN):
+            return self.fixed_index_NxK[:, -1]
+        return self.caption_index_CxN[self.original]
+
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of the captions and fixed texts of each example, int64 `[N, C + K]`."""

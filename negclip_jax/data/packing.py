@@ -44,6 +44,13 @@ class Ragged:
         """Tokens of each caption, int64 `[N]`."""
         return np.diff(self.offsets)
 
+    def taken(self, index_B: np.ndarray) -> "Ragged":
+        """The captions with these indices."""
+        lengths = self.lengths[index_B]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        token = np.arange(offsets[-1]) + np.repeat(self.offsets[index_B] - offsets[:-1], lengths)
+        return Ragged(self.ids[token], offsets)
+
     def followed_by(self, other: "Ragged") -> "Ragged":
         """These captions, and then the others."""
         offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])

@@ -32,6 +32,7 @@ from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
+from negclip_jax.data.packing import Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.inputs import Images, Texts
 from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
@@ -361,22 +362,56 @@ def image_features(
         [ImageRef(n) for n in names], source, preprocess, root, threads=threads, shared=True
     )
     path = root / f"image-{fingerprint('image', *model, preprocess)}.rows"
+    return _kept(inputs, path, model, mesh, _TRAINING_IMAGES_PER_DEVICE)
+
+
+def text_features(
+    tokens: Ragged,
+    tokenizer: Tokenizer,
+    path: epath.Path,
+    model: tuple[clip.CLIPConfig, dict, str],
+    mesh: Mesh,
+    *,
+    computes: bool,
+) -> MappedRows:
+    """Features of texts for training, unnormalised float32 `[N, D]`, memory-mapped.
+
+    Args:
+      tokens: token ids of the texts, N.
+      tokenizer: that they are from.
+      path: of the store, which all processes see.
+      model, mesh: as for `image_features`.
+      computes: whether what the store lacks is computed, or else an InputError.
+    """
+    inputs = Texts(range(len(tokens)), tokenizer, tokens)
+    return _kept(inputs, path, model, mesh, TEXTS_PER_DEVICE, computes=computes)[0]
+
+
+def _kept(
+    inputs: Images | Texts,
+    path: epath.Path,
+    model: tuple[clip.CLIPConfig, dict, str],
+    mesh: Mesh,
+    per_device: int,
+    computes: bool = True,
+) -> tuple[MappedRows, np.ndarray]:
+    """Features of all items in the store at `path`, and which have none, as `image_features`."""
     multihost.require_same("feature cache", {"name": path.name})
 
     def opened() -> EmbeddingStore:
         return EmbeddingStore(path, model[0].projection_dim, writes=sharding.is_main_process())
 
     store = opened()
-    options = {"label": "image features", "per_device": _TRAINING_IMAGES_PER_DEVICE}
-    tower = Tower(inputs, store, model, mesh, **options, shared=True)
-    if tower.pending:
-        waited = multihost.within_time("the next images of the feature cache")
+    label = f"{inputs.tower} features"
+    tower = Tower(inputs, store, model, mesh, label=label, per_device=per_device, shared=True)
+    if tower.pending and computes:
+        waited = multihost.within_time(f"the next {inputs.name} of the feature cache")
         with contextlib.closing(tower), waited as keep_alive:
             while tower.pending:
                 keep_alive()
                 tower.encode_next()
         store.finish()
-        multihost.barrier("image features written")
+        multihost.barrier(f"{label} written")
         if not sharding.is_main_process():
             store = opened()
     keys = [inputs.keys[ref] for ref in inputs.keys]
@@ -384,7 +419,12 @@ def image_features(
     if lacking:
         raise InputError(
             f"{path} is damaged: it lacks {lacking} of the {len(keys)} embeddings that were "
-            "written. Start the run again to compute them again, or delete it"
+            "written. "
+            + (
+                "Start the run again to compute them again, or delete it"
+                if computes
+                else "Restore it, or start over in another --workdir"
+            )
         )
-    logging.info("image features of %s images come from %s", f"{len(keys):,}", path)
+    logging.info("%s of %s %s come from %s", label, f"{len(keys):,}", inputs.name, path)
     return store.mapped(keys), np.array([key in store.unusable for key in keys])

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -168,22 +168,29 @@ def image_digests(
 
 
 class Texts:
-    """Distinct texts, tokenized once. Texts of the same token ids have the same key."""
+    """Distinct texts, tokenized once. Texts of the same token ids have the same key.
+
+    Texts that are tokenized already are known by their numbers.
+    """
 
     name, tower = "texts", "text"
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer):
+    def __init__(
+        self, texts: Sequence[Hashable], tokenizer: Tokenizer, tokens: Ragged | None = None
+    ):
         # SigLIP reads the padding of its captions, so they cannot share rows.
         self.encode = EncodeTexts(packed=not isinstance(tokenizer, SigLIPTokenizer))
-        self._tokens = Ragged(*tokenizer.encode_ragged(texts))
+        self._tokens = Ragged(*tokenizer.encode_ragged(texts)) if tokens is None else tokens
         self._row = {text: i for i, text in enumerate(texts)}
         ids, ends = self._tokens.ids, self._tokens.offsets
         self.keys = {t: key(ids[ends[i] : ends[i + 1]].tobytes()) for t, i in self._row.items()}
+        if tokens is not None:
+            return
         full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
         room = tokenizer.context_length - tokenizer.special_tokens
         self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
 
-    def batches(self, texts: Sequence[str], size: int, mesh: Mesh) -> Iterator[Batch]:
+    def batches(self, texts: Sequence[Hashable], size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's share of each batch, packed as `data.packing` says or `ids` `[r, T]`.
 
         The last batch is filled up with its last text.
@@ -206,6 +213,6 @@ class Texts:
             packed = packing.pack(self._tokens, part)
             yield {name: x[sharding.local_rows(mesh, len(x))] for name, x in packed.items()}
 
-    def why_bad(self, text: str) -> str:
+    def why_bad(self, text: Hashable) -> str:
         """What is wrong with a text whose features are not finite."""
         return f"{text!r}: its features are not finite"

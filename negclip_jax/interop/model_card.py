@@ -19,7 +19,9 @@ from negclip_jax.interop.files import CheckpointError, read_json
 CARD, BASE_CARD = "README.md", "README.base.md"
 _RECIPE = (
     *("data.pairs", "data.images", "data.caption_mode", "data.original_fraction", "data.foils"),
+    "data.statements",
     *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
+    *("train.anchor_weight", "train.distill_weight"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.freeze"),
     *("model.dtype", "seed"),
 )

@@ -40,6 +40,9 @@ _RANGES = {
     "data.workers": NOT_NEGATIVE,
     "data.threads": POSITIVE,
     "train.logit_block_mib": NOT_NEGATIVE,
+    "train.foil_weight": NOT_NEGATIVE,
+    "train.anchor_weight": NOT_NEGATIVE,
+    "train.distill_weight": NOT_NEGATIVE,
     "train.ema_decay": SHARE,
     "optim.lr": NOT_NEGATIVE,
     "optim.end_lr": NOT_NEGATIVE,
@@ -63,6 +66,10 @@ _FREE += ("train.logit_block_mib", "data.truncated", "data.statements")
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
 _OF_ONE_HOST += ("eval.data", "data.statements", "runtime.process_id")
 _OF_ONE_HOST += ("runtime.compilation_cache",)
+
+# What a run did whose `config.json` is older than the key.
+ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
+ADDED_KEYS |= {"data.false_texts": 3, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")
 

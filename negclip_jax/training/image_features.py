@@ -22,23 +22,20 @@ def are_constant(trainable: dict) -> bool:
 def use_cache(
     workdir: epath.Path,
     loaders: list[PairLoader | None],
-    model_config: CLIPConfig,
-    params: dict,
+    model: tuple[CLIPConfig, dict, str],
     mesh: Mesh,
     *,
     cache_features: bool,
     cache_dir: str,
-    dtype: str,
 ) -> list[PairLoader | None]:
     """The loaders, reading cached features; builds what is missing. Unchanged where it is off.
 
     Args:
       workdir: of the run.
       loaders: of training and validation pairs, over the same images.
-      model_config, params: of the whole model.
+      model: sizes, parameters on the devices of `mesh`, and compute type.
       mesh: over which images are encoded.
       cache_features, cache_dir: keys of the section `data`.
-      dtype: of the computation.
 
     Raises InputError where more images cannot be read than `max_bad_images` allows.
     """
@@ -50,7 +47,7 @@ def use_cache(
         names,
         *(loader.images, loader.preprocess),
         storage.path(cache_dir.format(workdir=workdir)),
-        (model_config, params, dtype),
+        model,
         mesh,
         threads=loader.threads,
     )

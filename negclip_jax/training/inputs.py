@@ -74,6 +74,7 @@ def loaders(
     workers: int,
     threads: int,
     seed: int,
+    keeps_originals: bool,
     batch_sizes: tuple[int, int],
     shards: int,
     tokenizer: Tokenizer,
@@ -86,6 +87,8 @@ def loaders(
         truncated, validation_fraction, split_by, split_seed, max_bad_images, packing, workers,
         threads: keys of the section `data`.
       seed: of order and choice of captions.
+      keeps_originals: whether a term of the loss compares original captions with the base's; those
+        that train on negated ones alone then show the original beside them. Validation always does.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
       tokenizer, preprocess: of the model.
@@ -113,7 +116,9 @@ def loaders(
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
         if not part and not is_training:
             break
-        examples = tokenize_pairs(part, names, tokenizer, **shown, statements=known)
+        with_original = not is_training or (keeps_originals and caption_mode == "negated")
+        texts = {**shown, "statements": known, "with_original": with_original}
+        examples = tokenize_pairs(part, names, tokenizer, **texts)
         sizes = (examples.planned_lengths, batch_size * examples.texts, shards)
         longest = int(examples.tokens.lengths.max())
         made.append(

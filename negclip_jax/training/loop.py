@@ -219,8 +219,6 @@ class StepLog:
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
             numbers = {name: float(value) for name, value in metrics.items()}
-            if math.isnan(numbers.get("foil_accuracy", 0.0)) and math.isfinite(numbers["loss"]):
-                del numbers["foil_accuracy"]  # no image of this batch has a foil
             # param_norm: what the update left behind, which only the next loss would show.
             checked = ("loss", "grad_norm", "param_norm")
             bad = [n for n in checked if not math.isfinite(numbers[n])]
@@ -235,7 +233,8 @@ class StepLog:
                     f"{saved}. Try a smaller optim.lr, optim.clip_norm=1.0 or "
                     "train.logit_scale_max=4.6052"
                 )
-            self._writers.write(step, numbers)
+            # NaN is left what nothing in this batch has: a foil, or an original caption.
+            self._writers.write(step, {k: x for k, x in numbers.items() if not math.isnan(x)})
         timing = self.chrono.window(step, self._run.units.total_steps)
         self._timing.write(step, timing)
         self._progress.update(step, numbers["loss"], timing)

@@ -40,7 +40,7 @@ _LOGIT_BYTES = 4  # float32
 # minus infinity its gradient is a number where nothing counts.
 _NOTHING = -1e30
 # Cosines that differ by less are a tie: equal texts differ so much by their places in packed rows.
-_TIE = 1e-5
+TIE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,69 @@ def sigmoid_loss(
     return _mean(loss_B, batch["mask"]), metrics
 
 
+def anchor_loss(text_BxD: Array, base_BxD: Array, mask_B: Array) -> Array:
+    """Mean squared distance between unit text features and the base model's of the same texts.
+
+    Args:
+      text_BxD, base_BxD: projected features, unnormalised.
+      mask_B: which of them count.
+    """
+    difference_BxD = l2_normalise(text_BxD) - l2_normalise(base_BxD)
+    return _mean(jnp.sum(difference_BxD**2, axis=1), mask_B)
+
+
+def distillation_loss(
+    image_BxD: Array,
+    text_BxD: Array,
+    base_BxD: Array,
+    logit_scale: Array,
+    mask_B: Array,
+    blocks: Blocks = WHOLE,
+) -> Array:
+    """KL divergence from the base model's softmax over the batch to the model's.
+
+    The mean of two directions, images among texts and texts among images (Hinton et al., 2015, at
+    the temperature of the logits). Unlike `anchor_loss` it lets features move that keep ranks. The
+    images are those of a frozen tower, and the scale is the present one without a gradient.
+
+    Args:
+      image_BxD, text_BxD: projected features, unnormalised; row i of one belongs to row i of the
+        other.
+      base_BxD: the base's features of the same texts.
+      logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+      mask_B: which pairs count.
+      blocks: in which the logits are computed.
+    """
+
+    def block(scale: Array, rows: Numbers, texts: Numbers, _: Array) -> tuple[Numbers, Numbers]:
+        counts_RxB = rows["mask"][:, None] & texts["mask"]
+
+        def logits(text_BxD: Array) -> Array:
+            products_RxB = jnp.matmul(rows["image"], text_BxD.T, precision="highest")
+            return jnp.where(counts_RxB, scale * products_RxB, _NOTHING)
+
+        model_RxB, base_RxB = logits(texts["text"]), logits(texts["base"])
+
+        def along(axis: int) -> Numbers:
+            gain = jax.nn.softmax(base_RxB, axis) * (base_RxB - model_RxB)
+            sums = [jax.nn.logsumexp(x, axis) for x in (base_RxB, model_RxB)]
+            return {"gain": jnp.sum(gain, axis), "base": sums[0], "model": sums[1]}
+
+        return along(1), along(0)
+
+    rows = {"image": l2_normalise(image_BxD), "mask": mask_B}
+    texts = {"text": l2_normalise(text_BxD), "base": l2_normalise(base_BxD), "mask": mask_B}
+    scale = jax.lax.stop_gradient(jnp.exp(logit_scale.astype(jnp.float32)))
+    count = blocks.count(len(mask_B))
+    rows, columns = map_blocks(block, scale, rows, texts, blocks.mesh, count)
+    # sum_x p(x) (log p(x) - log q(x)), with p the base's; a column's softmax is that of its blocks,
+    # each weighted by its share of the whole.
+    base_B, model_B = (jax.nn.logsumexp(columns[k], axis=0) for k in ("base", "model"))
+    gain_B = jnp.sum(jnp.exp(columns["base"] - base_B) * columns["gain"], axis=0)
+    of_columns_B = gain_B - base_B + model_B
+    return _mean((rows["gain"] - rows["base"] + rows["model"] + of_columns_B) / 2, mask_B)
+
+
 # By the name in `train.objective`: the function, and the learned scalars of a model that it takes
 # after the features of images and texts. One that it does not take has no gradient.
 OBJECTIVES: dict[str, tuple[Callable[..., tuple[Array, Numbers]], tuple[str, ...]]] = {
@@ -291,7 +354,7 @@ def _rivals(logits: Array, own: Array, scale: Array, axis: int) -> Numbers:
     """How many logits along an axis are better than the true pair's, and how many as good."""
     # Nothing here has a gradient. Floats, as a loop over blocks has none of integers.
     above = jax.lax.stop_gradient((logits - own) / scale)
-    counts = {"better": above > _TIE, "tied": jnp.abs(above) <= _TIE}
+    counts = {"better": above > TIE, "tied": jnp.abs(above) <= TIE}
     return {k: jnp.sum(count, axis=axis, dtype=jnp.float32) for k, count in counts.items()}
 
 

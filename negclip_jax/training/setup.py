@@ -30,7 +30,9 @@ from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
 from negclip_jax.training import image_features, inputs, optim, patterns
+from negclip_jax.training.base_text import use_base_text
 from negclip_jax.training.config import (
+    ADDED_KEYS,
     Settings,
     StepUnits,
     check_settings,
@@ -104,9 +106,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     rules = {"crop": data.pop("crop"), "exact": data.pop("exact_resize")}
     preprocess = dataclasses.replace(preprocessor_of(base, model_config), **rules)
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
+    keeping = {key: train[key] for key in ("anchor_weight", "distill_weight")}
     loader, validation_loader = inputs.loaders(
         **data,
         seed=config.seed,
+        keeps_originals=any(keeping.values()),
         batch_sizes=(train.batch_size, eval_size),
         shards=mesh.size * train.microbatches,
         tokenizer=tokenizer,
@@ -118,12 +122,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     record_or_compare(
         path,
         description,
-        # Of a run whose `config.json` is older than the key.
-        defaults={
-            "train.objective": model_config.objective,
-            "data.truncated": "keep",
-            **{f"data.{key}": data[key] for key in ("statements", "true_texts", "false_texts")},
-        },
+        defaults=ADDED_KEYS | {"train.objective": model_config.objective},
         resumes=resumes,
         allow_change=config.runtime.allow_config_change,
     )
@@ -133,7 +132,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in sections}
     options = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
     mean, std = preprocess.mean, preprocess.std
-    objective = Objective(graphdef, mean, std, mesh=mesh, name=loss, **options)
+    objective = Objective(graphdef, mean, std, mesh=mesh, name=loss, **options, **keeping)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
     rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
@@ -149,16 +148,13 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
-    if image_features.are_constant(trainable):
-        loader, validation_loader = image_features.use_cache(
-            path,
-            [loader, validation_loader],
-            model_config,
-            patterns.merge(frozen, state.params),
-            mesh,
-            dtype=model["dtype"],
-            **cache,
-        )
+    whole = (model_config, patterns.merge(frozen, state.params), model["dtype"])
+    is_frozen = image_features.are_constant(trainable)
+    both = [loader, validation_loader]
+    if is_frozen:
+        both = image_features.use_cache(path, both, whole, mesh, **cache)
+    of_base = {"resumes": resumes, "is_frozen": is_frozen, **keeping}
+    loader, validation_loader = use_base_text(path, both, tokenizer, whole, mesh, **of_base)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)
     train_step = CompiledStep(step, state, frozen, mesh)

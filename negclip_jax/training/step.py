@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
-from negclip_jax.training.objectives import OBJECTIVES, Blocks
+from negclip_jax.training.objectives import OBJECTIVES, Blocks, anchor_loss, distillation_loss
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -134,6 +134,8 @@ class Objective:
       mesh: over which batches are split; None stands for one device.
       logit_block_mib: bound on the logits that a device holds at a time, see `objectives.Blocks`.
       foil_weight: see `objectives.contrastive_loss`.
+      anchor_weight, distill_weight: of `objectives.anchor_loss` and `distillation_loss`, for the
+        original captions among the texts; with a weight batches hold `base_text`.
       name: key of `objectives.OBJECTIVES`.
     """
 
@@ -144,10 +146,16 @@ class Objective:
     mesh: Mesh | None = None
     logit_block_mib: float = math.inf
     foil_weight: float = 1.0
+    anchor_weight: float = 0.0
+    distill_weight: float = 0.0
     name: str = "contrastive"
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
-        """Scalar loss of all parameters on a batch, and its accuracies."""
+        """Scalar loss of all parameters on a batch, and its metrics."""
+        return self.loss_of(params, self.features(params, batch), batch)
+
+    def features(self, params: dict, batch: Batch) -> tuple[Array, Array]:
+        """Projected features of images `[B, D]` and of their texts `[B, M, D]`, unnormalised."""
 
         def encode(params: dict, encoder_inputs: Batch) -> Batch:
             model = nnx.merge(self.graphdef, params)
@@ -160,19 +168,52 @@ class Objective:
         params = sharding.whole(self.mesh, params)
         encoder_inputs = {k: batch[k] for k in ("image", "feature", "text") if k in batch}
         features = map_microbatches(encode, params, encoder_inputs, self.microbatches, self.mesh)
-        image_BxD = features["image"]
         # Texts come as those of the first image, the caption first, of the second: [B * M, D].
-        text_BxMxD = features["text"].reshape(len(image_BxD), -1, features["text"].shape[-1])
+        width = features["text"].shape[-1]
+        return features["image"], features["text"].reshape(len(features["image"]), -1, width)
+
+    def loss_of(
+        self, params: dict, features: tuple[Array, Array], batch: Batch
+    ) -> tuple[Array, Metrics]:
+        """`loss` of these features."""
+        image_BxD, text_BxMxD = features
+        blocks = Blocks(self.mesh, self.logit_block_mib)
         loss_kwargs = {
             "truth_BxM": batch.get("truth"),
             "holds_caption_BxM": batch.get("holds_caption"),
             "foil_weight": self.foil_weight,
             "mask_B": batch.get("mask"),
-            "blocks": Blocks(self.mesh, self.logit_block_mib),
+            "blocks": blocks,
         }
-        loss, scalars = OBJECTIVES[self.name]
+        objective, scalars = OBJECTIVES[self.name]
         learned = (params[scalar] for scalar in scalars)
-        return loss(image_BxD, text_BxMxD, *learned, **loss_kwargs)
+        loss, metrics = objective(image_BxD, text_BxMxD, *learned, **loss_kwargs)
+        if self.anchor_weight or self.distill_weight:
+            text_BxD, counts_B = affirmative(text_BxMxD, batch)
+            base_BxD, terms = batch["base_text"], {}
+            if self.anchor_weight:
+                terms["anchor"] = anchor_loss(text_BxD, base_BxD, counts_B)
+                loss += self.anchor_weight * terms["anchor"]
+            if self.distill_weight:
+                features = image_BxD, text_BxD, base_BxD
+                scale = params["logit_scale"]
+                terms["distill"] = distillation_loss(*features, scale, counts_B, blocks)
+                loss += self.distill_weight * terms["distill"]
+            # Of a batch that shows no original caption there is nothing to say.
+            metrics |= {k: jnp.where(counts_B.any(), x, jnp.nan) for k, x in terms.items()}
+        return loss, metrics
+
+
+def affirmative(text_BxMxD: Array, batch: Batch) -> tuple[Array, Array]:
+    """Of each image the features of its original caption `[B, D]`, and whether it shows it `[B]`.
+
+    Where it does not these are the features of its first text.
+    """
+    is_shown_BxM = batch["is_affirmative"]
+    counts_B = is_shown_BxM.any(axis=1)
+    is_taken_BxM = is_shown_BxM.at[:, 0].set(is_shown_BxM[:, 0] | ~counts_B)
+    text_BxD = jnp.sum(jnp.where(is_taken_BxM[..., None], text_BxMxD, 0), axis=1)
+    return text_BxD, counts_B & batch.get("mask", True)
 
 
 def make_train_step(

@@ -64,9 +64,9 @@ def use_cache(parts, workdir, *, devices=1, dtype="float32", **data):
     section = common.base().data
     cache = {key: section[key] for key in ("cache_features", "cache_dir")} | data
     params = jax.device_put(params, sharding.replicated(mesh))
-    model = (config, params, mesh)
+    model = (config, params, dtype)
     workdir = epath.Path(workdir)
-    return image_features.use_cache(workdir, [loader, None], *model, dtype=dtype, **cache)
+    return image_features.use_cache(workdir, [loader, None], model, mesh, **cache)
 
 
 def kept(workdir) -> set[str]:

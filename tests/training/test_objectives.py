@@ -10,8 +10,10 @@ from tiny_runs import with_foils
 from negclip_jax.common.errors import InputError
 from negclip_jax.training.objectives import (
     OBJECTIVES,
+    anchor_loss,
     check_objective,
     contrastive_loss,
+    distillation_loss,
     l2_normalise,
 )
 from negclip_jax.training.step import Objective
@@ -284,6 +286,53 @@ def test_texts_without_labels_are_refused(features):
     text = np.repeat(features["text"][:, None], 2, axis=1)
     with pytest.raises(ValueError, match="truth_BxM says"):
         contrastive_loss(features["image"], text, jnp.float32(LOG_SCALE))
+
+
+def test_anchor_is_the_mean_squared_distance_of_unit_features(features):
+    base, keep = features["image"], np.array([True, False, True, True, False, True])
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features["text"], base)]
+    expected = np.mean(np.sum((unit[0] - unit[1])[keep] ** 2, axis=1))
+    np.testing.assert_allclose(anchor_loss(features["text"], base, keep), expected, rtol=1e-6)
+    np.testing.assert_allclose(anchor_loss(3 * base, base, keep), 0, atol=1e-12)
+
+
+def divergence(batch, base, log_scale, keep) -> float:
+    """KL of both directions in float64, over the pairs that count."""
+    image, text, base = (
+        x[keep].astype(np.float64) / np.linalg.norm(x[keep], axis=1, keepdims=True)
+        for x in (batch["image"], batch["text"], base)
+    )
+    total = 0.0
+    for p, q in ((image @ base.T, image @ text.T), (base @ image.T, text @ image.T)):
+        p, q = (np.exp(np.exp(log_scale) * x) for x in (p, q))
+        p, q = (x / x.sum(axis=1, keepdims=True) for x in (p, q))
+        total += np.mean(np.sum(p * np.log(p / q), axis=1)) / 2
+    return total
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_distillation_is_the_divergence_from_the_base(features, masked):
+    keep = np.array([True, False, True, True, False, True]) if masked else np.ones(B, bool)
+    base = features["text"] + 0.5 * features["foil"][:, 0]
+
+    def loss(text, scale):
+        return distillation_loss(features["image"], text, base, scale, jnp.asarray(keep))
+
+    text, scale = jnp.asarray(features["text"]), jnp.float32(LOG_SCALE)
+    expected = divergence(features, base, LOG_SCALE, keep)
+    np.testing.assert_allclose(loss(text, scale), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss(base, scale), 0, atol=1e-6)
+    with jax.debug_nans(True):
+        gradient, of_scale = jax.grad(loss, argnums=(0, 1))(text, scale)
+    assert of_scale == 0 and not np.asarray(gradient)[~keep].any()
+    direction = np.random.default_rng(2).normal(size=text.shape)
+    wide = {k: x.astype(np.float64) for k, x in features.items()}
+    ends = [
+        divergence(wide | {"text": wide["text"] + sign * 1e-5 * direction}, base, LOG_SCALE, keep)
+        for sign in (1, -1)
+    ]
+    slope = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3, atol=1e-6)
 
 
 def test_an_objective_is_chosen_by_its_name():

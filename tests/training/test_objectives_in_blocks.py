@@ -7,7 +7,13 @@ import pytest
 
 from bench.hlo import Program
 from negclip_jax.runtime import sharding
-from negclip_jax.training.objectives import OBJECTIVES, WHOLE, Blocks, contrastive_loss
+from negclip_jax.training.objectives import (
+    OBJECTIVES,
+    WHOLE,
+    Blocks,
+    contrastive_loss,
+    distillation_loss,
+)
 
 B, M, D = 48, 4, 20  # on 8 devices 6 rows each, a number no other axis has
 ROW_MIB = 4 * B / 2**20
@@ -80,6 +86,21 @@ def test_blocks_change_nothing(features, whole, loss, mesh):
         np.testing.assert_allclose(
             gradient, expected_gradients[name], rtol=1e-5, atol=1e-6 * largest, err_msg=name
         )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_distillation_in_blocks(features, mesh):
+    def compute(text, blocks):
+        base, mask = features["text"][:, 1], jnp.asarray(LABELS["mask_B"])
+        return distillation_loss(features["image"], text, base, features["scale"], mask, blocks)
+
+    text = jnp.asarray(features["text"][:, 0])
+    expected = jax.jit(jax.value_and_grad(lambda x: compute(x, WHOLE)))(text)
+    blocks = blocks_of(mesh, rows=2)
+    found = jax.jit(jax.value_and_grad(lambda x: compute(x, blocks)))(text)
+    assert expected[0] > 0.1
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
 
 
 def test_rows_and_columns_that_do_not_count_have_no_gradient(features):
