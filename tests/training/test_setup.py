@@ -21,7 +21,7 @@ from negclip_jax.training.setup import prepare
         ),
         ({"train.total": "5 minutes"}, r"train\.total: cannot read '5 minutes'"),
         ({"eval.every": "5 minutes"}, r"eval\.every: cannot read '5 minutes'"),
-        ({"train.objective": "siglip"}, r"train\.objective: 'siglip' is none of contrastive, sig"),
+        ({"train.objective": "siglip"}, r"train\.objective: 'siglip' is none of contrastive, tru"),
         ({"train.objective": "sigmoid"}, r"train\.objective=sigmoid needs logit_bias, which this"),
         ({"optim.schedule": "cosin"}, r"optim\.schedule: 'cosin' is none of"),
         ({"optim.freeze": ("vison/.*",)}, r"optim\.freeze: no parameter matches \['vison/"),
