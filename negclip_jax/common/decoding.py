@@ -42,10 +42,11 @@ def opened(data: bytes | str | os.PathLike, name: str | None = None) -> Iterator
       ImageError: it is missing, empty, none of `FORMATS`, damaged, cut short, or larger than
         `MAX_PIXELS` or `MAX_BYTES`; any error in the block.
     """
-    in_memory = isinstance(data, (bytes, bytearray, memoryview))
+    in_memory = not isinstance(data, (str, os.PathLike))
     name = name or ("image in memory" if in_memory else os.fspath(data))
     try:
-        _require_file(data, in_memory)
+        if _size(data) > MAX_BYTES:
+            raise Image.DecompressionBombError(f"{_size(data):,} bytes, more than {MAX_BYTES:,}")
         with Image.open(BytesIO(data) if in_memory else data, formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(
@@ -56,7 +57,7 @@ def opened(data: bytes | str | os.PathLike, name: str | None = None) -> Iterator
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on a malformed file
-        raise ImageError(f"{name}: {_reason(error, data, in_memory)}.") from error
+        raise ImageError(f"{name}: {_reason(error, data)}.") from error
 
 
 def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Image:
@@ -72,11 +73,12 @@ def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Im
 def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of an image file; empty for what cannot be read or is too large to be one."""
     try:
-        _require_file(path, in_memory=False)
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, Image.DecompressionBombError):
-        return b""
+        if _size(path) <= MAX_BYTES:
+            with open(path, "rb") as file:
+                return file.read()
+    except OSError:
+        pass
+    return b""
 
 
 @functools.cache
@@ -86,20 +88,17 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _require_file(data, in_memory: bool) -> None:
-    """A pipe would be waited for and a device read without end."""
-    if in_memory:
-        size = len(data)
-    else:
-        state = os.stat(data)
-        size = state.st_size
-        if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
-            raise OSError(22, "it is a device or a pipe")
-    if size > MAX_BYTES:
-        raise Image.DecompressionBombError(f"{size:,} bytes, more than {MAX_BYTES:,}")
+def _size(data: bytes | str | os.PathLike) -> int:
+    """Bytes; OSError for no file: a pipe would be waited for and a device read without end."""
+    if not isinstance(data, (str, os.PathLike)):
+        return len(data)
+    state = os.stat(data)
+    if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+        raise OSError(22, "it is a device or a pipe")
+    return state.st_size
 
 
-def _reason(error: Exception, data, in_memory: bool) -> str:
+def _reason(error: Exception, data: bytes | str | os.PathLike) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such image file"
     if isinstance(error, OSError) and error.errno:
@@ -107,7 +106,7 @@ def _reason(error: Exception, data, in_memory: bool) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"the image is too large to decode safely ({str(error).rstrip('.')})"
     if isinstance(error, Image.UnidentifiedImageError):
-        if not (len(data) if in_memory else os.path.getsize(data)):
+        if not _size(data):
             return "the image file is empty"
         return f"this is not an image that Pillow can read as one of {', '.join(FORMATS)}"
     return f"the image is damaged or cut short ({str(error).rstrip('.') or type(error).__name__})"
