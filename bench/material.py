@@ -17,11 +17,12 @@ from PIL import Image
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from quickstart.tiny_clip import write_tokenizer
-from quickstart.vocabulary import AFFIRMATIVE, COLOURS, KINDS
+from quickstart.vocabulary import AFFIRMATIVE
+from quickstart.world import COLOURS, KINDS
 
 _QUALITY = 88
 # One token each: what the vocabulary cuts into pieces is left out.
-_WORDS = [word for word in f"{COLOURS} {KINDS} {AFFIRMATIVE}".split() if "|" not in word]
+_WORDS = [*COLOURS, *KINDS, *(word for word in AFFIRMATIVE.split() if "|" not in word)]
 _VIT_L_14 = clip.CLIPConfig(
     text=clip.TextConfig(width=768, heads=12, mlp_width=3072),
     vision=clip.VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096, patch_size=14),

@@ -1,6 +1,7 @@
 """The whole paper in small, offline: a world, a CLIP that reads "no" as "yes", and its cure.
 
     python -m quickstart --out=runs/quickstart
+    python -m quickstart --out=runs/hard --world=hard    # where the images are no longer easy
 
 Runs the public commands that real work uses and prints each before it runs. Ends with a table,
 OUT/results.json and OUT/report.html.
@@ -19,6 +20,7 @@ from rich.console import Console
 from negclip_jax.common.arguments import Parser
 from quickstart.questions import HOLD_OUT
 from quickstart.report import write_report
+from quickstart.world import WORLDS
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = ".quickstart"  # a folder with this file may be replaced
@@ -29,8 +31,9 @@ class Failed(Exception):
     """The run cannot go on; a command that ended with an error has said why itself."""
 
 
-def commands(out: str) -> list[tuple[str, list[str]]]:
-    """What is run, in order: what it is for and the arguments of `python`."""
+def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
+    """What is run in a kind of world, in order: what it is for and the arguments of `python`."""
+    flag = [] if kind == "easy" else [f"--world={kind}"]
     world, config = f"{out}/world", "configs/quickstart.py"
     train = f"--config.data.images={world}/train/images"
 
@@ -50,10 +53,10 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
 
     pairs = f"{out}/pairs/pairs.json"
     return [
-        ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}"]),
+        ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}", *flag]),
         (
             "Write a tiny CLIP with random weights, in Hugging Face's layout",
-            ["-m", "quickstart.tiny_clip", f"--out={out}/random"],
+            ["-m", "quickstart.tiny_clip", f"--out={out}/random", *flag],
         ),
         (
             "Pre-train it on captions that never say “no”",
@@ -87,6 +90,7 @@ def commands(out: str) -> list[tuple[str, list[str]]]:
                 f"--model=published={out}/published_clip",
                 f"--model=tuned={out}/tuned",
                 f"--world={world}/heldout",
+                f"--train={world}/train",
                 f"--out={out}/evaluation.json",
             ],
         ),
@@ -122,12 +126,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", default="runs/quickstart", help="folder; an earlier run is replaced"
     )
-    out = parser.parse_args(argv).out
+    parser.add_argument("--world", choices=WORLDS, default="easy", help="how hard it is to see")
+    args = parser.parse_args(argv)
+    out = args.out
     started = time.monotonic()
     path = ROOT / out
     try:
         start_afresh(path)
-        done = [run(title, arguments) for title, arguments in commands(out)]
+        done = [run(title, arguments) for title, arguments in commands(out, args.world)]
     except (Failed, OSError) as error:  # the folder cannot be made or emptied
         sys.exit(f"quickstart stopped: {error}")
     seconds = time.monotonic() - started

@@ -82,6 +82,7 @@ def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
         required=REQUIRED,
         rows=rows,
         curves=[_curve(name, out / name) for name in RUNS],
+        probe=evaluation.get("probe", {}),
         gallery=[_scene(item, images, models) for item in evaluation["gallery"]],
         machine=f"{platform.machine()}, {cores()} cores, {versions}",
         **shown,

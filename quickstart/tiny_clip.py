@@ -19,7 +19,7 @@ from negclip_jax.common.errors import InputError, say
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from quickstart.vocabulary import vocabulary
-from quickstart.world import SIZE
+from quickstart.world import KINDS, SIZE, WORLDS
 
 WIDTH, LAYERS, HEADS, PATCH, CONTEXT = 64, 2, 4, 8, 32
 
@@ -39,19 +39,19 @@ def tiny_config(vocab_size: int) -> clip.CLIPConfig:
     )
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Writes `vocab.json` and `merges.txt`; returns the number of tokens."""
-    vocab, merges = vocabulary()
+def write_tokenizer(folder: Path, kinds: Sequence[str] = KINDS) -> int:
+    """Writes `vocab.json` and `merges.txt` of a world of these kinds; returns how many tokens."""
+    vocab, merges = vocabulary(kinds)
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(vocab)
 
 
-def write_tiny_clip(out: Path, seed: int) -> None:
+def write_tiny_clip(out: Path, seed: int, kinds: Sequence[str] = KINDS) -> None:
     """Writes the directory. Raises CheckpointError where it cannot, or where one already is."""
     with tempfile.TemporaryDirectory() as tokenizer:
-        config = tiny_config(write_tokenizer(Path(tokenizer)))
+        config = tiny_config(write_tokenizer(Path(tokenizer), kinds))
         _, params = clip.split(clip.CLIP(config, rngs=nnx.Rngs(seed)))
         huggingface.save(out, config, params, tokenizer=tokenizer)
 
@@ -60,9 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m quickstart.tiny_clip", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--world", choices=WORLDS, default="easy", help="whose words it reads")
     args = parser.parse_args(argv)
     try:
-        write_tiny_clip(args.out, args.seed)
+        write_tiny_clip(args.out, args.seed, WORLDS[args.world].kinds)
     except InputError as error:
         sys.exit(f"quickstart.tiny_clip: {error}")
     say(f"a tiny CLIP with random weights in {args.out}")

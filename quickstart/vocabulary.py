@@ -8,12 +8,12 @@ words ("stand|ing", "show|s"), so that a model can learn that it is the stem tha
 """
 
 import itertools
+from collections.abc import Sequence
 
 from negclip_jax.data.tokenizer import END, START, WORD_END, byte_symbols
+from negclip_jax.language.inflection import noun
+from quickstart.world import COLOURS, KINDS
 
-COLOURS = "red orange yellow green blue purple"
-KINDS = "circle square triangle star heart moon arrow house"
-PLURALS = "circles squares triangles stars hearts moons arrows houses"
 AFFIRMATIVE = (
     "a an the and with there is are here picture of you can see stand|ing next to just only any it "
     "show show|s"
@@ -24,19 +24,20 @@ NEGATIVE = (
 )
 
 
-def words() -> list[str]:
-    """All words of the vocabulary, with bars between the pieces."""
-    return " ".join((COLOURS, KINDS, PLURALS, AFFIRMATIVE, NEGATIVE)).split()
+def words(kinds: Sequence[str] = KINDS) -> list[str]:
+    """All words of a world of these kinds, with bars between the pieces."""
+    plurals = [noun(kind).many for kind in kinds]
+    return [*COLOURS, *kinds, *plurals, *AFFIRMATIVE.split(), *NEGATIVE.split()]
 
 
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def vocabulary(kinds: Sequence[str] = KINDS) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Symbol-to-id table and merges in order of rank, as `vocab.json` and `merges.txt` hold them.
 
     The start and end token are the last two ids, as in CLIP.
     """
     letters = list(byte_symbols().values())
     merges: dict[tuple[str, str], None] = {}
-    for word in words():
+    for word in words(kinds):
         pieces = word.split("|")
         for i, piece in enumerate(pieces):
             symbols = [*piece[:-1], piece[-1] + (WORD_END if i == len(pieces) - 1 else "")]

@@ -4,6 +4,10 @@ A scene holds two or three objects of different kinds, each with a colour: "a re
 moon". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
 and `heldout/` share kinds and colours but no combination: a set of coloured objects that occurs in
 one split never occurs in the other.
+
+`--world=easy` is a world in which images are no obstacle. `--world=hard` has more kinds, few
+photos, noise, grey cards that stand before the objects: there the image side is the ceiling, as it
+is for real photos, and a recipe has to be chosen with that in mind.
 """
 
 import itertools
@@ -30,10 +34,42 @@ COLOURS = {
     "purple": (150, 40, 190),
 }
 KINDS = ("circle", "square", "triangle", "star", "heart", "moon", "arrow", "house")
+MORE_KINDS = (
+    *("diamond", "cross", "hexagon", "tree", "leaf", "drop"),
+    *("boat", "bell", "crown", "flag", "hammer", "bottle"),
+)
 SIZE = 48  # pixels, both sides of a scene
 GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
 HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train/
+
+
+@dataclass(frozen=True)
+class World:
+    """What the scenes are made of and how well they can be seen.
+
+    Attributes:
+      kinds: of objects.
+      train: scenes to train on, unless the command says how many.
+      grey: least and greatest brightness of the background; None is a pale one.
+      noise: standard deviation of what is added to each value of a pixel, of 255.
+      hidden: share of an object's area that a grey card covers at most.
+    """
+
+    kinds: tuple[str, ...]
+    train: int
+    grey: tuple[int, int] | None = None
+    noise: float = 0.0
+    hidden: float = 0.0
+
+
+WORLDS = {
+    "easy": World(KINDS, train=8000),
+    # Chosen so that the pre-trained model picks the true caption of a new scene in 75 to 80 % of
+    # the choices (79 measured), and a linear probe on its features overfits: existence 67 % on new
+    # scenes, 87 % on training scenes.
+    "hard": World(KINDS + MORE_KINDS, train=1000, grey=(140, 236), noise=8.0, hidden=0.3),
+}
 
 # Every caption here is affirmative: the pre-training never sees a word of negation.
 FULL = (
@@ -57,10 +93,16 @@ COLOURLESS = 0.5  # share of captions that leave the colours out: kinds must be 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `name` "red star", and its outline in pixels, float64 [N, 2] (x, y)."""
+    """One object: `name` "red star", and its outline in pixels, float64 [N, 2] (x, y).
+
+    A card covers the share `hidden` of its area, on the side that lies in the direction `behind`
+    (radians; 0 is right, a quarter turn is down).
+    """
 
     name: str
     outline: np.ndarray
+    hidden: float = 0.0
+    behind: float = 0.0
 
     @property
     def colour(self) -> str:
@@ -105,6 +147,14 @@ def outline(kind: str) -> np.ndarray:
         outer = arc(60, 300)
         inner = arc(270, 90, radius=outer[0, 1]) * (0.62, 1.0) + (outer[0, 0], 0.0)
         return np.concatenate([outer, inner]) + np.array([0.2, 0.0])
+    if kind == "hexagon":
+        return arc(-90, 210, 6)
+    if kind == "leaf":
+        t = np.linspace(0, 2, 40, endpoint=False)
+        return np.stack([0.6 * np.sin(math.pi * t), np.abs(2 - 2 * t) - 1], axis=-1)
+    if kind == "drop":
+        round_end = arc(-30, 210, radius=0.65) + np.array([0.0, 0.35])
+        return np.concatenate([round_end, [(0.0, -1.0)]])
     return np.array(_CORNERS[kind], np.float64)
 
 
@@ -119,10 +169,41 @@ _CORNERS = {
         *[(0, -1), (1, 0), (0.75, 0), (0.75, 0.95), (0.25, 0.95), (0.25, 0.3)],
         *[(-0.25, 0.3), (-0.25, 0.95), (-0.75, 0.95), (-0.75, 0), (-1, 0)],
     ],
+    "diamond": [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)],
+    "cross": [
+        *[(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)],
+        *[(0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
+    ],
+    "tree": [
+        *[(0, -1), (0.55, -0.35), (0.3, -0.35), (0.85, 0.45), (0.15, 0.45), (0.15, 1)],
+        *[(-0.15, 1), (-0.15, 0.45), (-0.85, 0.45), (-0.3, -0.35), (-0.55, -0.35)],
+    ],
+    "boat": [
+        *[(0, -1), (0.75, 0.2), (0.05, 0.2), (0.05, 0.4), (1, 0.4), (0.6, 0.95)],
+        *[(-0.6, 0.95), (-1, 0.4), (-0.05, 0.4), (-0.05, -1)],
+    ],
+    "bell": [
+        *[(-0.15, -1), (0.15, -1), (0.6, -0.4), (0.65, 0.5), (1, 0.8), (-1, 0.8)],
+        *[(-0.65, 0.5), (-0.6, -0.4)],
+    ],
+    "crown": [
+        *[(-1, -0.6), (-0.5, 0), (0, -0.9), (0.5, 0), (1, -0.6), (0.8, 0.8), (-0.8, 0.8)],
+    ],
+    "flag": [(-0.7, -1), (0.9, -0.55), (-0.5, -0.1), (-0.5, 1), (-0.7, 1)],
+    "hammer": [
+        *[(-0.8, -1), (0.8, -1), (0.8, -0.4), (0.18, -0.4), (0.18, 1), (-0.18, 1)],
+        *[(-0.18, -0.4), (-0.8, -0.4)],
+    ],
+    "bottle": [
+        *[(-0.2, -1), (0.2, -1), (0.2, -0.45), (0.5, -0.1), (0.5, 1), (-0.5, 1)],
+        *[(-0.5, -0.1), (-0.2, -0.45)],
+    ],
 }
 
 
-def place(names: Sequence[str], rng: np.random.Generator) -> list[Thing]:
+def place(
+    names: Sequence[str], rng: np.random.Generator, world: World = WORLDS["easy"]
+) -> list[Thing]:
     """Put each object into a cell of its own, with some freedom in place, size and tilt."""
     cells = rng.choice(GRID * GRID, len(names), replace=False)
     side = SIZE / GRID
@@ -134,20 +215,52 @@ def place(names: Sequence[str], rng: np.random.Generator) -> list[Thing]:
         tilt = rng.uniform(-0.2, 0.2)
         turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
         points = outline(name.split()[1]) @ turn * radius + centre
-        things.append(Thing(name, np.clip(points, 0, SIZE)))
+        card = (rng.uniform(0, world.hidden), rng.uniform(0, 2 * math.pi)) if world.hidden else ()
+        things.append(Thing(name, np.clip(points, 0, SIZE), *card))
     return things
 
 
-def render(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
-    """Draw the objects on a pale background: an RGB image of SIZE x SIZE pixels."""
-    pale = tuple(int(v) for v in rng.integers(225, 256, 3))
-    big = Image.new("RGB", (SIZE * SUPERSAMPLE,) * 2, pale)
+def render(
+    things: Sequence[Thing], rng: np.random.Generator, world: World = WORLDS["easy"]
+) -> Image.Image:
+    """Draw the objects on their background: an RGB image of SIZE x SIZE pixels."""
+    if world.grey is None:
+        back = rng.integers(225, 256, 3)
+    else:
+        back = rng.integers(*world.grey) + rng.integers(-20, 20, 3)
+    big = Image.new("RGB", (SIZE * SUPERSAMPLE,) * 2, tuple(int(v) for v in back))
     draw = ImageDraw.Draw(big)
     for thing in things:
         colour = np.array(COLOURS[thing.colour]) + rng.integers(-14, 15, 3)
         fill = tuple(int(v) for v in np.clip(colour, 0, 255))
         draw.polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=fill)
-    return big.reduce(SUPERSAMPLE)
+    if world.hidden:
+        grey = int(rng.integers(40, 216))
+        for thing in things:
+            big.paste((grey,) * 3, mask=card(thing))
+    small = big.reduce(SUPERSAMPLE)
+    if not world.noise:
+        return small
+    noisy = np.asarray(small) + rng.normal(0, world.noise, (SIZE, SIZE, 3))
+    return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+
+
+def card(thing: Thing) -> Image.Image:
+    """What covers an object, in mode 1, SUPERSAMPLE times SIZE: all of its box beyond a line.
+
+    The line is drawn where it leaves the share `hidden` of the object's pixels on its far side, so
+    that more is never covered; boxes do not overlap, so that no other object is.
+    """
+    mask = Image.new("1", (SIZE * SUPERSAMPLE,) * 2)
+    ImageDraw.Draw(mask).polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=1)
+    pixels = np.asarray(mask)
+    y, x = np.indices(pixels.shape)
+    along = x * math.cos(thing.behind) + y * math.sin(thing.behind)
+    left, top, width, height = (SUPERSAMPLE * v for v in thing.bbox)
+    box = (x >= left) & (x <= left + width) & (y >= top) & (y <= top + height)
+    return Image.fromarray(
+        box & (along > np.quantile(along[pixels], 1 - thing.hidden, method="higher"))
+    )
 
 
 def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
@@ -174,14 +287,16 @@ def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
     return [*captions, str(rng.choice(PARTIAL)).format(a=one)]
 
 
-def split_combinations(seed: int) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+def split_combinations(
+    seed: int, kinds: Sequence[str] = KINDS
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """All sets of two and of three coloured objects of different kinds, dealt into two parts."""
     train: list[tuple[str, ...]] = []
     heldout: list[tuple[str, ...]] = []
     for count in (2, 3):
         sets = [
-            tuple(" ".join(pair) for pair in zip(colours, kinds, strict=True))
-            for kinds in itertools.combinations(KINDS, count)
+            tuple(" ".join(pair) for pair in zip(colours, chosen, strict=True))
+            for chosen in itertools.combinations(kinds, count)
             for colours in itertools.product(COLOURS, repeat=count)
         ]
         np.random.default_rng([seed, count]).shuffle(sets)
@@ -203,26 +318,34 @@ def draw_combinations(
     return drawn
 
 
-def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Sequence[int]) -> None:
+def write_split(
+    folder: Path,
+    combinations: Sequence[tuple[str, ...]],
+    seed: Sequence[int],
+    world: World = WORLDS["easy"],
+) -> None:
     """Write `images/`, `captions.json` and `instances.json` of one split.
 
     Each scene draws from its own random stream, so a scene does not depend on how many others
     there are. Raises OSError where the folder cannot be written.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    ids = {kind: i for i, kind in enumerate(KINDS, start=1)}
+    ids = {kind: i for i, kind in enumerate(world.kinds, start=1)}
     images, captions, instances = [], [], []
     for image_id, names in enumerate(combinations, start=1):
         rng = np.random.default_rng([*seed, image_id])
-        things = place(names, rng)
+        things = place(names, rng, world)
         file_name = f"{image_id:06d}.jpg"
-        picture = render(things, rng)
+        picture = render(things, rng, world)
         picture.save(folder / "images" / file_name, quality=95, subsampling=0)
         images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
         for caption in describe(names, rng):
             row = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
             captions.append(row)
         for thing in things:
+            attributes = {"colour": thing.colour}
+            if world.hidden:
+                attributes["hidden"] = round(thing.hidden, 3)
             polygon = [round(float(v), 2) for v in thing.outline.reshape(-1)]
             instances.append(
                 {
@@ -233,7 +356,7 @@ def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Seq
                     "area": thing.area,
                     "segmentation": [polygon],
                     "iscrowd": 0,
-                    "attributes": {"colour": thing.colour},
+                    "attributes": attributes,
                 }
             )
     kinds = [{"id": i, "name": name, "supercategory": "shape"} for name, i in ids.items()]
@@ -245,14 +368,16 @@ def write_split(folder: Path, combinations: Sequence[tuple[str, ...]], seed: Seq
         (folder / f"{name}.json").write_text(json.dumps(head | content), encoding="utf-8")
 
 
-def make_world(out: Path, train: int, heldout: int, seed: int) -> None:
+def make_world(
+    out: Path, train: int, heldout: int, seed: int, world: World = WORLDS["easy"]
+) -> None:
     """Write both splits under `out`. The same arguments give the same bytes."""
-    pools = split_combinations(seed)
+    pools = split_combinations(seed, world.kinds)
     for number, (name, pool, scenes) in enumerate(
         zip(("train", "heldout"), pools, (train, heldout), strict=True)
     ):
         rng = np.random.default_rng([seed, 10 + number])
-        write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number))
+        write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number), world)
         say(f"{name}: {scenes} scenes in {out / name}")
 
 
@@ -260,13 +385,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m quickstart.world", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world")
-    parser.add_argument("--train", type=int, default=8000, help="scenes to train on")
+    parser.add_argument("--world", choices=WORLDS, default="easy", help="how hard it is to see")
+    parser.add_argument("--train", type=int, help="scenes to train on (easy: 8000, hard: 1000)")
     parser.add_argument("--heldout", type=int, default=1000, help="scenes to report on")
     args = parser.parse_args(argv)
+    world = WORLDS[args.world]
+    args.train = world.train if args.train is None else args.train
     if min(args.train, args.heldout) < 1:
         parser.error("--train and --heldout must be 1 or more")
     try:
-        make_world(args.out, args.train, args.heldout, args.seed)
+        make_world(args.out, args.train, args.heldout, args.seed, world)
     except OSError as error:
         sys.exit(f"quickstart.world: {error}")
 

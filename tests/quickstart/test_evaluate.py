@@ -10,6 +10,7 @@ from negclip_jax.language.text import tokenize
 from quickstart import evaluate
 from quickstart.evaluate import answer, credit, tables, tally
 from quickstart.questions import NEW_ORDERS, NEW_WORDS, ROWS, Question, build, read_scenes
+from quickstart.tiny_clip import write_tiny_clip
 from quickstart.world import KINDS, make_world
 
 
@@ -155,3 +156,24 @@ def test_a_bad_model_is_a_sentence(world, tmp_path, model, capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([f"--model={model}", f"--world={world}", f"--out={tmp_path}/e.json"])
     assert model.removeprefix("base=") in str(stopped.value) + capsys.readouterr().err
+
+
+def test_the_probe_finds_a_plane_and_weighs_both_answers_alike():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((400, 5))
+    labels = features @ [1, -2, 0, 0, 0] > 2.5  # few are true
+    weights = evaluate.fit_probe(features, labels)
+    found = features @ weights[:-1] + weights[-1] > 0
+    assert found[labels].mean() > 0.97 and (~found[~labels]).mean() > 0.9
+    assert weights[1] < -1 < 0.5 < weights[0] and np.abs(weights[2:5]).max() < 0.5 * weights[0]
+
+
+def test_the_probe_is_asked_the_questions_of_its_rows(tmp_path):
+    make_world(tmp_path, train=40, heldout=10, seed=0)
+    write_tiny_clip(tmp_path / "clip", seed=0)
+    found = evaluate.probe(tmp_path / "clip", tmp_path / "train", tmp_path / "heldout", 0)
+    assert [rows["existence"]["n"] for rows in (found["train"], found["heldout"])] == [40, 10]
+    rows = {row: cell["accuracy"] for row, cell in found["train"].items()}
+    assert set(rows) < set(ROWS) and rows["existence"] > 0.9, "64 features of 40 scenes"
+    assert rows["both_polarities"] <= min(rows["absent_polarity"], rows["present_polarity"])
+    assert found["heldout"]["existence"]["accuracy"] < rows["existence"]

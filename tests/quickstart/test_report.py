@@ -39,6 +39,9 @@ def page(tmp_path):
         "models": {name: model(a) for name, a in zip(names, (0.02, 0.5, 0.97), strict=True)},
         "gallery": [{"image": "1.jpg", "captions": captions}],
         "examples": {row: [[[EVIL, "x"]]] for row in ROWS},
+        "probe": {
+            s: {"existence": {"accuracy": a}} for s, a in (("train", 0.99), ("heldout", 0.61))
+        },
     }
     commands = [(f"python -m quickstart.world --out='{EVIL}'", 1.5)]
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
@@ -79,6 +82,7 @@ def test_the_page_needs_no_network(page):
 def test_the_page_shows_numbers_curves_and_a_phone_layout(page):
     assert "97.0" in page and "2.0" in page
     assert page.count("<polyline") == 3
+    assert "existence <b>61.0</b>" in page and "(training scenes 99.0)" in page
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
 
@@ -102,6 +106,13 @@ def test_the_driver_runs_public_commands_and_holds_the_cues_out():
     for arguments in commands:
         if "--config.data.pairs" in " ".join(arguments):
             assert "heldout" not in " ".join(arguments)
+
+
+def test_every_command_of_a_hard_run_is_in_its_world():
+    easy, hard = (driver.commands("runs/x", *kind) for kind in ((), ("hard",)))
+    changed = [b for (_, a), (_, b) in zip(easy, hard, strict=True) if a != b]
+    assert [words[1] for words in changed] == ["quickstart.world", "quickstart.tiny_clip"]
+    assert all(words[-1] == "--world=hard" for words in changed)
 
 
 def test_a_failing_command_is_named(capfd):

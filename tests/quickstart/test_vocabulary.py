@@ -6,7 +6,7 @@ from negclip_jax.data.tokenizer import CLIPTokenizer
 from quickstart import vocabulary as v
 from quickstart.questions import HOLD_OUT, build, read_scenes
 from quickstart.tiny_clip import CONTEXT, write_tiny_clip
-from quickstart.world import COLOURS, KINDS, make_world
+from quickstart.world import COLOURS, KINDS, WORLDS, make_world
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,12 @@ def test_words_are_cut_as_documented(tokenizer, word):
 def test_world_words_are_single_tokens(tokenizer):
     for word in (*COLOURS, *KINDS):
         assert len(tokenizer.encode(word)) == 1
+
+
+def test_the_words_of_the_hard_world_are_single_tokens_in_its_vocabulary(tokenizer):
+    own = CLIPTokenizer(*v.vocabulary(WORLDS["hard"].kinds), context_length=CONTEXT)
+    assert all(len(own.encode(word)) == 1 for word in (*COLOURS, *WORLDS["hard"].kinds))
+    assert len(tokenizer.encode("hexagon")) > 1
 
 
 def test_any_text_can_be_tokenized(tokenizer):

@@ -1,9 +1,10 @@
+import hashlib
 import itertools
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import find_cues
@@ -12,8 +13,12 @@ from quickstart.world import (
     COLOURS,
     KINDS,
     SIZE,
+    SUPERSAMPLE,
+    WORLDS,
     Thing,
+    card,
     draw_combinations,
+    main,
     make_world,
     outline,
     place,
@@ -112,3 +117,76 @@ def test_area_and_box_of_a_known_shape():
     square = Thing("red square", outline("square") / 0.85 * 5 + 20)
     assert square.area == 100
     assert square.bbox == [15, 15, 10, 10]
+
+
+def test_the_easy_world_stays_as_it_is(world):
+    """README's rows are about these scenes."""
+    names = [f"{s}/{n}.json" for s in ("train", "heldout") for n in ("captions", "instances")]
+    content = b"".join((world / name).read_bytes() for name in names)
+    assert hashlib.sha256(content).hexdigest()[:16] == "e104b02c83e2bd9c"
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory):
+    out = tmp_path_factory.mktemp("hard")
+    main([f"--out={out}", "--world=hard", "--train=60", "--heldout=6", "--seed=3"])
+    return out
+
+
+def test_the_hard_world_is_the_same_each_time(hard, tmp_path):
+    make_world(tmp_path, train=60, heldout=6, seed=3, world=WORLDS["hard"])
+    assert files(tmp_path) == files(hard)
+
+
+def test_the_hard_world_has_many_kinds_and_few_photos(hard):
+    content = json.loads((hard / "train" / "instances.json").read_text())
+    assert len(content["categories"]) == len(set(WORLDS["hard"].kinds)) == 20
+    assert {row["category_id"] for row in content["annotations"]} == set(range(1, 21))
+    assert WORLDS["hard"].train < WORLDS["easy"].train / 3
+
+
+@pytest.mark.parametrize("kind", WORLDS["hard"].kinds)
+def test_every_kind_has_an_outline_of_its_own(kind):
+    points = outline(kind)
+    assert np.abs(points).max() < 1.3
+    assert Thing(f"red {kind}", points * 10 + 20).area > 60
+    assert not any(np.array_equal(points, outline(k)) for k in WORLDS["hard"].kinds if k != kind)
+
+
+def covered(thing: Thing, cards: list[Thing]) -> float:
+    """Share of an object's pixels that cards cover."""
+    own = Image.new("1", (SIZE * SUPERSAMPLE,) * 2)
+    ImageDraw.Draw(own).polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=1)
+    over = np.any([np.asarray(card(each)) for each in cards], axis=0)
+    return float(over[np.asarray(own)].mean())
+
+
+def test_a_card_covers_no_more_of_its_object_than_stated_and_nothing_of_others():
+    names = [f"red {kind}" for kind in WORLDS["hard"].kinds]
+    shares = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        drawn = [names[i] for i in rng.choice(len(names), 3, replace=False)]
+        things = place(drawn, rng, WORLDS["hard"])
+        for thing in things:
+            assert 0 <= thing.hidden <= WORLDS["hard"].hidden < 0.5
+            assert thing.hidden - 0.05 < covered(thing, things) <= thing.hidden + 1e-9
+            assert covered(thing, [t for t in things if t is not thing]) == 0
+            shares.append(thing.hidden)
+    assert min(shares) < 0.05 and max(shares) > 0.8 * WORLDS["hard"].hidden
+
+
+def test_instances_say_how_much_is_hidden_in_the_hard_world_only(hard, world):
+    hidden = [
+        [row["attributes"].get("hidden") for row in content["annotations"]]
+        for content in (json.loads((w / "train/instances.json").read_text()) for w in (hard, world))
+    ]
+    assert all(0 <= share <= WORLDS["hard"].hidden for share in hidden[0])
+    assert set(hidden[1]) == {None}
+
+
+def test_noise_is_what_the_hard_world_says(hard):
+    """Of the background, in which nothing else varies."""
+    pixels = np.asarray(Image.open(hard / "train" / "images" / "000001.jpg"), float)
+    cells = pixels.reshape(3, 16, 3, 16, 3).std(axis=(1, 3)).min(axis=(0, 1))
+    assert WORLDS["hard"].noise * 0.6 < cells.mean() < WORLDS["hard"].noise * 1.3
