@@ -48,15 +48,10 @@ def axes(
 def probe(
     images: np.ndarray, present: np.ndarray, names: Sequence[str], *, folds: int = FOLDS
 ) -> np.ndarray:
-    """Scores of a linear probe for each object, fitted on other photos, float64 `[N, K]`.
+    """Scores of a linear probe for each object, fitted on other photos (`fit_probe`), `[N, K]`.
 
     Above 0 where the probe says that the object is there. Photos are dealt to folds by a hash of
     their name, so that rows of one photo stay together and the result depends on no order or seed.
-
-    The probe is a ridge regression (whose direction is that of Fisher's linear discriminant) with
-    its threshold half-way between the two kinds' mean scores, as neither is to be the likelier one.
-    The strength of the ridge, one for all objects, minimises the generalised cross-validation of
-    the fitted photos (Golub, Heath and Wahba, Technometrics 1979).
 
     Args:
       images: features `[N, D]`.
@@ -71,13 +66,24 @@ def probe(
     scores = np.full(present.shape, np.nan)
     for held in (fold == k for k in range(folds)):
         if held.any() and not held.all():
-            weights, offset = _fit(images[~held].astype(np.float64), present[~held])
+            weights, offset = fit_probe(images[~held], present[~held])
             scores[held] = images[held].astype(np.float64) @ weights - offset
     return scores
 
 
-def _fit(images: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `[D, K]` and thresholds `[K]` of a probe."""
+def fit_probe(images: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[D, K]` and thresholds `[K]`, float64: other photos show what scores above them.
+
+    The probe is a ridge regression (whose direction is that of Fisher's linear discriminant) with
+    its threshold half-way between the two kinds' mean scores, as neither is to be the likelier one.
+    The strength of the ridge, one for all objects, minimises the generalised cross-validation of
+    the fitted photos (Golub, Heath and Wahba, Technometrics 1979).
+
+    Args:
+      images: features `[N, D]`, each row of a photo of its own.
+      present: bool `[N, K]`, whether a photo shows an object.
+    """
+    images = images.astype(np.float64)
     mean, targets = images.mean(0), present - present.mean(0)
     centred = images - mean
     values, vectors = np.linalg.eigh(centred.T @ centred)

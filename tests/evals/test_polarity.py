@@ -102,7 +102,7 @@ def test_a_probe_is_a_ridge_regression_with_left_out_thresholds():
         error = ((y - hat @ y) ** 2).sum() / (50 - 1 - np.trace(hat)) ** 2
         best = min(best or (error, ridge), (error, ridge))
     fit = np.linalg.inv(x.T @ x + best[1] * np.eye(8)) @ x.T @ y
-    weights, threshold = polarity._fit(images, present)
+    weights, threshold = polarity.fit_probe(images, present)
     np.testing.assert_allclose(weights, fit, atol=1e-9)
     scores = np.empty_like(y)
     for i in range(50):
