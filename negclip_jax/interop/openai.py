@@ -35,8 +35,8 @@ from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 WEIGHTS = "model.pt"
 HIDDEN_ACT = "quick_gelu"
 _HEAD_WIDTH, _MLP_RATIO, _EPSILON = 64, 4, 1e-5
-# Of vision towers that OpenAI has none of: open_clip's ViT-H, g, bigG and e.
-_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+# By the width of vision towers that OpenAI has none of: open_clip's ViT-H, g, bigG and e.
+OTHER_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _VOCABULARY = 49408
 # Constants of the released archives, which the package drops as well.
 _BUFFERS = frozenset(("input_resolution", "context_length", "vocab_size"))
@@ -96,6 +96,11 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     if "visual.layer1.0.conv1.weight" in shapes:
         raise CheckpointError(f"{where}: its vision tower is a ResNet; only transformers are read")
+    if any(name.startswith("visual.trunk.") for name in shapes):
+        raise CheckpointError(
+            f"{where}: its vision tower is timm's, which is not read under these names; a SigLIP "
+            "is read in transformers' form (model_type siglip)"
+        )
     try:
         text_width, vision_width = shapes["ln_final.weight"][0], shapes["visual.ln_post.weight"][0]
         patch = shapes["visual.conv1.weight"][-1]
@@ -126,7 +131,7 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
             ),
             vision=VisionConfig(
                 width=vision_width,
-                heads=vision_width // _HEAD_WIDTHS.get(vision_width, _HEAD_WIDTH) or 1,
+                heads=vision_width // OTHER_HEAD_WIDTHS.get(vision_width, _HEAD_WIDTH) or 1,
                 patch_size=patch,
                 image_size=patch * grid,
                 **vision,

@@ -374,7 +374,9 @@ def _undescribed(
     config = openai.infer_config(names, file)
     named, source = _activation_by_origin(file, origin, config)
     assumed = source.startswith("assumed")
-    if activation is None and named != "gelu" and assumed and (custom or origin != "bare"):
+    is_possible = config.vision.width not in openai.OTHER_HEAD_WIDTHS  # which OpenAI has none of
+    is_possible &= origin == "bare" and not custom
+    if activation is None and named != "gelu" and assumed and not is_possible:
         raise CheckpointError(
             f"{file} does not say its activation, and without it every feature would be "
             f"slightly wrong: {_ADVICE.format(open_clip.CONFIG)}"

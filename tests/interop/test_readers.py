@@ -341,6 +341,31 @@ def test_heads_of_open_clips_large_models_are_not_64_wide(layouts, state):
         assert openai.infer_config(stored, "x.pt").vision.heads == heads
 
 
+def test_a_size_that_openai_has_none_of_says_no_activation(state, tmp_path):
+    """MetaCLIP's ViT-H has quick_gelu and LAION's has gelu, under the same names."""
+    tensors = {n: t for n, t in state.items() if not n.startswith("visual.")}
+    for name, tensor in state.items():
+        if name.startswith("visual."):
+            shape = [side * 10 if side in (128, 384, 512) else side for side in tensor.shape]
+            tensors[name] = torch.zeros(shape, dtype=torch.float16)
+    for name, message in (("h14.pt", "does not say its activation"), ("h14-laion2b.pt", None)):
+        torch.save(tensors, tmp_path / name)
+        if message is None:
+            assert read_any(tmp_path / name)[2].activation == "gelu"
+            continue
+        with pytest.raises(InputError, match=message):
+            read_any(tmp_path / name)
+
+
+def test_a_tower_of_timm_is_named(state, tmp_path):
+    """As open_clip's SigLIP has it, in a file without its configuration."""
+    tensors = {n: t for n, t in state.items() if not n.startswith("visual.")}
+    tensors["visual.trunk.patch_embed.proj.weight"] = torch.zeros(2, 2)
+    torch.save(tensors, tmp_path / "siglip.pt")
+    with pytest.raises(InputError, match=r"tower is timm's, .*transformers' form \(model_type sig"):
+        read_any(tmp_path / "siglip.pt", activation="gelu")
+
+
 def test_a_larger_vocabulary_has_another_end_token(state):
     stored = {n: StoredTensor(tuple(t.shape), "float32", None) for n, t in state.items()}
     stored["token_embedding.weight"] = StoredTensor((901629, 64), "float32", None)
