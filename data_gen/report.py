@@ -4,7 +4,7 @@ import collections
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,22 +114,21 @@ class RunSummary:
     def funnel(self) -> list[dict[str, Any]]:
         """How many captions came how far: `name`, `n`, and in `note` what became of the others."""
         captions = collections.Counter(read_column(self.run, "items", "image_id"))
-        usable, absent, unknown = set(), set(), set()
-        for row in self.candidates:
-            if row["reject_reason"] is None:
-                usable.add(row["image_id"])
-            elif row["reject_reason"] == NOT_ANNOTATED:
-                unknown.add(row["image_id"])
-        for row in self.verdicts:
-            if row["error_code"] == NOT_ANNOTATED:
-                unknown.add(row["image_id"])
-            elif row["verdict"] == "absent":
-                absent.add(row["image_id"])
+        proposed = [(row["image_id"], row["reject_reason"]) for row in self.candidates]
+        judged = [(row["image_id"], row["error_code"] or row["verdict"]) for row in self.verdicts]
+        unknown = {image for image, why in proposed + judged if why == NOT_ANNOTATED}
+        known = captions.keys() - unknown
+        usable = known & {image for image, why in proposed if why is None}
+        absent = usable & {image for image, why in judged if why == "absent"}
 
-        def of(images: set[str]) -> int:
+        def of(images: Set[str]) -> int:
             return sum(captions[image] for image in images)
 
-        known = captions.keys() - unknown
+        def among(found: Iterable[tuple[str, str]], images: Set[str]) -> str:
+            """What the proposals or verdicts of the images ended with."""
+            counter = collections.Counter(why for image, why in found if image in images)
+            return ", ".join(f"{why} {n:,}" for why, n in counter.most_common(4)) or "none"
+
         codes = ["image_id", "caption_id", "code"]  # of a photo: without the id of a caption
         refused = [
             r for r in read_table(self.run, "rejects", codes).to_pylist() if not r["caption_id"]
@@ -144,22 +143,19 @@ class RunSummary:
                 of(known),
                 ", ".join(f"{plural(n, 'photo')} {name}" for name, n in photos.most_common() if n),
             ),
-            (
-                "object to ask about",
-                of(known & usable),
-                "nothing was proposed for the photo that no caption names",
-            ),
-            (
-                "something absent",
-                of(known & usable & absent),
-                "of what was asked about, nothing was judged absent",
-            ),
+            ("object to ask about", of(usable), f"proposals: {among(proposed, known - usable)}"),
+            ("something absent", of(absent), f"verdicts: {among(judged, usable - absent)}"),
             (
                 "absent object given",
                 len({row["caption_id"] for row in self.rewrites}),
                 "fewer things are absent than there are captions, or the caption negates already",
             ),
-            ("accepted", len(self.accepted), "every rewrite broke a rule"),
+            (
+                "accepted",
+                len(self.accepted),
+                "no rewrite could be used: "
+                + ", ".join(f"{row['code']} {row['n']:,}" for row in self.reasons()[:4]),
+            ),
         ]
         rows, before = [], steps[0][1]
         for name, n, why in steps:
@@ -170,9 +166,10 @@ class RunSummary:
         return rows
 
     def empty_because(self) -> str:
-        """Why there is no pair: the first step of the funnel that no caption passed."""
+        """Why there is no pair: the first step of the funnel that no caption passed, and why."""
         step = next(row for row in self.funnel() if not row["n"])
-        return f"{step['note'].partition(': ')[2]}. {why_no_pair(self.run)}".removeprefix(". ")
+        why = step["note"].partition(": ")[2] or why_no_pair(self.run)
+        return f"none of the captions came to “{step['name']}”; {why}"
 
     def filter_reasons(self) -> list[tuple[str, int]]:
         """Why candidates were not asked about, most frequent first."""
@@ -291,6 +288,7 @@ class RunSummary:
         accepted, captions = len(self.accepted), self.manifest["captions"]
         sent = sum(row["attempts"] for row in self.calls())
         tokens = sum(row["prompt_tokens"] for row in self.calls()) / max(accepted, 1)
+        a_pair = " a pair" if accepted else ""
         variety, time = self.variety(), self.time()
         leak = (self.audit or {}).get("leak") or {}
         found = leak.get("accuracy")
@@ -306,9 +304,9 @@ class RunSummary:
                 f"of {len(self.rewrites):,}, second tries included",
             ),
             (
-                "requests a pair",
+                f"requests{a_pair}",
                 f"{sent / accepted:.2f}" if sent and accepted else f"{sent:,}" if sent else "none",
-                f"{tokens:,.0f} prompt tokens a pair, retries included; {time} in all"
+                f"retries included; {tokens:,.0f} prompt tokens{a_pair}; {time} in all"
                 if sent
                 else f"written without a model, in {time}",
             ),

@@ -127,15 +127,16 @@ def test_an_unaudited_run_without_pairs_has_a_page(tmp_path):
 def test_no_pair_is_said_with_its_cause(tmp_path):
     run = make_run(tmp_path)
     change(run, "pairs", accepted=False)
-    assert "No pair was accepted: every rewrite broke a rule. " in seen(run)
+    assert "“accepted”; no rewrite could be used: affirmed 1, no_cue 1" in seen(run)
     change(run, "pairs")
     change(run, "verdicts", verdict="unsure")
     text = seen(run)
-    assert "No pair was accepted: of what was asked about, nothing was judged absent. " in text
-    assert "verdicts: unsure 5" in text
+    none = "No pair was accepted: none of the captions came to "
+    assert f"{none}“something absent”; verdicts: unsure 5" in text
+    assert "What the pairs look like" not in text
     change(run, "verdicts")
-    change(run, "candidates", reject_reason="mentioned")
-    assert "accepted: nothing was proposed for the photo that no caption names. " in seen(run)
+    change(run, "candidates", reject_reason="unparsable")
+    assert f"{none}“object to ask about”; proposals: unparsable 6" in seen(run)
 
 
 def test_photos_unknown_to_the_boxes_failed_requests_and_what_is_not_done_are_shown(tmp_path):
@@ -168,7 +169,9 @@ def test_foils_stand_with_what_says_so_and_requests_with_their_time(page):
     assert ("The picture shows a dog", "verdict") in foils
     assert {source for _, source in foils} == {"caption", "verdict"}
     assert "more statements</summary>" in page
-    assert "2.33" in page and "retries included; 61 s in all" in page  # 7 requests for 3 pairs
+    assert (
+        "2.33" in page and "retries included; 666,667 prompt tokens a pair; 61 s in all" in page
+    )  # 7 requests for 3 pairs
     assert "What says so, of 7 false texts" in page
 
 
@@ -212,7 +215,9 @@ def test_funnel_and_reasons_agree_with_the_tables(summary):
         ("accepted", 3),
     ]
     notes = [row["note"] for row in summary.funnel()]
-    assert notes[:4] == [""] * 4 and notes[5] == "−1: every rewrite broke a rule"
+    assert (
+        notes[:4] == [""] * 4 and notes[5] == "−1: no rewrite could be used: affirmed 1, no_cue 1"
+    )
     assert notes[4].startswith("−1: fewer things are absent than there are captions")
     assert summary.filter_reasons() == [("mentioned", 1)]
     assert summary.left_out() == [("image_missing", 1)] and summary.unfinished() == 0
