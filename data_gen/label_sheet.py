@@ -9,9 +9,10 @@ import csv
 import hashlib
 import heapq
 import io
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ RATES = {
     "true_but_false": "true texts that are false",
     "cannot_tell": "cannot tell",
 }
+_BATCH = 10_000  # texts in memory at once
 _SHOWN = 5  # lines that a message names
 
 
@@ -98,11 +100,14 @@ def write_sheet(
         raise InputError(f"{run} was made without photos; give --images=DIR")
     photos = PhotoFolder(folder, _SIDE)
 
-    def every(truth: bool) -> Iterator[dict[str, Any]]:
-        return (text for _, found in texts(run) for text in found if text["truth"] == truth)
-
-    drawn = sample(every(False), number // 2, "text_id", seed)
-    drawn += sample(every(True), number - len(drawn), "text_id", seed)
+    half: dict[bool, list[Mapping[str, Any]]] = {False: [], True: []}
+    every = (text for _, found in texts(run) for text in found)
+    while batch := list(itertools.islice(every, _BATCH)):  # both halves in one pass
+        for truth, kept in half.items():
+            rows = [*kept, *(row for row in batch if row["truth"] == truth)]
+            half[truth] = sample(rows, number, "text_id", seed)
+    drawn = half[False][: number // 2]
+    drawn += half[True][: number - len(drawn)]
     if not drawn:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
     thumbnails: dict[str, str] = {}
