@@ -250,7 +250,7 @@ class Pen:
             ]
             rows = [(form, *text) for text in texts]
             if not form.holds_caption:
-                rows += self._contrast(name, other, key)
+                rows += self._contrast(name, other, [n for n in there if n != other], key)
             return [
                 Statement(
                     pair["file_name"],
@@ -270,16 +270,28 @@ class Pen:
         self.unbalanced += bool(there)
         return []
 
-    def _contrast(self, absent: str, present: str, key: tuple) -> Iterator[tuple]:
-        """ "A dog but no cat" and "a cat but no dog", of which one is true."""
+    def _contrast(
+        self, absent: str, present: str, others: Sequence[str], key: tuple
+    ) -> Iterator[tuple[_Form, str, bool, str, tuple[str, str]]]:
+        """ "A dog but no cat" and "a cat but no dog", of which one is true.
+
+        Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
+        whatever affirms a thing that is there would be true.
+        """
         some = noun(present).some
         fits = [*self._fitting(AFTER, some), *self._fitting(BEFORE, some)]
-        if fits:
-            template = self.grammar.draw(fits, repr(key), "contrast")
-            form = _Form(f"a {template.name}", "grammar", str, str, False)
-            for first, second in ((present, absent), (absent, present)):
-                text = template.fill(noun(first).some, noun(second))
-                yield form, text, first == present, BOTH, (first, second)
+        if not fits:
+            return
+        template = self.grammar.draw(fits, repr(key), "contrast")
+        form = _Form(f"a {template.name}", "grammar", str, str, False)
+        said = [(present, absent, True), (absent, present, False)]
+        second = next((name for name in others if self.balance.allows(absent, name)), None)
+        if second is not None:
+            self.balance.count(absent, second)
+            said += [(second, absent, True), (present, second, False)]
+        for first, last, truth in said:
+            text = template.fill(noun(first).some, noun(last))
+            yield form, text, truth, BOTH, (first, last)
 
 
 def _filled(template: Template, caption: str) -> _Form:

@@ -70,6 +70,23 @@ def test_a_template_s_sentence_keeps_its_form():
     ]
 
 
+def test_affirming_what_is_there_makes_no_text_true():
+    labels = [*LABELS, label("bird", "present")]
+    found = write(pair("A sofa", "A sofa, with no dog in sight"), labels)
+    contrasts = [s for s in found if len(s.objects) == 2]
+    truth = {s.objects: s.truth for s in contrasts}
+    ((present, _),) = [
+        o for o, true in truth.items() if not true and o[1] != o[0] and o[0] != "dog"
+    ]
+    second = ({"cat", "bird"} - {present}).pop()
+    assert truth == {
+        (present, "dog"): True,
+        ("dog", present): False,
+        (second, "dog"): True,
+        (present, second): False,
+    }
+
+
 def test_what_is_not_settled_is_in_no_statement():
     row = pair("A sofa", "A sofa, with no dog in sight")
     assert write(row, [label("dog", "absent")]) is None
@@ -96,6 +113,7 @@ def test_a_caption_is_never_contradicted_by_its_own_words():
         (["tv", "chair"], ["a desk with two computer monitors"], ["chair"]),
         (["bicycle"], ["a sign that forbids bicycles"], []),
         (["stop sign"], ["a stop sign on a corner"], ["stop sign"]),
+        (["dog"], ["a picture of a dog", "a photo of a dog"], ["dog"]),
         (["cat"], ["a cat on a sofa"], ["cat"]),
     ],
 )
