@@ -31,7 +31,14 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
     mask = np.zeros((height, width), bool)
     centres = np.arange(height) + 0.5
     for polygon in segmentation:
-        points = _points(polygon)
+        try:
+            points = np.asarray(polygon, np.float64)
+        except (TypeError, ValueError):
+            raise ValueError("a polygon is not a list of numbers") from None
+        if points.ndim == 1 and points.size % 2 == 0:
+            points = points.reshape(-1, 2)
+        if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FAR).all():
+            raise ValueError("a polygon is not pairs of numbers x, y of a photo's size")
         # A pixel is inside if the number of edges to the left of its centre is odd.
         crossings = np.zeros((height, width + 1), np.int32)
         for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
@@ -54,19 +61,6 @@ def resized(mask: np.ndarray, size: int) -> np.ndarray:
 def outline(mask: np.ndarray, thickness: int = 1) -> np.ndarray:
     """The pixels of a mask that are at most `thickness` from its border or the picture's."""
     return mask & ~ndimage.binary_erosion(mask, iterations=thickness)
-
-
-def _points(polygon: Any) -> np.ndarray:
-    """Corners float64 `[N, 2]`, x before y."""
-    try:
-        points = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError("a polygon is not a list of numbers") from None
-    if points.ndim == 1 and points.size % 2 == 0:
-        points = points.reshape(-1, 2)
-    if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FAR).all():
-        raise ValueError("a polygon is not pairs of numbers x, y of a photo's size")
-    return points
 
 
 def _decoded(code: dict, height: int, width: int) -> np.ndarray:
