@@ -22,7 +22,7 @@ from negclip_jax.training import patterns
 from negclip_jax.training.config import check_settings
 from negclip_jax.training.loop import train
 
-REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
+REQUIRED = ("model.checkpoint", "data.pairs", "data.images", "data.statements")
 GOLDEN = ROOT / "tests" / "golden"
 LARGE_TEXT = clip.TextConfig(width=768, heads=12, mlp_width=3072)
 LARGE_VISION = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096, "patch_size": 14}
@@ -41,6 +41,10 @@ ARCHITECTURES = {
     "negationclip:vit_b_16": B_16,
     "negationclip:vit_l_14": L_14,
     "negationclip:vit_l_14_336": L_14_336,
+    "truth:vit_b_32": clip.CLIPConfig(),
+    "truth:vit_b_16": B_16,
+    "truth:vit_l_14": L_14,
+    "truth:vit_l_14_336": L_14_336,
     "quickstart:pretrain": clip.CLIPConfig(),
     "quickstart:published": clip.CLIPConfig(),
     "quickstart:finetune": clip.CLIPConfig(),
@@ -114,7 +118,8 @@ def span(layers: list[int]) -> str:
 
 
 def test_every_variant_has_a_table():
-    variants = [f"negationclip:{name}" for name in negationclip.VARIANTS]
+    recipes = ("negationclip", "truth")
+    variants = [f"{recipe}:{name}" for recipe in recipes for name in negationclip.VARIANTS]
     variants += [f"quickstart:{name}" for name in quickstart._VARIANTS]
     assert sorted(variants) == sorted(ARCHITECTURES)
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
@@ -168,14 +173,14 @@ def test_no_configuration_adds_a_key():
         assert {key for key, _ in flat(config.to_dict())} == declared
 
 
-@pytest.mark.parametrize("module", ["negationclip", "quickstart"])
+@pytest.mark.parametrize("module", ["negationclip", "truth", "quickstart"])
 def test_an_unknown_variant_is_refused(module):
     with pytest.raises(ValueError, match="unknown variant 'vit_b_31'; choose one of: "):
         build(f"{module}:vit_b_31")
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ARCHITECTURES if name not in ("negationclip:vit_b_16",)]
+    "name", [n for n in ARCHITECTURES if not n.endswith("b_16") and not n.startswith("truth:vit_l")]
 )
 def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
     config = build(name)
@@ -184,6 +189,7 @@ def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
         {key: short_run[key] for key in settings}
         | {"train.total": "2 steps", "runtime.compilation_cache": None}
         | {"data.validation_fraction": 0.0, "log.tensorboard": False}
+        | ({"data.foils": 1} if name.startswith("truth") else {})
     )
     state = train(config, str(tmp_path))
     assert int(state.step) == 2

@@ -83,6 +83,12 @@ def check_settings(settings: Settings) -> None:
     for key, names in (("data.caption_mode", CAPTION_MODES), ("optim.schedule", SCHEDULES)):
         if settings[key] not in names:
             raise InputError(f"{key}: {settings[key]!r} is none of {', '.join(names)}")
+    has_false_texts = settings["data.statements"] is not None or settings["data.foils"]
+    if settings["train.objective"] == "truth" and not has_false_texts:
+        raise InputError(
+            "train.objective=truth has no text that is known to be false: set data.statements to "
+            "what python -m data_gen export has written, or data.foils"
+        )
     for key in ("train.total", "eval.every", "checkpoint.every", "log.every", "optim.warmup"):
         # Whether it can be read, before anything is known that it depends on.
         StepUnits(1, 1, None if key == "train.total" else 1).steps(settings[key], key)

@@ -25,6 +25,11 @@ from negclip_jax.training.setup import prepare
         ({"train.objective": "sigmoid"}, r"train\.objective=sigmoid needs logit_bias, which this"),
         ({"optim.schedule": "cosin"}, r"optim\.schedule: 'cosin' is none of"),
         ({"optim.freeze": ("vison/.*",)}, r"optim\.freeze: no parameter matches \['vison/"),
+        (
+            {"train.objective": "truth"},
+            "has no text that is known to be false: set data.statements",
+        ),
+        ({"train.anchor_weight": -1.0}, r"config\.train\.anchor_weight is -1"),
         ({"optim.freeze": (".*",)}, r"optim\.freeze leaves nothing to train"),
         ({"mesh.rules": ((".*", "shard"),)}, r"mesh\.rules: 'shard' is neither"),
         ({"data.workers": -1}, r"config\.data\.workers is -1"),
