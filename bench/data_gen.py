@@ -6,12 +6,14 @@ Cost: the published script's order of calls (variant `per_caption`, one request 
 project's variants run on the same captions against the same loopback server, which counts calls and
 the prompt tokens that it has to compute (bench/loopback.py: 2,341 tokens a photo, an object that a
 caption does not mention is absent with probability 0.355, as in the published run). Client: CPU
-time of this process a call with 256 in flight against a server in another process.
+time of this process a call with 256 in flight against a server in another process. Labels: what
+boxes of 80 classes and five captions say of each photo, made, written, read and exported as JSON.
 """
 
 import argparse
 import asyncio
 import hashlib
+import itertools
 import json
 import tempfile
 import time
@@ -25,9 +27,11 @@ from PIL import Image
 from bench import harness
 from bench.harness import Side
 from bench.loopback import LoopbackServer
-from data_gen import settings
+from data_gen import labels, runner, settings
+from data_gen.annotations import InstanceVerifier
 from data_gen.generate import run
 from data_gen.manifest import counts
+from data_gen.records import Caption, ImageItem, Rows
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
@@ -38,6 +42,7 @@ umbrella dog bicycle kite laptop bus horse clock vase fork oven sheep bear tie z
 train boat bench backpack skateboard surfboard spoon banana carrot pizza donut cake
 """
 POOL = _NAMES.split()
+CLASSES = [*POOL, *(f"thing {i}" for i in range(80 - len(POOL)))]
 PLACES = ("a wall", "a tower", "a gate", "a fence", "a hill", "a field", "a bridge", "a lake")
 TEXTS = (
     "A man walks near {}",
@@ -139,6 +144,60 @@ def client(calls: int, kilobytes: int) -> dict[str, float]:
         return asyncio.run(ask(server("url"))) | {"in_flight": server("peak")}
 
 
+def boxes(path: Path, images: int) -> None:
+    """Writes boxes of 80 classes, three in each photo."""
+    listed = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(images)]
+    objects = [
+        {"id": 3 * i + k, "image_id": i, "category_id": (7 * i + k) % 80, "area": 900}
+        for i in range(images)
+        for k in range(3)
+    ]
+    classes = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+    content = {"images": listed, "annotations": objects, "categories": classes}
+    path.write_text(json.dumps(content))
+
+
+class Labels:
+    """Makes the labels of many photos, in a process of its own; made with `harness.Side`."""
+
+    def __init__(self, run: Path, instances: Path):
+        self._run, self._boxes = run, InstanceVerifier(instances)
+
+    def measure(self) -> dict[str, float]:
+        """Seconds of each step, bytes on disk and in memory; `inputs_bytes`: before any label."""
+        images = [
+            ImageItem(
+                i, f"{int(i):012d}.jpg", tuple(Caption(t, t.format(PLACES[0])) for t in TEXTS)
+            )
+            for i in self._boxes.present
+        ]
+        inputs, times = harness.peak_memory(), [time.perf_counter()]
+        for shard in runner.cut(images, 500, ""):
+            found = ((i, labels.of_image(i, self._boxes, [])) for i in shard.images)
+            rows = [
+                {**label._asdict(), "file_name": image.file_name}
+                for image, every in found
+                for label in every
+            ]
+            shard.write(self._run, [Rows(labels=rows)])
+        times.append(time.perf_counter())
+        number = sum(len(every) for _, every in labels.read_labels(self._run))
+        times.append(time.perf_counter())
+        text = self._run / "labels.json"
+        labels.write_labels(self._run, text)
+        times.append(time.perf_counter())
+        seconds = (b - a for a, b in itertools.pairwise(times))
+        return {
+            "images": len(images),
+            "labels": number,
+            **dict(zip(("make_s", "read_s", "export_s"), seconds, strict=True)),
+            "table_bytes": sum(p.stat().st_size for p in (self._run / "labels").iterdir()),
+            "json_bytes": text.stat().st_size,
+            "inputs_bytes": inputs,
+            "peak_bytes": harness.peak_memory(),
+        }
+
+
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
     shows = world(scratch / "world", args.images)
@@ -148,14 +207,26 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         for variant, cached in variants
     ]
     clients = {"text": client(args.calls, 0), "photo of 120 KB": client(args.calls // 4, 120)}
+    boxes(scratch / "instances.json", args.label_images)
+    with Side("bench.data_gen:Labels", scratch / "labels", scratch / "instances.json") as side:
+        labelled = side("measure")
     result = {
         "images": args.images,
         "latency_s": args.latency,
         "cost": costs,
         "client": clients,
+        "labels": labelled,
     }
     title = f"{args.images} photos, answers of {args.latency:g} s"
-    return result, title, [cost_table(costs), client_table(clients)]
+    return (
+        result,
+        title,
+        [
+            cost_table(costs),
+            client_table(clients),
+            label_table(result["labels"]),
+        ],
+    )
 
 
 def cost_table(costs: Sequence[dict[str, Any]]) -> harness.Table:
@@ -180,12 +251,24 @@ def client_table(clients: dict[str, dict[str, float]]) -> harness.Table:
     return ["request", "CPU ms/call", "calls/s", "in flight"], rows
 
 
+def label_table(found: dict[str, float]) -> harness.Table:
+    """One row; `inputs`: the peak of reading boxes and captions, before any label."""
+    header = ["photos", "labels", "make s", "read s", "export s"]
+    row = [f"{found['images']:,}", f"{found['labels']:,}"]
+    row += [f"{found[name]:.1f}" for name in ("make_s", "read_s", "export_s")]
+    for name in ("table", "json", "inputs", "peak"):
+        header.append(f"{name} MB")
+        row.append(f"{found[f'{name}_bytes'] / 1e6:,.0f}")
+    return header, [row]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.parser("bench.data_gen", __doc__)
     add = parser.add_argument
     add("--images", type=int, default=40, help="photos with five captions each")
     add("--latency", type=float, default=0.05, help="seconds of each answer")
     add("--calls", type=int, default=4000, help="requests of the client's test")
+    add("--label-images", type=int, default=20_000, help="photos that labels are made of")
     harness.run(parser, measure, argv)
 
 

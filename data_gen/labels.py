@@ -4,6 +4,7 @@ Boxes answer for every annotated class, verdicts for what was asked about, capti
 Sources stand beside each other, one row each, so that a contradiction can be seen.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -28,6 +29,8 @@ PLAIN, TINY, CROWD = "plain", "tiny", "crowd"
 _LOOKED = ("boxes", "mllm", "vqa")  # sources that saw the photo
 _SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by method; others: mllm
 _EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
+_ASKED = ("image_id", "object", "question", "verdict", "p_yes", "mass", "method", "key")
+_ASKED += ("error_code",)
 _ROWS = 65_536  # that are in memory at once, and an image's
 
 
@@ -166,21 +169,24 @@ def _images(run: Path) -> Iterator[tuple[str, str, list[Label]]]:
 
 def of_part(run: Path, name: str) -> Iterator[tuple[str, Label]]:
     """(file name, label) of one part, in order of the images; errors are those of `read_labels`."""
-    if (run / "labels" / name).is_file():
-        return ((r.pop("file_name"), Label(**r)) for r in _rows(run / "labels" / name))
-    columns = ["image_id", "file_name"]
-    items = _rows(run / "items" / name, columns) if (run / "items" / name).is_file() else ()
-    files = {row["image_id"]: row["file_name"] for row in items}
-    found = map(_of_verdict, _rows(run / "verdicts" / name))
-    return ((files.get(r.image_id, r.image_id), r) for r in found if r is not None)
+    path = run / "labels" / name
+    if path.is_file():
+        rows = _rows(path, ["file_name", *Label._fields])
+        return ((file_name, Label._make(row)) for file_name, *row in rows)
+    path = run / "items" / name
+    files = dict(_rows(path, ["image_id", "file_name"]) if path.is_file() else ())
+    verdicts = (
+        dict(zip(_ASKED, row, strict=True)) for row in _rows(run / "verdicts" / name, _ASKED)
+    )
+    return ((files.get(r.image_id, r.image_id), r) for r in map(_of_verdict, verdicts) if r)
 
 
-def _rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one part, some at a time."""
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple]:
+    """These columns' values of one part, row by row; some rows at a time are in memory."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS, columns=columns):
-                yield from batch.to_pylist()
+                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error) from None
 
@@ -192,16 +198,21 @@ def write_labels(run: str | os.PathLike, path: Path) -> None:
     they say together, as in `settled` (but a tiny object is present too); what they contradict
     each other about is unsure. Raises InputError as `read_labels` does, and OSError.
     """
+    text, entry = (functools.lru_cache(10_000)(made) for made in (json.dumps, _entry))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
         between = "{\n"
         for _, file_name, labels in _images(Path(run)):
-            objects = {}
+            objects = []
             for name, rows in sorted(_by_object(labels).items()):
                 state, first = _state(rows), rows[0]._replace(probability=0.5)
                 first = next((row for row in rows if row.state == state), first)
-                p = round(first.probability, 4)
-                objects[name] = {"state": state, "source": first.source, "probability": p}
-            out.write(f"{between}{json.dumps(file_name)}: {json.dumps(objects)}")
+                objects.append(f"{text(name)}: {entry(state, first.source, first.probability)}")
+            out.write(f"{between}{json.dumps(file_name)}: {{{', '.join(objects)}}}")
             between = ",\n"
         out.write("{}\n" if between == "{\n" else "\n}\n")
+
+
+def _entry(state: str, source: str, probability: float) -> str:
+    about = {"state": state, "source": source, "probability": round(probability, 4)}
+    return json.dumps(about)

@@ -118,7 +118,9 @@ def _assumed(
         stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * calls)
     if roles.verify == "mllm":
         share = ASKED_SHARE if config.verify.questions_per_round else 1.0
-        calls = images if config.verify.method == "multi" else images * asked * share
+        one_by_one = asked * share  # and what captions name, where too few of these are there
+        one_by_one += max(config.propose.present - one_by_one * (1 - ABSENT_SHARE), 0)
+        calls = images if config.verify.method == "multi" else images * one_by_one
         prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
         stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
     if roles.rewrite == "llm":

@@ -258,7 +258,7 @@ def write_table(path: Path, name: str, rows: Iterable[Mapping[str, Any]] | pa.Ta
     table, schema = rows, SCHEMAS[name]
     if not isinstance(table, pa.Table):
         rows = list(rows)
-        if unknown := {key for row in rows for key in row} - set(schema.names):
+        if unknown := set().union(*rows) - set(schema.names):
             raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
         columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema]
         table = pa.table(columns, schema=schema)

@@ -37,3 +37,14 @@ def test_the_tables_show_every_row(costs):
     said = harness.markdown(*data_gen.cost_table(costs))
     assert "published (per_caption)" in said and "per_image, prefix cache" in said
     assert "frugal" in said and "| 0.50 " in harness.markdown(*data_gen.client_table(client))
+
+
+def test_labels_take_little_room_and_no_memory_that_grows(tmp_path):
+    data_gen.boxes(tmp_path / "instances.json", 1200)
+    with harness.Side(
+        "bench.data_gen:Labels", tmp_path / "run", tmp_path / "instances.json"
+    ) as side:
+        found = side("measure")
+    assert found["labels"] > 80 * 1200 and found["table_bytes"] < 2 * found["labels"]
+    assert found["peak_bytes"] - found["inputs_bytes"] < 200e6
+    assert "1,200" in harness.markdown(*data_gen.label_table(found))

@@ -78,7 +78,7 @@ def test_passing_faults_change_nothing(scene, tmp_path):
     run(scene, tmp_path / "calm")
     shaken = run(scene, tmp_path / "shaken", faults={name: every(n) for name, n in FAULTS.items()})
     assert all(shaken.given[name] for name in FAULTS)
-    for name in ("items", "candidates", "verdicts", "pairs"):
+    for name in ("items", "candidates", "verdicts", "labels", "pairs"):
         assert table(tmp_path / "calm", name) == table(tmp_path / "shaken", name)
 
 

@@ -68,6 +68,7 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
         calls = server.counts.calls
         assert main(command) == 0
     assert tables(tmp_path / "run") == expected
+    assert "labels/part-00000.parquet" in expected
     repeated = sum(n - 1 for n in server.counts.by_body.values())
     usual = sum(n - 1 for n in bodies.values())  # the probe of two roles is the same twice
     assert set(server.counts.by_body) == set(bodies)

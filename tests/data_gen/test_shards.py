@@ -59,3 +59,12 @@ def test_equal_rows_are_equal_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
     marks = [json.loads(p.read_text()) for p in sorted((tmp_path / "a" / "done").iterdir())]
     assert all(len(mark["sha256"]) == len(SCHEMAS) for mark in marks)
+
+
+def test_a_shard_of_a_version_without_labels_stays_done(tmp_path):
+    first, *_ = write_all(tmp_path)
+    mark = json.loads(first.mark(tmp_path).read_text())
+    del mark["sha256"]["labels"]
+    first.mark(tmp_path).write_text(json.dumps(mark))
+    (tmp_path / "labels" / first.name).unlink()
+    assert first.is_done(tmp_path)
