@@ -105,7 +105,8 @@ def write_sheet(
     while batch := list(itertools.islice(every, _BATCH)):  # both halves in one pass
         for truth, kept in half.items():
             rows = [*kept, *(row for row in batch if row["truth"] == truth)]
-            half[truth] = sample(rows, number, "text_id", seed)
+            different = {row["text_id"]: row for row in rows}  # two pairs may say the same
+            half[truth] = sample(different.values(), number, "text_id", seed)
     drawn = half[False][: number // 2]
     drawn += half[True][: number - len(drawn)]
     if not drawn:
@@ -120,7 +121,7 @@ def write_sheet(
     shown = [row for row in drawn if row["file_name"] in photos_there]
     if not shown:
         raise InputError(f"none of {len(thumbnails)} photos is in {folder}; give --images=DIR")
-    shown = sample({row["text_id"]: row for row in shown}.values(), number, "text_id", f"{seed}/")
+    shown = sample(shown, number, "text_id", f"{seed}/")  # an order that tells no half
     to.mkdir(parents=True, exist_ok=True)
     page = write_page(
         to / "label_sheet.html",

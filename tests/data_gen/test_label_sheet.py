@@ -95,6 +95,16 @@ def test_a_seed_draws_and_the_same_seed_draws_the_same(run, tmp_path):
     assert len({tuple(sorted(drawn(seed))) for seed in range(8)}) > 1
 
 
+def test_a_text_that_two_pairs_have_is_drawn_once(tmp_path):
+    run = make_run(tmp_path)
+    rows = [r | {"foils": ["A foil"]} for r in read_table(run, "pairs").to_pylist()]
+    rows += [rows[1] | {"pair_id": f"q{i}"} for i in range(9)]
+    write_table(run / "pairs" / "part-00000.parquet", "pairs", rows)
+    write_sheet(run, tmp_path)
+    shown = [row["id"] for row in items((tmp_path / "label_sheet.html").read_text())]
+    assert len(shown) == len(set(shown)) > 2
+
+
 def test_a_sheet_needs_photos_and_pairs(run, tmp_path):
     with pytest.raises(InputError, match=r"none of 3 photos is in .*give --images=DIR"):
         write_sheet(run, tmp_path, images=tmp_path)
