@@ -84,7 +84,8 @@ def _stages(config: ConfigDict) -> None:
     config.propose.unit = "image"
     config.propose.number = 6  # objects (or questions) an image
     # Things that are there, an image, proposals counted: for the others a model is asked about
-    # what captions name. About as many as are absent. Where boxes know the photo, none is asked.
+    # what captions name. About as many as are absent; where one request asks all, as many as are
+    # proposed. Where boxes know the photo, none is asked.
     config.propose.present = 2
     config.propose.temperature = 0.7
     config.propose.top_p = 0.95

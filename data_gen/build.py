@@ -251,6 +251,9 @@ def build(
         )
         share = config.rewrite.templates
         writer = rewrite.MixedWriter(llm, writer, share, config.seed) if share else llm
+    named = config.propose.present if roles.needs_mllm else None
+    if named and verify.method_for(config.verify.method, models.mllm_can) == "multi":
+        named = max(named, config.propose.number)  # all proposals are answered, in one request
     return ImagePipeline(
         config,
         _proposer(config, roles, llm_prompts, models, boxes),
@@ -270,7 +273,7 @@ def build(
         ),
         PhotoFolder(config.input.images, **config.images) if config.input.images else None,
         boxes,
-        config.propose.present if roles.needs_mllm else None,
+        named,
         threads,
     )
 
