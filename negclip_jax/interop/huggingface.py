@@ -1,6 +1,6 @@
 """CLIP and SigLIP checkpoints of Hugging Face transformers, whole or of one tower, both ways.
 
-    directory = resolve("openai/clip-vit-base-patch32")
+    directory = files.resolve("openai/clip-vit-base-patch32")
     config = read_config(directory)
     params = load_params(directory, config)
     save("exported", config, params, base=directory)
@@ -25,29 +25,11 @@ from flax import traverse_util
 from negclip_jax.interop import config as configs
 from negclip_jax.interop import parameters, writing
 from negclip_jax.interop.config import read_config, write_config
-from negclip_jax.interop.files import (
-    CheckpointError,
-    StoredTensor,
-    find_weights,
-    read_json,
-    resolve,
-)
+from negclip_jax.interop.files import CheckpointError, StoredTensor, find_weights, read_json
 from negclip_jax.interop.parameters import CONV, LINEAR, Key, encoder_blocks, linear, norm
 from negclip_jax.interop.tensors import open_weights
-from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig
-
-__all__ = [
-    "CheckpointError",
-    "copy_non_weights",
-    "load_params",
-    "read_config",
-    "resolve",
-    "save",
-    "write_config",
-]
-
 
 TEXT_KEYS = (
     Key("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
@@ -153,7 +135,7 @@ def load_params(
     transformers 4 or 5 in float32, float16 or bfloat16 (widened exactly).
 
     Args:
-      directory: checkpoint directory, see `resolve`.
+      directory: checkpoint directory, see `files.resolve`.
       config: what `read_config` says about the same directory.
       stored: the tensors, where they are those of another file, which `directory` then names.
 

@@ -25,6 +25,7 @@ from negclip_jax.interop.files import (
     StoredTensor,
     find_weights,
     read_json,
+    resolve,
 )
 from negclip_jax.interop.tensors import open_file
 from negclip_jax.models.clip import CLIPConfig
@@ -159,7 +160,7 @@ def read_any(
         return (*found[:2], dataclasses.replace(found[2], label=name))
     # A name that is nothing here may be a repository of the Hub, of either library.
     local = Path(name).expanduser()
-    place = local if local.exists() else huggingface.resolve(name)
+    place = local if local.exists() else resolve(name)
     if (place / SENTENCE_TRANSFORMERS).is_dir() and not (place / "config.json").exists():
         place = place / SENTENCE_TRANSFORMERS
     # The directory of one tower that `place` is, or holds as diffusers saves it.

@@ -26,6 +26,8 @@ from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop import huggingface
 from negclip_jax.interop.config import preprocessor_of
+from negclip_jax.interop.files import resolve
+from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
@@ -144,7 +146,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     state, frozen = _restore_or_load(
         path,
         checkpoints,
-        lambda: huggingface.load_params(huggingface.resolve(weights), model_config),
+        lambda: huggingface.load_params(resolve(weights), model_config),
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
@@ -203,7 +205,7 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[
     if not resumes:
         if sharding.is_main_process():
             with remote.uploaded(base) as folder:
-                huggingface.copy_non_weights(huggingface.resolve(name), folder)
+                copy_non_weights(resolve(name), folder)
         multihost.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from negclip_jax.checkpoints import restore
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import export, huggingface, openai
+from negclip_jax.interop.writing import copy_non_weights
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def base(tmp_path_factory):
 def run(base, tmp_path, monkeypatch):
     """A training run without the training: its base files, and parameters moved by the step."""
     workdir = tmp_path / "runs" / "b32"
-    huggingface.copy_non_weights(base, workdir / "base")
+    copy_non_weights(base, workdir / "base")
     _, params = tiny.load(base)
 
     def restore_params(directory, step="best", *, ema=False):

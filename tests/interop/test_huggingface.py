@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from negclip_jax.interop import huggingface
 from negclip_jax.interop.huggingface import CheckpointError
+from negclip_jax.interop.writing import copy_non_weights
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -222,7 +223,7 @@ def test_what_belongs_to_the_model_is_copied_and_nothing_else(base, loaded, tmp_
 
 
 def test_base_without_weights(base, loaded, tmp_path):
-    huggingface.copy_non_weights(base, tmp_path / "base")
+    copy_non_weights(base, tmp_path / "base")
     out = huggingface.save(tmp_path / "out", *loaded, base=tmp_path / "base")
     assert_equal_params(huggingface.load_params(out, loaded[0]), loaded[1])
 

@@ -15,6 +15,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.interop import huggingface, open_clip, openai, readers
 from negclip_jax.interop.files import StoredTensor
 from negclip_jax.interop.readers import read_any
+from negclip_jax.interop.writing import copy_non_weights
 from negclip_jax.models import clip, siglip
 
 
@@ -33,7 +34,7 @@ def directory(tmp_path_factory, tiny_vocabulary):
 def workdir(directory, tmp_path, monkeypatch):
     """A training run without the training: parameters whose scale is the step."""
     path = tmp_path / "run"
-    huggingface.copy_non_weights(directory, path / "base")
+    copy_non_weights(directory, path / "base")
     (path / "checkpoints").mkdir()
     _, params = tiny.load(directory)
 
@@ -148,12 +149,12 @@ def test_repositories_of_the_hub(layouts, tmp_path, monkeypatch):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch32_clip_224"}')
     (tmp_path / "model.safetensors").write_bytes(b"of timm")
-    monkeypatch.setattr(huggingface, "resolve", lambda name: tmp_path)
+    monkeypatch.setattr(readers, "resolve", lambda name: tmp_path)
     _, params, info = read_any("timm/vit_base_patch32_clip_224.openai")
     assert info.layout == "open_clip" and info.base is None
     assert info.label == "timm/vit_base_patch32_clip_224.openai"
     tiny.assert_equal_params(params, read_any(layouts / "hf")[1])
-    monkeypatch.setattr(huggingface, "resolve", lambda name: layouts / "hf")
+    monkeypatch.setattr(readers, "resolve", lambda name: layouts / "hf")
     assert read_any("openai/clip")[2].layout == "huggingface"
 
 
