@@ -127,7 +127,7 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
         opened = _state_tensors(path, state)
         origin = "bare" if state is content else "wrapped"
     names = _plain_names(list(opened))
-    if any(name != plain for name, plain in names.items()) or not names:
+    if origin == "bare" and (not names or any(name != short for name, short in names.items())):
         origin = "wrapped"
     return {plain: opened[name] for name, plain in names.items()}, origin
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import zipfile
+from collections import OrderedDict
 
 import ml_dtypes
 import numpy as np
@@ -96,6 +97,11 @@ def test_the_code_says_its_activation(name, compile_it, tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), ACTIVATIONS[name])
     compile_it(model).save(tmp_path / "m.pt")
     assert open_file(tmp_path / "m.pt")[1] == name
+    wrapped = torch.nn.Sequential(OrderedDict(module=model))
+    compile_it(wrapped).save(tmp_path / "wrapped.pt")
+    names, origin = open_file(tmp_path / "wrapped.pt")
+    assert set(names) == {"0.weight", "0.bias"}
+    assert origin == ("wrapped" if name == "bare" else name)
 
 
 def test_other_files_are_no_archives(tmp_path):
