@@ -47,11 +47,10 @@ class Ours:
         """Decodes and encodes every distinct photo into a new cache."""
         run, self._caches = self._run, self._caches + 1
         cache = {"cache_features": True, "cache_dir": f"{run.workdir}/cache-{self._caches}"}
-        dtype = self._config.model.dtype
         params = patterns.merge(run.frozen, self._state.params)
         start = time.perf_counter()
-        model = (self._sizes, params, run.mesh)
-        image_features.use_cache(run.workdir, [run.loader], *model, dtype=dtype, **cache)
+        model = (self._sizes, params, self._config.model.dtype)
+        image_features.use_cache(run.workdir, [run.loader], model, run.mesh, **cache)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "images": len(run.loader.examples.images)}
 
