@@ -75,6 +75,9 @@ def _what_is_computed(config: ConfigDict) -> None:
     data.cache_dir = "{workdir}/features"
     data.workers = 0  # processes that load images; 0: threads of this process
     data.threads = 16  # threads that load images when workers is 0
+    # Decoded pixels are kept in memory where those of all images fit into this, so that a trained
+    # vision tower decodes a photo once; without worker processes.
+    data.kept_pixels_mib = 1024.0
 
     config.train = train = ConfigDict()
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them

@@ -9,7 +9,7 @@ at this scale) and `finetune` (the project's own recipe).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, truth
 
 
 def get_config(variant: str = "published") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(variant: str = "published") -> ConfigDict:
 def _pretrain(config: ConfigDict) -> None:
     """CLIP's own training: everything is trained, on captions that never say "no"."""
     config.data.caption_mode = "original"
-    config.train.total = "700 steps"
+    config.train.total = "2100 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = "50 steps"
@@ -49,13 +49,10 @@ def _published(config: ConfigDict) -> None:
 
 
 def _finetune(config: ConfigDict) -> None:
-    """The project's own: some captions stay affirmative, and captions are chosen among foils."""
+    """The project's own, `configs/truth.py`, at the learning rate of so small a model."""
+    truth.recipe(config)
     config.train.batch_size = 32
-    config.train.total = "6000 steps"
-    config.train.foil_weight = 2.0
-    config.data.caption_mode = "mix"
-    config.data.original_fraction = 0.2
-    config.data.foils = 2
+    config.train.total = "4000 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = "50 steps"

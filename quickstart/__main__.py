@@ -37,7 +37,7 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
     world, config = f"{out}/world", "configs/quickstart.py"
     train = f"--config.data.images={world}/train/images"
 
-    def launch(variant: str, checkpoint: str, pairs: str) -> list[str]:
+    def launch(variant: str, checkpoint: str, pairs: str, *more: str) -> list[str]:
         return [
             "launch.py",
             f"--config={config}:{variant}",
@@ -45,13 +45,14 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
             f"--config.model.checkpoint={out}/{checkpoint}",
             f"--config.data.pairs={pairs}",
             train,
+            *more,
         ]
 
     def export(variant: str, name: str) -> list[str]:
         module = ["-m", "negclip_jax.interop.export", f"--workdir={out}/{variant}"]
         return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
 
-    pairs = f"{out}/pairs/pairs.json"
+    pairs, statements = f"{out}/pairs/pairs.json", f"{out}/pairs/statements.parquet"
     return [
         ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}", *flag]),
         (
@@ -79,7 +80,10 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
         ),
         ("Fine-tune the text tower: the published recipe", launch("published", "base", pairs)),
         ("Export it", export("published", "published_clip")),
-        ("Fine-tune the text tower: this project's recipe", launch("finetune", "base", pairs)),
+        (
+            "Fine-tune the text tower: this project's recipe",
+            launch("finetune", "base", pairs, f"--config.data.statements={statements}"),
+        ),
         ("Export it", export("finetune", "tuned")),
         (
             "Ask all three about scenes that no training saw",

@@ -17,7 +17,7 @@ from quickstart.questions import REQUIRED, ROWS
 NOTES = {
     "base": "before: affirmative captions only",
     "published": "after the published recipe: InfoNCE on negated captions",
-    "tuned": "after this project's recipe: originals mixed in, captions chosen among foils",
+    "tuned": "after this project's recipe: true texts against texts known to be false",
 }
 
 

@@ -189,7 +189,7 @@ def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
         {key: short_run[key] for key in settings}
         | {"train.total": "2 steps", "runtime.compilation_cache": None}
         | {"data.validation_fraction": 0.0, "log.tensorboard": False}
-        | ({"data.foils": 1} if name.startswith("truth") else {})
+        | ({"data.foils": 1} if build(name).train.objective == "truth" else {})
     )
     state = train(config, str(tmp_path))
     assert int(state.step) == 2

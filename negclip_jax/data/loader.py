@@ -68,6 +68,8 @@ class PairLoader:
       original_fraction: share of examples that show their original instead of the negated caption.
       workers: processes; 0 uses threads of this one. The batches are the same.
       threads: that load images when there are no worker processes.
+      kept_pixels_mib: of decoded pixels that are kept in memory, so that later epochs decode no
+        image again; only where those of all images fit, and not in worker processes.
       max_bad_images: share of the distinct images that may fail before the run is stopped.
       packing: several captions a row; None pads each to the longest of all.
       cached: image features, which batches then hold instead of pixels.
@@ -84,14 +86,20 @@ class PairLoader:
     original_fraction: float = 0.0
     workers: int = 0
     threads: int = 16
+    kept_pixels_mib: float = 0.0
     max_bad_images: float = 0.0
     packing: Packing | None = None
     cached: CachedFeatures | None = None
     base_text: np.ndarray | None = None
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
+    # Decoded pixels by image; None where they do not fit.
+    _kept: dict[int, np.ndarray] | None = dataclasses.field(init=False, compare=False)
 
     def __post_init__(self):
+        needed = len(self.examples.images) * self.preprocess.size**2 * 3
+        fits = not self.workers and needed <= self.kept_pixels_mib * 2**20
+        object.__setattr__(self, "_kept", {} if fits else None)
         if self.shuffle and self.batch_size > len(self.examples):
             raise InputError(
                 f"train.batch_size={self.batch_size} is larger than the {len(self.examples)} "
@@ -161,14 +169,22 @@ class PairLoader:
         bad = -1
         for index in self._candidates(pair) if pair >= 0 else ():
             try:
-                name = self.examples.images[self.examples.image_of[index]]
-                pixels = self.preprocess.uint8(self.images.open(name))
+                pixels = self._pixels(int(self.examples.image_of[index]))
             except ImageError:
                 bad = pair
                 continue
             return {"image": pixels, "pair": np.int64(index), "bad": np.int64(bad)}
         blank = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
         return {"image": blank, "pair": np.int64(-1), "bad": np.int64(bad)}
+
+    def _pixels(self, image: int) -> np.ndarray:
+        """Pixels of a distinct image, uint8 `[H, W, 3]`. Raises ImageError."""
+        if self._kept is not None and image in self._kept:
+            return self._kept[image]
+        pixels = self.preprocess.uint8(self.images.open(self.examples.images[image]))
+        if self._kept is not None:
+            self._kept[image] = pixels
+        return pixels
 
     def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
         """A batch of the right shapes, for the compiler: no image is read."""

@@ -73,6 +73,7 @@ def loaders(
     packing: bool,
     workers: int,
     threads: int,
+    kept_pixels_mib: float,
     seed: int,
     keeps_originals: bool,
     batch_sizes: tuple[int, int],
@@ -85,7 +86,7 @@ def loaders(
     Args:
       pairs, images, caption_mode, original_fraction, foils, statements, true_texts, false_texts,
         truncated, validation_fraction, split_by, split_seed, max_bad_images, packing, workers,
-        threads: keys of the section `data`.
+        threads, kept_pixels_mib: keys of the section `data`.
       seed: of order and choice of captions.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
@@ -132,6 +133,7 @@ def loaders(
                 original_fraction=original_fraction if caption_mode == "mix" else 0.0,
                 workers=workers if is_training else 0,
                 threads=threads,
+                kept_pixels_mib=kept_pixels_mib,
                 max_bad_images=max_bad_images,
                 packing=Packing.suited_to(*sizes, longest) if packing else None,
             )

@@ -31,6 +31,22 @@ def test_shapes_and_types(whole):
         }
 
 
+def test_pixels_that_fit_are_decoded_once_and_stay_as_they_are(make_loader, whole, monkeypatch):
+    opened = []
+    read = ImageDirectory.open
+    monkeypatch.setattr(
+        ImageDirectory, "open", lambda self, name: opened.append(name) or read(self, name)
+    )
+    bytes_each, images = 32 * 32 * 3, len(make_loader().examples.images)
+    needed = images * bytes_each / 2**20
+    assert_same(batches(make_loader(kept_pixels_mib=needed), 0, 15), whole)
+    # Two threads may decode one image at the same time, at most.
+    assert len(set(opened)) == images and len(opened) < 1.5 * images
+    opened.clear()
+    assert_same(batches(make_loader(kept_pixels_mib=0.99 * needed), 0, 15), whole)
+    assert len(opened) > 2 * images
+
+
 def test_worker_processes_load_the_same_from_any_start(make_loader, whole):
     assert_same(batches(make_loader(workers=2), 4, 15), whole[4:])
 

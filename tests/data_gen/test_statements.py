@@ -71,19 +71,16 @@ def test_a_template_s_sentence_keeps_its_form():
 
 
 def test_affirming_what_is_there_makes_no_text_true():
-    labels = [*LABELS, label("bird", "present")]
-    found = write(pair("A sofa", "A sofa, with no dog in sight"), labels)
-    contrasts = [s for s in found if len(s.objects) == 2]
-    truth = {s.objects: s.truth for s in contrasts}
-    ((present, _),) = [
-        o for o, true in truth.items() if not true and o[1] != o[0] and o[0] != "dog"
-    ]
-    second = ({"cat", "bird"} - {present}).pop()
+    # Alone: beside a caption the pair would use up what the balance allows of so few objects.
+    row = pair("A cat and a bird", "There is no dog in the picture.", rewriter="template:no-alone")
+    found = write(row, [*LABELS, label("bird", "present")])
+    truth = {s.objects: s.truth for s in found if len(s.objects) == 2}
+    ((first, second),) = (objects for objects in truth if "dog" not in objects)
     assert truth == {
-        (present, "dog"): True,
-        ("dog", present): False,
+        (first, "dog"): True,
+        ("dog", first): False,
         (second, "dog"): True,
-        (present, second): False,
+        (first, second): False,
     }
 
 
