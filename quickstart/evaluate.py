@@ -50,7 +50,7 @@ def answer(questions: Sequence[Question], score: Scorer) -> np.ndarray:
 
 
 def tally(points: Iterable[float]) -> dict[str, float]:
-    """Accuracy, its interval and the number of questions."""
+    """Accuracy, its interval, the number of questions, and how many tie: their point is shared."""
     points = list(points)
     low, high = wilson(sum(points), len(points))
     return {
@@ -58,6 +58,7 @@ def tally(points: Iterable[float]) -> dict[str, float]:
         "low": round(low, 4),
         "high": round(high, 4),
         "n": len(points),
+        "tied": int(sum(0 < value < 1 for value in points)),
     }
 
 
@@ -207,7 +208,13 @@ def table_text(results: Mapping[str, Any]) -> str:
         ]
         for row in ROWS
     ]
-    return aligned([["", *results], *lines], right=True)
+    tied = [
+        f"{name}: {cell['tied']} of {cell['n']} answers of {row} tie and share their point"
+        for name, found in results.items()
+        for row, cell in found["rows"].items()
+        if cell["tied"]
+    ]
+    return "\n".join([aligned([["", *results], *lines], right=True), *tied])
 
 
 def _named_model(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from negclip_jax.language.mentions import find_kinds
 from negclip_jax.language.negation import find_cues
 from negclip_jax.language.text import tokenize
 from quickstart import evaluate
-from quickstart.evaluate import answer, credit, tables, tally
+from quickstart.evaluate import answer, credit, table_text, tables, tally
 from quickstart.questions import NEW_ORDERS, NEW_WORDS, ROWS, Question, build, read_scenes
 from quickstart.tiny_clip import write_tiny_clip
 from quickstart.world import KINDS, make_world
@@ -107,6 +107,21 @@ def test_credit_shares_ties():
     assert credit([1, 1]) == 0.5
     assert credit([2, 2, 2]) == pytest.approx(1 / 3)
     assert credit([2, 2, 1]) == 0.5
+
+
+def test_ties_are_counted_and_said():
+    """A model that gives one score to everything."""
+    questions = [Question("existence", "1.jpg", (("true", "false"),)), *[BOTH] * 2]
+    found = tables(questions, answer(questions, lambda pairs: np.zeros(len(pairs))))
+    assert found["rows"]["existence"] == tally([0.5])
+    assert found["rows"]["both_polarities"]["tied"] == 2
+    every = {"rows": {row: found["rows"].get(row, tally([1])) for row in ROWS}}
+    text = table_text({"flat": every})
+    assert "flat: 1 of 1 answers of existence tie and share their point" in text
+    assert "2 of 2 answers of both_polarities" in text and "of affirmative tie" not in text
+
+
+BOTH = Question("both_polarities", "1.jpg", (("true", "false"), ("true too", "false too")))
 
 
 def test_a_score_that_is_not_a_number_loses():

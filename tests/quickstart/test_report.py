@@ -26,7 +26,8 @@ def page(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text(text)
 
     def model(accuracy):
-        cell = {"accuracy": accuracy, "low": accuracy / 2, "high": accuracy, "n": 48}
+        tied = 7 if accuracy == 0.02 else 0
+        cell = {"accuracy": accuracy, "low": accuracy / 2, "high": accuracy, "n": 48, "tied": tied}
         groups = {"unseen_cues": {"new word": cell, EVIL: cell}}
         return {"rows": {row: cell for row in ROWS}, "groups": groups}
 
@@ -93,7 +94,7 @@ def test_results_json(page, tmp_path):
     for side in ("before", "after"):
         assert set(REQUIRED) <= set(content[side])
         for cell in content[side].values():
-            assert set(cell) == {"accuracy", "low", "high", "n"}
+            assert set(cell) == {"accuracy", "low", "high", "n", "tied"}
     assert content["before"]["existence"]["accuracy"] == 0.02
     assert content["after"]["existence"]["accuracy"] == 0.97
 
@@ -143,3 +144,8 @@ def test_every_variant_is_a_known_configuration():
         assert config.optim.freeze == (() if variant == "pretrain" else common.base().optim.freeze)
     with pytest.raises(ValueError, match="pretrain, published"):
         quickstart.get_config("nope")
+
+
+def test_ties_are_said(page):
+    text = " ".join(Page(page).text)
+    assert "7 of" in text and "answers of existence tie" in " ".join(text.split())
