@@ -100,6 +100,7 @@ def contrastive_loss(
     Args:
       image_BxD: projected image features, unnormalised.
       text_BxMxD: projected text features, unnormalised; the first of each image is its caption.
+        `[B, D]` where there are captions only.
       logit_scale: scalar, natural logarithm of the factor on cosine similarities.
       truth_BxM: of its own image a text is true (1), false (-1), or not known or not there (0), and
         then counts nowhere. The caption is true. Needed where there are other texts.
@@ -122,7 +123,7 @@ def contrastive_loss(
         return jax.nn.logsumexp(jnp.where(is_false, logits, _NOTHING), axis=axis)
 
     batch = _with_defaults(image_BxD, text_BxMxD, truth_BxM, holds_caption_BxM, mask_B)
-    competing = text_BxMxD.shape[1] if all_texts else 1
+    competing = batch["text"].shape[1] if all_texts else 1
     own_BxM, rows_B, columns_PxB, metrics = _score(
         reduce, batch, competing, logit_scale, 0.0, blocks
     )
@@ -270,6 +271,7 @@ def _with_defaults(
     mask_B: Array | None,
 ) -> Numbers:
     """A batch by the names below, with unit features; without labels there are captions only."""
+    text_BxMxD = text_BxMxD.reshape(len(image_BxD), -1, text_BxMxD.shape[-1])
     batch, texts = text_BxMxD.shape[:2]
     is_caption_BxM = jnp.broadcast_to(jnp.arange(texts) == 0, (batch, texts))
     if truth_BxM is None and texts > 1:

@@ -262,7 +262,7 @@ def test_with_one_true_text_and_no_false_one_it_is_infonce(features):
     text[:, 0] = features["text"]
     places = np.broadcast_to(np.array([1, 0, 0], np.int8), (B, 3))
     expected, expected_metrics = ours(features)
-    for texts, labels in ((text[:, :1], None), (text, places)):
+    for texts, labels in ((text[:, :1], None), (text[:, 0], None), (text, places)):
         scores = features["image"], texts, jnp.float32(LOG_SCALE)
         loss, metrics = OBJECTIVES["truth"][0](*scores, truth_BxM=labels)
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
