@@ -21,6 +21,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -41,12 +42,12 @@ _MAX_REPLACEMENTS = 100
 
 @dataclasses.dataclass(frozen=True)
 class CachedFeatures:
-    """Image features that stand for pixels.
+    """Image features that stand for pixels, or pixels that were decoded before.
 
     Attributes:
       features: float32 `[U, D]`, one row per distinct image; an array, or what is indexed like one
-        (`embeddings.store.MappedRows`).
-      unreadable: bool `[U]`, images that have no feature.
+        (`embeddings.store.MappedRows`). Of pixels uint8 `[U, H, W, 3]`.
+      unreadable: bool `[U]`, images that have none.
     """
 
     features: np.ndarray
@@ -68,8 +69,8 @@ class PairLoader:
       original_fraction: share of examples that show their original instead of the negated caption.
       workers: processes; 0 uses threads of this one. The batches are the same.
       threads: that load images when there are no worker processes.
-      kept_pixels_mib: of decoded pixels that are kept in memory, so that later epochs decode no
-        image again; only where those of all images fit, and not in worker processes.
+      kept_pixels_mib: of decoded pixels that may be kept in memory. Where those of all images fit
+        and more than an epoch is asked for, all are decoded at once; not in worker processes.
       max_bad_images: share of the distinct images that may fail before the run is stopped.
       packing: several captions a row; None pads each to the longest of all.
       cached: image features, which batches then hold instead of pixels.
@@ -93,13 +94,8 @@ class PairLoader:
     base_text: np.ndarray | None = None
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
-    # Decoded pixels by image; None where they do not fit.
-    _kept: dict[int, np.ndarray] | None = dataclasses.field(init=False, compare=False)
 
     def __post_init__(self):
-        needed = len(self.examples.images) * self.preprocess.size**2 * 3
-        fits = not self.workers and needed <= self.kept_pixels_mib * 2**20
-        object.__setattr__(self, "_kept", {} if fits else None)
         if self.shuffle and self.batch_size > len(self.examples):
             raise InputError(
                 f"train.batch_size={self.batch_size} is larger than the {len(self.examples)} "
@@ -130,14 +126,19 @@ class PairLoader:
         rows = np.arange(self.batch_size) if rows is None else rows
         if start >= stop:
             return
-        has_workers = self.workers and self.cached is None
-        batches = iter(self._read(start, stop, rows))
+        needed = len(self.examples.images) * self.preprocess.size**2 * 3
+        keeps = not self.workers and needed <= self.kept_pixels_mib * 2**20
+        is_whole = self.cached is not None or (keeps and stop - start > self.steps_per_epoch)
+        has_workers = self.workers and not is_whole
+        if is_whole and self.cached is None:
+            _ = self._kept  # before grain's threads ask for it side by side
+        batches = iter(self._read(start, stop, rows, is_whole))
         try:
             for step, batch in enumerate(_shielded(batches) if has_workers else batches, start):
                 self._check_bad(batch.pop("bad"))
                 if has_workers:  # workers hand over shared memory: free it for the next batch
                     batch = {name: np.array(x) for name, x in batch.items()}
-                yield batch if self.cached is not None else self._with_captions(batch, step, rows)
+                yield batch if is_whole else self._with_captions(batch, step, rows)
         finally:
             # By hand: worker processes would stay until this process ends, and exceptions inside
             # grain keep the last batches in reference cycles, and with them shared memory.
@@ -169,7 +170,8 @@ class PairLoader:
         bad = -1
         for index in self._candidates(pair) if pair >= 0 else ():
             try:
-                pixels = self._pixels(int(self.examples.image_of[index]))
+                name = self.examples.images[self.examples.image_of[index]]
+                pixels = self.preprocess.uint8(self.images.open(name))
             except ImageError:
                 bad = pair
                 continue
@@ -177,19 +179,10 @@ class PairLoader:
         blank = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
         return {"image": blank, "pair": np.int64(-1), "bad": np.int64(bad)}
 
-    def _pixels(self, image: int) -> np.ndarray:
-        """Pixels of a distinct image, uint8 `[H, W, 3]`. Raises ImageError."""
-        if self._kept is not None and image in self._kept:
-            return self._kept[image]
-        pixels = self.preprocess.uint8(self.images.open(self.examples.images[image]))
-        if self._kept is not None:
-            self._kept[image] = pixels
-        return pixels
-
     def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
         """A batch of the right shapes, for the compiler: no image is read."""
         if self.cached is not None:
-            batch = self._of_features(rows, step)
+            batch = self._whole(rows, step)
         else:
             image = np.zeros((len(rows), self.preprocess.size, self.preprocess.size, 3), np.uint8)
             batch = {"image": image, "pair": self.pairs_at(step)[0][rows], "bad": rows}
@@ -197,10 +190,10 @@ class PairLoader:
         del batch["bad"]
         return batch
 
-    def _read(self, start: int, stop: int, rows: np.ndarray) -> grain.IterDataset:
-        """Images with `pair` and `bad` in batches; from cached features, complete batches."""
-        if self.cached is not None:
-            complete = functools.partial(self._of_features, rows)
+    def _read(self, start: int, stop: int, rows: np.ndarray, is_whole: bool) -> grain.IterDataset:
+        """Images with `pair` and `bad` in batches; with `is_whole`, complete batches."""
+        if is_whole:
+            complete = functools.partial(self._whole, rows)
             whole = grain.MapDataset.range(start, stop).map(complete)
             return whole.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         # One number for each image of all steps: those of a step stand one after the other.
@@ -221,17 +214,40 @@ class PairLoader:
         step, row = divmod(int(number), len(rows))
         return self.load(int(self.pairs_at(step)[0][rows[row]]))
 
-    def _of_features(self, rows: np.ndarray, step: int) -> Batch:
-        """A complete batch whose images are rows of the cached features."""
+    def _whole(self, rows: np.ndarray, step: int) -> Batch:
+        """A complete batch whose images are cached features, or else kept pixels."""
         planned, image_of = self.pairs_at(step)[0][rows], self.examples.image_of
+        stored = self.cached or self._kept
         if self.shuffle:
             pairs = self._replacement[planned]
         else:
-            pairs = np.where(self.cached.unreadable[image_of[planned]], -1, planned)
-        feature = self.cached.features[image_of[pairs]]
-        feature = np.where(pairs[:, None] >= 0, feature, np.float32(1))  # any finite vector: masked
-        images = {"feature": feature, "pair": pairs, "bad": np.where(pairs != planned, planned, -1)}
+            pairs = np.where(stored.unreadable[image_of[planned]], -1, planned)
+        values = stored.features[image_of[pairs]]
+        if self.cached is None:
+            values[pairs < 0] = 0
+        else:  # any finite vector: masked
+            values = np.where(pairs[:, None] >= 0, values, np.float32(1))
+        images = {"image" if self.cached is None else "feature": values, "pair": pairs}
+        images["bad"] = np.where(pairs != planned, planned, -1)
         return self._with_captions(images, step, rows)
+
+    @functools.cached_property
+    def _kept(self) -> CachedFeatures:
+        """Pixels of all images in place of features, uint8 `[U, H, W, 3]`."""
+        names, size = self.examples.images, self.preprocess.size
+        pixels = np.zeros((len(names), size, size, 3), np.uint8)
+        unreadable = np.zeros(len(names), bool)
+        logging.info("%d images are decoded once, %d MiB", len(names), pixels.nbytes >> 20)
+
+        def decode(image: int) -> None:
+            try:
+                pixels[image] = self.preprocess.uint8(self.images.open(names[image]))
+            except ImageError:
+                unreadable[image] = True
+
+        with ThreadPoolExecutor(self.threads) as threads:
+            list(threads.map(decode, range(len(names))))
+        return CachedFeatures(pixels, unreadable)
 
     def _with_captions(self, images: Batch, step: int, rows: np.ndarray) -> Batch:
         """Everything that a batch holds: images, and the captions of the pairs they belong to.
@@ -293,7 +309,7 @@ class PairLoader:
         """The pair that `load` would take for each pair, int64 `[N]`; -1 if there is none."""
         # The same choice as from pixels: a run with cached features sees the same pairs.
         chosen = np.arange(len(self.examples))
-        unreadable = self.cached.unreadable[self.examples.image_of]
+        unreadable = (self.cached or self._kept).unreadable[self.examples.image_of]
         if unreadable.all():
             raise InputError("none of the images could be read")
         for pair in np.flatnonzero(unreadable).tolist():

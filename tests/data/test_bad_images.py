@@ -189,3 +189,14 @@ def test_validation_leaves_bad_images_out(make_loader, broken, caplog):
     assert caplog.text.count("left out") == 3
     list(loader.batches(0, 7))  # the next evaluation
     assert caplog.text.count("left out") == 3
+
+
+def test_kept_pixels_change_nothing(make_loader, broken, caplog):
+    bad = {"images": broken, "max_bad_images": 0.1}
+    kept = make_loader(**bad, kept_pixels_mib=64)
+    assert_same(batches(kept, 0, 12), batches(make_loader(**bad), 0, 12))
+    assert sum("of bad ones" in r.message for r in caplog.records) == 2 * 3  # each loader names all
+    masked = make_loader(**bad, kept_pixels_mib=64, shuffle=False)
+    steps = masked.steps_per_epoch
+    plain = batches(make_loader(**bad, shuffle=False), 0, steps)
+    assert_same(batches(masked, 0, 2 * steps)[:steps], plain)
