@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write what launch.py reads", out=True)
     export.add_argument("--to", type=Path, help="folder; default: OUT/export")
     known = add("statements", _statements, "write statements for pairs from elsewhere", out=False)
-    known.add_argument("--pairs", type=Path, required=True, help="e.g. NegationCLIP's own file")
+    known.add_argument("--pairs", required=True, help="e.g. NegationCLIP's own file")
     known.add_argument("--instances", help="COCO instances json; without it captions say what is")
     known.add_argument("--to", type=Path, required=True, help="folder for statements.parquet")
     known.add_argument("--seed", type=int, default=0, help="another one draws other objects")
@@ -281,7 +281,7 @@ def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
     return 0
 
 
-def _say_training(pairs: Path, statements: Path | None) -> None:
+def _say_training(pairs: Path | str, statements: Path | None) -> None:
     config = "configs/negationclip.py" if statements is None else "configs/truth.py"
     more = f" --config.data.statements={statements}" if statements else ""
     say(

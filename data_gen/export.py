@@ -1,20 +1,18 @@
 """Accepted pairs in the layouts that training reads: `launch.py`'s, and the published file's."""
 
 import collections
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from data_gen import statements
 from data_gen.labels import write_labels
 from data_gen.manifest import read_manifest
 from data_gen.records import read_table
-from data_gen.statements import PAIRS_A_WRITE, SCHEMA, foils, pen_of, table, written
-from negclip_jax.common import atomic_files, storage, strict_json
+from data_gen.statements import Statement, foils, pen_of, written
+from negclip_jax.common import storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, write_pairs
@@ -47,23 +45,18 @@ def export(run: Path, to: Path) -> Exported:
     kept = kept_pairs(run, config["export"]["max_per_object"])
     if not kept:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    pairs, rewritten, texts = [], {}, 0
+    pairs, rewritten = [], {}
     files = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")]
+
+    def said() -> Iterator[list[Statement] | None]:
+        for row, found in written(run, pen_of(config), kept):
+            false = foils(row, found, config["rewrite"].get("affirm", False))
+            pairs.append(_pair(row, false))
+            rewritten.setdefault(row["caption_id"], row["negated_caption"])
+            yield found
+
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_files.whole_file(files[2]) as unfinished,
-            pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
-        ):
-            every = written(run, pen_of(config), kept)
-            while several := list(itertools.islice(every, PAIRS_A_WRITE)):
-                for row, said in several:
-                    false = foils(row, said, config["rewrite"].get("affirm", False))
-                    pairs.append(_pair(row, false))
-                    rewritten.setdefault(row["caption_id"], row["negated_caption"])
-                rows = table(text for _, said in several for text in said or ())
-                texts += len(rows)
-                writer.write_table(rows)
+        texts = statements.write(files[2], said())
         for path in files[:2]:
             write_pairs(path, pairs)
         files.append(to / "labels.json")

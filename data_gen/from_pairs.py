@@ -5,17 +5,15 @@ are none from what the captions of the photo name.
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_gen.annotations import ABSENT, PRESENT, InstanceVerifier
 from data_gen.labels import of_image
 from data_gen.records import Caption, ImageItem
-from data_gen.statements import PAIRS_A_WRITE, SCHEMA, Facts, Pen, table
-from negclip_jax.common import atomic_files
+from data_gen.statements import Facts, Pen, Statement, write
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.pairs import Pair, PairError, read_pairs
 from negclip_jax.language.grammar import NATURAL
@@ -28,12 +26,12 @@ from negclip_jax.language.wordnet import is_thing
 
 
 def write_statements(
-    pairs_file: Path, path: Path, instances: str | None = None, seed: int = 0
+    pairs_file: str | os.PathLike, path: Path, instances: str | None = None, seed: int = 0
 ) -> dict[str, int]:
     """Writes the statements of a file of pairs; returns how many of what there were.
 
     Args:
-      pairs_file: COCO JSON, JSONL or Parquet, as for training.
+      pairs_file: COCO JSON, JSONL or Parquet, on a disk or in a bucket, as for training.
       path: Parquet file to write.
       instances: COCO instances JSON of the same images; those that it does not know are as without.
       seed: of the choice of objects and forms.
@@ -45,34 +43,25 @@ def write_statements(
     except PairError as error:
         raise InputError(str(error)) from None
     boxes = InstanceVerifier(instances, {p.image_id: p.image for p in pairs}) if instances else None
-    pen, texts, unparsed = Pen(NATURAL, seed), 0, 0
+    pen, unparsed = Pen(NATURAL, seed), 0
 
-    def written() -> Iterator[list]:
+    def written() -> Iterator[list[Statement] | None]:
         nonlocal unparsed
         ordered = sorted(enumerate(pairs), key=lambda item: item[1].image)  # stable
         for _, group in itertools.groupby(ordered, key=lambda item: item[1].image):
             rows = [_row(number, pair) for number, pair in group]
-            unparsed += sum(row["object"] is None for row in rows)
-            rows = [row for row in rows if row["object"] is not None]
             captions = [row["caption"] for row in rows]
-            for _, statements in pen.write(rows, _facts(rows, captions, boxes), captions):
-                yield statements or []
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    every = written()
-    with (
-        atomic_files.whole_file(path) as unfinished,
-        pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
-    ):
-        while several := list(itertools.islice(every, PAIRS_A_WRITE)):
-            rows = [text for statements in several for text in statements]
-            texts += len(rows)
-            writer.write_table(table(rows))
-        if not texts:
+            usable = [row for row in rows if row["object"] is not None]
+            unparsed += len(rows) - len(usable)
+            for _, found in pen.write(usable, _facts(usable, captions, boxes), captions):
+                yield found
+        if not pen.units:
             raise InputError(
                 f"{pairs_file}: no statement can be written, for no photo is anything known to be "
                 "there and anything denied; give the boxes too, --instances=FILE"
             )
+
+    texts = write(path, written())
     return {
         "pairs": len(pairs), "unparsed": unparsed, "units": pen.units,
         "unbalanced": pen.unbalanced, "texts": texts,

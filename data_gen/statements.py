@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_gen.labels import Label, read_labels, settled
-from data_gen.records import shuffled, table_paths
+from data_gen.annotations import UNSURE
+from data_gen.labels import Label, of_part, settled
+from data_gen.records import read_table, shuffled, table_paths
+from negclip_jax.common import atomic_files
 from negclip_jax.language import tables
 from negclip_jax.language.grammar import BY_NAME, Grammar, Template
 from negclip_jax.language.inflection import noun, singular
@@ -42,7 +44,7 @@ SCHEMA = pa.schema(
     ]
 )
 SLACK = 1.0  # deviations
-PAIRS_A_WRITE = 5000  # whose statements are one row group
+_PAIRS_A_WRITE = 5000  # whose statements are one row group
 _SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 
@@ -84,7 +86,8 @@ class Facts(NamedTuple):
     @classmethod
     def of(cls, labels: Sequence[Label]) -> "Facts":
         """The facts that the labels of one image agree about."""
-        rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in labels}
+        told = (label for label in labels if label.state != UNSURE)  # beside a box, a doubt is none
+        rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in told}
         return cls(*settled(labels), rests)
 
 
@@ -318,20 +321,19 @@ def written(
 
     One shard of the tables at a time is in memory. `kept`: ids of the pairs to use, None for all.
     """
-    labels = read_labels(run)
-    labelled, ahead = next(labels, (None, []))
     for part in table_paths(run, "items"):
         captions, pairs = collections.defaultdict(list), collections.defaultdict(list)
-        for row in pq.read_table(part, columns=["image_id", "caption"]).to_pylist():
+        labels = collections.defaultdict(list)
+        items = read_table(run, "items", ["image_id", "caption"], part.name).to_pylist()
+        for row in items:
             captions[row["image_id"]].append(row["caption"])
-        for row in pq.read_table(run / "pairs" / part.name).to_pylist():
+        for row in read_table(run, "pairs", part=part.name).to_pylist():
             if row["accepted"] and (kept is None or row["pair_id"] in kept):
                 pairs[row["image_id"]].append(row)
+        for _, label in of_part(run, part.name):
+            labels[label.image_id].append(label)
         for image, texts in captions.items():
-            known: list[Label] = []
-            if image == labelled:
-                known, (labelled, ahead) = ahead, next(labels, (None, []))
-            yield from pen.write(pairs[image], Facts.of(known), texts)
+            yield from pen.write(pairs[image], Facts.of(labels[image]), texts)
 
 
 def foils(
@@ -348,7 +350,21 @@ def foils(
     return [s.text for s in sorted(false, key=lambda s: s.polarity == AFFIRMS)][: 1 + affirm]
 
 
-def table(statements: Iterable[Statement]) -> pa.Table:
-    """Statements as a table of SCHEMA."""
-    columns = list(zip(*statements, strict=True)) or [()] * len(SCHEMA)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA)
+def write(path: Path, every: Iterable[Sequence[Statement] | None]) -> int:
+    """Writes the statements of many pairs as they come; returns how many there are.
+
+    Raises OSError where the file cannot be written, and whatever `every` does: a former file stays.
+    """
+    number, pairs = 0, iter(every)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        atomic_files.whole_file(path) as unfinished,
+        pq.ParquetWriter(unfinished, SCHEMA, compression="zstd", store_schema=False) as writer,
+    ):
+        while several := list(itertools.islice(pairs, _PAIRS_A_WRITE)):
+            columns = list(zip(*(text for said in several for text in said or ()), strict=True))
+            columns = columns or [()] * len(SCHEMA)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+            writer.write_table(pa.table(arrays, SCHEMA))
+            number += len(columns[0])
+    return number

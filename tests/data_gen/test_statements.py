@@ -2,6 +2,7 @@
 
 import collections
 import random
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -178,3 +179,23 @@ def test_pairs_are_those_of_the_tables(exported):
     accepted = [row for row in table(exported, "pairs") if row["accepted"]]
     pairs = pq.read_table(exported / "export" / "pairs.parquet").to_pylist()
     assert [p["negated"] for p in pairs] == [row["negated_caption"] for row in accepted]
+
+
+@pytest.mark.parametrize("name", ["items", "pairs", "labels"])
+def test_a_damaged_table_is_named(exported, tmp_path, name, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(exported, run)
+    (part, *_) = sorted((run / name).glob("part-*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    former = (run / "export" / "statements.parquet").read_bytes()
+    assert main(["export", f"--out={run}"]) > 0
+    error = capsys.readouterr().err
+    assert str(part) in error and "Traceback" not in error
+    assert (run / "export" / "statements.parquet").read_bytes() == former
+
+
+def test_a_doubt_beside_a_box_is_not_what_a_statement_rests_on():
+    labels = [*LABELS, label("cat", "unsure", "mllm")]
+    found = write(pair("A sofa", "A sofa, with no dog in sight"), labels)
+    rests = {rest for s in found for rest in s.label}
+    assert rests == {"dog=absent@boxes", "cat=present@boxes"}
