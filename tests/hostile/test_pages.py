@@ -112,7 +112,7 @@ def quickstart_page(tmp_path, monkeypatch, texts: list[str]) -> str:
     for name in RUNS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    cell = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    cell = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 9, "tied": 3}
     groups = {"unseen_cues": {f"{i} {text}": cell for i, text in enumerate(texts)}}
     model = {"rows": dict.fromkeys(ROWS, cell), "groups": groups}
     names = ("base", "published", "tuned")
