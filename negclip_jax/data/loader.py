@@ -30,6 +30,7 @@ import numpy as np
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
+from negclip_jax.data import order
 from negclip_jax.data.examples import Examples, ImageSource
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.packing import Packing
@@ -152,14 +153,17 @@ class PairLoader:
         int64, int64 and uint64 `[B]`.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
-        place = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
-        n, modes = len(self.examples), len(self.examples.caption_index_CxN)
-        if not self.shuffle:
-            pairs, bits = np.where(place < n, place, -1), _epoch(n, self.seed, 0, 0.0, modes)[2]
-            return pairs, np.zeros_like(place), bits[pairs]
-        order, shows_original, bits = _epoch(n, self.seed, epoch, self.original_fraction, modes)
-        pairs = order[place]
-        return pairs, shows_original[pairs].astype(np.int64), bits[pairs]
+        places = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        is_mix = self.shuffle and len(self.examples.caption_index_CxN) > 1
+        pairs, shows_original, bits = order.drawn(
+            len(self.examples),
+            self.seed,
+            epoch if self.shuffle else 0,
+            places,
+            self.original_fraction if is_mix else 0.0,
+            shuffle=self.shuffle,
+        )
+        return pairs, shows_original.astype(np.int64), bits
 
     def load(self, pair: int) -> Batch:
         """Pixels of one pair; one whose image cannot be read is replaced by the next that fits.
@@ -363,14 +367,3 @@ def _start_worker(index: int, count: int) -> None:
     main_process = multiprocessing.parent_process()
     watch = threading.Thread(target=lambda: (main_process.join(), os._exit(1)), daemon=True)
     watch.start()
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch(
-    n: int, seed: int, epoch: int, original_fraction: float, captions_per_pair: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of an epoch: order of the pairs int64, which show their original, random bits, each `[n]`."""
-    order, original, bits = np.random.Philox(key=[seed, epoch]).random_raw(3 * n).reshape(3, n)
-    # The upper 53 bits as a float in [0, 1), which is what every generator does.
-    shows_original = (original >> np.uint64(11)) * 2.0**-53 < original_fraction
-    return np.argsort(order, kind="stable"), shows_original & (captions_per_pair > 1), bits

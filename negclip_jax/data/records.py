@@ -5,9 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from negclip_jax.common.errors import InputError
+from negclip_jax.data import order
 
 
 class PairError(InputError):
@@ -69,17 +68,16 @@ def split_pairs(
     if not 0 <= validation_fraction < 1:
         raise PairError(f"validation_fraction is {validation_fraction}: it must be in 0 <= f < 1.")
     groups = _image_groups(pairs) if by == "image" else range(len(pairs))
-    order = sorted(set(groups))
-    count = round(validation_fraction * len(order))
-    if validation_fraction and not 0 < count < len(order):
+    names = sorted(set(groups))
+    count = round(validation_fraction * len(names))
+    if validation_fraction and not 0 < count < len(names):
         raise PairError(
-            f"A validation_fraction of {validation_fraction} of {len(order)} {by}s leaves the "
+            f"A validation_fraction of {validation_fraction} of {len(names)} {by}s leaves the "
             f"{'training' if count else 'validation'} side empty: give more {by}s, another "
             "fraction, or 0 for no validation."
         )
-    # From Philox' raw bits: `Generator.permutation` may change between versions.
-    bits = np.random.Philox(key=seed % 2**64).random_raw(len(order))
-    held_out = {order[i] for i in np.argsort(bits, kind="stable")[:count]}
+    chosen = order.held_out(len(names), count, seed)
+    held_out = {name for name, is_held_out in zip(names, chosen, strict=True) if is_held_out}
     train, validation = [], []
     for pair, group in zip(pairs, groups, strict=True):
         (validation if group in held_out else train).append(pair)

@@ -26,6 +26,7 @@ import numpy as np
 from negclip_jax.common import remote, storage
 from negclip_jax.common.problems import Problems
 from negclip_jax.data import pair_tables
+from negclip_jax.data.order import random_bits
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import LONGEST_TEXT
 from negclip_jax.data.records import PairError, unsafe_name
@@ -35,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 POLARITIES = ("affirms", "denies", "both")
 _TOKENIZED_AT_ONCE = 10_000
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # increment of SplitMix64
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -81,8 +81,8 @@ class Statements:
         place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         candidate = starts[owner] + place
         # Of each example's stream the first numbers are for polarities, the others for statements.
-        turn = _random(bits_B[owner], self.polarity[candidate])
-        key = _random(bits_B[owner], len(POLARITIES) + place)
+        turn = random_bits(bits_B[owner], self.polarity[candidate])
+        key = random_bits(bits_B[owner], len(POLARITIES) + place)
 
         def pick(number: int, is_usable: np.ndarray, likeness: np.ndarray) -> np.ndarray:
             """That many of the usable statements of each example; the likest one comes first."""
@@ -111,14 +111,6 @@ class Statements:
                 likeness = likeness + ((of[candidate] == of[model]) & (of[model] >= 0))
             likeness = np.where(model >= 0, likeness, 0)
         return np.concatenate([true, pick(self.false_texts, ~truth, likeness)], axis=1)
-
-
-def _random(seed: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Output of these numbers of SplitMix64 (Steele, Lea and Flood, 2014) with these seeds."""
-    z = seed + (number.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def _rank(groups: np.ndarray) -> np.ndarray:
