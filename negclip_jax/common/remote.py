@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,45 @@ def listed(folder: epath.Path) -> dict[str, dict[str, Any]]:
             raise InputError(f"{folder} holds an object named {relative!r}: refused")
         found[relative] = info
     return found
+
+
+def objects(addresses: Sequence[str], suffix: str) -> dict[str, list[tuple[str, int, tuple[str]]]]:
+    """The objects that each address means: path, bytes and `checksum`; [] where there is none.
+
+    An address is that of an object, of a folder, which means all objects in it that end in
+    `suffix`, or has wildcards. A folder is listed once for all addresses in it.
+    """
+    listings: dict[str, dict[str, dict]] = {}
+    found = {}
+    for address in addresses:
+        system, path = _system(storage.path(address.rstrip("/")))
+        if any(c in path for c in "*?["):
+            infos = system.glob(path, detail=True)
+        else:
+            parent = path.rpartition("/")[0]
+            if parent and parent not in listings:
+                with announced(f"the list of {address.rpartition('/')[0]}"):
+                    try:
+                        listed = system.ls(parent, detail=True)
+                    except FileNotFoundError:
+                        listed = []
+                listings[parent] = {info["name"].rstrip("/"): info for info in listed}
+            info = listings[parent].get(path) if parent else {"type": "directory"}
+            infos = {path: info} if info and info["type"] == "file" else {}
+            if info and info["type"] == "directory":
+                infos = system.glob(f"{path}/*{suffix}", detail=True)
+        found[address] = [
+            (f"gs://{name}", info["size"], (checksum(info),))
+            for name, info in sorted(infos.items())
+            if info["type"] == "file"
+        ]
+    return found
+
+
+def object_reader(address: str) -> Callable[[int, int], bytes]:
+    """A function of start and stop that gives these bytes of an object."""
+    system, path = _system(storage.path(address))
+    return lambda start, stop: system.cat_file(path, start=start, end=stop)
 
 
 def _system(folder: epath.Path) -> tuple[Any, str]:
