@@ -59,6 +59,10 @@ def _what_is_computed(config: ConfigDict) -> None:
     # beside its caption an example shows so many of each kind, others in each epoch. One and three
     # are what held existence, both polarities and multiple choice together in the quickstart.
     data.statements = placeholder(str)
+    # Folder of text rows (python -m data_gen nouns), examples without a photo: what they say is
+    # there is seen in the base's own features of its name. They teach negation of nouns that no
+    # photo denies; for a frozen vision tower, whose features are cached.
+    data.text_nouns = placeholder(str)
     data.true_texts = 1
     data.false_texts = 3
     # Pairs with captions beyond the model's positions (77): "drop_lost" leaves out those that lose

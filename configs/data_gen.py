@@ -192,7 +192,6 @@ def _quickstart(config: ConfigDict) -> None:
     config.assign.captions_per_object = 1
     config.rewrite.style = "plain"
     config.rewrite.before = 0.3
-    config.rewrite.statements = 0.4  # what half the questions are about
     config.rewrite.foils_by = "template"
     config.rewrite.affirm = True  # else a caption with a negation is always the better choice
 

@@ -4,6 +4,8 @@
     python -m data_gen plan   --captions=captions_train2014.json --images=DIR ...
     python -m data_gen run    --captions=... --images=DIR --out=runs/gen [--pipeline=absence|vqa]
     python -m data_gen status|report|audit|export --out=runs/gen
+    python -m data_gen statements --pairs=FILE --to=DIR
+    python -m data_gen nouns  --nouns=FILE --to=DIR
     python -m data_gen retry  --only=server_error --out=runs/gen ...
     python -m data_gen batch-export|batch-import --out=runs/gen ...
 
@@ -147,6 +149,15 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--instances", help="COCO instances json; without it captions say what is")
     known.add_argument("--to", type=Path, required=True, help="folder for statements.parquet")
     known.add_argument("--seed", type=int, default=0, help="another one draws other objects")
+    nouns = add("nouns", _nouns, "write text rows about nouns, which need no photo", out=False)
+    nouns.add_argument("--nouns", help="text file, one noun a line")
+    nouns.add_argument("--captions", help="COCO captions or pairs, whose nouns are taken")
+    nouns.add_argument("--to", type=Path, required=True, help="folder for data.text_nouns")
+    nouns.add_argument(
+        "--rows", type=int, default=20_000, help="two thirds of the pairs do; default: 20,000"
+    )
+    nouns.add_argument("--config", metavar="FILE[:VARIANT]", help="of the run beside which it is")
+    nouns.add_argument("--seed", help=FLAGS["--seed"][1])
     add("batch-export", _batch_export, "write requests as batch files", out=True, inputs=True)
     batch = add("batch-import", _batch_import, "read answers from batch files", out=True)
     batch.add_argument("files", type=Path, nargs="+", help="output files of the batch service")
@@ -278,6 +289,21 @@ def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
         f"of their objects; what {counts['unparsed']:,} pairs deny could not be read"
     )
     _say_training(args.pairs, path)
+    return 0
+
+
+def _nouns(args: argparse.Namespace, changes: dict[str, str]) -> int:
+    from data_gen.from_nouns import write_text_rows
+
+    if not (args.nouns or args.captions):
+        raise InputError("give --nouns=FILE, or --captions=FILE whose nouns are taken")
+    config = settings.load(args.config, changes)
+    names = {"nouns": args.nouns, "captions": args.captions}
+    counts = write_text_rows(config, args.to, rows=args.rows, **names)
+    say(
+        f"{counts['rows']:,} text rows about {counts['nouns']:,} nouns in {args.to}, with "
+        f"{counts['texts']:,} statements; train with --config.data.text_nouns={args.to}"
+    )
     return 0
 
 

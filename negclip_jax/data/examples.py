@@ -80,6 +80,7 @@ class Examples:
       empty: index of the empty text.
       statements: of which an example shows some, others in each epoch.
       first_statement: index of their first text in `tokens`.
+      stand_ins: how many of the images, the last ones, are no photos, see `stand_in_text`.
     """
 
     images: list[str]
@@ -92,6 +93,7 @@ class Examples:
     empty: int
     statements: Statements | None = None
     first_statement: int = 0
+    stand_ins: int = 0
 
     @classmethod
     def of_captions(cls, images: list[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
@@ -102,6 +104,32 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.image_of)
+
+    @property
+    def photos(self) -> list[str]:
+        """The images that can be read."""
+        return self.images[: len(self.images) - self.stand_ins]
+
+    def with_stand_ins(self, other: "Examples") -> "Examples":
+        """These examples and others that show as many texts, but of images that are no photos."""
+        shift, images = len(self.tokens), len(self.images)
+        statements = self.statements
+        if statements is not None and other.statements is not None:
+            first = shift + other.first_statement - self.first_statement
+            statements = statements.followed_by(other.statements, first)
+        return dataclasses.replace(
+            self,
+            images=[*self.images, *other.images],
+            image_of=np.concatenate([self.image_of, images + other.image_of]),
+            tokens=self.tokens.followed_by(other.tokens),
+            caption_index_CxN=np.concatenate(
+                [self.caption_index_CxN, shift + other.caption_index_CxN], axis=1
+            ),
+            fixed_index_NxK=np.concatenate([self.fixed_index_NxK, shift + other.fixed_index_NxK]),
+            fixed_truth_NxK=np.concatenate([self.fixed_truth_NxK, other.fixed_truth_NxK]),
+            statements=statements,
+            stand_ins=len(other.images),
+        )
 
     @property
     def texts(self) -> int:
@@ -241,6 +269,13 @@ def without_truncated(
             "data.truncated=keep"
         )
     return kept
+
+
+def stand_in_text(image: str) -> str | None:
+    """The text whose features stand for an image called `text:NUMBER:TEXT`; None for a photo."""
+    kind, _, rest = image.partition(":")
+    number, colon, text = rest.partition(":")
+    return text if kind == "text" and number.isdecimal() and colon and text else None
 
 
 def tokenize_pairs(

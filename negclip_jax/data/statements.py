@@ -112,6 +112,28 @@ class Statements:
             likeness = np.where(model >= 0, likeness, 0)
         return np.concatenate([true, pick(self.false_texts, ~truth, likeness)], axis=1)
 
+    def followed_by(self, other: "Statements", first: int) -> "Statements":
+        """These statements and others about further images, the texts of which begin at `first`.
+
+        `text` is then an index into the tokens of the examples that both belong to.
+        """
+
+        def both(name: str, shift: int = 0) -> np.ndarray:
+            mine, more = getattr(self, name), getattr(other, name)
+            return np.concatenate([mine, np.where(more < 0, more, more + shift)])
+
+        end = [getattr(self, name).max(initial=-1) + 1 for name in ("unit", "form")]
+        return dataclasses.replace(
+            self,
+            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            text=np.concatenate([self.text, other.text + first]),
+            truth=np.concatenate([self.truth, other.truth]),
+            holds_caption=np.concatenate([self.holds_caption, other.holds_caption]),
+            polarity=np.concatenate([self.polarity, other.polarity]),
+            unit=both("unit", end[0]),
+            form=both("form", end[1]),
+        )
+
 
 def _rank(groups: np.ndarray) -> np.ndarray:
     """Place of each element among its equals, which stand together."""

@@ -8,8 +8,10 @@ from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.packing import Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings import encoder
+from negclip_jax.embeddings.store import MappedRows
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.runtime import multihost, sharding
 
@@ -51,17 +53,32 @@ def use_base_text(
             f"train.distill_weight={distill_weight} compares with the base on the same images, so "
             "optim.freeze must hold the whole vision tower; train.anchor_weight needs no images"
         )
-    path = workdir / "base_text"
-    if not resumes:  # what a killed run has begun may be of other weights
-        if sharding.is_main_process() and path.exists():
-            path.rmtree()
-        multihost.barrier("former base features removed")
     used = [x.examples for x in loaders if x is not None]
     first, *others = (x.tokens.taken(x.original_index_N) for x in used)
     tokens = first.followed_by(*others) if others else first
-    features = encoder.text_features(
-        tokens, tokenizer, path / "text.rows", model, mesh, computes=not resumes
-    )
+    features = kept_features("text", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
     places = np.split(features.places, [len(used[0])])
     parts = [dataclasses.replace(features, places=p) for p in places]
     return [x and dataclasses.replace(x, base_text=p) for x, p in zip(loaders, parts, strict=True)]
+
+
+def kept_features(
+    name: str,
+    workdir: epath.Path,
+    tokens: Ragged,
+    tokenizer: Tokenizer,
+    model: tuple[CLIPConfig, dict, str],
+    mesh: Mesh,
+    *,
+    resumes: bool,
+) -> MappedRows:
+    """The base's features of texts, float32 `[N, D]`, kept under a name in the run's directory.
+
+    Raises InputError where a run that resumes has lost them.
+    """
+    path = workdir / "base_text" / f"{name}.rows"
+    if not resumes:  # what a killed run has begun may be of other weights
+        if sharding.is_main_process() and path.exists():
+            path.rmtree() if path.is_dir() else path.unlink()
+        multihost.barrier("former base features removed")
+    return encoder.text_features(tokens, tokenizer, path, model, mesh, computes=not resumes)

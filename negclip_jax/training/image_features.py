@@ -42,7 +42,7 @@ def use_cache(
     if not cache_features:
         return loaders
     loader = loaders[0]
-    names = loader.examples.images
+    names = loader.examples.photos
     features, unreadable = encoder.image_features(
         names,
         *(loader.images, loader.preprocess),

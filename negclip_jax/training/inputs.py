@@ -2,13 +2,20 @@
 
 import hashlib
 import logging
+from typing import Any
 
 import numpy as np
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.examples import Examples, ImageSource, tokenize_pairs, without_truncated
+from negclip_jax.data.examples import (
+    Examples,
+    ImageSource,
+    stand_in_text,
+    tokenize_pairs,
+    without_truncated,
+)
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing
@@ -63,6 +70,7 @@ def loaders(
     original_fraction: float,
     foils: int,
     statements: str | None,
+    text_nouns: str | None,
     true_texts: int,
     false_texts: int,
     truncated: str,
@@ -84,9 +92,9 @@ def loaders(
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
     Args:
-      pairs, images, caption_mode, original_fraction, foils, statements, true_texts, false_texts,
-        truncated, validation_fraction, split_by, split_seed, max_bad_images, packing, workers,
-        threads, kept_pixels_mib: keys of the section `data`.
+      pairs, images, caption_mode, original_fraction, foils, statements, text_nouns, true_texts,
+        false_texts, truncated, validation_fraction, split_by, split_seed, max_bad_images, packing,
+        workers, threads, kept_pixels_mib: keys of the section `data`.
       seed: of order and choice of captions.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
@@ -109,9 +117,9 @@ def loaders(
         "%s pairs of %s images: %s to train on, %s to validate",
         *(f"{n:,}" for n in (len(all_pairs), len(names), *map(len, parts))),
     )
-    known = None
+    known, options = None, {"true_texts": true_texts, "false_texts": false_texts}
+    options["truncated"] = truncated
     if statements is not None:
-        options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
         known = read_statements(statements, names, tokenizer, **options)
     made = []
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
@@ -120,6 +128,9 @@ def loaders(
         with_original = not is_training or (keeps_originals and caption_mode == "negated")
         texts = {**shown, "statements": known, "with_original": with_original}
         examples = tokenize_pairs(part, names, tokenizer, **texts)
+        if text_nouns is not None and is_training:
+            rows = _text_rows(text_nouns, tokenizer, texts, options)
+            examples = examples.with_stand_ins(rows)
         sizes = (examples.planned_lengths, batch_size * examples.texts, shards)
         longest = int(examples.tokens.lengths.max())
         made.append(
@@ -141,6 +152,35 @@ def loaders(
     prints = [[len(x.examples), fingerprint(x.examples)] for x in made]
     multihost.require_same("data", {"pairs and their fingerprint": prints})
     return made[0], made[1] if len(made) > 1 else None
+
+
+def _text_rows(
+    folder: str, tokenizer: Tokenizer, texts: dict[str, Any], options: dict[str, Any]
+) -> Examples:
+    """Examples of what `python -m data_gen nouns` wrote, with statements where the pairs have any.
+
+    `texts`: of the examples of the pairs, see `tokenize_pairs`; `options`: of `read_statements`.
+    """
+    path = storage.path(folder)
+    if not path.is_dir():
+        raise InputError(
+            f"data.text_nouns={folder} is no folder: write text rows about nouns with "
+            f"`python -m data_gen nouns --nouns={folder} --to=DIR` and give DIR"
+        )
+    pairs = read_pairs(path / "pairs.jsonl", require_negated=texts["caption_mode"] != "original")
+    if photos := [pair.image for pair in pairs if stand_in_text(pair.image) is None]:
+        raise InputError(
+            f"{path / 'pairs.jsonl'}: {photos[0]!r} is a photo, no text row (text:NUMBER:TEXT); "
+            "pairs of photos are for data.pairs"
+        )
+    shown = {key: texts[key] for key in ("caption_mode", "foils")}
+    pairs = without_truncated(pairs, tokenizer, **shown, truncated=options["truncated"])
+    names = list(dict.fromkeys(pair.image for pair in pairs))
+    known = texts["statements"]
+    if known is not None:
+        known = read_statements(path / "statements.parquet", names, tokenizer, **options)
+    logging.info("%s text rows beside them", f"{len(pairs):,}")
+    return tokenize_pairs(pairs, names, tokenizer, **(texts | {"statements": known}))
 
 
 def fingerprint(examples: Examples) -> str:

@@ -43,6 +43,7 @@ from negclip_jax.training.config import (
 )
 from negclip_jax.training.evaluation import EvalContext, ValidationLoss
 from negclip_jax.training.objectives import check_objective
+from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
 
@@ -155,6 +156,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     both = [loader, validation_loader]
     if is_frozen:
         both = image_features.use_cache(path, both, whole, mesh, **cache)
+    both[0] = use_stand_ins(both[0], path, tokenizer, whole, mesh, resumes=resumes)
     of_base = {"resumes": resumes, "is_frozen": is_frozen, **keeping}
     loader, validation_loader = use_base_text(path, both, tokenizer, whole, mesh, **of_base)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}

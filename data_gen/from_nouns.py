@@ -1,0 +1,157 @@
+"""Text rows: pairs and statements about sets of things that no photo needs to show.
+
+Negation is learnt noun by noun, and photos deny a small part of the nouns there are. A text row
+names a set of things; training takes the base's features of that text, moved to where images are,
+for an image that shows them, and asks the same of it as of a photo. What is in such an "image", and
+what is not, is known without a label. The image of a row is called `text:NUMBER:THE THINGS`.
+"""
+
+import collections
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_gen.annotations import ABSENT, PRESENT
+from data_gen.build import grammar_of
+from data_gen.settings import Settings
+from data_gen.statements import Facts, Statement, pen_of, write
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.pairs import Pair, PairError, read_pairs, write_pairs
+from negclip_jax.language.grammar import Grammar, pick
+from negclip_jax.language.inflection import noun, singular
+from negclip_jax.language.mentions import mentioned, named_things
+from negclip_jax.language.names import object_name
+from negclip_jax.language.vocabulary import canonical
+
+PAIRS, STATEMENTS = "pairs.jsonl", "statements.parquet"
+_CAPTIONS = ("{}", "{}", "there is {}", "a picture of {}")
+_MOST_THINGS = 3
+_CANDIDATES = 4  # for what is absent, beside the one that the pair denies
+_FEWEST_CAPTIONS = 5  # of a corpus, that name a noun
+_NOUNS = 8
+
+
+def write_text_rows(
+    config: Settings,
+    folder: Path,
+    *,
+    rows: int,
+    nouns: str | os.PathLike | None = None,
+    captions: str | os.PathLike | None = None,
+) -> dict[str, int]:
+    """Writes `pairs.jsonl` and `statements.parquet` for `data.text_nouns`; returns counts.
+
+    Args:
+      config: of a run: its seed and grammar are used.
+      folder: to write to.
+      rows: text rows.
+      nouns: text file, one noun a line.
+      captions: COCO captions or pairs, whose nouns are taken; beside or in place of `nouns`.
+
+    Raises InputError for files that cannot be read and for fewer than eight nouns.
+    """
+    names = [*(_listed(Path(nouns)) if nouns else ()), *(_named(captions) if captions else ())]
+    names = list({canonical(name): name for name in names}.values())
+    if len(names) < _NOUNS:
+        raise InputError(
+            f"{nouns or captions}: {len(names)} nouns; text rows need {_NOUNS} or more, as they "
+            "say of some that they are there and of others that they are not"
+        )
+    pen, grammar, pairs = pen_of(config), grammar_of(config), list[Pair]()
+
+    def written() -> Iterator[list[Statement] | None]:
+        for number in range(rows):
+            row, facts, listed = _row(number, names, config.seed, grammar)
+            if row is not None:
+                for _, found in pen.write([row], facts, [listed]):
+                    pairs.append(
+                        Pair(
+                            row["file_name"],
+                            row["caption"],
+                            row["negated_caption"],
+                            image_id=row["image_id"],
+                            object=row["object"],
+                            provenance="data_gen nouns",
+                        )
+                    )
+                    yield found
+
+    texts = write(folder / STATEMENTS, written())
+    write_pairs(folder / PAIRS, pairs)
+    return {"nouns": len(names), "rows": len(pairs), "units": pen.units, "texts": texts}
+
+
+def _row(
+    number: int, names: Sequence[str], seed: int, grammar: Grammar
+) -> tuple[dict[str, Any] | None, Facts, str]:
+    """What `Pen` reads of a pair, the facts, and the things that are there in words.
+
+    No pair where the grammar finds no words for it.
+    """
+    rng = np.random.default_rng([seed, number])
+    order = [names[i] for i in rng.permutation(len(names))[: _MOST_THINGS + 1 + _CANDIDATES]]
+    count = int(rng.integers(2, _MOST_THINGS + 1))
+    present, others = order[:count], order[count:]
+    listed = _list(present)
+    # A puppy is a dog: what the words for what is there also name is not absent.
+    absent = [name for name in others if not mentioned(name, [listed])]
+    # Half of the captions leave one thing out, as captions do.
+    said = present if rng.random() < 0.5 else present[: max(1, count - 1)]
+    key = f"{seed}/{number}"
+    caption = pick(_CAPTIONS, key, "caption").format(_list(said))
+    rewritten = grammar.rewrite(caption, absent[0], key) if absent else None
+    rests = {name: f"{name}={PRESENT}@text" for name in present}
+    rests |= {canonical(name): f"{name}={ABSENT}@text" for name in absent}
+    facts = Facts(present, [canonical(name) for name in absent], rests)
+    if rewritten is None:
+        return None, facts, listed
+    row = {
+        "pair_id": str(number),
+        "image_id": f"text:{number}",
+        "file_name": f"text:{number}:{listed}",
+        "caption_id": str(number),
+        "caption": caption,
+        "negated_caption": rewritten[0],
+        "object": absent[0],
+        "question": None,
+        "rewriter": f"template:{rewritten[1].name}",
+        "foils": (),
+    }
+    return row, facts, listed
+
+
+def _list(names: Sequence[str]) -> str:
+    *most, last = [noun(name).some for name in names]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _listed(path: Path) -> list[str]:
+    """The nouns of a text file, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list of nouns: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if text := line.strip():
+            if object_name(text) is None:
+                raise InputError(f"{path}, line {number}: {text[:80]!r} is no noun: one a line")
+            # The word itself, where `object_name` has the usual one: a lantern is to be learnt.
+            found.append(singular(re.sub(r"^(an?|the) ", "", " ".join(text.split()))))
+    return found
+
+
+def _named(path: str | os.PathLike) -> list[str]:
+    """The things that captions of a file name, those of at least five captions."""
+    try:
+        pairs = read_pairs(path, require_negated=False)
+    except PairError as error:
+        raise InputError(str(error)) from None
+    counts = collections.Counter(
+        name for pair in pairs for name in named_things(pair.caption).values()
+    )
+    return sorted(name for name, count in counts.items() if count >= _FEWEST_CAPTIONS)
