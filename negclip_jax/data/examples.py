@@ -3,15 +3,15 @@
 import bisect
 import dataclasses
 import functools
-import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.order import MOST_KEPT
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.pairs import Pair
 from negclip_jax.data.statements import Statements
@@ -25,6 +25,7 @@ CAPTION_MODES = ("negated", "original", "mix")
 TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 _SAMPLE = 10_000  # examples
+_BLOCK = 2**18  # examples whose lengths are looked at together
 
 
 class ImageSource(Protocol):
@@ -65,16 +66,19 @@ class Shown:
 class Examples:
     """N examples of U distinct images. An example shows one of its C captions, and other texts.
 
+    All texts of an example lie one after the other in `tokens`; which of them it shows is the same
+    for all. So 100 M examples are no more arrays than the three below, and the tokens may be mapped
+    from a file.
+
     Attributes:
       images: names of distinct images, U.
-      image_of: int64 `[N]`, the image of each example.
-      tokens: token ids of all texts.
-      caption_index_CxN: int64, indices into `tokens`: the captions that an example may show, one
-        or (negated, original).
-      fixed_index_NxK: int64, indices into `tokens`: foils, then the original caption where it is
+      image_of: integer `[N]`, the image of each example.
+      tokens: token ids of all texts; one of no token at all stands for a foil that there is not.
+      first_text: integer `[N]`, the first text of each example.
+      captions: which of its texts an example may show as its caption, C: one or (negated,
+        original).
+      fixed: which of its texts it shows besides, K: foils, then the original caption where it is
         shown beside a negated one.
-      fixed_truth_NxK: int8, -1 for a foil; 0 for the original caption, and where an example has
-        fewer foils.
       original: which of the captions is the original, or C where it is the last of the fixed texts;
         None where it is not shown.
       empty: index of the empty text.
@@ -83,24 +87,22 @@ class Examples:
       stand_ins: how many of the images, the last ones, are no photos, see `stand_in_text`.
     """
 
-    images: list[str]
+    images: Sequence[str]
     image_of: np.ndarray
     tokens: Ragged
-    caption_index_CxN: np.ndarray
-    fixed_index_NxK: np.ndarray
-    fixed_truth_NxK: np.ndarray
-    original: int | None
-    empty: int
+    first_text: np.ndarray
+    captions: tuple[int, ...] = (0,)
+    fixed: tuple[int, ...] = ()
+    original: int | None = None
+    empty: int = 0
     statements: Statements | None = None
     first_statement: int = 0
     stand_ins: int = 0
 
     @classmethod
-    def of_captions(cls, images: list[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
+    def of_captions(cls, images: Sequence[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
         """Examples that show one caption each, in the order of `tokens`."""
-        n = len(image_of)
-        none = np.zeros((n, 0), np.int64)
-        return cls(images, image_of, tokens, np.arange(n)[None], none, none, None, 0)
+        return cls(images, image_of, tokens, np.arange(len(image_of)))
 
     def __len__(self) -> int:
         return len(self.image_of)
@@ -135,50 +137,94 @@ class Examples:
     def texts(self) -> int:
         """How many an example shows, M."""
         chosen = self.statements and self.statements.true_texts + self.statements.false_texts
-        return 1 + self.fixed_index_NxK.shape[1] + (chosen or 0)
+        return 1 + len(self.fixed) + (chosen or 0)
 
     @property
     def original_index_N(self) -> np.ndarray:
         """Of each example's original caption, where it is shown at all: int64, into `tokens`."""
-        if self.original == len(self.caption_index_CxN):
-            return self.fixed_index_NxK[:, -1]
-        return self.caption_index_CxN[self.original]
+        return self.first_text.astype(np.int64) + [*self.captions, *self.fixed[-1:]][self.original]
 
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of the captions and fixed texts of each example, int64 `[N, C + K]`."""
-        index = np.concatenate([self.caption_index_CxN.T, self.fixed_index_NxK], axis=1)
-        return self.tokens.lengths[index]
+    def fixed_texts(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Fixed texts of these examples.
 
-    @functools.cached_property
-    def reserved_lengths(self) -> np.ndarray:
-        """Tokens that packing reserves for captions and fixed texts of each example, as `lengths`.
+        Returns:
+          int64 `[B, K]`, indices into `tokens`; int8 `[B, K]`, -1 for a foil, 0 for the original
+          caption, and where an example has fewer foils.
+        """
+        index = self.first_text[pairs].astype(np.int64)[:, None] + np.array(self.fixed, np.int64)
+        is_foil = self.tokens.lengths_of(index) > 0
+        index = np.where(is_foil, index, self.empty)
+        if self.original == len(self.captions):
+            is_foil[:, -1] = False
+        return index, -is_foil.astype(np.int8)
+
+    def lengths_of(self, pairs: np.ndarray) -> np.ndarray:
+        """Tokens of the captions and fixed texts of these examples, int64 `[B, C + K]`."""
+        captions = self.first_text[pairs].astype(np.int64)[:, None] + np.array(self.captions)
+        index = np.concatenate([captions, self.fixed_texts(pairs)[0]], axis=1)
+        return self.tokens.lengths_of(index)
+
+    def reserved_lengths_of(self, pairs: np.ndarray) -> np.ndarray:
+        """Tokens that packing reserves for captions and fixed texts, as `lengths_of`.
 
         Never less than a few short examples need: one of them can take the place of any other
         without changing a batch's shape.
         """
+        return np.maximum(self.lengths_of(pairs), self._sizes[0])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that any example can show."""
+        return self._sizes[1]
+
+    @functools.cached_property
+    def _sizes(self) -> tuple[np.ndarray, int]:
+        """Tokens that the shortest examples need, int64 `[C + K]`; tokens of the longest text."""
         count = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self)))
-        shortest = np.argsort(self.lengths.sum(axis=1), kind="stable")[:count]
-        return np.maximum(self.lengths, self.lengths[shortest].max(axis=0))
+        of_size, longest = np.zeros(0, np.int64), int(self.tokens.lengths_of(self.empty))
+        for lengths in self._blocks():
+            longest = max(longest, int(lengths.max()))
+            found = np.bincount(lengths.sum(axis=1), minlength=len(of_size))
+            found[: len(of_size)] += of_size
+            of_size = found
+        if self.statements is not None:
+            longest = max(longest, int(self.statements.tokens.lengths.max()))
+        # All below a size, and the first of that size, as a stable sort would have them.
+        size = int(np.searchsorted(np.cumsum(of_size), count))
+        equal = count - int(of_size[:size].sum())
+        needed = np.zeros(len(self.captions) + len(self.fixed), np.int64)
+        for lengths in self._blocks():
+            sizes = lengths.sum(axis=1)
+            last = np.flatnonzero(sizes == size)[:equal]
+            equal -= len(last)
+            for part in (lengths[sizes < size], lengths[last]):
+                needed = np.maximum(needed, part.max(axis=0, initial=0))
+        return needed, longest
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), _BLOCK):
+            yield self.lengths_of(np.arange(start, min(start + _BLOCK, len(self))))
 
     @functools.cached_property
     def planned_lengths(self) -> np.ndarray:
         """Tokens that packing reserves for the texts of batches, int64 `[L]`, a fair sample."""
-        if self.statements is None:
-            return self.reserved_lengths.ravel()
+        if self.statements is None and len(self) <= MOST_KEPT:
+            return np.maximum(np.concatenate(list(self._blocks())), self._sizes[0]).ravel()
         pairs = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
         bits, first = np.random.Philox(key=0).random_raw(len(pairs)), np.zeros_like(pairs)
+        if self.statements is None:
+            return self.reserved_lengths_of(pairs).ravel()
         return self.reserved_of(pairs, first, self.shown(pairs, first, bits)).ravel()
 
     def reserved_of(
         self, pairs: np.ndarray, caption_choice_B: np.ndarray, shown: Shown
     ) -> np.ndarray:
         """Tokens that packing reserves for what these examples show, int64 `[B, M]`."""
-        caption = self.reserved_lengths[pairs, caption_choice_B][:, None]
-        fixed = self.reserved_lengths[pairs, len(self.caption_index_CxN) :]
+        reserved, count = self.reserved_lengths_of(pairs), len(self.captions)
+        caption = reserved[np.arange(len(pairs)), caption_choice_B][:, None]
         # An example that takes another's place shows none of its statements, but empty texts.
-        chosen = self.tokens.lengths[shown.index_BxM[:, 1 + fixed.shape[1] :]]
-        return np.concatenate([caption, fixed, chosen], axis=1)
+        chosen = self.tokens.lengths_of(shown.index_BxM[:, 1 + len(self.fixed) :])
+        return np.concatenate([caption, reserved[:, count:], chosen], axis=1)
 
     def shown(
         self, pairs: np.ndarray, caption_choice_B: np.ndarray, bits_B: np.ndarray | None
@@ -190,9 +236,11 @@ class Examples:
           caption_choice_B: int, which of its C captions each shows.
           bits_B: uint64, random bits of each, which choose its statements; None: it shows none.
         """
-        caption = self.caption_index_CxN[caption_choice_B, pairs][:, None]
-        index = np.concatenate([caption, self.fixed_index_NxK[pairs]], axis=1)
-        truth = np.concatenate([np.ones_like(caption), self.fixed_truth_NxK[pairs]], axis=1)
+        place = np.array(self.captions)[caption_choice_B]
+        caption = (self.first_text[pairs].astype(np.int64) + place)[:, None]
+        fixed_index, fixed_truth = self.fixed_texts(pairs)
+        index = np.concatenate([caption, fixed_index], axis=1)
+        truth = np.concatenate([np.ones_like(caption), fixed_truth], axis=1)
         is_caption = np.arange(self.texts) == 0
         holds_caption = np.broadcast_to(is_caption, (len(pairs), self.texts)).copy()
         if self.statements is not None:
@@ -207,8 +255,8 @@ class Examples:
             truth = np.concatenate([truth, is_true], axis=1)
             holds_caption[:, fixed:] = there & statements.holds_caption[chosen]
         is_affirmative = np.zeros_like(holds_caption)
-        if self.original == len(self.caption_index_CxN):
-            is_affirmative[:, self.fixed_index_NxK.shape[1]] = True
+        if self.original == len(self.captions):
+            is_affirmative[:, len(self.fixed)] = True
         else:
             is_affirmative[:, 0] = caption_choice_B == self.original
         return Shown(index, truth.astype(np.int8), holds_caption, is_affirmative)
@@ -302,40 +350,75 @@ def tokenize_pairs(
     if caption_mode not in CAPTION_MODES:
         modes = ", ".join(CAPTION_MODES)
         raise InputError(f"data.caption_mode: {caption_mode!r} is none of {modes}")
-    originals = [pair.caption for pair in pairs]
-    columns = []
-    if caption_mode != "original":
-        columns.append([pair.negated for pair in pairs])
-    if caption_mode != "negated":
-        columns.append(originals)
-    captions, is_beside = len(columns), with_original and caption_mode != "original"
-    columns += [originals] if is_beside and caption_mode == "negated" else []
-    false = [foil for pair in pairs for foil in pair.foils[:foils]]
-    ids, offsets = tokenizer.encode_ragged([*itertools.chain(*columns, false), ""])
-    number = {name: i for i, name in enumerate(images)}
-    texts = np.arange(len(pairs) * len(columns)).reshape(len(columns), len(pairs))
-    empty = len(offsets) - 2
-    has_foil = np.array([[k < len(pair.foils) for k in range(foils)] for pair in pairs], bool)
-    has_foil = has_foil.reshape(len(pairs), foils)
-    index, truth = np.full(has_foil.shape, empty), -has_foil.astype(np.int8)
-    # Row-major, as the texts were listed.
-    index[has_foil] = texts.size + np.arange(has_foil.sum())
+    texts, number = texts_of(pairs, caption_mode, foils), {name: i for i, name in enumerate(images)}
+    tokens, each = ragged_of([*texts, ""], tokenizer), len(texts) // max(len(pairs), 1)
+    return examples_of(
+        images,
+        np.array([number[pair.image] for pair in pairs], np.int64),
+        tokens,
+        np.arange(len(pairs)) * each,
+        caption_mode=caption_mode,
+        foils=foils,
+        statements=statements,
+        with_original=with_original,
+    )
+
+
+def texts_of(pairs: Sequence[Pair], caption_mode: str, foils: int) -> list[str | None]:
+    """Texts of pairs, one pair after the other and as many of each, None where one has fewer foils.
+
+    Of a pair: its negated caption, unless the mode is "original"; its original; foils.
+    """
+    is_negated, texts = caption_mode != "original", []
+    for pair in pairs:
+        if is_negated:
+            texts.append(pair.negated)
+        texts.append(pair.caption)
+        if foils:
+            texts += [*pair.foils[:foils], *[None] * (foils - len(pair.foils))]
+    return texts
+
+
+def ragged_of(texts: Sequence[str | None], tokenizer: Tokenizer) -> Ragged:
+    """Token ids of texts; None is a text of no token, not even the special ones."""
+    ids, offsets = tokenizer.encode_ragged([text for text in texts if text is not None])
+    lengths = np.zeros(len(texts), np.int64)
+    lengths[np.array([text is not None for text in texts])] = np.diff(offsets)
+    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def examples_of(
+    images: Sequence[str],
+    image_of: np.ndarray,
+    tokens: Ragged,
+    first_text: np.ndarray,
+    *,
+    caption_mode: str,
+    foils: int,
+    statements: Statements | None,
+    with_original: bool,
+) -> Examples:
+    """Examples of the tokens of `texts_of`, and of the empty text, which is the last.
+
+    Arguments as of `tokenize_pairs`; `image_of` and `first_text` are of `Examples`.
+    """
+    is_negated = caption_mode != "original"
+    captions = (0, 1) if caption_mode == "mix" else (0,)
+    fixed = tuple(range(1 + is_negated, 1 + is_negated + foils))
     original = {"negated": None, "original": 0, "mix": 1}[caption_mode]
-    if is_beside:
-        original = captions
-        index = np.concatenate([index, texts[-1][:, None]], axis=1)
-        truth = np.pad(truth, ((0, 0), (0, 1)))
-    tokens, first_statement = Ragged(ids, offsets), 0
+    if with_original and is_negated:
+        original, fixed = len(captions), (*fixed, 1)
+    empty, first_statement = len(tokens) - 1, 0
     if statements is not None:
         first_statement = len(tokens)
         tokens = tokens.followed_by(statements.tokens)
     return Examples(
         images=images,
-        image_of=np.array([number[pair.image] for pair in pairs], np.int64),
+        image_of=image_of,
         tokens=tokens,
-        caption_index_CxN=texts[:captions],
-        fixed_index_NxK=index,
-        fixed_truth_NxK=truth,
+        first_text=first_text,
+        captions=captions,
+        fixed=fixed,
         original=original,
         empty=empty,
         statements=statements,

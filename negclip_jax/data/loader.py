@@ -39,6 +39,7 @@ Batch = dict[str, Any]
 
 _LENGTH_MULTIPLE = 8  # padded rows: few compiled shapes, and aligned
 _MAX_REPLACEMENTS = 100
+_TRIED = 1024  # pairs that are looked at together for one that fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,10 @@ class PairLoader:
     base_text: np.ndarray | None = None
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
+    # With cached features, of a pair whose image is bad: the pair that takes its place, or -1.
+    _replacement: dict[int, int] = dataclasses.field(
+        default_factory=dict, init=False, compare=False
+    )
 
     def __post_init__(self):
         if self.shuffle and self.batch_size > len(self.examples):
@@ -154,7 +159,7 @@ class PairLoader:
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         places = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-        is_mix = self.shuffle and len(self.examples.caption_index_CxN) > 1
+        is_mix = self.shuffle and len(self.examples.captions) > 1
         pairs, shows_original, bits = order.drawn(
             len(self.examples),
             self.seed,
@@ -223,7 +228,7 @@ class PairLoader:
         planned, image_of = self.pairs_at(step)[0][rows], self.examples.image_of
         stored = self.cached or self._kept
         if self.shuffle:
-            pairs = self._replacement[planned]
+            pairs = self._instead_of(planned, stored.unreadable)
         else:
             pairs = np.where(stored.unreadable[image_of[planned]], -1, planned)
         values = stored.features[image_of[pairs]]
@@ -280,7 +285,7 @@ class PairLoader:
         index = texts["index_BxM"].ravel()
         if self.packing is None:
             # CLIP's text tower is causal: positions after the end token change nothing.
-            length = -(-int(examples.tokens.lengths.max()) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+            length = -(-examples.longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
             batch["text"] = examples.tokens.padded(index, length)
         else:
             # A process that loads a part of the batch plans the whole: all need one shape.
@@ -302,22 +307,31 @@ class PairLoader:
     def _candidates(self, pair: int) -> Iterator[int]:
         """The pair itself, and in training those that may replace it, in the order of trial."""
         yield pair
-        if self.shuffle:
-            following = np.roll(np.arange(len(self.examples)), -pair)[1:]
-            reserved = self.examples.reserved_lengths[pair]
-            fits = (self.examples.lengths[following] <= reserved).all(axis=1)
-            yield from following[fits][: _MAX_REPLACEMENTS - 1].tolist()
+        if not self.shuffle:
+            return
+        n, count = len(self.examples), _MAX_REPLACEMENTS - 1
+        reserved = self.examples.reserved_lengths_of(np.array([pair]))
+        for start in range(1, n, _TRIED):
+            following = (pair + np.arange(start, min(start + _TRIED, n))) % n
+            fits = (self.examples.lengths_of(following) <= reserved).all(axis=1)
+            found = following[fits][:count].tolist()
+            yield from found
+            count -= len(found)
 
-    @functools.cached_property
-    def _replacement(self) -> np.ndarray:
-        """The pair that `load` would take for each pair, int64 `[N]`; -1 if there is none."""
-        # The same choice as from pixels: a run with cached features sees the same pairs.
-        chosen = np.arange(len(self.examples))
-        unreadable = (self.cached or self._kept).unreadable[self.examples.image_of]
-        if unreadable.all():
-            raise InputError("none of the images could be read")
-        for pair in np.flatnonzero(unreadable).tolist():
-            chosen[pair] = next((c for c in self._candidates(pair) if not unreadable[c]), -1)
+    def _instead_of(self, planned: np.ndarray, unreadable: np.ndarray) -> np.ndarray:
+        """The pair that `load` would take for each planned one, int64 `[R]`; -1 if there is none.
+
+        The same choice as from pixels: a run with cached features sees the same pairs.
+        """
+        image_of, chosen = self.examples.image_of, planned.copy()
+        for row in np.flatnonzero(unreadable[image_of[planned]]).tolist():
+            pair = int(planned[row])
+            if pair not in self._replacement:
+                if not self._replacement and unreadable[image_of].all():
+                    raise InputError("none of the images could be read")
+                candidates = (c for c in self._candidates(pair) if not unreadable[image_of[c]])
+                self._replacement[pair] = next(candidates, -1)
+            chosen[row] = self._replacement[pair]
         return chosen
 
     def _check_bad(self, bad: np.ndarray) -> None:

@@ -29,7 +29,7 @@ class Ragged:
     """Token ids of N captions, each with its start and end token, one after the other.
 
     Attributes:
-      ids: int32, all captions.
+      ids: int32, or uint16 in a file; all captions.
       offsets: int64 `[N + 1]`; caption i is `ids[offsets[i]:offsets[i + 1]]`.
     """
 
@@ -44,12 +44,16 @@ class Ragged:
         """Tokens of each caption, int64 `[N]`."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+        """Tokens of the captions with these indices, int64 of their shape; reads no others."""
+        return self.offsets[index + 1] - self.offsets[index]
+
     def taken(self, index_B: np.ndarray) -> "Ragged":
-        """The captions with these indices."""
-        lengths = self.lengths[index_B]
+        """The captions with these indices, int32."""
+        lengths = self.lengths_of(index_B)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         token = np.arange(offsets[-1]) + np.repeat(self.offsets[index_B] - offsets[:-1], lengths)
-        return Ragged(self.ids[token], offsets)
+        return Ragged(self.ids[token].astype(np.int32, copy=False), offsets)
 
     def followed_by(self, other: "Ragged") -> "Ragged":
         """These captions, and then the others."""
@@ -59,9 +63,10 @@ class Ragged:
     def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
         """Captions with these indices, one a row and zeros after it: int32 `[B, T]`."""
         column = np.arange(length)
-        inside = column < self.lengths[index_B][:, None]
+        inside = column < self.lengths_of(index_B)[:, None]
         token = self.offsets[index_B][:, None] + column
-        return np.where(inside, self.ids[np.where(inside, token, 0)], 0)
+        ids = self.ids[np.where(inside, token, 0)].astype(np.int32, copy=False)
+        return np.where(inside, ids, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Packing:
           ends `[R, Q]`: column of the end token of each caption of the row; 0 where unused.
           slots `[S, B / S]`: where a caption's end is among the `R / S * Q` of its shard.
         """
-        lengths = texts.lengths[index_B]
+        lengths = texts.lengths_of(index_B)
         reserved_B = lengths if reserved_B is None else reserved_B
         if (lengths > reserved_B).any():
             raise ValueError("a caption is longer than the room that was planned for it")

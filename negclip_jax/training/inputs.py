@@ -132,7 +132,7 @@ def loaders(
             rows = _text_rows(text_nouns, tokenizer, texts, options)
             examples = examples.with_stand_ins(rows)
         sizes = (examples.planned_lengths, batch_size * examples.texts, shards)
-        longest = int(examples.tokens.lengths.max())
+        longest = examples.longest
         made.append(
             PairLoader(
                 examples=examples,
@@ -184,17 +184,43 @@ def _text_rows(
 
 
 def fingerprint(examples: Examples) -> str:
-    """16 hexadecimal digits that change with any image name or token of the examples."""
+    """16 hexadecimal digits that change with any image name or token of the examples.
+
+    Those of earlier versions, which held the texts of examples in another order: all first
+    captions, all second ones, foils; each example's number of each text.
+    """
     digest = hashlib.sha256("\n".join(examples.images).encode())
-    arrays = [
-        *(examples.image_of, examples.tokens.ids, examples.caption_index_CxN),
-        *([examples.fixed_index_NxK] if examples.fixed_index_NxK.size else []),
-    ]
+
+    def update(array: np.ndarray, dtype: type = np.int64) -> None:
+        digest.update(np.ascontiguousarray(array, dtype).data)
+
+    pairs, tokens = np.arange(len(examples)), examples.tokens
+    update(examples.image_of)
+    first, (index, truth) = examples.first_text.astype(np.int64), examples.fixed_texts(pairs)
+    columns = [first + place for place in examples.captions]
+    is_beside, is_foil = examples.original == len(examples.captions), truth != 0
+    if is_beside and len(examples.captions) == 1:
+        columns.append(index[:, -1])
+    for texts in (*columns, index[is_foil], np.array([examples.empty])):
+        update(tokens.taken(texts).ids, np.int32)
     if (known := examples.statements) is not None:
-        arrays += [known.offsets, known.text, known.truth, known.holds_caption, known.polarity]
-        arrays += [known.unit, known.form]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+        update(known.tokens.ids, np.int32)
+    numbers = np.arange(len(columns) * len(pairs)).reshape(len(columns), -1)
+    update(numbers[: len(examples.captions)])
+    if index.size:
+        count = int(is_foil.sum())
+        index = np.full(index.shape, numbers.size + count)
+        index[is_foil] = numbers.size + np.arange(count)
+        if is_beside:
+            index[:, -1] = numbers[-1]
+        update(index)
+    if known is not None:
+        update(known.offsets)
+        update(known.text)
+        update(known.truth, np.bool_)
+        update(known.holds_caption, np.bool_)
+        for array in (known.polarity, known.unit, known.form):
+            update(array)
     return digest.hexdigest()[:16]
 
 

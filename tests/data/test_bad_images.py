@@ -148,7 +148,9 @@ def test_processes_agree_on_shapes_though_one_alone_meets_a_bad_image(uneven, sh
 
 def test_a_longer_pair_is_passed_over(uneven):
     loader = uneven()
-    sizes, room = loader.examples.lengths, loader.examples.reserved_lengths
+    every = np.arange(len(loader.examples))
+    sizes = loader.examples.lengths_of(every)
+    room = loader.examples.reserved_lengths_of(every)
     following = {6: 10, 7: 10, 8: 10, 9: 10, 42: 44, 43: 44}  # the next readable pair
     chosen = {pair: int(loader.load(pair)["pair"]) for pair in following}
     assert all((sizes[new] <= room[old]).all() for old, new in chosen.items())
@@ -158,9 +160,9 @@ def test_a_longer_pair_is_passed_over(uneven):
 
 def test_where_no_pair_fits_the_run_stops(uneven, broken):
     loader = uneven()
-    fits_all = (loader.examples.lengths[:, None] <= loader.examples.reserved_lengths[None]).all(
-        axis=2
-    )
+    every = np.arange(len(loader.examples))
+    room = loader.examples.reserved_lengths_of(every)
+    fits_all = (loader.examples.lengths_of(every)[:, None] <= room[None]).all(axis=2)
     images = loader.examples.image_of[fits_all.any(axis=1)]
     broken.broken = frozenset(loader.examples.images[i] for i in images)
     with pytest.raises(InputError, match="no pair with short captions is left to take the place"):

@@ -17,8 +17,9 @@ def test_captions_of_each_kind(make_loader, pairs, tokenizer):
         ("mix", [[p.negated for p in pairs], [p.caption for p in pairs]]),
     ):
         examples = make_loader(captions, foils=0).examples
-        assert len(examples.caption_index_CxN) == len(wanted)
-        for column, texts in zip(examples.caption_index_CxN, wanted, strict=True):
+        assert len(examples.captions) == len(wanted)
+        for place, texts in zip(examples.captions, wanted, strict=True):
+            column = examples.first_text + place
             np.testing.assert_array_equal(examples.tokens.padded(column, 24), tokenizer(texts))
 
 
@@ -37,10 +38,10 @@ def test_captions_and_foils_of_examples_lie_side_by_side(make_loader, pairs, tok
         .sum(axis=1)
         .max()
     )
-    assert examples.lengths.max() == longest
+    assert examples.longest == examples.lengths_of(np.arange(80)).max() == longest
 
 
-def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
+def test_room_takes_a_few_short_pairs_anywhere(pairs, tokenizer, monkeypatch):
     words = ["a" * (3 + i % 15) for i in range(len(pairs))]
     changed = [
         dataclasses.replace(p, negated=w, caption=w[1:], foils=(w,) if i % 3 else ())
@@ -48,16 +49,26 @@ def test_room_takes_a_few_short_pairs_anywhere(make_loader, pairs, tokenizer):
     ]
     names = sorted({pair.image for pair in pairs})
     examples = tokenize_pairs(changed, names, tokenizer, caption_mode="mix", foils=1)
-    assert examples.lengths.shape == examples.reserved_lengths.shape == (80, 3)
-    np.testing.assert_array_equal(examples.lengths[4], [3 + 4 + 2, 2 + 4 + 2, 3 + 4 + 2])
-    assert (examples.reserved_lengths >= examples.lengths).all()
-    fits = (examples.lengths[:, None] <= examples.reserved_lengths[None]).all(axis=2)
+    lengths, reserved = (
+        of(np.arange(80)) for of in (examples.lengths_of, examples.reserved_lengths_of)
+    )
+    assert lengths.shape == reserved.shape == (80, 3)
+    np.testing.assert_array_equal(lengths[4], [3 + 4 + 2, 2 + 4 + 2, 3 + 4 + 2])
+    assert (reserved >= lengths).all()
+    fits = (lengths[:, None] <= reserved[None]).all(axis=2)
     assert (fits.all(axis=1)).sum() >= 8, "so many fit everywhere"
     # Little is given away for it, where captions are not short themselves.
-    assert (examples.reserved_lengths > examples.lengths).any(axis=1).mean() < 0.5
+    assert (reserved > lengths).any(axis=1).mean() < 0.5
+    # The shortest by a stable sort of their sums, in whatever blocks they are looked at.
+    shortest = np.argsort(lengths.sum(axis=1), kind="stable")[:8]
+    np.testing.assert_array_equal(reserved, np.maximum(lengths, lengths[shortest].max(axis=0)))
+    monkeypatch.setattr("negclip_jax.data.examples._BLOCK", 7)
+    in_blocks = dataclasses.replace(examples)
+    np.testing.assert_array_equal(in_blocks.reserved_lengths_of(np.arange(80)), reserved)
+    np.testing.assert_array_equal(in_blocks.planned_lengths, reserved.ravel())
     some = np.array([4, 79]), np.array([1, 0])
     taken = examples.reserved_of(*some, examples.shown(*some, None))
-    expected = examples.reserved_lengths[[4, 4, 79, 79], [1, 2, 0, 2]].reshape(2, 2)
+    expected = reserved[[4, 4, 79, 79], [1, 2, 0, 2]].reshape(2, 2)
     assert taken.tolist() == expected.tolist()
 
 

@@ -166,7 +166,7 @@ def test_validation_is_in_file_order_and_masks_its_padding(make_loader, pairs):
     assert masks.tolist() == [True] * 80 + [False] * 4
     texts = np.concatenate([batch["text"] for batch in loaded])[masks]
     np.testing.assert_array_equal(
-        texts, loader.examples.tokens.padded(loader.examples.caption_index_CxN[0], texts.shape[1])
+        texts, loader.examples.tokens.padded(loader.examples.first_text, texts.shape[1])
     )
     assert all(batch["text"].any(axis=1).all() for batch in loaded), "padding needs an end token"
 

@@ -69,16 +69,14 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
     before = fingerprint(examples)
     other_word = examples.tokens.ids.copy()
     other_word[1] += 1
-    assert examples.fixed_truth_NxK.any()
+    assert examples.fixed_texts(np.arange(len(examples)))[1].any()
     changed = [
         dataclasses.replace(examples, images=examples.images[::-1]),
         dataclasses.replace(examples, image_of=np.roll(examples.image_of, 1)),
         dataclasses.replace(examples, tokens=Ragged(other_word, examples.tokens.offsets)),
-        dataclasses.replace(
-            examples, caption_index_CxN=np.roll(examples.caption_index_CxN, 1, axis=1)
-        ),
-        dataclasses.replace(examples, fixed_index_NxK=np.roll(examples.fixed_index_NxK, 1, axis=0)),
-        dataclasses.replace(examples, fixed_index_NxK=examples.fixed_index_NxK[:, :0]),
+        dataclasses.replace(examples, first_text=np.roll(examples.first_text, 1)),
+        dataclasses.replace(examples, captions=examples.fixed, fixed=examples.captions),
+        dataclasses.replace(examples, fixed=()),
     ]
     prints = [fingerprint(e) for e in changed]
     assert len({before, *prints}) == 7
