@@ -10,10 +10,11 @@ from PIL import Image
 from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import ImageError, decode
 from negclip_jax.common.photos import name_key
+from negclip_jax.data.images import ImageSource
 from negclip_jax.data.records import unsafe_name
 
 
-class BucketImages:
+class BucketImages(ImageSource):
     """Images by their name below an address such as `gs://bucket/train2014`. Pickles to it."""
 
     def __init__(self, root: str):

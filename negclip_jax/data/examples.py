@@ -5,10 +5,8 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.order import MOST_KEPT
@@ -26,22 +24,6 @@ TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 _SAMPLE = 10_000  # examples
 _BLOCK = 2**18  # examples whose lengths are looked at together
-
-
-class ImageSource(Protocol):
-    """Where images come from: `images.ImageDirectory` or `tfds.TfdsImages`."""
-
-    def open(self, name: str) -> Image.Image:
-        """RGB image; raises ImageError that names the file."""
-
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that do not exist."""
-
-    def identity(self, name: str) -> list:
-        """What changes whenever the image's bytes do and is cheaper to look up."""
-
-    def read(self, name: str) -> bytes:
-        """The encoded image."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ resized, which rounds differently between Pillow's two passes: a level or two in
 
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,7 +163,10 @@ def is_one_image(images: Any) -> bool:
 
 
 class ImageSource(Protocol):
-    """Where images come from: `ImageDirectory` and what has the same methods."""
+    """Where images come from: `ImageDirectory` and what `data.sources.open_images` opens.
+
+    Threads may use it, and it pickles for worker processes.
+    """
 
     def open(self, name: str) -> Image.Image:
         """The image in mode RGB; raises ImageError that names it."""
@@ -173,6 +176,13 @@ class ImageSource(Protocol):
 
     def identity(self, name: str) -> list:
         """What changes whenever the image's bytes do and is cheaper to look up."""
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are not there, each once and in order."""
+
+    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+        """Indices int64 `[N]` of names in the order in which all of them are read fastest."""
+        return np.arange(len(names))
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,7 @@ class ImageRef:
         raise ImageError(f"{self.path}: the box {list(self.box)} cannot be cut out ({reason})")
 
 
-class ImageDirectory:
+class ImageDirectory(ImageSource):
     """Images by their name under one directory. Pickles to two strings."""
 
     def __init__(self, root: str | os.PathLike):

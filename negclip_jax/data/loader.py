@@ -31,8 +31,8 @@ import numpy as np
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
-from negclip_jax.data.examples import Examples, ImageSource
-from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.packing import Packing
 
 Batch = dict[str, Any]

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from negclip_jax.common import remote, storage
@@ -243,6 +243,16 @@ class Shards:
                 return number, name[end + 1 :]
             end = name.find("/", end + 1)
         return None
+
+    def by_shard(self, names: Sequence[str]) -> dict[int, tuple[list[int], list[str]]]:
+        """For each shard that names begin with: which of the names, and the rests of these."""
+        found: dict[int, tuple[list[int], list[str]]] = {}
+        for row, name in enumerate(names):
+            if (parts := self.split(name)) is not None:
+                rows, rests = found.setdefault(parts[0], ([], []))
+                rows.append(row)
+                rests.append(parts[1])
+        return found
 
     def __getstate__(self) -> dict:
         return {"pattern": self.pattern, "found": self.found}

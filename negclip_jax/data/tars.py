@@ -85,21 +85,21 @@ class TarShards(Shards):
             sample[suffix] = member
         yield from found.items()
 
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        """Shard and member of each name `SHARD/MEMBER`, int64 `[N, 2]`, -1 where there is none."""
+        places = np.full((len(names), 2), -1)
+        for shard, (rows, members) in self.by_shard(names).items():
+            places[rows, 1] = self.index(shard).find(members)
+            places[rows, 0] = np.where(places[rows, 1] < 0, -1, shard)
+        return places
+
     def locate(self, names: Sequence[str]) -> np.ndarray:
         """Where members `SHARD/MEMBER` are: int64 `[N, 3]`, shard, offset and size; -1 for none."""
-        places = np.full((len(names), 3), -1)
-        by_shard: dict[int, tuple[list[int], list[str]]] = {}
-        for row, name in enumerate(names):
-            if (split := self.split(name)) is not None:
-                rows, members = by_shard.setdefault(split[0], ([], []))
-                rows.append(row)
-                members.append(split[1])
-        for shard, (rows, members) in by_shard.items():
-            index = self.index(shard)
-            member = index.find(members)
-            row, member = np.array(rows)[member >= 0], member[member >= 0]
-            places[row, 0] = shard
-            places[row, 1], places[row, 2] = index.offsets[member], index.sizes[member]
+        places = np.pad(self.find(names), ((0, 0), (0, 1)), constant_values=-1)
+        for shard in np.unique(places[places[:, 0] >= 0, 0]).tolist():
+            rows, index = np.flatnonzero(places[:, 0] == shard), self.index(shard)
+            members = places[rows, 1]
+            places[rows, 1], places[rows, 2] = index.offsets[members], index.sizes[members]
         return places
 
     def _prepare(self) -> None:

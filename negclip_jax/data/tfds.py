@@ -16,12 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from negclip_jax.common import strict_json
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.images import decode
+from negclip_jax.data.images import ImageSource, decode
 from negclip_jax.data.records import Pair
 
 _log = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class _Record(NamedTuple):
     captions: tuple[str, ...]
 
 
-class TfdsImages:
-    """Images of a prepared data set by their file name: `images.ImageDirectory`'s interface.
+class TfdsImages(ImageSource):
+    """Images of a prepared data set by their file name.
 
     The file names are listed when first needed, and travel with a pickle: worker processes open
     the files but do not list them again.
@@ -73,6 +74,11 @@ class TfdsImages:
         """Those of `names` that the split does not hold, each once and in order."""
         rows = self._index()
         return [name for name in dict.fromkeys(names) if name not in rows]
+
+    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+        """Indices of names in the order of the split."""
+        rows = self._index()
+        return np.argsort([rows.get(name, -1) for name in names], kind="stable")
 
     def _index(self) -> dict[str, int]:
         if self._rows is None:

@@ -8,18 +8,12 @@ import numpy as np
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.examples import (
-    Examples,
-    ImageSource,
-    stand_in_text,
-    tokenize_pairs,
-    without_truncated,
-)
-from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.examples import Examples, stand_in_text, tokenize_pairs, without_truncated
+from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
+from negclip_jax.data.sources import open_images, tfds_name
 from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime import multihost
@@ -40,15 +34,10 @@ def read_data(
             )
         from negclip_jax.data import tfds
 
-        all_pairs = tfds.read_tfds_pairs(*_tfds_name(pairs))
+        all_pairs = tfds.read_tfds_pairs(*tfds_name(pairs))
     else:
         all_pairs = read_pairs(pairs, require_negated=needs_negated)
-    if images.startswith("tfds:"):
-        from negclip_jax.data import tfds
-
-        source: ImageSource = tfds.TfdsImages(*_tfds_name(images))
-    else:
-        source = BucketImages(images) if storage.is_remote(images) else ImageDirectory(images)
+    source = open_images(images)
     names = {pair.image for pair in all_pairs}
     missing = set(source.missing(sorted(names)))
     listed = {"count": len(missing), "first of them": sorted(missing)[:5]}
@@ -222,12 +211,3 @@ def fingerprint(examples: Examples) -> str:
         for array in (known.polarity, known.unit, known.form):
             update(array)
     return digest.hexdigest()[:16]
-
-
-def _tfds_name(text: str) -> tuple[str, str]:
-    name, _, split = text.removeprefix("tfds:").rpartition("/")
-    if not name:
-        raise InputError(
-            f"cannot read {text!r}: write tfds:NAME/SPLIT, e.g. tfds:coco_captions/train"
-        )
-    return name, split

@@ -1,0 +1,171 @@
+"""Images that lie many to a file: what their sources share, and those in tars.
+
+An image is called `SHARD/NAME`, as in "cc12m-0000.tar/000000000.jpg". The name in its shard alone
+("000000000.jpg") does as well where no other shard has it.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from negclip_jax.common.decoding import MAX_BYTES, ImageError, decode
+from negclip_jax.common.photos import PHOTO_SUFFIXES
+from negclip_jax.data.images import ImageSource
+from negclip_jax.data.shards import Shard, Shards
+from negclip_jax.data.tar_index import hashed
+from negclip_jax.data.tars import TarShards
+
+
+class ShardImages(ImageSource):
+    """Images by the number of their shard and their row in it. Pickles to the list of shards.
+
+    A subclass finds full names (`_in_full`), lists the names in shards (`_listed`) and reads the
+    bytes of an image (`_content`).
+
+    Attributes:
+      shards: the files.
+    """
+
+    def __init__(self, shards: Shards):
+        self.shards = shards
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._lock, self._known = threading.Lock(), None
+
+    def _in_full(self, names: Sequence[str]) -> np.ndarray:
+        """Shard and row of each name `SHARD/NAME`, int64 `[N, 2]`, -1 where there is none."""
+
+    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of the names of a shard's images, uint64 `[M]`, and their rows, int64 `[M]`."""
+
+    def _content(self, shard: int, row: int) -> bytes:
+        """The bytes of an image; raises ImageError."""
+
+    def open(self, name: str) -> Image.Image:
+        """The image in mode RGB; raises ImageError for whatever `decode` refuses."""
+        return decode(self._bytes(name), f"{name} in {self.shards.pattern}")
+
+    def read(self, name: str) -> bytes:
+        """The encoded image, empty where it cannot be read."""
+        try:
+            return self._bytes(name)
+        except ImageError:
+            return b""
+
+    def identity(self, name: str) -> list:
+        """The image's row in its shard, and what changes when the shard does."""
+        shard, row = self.find([name])[0].tolist()
+        if shard < 0:
+            return []
+        found = self.shards.found[shard]
+        return [found.size, *found.version, row]
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are not there, each once and in order.
+
+        Raises ImageError for a name without its shard that several shards have.
+        """
+        distinct = list(dict.fromkeys(names))
+        return [distinct[i] for i in np.flatnonzero(self.find(distinct)[:, 0] < 0)]
+
+    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+        """Indices of names, shard by shard in the order of bytes."""
+        shards, rows = self.find(names).T
+        return np.lexsort((rows, shards))
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        """Shard and row of each image, int64 `[N, 2]`, -1 where there is none.
+
+        Raises ImageError for a name without its shard that several shards have.
+        """
+        places = self._in_full(names)
+        left = np.flatnonzero(places[:, 0] < 0)
+        if not len(left):
+            return places
+        hashes, found = self._alone()
+        if not len(hashes):
+            return places
+        wanted = hashed([names[i] for i in left])
+        at = np.searchsorted(hashes, wanted)
+        same = hashes[np.minimum(at, len(hashes) - 1)] == wanted
+        several = same & (hashes[np.minimum(at + 1, len(hashes) - 1)] == wanted)
+        several &= at + 1 < len(hashes)
+        if several.any():
+            i = int(np.argmax(several))
+            shards = [self.shards.found[s].name for s in found[at[i] : at[i] + 2, 0]]
+            name = names[left[i]]
+            raise ImageError(
+                f"{name} is in {shards[0]} and in {shards[1]}: write {shards[0]}/{name} or "
+                f"{shards[1]}/{name}"
+            )
+        places[left[same]] = found[at[same]]
+        return places
+
+    def _alone(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of all names without their shards, ascending, and int64 `[M, 2]` for each.
+
+        Made when such a name is first asked for: 24 bytes an image.
+        """
+        with self._lock:
+            if self._known is None:
+                parts = [self._listed(i) for i in range(len(self.shards.found))]
+                hashes = np.concatenate([part[0] for part in parts])
+                shards = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+                places = np.stack([shards, np.concatenate([part[1] for part in parts])], axis=1)
+                order = np.argsort(hashes, kind="stable")
+                self._known = hashes[order], places[order]
+            return self._known
+
+    def _bytes(self, name: str) -> bytes:
+        shard, row = self.find([name])[0].tolist()
+        if shard < 0:
+            raise ImageError(f"{name}: there is no such image in {self.shards.pattern}.")
+        return self._content(shard, row)
+
+    def __getstate__(self) -> dict:
+        return {"shards": self.shards}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+
+class TarImages(ShardImages):
+    """Images in webdataset's tars, read from the middle of them."""
+
+    def __init__(self, pattern: str):
+        """Indexes the tars that have no index; see `TarShards`.
+
+        Raises ImageError where they hold no image.
+        """
+        tars = TarShards(pattern)
+        super().__init__(tars)
+        if not any(head["photos"] for head in tars.heads):
+            suffixes = ", ".join(sorted(PHOTO_SUFFIXES))
+            held = sum(head["members"] for head in tars.heads)
+            raise ImageError(
+                f"wds:{pattern}: there is no image among {held:,} members (looked for {suffixes})"
+            )
+
+    def _in_full(self, names: Sequence[str]) -> np.ndarray:
+        return self.shards.find(names)
+
+    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        index = self.shards.index(shard)
+        rows = index.members.astype(np.int64)
+        are_photos = index.are_photos()[rows]
+        return index.hashes[are_photos], rows[are_photos]
+
+    def _content(self, shard: int, row: int) -> bytes:
+        index = self.shards.index(shard)
+        size = int(index.sizes[row])
+        if size > MAX_BYTES:
+            raise ImageError(f"{_named(self.shards.found[shard], row)} has {size:,} bytes: refused")
+        return self.shards.read(shard, int(index.offsets[row]), size)
+
+
+def _named(shard: Shard, row: int) -> str:
+    return f"image {row:,} of {shard.path}"
