@@ -106,11 +106,7 @@ class Examples:
             images=[*self.images, *other.images],
             image_of=np.concatenate([self.image_of, images + other.image_of]),
             tokens=self.tokens.followed_by(other.tokens),
-            caption_index_CxN=np.concatenate(
-                [self.caption_index_CxN, shift + other.caption_index_CxN], axis=1
-            ),
-            fixed_index_NxK=np.concatenate([self.fixed_index_NxK, shift + other.fixed_index_NxK]),
-            fixed_truth_NxK=np.concatenate([self.fixed_truth_NxK, other.fixed_truth_NxK]),
+            first_text=np.concatenate([self.first_text, shift + other.first_text]),
             statements=statements,
             stand_ins=len(other.images),
         )
@@ -170,7 +166,8 @@ class Examples:
             found[: len(of_size)] += of_size
             of_size = found
         if self.statements is not None:
-            longest = max(longest, int(self.statements.tokens.lengths.max()))
+            stated = np.arange(self.first_statement, len(self.tokens))
+            longest = max(longest, int(self.tokens.lengths_of(stated).max()))
         # All below a size, and the first of that size, as a stable sort would have them.
         size = int(np.searchsorted(np.cumsum(of_size), count))
         equal = count - int(of_size[:size].sum())

@@ -193,7 +193,7 @@ def fingerprint(examples: Examples) -> str:
     for texts in (*columns, index[is_foil], np.array([examples.empty])):
         update(tokens.taken(texts).ids, np.int32)
     if (known := examples.statements) is not None:
-        update(known.tokens.ids, np.int32)
+        update(tokens.taken(np.arange(examples.first_statement, len(tokens))).ids, np.int32)
     numbers = np.arange(len(columns) * len(pairs)).reshape(len(columns), -1)
     update(numbers[: len(examples.captions)])
     if index.size:

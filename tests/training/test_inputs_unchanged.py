@@ -21,6 +21,7 @@ BASE = {
     "original_fraction": 0.5,
     "foils": 0,
     "statements": None,
+    "text_nouns": None,
     "true_texts": 1,
     "false_texts": 3,
     "truncated": "drop_lost",
