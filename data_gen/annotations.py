@@ -14,15 +14,20 @@ from negclip_jax.common import coco
 from negclip_jax.common.photos import name_key
 from negclip_jax.common.records import identity
 from negclip_jax.language import tables
-from negclip_jax.language.mentions import mentioned
+from negclip_jax.language.inflection import singular
+from negclip_jax.language.mentions import find_same, mentioned
+from negclip_jax.language.text import tokenize
 from negclip_jax.language.vocabulary import canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not know
 # Of the draws by lift: photos that a scene of `scenes.tsv` counts for, photos that a pair of
-# objects must outweigh, the power that makes likely objects likelier, and the share of the highest
-# lift from which an object is plausible, as some always are.
-_SCENE_IMAGES, _DOUBT, _SHARPNESS, _PLAUSIBLE, _AT_LEAST = 8, 4, 6, 0.5, 4
+# objects must outweigh, the power that makes likely objects likelier, and the lift from which an
+# object is plausible, as some always are.
+_SCENE_IMAGES, _DOUBT, _SHARPNESS, _PLAUSIBLE, _AT_LEAST = 8, 4, 3, 1.0, 4
+# Of `Cooccurrence.fit`: rounds, and deviations of a caption's texts, which are several and alike.
+_ROUNDS, _SPREAD = 100, 2.0
+_LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 
 
 class InstanceVerifier:
@@ -117,12 +122,40 @@ def _categories(
     return {image_id: frozenset(names) for image_id, names in found.items()}
 
 
+def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
+    """The objects of which no caption hints that they are pictures, toys or another thing."""
+    texts = [tokenize(text) for text in captions]
+    words = {singular(token.word) for tokens in texts for token in tokens}
+    pictured = words & _LOOKALIKES["*"]
+    # What a caption calls by its name is what the box says: "a bench and two chairs".
+    return [
+        name
+        for name in present
+        if not pictured - set(name.split())
+        and (
+            not words & _LOOKALIKES.get(name, frozenset())
+            or any(find_same(name, tokens) for tokens in texts)
+        )
+    ]
+
+
+def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
+    """(What may be said to be there, whether only without the caption), of objects in its photo.
+
+    Beside a caption that is what it does not name: "a dog, with no dog in sight" is false of every
+    photo. Where it names everything, a text without the caption may say it.
+    """
+    found = [name for name in present if not mentioned(name, [caption])]
+    return found or list(present), bool(present) and not found
+
+
 class Cooccurrence:
     """Draws objects by lift: how much oftener than elsewhere they occur beside what is there.
 
     By frequency alone every photo would lack people and chairs; by lift a kitchen lacks an oven.
     Such objects make informative pairs, but "no oven" is then only ever said of kitchens, and a
-    model may learn that it means "kitchen". A share of random objects breaks that link.
+    model may learn that it means "kitchen". A share of random objects breaks that link. After `fit`
+    an object is drawn as often as it can be said to be there.
     """
 
     def __init__(
@@ -151,23 +184,69 @@ class Cooccurrence:
         total = len(images) + _SCENE_IMAGES * len(scenes)
         expected = np.outer(counts, counts) / total
         self._lift = (together + _DOUBT) / (expected + _DOUBT)
-        self._alone = counts / max(counts.sum(), 1)
+        self._often = counts / max(counts.sum(), 1)
+        self._factors = np.ones((2, len(self.names)))  # beside a caption, and alone
 
-    def draw(self, present: frozenset[str], k: int, rng: np.random.Generator) -> list[str]:
-        """Up to k different objects, none of them present, likeliest first drawn."""
+    def fit(
+        self,
+        images: Iterable[tuple[frozenset[str], Sequence[tuple[Sequence[str], bool]]]],
+        seed: int = 0,
+    ) -> None:
+        """Weighs draws so that each object is drawn about as often as it is there to be affirmed.
+
+        An object that is mostly absent where texts name it tells that they are true without the
+        photo. The factors are found by iterative proportional fitting (Deming and Stephan, 1940),
+        for numbers that differ by chance as those of independent images would: of numbers that are
+        equal, those of some images tell what the others' must be.
+
+        Args:
+          images: what is in each, and `unsaid` of each of its captions.
+          seed: of the chance.
+        """
+        rows, rng = ([], []), np.random.default_rng(seed)
+        wanted, variance = np.zeros_like(self._factors), np.zeros_like(self._factors)
+        for present, captions in images:
+            here = np.zeros_like(self._factors)
+            for found, alone in captions:
+                places = [self._index[name] for name in found if name in self._index]
+                if places:
+                    rows[alone].append(self._plausible(present))
+                    here[int(alone), places] += 1 / len(places)
+            wanted += here
+            variance += here**2 + here  # of what is there, and of as many single absences
+        wanted += _SPREAD * rng.normal(size=wanted.shape) * np.sqrt(variance)
+        wanted = np.maximum(wanted, 0)
+        for kind, weights in enumerate(rows):
+            factors = self._factors[kind]
+            for _ in range(_ROUNDS if weights else 0):
+                drawn = np.array(weights) * factors
+                drawn /= np.maximum(drawn.sum(1, keepdims=True), 1e-9)
+                factors *= np.sqrt((wanted[kind] + 0.1) / (drawn.sum(0) + 0.1))
+                factors /= factors.max()
+
+    def _plausible(self, present: frozenset[str]) -> np.ndarray:
+        """The weights of all names beside these, before they are fitted; 0 for what is there."""
         known = [self._index[name] for name in sorted(present) if name in self._index]
+        if not known:
+            return self._often
+        # People are in every scene: beside anything else they say nothing of what is missing.
+        telling = [i for i in known if self.names[i] != "person"] or known
+        lift = self._lift[telling].max(axis=0)
+        lift[known] = 0
+        least = min(_PLAUSIBLE, np.sort(lift)[-_AT_LEAST:].min())
+        return np.where(lift >= least, lift, 0) ** _SHARPNESS
+
+    def draw(
+        self, present: frozenset[str], k: int, rng: np.random.Generator, alone: bool = False
+    ) -> list[str]:
+        """Up to k different objects, none of them present, likeliest first drawn.
+
+        `alone`: for a text without the caption.
+        """
+        weights = self._plausible(present) * self._factors[int(alone)]
         if rng.random() < self._random:
             weights = np.ones(len(self.names))
-        elif known:
-            # People are in every scene: beside anything else they say nothing of what is missing.
-            telling = [i for i in known if self.names[i] != "person"] or known
-            lift = self._lift[telling].max(axis=0)
-            lift[known] = 0
-            least = min(_PLAUSIBLE * lift.max(), np.sort(lift)[-_AT_LEAST:].min())
-            weights = np.where(lift >= least, lift, 0) ** _SHARPNESS
-        else:
-            weights = self._alone.copy()
-        weights[known] = 0
+        weights[[self._index[name] for name in present if name in self._index]] = 0
         number = min(k, np.count_nonzero(weights))
         if not number:
             return []
@@ -178,7 +257,12 @@ class Cooccurrence:
         return [self.names[i] for i in np.argsort(waiting)[:number]]
 
     def propose(
-        self, present: frozenset[str], captions: Sequence[str], k: int, seed_key: str
+        self,
+        present: frozenset[str],
+        captions: Sequence[str],
+        k: int,
+        seed_key: str,
+        alone: bool = False,
     ) -> list[str]:
         """Up to k objects, likeliest first drawn, neither present nor mentioned in a caption.
 
@@ -186,6 +270,6 @@ class Cooccurrence:
         """
         digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        drawn = self.draw(present, len(self.names), rng)
+        drawn = self.draw(present, len(self.names), rng, alone)
         fresh = (name for name in drawn if not mentioned(name, captions))
         return [name for name, _ in zip(fresh, range(k), strict=False)]

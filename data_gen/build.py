@@ -4,27 +4,30 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from data_gen.annotations import Cooccurrence, InstanceVerifier
+from data_gen.annotations import Cooccurrence, InstanceVerifier, certain, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
+from data_gen.records import ImageItem
 from data_gen.settings import Settings, extra_body, require
 from data_gen.stages import propose, rewrite, verify
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.chat.messages import Adjusted
 from negclip_jax.common.errors import InputError, as_message
+from negclip_jax.common.records import identity
 from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES
 
 _log = logging.getLogger(__name__)
+_SAMPLE = 1000  # images that decide how often objects are proposed
 
 
 @dataclass(frozen=True)
@@ -223,14 +226,16 @@ def build(
     models: Models,
     threads: Executor,
     run_id: str,
-    names: Mapping[str, str] | None = None,
+    images: Sequence[ImageItem] = (),
 ) -> ImagePipeline:
     """The pipeline of a run. Raises InputError for input files that cannot be used.
 
-    `names`: file names by image id, where images may be annotated under other ids.
+    `images`: of the run: they may be annotated under other ids, and what their captions leave
+    unsaid decides how often objects are proposed.
     """
     roles = resolve(config)
     instances = config.input.instances
+    names = {image.image_id: image.file_name for image in images}
     boxes = InstanceVerifier(instances, names) if instances else None
     llm_prompts, mllm_prompts = (
         {name: can.fitting(prompt) for name, prompt in prompts.items()} if can else prompts
@@ -256,7 +261,7 @@ def build(
         named = max(named, config.propose.number)  # all proposals are answered, in one request
     return ImagePipeline(
         config,
-        _proposer(config, roles, llm_prompts, models, boxes),
+        _proposer(config, roles, llm_prompts, models, boxes, images),
         _verifier(config, roles, mllm_prompts, models, boxes),
         rewrite.RewriteStage(
             writer,
@@ -284,6 +289,7 @@ def _proposer(
     prompts: Mapping[str, Prompt],
     models: Models,
     boxes: InstanceVerifier | None,
+    images: Sequence[ImageItem],
 ) -> propose.Proposer:
     settings, per_caption = config.propose, config.propose.unit == "caption"
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
@@ -296,14 +302,27 @@ def _proposer(
             return propose.RandomProposer(CATEGORIES, settings.number, config.seed, per_caption)
         case "cooccurrence":
             statistics = Cooccurrence(boxes.present, random=settings.random)
+            statistics.fit(_told(images, boxes), config.seed)
+            times = config.assign.captions_per_object
             return propose.CooccurrenceProposer(
-                statistics, boxes.present, settings.number, config.seed
+                statistics, boxes, settings.number, times, config.seed
             )
     if per_caption and config.pipeline != "vqa":
         prompt = prompts["propose_caption"]
         return propose.CaptionProposer(models.llm, models.llm_can, prompt, **sampling)
     prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
     return propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
+
+
+def _told(
+    images: Sequence[ImageItem], boxes: InstanceVerifier
+) -> Iterator[tuple[frozenset[str], list[tuple[list[str], bool]]]]:
+    """What `Cooccurrence.fit` reads of the images of a run, of some evenly among all."""
+    known = [image for image in images if identity(image.image_id) in boxes.present]
+    for image in known[:: max(1, len(known) // _SAMPLE)]:
+        image_id = identity(image.image_id)
+        there = certain(sorted(boxes.visible[image_id]), image.texts)
+        yield boxes.present[image_id], [unsaid(there, text) for text in image.texts]
 
 
 def _verifier(

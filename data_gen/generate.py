@@ -133,9 +133,9 @@ class Job:
     ) -> LocalRunner:
         """Makes shards in this process. Returns the runner, which has counted."""
         with ThreadPoolExecutor(_DECODERS) as threads:
-            names = {image.image_id: image.file_name for image in self.ingested.images}
             run_id, started = self.run_id(models), time.time()
-            pipeline = build(self.config, self.prompts, models, threads, run_id, names)
+            images = self.ingested.images
+            pipeline = build(self.config, self.prompts, models, threads, run_id, images)
             watch = FirstAnswers(cache, self.config.verify.min_answer_probability)
 
             async def process(image: ImageItem) -> Rows:

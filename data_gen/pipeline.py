@@ -4,11 +4,11 @@ import asyncio
 import collections
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_gen import labels
-from data_gen.annotations import InstanceVerifier
+from data_gen.annotations import InstanceVerifier, certain, unsaid
 from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import NAMED, Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
@@ -155,6 +155,8 @@ class ImagePipeline:
             present |= self.boxes.visible.get(identity(image.image_id), frozenset())
         if not present and self.present is None:
             present = {name for text in image.texts for name in named_categories(text)}
+        sure = certain(sorted(present), image.texts)
+        assignments = [replace(a, alone=unsaid(sure, a.caption.text)[1]) for a in assignments]
         rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))
         return rows
 

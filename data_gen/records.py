@@ -172,11 +172,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A caption that is to say that something is absent."""
+    """A caption that is to say that something is absent.
+
+    `alone`: everything that is known to be in the photo is in the caption, so that only a text
+    without it has a false twin ("there is no dog in the picture").
+    """
 
     caption: Caption
     candidate: Candidate
     verdict: Verdict
+    alone: bool = False
 
 
 @dataclass(slots=True)

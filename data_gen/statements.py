@@ -9,7 +9,6 @@ against those that were absent in other units, and a unit that would tip the bal
 
 import collections
 import itertools
-import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +17,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_gen.annotations import UNSURE
+from data_gen.annotations import UNSURE, certain
 from data_gen.labels import Label, of_part, settled
-from data_gen.records import read_table, shuffled, table_paths
+from data_gen.records import chance, read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.language import tables
 from negclip_jax.language.grammar import BY_NAME, Grammar, Template
-from negclip_jax.language.inflection import noun, singular
-from negclip_jax.language.mentions import find_same, mentioned
+from negclip_jax.language.inflection import noun
+from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
-from negclip_jax.language.text import tokenize
 from negclip_jax.language.twins import affirmed, exchanged
 from negclip_jax.language.vocabulary import canonical
 
@@ -43,10 +41,9 @@ SCHEMA = pa.schema(
         ("label", pa.list_(pa.string())),
     ]
 )
-SLACK = 1.0  # deviations
+SLACK = 16  # units
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
 _SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
-_LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 
 
 class Statement(NamedTuple):
@@ -91,46 +88,39 @@ class Facts(NamedTuple):
         return cls(*settled(labels), rests)
 
 
-def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
-    """The objects of which no caption hints that they are pictures, toys or another thing."""
-    texts = [tokenize(text) for text in captions]
-    words = {singular(token.word) for tokens in texts for token in tokens}
-    pictured = words & _LOOKALIKES["*"]
-    # What a caption calls by its name is what the box says: "a bench and two chairs".
-    return [
-        name
-        for name in present
-        if not pictured - set(name.split())
-        and (
-            not words & _LOOKALIKES.get(name, frozenset())
-            or any(find_same(name, tokens) for tokens in texts)
-        )
-    ]
-
-
 class Balance:
-    """How often each object was the absent one of a unit, and how often the present one."""
+    """How often each object was the absent one of a unit, and how often the present one.
 
-    def __init__(self) -> None:
-        self._absent, self._present = collections.Counter[str](), collections.Counter[str]()
+    Kept even, an object would tell the truth again: what some images have too much of, the others
+    lack. So the difference follows the sum of fair coins, one for each image with the object: as if
+    images were independent, so that what others say of an object tells nothing of one.
+    """
+
+    def __init__(self, key: Any = 0) -> None:
+        self._key, self._image = key, ""
+        self._off = collections.Counter[str]()  # absent less present, and less the sum of coins
+        self._here = collections.Counter[str]()  # in this image
+
+    def start(self, image: str) -> None:
+        """Tosses the coins of the image that was written; what is counted next is of another."""
+        for name, times in self._here.items():
+            self._off[name] += times if chance(self._key, self._image, name) < 0.5 else -times
+        self._image, self._here = image, collections.Counter()
 
     def owed(self, name: str) -> int:
-        """How much more often it was absent than present."""
-        return self._absent[name] - self._present[name]
+        """How much more often it was absent than it should be."""
+        return self._off[name]
 
     def allows(self, absent: str, present: str) -> bool:
-        """Whether both stay within what chance would do: the deviation of a fair coin."""
+        """Whether both stay within what the objects of one image may add."""
         return all(
-            abs(self.owed(name) + step) <= self._slack(name)
-            for name, step in ((absent, 1), (present, -1))
+            step * (self._off[name] + step) <= SLACK for name, step in ((absent, 1), (present, -1))
         )
 
-    def _slack(self, name: str) -> float:
-        return 1 + SLACK * math.sqrt(self._absent[name] + self._present[name])
-
     def count(self, absent: str, present: str) -> None:
-        self._absent[absent] += 1
-        self._present[present] += 1
+        for name, step in ((absent, 1), (present, -1)):
+            self._off[name] += step
+            self._here[name] += 1
 
 
 class _Form(NamedTuple):
@@ -141,6 +131,7 @@ class _Form(NamedTuple):
     deny: Callable[[str], str | None]
     affirm: Callable[[str], str | None]
     holds_caption: bool
+    is_own: bool = False  # of the pair
 
 
 @dataclass
@@ -156,9 +147,12 @@ class Pen:
 
     grammar: Grammar
     seed: int
-    balance: Balance = field(default_factory=Balance)
+    balances: tuple[Balance, Balance] = field(init=False)  # of texts alone, and with captions
     units: int = 0
     unbalanced: int = 0
+
+    def __post_init__(self) -> None:
+        self.balances = Balance((self.seed, "alone")), Balance((self.seed, "beside"))
 
     def write(
         self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
@@ -171,6 +165,8 @@ class Pen:
           captions: of the image, all of them.
         """
         there, absent, rests = facts
+        for balance in self.balances if pairs else ():
+            balance.start(pairs[0]["image_id"])
         present = certain(there, captions)
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
@@ -179,10 +175,13 @@ class Pen:
         around = {*present} - {"person"} or {*denied}
         expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
         spare = [name for name in absent if name in expected and not mentioned(name, captions)]
+        found = collections.defaultdict(list)
+        forms = [(p, form) for p in pairs if p["object"] in denied for form in self._forms(p)]
+        # First the pairs' own forms, while the balance allows the most.
+        for pair, form in sorted(forms, key=lambda item: not item[1].is_own):
+            found[pair["pair_id"]] += self._unit(pair, form, [*denied, *spare], present, rests)
         for pair in pairs:
-            forms = self._forms(pair) if pair["object"] in denied else ()
-            units = (self._unit(pair, form, [*denied, *spare], present, rests) for form in forms)
-            yield pair, [text for unit in units for text in unit] if there else None
+            yield pair, found[pair["pair_id"]] if there else None
 
     def _forms(self, pair: Mapping[str, Any]) -> Iterator[_Form]:
         """The pair's own form, or another beside the caption, and one of the object alone."""
@@ -199,17 +198,18 @@ class Pen:
                 denied = deny(name)
                 return denied and affirmed(denied, name)
 
-            yield _Form(f"llm {cue} {place}", "llm", deny, affirm, True)
+            yield _Form(f"llm {cue} {place}", "llm", deny, affirm, True, True)
         else:
-            if template is None or not template.affirmed:
+            is_own = template is not None and bool(template.affirmed)
+            if not is_own:
                 fits = [*self._fitting(AFTER, caption), *self._fitting(BEFORE, caption)]
                 template = self.grammar.draw(fits, key, "beside") if fits else None
             if template:
-                yield _filled(template, caption)
+                yield _filled(template, caption, is_own)
             if template and template.position == ALONE:
                 return
         if fits := self._fitting(ALONE, ""):
-            yield _filled(self.grammar.draw(fits, key, "alone"), caption)
+            yield _filled(self.grammar.draw(fits, key, "alone"), caption, False)
 
     def _fitting(self, position: str, caption: str) -> list[Template]:
         return [t for t in self.grammar.fitting(position, caption, False) if t.affirmed]
@@ -228,21 +228,21 @@ class Pen:
         Beside a caption the present object is one that the caption does not name: "a dog, with no
         dog in sight" is false of every photo.
         """
-        key = (self.seed, pair["pair_id"], form.name)
+        key, balance = (self.seed, pair["pair_id"], form.name), self.balances[form.holds_caption]
         there = [
             name
-            for name in sorted(shuffled(present, *key), key=self.balance.owed, reverse=True)
+            for name in sorted(shuffled(present, *key), key=balance.owed, reverse=True)
             if not (form.holds_caption and mentioned(name, [pair["caption"]]))
         ]
-        away = sorted(shuffled(dict.fromkeys(absent), *key), key=self.balance.owed)
+        away = sorted(shuffled(dict.fromkeys(absent), *key), key=balance.owed)
         away.sort(key=pair["object"].__ne__)
         for name, other in itertools.product(away, there):
-            if not self.balance.allows(name, other):
+            if not balance.allows(name, other):
                 continue
             texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
             if not all(texts):
                 continue
-            self.balance.count(name, other)
+            balance.count(name, other)
             self.units += 1
             denies = BOTH if form.holds_caption else DENIES
             texts = [
@@ -253,7 +253,8 @@ class Pen:
             ]
             rows = [(form, *text) for text in texts]
             if not form.holds_caption:
-                rows += self._contrast(name, other, [n for n in there if n != other], key)
+                others = [n for n in there if n != other and balance.allows(name, n)]
+                rows += self._contrast(name, other, others, key)
             return [
                 Statement(
                     pair["file_name"],
@@ -288,22 +289,23 @@ class Pen:
         template = self.grammar.draw(fits, repr(key), "contrast")
         form = _Form(f"a {template.name}", "grammar", str, str, False)
         said = [(present, absent, True), (absent, present, False)]
-        second = next((name for name in others if self.balance.allows(absent, name)), None)
-        if second is not None:
-            self.balance.count(absent, second)
+        if others:
+            second = others[0]
+            self.balances[False].count(absent, second)
             said += [(second, absent, True), (present, second, False)]
         for first, last, truth in said:
             text = template.fill(noun(first).some, noun(last))
             yield form, text, truth, BOTH, (first, last)
 
 
-def _filled(template: Template, caption: str) -> _Form:
+def _filled(template: Template, caption: str, is_own: bool) -> _Form:
     return _Form(
         template.name,
         "grammar",
         lambda name: template.fill(caption, noun(name)),
         lambda name: template.affirm(caption, noun(name)),
         template.position != ALONE,
+        is_own,
     )
 
 

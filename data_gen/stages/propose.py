@@ -1,12 +1,13 @@
 """What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
 
+import collections
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_gen.annotations import NOT_ANNOTATED, Cooccurrence
+from data_gen.annotations import NOT_ANNOTATED, Cooccurrence, InstanceVerifier, certain, unsaid
 from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
 from data_gen.prompts import Prompt, lines, quoted
@@ -153,24 +154,34 @@ class FileProposer:
 
 @dataclass(frozen=True)
 class CooccurrenceProposer:
-    """Objects by how often they occur beside those that are annotated.
+    """For each caption an object by what occurs beside those that are annotated.
 
-    `present`: annotated objects by normalised image id.
+    `number`: different objects of an image, at most; `times`: captions that each serves.
     """
 
     statistics: Cooccurrence
-    present: Mapping[str, frozenset[str]]
+    boxes: InstanceVerifier
     number: int
+    times: int
     seed: int
 
     async def propose(self, image: ImageItem) -> list[Candidate]:
-        present = self.present.get(identity(image.image_id))
+        image_id = identity(image.image_id)
+        present = self.boxes.present.get(image_id)
         if present is None:
             return [Candidate("", "cooccurrence", reject_reason=NOT_ANNOTATED)]
-        names = self.statistics.propose(
-            present, image.texts, self.number, f"{self.seed}/{image.image_id}"
-        )
-        return [Candidate(name, "cooccurrence") for name in names]
+        there = certain(sorted(self.boxes.visible[image_id]), image.texts)
+        drawn, found = collections.Counter[str](), []
+        for caption in image.captions:
+            _, alone = unsaid(there, caption.text)
+            key = f"{self.seed}/{image.image_id}/{caption.id}"
+            names = self.statistics.propose(present, image.texts, self.number, key, alone)
+            fresh = [name for name in names if not drawn[name]] if len(drawn) < self.number else []
+            again = [name for name in drawn if drawn[name] < self.times]
+            if name := next(iter(fresh or again), None):
+                drawn[name] += 1
+                found.append(Candidate(name, "cooccurrence", caption_id=caption.id))
+        return found
 
 
 class VQAProposer:

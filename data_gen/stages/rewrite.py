@@ -150,7 +150,8 @@ class TemplateWriter:
         caption, candidate = assignment.caption, assignment.candidate
         key = f"{self.seed}/{caption.id}/{candidate.question or candidate.object}"
         if candidate.question is None:
-            written = self.grammar.rewrite(caption.text, candidate.object, key, avoid)
+            alone = assignment.alone and self.grammar.style == "natural"
+            written = self.grammar.rewrite(caption.text, candidate.object, key, avoid, alone)
             if written is None:
                 return Draft("", "template", problem="held_out")
             text, template = written

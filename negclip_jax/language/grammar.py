@@ -187,7 +187,12 @@ class Grammar:
         return _fitting(self.style, self.hold_out, position, shape_of(caption), human)
 
     def rewrite(
-        self, caption: str, obj: str, seed_key: str, avoid: Collection[str] = ()
+        self,
+        caption: str,
+        obj: str,
+        seed_key: str,
+        avoid: Collection[str] = (),
+        alone: bool = False,
     ) -> tuple[str, Template] | None:
         """The caption rewritten so that it also says that the object is absent.
 
@@ -196,6 +201,7 @@ class Grammar:
           obj: the object's name, singular.
           seed_key: the same key gives the same text.
           avoid: template names not to be used, unless no other fits.
+          alone: say it without the caption, if there is a way to.
         Returns:
           The text, in the caption's style of capital letter and full stop, and its template;
           None where every template that fits is held out.
@@ -204,7 +210,7 @@ class Grammar:
         sides = [AFTER, BEFORE, ALONE]
         if _number(seed_key, "side") % 100 < round(100 * self.before):
             sides = [BEFORE, AFTER, ALONE]
-        if self.statements and _number(seed_key, "statement") % 100 < round(100 * self.statements):
+        if alone or _number(seed_key, "statement") % 100 < round(100 * self.statements):
             sides = [ALONE, *sides[:2]]
         options = [self.fitting(side, caption, known.human) for side in sides]
         for banned in (frozenset(avoid), frozenset()):

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from data_gen.annotations import Cooccurrence
+from data_gen.annotations import Cooccurrence, unsaid
 
 NAMES = ["cat", "couch", "dog", "kite"]
 PRESENT = [frozenset(["cat", "couch"])] * 50 + [frozenset(["dog", "kite"])] * 50
@@ -45,3 +45,35 @@ def test_proposals_are_neither_present_nor_mentioned_and_repeat():
     assert len(statistics.propose(frozenset(), [], 2, "7")) == 2
     orders = {tuple(statistics.propose(frozenset(), [], 4, str(i))) for i in range(20)}
     assert len(orders) > 5
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_objects_are_drawn_as_often_as_they_are_there_to_be_said(alone):
+    """Cats and couches are as frequent, but captions leave cats unsaid three times as often."""
+    photos = [(frozenset([a, b]), a, b) for a, b in (("cat", "couch"), ("dog", "kite"))] * 400
+    told = [(p, [([b if i // 2 % 4 == 0 else a], alone)]) for i, (p, a, b) in enumerate(photos)]
+    statistics = Cooccurrence([present for present, *_ in photos] * 5)
+    statistics.fit(told)
+    rng, drawn = np.random.default_rng(1), collections.Counter()
+    for present, *_ in photos:
+        drawn.update(statistics.draw(present, 1, rng, alone))
+    there = collections.Counter(name for _, captions in told for (name,) in [captions[0][0]])
+    for name, n in there.items():
+        assert abs(drawn[name] - n) < 0.25 * n + 20, (drawn, there)
+    other = collections.Counter()
+    for present, *_ in photos:
+        other.update(statistics.draw(present, 1, rng, not alone))
+    assert other["couch"] > 1.5 * there["couch"]  # the other kind of texts has factors of its own
+
+
+@pytest.mark.parametrize(
+    ("caption", "found", "alone"),
+    [
+        ("a man on a street", ["dog", "kite"], False),
+        ("a man with his poodle", ["kite"], False),
+        ("a dog and a kite", ["dog", "kite"], True),
+    ],
+)
+def test_what_a_caption_leaves_unsaid(caption, found, alone):
+    assert unsaid(["dog", "kite"], caption) == (found, alone)
+    assert unsaid([], caption) == ([], False)

@@ -132,6 +132,28 @@ def test_an_object_that_is_nearly_always_absent_is_left_out():
         assert absent > 300 and abs(absent - present) < 0.1 * absent
 
 
+def test_what_other_images_say_of_an_object_tells_nothing():
+    """Kept even, the others would have too few of what an image has, and tell the opposite."""
+    balance, rng, held = Balance(), random.Random(0), []
+    uses = collections.defaultdict(list)
+    for image in range(3000):
+        balance.start(str(image))
+        names = rng.sample(range(60), 8)
+        absent, present = sorted(map(str, names[:4])), sorted(map(str, names[4:]))
+        for _ in range(3):
+            away = min(absent, key=balance.owed)
+            there = max(present, key=balance.owed)
+            if balance.allows(away, there):
+                balance.count(away, there)
+                uses[away].append((image, 1))
+                uses[there].append((image, -1))
+    for name, found in uses.items():
+        for fold in range(5):
+            others = sum(sign for image, sign in found if image % 5 != fold)
+            held += [(others > 0) == (sign > 0) for image, sign in found if image % 5 == fold]
+    assert len(held) > 15_000 and abs(sum(held) / len(held) - 0.5) < 0.02
+
+
 @pytest.fixture(scope="module")
 def exported(shared_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("statements") / "run"
@@ -166,7 +188,7 @@ def test_no_form_is_truer_than_another_and_words_alone_tell_nothing(exported):
             of[row[key], row["polarity"]].append(row["truth"])
         assert all(2 * sum(truths) == len(truths) for truths in of.values()), key
     texts = [leak.Text(r["image_id"], r["unit"], r["text"], r["truth"], r["form"]) for r in rows]
-    assert leak.measure(texts)["accuracy"]["rate"] < 0.53
+    assert 0.42 < leak.measure(texts)["accuracy"]["rate"] < 0.53
 
 
 def test_the_same_run_is_exported_alike(exported, tmp_path):
