@@ -147,7 +147,7 @@ def test_what_other_images_say_of_an_object_tells_nothing():
                 balance.count(away, there)
                 uses[away].append((image, 1))
                 uses[there].append((image, -1))
-    for name, found in uses.items():
+    for found in uses.values():
         for fold in range(5):
             others = sum(sign for image, sign in found if image % 5 != fold)
             held += [(others > 0) == (sign > 0) for image, sign in found if image % 5 == fold]
