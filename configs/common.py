@@ -51,7 +51,9 @@ def _what_is_computed(config: ConfigDict) -> None:
 
     config.data = data = Section()
     data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, or "tfds:NAME/SPLIT"
-    data.images = placeholder(str)  # required: image directory, or "tfds:NAME/SPLIT"
+    # required: image directory, "wds:cc12m-{0000..1242}.tar", "parquet:train-*.parquet",
+    # "arrayrecord:train-*" or "tfds:NAME/SPLIT"; images are then named SHARD/MEMBER or FILE/ROW
+    data.images = placeholder(str)
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives

@@ -121,14 +121,7 @@ def _batches(
             if wrong:
                 shown = ", ".join(f'"{name}" ({schema.field(name).type})' for name in wrong)
                 raise PairError(f"{path}: wrong type of column {shown}: {kinds}.")
-            # By the row groups alone: pyarrow 26 ends the process at damaged metadata of a column.
-            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
-            unpacked, size = sum(group.total_byte_size for group in groups), path.stat().st_size
-            if (count := parquet.metadata.num_rows) > _ROWS_PER_BYTE * size + _FREE_ROWS:
-                said = f"says that it holds {count:,} rows"
-                raise PairError(f"{path} of {size:,} bytes {said}: refused.")
-            if unpacked > _BYTES_PER_BYTE * size + _FREE_BYTES:
-                raise PairError(f"{path} of {size:,} bytes unpacks to {unpacked:,} bytes: refused.")
+            refuse_claims(parquet.metadata, path, path.stat().st_size)
         # Strings stay in dictionaries until each was found to be of a reasonable length.
         texts = [f.name for f in schema if f.name in columns and _is_text(f.type)]
         with pq.ParquetFile(path, read_dictionary=texts) as parquet:
@@ -143,6 +136,18 @@ def _batches(
             f"{path} cannot be read as Parquet ({str(error).rstrip('.')}): it is damaged, cut "
             "short or of another format."
         ) from None
+
+
+def refuse_claims(metadata: Any, path: object, size: int) -> None:
+    """Raises PairError where the footer of a file of `size` bytes claims far more than these."""
+    # By the row groups alone: pyarrow 26 ends the process at damaged metadata of a column.
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    if (count := metadata.num_rows) > _ROWS_PER_BYTE * size + _FREE_ROWS:
+        said = f"says that it holds {count:,} rows"
+        raise PairError(f"{path} of {size:,} bytes {said}: refused.")
+    if unpacked > _BYTES_PER_BYTE * size + _FREE_BYTES:
+        raise PairError(f"{path} of {size:,} bytes unpacks to {unpacked:,} bytes: refused.")
 
 
 def write(path: Path, pairs: Sequence[Pair]) -> None:

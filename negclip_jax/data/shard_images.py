@@ -1,21 +1,28 @@
-"""Images that lie many to a file: what their sources share, and those in tars.
+"""Images that lie many to a file: what their sources share, and those in tars and ArrayRecords.
 
 An image is called `SHARD/NAME`, as in "cc12m-0000.tar/000000000.jpg". The name in its shard alone
 ("000000000.jpg") does as well where no other shard has it.
 """
 
+import concurrent.futures
+import contextlib
+import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from negclip_jax.common.decoding import MAX_BYTES, ImageError, decode
+from negclip_jax.common import remote, storage
+from negclip_jax.common.decoding import MAX_BYTES, ImageError, decode, opened
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.data.images import ImageSource
-from negclip_jax.data.shards import Shard, Shards
+from negclip_jax.data.shards import ShardError, ShardReader, Shards
 from negclip_jax.data.tar_index import hashed
 from negclip_jax.data.tars import TarShards
+
+_SOURCES = 64  # ArrayRecord files that a process keeps open
 
 
 class ShardImages(ImageSource):
@@ -125,6 +132,15 @@ class ShardImages(ImageSource):
             raise ImageError(f"{name}: there is no such image in {self.shards.pattern}.")
         return self._content(shard, row)
 
+    def _numbered(self, names: Sequence[str], counts: np.ndarray) -> np.ndarray:
+        """Shard and row of names `SHARD/ROW` as `_in_full`; `counts`: rows of each shard."""
+        places = np.full((len(names), 2), -1)
+        for shard, (rows, rests) in self.shards.by_shard(names).items():
+            numbers = [int(x) if x.isascii() and x.isdigit() else -1 for x in rests]
+            places[rows, 1] = [number if number < counts[shard] else -1 for number in numbers]
+            places[rows, 0] = np.where(places[rows, 1] < 0, -1, shard)
+        return places
+
     def __getstate__(self) -> dict:
         return {"shards": self.shards}
 
@@ -163,9 +179,71 @@ class TarImages(ShardImages):
         index = self.shards.index(shard)
         size = int(index.sizes[row])
         if size > MAX_BYTES:
-            raise ImageError(f"{_named(self.shards.found[shard], row)} has {size:,} bytes: refused")
+            path = self.shards.found[shard].path
+            raise ImageError(f"member {row:,} of {path} has {size:,} bytes: refused as an image")
         return self.shards.read(shard, int(index.offsets[row]), size)
 
 
-def _named(shard: Shard, row: int) -> str:
-    return f"image {row:,} of {shard.path}"
+class RecordImages(ShardImages):
+    """Images that are the records of ArrayRecord files, as grain reads them: `FILE/NUMBER`.
+
+    A record is an encoded image and nothing else. Those of tensorflow-datasets hold more, and are
+    read as `tfds:NAME/SPLIT`. A file in a bucket is copied to this machine when it is first read.
+    """
+
+    def __init__(self, pattern: str):
+        """Counts the records. Raises InputError where there are none, or no images in the first."""
+        super().__init__(Shards(pattern, ".array_record*"))
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            self._counts = np.array(list(pool.map(self._count, range(len(self.shards.found)))))
+        first = self.shards.found[0]
+        try:
+            with opened(self._content(0, 0), f"arrayrecord: the first record of {first.path}"):
+                pass
+        except ImageError as error:
+            raise ImageError(
+                f"{str(error).rstrip('.')}: each record has to be an encoded image. What "
+                "tensorflow-datasets prepared is read as tfds:NAME/SPLIT"
+            ) from None
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._source = functools.lru_cache(_SOURCES)(self._opened)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_counts": self._counts}
+
+    def _in_full(self, names: Sequence[str]) -> np.ndarray:
+        return self._numbered(names, self._counts)
+
+    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+
+    def _content(self, shard: int, row: int) -> bytes:
+        with self._reported(shard):
+            return self._source(shard)[row]
+
+    def _count(self, shard: int) -> int:
+        with self._reported(shard):
+            if count := len(self._source(shard)):
+                return count
+            raise ValueError("there is no record")
+
+    def _opened(self, shard: int) -> Sequence[bytes]:
+        import grain
+
+        found = self.shards.found[shard]
+        ShardReader(found)  # that it is there, and what it was
+        return grain.sources.ArrayRecordDataSource(str(remote.local_copy(storage.path(found.path))))
+
+    @contextlib.contextmanager
+    def _reported(self, shard: int) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, *storage.errors()) as error:
+            raise ShardError(
+                f"{self.shards.found[shard].path} cannot be read as ArrayRecord "
+                f"({storage.root_cause(error)}): it is damaged, cut short or of another format"
+            ) from None

@@ -9,7 +9,7 @@ from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.images import ImageDirectory, ImageSource
-from negclip_jax.data.shard_images import TarImages
+from negclip_jax.data.shard_images import RecordImages, TarImages
 
 
 def open_images(spec: str) -> ImageSource:
@@ -24,6 +24,12 @@ def open_images(spec: str) -> ImageSource:
         return tfds.TfdsImages(*tfds_name(spec))
     if colon and kind == "wds":
         return TarImages(rest)
+    if colon and kind == "arrayrecord":
+        return RecordImages(rest)
+    if colon and kind == "parquet":
+        from negclip_jax.data.parquet_images import ParquetImages
+
+        return ParquetImages(rest)
     return BucketImages(spec) if storage.is_remote(spec) else ImageDirectory(spec)
 
 

@@ -6,12 +6,13 @@ import pickle
 import numpy as np
 import pytest
 from fake_bucket import bucket, served
+from tiny_shards import write_records
 from tiny_tars import member, write_photos, write_tar
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data import shard_images
 from negclip_jax.data.images import ImageDirectory
-from negclip_jax.data.shard_images import TarImages
+from negclip_jax.data.shard_images import RecordImages, TarImages
 
 __all__ = ["bucket", "served"]  # fixtures
 
@@ -105,7 +106,7 @@ def test_tars_without_an_image(tmp_path):
 
 def test_an_image_that_is_too_large_is_not_read(tars, monkeypatch):
     monkeypatch.setattr(shard_images, "MAX_BYTES", 10)
-    with pytest.raises(ImageError, match=r"^image 0 of .*t-0\.tar has [\d,]+ bytes: refused"):
+    with pytest.raises(ImageError, match=r"^member 0 of .*t-0\.tar has [\d,]+ bytes: refused"):
         TarImages(tars).open("000.png")
 
 
@@ -143,3 +144,62 @@ def test_a_bucket_of_tars(tars, tiny_pairs, tmp_path, bucket):
     fresh = pickle.loads(pickle.dumps(images))
     with pytest.raises(ImageError, match=r"^gs://tiny/tars/t-2\.tar cannot be read \(OSError"):
         fresh.open("035.png")
+
+
+@pytest.fixture
+def records(tiny_pairs, tmp_path):
+    """The forty images of the tiny pairs in two files, and the name of each there."""
+    return write_records(tiny_pairs / "images", tmp_path)
+
+
+def test_records_are_the_files_of_the_folder(records, tiny_pairs):
+    pattern, called = records
+    images, folder = RecordImages(pattern), ImageDirectory(tiny_pairs / "images")
+    for name, number in called.items():
+        assert images.read(number) == folder.read(name)
+        assert np.array_equal(np.asarray(images.open(number)), np.asarray(folder.open(name)))
+    names = list(called.values())
+    absent = ["a-0.array_record/20", "a-0.array_record/-1", "a-0.array_record/x", "000.png",
+              "a-2.array_record/0", f"a-0.array_record/{'9' * 30}"]  # fmt: skip
+    assert images.missing([*names, *absent]) == absent
+    assert len({str(images.identity(name)) for name in names}) == 40
+    order = images.storage_order(names[::-1])
+    assert [names[::-1][i] for i in order] == names
+    packed = pickle.dumps(images)
+    assert len(packed) < 1000 and pickle.loads(packed).read(names[33]) == images.read(names[33])
+
+
+def test_records_that_are_no_images(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    writer.write(b"\n\x10an example")
+    writer.close()
+    with pytest.raises(ImageError, match=r"first record of .*: this is not an image"):
+        RecordImages(str(tmp_path / "a.array_record"))
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[: len(x) // 2], lambda x: b"", lambda x: b"x" * 99])
+def test_damaged_records(records, tmp_path, damage):
+    path = tmp_path / "a-1.array_record"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ImageError, match=r"^/.*a-1\.array_record cannot be read as ArrayRecord \("):
+        RecordImages(records[0])
+
+
+def test_records_that_disappear_in_a_run(records, tmp_path):
+    images = pickle.loads(pickle.dumps(RecordImages(records[0])))
+    os.unlink(tmp_path / "a-1.array_record")
+    assert images.open("a-0.array_record/0")
+    with pytest.raises(ImageError, match=r"a-1\.array_record cannot be read: No such file"):
+        images.open("a-1.array_record/0")
+
+
+def test_a_bucket_of_records(records, tiny_pairs, tmp_path, bucket):
+    called = records[1]
+    for i in range(2):
+        content = (tmp_path / f"a-{i}.array_record").read_bytes()
+        bucket.put("tiny", f"records/a-{i}.array_record", content)
+    images = RecordImages("gs://tiny/records")
+    folder = ImageDirectory(tiny_pairs / "images")
+    assert all(images.read(number) == folder.read(name) for name, number in called.items())

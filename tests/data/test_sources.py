@@ -1,5 +1,6 @@
 """Whatever a user names, training gets the same batches of the same images."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from fake_bucket import bucket, served
 from tiny_batches import assert_same, batches
 from tiny_runs import ROOT
+from tiny_shards import write_parquet, write_records
 from tiny_tars import write_photos
 
 from negclip_jax.common.errors import InputError
@@ -28,7 +30,11 @@ def write_tars(images, folder) -> str:
     return f"wds:{folder}/{{0000..0002}}.tar"
 
 
-FORMS = {"wds": write_tars}
+def write_parquets(images, folder) -> str:
+    return f"parquet:{write_parquet(images, folder)}"
+
+
+FORMS = {"wds": write_tars, "parquet": write_parquets}
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -60,6 +66,17 @@ def test_shares_of_processes_make_up_the_batch(make_loader, whole, spec):
     for rows in ([0, 1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 11]):
         for ours, expected in zip(batches(loader, 3, 6, rows), whole[3:6], strict=True):
             assert (ours["image"] == expected["image"][rows]).all()
+
+
+def test_batches_of_records_are_those_of_the_folder(make_loader, whole, tiny_pairs, tmp_path):
+    """Whose names are numbers."""
+    pattern, called = write_records(tiny_pairs / "images", tmp_path)
+    examples = make_loader().examples
+    examples = dataclasses.replace(examples, images=[called[name] for name in examples.images])
+    images = open_images(f"arrayrecord:{pattern}")
+    assert_same(batches(make_loader(examples=examples, images=images), 3, 15), whole[3:])
+    loader = make_loader(examples=examples, images=images, workers=2)
+    assert_same(batches(loader, 4, 9), whole[4:9])
 
 
 def test_what_names_mean(tiny_pairs, tmp_path, bucket, monkeypatch):

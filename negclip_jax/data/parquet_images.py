@@ -1,0 +1,259 @@
+"""Images inside Parquet files, as Hugging Face's `datasets` and img2dataset write them.
+
+The column holds bytes, or a struct of `bytes` and `path`. An image is called `FILE/ROW`, as in
+"train-00000-of-00002.parquet/17", or by its `path` where no other row has it. A row is read with
+its whole row group, of which the last are kept in memory: `datasets` writes groups of 100 images.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import io
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from negclip_jax.common.decoding import MAX_BYTES, ImageError
+from negclip_jax.common.errors import InputError
+from negclip_jax.data.pair_tables import refuse_claims
+from negclip_jax.data.shard_images import ShardImages
+from negclip_jax.data.shards import ShardError, ShardReader, Shards
+from negclip_jax.data.tar_index import hashed
+
+# Columns that hold the image where several could: img2dataset calls it by its format.
+_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "photo", "picture", "image_bytes", "bytes")
+_KEPT = 2**28  # bytes of row groups
+_LARGE = 2**26  # bytes of a row group that make random access slow
+_FOOTERS = 64  # files whose footer is kept
+
+
+class _Column(NamedTuple):
+    """Where the bytes of images are: a column, and of a struct its fields."""
+
+    name: str
+    bytes: str
+    path: str
+
+
+class _File(NamedTuple):
+    """What is known of a file without its pages; `starts` int64 `[groups + 1]`: rows."""
+
+    column: _Column
+    metadata: Any
+    starts: np.ndarray
+
+
+class ParquetImages(ShardImages):
+    """Images in Parquet files. `pattern` may end in `#COLUMN` where several hold bytes."""
+
+    def __init__(self, pattern: str):
+        """Reads the footers of all files.
+
+        Raises InputError where there are none, or one is damaged or says that it unpacks to far
+        more than its size, and ImageError for one without a column of images.
+        """
+        pattern, _, self._wanted = pattern.partition("#")
+        super().__init__(Shards(pattern, ".parquet"))
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            files = list(pool.map(self._file, range(len(self.shards.found))))
+        self._rows = np.array([file.starts[-1] for file in files])
+        if not self._rows.sum():
+            raise ImageError(f"parquet:{pattern}: there is no row in {len(files)} files")
+        largest = max(
+            file.metadata.row_group(i).total_byte_size
+            for file in files
+            for i in range(file.metadata.num_row_groups)
+        )
+        if largest > _LARGE:
+            logging.warning(
+                "parquet:%s: a row group has %d MiB, which are read for each of its images: write "
+                "the files again with row groups of some hundred images",
+                *(pattern, largest >> 20),
+            )
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._file = functools.lru_cache(_FOOTERS)(self._footer)
+        self._groups: collections.OrderedDict[tuple[int, int], concurrent.futures.Future] = (
+            collections.OrderedDict()
+        )
+        self._groups_lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_wanted": self._wanted, "_rows": self._rows}
+
+    def _in_full(self, names: Sequence[str]) -> np.ndarray:
+        return self._numbered(names, self._rows)
+
+    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        column = self._file(shard).column
+        if not column.path:
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        paths = self._read(shard, None, column.path).to_pylist()
+        rows = np.flatnonzero([bool(path) for path in paths])
+        return hashed([paths[i] for i in rows]), rows
+
+    def _content(self, shard: int, row: int) -> bytes:
+        starts = self._file(shard).starts
+        group = int(np.searchsorted(starts, row, "right")) - 1
+        value = self._group(shard, group)[row - int(starts[group])]
+        where = f"row {row:,} of {self.shards.found[shard].path}"
+        if not value.is_valid:
+            raise ImageError(
+                f"{where} holds no bytes, at most a path on the machine that wrote it: write the "
+                "data set with the images inside (`datasets`: push_to_hub or embed_external_files)"
+            )
+        if (size := len(value.as_buffer())) > MAX_BYTES:
+            raise ImageError(f"{where} has an image of {size:,} bytes: refused")
+        return value.as_py()
+
+    def _group(self, shard: int, group: int) -> Any:
+        """Bytes of the images of a row group, an Arrow array: read once, however many ask."""
+        key = shard, group
+        with self._groups_lock:
+            future, is_new = self._groups.get(key), key not in self._groups
+            if is_new:
+                future = self._groups[key] = concurrent.futures.Future()
+            self._groups.move_to_end(key)
+        if is_new:
+            try:
+                future.set_result(self._read(shard, group, self._file(shard).column.bytes))
+            except BaseException as error:
+                future.set_exception(error)
+                with self._groups_lock:  # to be tried again
+                    del self._groups[key]
+            else:
+                self._forget_oldest(key)
+        return future.result()
+
+    def _forget_oldest(self, newest: tuple[int, int]) -> None:
+        with self._groups_lock:
+            sizes = {
+                key: future.result().nbytes
+                for key, future in self._groups.items()
+                if future.done() and future.exception() is None
+            }
+            left = sum(sizes.values())
+            for key, size in sizes.items():
+                if left > _KEPT and key != newest:
+                    del self._groups[key]
+                    left -= size
+
+    def _read(self, shard: int, group: int | None, field: str) -> Any:
+        """The column or a field of it, of a row group or of all: an Arrow chunked array."""
+        name, metadata = self._file(shard).column.name, self._file(shard).metadata
+        leaves = [f"{name}.{field}" if field else name]
+        with self._reported(shard), self._opened(shard, metadata) as parquet:
+            read = (
+                parquet.read if group is None else functools.partial(parquet.read_row_group, group)
+            )
+            table = read(columns=leaves)
+            table.validate(full=True)
+            if len(table) != sum(metadata.row_group(i).num_rows for i in groups):
+                raise ValueError(f"it has {len(table):,} rows where its footer says otherwise")
+            if not field:
+                return table.column(0)
+            from pyarrow import compute
+
+            return compute.struct_field(table.column(0), field)
+
+    def _footer(self, shard: int) -> _File:
+        found = self.shards.found[shard]
+        with self._reported(shard), self._opened(shard) as parquet:
+            metadata = parquet.metadata
+            refuse_claims(metadata, found.path, found.size)
+            column = _column(parquet.schema_arrow, self._wanted, found.path)
+            counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            return _File(column, metadata, np.cumsum([0, *counts]))
+
+    def _opened(self, shard: int, metadata: Any = None) -> Any:
+        import pyarrow.parquet as pq
+
+        file = _Seekable(self.shards.reader(shard), self.shards.found[shard].size)
+        return pq.ParquetFile(file, metadata=metadata)
+
+    @contextlib.contextmanager
+    def _reported(self, shard: int) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except InputError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise ShardError(
+                f"{self.shards.found[shard].path} cannot be read as Parquet "
+                f"({str(error).rstrip('.')}): it is damaged, cut short or of another format"
+            ) from None
+
+
+def _column(schema: Any, wanted: str, path: str) -> _Column:
+    """The column of images; raises ImageError where there is none, or several could be it."""
+    from pyarrow import types
+
+    def is_bytes(kind) -> bool:
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    def is_text(kind) -> bool:
+        return types.is_string(kind) or types.is_large_string(kind)
+
+    found = {}
+    for field in schema:
+        if is_bytes(field.type):
+            found[field.name] = _Column(field.name, "", "")
+        elif types.is_struct(field.type):
+            kinds = {inner.name: inner.type for inner in field.type}
+            if "bytes" in kinds and is_bytes(kinds["bytes"]):
+                has_path = "path" in kinds and is_text(kinds["path"])
+                found[field.name] = _Column(field.name, "bytes", "path" if has_path else "")
+    likely = [wanted] if wanted else [*_NAMES, *(found if len(found) == 1 else ())]
+    for name in likely:
+        if name in found:
+            return found[name]
+    if found and not wanted:
+        raise ImageError(
+            f"{path} has several columns that could hold images, {', '.join(found)}: write "
+            "parquet:PATTERN#COLUMN"
+        )
+    held = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    raise ImageError(
+        f"{path} has no column {wanted + ' ' if wanted else ''}of image bytes; it has: {held}. "
+        "Images that are addresses are downloaded first, e.g. with img2dataset; of those that are "
+        "paths give the folder"
+    )
+
+
+class _Seekable(io.RawIOBase):
+    """A shard as pyarrow reads files."""
+
+    def __init__(self, reader: ShardReader, size: int):
+        self._reader, self._size, self._at = reader, size, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves there, see `io.IOBase.seek`."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; raises ShardError."""
+        left = max(0, self._size - self._at)
+        size = left if size is None or size < 0 else min(size, left)
+        content = self._reader.read(self._at, size) if size else b""
+        self._at += size
+        return content
