@@ -148,10 +148,8 @@ class ParquetImages(ShardImages):
         name, metadata = self._file(shard).column.name, self._file(shard).metadata
         leaves = [f"{name}.{field}" if field else name]
         with self._reported(shard), self._opened(shard, metadata) as parquet:
-            read = (
-                parquet.read if group is None else functools.partial(parquet.read_row_group, group)
-            )
-            table = read(columns=leaves)
+            groups = range(parquet.num_row_groups) if group is None else [group]
+            table = parquet.read_row_groups(groups, columns=leaves)
             table.validate(full=True)
             if len(table) != sum(metadata.row_group(i).num_rows for i in groups):
                 raise ValueError(f"it has {len(table):,} rows where its footer says otherwise")
