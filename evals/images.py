@@ -25,7 +25,7 @@ from evals.scoring import mean_directions
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES, name_key
-from negclip_jax.data.images import ImageRef, decode
+from negclip_jax.data.images import ImageRef, ImageSource, decode
 
 __all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 
@@ -48,7 +48,7 @@ class FileEmpty(FileMissing):
 
 
 @dataclasses.dataclass(frozen=True)
-class DataRoots:
+class DataRoots(ImageSource):
     """Folders with published files and photos.
 
     Attributes:

@@ -177,6 +177,10 @@ class ImageSource(Protocol):
     def identity(self, name: str) -> list:
         """What changes whenever the image's bytes do and is cheaper to look up."""
 
+    def identities(self, names: Sequence[str]) -> list[list]:
+        """The identity of each name, all at once."""
+        return [self.identity(name) for name in names]
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""
 

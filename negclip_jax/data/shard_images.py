@@ -7,6 +7,7 @@ An image is called `SHARD/NAME`, as in "cc12m-0000.tar/000000000.jpg". The name 
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -63,12 +64,18 @@ class ShardImages(ImageSource):
             return b""
 
     def identity(self, name: str) -> list:
-        """The image's row in its shard, and what changes when the shard does."""
-        shard, row = self.find([name])[0].tolist()
-        if shard < 0:
-            return []
-        found = self.shards.found[shard]
-        return [found.size, *found.version, row]
+        """What changes when the image's shard does, and the row in it."""
+        return self.identities([name])[0]
+
+    def identities(self, names: Sequence[str]) -> list[list]:
+        """The identity of each name, all at once."""
+        versions = [
+            hashlib.sha256(repr((shard.size, shard.version)).encode()).hexdigest()[:16]
+            for shard in self.shards.found
+        ]
+        return [
+            [versions[shard], row] if shard >= 0 else [] for shard, row in self.find(names).tolist()
+        ]
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order.

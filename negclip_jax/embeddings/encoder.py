@@ -345,7 +345,8 @@ def image_features(
 ) -> tuple[MappedRows, np.ndarray]:
     """Features of a frozen tower for training; what `root` does not hold is computed into it.
 
-    All processes see one `root`, on a disk or in a bucket, and process 0 writes there.
+    Images are read in the order in which they are stored, whatever order `names` come in. All
+    processes see one `root`, on a disk or in a bucket, and process 0 writes there.
 
     Args:
       names: of the distinct images, U.
@@ -358,11 +359,13 @@ def image_features(
     Returns:
       Unnormalised float32 `[U, D]`, memory-mapped, and bool `[U]`: images without features.
     """
-    inputs = Images(
-        [ImageRef(n) for n in names], source, preprocess, root, threads=threads, shared=True
-    )
+    order = source.storage_order(names)
+    refs = [ImageRef(names[i]) for i in order]
+    inputs = Images(refs, source, preprocess, root, threads=threads, shared=True)
     path = root / f"image-{fingerprint('image', *model, preprocess)}.rows"
-    return _kept(inputs, path, model, mesh, _TRAINING_IMAGES_PER_DEVICE)
+    kept, without = _kept(inputs, path, model, mesh, _TRAINING_IMAGES_PER_DEVICE)
+    place = np.argsort(order)
+    return MappedRows(kept.rows, kept.places[place]), without[place]
 
 
 def text_features(

@@ -139,14 +139,17 @@ def image_digests(
     """
     index, count = sharding.process_place() if shared else (0, 1)
     path = epath.Path(folder) / "digests.json"
-    before, mine = {}, names[index::count]
+    # Neighbours, which lie side by side in a shard where names come in the order of storage.
+    share = -(-len(names) // count)
+    before, mine = {}, names[index * share : (index + 1) * share]
     try:
         before = dict(json.loads(storage.read_text(path)))
     except FileNotFoundError:
         pass
     except (ValueError, TypeError):
         logging.warning("%s is damaged: all images are read again", path)
-    identities = {name: source.identity(name) for name in (names if index == 0 else mine)}
+    asked = names if index == 0 else mine
+    identities = dict(zip(asked, source.identities(asked), strict=True))
     known = {n: before.get(n) for n in mine}
     changed = [n for n in mine if known[n] is None or known[n][0] != identities[n]]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -154,10 +157,9 @@ def image_digests(
         known |= {n: [identities[n], h] for n, h in zip(changed, hashes, strict=True)}
     digests = [known[name][1] for name in mine]
     if count > 1:
-        own = np.zeros((-(-len(names) // count), 32), np.uint8)
+        own = np.zeros((share, 32), np.uint8)
         own[: len(mine)] = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
-        # Image i was read by process i modulo `count`.
-        every = sharding.from_all(own).swapaxes(0, 1).reshape(-1, 32)
+        every = sharding.from_all(own).reshape(-1, 32)
         digests = [row.tobytes().hex() for row in every[: len(names)]]
     if index == 0:
         now = before | {n: [identities[n], d] for n, d in zip(names, digests, strict=True)}

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from tiny_tars import write_photos
 
 from configs import common
 from negclip_jax.common.errors import InputError
@@ -15,6 +17,7 @@ from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.pairs import read_pairs
+from negclip_jax.data.shard_images import TarImages
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.store import EmbeddingStore
@@ -202,3 +205,34 @@ def test_a_new_image_is_computed_alone(parts, tmp_path, monkeypatch):
     assert sum(encoded) == 15 and len(kept(tmp_path)) == 1
     whole, _ = use_cache(parts, tmp_path / "whole")
     np.testing.assert_allclose(found.cached.features, whole.cached.features, rtol=1e-5, atol=1e-6)
+
+
+def test_tars_are_read_in_their_own_order_and_give_the_features_of_the_folder(
+    parts, tmp_path, monkeypatch
+):
+    config, params, loader = parts
+    names = loader.examples.images
+    places = np.random.default_rng(0).permutation(40)
+    for i in range(2):  # in which neighbours by name are none
+        part = [names[j] for j in places[20 * i : 20 * i + 20]]
+        write_photos(tmp_path / f"{i}.tar", Path(loader.images.root), part)
+    tars, read = TarImages(str(tmp_path / "?.tar")), []
+    monkeypatch.setattr(encoder, "_TRAINING_IMAGES_PER_DEVICE", 8)
+    folder, _ = use_cache(parts, tmp_path / "folder")
+    shard_read = tars.shards.read
+    monkeypatch.setattr(tars.shards, "read", lambda *w: read.append(w[:2]) or shard_read(*w))
+    one_thread = dataclasses.replace(loader, images=tars, threads=1)
+    found, _ = use_cache((config, params, one_thread), tmp_path / "tars")
+    np.testing.assert_array_equal(found.cached.features, np.asarray(folder.cached.features))
+    digests, encoded = read[:40], read[40:]
+    assert len(read) == 80 and encoded == sorted(encoded) and sorted(digests) == encoded
+    ((ours,), (theirs,)) = ((tmp_path / x / "features").glob("*.rows") for x in ("tars", "folder"))
+    assert ours.name == theirs.name and ours.read_bytes() != theirs.read_bytes()
+    size = len(ours.read_bytes()) // 40
+    rows = [
+        sorted(file.read_bytes()[i : i + size] for i in range(0, 40 * size, size))
+        for file in (ours, theirs)
+    ]
+    assert rows[0] == rows[1]
+    monkeypatch.setattr(encoder.Tower, "encode_next", None)
+    use_cache((config, params, one_thread), tmp_path / "folder")  # the same photos
