@@ -9,20 +9,42 @@
 With the URLs of an LLM and a multimodal LLM in place of the boxes the first command asks these; for
 NegationCLIP's released file alone it is `python -m data_gen statements --pairs=FILE --to=DIR`.
 
-Variants: `vit_b_32`, `vit_b_16`, `vit_l_14`, `vit_l_14_336`. Batch, length, learning rate and what
-is frozen are those of the published recipe, see `negationclip.py`. What is added was measured in
-small worlds only, not yet on a real CLIP.
+Negation is learnt noun by noun. Where the photos deny few kinds of things (COCO's boxes know 80),
+text rows teach it of any noun, without a photo:
+
+    python -m data_gen nouns --nouns=nouns.txt --to=runs/nouns
+    ... --config.data.text_nouns=runs/nouns
+
+Variants: `vit_b_32`, `vit_b_16`, `vit_l_14`, `vit_l_14_336` (OpenAI's), and for SigLIP 2, with its
+own loss over the same texts, `siglip2_b_16` and `siglip2_so400m_14`. Batch, length, learning rate
+and what is frozen are those of the published recipe, see `negationclip.py`. What is added was
+measured in small worlds only, not yet on a real CLIP; SigLIP 2 was not measured there either.
 """
 
 from ml_collections import ConfigDict
 
-from configs import negationclip
+from configs import common, negationclip
+
+# variant: (hub id of Google's weights, recompute activations)
+SIGLIP_VARIANTS = {
+    "siglip2_b_16": ("google/siglip2-base-patch16-224", False),
+    "siglip2_so400m_14": ("google/siglip2-so400m-patch14-384", True),
+}
+VARIANTS = negationclip.VARIANTS | SIGLIP_VARIANTS
 
 
 def get_config(variant: str = "vit_b_32") -> ConfigDict:
     """The recipe for one architecture; raises ValueError for an unknown variant."""
-    config = negationclip.get_config(variant)
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose one of: {', '.join(VARIANTS)}")
+    config = common.base()
+    config.model.checkpoint, config.model.remat = VARIANTS[variant]
     recipe(config)
+    if variant in SIGLIP_VARIANTS:
+        config.train.objective = "sigmoid"  # the model's own; each true or false text is a term
+        config.train.logit_scale_max = None  # it was trained without, to a larger scale
+        config.data.packing = False  # it reads padded rows
+        config.optim.freeze = ("vision/.*", "text/ln_final/.*")  # images have no projection
     return config
 
 

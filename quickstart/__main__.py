@@ -2,6 +2,7 @@
 
     python -m quickstart --out=runs/quickstart
     python -m quickstart --out=runs/hard --world=hard    # where the images are no longer easy
+    python -m quickstart --out=runs/three --seeds=3      # mean and range of three worlds and runs
 
 Runs the public commands that real work uses and prints each before it runs. Ends with a table,
 OUT/results.json and OUT/report.html.
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from negclip_jax.common.arguments import Parser
 from quickstart.questions import HOLD_OUT
-from quickstart.report import write_report
+from quickstart.report import write_report, write_summary
 from quickstart.world import WORLDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +32,13 @@ class Failed(Exception):
     """The run cannot go on; a command that ended with an error has said why itself."""
 
 
-def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
-    """What is run in a kind of world, in order: what it is for and the arguments of `python`."""
-    flag = [] if kind == "easy" else [f"--world={kind}"]
+def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, list[str]]]:
+    """What is run in a kind of world, in order: what it is for and the arguments of `python`.
+
+    Another seed is another world, other random weights, another order of the data and other texts.
+    """
+    chosen = [f"--seed={seed}"] if seed else []
+    flag = chosen + ([] if kind == "easy" else [f"--world={kind}"])
     world, config = f"{out}/world", "configs/quickstart.py"
     train = f"--config.data.images={world}/train/images"
 
@@ -45,6 +50,7 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
             f"--config.model.checkpoint={out}/{checkpoint}",
             f"--config.data.pairs={pairs}",
             train,
+            *([f"--config.seed={seed}"] if seed else []),
             *more,
         ]
 
@@ -52,6 +58,8 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
         module = ["-m", "negclip_jax.interop.export", f"--workdir={out}/{variant}"]
         return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
 
+    hold_out = f"--config.rewrite.hold_out={','.join(HOLD_OUT)}"
+    rows = 2 * WORLDS[kind].train  # two thirds of the pairs, as a scene has three captions
     pairs, statements = f"{out}/pairs/pairs.json", f"{out}/pairs/statements.parquet"
     return [
         ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}", *flag]),
@@ -69,20 +77,34 @@ def commands(out: str, kind: str = "easy") -> list[tuple[str, list[str]]]:
             [
                 *["-m", "data_gen", "run", "--config=:quickstart"],
                 f"--captions={world}/train/captions.json",
-                f"--instances={world}/train/instances.json",
+                f"--instances={world}/train/annotated.json",
                 f"--out={out}/generation",
-                f"--config.rewrite.hold_out={','.join(HOLD_OUT)}",
+                *(hold_out, *chosen),
             ],
         ),
         (
             "Export them for training",
             ["-m", "data_gen", "export", f"--out={out}/generation", f"--to={out}/pairs"],
         ),
+        (
+            "Write text rows: the same about all kinds, also those that nobody annotated",
+            [
+                *["-m", "data_gen", "nouns", "--config=:quickstart", f"--nouns={world}/nouns.txt"],
+                *[f"--to={out}/nouns", f"--rows={rows}", hold_out, *chosen],
+            ],
+        ),
+        (
+            "Ask a classifier that sees no image which texts are true",
+            ["-m", "data_gen", "audit", f"--out={out}/generation"],
+        ),
         ("Fine-tune the text tower: the published recipe", launch("published", "base", pairs)),
         ("Export it", export("published", "published_clip")),
         (
             "Fine-tune the text tower: this project's recipe",
-            launch("finetune", "base", pairs, f"--config.data.statements={statements}"),
+            launch(
+                *("finetune", "base", pairs, f"--config.data.statements={statements}"),
+                f"--config.data.text_nouns={out}/nouns",
+            ),
         ),
         ("Export it", export("finetune", "tuned")),
         (
@@ -131,18 +153,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", default="runs/quickstart", help="folder; an earlier run is replaced"
     )
     parser.add_argument("--world", choices=WORLDS, default="easy", help="how hard it is to see")
+    parser.add_argument("--seeds", type=int, default=1, help="do all of it so often, other seeds")
     args = parser.parse_args(argv)
-    out = args.out
-    started = time.monotonic()
-    path = ROOT / out
+    if args.seeds < 1:
+        parser.error("--seeds must be 1 or more")
+    path = ROOT / args.out
     try:
         start_afresh(path)
-        done = [run(title, arguments) for title, arguments in commands(out, args.world)]
+        for seed in range(args.seeds):
+            started, out = time.monotonic(), args.out
+            if args.seeds > 1:
+                out += f"/seed{seed}"
+                _console.rule(f"seed {seed}")
+            done = [run(title, words) for title, words in commands(out, args.world, seed)]
+            seconds = time.monotonic() - started
+            write_report(ROOT / out, done, seconds)
+            _console.print(f"\n{seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
+        if args.seeds > 1:
+            folders = [path / f"seed{seed}" for seed in range(args.seeds)]
+            _console.print(f"\n{write_summary(path, folders)}", markup=False)
+            _console.print(f"Look at [bold]{args.out}/report.html[/bold]")
     except (Failed, OSError) as error:  # the folder cannot be made or emptied
         sys.exit(f"quickstart stopped: {error}")
-    seconds = time.monotonic() - started
-    write_report(path, done, seconds)
-    _console.print(f"\n{seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from negclip_jax.common.errors import device_errors, say
 from negclip_jax.common.statistics import wilson
 from negclip_jax.common.tables import aligned
 from negclip_jax.language.inflection import noun
-from quickstart.questions import ROWS, Question, Scene, build, read_scenes
+from quickstart.questions import ROWS, Question, Scene, build, describe, distinct, read_scenes
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].
 Scorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
@@ -77,77 +77,112 @@ def tables(questions: Sequence[Question], points: np.ndarray) -> dict[str, Any]:
     return {"rows": {row: tally(rows[row]) for row in ROWS if row in rows}, "groups": dict(nested)}
 
 
-def clip_scorer(directory: str, images: Path) -> Scorer:
-    """Cosine similarity of a CLIP read from a directory. Raises what reading it raises."""
-    from negclip_jax import CLIP  # here, so that scoring rules can be used without jax
+class Encoder:
+    """Unit features of a CLIP read from a directory; called, it scores pairs by their cosine.
 
-    model = CLIP.from_pretrained(directory)
-
-    def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        files, texts = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
-        seen = model.embed_images([images / file for file in files]).astype(np.float64)
-        read = model.embed_texts(texts).astype(np.float64)
-        row_of_file, row_of_text = ({k: i for i, k in enumerate(c)} for c in (files, texts))
-        return np.array([seen[row_of_file[f]] @ read[row_of_text[t]] for f, t in pairs])
-
-    return score
-
-
-def fit_probe(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logistic regression of bool `[N]` on `[N, D]`: D weights and a constant, float64.
-
-    Both answers weigh alike; squares of weights cost so much that some thousand scenes of noisy
-    images are not merely learnt by heart. Found by Newton's method. The features are standardised.
+    Every image and every distinct text is encoded once. Raises what reading the directory raises.
     """
-    x = np.hstack([features, np.ones((len(features), 1))])
-    counts = np.array([(~labels).sum(), labels.sum()])
-    weight = (len(labels) / 2 / np.maximum(counts, 1))[labels.astype(int)]
-    cost = np.diag([0.03 * len(features)] * features.shape[1] + [1e-6])
-    found = np.zeros(x.shape[1])
-    for _ in range(25):
-        p = 1 / (1 + np.exp(-np.clip(x @ found, -30, 30)))
-        slope = x.T @ (weight * (p - labels)) + cost @ found
-        found -= np.linalg.solve((x.T * (weight * p * (1 - p))) @ x + cost, slope)
-    return found
+
+    def __init__(self, directory: str | Path, images: Path):
+        from negclip_jax import CLIP  # here, so that scoring rules can be used without jax
+
+        self._model, self._folder = CLIP.from_pretrained(str(directory)), images
+        self._known: dict[str, dict[str, np.ndarray]] = {"image": {}, "text": {}}
+
+    def images(self, files: Sequence[str]) -> np.ndarray:
+        """float64 `[N, D]` of files in the folder of images."""
+        return self._features("image", files)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float64 `[N, D]`."""
+        return self._features("text", texts)
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        files, texts = zip(*pairs, strict=True)
+        return np.sum(self.images(files) * self.texts(texts), axis=1)
+
+    def _features(self, kind: str, names: Sequence[str]) -> np.ndarray:
+        known = self._known[kind]
+        if new := [name for name in dict.fromkeys(names) if name not in known]:
+            is_text = kind == "text"
+            embed = self._model.embed_texts if is_text else self._model.embed_images
+            rows = embed(new if is_text else [self._folder / name for name in new])
+            known |= zip(new, rows.astype(np.float64), strict=True)
+        return np.stack([known[name] for name in names])
 
 
-def probe(directory: str, train: Path, heldout: Path, seed: int) -> dict[str, dict[str, Any]]:
+def retrieval(scenes: Sequence[Scene], encoder: Encoder) -> dict[str, list[float]]:
+    """Points of each scene and of each affirmative caption that is looked for among its group.
+
+    As in `recall_at_1` a first place that several share is shared.
+    """
+    points = collections.defaultdict(list)
+    for group in distinct(scenes):
+        scores = encoder.images([scene.image for scene in group]) @ encoder.texts(
+            [describe(scene.objects) for scene in group]
+        ).T  # fmt: skip
+        for i in range(len(group)):
+            for row, found in (("image_to_text", scores[i]), ("text_to_image", scores[:, i])):
+                points[row].append(credit([found[i], *np.delete(found, i)]))
+    return points
+
+
+def axes(scenes: Sequence[Scene], encoder: Encoder) -> dict[str, float]:
+    """alpha, beta and gamma of "there is an X" and "there is no X", means over kinds.
+
+    See `evals.polarity`.
+    """
+    from evals import polarity
+
+    kinds, present = _kinds(scenes)
+    said = [[f"there is {noun(k).a}" for k in kinds], [f"there is no {noun(k).one}" for k in kinds]]
+    features = (encoder.texts(texts)[None] for texts in said)
+    images = encoder.images([scene.image for scene in scenes])
+    means = polarity.axes(images, present, *features)[0].mean(axis=0)
+    return dict(zip(("alpha", "beta", "gamma"), means.round(4).tolist(), strict=True))
+
+
+def probe(directory: str | Path, train: Path, heldout: Path, seed: int) -> dict[str, Any]:
     """What a model's image side allows: the questions that name one kind, asked of its images.
 
     "There is an X" beats "there is no X" on an image where the image's vector lies on one side of
-    a plane. So the planes that tell best where X is, fitted on the training scenes, are what rows
-    of polarity and existence can be held against; not a strict bound, as another loss finds them.
+    a plane. So the planes that tell best where X is, fitted on the training scenes
+    (`evals.polarity`), are what rows of polarity and existence can be held against; not a strict
+    bound, as another loss finds them.
 
     Returns:
       A tally per row of both splits, as "train" and "heldout"; "train" well above "heldout" says
       that the planes know the scenes, not the kinds.
     """
-    from negclip_jax import CLIP
+    from evals import polarity
 
-    model, scenes, features = CLIP.from_pretrained(directory), {}, {}
+    scenes, features = {}, {}
     for split, folder in (("train", train), ("heldout", heldout)):
         scenes[split] = read_scenes(folder / "instances.json", seed)
-        files = [folder / "images" / scene.image for scene in scenes[split]]
-        features[split] = model.embed_images(files).astype(np.float64)
-    mean, scale = features["train"].mean(axis=0), features["train"].std(axis=0) + 1e-9
-    features = {split: (rows - mean) / scale for split, rows in features.items()}
-    planes = {}
-    for kind in sorted({kind for scene in scenes["train"] for kind in scene.present}):
-        labels = np.array([kind in scene.present for scene in scenes["train"]])
-        planes[kind] = fit_probe(features["train"], labels)
-    found = {}
+        encoder = Encoder(directory, folder / "images")
+        features[split] = encoder.images([scene.image for scene in scenes[split]])
+    kinds, present = _kinds(scenes["train"])
+    weights, thresholds = polarity.fit_probe(features["train"], present)
+    number, found = {kind: i for i, kind in enumerate(kinds)}, {}
     for split, rows in features.items():
         points = collections.defaultdict(list)
-        for scene, row in zip(
-            scenes[split], np.hstack([rows, np.ones((len(rows), 1))]), strict=True
-        ):
-            x, y = (float(row @ planes[kind]) for kind in (scene.absent[0], scene.present[0]))
-            points["existence"].append(float(x < y))
-            points["absent_polarity"].append(float(x < 0))
-            points["present_polarity"].append(float(y > 0))
-            points["both_polarities"].append(float(x < 0 < y))
+        for scene, scores in zip(scenes[split], rows @ weights - thresholds, strict=True):
+            if scene.is_annotated and {scene.absent[0], scene.present[0]} <= number.keys():
+                x, y = (scores[number[kind]] for kind in (scene.absent[0], scene.present[0]))
+                points["existence"].append(float(x < y))
+                points["absent_polarity"].append(float(x < 0))
+                points["present_polarity"].append(float(y > 0))
+                points["both_polarities"].append(float(x < 0 < y))
         found[split] = {row: tally(values) for row, values in points.items()}
     return found
+
+
+def _kinds(scenes: Sequence[Scene]) -> tuple[list[str], np.ndarray]:
+    """The kinds that are in some scene and not in all, and bool `[N, K]` where they are."""
+    kinds = sorted({kind for scene in scenes for kind in scene.present})
+    present = np.array([[kind in scene.present for kind in kinds] for scene in scenes])
+    told = present.any(axis=0) & ~present.all(axis=0)
+    return [k for k, is_told in zip(kinds, told, strict=True) if is_told], present[:, told]
 
 
 def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -> list[dict]:
@@ -186,8 +221,12 @@ def evaluate(
     """
     scenes = read_scenes(world / "instances.json", seed)
     questions = build(scenes)
-    scorers = {name: clip_scorer(directory, world / "images") for name, directory in models.items()}
-    results = {name: tables(questions, answer(questions, s)) for name, s in scorers.items()}
+    scorers = {name: Encoder(directory, world / "images") for name, directory in models.items()}
+    results = {}
+    for name, encoder in scorers.items():
+        results[name] = tables(questions, answer(questions, encoder))
+        results[name]["rows"] |= {k: tally(v) for k, v in retrieval(scenes, encoder).items()}
+        results[name]["axes"] = axes(scenes, encoder)
     examples = {row: [q.choices for q in questions if q.row == row][:3] for row in ROWS}
     found = {"models": results, "gallery": gallery(scenes, scorers, shown), "examples": examples}
     if train is not None:
@@ -207,6 +246,7 @@ def table_text(results: Mapping[str, Any]) -> str:
             ),
         ]
         for row in ROWS
+        if all(row in found["rows"] for found in results.values())
     ]
     tied = [
         f"{name}: {cell['tied']} of {cell['n']} answers of {row} tie and share their point"
@@ -247,6 +287,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"quickstart.evaluate: {error}")
     print("\nRight answers on held-out scenes, percent [95 % interval]\n")
     say(table_text(results["models"]))
+    for name, found in results["models"].items():
+        say(
+            f"{name}: " + ", ".join(f"{axis} {value:+.3f}" for axis, value in found["axes"].items())
+        )
     for split, rows in results.get("probe", {}).items():
         cells = ", ".join(f"{row} {100 * found['accuracy']:.1f}" for row, found in rows.items())
         say(f"linear probe of the first model's images, {split} scenes: {cells}")

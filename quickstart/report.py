@@ -10,8 +10,10 @@ from typing import Any
 from negclip_jax.common import storage
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import render as render_page
+from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import jpeg_url
 from negclip_jax.common.provenance import cores
+from negclip_jax.common.tables import aligned
 from quickstart.questions import REQUIRED, ROWS
 
 NOTES = {
@@ -43,6 +45,45 @@ def write_report(out: Path, commands: Sequence[tuple[str, float]], seconds: floa
     storage.write_json(out / "results.json", {**results, "seconds": round(seconds, 1)}, indent=2)
     page = render(evaluation, out, commands=commands, seconds=seconds)
     storage.write_whole(out / "report.html", page.encode())
+
+
+def write_summary(out: Path, folders: Sequence[Path]) -> str:
+    """Writes `results.json` and `report.html` of quickstarts with several seeds.
+
+    Args:
+      out: to write to.
+      folders: of the quickstarts, below `out`, each with its own report.
+
+    Returns:
+      Mean and range of each row and model over the seeds, for a terminal, in percent.
+    """
+    found = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for name in found[0]["models"]:
+        for row in found[0]["models"][name]["rows"]:
+            values = [e["models"][name]["rows"][row]["accuracy"] for e in found]
+            numbers = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+            summary.setdefault(row, {})[name] = numbers
+    for row in found[0].get("probe", {}).get("heldout", {}):
+        values = [e["probe"]["heldout"][row]["accuracy"] for e in found]
+        numbers = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+        summary[row]["probe"] = numbers
+    storage.write_json(out / "results.json", {"seeds": len(found), "rows": summary}, indent=2)
+    names = [*found[0]["models"], "probe"]
+    write_page(
+        out / "report.html",
+        Path(__file__).with_name("seeds.html"),
+        names=names,
+        notes=NOTES | {"probe": "a linear probe of the base's images"},
+        rows={row: (ROWS[row], cells) for row, cells in summary.items()},
+        folders=[folder.relative_to(out).as_posix() for folder in folders],
+    )
+    said = "{mean:6.1%} [{low:5.1%}, {high:5.1%}]"
+    lines = [["", *names]]
+    for row, cells in summary.items():
+        texts = [said.format_map(cells[name]) if name in cells else "" for name in names]
+        lines.append([row, *(text.replace("%", "") for text in texts)])
+    return f"mean [range] of {len(found)} seeds, percent\n\n{aligned(lines, right=True)}\n"
 
 
 def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
@@ -83,10 +124,20 @@ def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
         rows=rows,
         curves=[_curve(name, out / name) for name in RUNS],
         probe=evaluation.get("probe", {}),
+        axes={name: m["axes"] for name, m in evaluation["models"].items() if "axes" in m},
+        leak=_leak(out / "generation" / "audit.json"),
         gallery=[_scene(item, images, models) for item in evaluation["gallery"]],
         machine=f"{platform.machine()}, {cores()} cores, {versions}",
         **shown,
     )
+
+
+def _leak(audit: Path) -> dict[str, Any] | None:
+    """What `data_gen audit` says of texts that betray their truth; None where it could not ask."""
+    if not audit.exists():
+        return None
+    found = json.loads(audit.read_text()).get("leak") or {}
+    return found if "accuracy" in found else None
 
 
 def _curve(name: str, workdir: Path) -> dict[str, Any]:

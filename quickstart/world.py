@@ -3,7 +3,8 @@
 A scene holds two or three objects of different kinds, each with a colour: "a red star and a blue
 moon". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
 and `heldout/` share kinds and colours but no combination: a set of coloured objects that occurs in
-one split never occurs in the other.
+one split never occurs in the other. Two kinds are in nobody's annotations (`annotated.json`), so
+that no scene denies them: what is learnt about these is learnt from their names (`nouns.txt`).
 
 `--world=easy` is a world in which images are no obstacle. `--world=hard` has more kinds, few
 photos, noise, grey cards that stand before the objects: there the image side is the ceiling, as it
@@ -38,6 +39,7 @@ MORE_KINDS = (
     *("diamond", "cross", "hexagon", "tree", "leaf", "drop"),
     *("boat", "bell", "crown", "flag", "hammer", "bottle"),
 )
+UNANNOTATED = ("circle", "moon")
 SIZE = 48  # pixels, both sides of a scene
 GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
@@ -324,7 +326,7 @@ def write_split(
     seed: Sequence[int],
     world: World = WORLDS["easy"],
 ) -> None:
-    """Write `images/`, `captions.json` and `instances.json` of one split.
+    """Write `images/`, `captions.json`, `instances.json` and `annotated.json` of one split.
 
     Each scene draws from its own random stream, so a scene does not depend on how many others
     there are. Raises OSError where the folder cannot be written.
@@ -364,6 +366,10 @@ def write_split(
     head = {"info": info, "images": images}
     contents = {"captions": {"annotations": captions}}
     contents["instances"] = {"categories": kinds, "annotations": instances}
+    known = [row for row in kinds if row["name"] not in UNANNOTATED]
+    numbers = {row["id"] for row in known}
+    told = [row for row in instances if row["category_id"] in numbers]
+    contents["annotated"] = {"categories": known, "annotations": told}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(head | content), encoding="utf-8")
 
@@ -379,6 +385,7 @@ def make_world(
         rng = np.random.default_rng([seed, 10 + number])
         write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number), world)
         say(f"{name}: {scenes} scenes in {out / name}")
+    (out / "nouns.txt").write_text("\n".join(world.kinds) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,17 +1,33 @@
+import collections
 import json
 import re
 
 import numpy as np
 import pytest
 
+from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import find_kinds
 from negclip_jax.language.negation import find_cues
 from negclip_jax.language.text import tokenize
 from quickstart import evaluate
 from quickstart.evaluate import answer, credit, table_text, tables, tally
-from quickstart.questions import NEW_ORDERS, NEW_WORDS, ROWS, Question, build, read_scenes
+from quickstart.questions import (
+    NEW_ORDERS,
+    NEW_WORDS,
+    RETRIEVED,
+    ROWS,
+    Question,
+    Scene,
+    build,
+    describe,
+    distinct,
+    read_scenes,
+)
 from quickstart.tiny_clip import write_tiny_clip
-from quickstart.world import KINDS, make_world
+from quickstart.world import KINDS, UNANNOTATED, make_world
+
+RETRIEVAL = ["image_to_text", "text_to_image"]
+ASKED = [row for row in ROWS if row not in RETRIEVAL]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +71,15 @@ def oracle(scenes):
 
 def test_an_oracle_that_reads_the_captions_is_always_right(scenes, questions):
     results = tables(questions, answer(questions, oracle(scenes)))
-    assert {row: cell["accuracy"] for row, cell in results["rows"].items()} == dict.fromkeys(
-        ROWS, 1
-    )
+    found = {row: cell["accuracy"] for row, cell in results["rows"].items()}
+    assert found == dict.fromkeys(ASKED, 1)
 
 
 def test_a_scorer_that_knows_nothing_lands_on_chance(questions):
     results = tables(questions, answer(questions, lambda pairs: np.zeros(len(pairs))))
     for row, (_, chance) in ROWS.items():
+        if row in RETRIEVAL:
+            continue
         assert results["rows"][row]["accuracy"] == pytest.approx(chance, abs=1e-4)
 
 
@@ -99,6 +116,79 @@ def test_the_order_of_options_does_not_matter(questions):
         for q in questions
     ]
     assert np.array_equal(answer(questions, random), answer(turned, random))
+
+
+def test_kinds_that_nobody_annotated_are_denied_in_rows_of_their_own(scenes, questions):
+    for q in questions:
+        if q.row not in ("affirmative", "unseen_cues", "seen_cues"):
+            texts = [text for choice in q.choices for text in choice if find_cues(tokenize(text))]
+            denied = {max(KINDS, key=lambda kind, t=t: t.rfind(kind)) for t in texts}
+            if q.row == "never_both":
+                assert denied <= set(UNANNOTATED)
+            elif q.row == "never_existence":
+                assert len(denied & set(UNANNOTATED)) >= 1
+            else:
+                assert not denied & set(UNANNOTATED), q
+    rows = collections.Counter(q.row for q in questions)
+    assert rows["affirmative"] == len(scenes) >= rows["existence"] > 0.9 * len(scenes)
+    assert rows["never_existence"] > rows["never_both"] > 5
+
+
+class Told:
+    """Features by name, in place of a model."""
+
+    def __init__(self, images, texts):
+        self._images, self._texts = images, texts
+
+    def images(self, names):
+        return np.array([self._images[name] for name in names], float)
+
+    def texts(self, names):
+        return np.array([self._texts[name] for name in names], float)
+
+
+def test_retrieval_is_among_scenes_that_differ_and_shares_ties(scenes):
+    assert len({frozenset(scene.objects) for scene in scenes}) == len(distinct(scenes)[0])
+    (group,) = distinct(scenes[:4])
+    names = [scene.image for scene in group]
+    texts = [describe(scene.objects) for scene in group]
+    # The second and the third look alike; the last is taken for the first.
+    seen = dict(zip(names, np.eye(4)[[0, 1, 1, 0]], strict=True))
+    read = dict(zip(texts, np.eye(4), strict=True))
+    found = evaluate.retrieval(scenes[:4], Told(seen, read))
+    assert found["image_to_text"] == [1, 1, 0, 0]
+    assert found["text_to_image"] == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_groups_are_of_equal_size():
+    many = [Scene(f"{i}.jpg", (("red", f"thing {i}"),), ()) for i in range(2 * RETRIEVED + 50)]
+    assert [len(group) for group in distinct(many + many)] == [RETRIEVED, RETRIEVED]
+
+
+def test_axes_tell_understanding_from_a_liking_for_words(scenes):
+    kinds = sorted({kind for scene in scenes for kind in scene.present})
+    place = {kind: i for i, kind in enumerate(kinds)}
+    images = {s.image: [1 - 2 * (k not in s.present) for k in kinds] + [1] for s in scenes}
+
+    def text(kind, negated, understood, likes):
+        row = np.zeros(len(kinds) + 1)
+        row[place[kind]] = 0.1 + understood * (1 - 2 * negated)
+        row[-1] = likes * (1 - 2 * negated)
+        return row
+
+    for understood, likes in ((0.5, 0.0), (0.0, 0.3)):
+        texts = {
+            said: text(kind, negated, understood, likes)
+            for kind in kinds
+            for said, negated in (
+                (f"there is {noun(kind).a}", False),
+                (f"there is no {noun(kind).one}", True),
+            )
+        }
+        found = evaluate.axes(scenes, Told(images, texts))
+        assert found["gamma"] == pytest.approx(understood, abs=0.01)
+        assert found["alpha"] == pytest.approx(likes, abs=0.02 + understood)
+        assert found["beta"] == pytest.approx(0.1, abs=0.01)
 
 
 def test_credit_shares_ties():
@@ -161,7 +251,7 @@ def test_the_command_writes_all_rows(world, tmp_path, capsys):
     evaluate.main([f"--model=base={tmp_path}/clip", f"--world={world}", f"--out={out}"])
     results = json.loads(out.read_text())
     assert list(results["models"]["base"]["rows"]) == list(ROWS)
-    assert results["models"]["base"]["rows"]["existence"]["n"] == 48
+    assert results["models"]["base"]["rows"]["affirmative"]["n"] == 48
     shown = capsys.readouterr().out
     assert all(row in shown for row in ROWS)
 
@@ -173,22 +263,12 @@ def test_a_bad_model_is_a_sentence(world, tmp_path, model, capsys):
     assert model.removeprefix("base=") in str(stopped.value) + capsys.readouterr().err
 
 
-def test_the_probe_finds_a_plane_and_weighs_both_answers_alike():
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((400, 5))
-    labels = features @ [1, -2, 0, 0, 0] > 2.5  # few are true
-    weights = evaluate.fit_probe(features, labels)
-    found = features @ weights[:-1] + weights[-1] > 0
-    assert found[labels].mean() > 0.97 and (~found[~labels]).mean() > 0.9
-    assert weights[1] < -1 < 0.5 < weights[0] and np.abs(weights[2:5]).max() < 0.5 * weights[0]
-
-
 def test_the_probe_is_asked_the_questions_of_its_rows(tmp_path):
     make_world(tmp_path, train=40, heldout=10, seed=0)
     write_tiny_clip(tmp_path / "clip", seed=0)
     found = evaluate.probe(tmp_path / "clip", tmp_path / "train", tmp_path / "heldout", 0)
-    assert [rows["existence"]["n"] for rows in (found["train"], found["heldout"])] == [40, 10]
+    assert [rows["existence"]["n"] for rows in (found["train"], found["heldout"])] == [37, 10]
     rows = {row: cell["accuracy"] for row, cell in found["train"].items()}
-    assert set(rows) < set(ROWS) and rows["existence"] > 0.9, "64 features of 40 scenes"
+    assert set(rows) < set(ROWS) and rows["existence"] > 0.6
     assert rows["both_polarities"] <= min(rows["absent_polarity"], rows["present_polarity"])
     assert found["heldout"]["existence"]["accuracy"] < rows["existence"]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from quickstart import __main__ as driver
 from quickstart.questions import HOLD_OUT, REQUIRED, ROWS
-from quickstart.report import RUNS, write_report
+from quickstart.report import RUNS, write_report, write_summary
 
 EVIL = "<script>alert('no')</script> & \"quotes\""
 
@@ -29,7 +29,8 @@ def page(tmp_path):
         tied = 7 if accuracy == 0.02 else 0
         cell = {"accuracy": accuracy, "low": accuracy / 2, "high": accuracy, "n": 48, "tied": tied}
         groups = {"unseen_cues": {"new word": cell, EVIL: cell}}
-        return {"rows": {row: cell for row in ROWS}, "groups": groups}
+        axes = {"alpha": -0.02, "beta": 0.01, "gamma": accuracy / 10}
+        return {"rows": {row: cell for row in ROWS}, "groups": groups, "axes": axes}
 
     names = ("base", "published", "tuned")
     captions = [
@@ -44,6 +45,9 @@ def page(tmp_path):
             s: {"existence": {"accuracy": a}} for s, a in (("train", 0.99), ("heldout", 0.61))
         },
     }
+    (tmp_path / "generation").mkdir()
+    leak = {"accuracy": {"rate": 0.484, "n": 20000}, "chance": 0.5}
+    (tmp_path / "generation" / "audit.json").write_text(json.dumps({"leak": leak}))
     commands = [(f"python -m quickstart.world --out='{EVIL}'", 1.5)]
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     write_report(tmp_path, commands, 123.4)
@@ -112,8 +116,39 @@ def test_the_driver_runs_public_commands_and_holds_the_cues_out():
 def test_every_command_of_a_hard_run_is_in_its_world():
     easy, hard = (driver.commands("runs/x", *kind) for kind in ((), ("hard",)))
     changed = [b for (_, a), (_, b) in zip(easy, hard, strict=True) if a != b]
-    assert [words[1] for words in changed] == ["quickstart.world", "quickstart.tiny_clip"]
-    assert all(words[-1] == "--world=hard" for words in changed)
+    made, nouns = changed[:2], changed[2]
+    assert [words[1] for words in made] == ["quickstart.world", "quickstart.tiny_clip"]
+    assert all(words[-1] == "--world=hard" for words in made) and len(changed) == 3
+    assert nouns[1:3] == ["data_gen", "nouns"] and "--rows=2000" in nouns
+
+
+def test_another_seed_is_another_world_and_other_runs():
+    first, other = ([a for _, a in driver.commands("runs/x", "easy", seed)] for seed in (0, 4))
+    for before, after in zip(first, other, strict=True):
+        seeds = [word for word in after if word not in before]
+        is_fixed = before[1:3] in (["data_gen", "export"], ["data_gen", "audit"])
+        is_fixed |= before[1] in ("negclip_jax.interop.export", "quickstart.evaluate")
+        assert seeds in ([] if is_fixed else ["--seed=4"], ["--config.seed=4"]), after
+
+
+def test_several_seeds_have_mean_and_range(tmp_path):
+    for seed, value in enumerate((0.5, 0.7, 0.9)):
+        cell = {"accuracy": value}
+        rows = {row: cell for row in ROWS}
+        models = {name: {"rows": rows} for name in ("base", "published", "tuned")}
+        probe = {"heldout": {"existence": {"accuracy": 1 - value}}}
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(json.dumps({"models": models, "probe": probe}))
+    text = write_summary(tmp_path, [tmp_path / f"seed{seed}" for seed in range(3)])
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("existence"))
+    assert line.split("]")[0].split() == ["existence", "70.0", "[50.0,", "90.0"]
+    assert "30.0 [10.0, 50.0]" in line
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["seeds"] == 3
+    assert found["rows"]["mcq"]["tuned"] == pytest.approx({"mean": 0.7, "low": 0.5, "high": 0.9})
+    page = (tmp_path / "report.html").read_text()
+    assert 'href="seed1/report.html"' in page and "50.0 to 90.0" in page
 
 
 def test_a_failing_command_is_named(capfd):
@@ -144,6 +179,12 @@ def test_every_variant_is_a_known_configuration():
         assert config.optim.freeze == (() if variant == "pretrain" else common.base().optim.freeze)
     with pytest.raises(ValueError, match="pretrain, published"):
         quickstart.get_config("nope")
+
+
+def test_axes_and_leak_are_said(page):
+    text = " ".join(" ".join(Page(page).text).split())
+    assert "α -0.020, β +0.010, γ +0.097" in text
+    assert "48.4 % of 20,000 groups; chance is 50.0 %" in text
 
 
 def test_ties_are_said(page):

@@ -16,7 +16,12 @@ from negclip_jax.interop.readers import read_any
 from negclip_jax.pretrained import CLIP
 from negclip_jax.training.loop import train
 
-RUN = {"data.packing": False, "data.foils": 1, "optim.freeze": ("vision/.*",)}
+RUN = {
+    "data.packing": False,
+    "data.foils": 1,
+    "train.anchor_weight": 1.0,
+    "optim.freeze": ("vision/.*",),
+}
 RUN |= {"train.total": "4 steps", "eval.every": "2 steps", "optim.lr": 1e-3}
 
 
