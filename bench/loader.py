@@ -1,10 +1,11 @@
-"""Captions: tokenizing, and batches of them once image features are cached.
+"""Captions: tokenizing, and batches of them once image features are cached. Photos in shards.
 
     python -m bench.loader --json=runs/bench/loader.json
 
 Tokenizing is compared with transformers' tokenizer, whose ids are the same. Batches (shuffle,
 gather features, pack captions) are compared with what PyTorch users write when they cache features:
-a Dataset of tensors that a DataLoader collates record by record.
+a Dataset of tensors that a DataLoader collates record by record. Random access to photos in tars
+and in Parquet is compared with that to a folder.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import harness, material
+from bench import harness, material, sources
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
@@ -93,9 +94,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     shares = dict(
         zip(("tokens_computed_per_real", "tokens_padded_per_real"), per_real, strict=True)
     )
+    read, table = sources.measure(args.photos, args.repetitions, scratch)
     title = f"{n:,} captions of {mean:.1f} tokens, batch {batch_size}"
     header = ["captions", "ours", "transformers, DataLoader", "ratio"]
-    return counts | rates | shares, title, [(header, rows)]
+    return counts | rates | shares | {"sources": read}, title, [(header, rows), table]
 
 
 def _captions(path: Path | None) -> list[str]:
@@ -114,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--captions", type=Path, help="text file, one caption a line; default: made ones")
     add("--tokenizer", type=Path, help="folder of CLIP's vocabulary, for real captions")
     add("--batch-size", type=int, default=512, help="captions a batch (default 512)")
+    add("--photos", type=int, default=2048, help="in tars, Parquet and a folder (default 2048)")
     add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
     harness.run(parser, measure, argv)
 

@@ -20,7 +20,7 @@ import numpy as np
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.pair_tables import refuse_claims
-from negclip_jax.data.shard_images import ShardImages
+from negclip_jax.data.shard_images import ShardImages, numbers
 from negclip_jax.data.shards import ShardError, ShardReader, Shards
 from negclip_jax.data.tar_index import hashed
 
@@ -60,8 +60,8 @@ class ParquetImages(ShardImages):
         super().__init__(Shards(pattern, ".parquet"))
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             files = list(pool.map(self._file, range(len(self.shards.found))))
-        self._rows = np.array([file.starts[-1] for file in files])
-        if not self._rows.sum():
+        self._counts = np.array([file.starts[-1] for file in files])
+        if not self._counts.sum():
             raise ImageError(f"parquet:{pattern}: there is no row in {len(files)} files")
         largest = max(
             file.metadata.row_group(i).total_byte_size
@@ -84,10 +84,10 @@ class ParquetImages(ShardImages):
         self._groups_lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_wanted": self._wanted, "_rows": self._rows}
+        return super().__getstate__() | {"_wanted": self._wanted, "_counts": self._counts}
 
-    def _in_full(self, names: Sequence[str]) -> np.ndarray:
-        return self._numbered(names, self._rows)
+    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+        return numbers(names, self._counts[shard])
 
     def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         column = self._file(shard).column
@@ -104,8 +104,8 @@ class ParquetImages(ShardImages):
         where = f"row {row:,} of {self.shards.found[shard].path}"
         if not value.is_valid:
             raise ImageError(
-                f"{where} holds no bytes, at most a path on the machine that wrote it: write the "
-                "data set with the images inside (`datasets`: push_to_hub or embed_external_files)"
+                f"{where} holds no bytes: its download failed, or only a path was written "
+                "(`datasets`: write the images themselves with push_to_hub or embed_external_files)"
             )
         if (size := len(value.as_buffer())) > MAX_BYTES:
             raise ImageError(f"{where} has an image of {size:,} bytes: refused")

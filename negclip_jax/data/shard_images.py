@@ -20,7 +20,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.data.images import ImageSource
 from negclip_jax.data.shards import ShardError, ShardReader, Shards
-from negclip_jax.data.tar_index import hashed
+from negclip_jax.data.tar_index import hashed, search
 from negclip_jax.data.tars import TarShards
 
 _SOURCES = 64  # ArrayRecord files that a process keeps open
@@ -29,8 +29,8 @@ _SOURCES = 64  # ArrayRecord files that a process keeps open
 class ShardImages(ImageSource):
     """Images by the number of their shard and their row in it. Pickles to the list of shards.
 
-    A subclass finds full names (`_in_full`), lists the names in shards (`_listed`) and reads the
-    bytes of an image (`_content`).
+    A subclass finds names in shards (`_rows`), lists those of images (`_listed`) and reads bytes
+    (`_content`).
 
     Attributes:
       shards: the files.
@@ -43,8 +43,8 @@ class ShardImages(ImageSource):
     def _prepare(self) -> None:
         self._lock, self._known = threading.Lock(), None
 
-    def _in_full(self, names: Sequence[str]) -> np.ndarray:
-        """Shard and row of each name `SHARD/NAME`, int64 `[N, 2]`, -1 where there is none."""
+    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+        """Rows of the names in a shard, int64 `[N]`, -1 where there is none."""
 
     def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of the names of a shard's images, uint64 `[M]`, and their rows, int64 `[M]`."""
@@ -95,7 +95,10 @@ class ShardImages(ImageSource):
 
         Raises ImageError for a name without its shard that several shards have.
         """
-        places = self._in_full(names)
+        places = np.full((len(names), 2), -1)
+        for shard, (at, rests) in self.shards.by_shard(names).items():
+            rows = self._rows(shard, rests)
+            places[at, 0], places[at, 1] = np.where(rows < 0, -1, shard), rows
         left = np.flatnonzero(places[:, 0] < 0)
         if not len(left):
             return places
@@ -134,19 +137,24 @@ class ShardImages(ImageSource):
             return self._known
 
     def _bytes(self, name: str) -> bytes:
-        shard, row = self.find([name])[0].tolist()
+        shard, row = self._place(name)
         if shard < 0:
             raise ImageError(f"{name}: there is no such image in {self.shards.pattern}.")
         return self._content(shard, row)
 
-    def _numbered(self, names: Sequence[str], counts: np.ndarray) -> np.ndarray:
-        """Shard and row of names `SHARD/ROW` as `_in_full`; `counts`: rows of each shard."""
-        places = np.full((len(names), 2), -1)
-        for shard, (rows, rests) in self.shards.by_shard(names).items():
-            numbers = [int(x) if x.isascii() and x.isdigit() else -1 for x in rests]
-            places[rows, 1] = [number if number < counts[shard] else -1 for number in numbers]
-            places[rows, 0] = np.where(places[rows, 1] < 0, -1, shard)
-        return places
+    def _place(self, name: str) -> tuple[int, int]:
+        """`find` of one name, quickly."""
+        if (parts := self.shards.split(name)) is not None and (row := self._row(*parts)) >= 0:
+            return parts[0], row
+        hashes, found = self._alone()
+        if (at := search(hashes, name)) < 0:
+            return -1, -1
+        if at + 1 < len(hashes) and hashes[at] == hashes[at + 1]:
+            self.find([name])  # raises
+        return int(found[at, 0]), int(found[at, 1])
+
+    def _row(self, shard: int, name: str) -> int:
+        return int(self._rows(shard, [name])[0])
 
     def __getstate__(self) -> dict:
         return {"shards": self.shards}
@@ -154,6 +162,12 @@ class ShardImages(ImageSource):
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._prepare()
+
+
+def numbers(names: Sequence[str], count: int) -> np.ndarray:
+    """Names that are numbers below `count` as these, int64 `[N]`, others as -1."""
+    found = [int(x) if x.isascii() and x.isdigit() and len(x) < 20 else -1 for x in names]
+    return np.array([number if number < count else -1 for number in found], np.int64)
 
 
 class TarImages(ShardImages):
@@ -173,8 +187,11 @@ class TarImages(ShardImages):
                 f"wds:{pattern}: there is no image among {held:,} members (looked for {suffixes})"
             )
 
-    def _in_full(self, names: Sequence[str]) -> np.ndarray:
-        return self.shards.find(names)
+    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+        return self.shards.index(shard).find(names)
+
+    def _row(self, shard: int, name: str) -> int:
+        return self.shards.index(shard).find_one(name)
 
     def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         index = self.shards.index(shard)
@@ -220,8 +237,8 @@ class RecordImages(ShardImages):
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_counts": self._counts}
 
-    def _in_full(self, names: Sequence[str]) -> np.ndarray:
-        return self._numbered(names, self._counts)
+    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+        return numbers(names, self._counts[shard])
 
     def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)

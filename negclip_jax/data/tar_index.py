@@ -50,7 +50,7 @@ _LEFT_OUT = {
 }  # fmt: skip
 _WITHOUT_CONTENT = b"123456"
 # The hash of a name is a polynomial modulo 2^64 of its bytes: NumPy computes many at once.
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_FACTOR, _MODULO = 0x9E3779B97F4A7C15, 2**64
 _HASHED = 2**16  # names at a time
 _found_sound: set[tuple] = set()  # indexes that this process has checked
 
@@ -101,6 +101,11 @@ class Index(NamedTuple):
         place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
         return np.where(self.hashes[place] == wanted, self.members[place].astype(np.int64), -1)
 
+    def find_one(self, name: str) -> int:
+        """Which member has this name, or -1: the same in a tenth of the time."""
+        place = search(self.hashes, name)
+        return -1 if place < 0 else int(self.members[place])
+
     def are_photos(self) -> np.ndarray:
         """Bool `[N]`, which members are photos by the suffixes of their names."""
         found = np.zeros(len(self.ends), bool)
@@ -124,10 +129,21 @@ def hashed(names: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
+def search(hashes: np.ndarray, name: str) -> int:
+    """The first place of a name's hash among ascending ones, uint64 `[N]`, or -1."""
+    total, power = 0, _FACTOR
+    for byte in name.encode("utf-8", "surrogatepass"):
+        total += (byte + 1) * power
+        power = power * _FACTOR % _MODULO
+    wanted = np.uint64(total % _MODULO)
+    place = int(hashes.searchsorted(wanted))
+    return place if place < len(hashes) and hashes[place] == wanted else -1
+
+
 def _hashes(content: np.ndarray, ends: np.ndarray) -> np.ndarray:
     starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
     lengths = ends.astype(np.int64) - starts
-    powers = np.full(lengths.max(initial=0), _FACTOR).cumprod(dtype=np.uint64)
+    powers = np.full(lengths.max(initial=0), np.uint64(_FACTOR)).cumprod(dtype=np.uint64)
     place = np.arange(len(content)) - np.repeat(starts, lengths)
     sums = np.zeros(len(content) + 1, np.uint64)
     np.cumsum((content.astype(np.uint64) + np.uint64(1)) * powers[place], out=sums[1:])

@@ -40,12 +40,19 @@ def test_loader_counts_tokens_and_captions(tmp_path, capsys):
     rng = np.random.default_rng(1)
     captions.write_text("\n".join(material.negated_caption(rng) for _ in range(300)))
     path = tmp_path / "loader.json"
-    loader.main([f"--captions={captions}", "--batch-size=64", "--repetitions=1", f"--json={path}"])
+    sizes = ["--batch-size=64", "--repetitions=1", "--photos=48"]
+    loader.main([f"--captions={captions}", *sizes, f"--json={path}"])
     result = json.loads(path.read_text())
     assert result["captions"] == 300
     assert 20 < result["tokens_per_caption"] < 25
     assert 1 < result["tokens_computed_per_real"] < 1.4 < result["tokens_padded_per_real"]
-    assert "tokenized/s" in capsys.readouterr().out
+    read = result["sources"]
+    assert read["photos"] == 48
+    for source in ("folder", "tars", "parquet"):
+        assert read[f"{source}_reads_per_second"] > read[f"{source}_batches_per_second"] > 0
+    assert read["folder_batches_ratio"] == 1 != read["tars_batches_ratio"]
+    printed = capsys.readouterr().out
+    assert "tokenized/s" in printed and "| parquet " in printed
 
 
 def test_loader_without_the_file(tmp_path):
