@@ -23,6 +23,7 @@ from typing import Any
 from data_gen import manifest
 from data_gen.build import Models, Roles, build, connected, resolve
 from data_gen.engines.cache import Cache, read_statistics
+from data_gen.images import PhotoFolder
 from data_gen.pipeline import FirstAnswers, UselessAnswers
 from data_gen.prompts import Prompt, load_prompts
 from data_gen.records import ImageItem, Rows, write_table
@@ -34,7 +35,6 @@ from negclip_jax.common import extras, storage
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.journal import Journal
-from negclip_jax.common.photos import find_file
 from negclip_jax.common.provenance import (
     content_hash,
     file_facts,
@@ -179,7 +179,7 @@ def prepare(config: Settings) -> Job:
     folder = config.input.images
     # Single photos may be missing; where none of the first is there, the folder is wrong.
     names = [image.file_name for image in ingested.images[:_LOOKED_FOR]]
-    if folder is not None and not any(find_file(Path(folder), name) for name in names):
+    if folder is not None and not PhotoFolder(folder, 1).holds_any(names):
         raise InputError(
             f"none of the first {len(names)} photos is in {folder} (for example {names[0]}); give "
             "--images the folder that the file names start from"

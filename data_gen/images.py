@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -13,8 +14,10 @@ from PIL import Image
 from negclip_jax.common.chat.messages import ChatImage
 from negclip_jax.common.decoding import MAX_BYTES, ImageError, is_upright, opened, to_rgb, upright
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.photos import find_file
 from negclip_jax.data.records import unsafe_name
+from negclip_jax.data.sources import is_folder, open_images
 
 _QUALITY = 90
 
@@ -40,7 +43,10 @@ class PhotoError(Exception):
 
 
 class PhotoFolder:
-    """Photos by their name below one folder, as files of the captions name them."""
+    """Photos by their name below one folder, as files of the captions name them.
+
+    In place of a folder stands whatever `data.sources.open_images` opens: tars, Parquet, a bucket.
+    """
 
     def __init__(self, root: str | os.PathLike, long_side: int, by: str = "data", url: str = ""):
         """Raises InputError where there is no such folder.
@@ -52,24 +58,57 @@ class PhotoFolder:
           url: what stands before a photo's name for "url".
         """
         self.root, self._long_side, self._by, self._url = Path(root), long_side, by, url
-        if not self.root.is_dir():
+        self._source = None if is_folder(str(root)) else open_images(str(root))
+        if self._source is not None:
+            if by == "file":
+                raise InputError(f"images.by=file: photos of {root} are no files; images.by=data")
+        elif not self.root.is_dir():
             raise InputError(f"the image folder {root} does not exist; give --images=DIR")
         self._real_root = os.path.realpath(root)
 
     def path(self, name: str) -> Path:
         """Where the photo lies. Raises PhotoError for a name that leaves the folder."""
-        reason = unsafe_name(name)
-        if reason:
-            raise PhotoError("image_outside", f"the image name {name!r} {reason}")
+        self._check(name)
         path = find_file(self.root, name) or self.root / name
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
             raise PhotoError("image_outside", f"{name}: a link leads out of the image folder")
         return path
 
+    def holds_any(self, names: Sequence[str]) -> bool:
+        """Whether one of the photos is there."""
+        if self._source is not None:
+            return len(self._source.missing(names)) < len(set(names))
+        return any(find_file(self.root, name) for name in names)
+
+    def thumbnail(self, name: str, side: int) -> str:
+        """Data URL of a small copy, "" where there is no such photo or none that can be read."""
+        try:
+            file = self.path(name) if self._source is None else self._read(name)
+            return file_thumbnail(file, side)
+        except (PhotoError, ImageError):
+            return ""
+
     def load(self, name: str) -> Photo:
         """Reads, checks and, where needed, converts one photo. Raises PhotoError."""
-        path = self.path(name)
+        if self._source is not None:
+            photo, where = encode(self._read(name), name, self._long_side), name
+        else:
+            path = self.path(name)
+            photo = encode(self._file(path, name), name, self._long_side)
+            where = path.relative_to(self.root).as_posix()
+        if self._by == "data":
+            return photo
+        # Its name on disk may be spelled otherwise than in the captions.
+        address = path.absolute().as_uri() if self._by == "file" else self._url + quote(where)
+        return replace(photo, encoding=self._by, data=b"", address=address)
+
+    def _check(self, name: str) -> None:
+        reason = unsafe_name(name)
+        if reason:
+            raise PhotoError("image_outside", f"the image name {name!r} {reason}")
+
+    def _file(self, path: Path, name: str) -> bytes:
         try:
             state = path.stat()
             if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_BYTES:
@@ -82,13 +121,19 @@ class PhotoFolder:
             raise PhotoError("image_unreadable", f"{name}: {error.strerror}") from None
         if not data:
             raise PhotoError("image_empty", f"{name} has 0 bytes")
-        photo = encode(data, name, self._long_side)
-        if self._by == "data":
-            return photo
-        # Its name on disk may be spelled otherwise than in the captions.
-        where = path.relative_to(self.root).as_posix()
-        address = path.absolute().as_uri() if self._by == "file" else self._url + quote(where)
-        return replace(photo, encoding=self._by, data=b"", address=address)
+        return data
+
+    def _read(self, name: str) -> bytes:
+        self._check(name)
+        if data := self._source.read(name):
+            return data
+        try:
+            if self._source.missing([name]):
+                raise PhotoError("image_missing", f"{name} is not in {self.root}")
+            self._source.open(name)  # says why
+        except ImageError as error:
+            raise PhotoError("image_unreadable", str(error)) from None
+        raise PhotoError("image_unreadable", f"{name} could not be read at first")
 
 
 def encode(data: bytes, name: str, long_side: int) -> Photo:

@@ -16,12 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_gen.images import PhotoError, PhotoFolder
+from data_gen.images import PhotoFolder
 from data_gen.texts import texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import plural, write_page
-from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.common.statistics import Share
 
@@ -111,12 +110,8 @@ def write_sheet(
     drawn += half[True][: number - len(drawn)]
     if not drawn:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    thumbnails: dict[str, str] = {}
-    for name in sorted({row["file_name"] for row in drawn}):
-        try:
-            thumbnails[name] = file_thumbnail(photos.path(name), _SIDE)
-        except PhotoError:  # a name that leads out of the folder
-            thumbnails[name] = ""
+    names = sorted({row["file_name"] for row in drawn})
+    thumbnails = {name: photos.thumbnail(name, _SIDE) for name in names}
     photos_there = {name: url for name, url in thumbnails.items() if url}
     shown = [row for row in drawn if row["file_name"] in photos_there]
     if not shown:

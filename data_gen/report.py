@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import NOT_ANNOTATED
-from data_gen.images import PhotoError, PhotoFolder
+from data_gen.images import PhotoFolder
 from data_gen.label_sheet import RATES, sample, write_sample
 from data_gen.manifest import (
     counts,
@@ -27,7 +27,6 @@ from data_gen.texts import SOURCES, texts
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import plural, write_page
-from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
@@ -46,11 +45,10 @@ def write_report(run: str | os.PathLike) -> Path:
     # Data URLs of the photos that are still below their folder, by their names.
     thumbnails = dict.fromkeys((row["file_name"] for row in (*gallery, *doubtful)), "")
     photos = summary.manifest["config"]["input"]["images"]
-    if photos is not None and Path(photos).is_dir():
-        folder = PhotoFolder(photos, THUMBNAIL)
-        for name in thumbnails:
-            with contextlib.suppress(PhotoError):  # a name that leads out of the folder
-                thumbnails[name] = file_thumbnail(folder.path(name), THUMBNAIL)
+    with contextlib.suppress(InputError):  # photos that are not there any more
+        folder = PhotoFolder(photos, THUMBNAIL) if photos is not None else None
+        for name in thumbnails if folder else ():
+            thumbnails[name] = folder.thumbnail(name, THUMBNAIL)
     found = ((pair["pair_id"], rows) for pair, rows in texts(summary.run))
     told = {name: rows for name, rows in found if name in shown}
     # What has a false text beside it shows more of what a pair is.

@@ -247,11 +247,16 @@ class Shards:
     def by_shard(self, names: Sequence[str]) -> dict[int, tuple[list[int], list[str]]]:
         """For each shard that names begin with: which of the names, and the rests of these."""
         found: dict[int, tuple[list[int], list[str]]] = {}
+        start, rows, rests = None, [], []  # neighbours are of one shard, as a rule
         for row, name in enumerate(names):
-            if (parts := self.split(name)) is not None:
+            if start is None or not name.startswith(start):
+                if (parts := self.split(name)) is None:
+                    start = None
+                    continue
+                start = name[: len(name) - len(parts[1])]
                 rows, rests = found.setdefault(parts[0], ([], []))
-                rows.append(row)
-                rests.append(parts[1])
+            rows.append(row)
+            rests.append(name[len(start) :])
         return found
 
     def __getstate__(self) -> dict:

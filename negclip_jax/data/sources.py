@@ -11,6 +11,13 @@ from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.images import ImageDirectory, ImageSource
 from negclip_jax.data.shard_images import RecordImages, TarImages
 
+_KINDS = ("wds", "parquet", "arrayrecord", "tfds")
+
+
+def is_folder(spec: str) -> bool:
+    """Whether `spec` names a folder of this machine, there or not."""
+    return spec.partition(":")[0] not in _KINDS and not storage.is_remote(spec)
+
 
 def open_images(spec: str) -> ImageSource:
     """The images that `spec` names; see the module.
@@ -30,7 +37,7 @@ def open_images(spec: str) -> ImageSource:
         from negclip_jax.data.parquet_images import ParquetImages
 
         return ParquetImages(rest)
-    return BucketImages(spec) if storage.is_remote(spec) else ImageDirectory(spec)
+    return ImageDirectory(spec) if is_folder(spec) else BucketImages(spec)
 
 
 def tfds_name(text: str) -> tuple[str, str]:

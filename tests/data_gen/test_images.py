@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fault_server import photo
 from PIL import Image
+from tiny_tars import member, write_tar
 
 from data_gen.images import PhotoError, PhotoFolder, encode
 from negclip_jax.common.decoding import decode
@@ -164,3 +165,34 @@ def test_names_in_another_spelling_and_formats_that_are_not_read(tmp_path):
     ) as bad:
         folder.load("phone.heic")
     assert bad.value.code == "image_undecodable"
+
+
+def test_photos_in_tars(tmp_path):
+    contents = {"a.jpg": photo(0), "b.jpg": photo(1), "bad.jpg": b"no photo", "empty.jpg": b""}
+    write_tar(tmp_path / "0.tar", [member(name, data) for name, data in contents.items()])
+    tars = PhotoFolder(f"wds:{tmp_path}/*.tar", 672)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(contents["a.jpg"])
+    folder = PhotoFolder(tmp_path / "photos", 672)
+    assert tars.load("a.jpg") == tars.load("0.tar/a.jpg") == folder.load("a.jpg")
+    assert tars.thumbnail("a.jpg", 32) == folder.thumbnail("a.jpg", 32) != ""
+    assert tars.thumbnail("none.jpg", 32) == folder.thumbnail("../x", 32) == ""
+    assert tars.holds_any(["none.jpg", "b.jpg"]) and not tars.holds_any(["none.jpg", "../a.jpg"])
+    assert folder.holds_any(["none.jpg", "a.jpg"]) and not folder.holds_any(["b.jpg"])
+    codes = {}
+    for name in ("none.jpg", "bad.jpg", "empty.jpg", "../a.jpg"):
+        with pytest.raises(PhotoError) as caught:
+            tars.load(name)
+        codes[name] = caught.value.code
+    assert list(codes.values()) == [
+        "image_missing",
+        "image_undecodable",
+        "image_unreadable",
+        "image_outside",
+    ]
+    by_url = PhotoFolder(f"wds:{tmp_path}/*.tar", 672, "url", "https://photos/")
+    assert by_url.load("a.jpg").address == "https://photos/a.jpg"
+    with pytest.raises(InputError, match=r"photos of wds:.* are no files"):
+        PhotoFolder(f"wds:{tmp_path}/*.tar", 672, "file")
+    with pytest.raises(InputError, match="match no file"):
+        PhotoFolder("wds:none-*.tar", 672)

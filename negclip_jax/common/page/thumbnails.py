@@ -20,10 +20,10 @@ def thumbnail(image: Image.Image, side: int = 176) -> str:
     return jpeg_url(buffer.getvalue())
 
 
-def file_thumbnail(path: str | os.PathLike, side: int = 176) -> str:
-    """The `thumbnail` of an image file, turned upright; "" where it is gone or unreadable."""
+def file_thumbnail(file: bytes | str | os.PathLike, side: int = 176) -> str:
+    """The `thumbnail` of an image file or its bytes, upright; "" where it cannot be read."""
     try:
-        with opened(path) as image:
+        with opened(file) as image:
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at 1/2, 1/4 or 1/8
             return thumbnail(upright(image), side)
     except ImageError:
