@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from bench.harness import matmul_rate, peak_memory
 from configs import negationclip
+from negclip_jax.data.pairs import read_pairs
 from negclip_jax.interop import huggingface
 from negclip_jax.models import flops
 from negclip_jax.models.transformer import matmul_precision
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
-from negclip_jax.training.inputs import read_data
 from negclip_jax.training.setup import prepare
 
 
@@ -37,9 +37,7 @@ class Ours:
     def batches(self, start: int, stop: int) -> list[list[tuple[str, str]]]:
         """Photo and caption of each pair in the batches of these steps."""
         data, loader = self._config.data, self._run.loader
-        pairs, _ = read_data(
-            pairs=data.pairs, images=data.images, caption_mode="negated", max_bad_images=0.0
-        )
+        pairs = read_pairs(data.pairs)
         chosen = [loader.pairs_at(step)[0] for step in range(start, stop)]
         return [[(pairs[i].image, pairs[i].negated) for i in batch] for batch in chosen]
 
@@ -93,7 +91,7 @@ class Ours:
         total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
         for step in range(start, stop):
             texts = loader.examples.shown(*loader.pairs_at(step)).index_BxM.ravel()
-            lengths = loader.examples.tokens.lengths[texts]
+            lengths = loader.examples.tokens.lengths_of(texts)
             logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
             for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
                 forward = count(sizes.text, sizes.projection_dim, lengths) + logits

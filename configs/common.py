@@ -79,6 +79,9 @@ def _what_is_computed(config: ConfigDict) -> None:
     data.packing = True  # several captions a row instead of padding; same result
     data.cache_features = True  # of a frozen vision tower: computed once; same result
     data.cache_dir = "{workdir}/features"
+    # Pairs, checked and tokenized once: later starts, and other runs with the same folder here,
+    # map them into memory. Some 100 bytes a pair.
+    data.examples_dir = "{workdir}/examples"
     data.workers = 0  # processes that load images; 0: threads of this process
     data.threads = 16  # threads that load images when workers is 0
     # Decoded pixels are kept in memory where those of all images fit into this, so that a trained

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -23,6 +24,7 @@ CAPTION_MODES = ("negated", "original", "mix")
 TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 _SAMPLE = 10_000  # examples
+_LOST_SHOWN = 20  # texts that lose a negation, of which one may be shown
 _BLOCK = 2**18  # examples whose lengths are looked at together
 
 
@@ -67,6 +69,7 @@ class Examples:
       statements: of which an example shows some, others in each epoch.
       first_statement: index of their first text in `tokens`.
       stand_ins: how many of the images, the last ones, are no photos, see `stand_in_text`.
+      digest: of the names and tokens of the file that they were prepared from.
     """
 
     images: Sequence[str]
@@ -80,6 +83,7 @@ class Examples:
     statements: Statements | None = None
     first_statement: int = 0
     stand_ins: int = 0
+    digest: str | None = None
 
     @classmethod
     def of_captions(cls, images: Sequence[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
@@ -244,55 +248,87 @@ class Examples:
 def without_truncated(
     pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int, truncated: str
 ) -> list[Pair]:
-    """The pairs without those whose captions say something else once they are cut.
+    """The pairs that `kept_of` keeps of what `losses_by_cut` says.
+
+    Raises InputError where no pair is left. Says in the log how many are cut and left out.
+    """
+    losses, lost = losses_by_cut(pairs, tokenizer, caption_mode=caption_mode, foils=foils)
+    kept = kept_of(losses, tokenizer.context_length, truncated, lost[0][1] if lost else None)
+    return list(itertools.compress(pairs, kept.tolist()))
+
+
+def losses_by_cut(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Whose captions say something else once they are cut.
 
     A model reads the first tokens of a caption, 77 for CLIP. A negation behind them is lost, and
     texts that differ behind them alone become equal: such a pair teaches that "no dog" is "a dog".
 
     Args:
       pairs, tokenizer, caption_mode, foils: as for `tokenize_pairs`.
-      truncated: which pairs are left out: "drop_lost", those that lose a negation or the difference
-        between two of their texts; "drop", all with a text that is cut; "keep", none.
 
-    Raises InputError where no pair is left. Says in the log how many are cut and left out.
+    Returns:
+      uint8 `[N]`: 0 for a pair whose texts are all whole, 1 for one with a text that is cut, 2 for
+      one that loses a negation by it, or the difference between two of its texts; and of the first
+      of these the number and the first text.
     """
     room = tokenizer.context_length - tokenizer.special_tokens
 
     def cut(text: str) -> str:
         """What the model reads of a text, in whole words."""
         # A token is a byte at least: most texts need not be tokenized to know that they fit.
+        if len(text) < room and text.isascii():
+            return text
         if len(text.encode()) < room or len(tokenizer.encode(text)) <= room:
             return text
         ends = [token.end for token in tokenize(text)]
         fits = bisect.bisect_right(ends, room, key=lambda end: len(tokenizer.encode(text[:end])))
         return text[: ends[fits - 1]] if fits else ""
 
-    kept, long, lost = [], 0, []
-    for pair in pairs:
+    losses, lost = np.zeros(len(pairs), np.uint8), []
+    for number, pair in enumerate(pairs):
         shown = [pair.negated] if caption_mode != "original" else []
         shown += [pair.caption] if caption_mode != "negated" else []
         texts = [*shown, *pair.foils[:foils]]
         read = [cut(text) for text in texts]
         if read != texts:
-            long += 1
             cues = [[len(find_cues(tokenize(x))) for x in column] for column in (texts, read)]
             is_lost = cues[0] != cues[1] or len(set(read)) < len(set(texts))
-            lost += [texts[0]] if is_lost else []
-            if truncated == "drop" or (truncated == "drop_lost" and is_lost):
-                continue
-        kept.append(pair)
+            losses[number] = 1 + is_lost
+            if is_lost and len(lost) < _LOST_SHOWN:
+                lost.append((number, texts[0][:200]))
+    return losses, lost
+
+
+def kept_of(
+    losses: np.ndarray, context_length: int, truncated: str, example: str | None
+) -> np.ndarray:
+    """Which pairs are kept, bool `[N]`.
+
+    Args:
+      losses: see `losses_by_cut`.
+      context_length: of the model.
+      truncated: which pairs are left out: "drop_lost", those that lose a negation or the difference
+        between two of their texts; "drop", all with a text that is cut; "keep", none.
+      example: a text that loses its negation, for the log.
+
+    Raises InputError where no pair is left. Says in the log how many are cut and left out.
+    """
+    kept = losses < {"drop": 1, "drop_lost": 2, "keep": 3}[truncated]
+    long, lost = np.count_nonzero(losses), np.count_nonzero(losses == 2)
     if long:
         _log.warning(
             "%s of %s pairs have a caption that is cut at %d tokens, and %s of them lose a "
             "negation by that%s; data.truncated=%s leaves out %s pairs",
-            *(f"{long:,}", f"{len(pairs):,}", tokenizer.context_length, f"{len(lost):,}"),
-            f", e.g. {lost[0][:200]!r}" if lost else "",
-            *(truncated, f"{len(pairs) - len(kept):,}"),
+            *(f"{long:,}", f"{len(losses):,}", context_length, f"{lost:,}"),
+            f", e.g. {example!r}" if example is not None else "",
+            *(truncated, f"{len(losses) - np.count_nonzero(kept):,}"),
         )
-    if not kept:
+    if not kept.any():
         raise InputError(
-            f"data.truncated={truncated} leaves out all {len(pairs):,} pairs, whose captions are "
-            f"longer than {tokenizer.context_length} tokens: shorten them, or set "
+            f"data.truncated={truncated} leaves out all {len(losses):,} pairs, whose captions are "
+            f"longer than {context_length} tokens: shorten them, or set "
             "data.truncated=keep"
         )
     return kept

@@ -5,26 +5,30 @@ JSON as NegationCLIP released it (`updated_caption` beside `caption` in each ann
 and Parquet, all with the same content. Everything wrong with a file is reported in one error.
 """
 
+import dataclasses
 import json
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from negclip_jax.common import atomic_files, coco, remote, storage, strict_json
 from negclip_jax.common.problems import Problems
+from negclip_jax.common.provenance import content_hash, file_facts
 from negclip_jax.common.records import as_written, identity, is_half
 from negclip_jax.data import pair_tables
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
+from negclip_jax.data.sources import tfds_name
 
 __all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "write_pairs"]
 
 _log = logging.getLogger(__name__)
 
 LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
+_KNOWN_NAMES = 2**18
 _MOST_KEYS = 20  # of the records of a file, that an error names
 
 
@@ -41,28 +45,66 @@ def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its records.
     """
+    return list(iter_pairs(path, require_negated=require_negated))
+
+
+def iter_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> Iterator[Pair]:
+    """The pairs of `read_pairs`, one by one; of JSONL and Parquet few are in memory at a time.
+
+    What is wrong with records is raised after the last one: use no pair before that.
+    """
+    if os.fspath(path).startswith("tfds:"):
+        from negclip_jax.data import tfds
+
+        yield from tfds.read_tfds_pairs(*tfds_name(os.fspath(path)))
+        return
     if storage.is_remote(path):
         with remote.copied(path) as copy:
-            return read_pairs(copy, require_negated=require_negated)
-    file = _File(Path(path), require_negated)
+            yield from iter_pairs(copy, require_negated=require_negated)
+            return
+    file, count = _File(Path(path), require_negated), 0
     try:
         form = _format_of(file.path)
         records = {"coco": _coco_records, "jsonl": _jsonl_records, "parquet": _parquet_records}
-        pairs = [file.pair(where, record) for where, record in records[form](file)]
+        for where, record in records[form](file):
+            if (pair := file.pair(where, record)) is not None:
+                count += 1
+                yield pair
     except OSError as error:
         raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
     file.raise_if_any(file.path, PairError, "Correct or remove these records; nothing was read.")
     key = "updated_caption" if form == "coco" else "negated"
-    if not pairs and file.dropped:
+    if not count and file.dropped:
         raise PairError(
             f'{path}: none of its {file.dropped} records has "{key}", the negated caption. Write '
             'them with data_gen, or set data.caption_mode="original" to train on plain captions.'
         )
-    if not pairs:
+    if not count:
         raise PairError(f"{path} holds no captions: there is nothing to train on.")
     left_out = f", {file.dropped} records without {key} left out" if file.dropped else ""
-    _log.info("%s: %d pairs%s", path, len(pairs), left_out)
-    return pairs
+    _log.info("%s: %d pairs%s", path, count, left_out)
+
+
+def content_of(path: str | os.PathLike) -> tuple[list, Callable[[], str]]:
+    """What says quickly that a file of pairs is the same, and a function that digests its content.
+
+    The first changes whenever the file does. Raises PairError for what is no file of pairs.
+    """
+    if os.fspath(path).startswith("tfds:"):
+        return [], lambda: content_hash([*map(dataclasses.astuple, iter_pairs(path))])
+    if storage.is_remote(path):
+        found = remote.listed(storage.path(path))
+        if "" not in found:
+            raise PairError(f"There is no file of pairs at {path}.")
+        version = [found[""]["size"], remote.checksum(found[""])]
+        return version, lambda: content_hash([str(path), version])
+    try:
+        _format_of(Path(path))
+        stat = os.stat(path)
+    except OSError as error:
+        raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
+    version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return version, lambda: file_facts(path)["sha256"]
 
 
 def _format_of(path: Path) -> str:
@@ -145,6 +187,8 @@ class _File(Problems):
             shown = f" {name[:100]!r}" if isinstance(name, str) and name else ""
             self.note(f"the image name {reason}", where + shown)
             return None
+        if len(self._names) >= _KNOWN_NAMES:
+            self._names.clear()
         self._names[name] = posixpath.normpath(name)
         return self._names[name]
 

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
 
@@ -63,25 +65,50 @@ def split_pairs(
     The same on every machine and numpy version. Raises PairError for a fraction outside 0 <= f < 1
     or one that leaves a side empty, and for another `by`.
     """
+    groups = None
+    if by == "image":
+        names = _image_groups(pairs)
+        number = {name: i for i, name in enumerate(sorted(set(names)))}
+        groups = np.array([number[name] for name in names], np.int64)
+    is_held_out = held_out(
+        groups, len(pairs), validation_fraction=validation_fraction, by=by, seed=seed
+    )
+    train, validation = [], []
+    for pair, is_out in zip(pairs, is_held_out.tolist(), strict=True):
+        (validation if is_out else train).append(pair)
+    return train, validation
+
+
+def held_out(
+    groups: np.ndarray | None, n: int, *, validation_fraction: float, by: str, seed: int
+) -> np.ndarray:
+    """Which of n pairs are for validation, bool `[n]`; see `split_pairs`.
+
+    `groups`: for a split by image, non-negative integers `[n]`, equal for pairs of one image and
+    ordered as the names of images are; for one by caption None.
+    """
     if by not in ("image", "caption"):
         raise PairError(f'Pairs can be split by "image" or by "caption", not by {by!r}.')
     if not 0 <= validation_fraction < 1:
         raise PairError(f"validation_fraction is {validation_fraction}: it must be in 0 <= f < 1.")
-    groups = _image_groups(pairs) if by == "image" else range(len(pairs))
-    names = sorted(set(groups))
-    count = round(validation_fraction * len(names))
-    if validation_fraction and not 0 < count < len(names):
+    if groups is not None:
+        is_there = np.zeros(groups.max(initial=-1) + 1, bool)
+        is_there[groups] = True
+    total = n if groups is None else int(is_there.sum())
+    count = round(validation_fraction * total)
+    if validation_fraction and not 0 < count < total:
         raise PairError(
-            f"A validation_fraction of {validation_fraction} of {len(names)} {by}s leaves the "
+            f"A validation_fraction of {validation_fraction} of {total} {by}s leaves the "
             f"{'training' if count else 'validation'} side empty: give more {by}s, another "
             "fraction, or 0 for no validation."
         )
-    chosen = order.held_out(len(names), count, seed)
-    held_out = {name for name, is_held_out in zip(names, chosen, strict=True) if is_held_out}
-    train, validation = [], []
-    for pair, group in zip(pairs, groups, strict=True):
-        (validation if group in held_out else train).append(pair)
-    return train, validation
+    if not count:
+        return np.zeros(n, bool)
+    chosen = order.held_out(total, count, seed)
+    if groups is None:
+        return chosen
+    is_there[is_there] = chosen
+    return is_there[groups]
 
 
 def _image_groups(pairs: Sequence[Pair]) -> list[tuple[str, str]]:

@@ -11,9 +11,12 @@ token after the text and pad to the model's full length, and the model reads the
 always whole. A caption cannot place a special token there either.
 """
 
+import hashlib
 import html
+import json
 import re
 import string
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +27,13 @@ import regex
 
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import package_versions
 from negclip_jax.common.strict_json import read_json, read_text
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 _MOST_IDS = 2**31  # ids are int32
+_ALGORITHM = 1  # changes with the code, where that changes the ids of any text
 # Bounds of the word cache: at most ~30 MB, and no word long enough to matter alone.
 _CACHED_WORDS, _CACHED_WORD_LENGTH = 100_000, 64
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -82,6 +87,8 @@ class Tokenizer:
       vocab_size: number of ids, 49,408 for CLIP.
       eos_id, pad_id: ids of the end token and of what fills up a row.
       special_tokens: positions of a caption that the start and end token take.
+      fingerprint: changes with whatever changes the ids of a text; what was tokenized is kept by
+        it.
     """
 
     context_length: int
@@ -89,6 +96,7 @@ class Tokenizer:
     eos_id: int
     pad_id: int = 0
     special_tokens: int
+    fingerprint: str
     _start: tuple[int, ...] = ()
     _always_pads = False
 
@@ -162,6 +170,7 @@ class CLIPTokenizer(Tokenizer):
         self.bos_id, self.eos_id = vocab[start], vocab[end]
         self._start = (self.bos_id,)
         self._vocab, self._source = vocab, source
+        self.fingerprint = _digest("clip", context_length, start, end, vocab, list(merges))
         # Merges in O(n log n), where OpenAI's own code needs seconds for a word of 20,000 letters.
         self._bpe = BPE(vocab=vocab, merges=list(merges), end_of_word_suffix=WORD_END)
         self._words: dict[str, list[int]] = {}
@@ -234,6 +243,14 @@ class CLIPTokenizer(Tokenizer):
                 f"A token length of {length} cannot be used: it must hold the start and the end "
                 f"token and be at most the context length, {self.context_length}."
             )
+
+
+def _digest(*parts: object) -> str:
+    """Of what decides the ids of a text, with the versions of what cleans and cuts it."""
+    packages = ("ftfy", "regex", "tokenizers", "sentencepiece")
+    versions = package_versions(packages)
+    described = json.dumps([_ALGORITHM, sys.version_info[:2], versions, parts], default=str)
+    return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def _check_vocabulary(vocab, merges, specials, source) -> None:
@@ -332,6 +349,8 @@ class SigLIPTokenizer(Tokenizer):
             missing = names[ids.index(None)]
             raise TokenizerError(f"{path} has no token {missing!r}, which its settings name.")
         self.vocab_size = tokenizer.get_vocab_size()
+        read = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.fingerprint = _digest("siglip", self.context_length, is_first, names, read)
         self._encode = lambda text: tokenizer.encode(clean(text), add_special_tokens=False).ids
 
     def _read_sentencepiece(self, path: Path) -> None:
@@ -347,6 +366,8 @@ class SigLIPTokenizer(Tokenizer):
         except (OSError, RuntimeError) as error:
             raise TokenizerError(f"{path} cannot be read: {error}.") from None
         self.vocab_size = model.get_piece_size()
+        read = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.fingerprint = _digest("siglip", self.context_length, read)
         self.eos_id = self.pad_id = model.eos_id()  # SigLIP pads with its end token
         self._encode = lambda text: model.encode(_without_punctuation(text))
 

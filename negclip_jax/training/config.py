@@ -63,7 +63,7 @@ _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "m
 _FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
 # That of the data says whether pairs were left out: `data_fingerprint`.
 _FREE += ("train.logit_block_mib", "data.truncated", "data.statements", "data.text_nouns")
-_FREE += ("data.kept_pixels_mib",)
+_FREE += ("data.kept_pixels_mib", "data.examples_dir")
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
 _OF_ONE_HOST += ("eval.data", "data.statements", "data.kept_pixels_mib", "runtime.process_id")
@@ -72,6 +72,7 @@ _OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns")
 # What a run did whose `config.json` is older than the key.
 ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
+ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")

@@ -1,54 +1,133 @@
 """From configuration to loaders: which pairs, from where, tokenized and packed how."""
 
+import contextlib
+import dataclasses
 import hashlib
+import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from negclip_jax.common import storage
+from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.examples import Examples, stand_in_text, tokenize_pairs, without_truncated
+from negclip_jax.data import prepared
+from negclip_jax.data.examples import (
+    Examples,
+    examples_of,
+    kept_of,
+    stand_in_text,
+    tokenize_pairs,
+    without_truncated,
+)
 from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.order import MOST_KEPT
 from negclip_jax.data.packing import Packing
-from negclip_jax.data.pairs import Pair, read_pairs, split_pairs
-from negclip_jax.data.sources import open_images, tfds_name
+from negclip_jax.data.pairs import content_of, iter_pairs, read_pairs
+from negclip_jax.data.prepared import Prepared
+from negclip_jax.data.records import held_out
+from negclip_jax.data.sources import open_images
 from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.runtime import multihost
+from negclip_jax.runtime import multihost, sharding
+
+_NAMES = 2**20  # whose images are looked for at a time
+_SHOWN = 5
 
 
 def read_data(
-    *, pairs: str, images: str, caption_mode: str, max_bad_images: float
-) -> tuple[list[Pair], ImageSource]:
-    """Pairs and where their images are, with pairs whose image is missing left out.
+    *,
+    pairs: str,
+    images: str,
+    caption_mode: str,
+    foils: int,
+    max_bad_images: float,
+    examples_dir: epath.Path,
+    tokenizer: Tokenizer,
+) -> tuple[Prepared, np.ndarray, ImageSource]:
+    """Prepared pairs, which of them have an image (int, ascending), and where images are.
 
     Raises InputError when more images are missing than `max_bad_images` (a share) allows.
     """
-    needs_negated = caption_mode != "original"
-    if pairs.startswith("tfds:"):
-        if needs_negated:
-            raise InputError(
-                "data.pairs=tfds:... has no negated captions; data.caption_mode=original"
-            )
-        from negclip_jax.data import tfds
-
-        all_pairs = tfds.read_tfds_pairs(*tfds_name(pairs))
-    else:
-        all_pairs = read_pairs(pairs, require_negated=needs_negated)
-    source = open_images(images)
-    names = {pair.image for pair in all_pairs}
-    missing = set(source.missing(sorted(names)))
-    listed = {"count": len(missing), "first of them": sorted(missing)[:5]}
-    multihost.require_same("set of missing images", listed)
+    shown = {"caption_mode": caption_mode, "foils": foils}
+    kept = _prepared(pairs, examples_dir, tokenizer, **shown)
+    source, missing, named = open_images(images), [], []
+    for start in range(0, len(kept.images), _NAMES):
+        names = kept.images[start : start + _NAMES]
+        if absent := set(source.missing(names)):
+            missing += [start + i for i, name in enumerate(names) if name in absent]
+            named += sorted(absent)[: _SHOWN - len(named)]
+    multihost.require_same("set of missing images", {"count": len(missing), "first of them": named})
+    is_there = np.ones(len(kept.images), bool)
+    is_there[missing] = False
     if missing:
-        shown = ", ".join(sorted(missing)[:5])
-        found = f"{len(missing)} of {len(names)} images are not in {images}: {shown}"
-        if len(missing) > max_bad_images * len(names):
+        found = f"{len(missing)} of {len(is_there)} images are not in {images}: {', '.join(named)}"
+        if len(missing) > max_bad_images * len(is_there):
             raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
         logging.warning("%s; their pairs are left out", found)
-    return [pair for pair in all_pairs if pair.image not in missing], source
+    return kept, _flagged(is_there[kept.image_of]), source
+
+
+def _prepared(pairs: str, examples_dir: epath.Path, tokenizer: Tokenizer, **shown: Any) -> Prepared:
+    """Prepared pairs that `examples_dir` holds; made by process 0 where it does not.
+
+    `shown`: caption_mode and foils.
+    """
+    needs_negated = shown["caption_mode"] != "original"
+    if pairs.startswith("tfds:") and needs_negated:
+        raise InputError("data.pairs=tfds:... has no negated captions; data.caption_mode=original")
+    memo = examples_dir / "digests.json"
+    version, digest = content_of(pairs)
+    known = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = dict(json.loads(storage.read_text(memo)))
+    content = known.get(pairs, [None])
+    with storage.announced(f"the digest of {pairs}"):
+        content = content[1] if content[0] == version else digest()
+    multihost.require_same("data", {"pairs and their fingerprint": content})
+    what = prepared.fingerprint(content, tokenizer, **shown)
+    place = examples_dir / f"pairs-{what}"
+
+    def opened() -> Prepared | None:
+        try:
+            copy = remote.local_copy(place)
+        except InputError:  # there is nothing in the bucket
+            return None
+        found = prepared.find(copy, what)
+        if found is None and storage.is_remote(place):
+            remote.forget_copy(copy)
+        return found
+
+    found = opened() if sharding.is_main_process() else None
+    if sharding.is_main_process():
+        if found is None:
+            where = Path(place)
+            far = storage.is_remote(place)
+            writing = remote.uploaded(place) if far else atomic_files.whole_directory(where)
+            with writing as folder:
+                read = iter_pairs(pairs, require_negated=needs_negated)
+                for count in prepared.write(read, folder, what, tokenizer, **shown):
+                    multihost.from_main("prepared examples", count)  # no process waits too long
+        if known.get(pairs) != [version, content]:
+            storage.write_json(memo, known | {pairs: [version, content]})
+        multihost.from_main("prepared examples", None)
+    else:
+        while multihost.from_main("prepared examples", None) is not None:
+            pass
+    found = found or opened()
+    if found is None:
+        raise InputError(f"{place} cannot be read after it was written: is the disk damaged?")
+    logging.info("%s prepared pairs come from %s", f"{len(found):,}", place)
+    return found
+
+
+def _flagged(flags: np.ndarray) -> np.ndarray:
+    """Numbers of those that are true, in four bytes each where these are enough."""
+    return np.flatnonzero(flags).astype(np.int32 if len(flags) < 2**31 else np.int64)
 
 
 def loaders(
@@ -63,6 +142,7 @@ def loaders(
     true_texts: int,
     false_texts: int,
     truncated: str,
+    examples_dir: epath.Path,
     validation_fraction: float,
     split_by: str,
     split_seed: int,
@@ -85,6 +165,7 @@ def loaders(
         false_texts, truncated, validation_fraction, split_by, split_seed, max_bad_images, packing,
         workers, threads, kept_pixels_mib: keys of the section `data`.
       seed: of order and choice of captions.
+      examples_dir: where prepared pairs are kept.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
       batch_sizes: pairs of a batch in training and in validation.
@@ -93,18 +174,30 @@ def loaders(
 
     Raises InputError for whatever cannot be read, also where another process reads something else.
     """
-    all_pairs, source = read_data(
-        pairs=pairs, images=images, caption_mode=caption_mode, max_bad_images=max_bad_images
-    )
     shown = {"caption_mode": caption_mode, "foils": foils}
-    all_pairs = without_truncated(all_pairs, tokenizer, **shown, truncated=truncated)
-    parts = split_pairs(
-        all_pairs, validation_fraction=validation_fraction, by=split_by, seed=split_seed
+    kept, rows, source = read_data(
+        pairs=pairs,
+        images=images,
+        **shown,
+        max_bad_images=max_bad_images,
+        examples_dir=examples_dir,
+        tokenizer=tokenizer,
     )
-    names = sorted({pair.image for pair in all_pairs})
+    example = next((text for row, text in kept.lost if row in rows), None)
+    is_kept = kept_of(kept.losses[rows], tokenizer.context_length, truncated, example)
+    rows = rows if is_kept.all() else rows[is_kept]
+    groups = kept.groups(rows) if split_by == "image" else None
+    how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
+    is_held_out = held_out(groups, len(rows), **how)
+    parts = [rows[~is_held_out], rows[is_held_out]] if is_held_out.any() else [rows, rows[:0]]
+    is_used = np.zeros(len(kept.images), bool)
+    is_used[kept.image_of[rows]] = True
+    names, number = kept.images, None
+    if not is_used.all():
+        names, number = names.only(_flagged(is_used)), np.cumsum(is_used, dtype=np.int32) - 1
     logging.info(
         "%s pairs of %s images: %s to train on, %s to validate",
-        *(f"{n:,}" for n in (len(all_pairs), len(names), *map(len, parts))),
+        *(f"{n:,}" for n in (len(rows), len(names), *map(len, parts))),
     )
     known, options = None, {"true_texts": true_texts, "false_texts": false_texts}
     options["truncated"] = truncated
@@ -112,11 +205,15 @@ def loaders(
         known = read_statements(statements, names, tokenizer, **options)
     made = []
     for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
-        if not part and not is_training:
+        if not len(part) and not is_training:
             break
         with_original = not is_training or (keeps_originals and caption_mode == "negated")
         texts = {**shown, "statements": known, "with_original": with_original}
-        examples = tokenize_pairs(part, names, tokenizer, **texts)
+        image_of = kept.image_of[part] if number is None else number[kept.image_of[part]]
+        small = len(kept) * kept.texts < 2**31
+        first_text = part * (np.int32(kept.texts) if small else np.int64(kept.texts))
+        examples = examples_of(names, image_of, kept.tokens, first_text, **texts)
+        examples = dataclasses.replace(examples, digest=kept.digest)
         if text_nouns is not None and is_training:
             rows = _text_rows(text_nouns, tokenizer, texts, options)
             examples = examples.with_stand_ins(rows)
@@ -175,14 +272,37 @@ def _text_rows(
 def fingerprint(examples: Examples) -> str:
     """16 hexadecimal digits that change with any image name or token of the examples.
 
-    Those of earlier versions, which held the texts of examples in another order: all first
-    captions, all second ones, foils; each example's number of each text.
+    Up to `MOST_KEPT` examples they are those of earlier versions, which held the texts of examples
+    in another order: all first captions, all second ones, foils; each example's number of each
+    text. Beyond that the digest of the prepared file stands for its names and tokens.
     """
-    digest = hashlib.sha256("\n".join(examples.images).encode())
+    digest, known = hashlib.sha256(), examples.statements
 
     def update(array: np.ndarray, dtype: type = np.int64) -> None:
         digest.update(np.ascontiguousarray(array, dtype).data)
 
+    if examples.digest is None or len(examples) <= MOST_KEPT:
+        _update_by_columns(examples, digest, update)
+    else:
+        shown = (examples.digest, examples.captions, examples.fixed, examples.original)
+        others = examples.images[len(examples.photos) :]
+        digest.update(repr((shown, len(examples.photos), others)).encode())
+        update(examples.image_of, np.int32)
+        update(examples.first_text)
+        beyond = 1 + examples.empty  # texts that the prepared file does not hold
+        update(examples.tokens.taken(np.arange(beyond, len(examples.tokens))).ids, np.int32)
+    if known is not None:
+        for array in (known.offsets, known.text):
+            update(array)
+        for array in (known.truth, known.holds_caption):
+            update(array, np.bool_)
+        for array in (known.polarity, known.unit, known.form):
+            update(array)
+    return digest.hexdigest()[:16]
+
+
+def _update_by_columns(examples: Examples, digest: Any, update: Callable) -> None:
+    digest.update("\n".join(examples.images).encode())
     pairs, tokens = np.arange(len(examples)), examples.tokens
     update(examples.image_of)
     first, (index, truth) = examples.first_text.astype(np.int64), examples.fixed_texts(pairs)
@@ -192,7 +312,7 @@ def fingerprint(examples: Examples) -> str:
         columns.append(index[:, -1])
     for texts in (*columns, index[is_foil], np.array([examples.empty])):
         update(tokens.taken(texts).ids, np.int32)
-    if (known := examples.statements) is not None:
+    if examples.statements is not None:
         update(tokens.taken(np.arange(examples.first_statement, len(tokens))).ids, np.int32)
     numbers = np.arange(len(columns) * len(pairs)).reshape(len(columns), -1)
     update(numbers[: len(examples.captions)])
@@ -203,11 +323,3 @@ def fingerprint(examples: Examples) -> str:
         if is_beside:
             index[:, -1] = numbers[-1]
         update(index)
-    if known is not None:
-        update(known.offsets)
-        update(known.text)
-        update(known.truth, np.bool_)
-        update(known.holds_caption, np.bool_)
-        for array in (known.polarity, known.unit, known.form):
-            update(array)
-    return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from negclip_jax.checkpoints.manager import Checkpoints, abstract_of
 from negclip_jax.checkpoints.restore import digests_of_files, restore_frozen, save_frozen
-from negclip_jax.common import remote
+from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokenizer import load_tokenizer
@@ -110,8 +110,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     preprocess = dataclasses.replace(preprocessor_of(base, model_config), **rules)
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     keeping = {key: train[key] for key in ("anchor_weight", "distill_weight")}
+    examples_dir = storage.path(data.pop("examples_dir").format(workdir=path))
     loader, validation_loader = inputs.loaders(
         **data,
+        examples_dir=examples_dir,
         seed=config.seed,
         keeps_originals=any(keeping.values()),
         batch_sizes=(train.batch_size, eval_size),

@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import CachedFeatures
@@ -100,6 +101,7 @@ def made(folder, tokenizer, changes: dict):
     if settings["statements"]:
         settings["statements"] = str(folder / "statements.parquet")
     settings |= {"pairs": str(folder / "pairs.jsonl"), "images": str(folder / "images")}
+    settings["examples_dir"] = epath.Path(folder / "examples")
     return loaders(**settings, tokenizer=tokenizer, preprocess=Preprocessor(size=8, resize=8))
 
 

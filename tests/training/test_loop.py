@@ -30,6 +30,7 @@ def test_the_workdir_holds_all_that_describes_the_run(finished_run, make_config)
         "checkpoints",
         "config.json",
         "environment.json",
+        "examples",
         "features",
         "frozen",
         "metrics.jsonl",
