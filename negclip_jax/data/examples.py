@@ -94,9 +94,10 @@ class Examples:
         return len(self.image_of)
 
     @property
-    def photos(self) -> list[str]:
+    def photos(self) -> Sequence[str]:
         """The images that can be read."""
-        return self.images[: len(self.images) - self.stand_ins]
+        count = len(self.images) - self.stand_ins
+        return self.images[:count] if self.stand_ins else self.images
 
     def with_stand_ins(self, other: "Examples") -> "Examples":
         """These examples and others that show as many texts, but of images that are no photos."""

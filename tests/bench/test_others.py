@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import images, loader, material, startup
+from bench import images, loader, material, prepared, startup
 from negclip_jax.data.tokenizer import load_tokenizer
 
 
@@ -83,3 +83,13 @@ def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
     _, offsets = tokenizer.encode_ragged([material.negated_caption(rng) for _ in range(2000)])
     lengths = np.diff(offsets)
     assert abs(lengths.mean() - 22.4) < 0.3 and abs(lengths.std() - 3.6) < 0.3
+
+
+def test_prepared_starts_twice_and_keeps_what_it_read(tmp_path, capsys):
+    path = tmp_path / "prepared.json"
+    prepared.main(["--pairs=1500", "--repetitions=1", f"--json={path}"])
+    found, said = json.loads(path.read_text()), capsys.readouterr().out
+    # Two captions of 22.4 tokens, two bytes each, and 8 for where each ends; image and its name.
+    assert 120 < found["kept_bytes_per_pair"] < 160
+    assert found["second_start"]["seconds"] > 0 and found["captions_per_second"] > 0
+    assert "1,500 pairs, two captions each" in said and "at 100 M, extrapolated" in said
