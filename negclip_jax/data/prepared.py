@@ -139,6 +139,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.image_of)
 
+    def first_text(self, rows: np.ndarray) -> np.ndarray:
+        """Of each of these pairs the first text, in four bytes where these are enough."""
+        is_small = len(self) * self.texts < 2**31
+        return rows * (np.int32 if is_small else np.int64)(self.texts)
+
     def groups(self, rows: np.ndarray) -> np.ndarray:
         """For the split by image: the least image that shares a file or an id with each of `rows`.
 

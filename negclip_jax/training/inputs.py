@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,27 @@ def _prepared(pairs: str, examples_dir: epath.Path, tokenizer: Tokenizer, **show
     return found
 
 
+def _divided(
+    kept: Prepared, rows: np.ndarray, tokenizer: Tokenizer, truncated: str, **how: Any
+) -> tuple[list[np.ndarray], Sequence[str], np.ndarray | None]:
+    """Pairs to train on and to validate, without those that the cut takes meaning from.
+
+    Also the names of their images, and where not all are used, the number of each among these.
+    `how`: see `records.held_out`.
+    """
+    example = next((text for row, text in kept.lost if row in rows), None)
+    is_kept = kept_of(kept.losses[rows], tokenizer.context_length, truncated, example)
+    rows = rows if is_kept.all() else rows[is_kept]
+    groups = kept.groups(rows) if how["by"] == "image" else None
+    is_held_out = held_out(groups, len(rows), **how)
+    parts = [rows[~is_held_out], rows[is_held_out]] if is_held_out.any() else [rows, rows[:0]]
+    is_used = np.zeros(len(kept.images), bool)
+    is_used[kept.image_of[rows]] = True
+    if is_used.all():
+        return parts, kept.images, None
+    return parts, kept.images.only(_flagged(is_used)), np.cumsum(is_used, dtype=np.int32) - 1
+
+
 def _flagged(flags: np.ndarray) -> np.ndarray:
     """Numbers of those that are true, in four bytes each where these are enough."""
     return np.flatnonzero(flags).astype(np.int32 if len(flags) < 2**31 else np.int64)
@@ -183,21 +204,11 @@ def loaders(
         examples_dir=examples_dir,
         tokenizer=tokenizer,
     )
-    example = next((text for row, text in kept.lost if row in rows), None)
-    is_kept = kept_of(kept.losses[rows], tokenizer.context_length, truncated, example)
-    rows = rows if is_kept.all() else rows[is_kept]
-    groups = kept.groups(rows) if split_by == "image" else None
     how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
-    is_held_out = held_out(groups, len(rows), **how)
-    parts = [rows[~is_held_out], rows[is_held_out]] if is_held_out.any() else [rows, rows[:0]]
-    is_used = np.zeros(len(kept.images), bool)
-    is_used[kept.image_of[rows]] = True
-    names, number = kept.images, None
-    if not is_used.all():
-        names, number = names.only(_flagged(is_used)), np.cumsum(is_used, dtype=np.int32) - 1
+    parts, names, number = _divided(kept, rows, tokenizer, truncated, **how)
     logging.info(
         "%s pairs of %s images: %s to train on, %s to validate",
-        *(f"{n:,}" for n in (len(rows), len(names), *map(len, parts))),
+        *(f"{n:,}" for n in (sum(map(len, parts)), len(names), *map(len, parts))),
     )
     known, options = None, {"true_texts": true_texts, "false_texts": false_texts}
     options["truncated"] = truncated
@@ -209,9 +220,8 @@ def loaders(
             break
         with_original = not is_training or (keeps_originals and caption_mode == "negated")
         texts = {**shown, "statements": known, "with_original": with_original}
-        image_of = kept.image_of[part] if number is None else number[kept.image_of[part]]
-        small = len(kept) * kept.texts < 2**31
-        first_text = part * (np.int32(kept.texts) if small else np.int64(kept.texts))
+        image_of, first_text = kept.image_of[part], kept.first_text(part)
+        image_of = image_of if number is None else number[image_of]
         examples = examples_of(names, image_of, kept.tokens, first_text, **texts)
         examples = dataclasses.replace(examples, digest=kept.digest)
         if text_nouns is not None and is_training:

@@ -110,10 +110,9 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     preprocess = dataclasses.replace(preprocessor_of(base, model_config), **rules)
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     keeping = {key: train[key] for key in ("anchor_weight", "distill_weight")}
-    examples_dir = storage.path(data.pop("examples_dir").format(workdir=path))
+    data["examples_dir"] = storage.path(data["examples_dir"].format(workdir=path))
     loader, validation_loader = inputs.loaders(
         **data,
-        examples_dir=examples_dir,
         seed=config.seed,
         keeps_originals=any(keeping.values()),
         batch_sizes=(train.batch_size, eval_size),
