@@ -31,7 +31,7 @@ def get_config(variant: str = "published") -> ConfigDict:
 def _pretrain(config: ConfigDict) -> None:
     """CLIP's own training: everything is trained, on captions that never say "no"."""
     config.data.caption_mode = "original"
-    config.train.total = "1700 steps"
+    config.train.total = "2100 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = "50 steps"

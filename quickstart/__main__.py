@@ -104,6 +104,8 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
             launch(
                 *("finetune", "base", pairs, f"--config.data.statements={statements}"),
                 f"--config.data.text_nouns={out}/nouns",
+                # Where images are hard to tell, length decides: 3,000 steps are not enough.
+                *(["--config.train.total=8000 steps"] if kind == "hard" else []),
             ),
         ),
         ("Export it", export("finetune", "tuned")),
