@@ -63,6 +63,15 @@ class ParquetImages(ShardImages):
         self._counts = np.array([file.starts[-1] for file in files])
         if not self._counts.sum():
             raise ImageError(f"parquet:{pattern}: there is no row in {len(files)} files")
+        shard = int(np.argmax(self._counts > 0))
+        group = int(np.argmax(np.diff(files[shard].starts) > 0))
+        first = self._group(shard, group)
+        if first.null_count == len(first):
+            raise ImageError(
+                f"{self.shards.found[shard].path} holds no image in its first {len(first):,} rows, "
+                "but at most paths or addresses: write it with the images inside (`datasets`: "
+                "push_to_hub or embed_external_files), or give the folder of the images"
+            )
         largest = max(
             file.metadata.row_group(i).total_byte_size
             for file in files

@@ -16,7 +16,8 @@ _KINDS = ("wds", "parquet", "arrayrecord", "tfds")
 
 def is_folder(spec: str) -> bool:
     """Whether `spec` names a folder of this machine, there or not."""
-    return spec.partition(":")[0] not in _KINDS and not storage.is_remote(spec)
+    kind, colon, _ = spec.partition(":")
+    return not (colon and kind in _KINDS) and not storage.is_remote(spec)
 
 
 def open_images(spec: str) -> ImageSource:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -66,6 +67,19 @@ def test_shares_of_processes_make_up_the_batch(make_loader, whole, spec):
     for rows in ([0, 1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 11]):
         for ours, expected in zip(batches(loader, 3, 6, rows), whole[3:6], strict=True):
             assert (ours["image"] == expected["image"][rows]).all()
+
+
+def test_a_shard_that_disappears_in_a_run_stops_it_and_is_named(make_loader, tiny_pairs, tmp_path):
+    images = open_images(write_tars(tiny_pairs / "images", tmp_path))
+    loaded = make_loader(images=pickle.loads(pickle.dumps(images)), max_bad_images=0.1)
+    assert len(batches(loaded, 0, 1)) == 1
+    os.unlink(tmp_path / "0001.tar")
+    loader = make_loader(images=pickle.loads(pickle.dumps(images)), max_bad_images=0.1)
+    message = (
+        r"5 images could not be read, more than the 4 .*0001\.tar cannot be read: No such file"
+    )
+    with pytest.raises(InputError, match=message):
+        batches(loader, 0, 15)
 
 
 def test_batches_of_records_are_those_of_the_folder(make_loader, whole, tiny_pairs, tmp_path):
