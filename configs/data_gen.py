@@ -84,9 +84,12 @@ def _stages(config: ConfigDict) -> None:
     config.propose.unit = "image"
     config.propose.number = 6  # objects (or questions) an image
     # Things that are there, an image, proposals counted: for the others a model is asked about
-    # what captions name. About as many as are absent; where one request asks all, as many as are
+    # what one caption names and others leave unsaid. Where one request asks all, as many as are
     # proposed. Where boxes know the photo, none is asked.
-    config.propose.present = 2
+    config.propose.present = 4
+    # Objects an image that captions of other photos name, asked about in turns with the LLM's: what
+    # is never there is truly absent without a look at the photo. 0: the LLM's alone.
+    config.propose.others = 3
     config.propose.temperature = 0.7
     config.propose.top_p = 0.95
     # Share of draws by "cooccurrence" that are even over all absent objects: if only plausible ones
@@ -161,6 +164,7 @@ def _per_caption(config: ConfigDict) -> None:
     """The published script: one object a caption, no second try, nothing checked."""
     config.propose.unit = "caption"
     config.propose.present = 0
+    config.propose.others = 0
     config.propose.temperature = 0.6
     config.propose.top_p = 0.9
     config.propose.filter = False

@@ -17,7 +17,7 @@ from negclip_jax.language import tables
 from negclip_jax.language.inflection import singular
 from negclip_jax.language.mentions import find_same, mentioned
 from negclip_jax.language.text import tokenize
-from negclip_jax.language.vocabulary import canonical, kinds, same
+from negclip_jax.language.vocabulary import CATEGORIES, canonical, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not know
@@ -149,6 +149,11 @@ def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
     return found or list(present), bool(present) and not found
 
 
+def is_category(found: tuple[list[str], bool]) -> bool:
+    """Whether what is `unsaid` is of COCO's categories: the kind that its absent twin is of."""
+    return not found[0] or any(name in CATEGORIES for name in found[0])
+
+
 class Cooccurrence:
     """Draws objects by lift: how much oftener than elsewhere they occur beside what is there.
 
@@ -186,6 +191,9 @@ class Cooccurrence:
         self._lift = (together + _DOUBT) / (expected + _DOUBT)
         self._often = counts / max(counts.sum(), 1)
         self._factors = np.ones((2, len(self.names)))  # beside a caption, and alone
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
 
     def fit(
         self,

@@ -1,6 +1,7 @@
 """From settings to the parts of a run: servers that were seen to work, and who does what."""
 
 import asyncio
+import collections
 import contextlib
 import logging
 import math
@@ -9,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from data_gen import labels
 from data_gen.annotations import Cooccurrence, InstanceVerifier, certain, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import Capabilities, Engine, probe
@@ -24,10 +26,11 @@ from negclip_jax.common.chat.messages import Adjusted
 from negclip_jax.common.errors import InputError, as_message
 from negclip_jax.common.records import identity
 from negclip_jax.language.grammar import Grammar
-from negclip_jax.language.vocabulary import CATEGORIES
+from negclip_jax.language.vocabulary import CATEGORIES, canonical
 
 _log = logging.getLogger(__name__)
-_SAMPLE = 1000  # images that decide how often objects are proposed
+# Images that decide how often objects are proposed, and the objects that their captions name most.
+_SAMPLE, _NAMES = 1000, 300
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,28 @@ def _proposer(
         prompt = prompts["propose_caption"]
         return propose.CaptionProposer(models.llm, models.llm_can, prompt, **sampling)
     prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
-    return propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
+    llm = propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
+    if config.pipeline == "vqa" or not settings.others:
+        return llm
+    sample = images[:: max(1, len(images) // _SAMPLE)]
+    named = [frozenset(map(canonical, labels.named_in(image.texts))) for image in sample]
+    often = collections.Counter(name for names in named for name in sorted(names))
+    statistics = Cooccurrence(named, [name for name, _ in often.most_common(_NAMES)])
+
+    def told(image: ImageItem) -> Iterator[tuple[list[str], bool]]:
+        """What each caption leaves unsaid, COCO's categories and others."""
+        asked = labels.unsaid_by_others(image, settings.present, config.seed)
+        for text in image.texts:
+            found, is_all = unsaid(asked, text)
+            for is_other in (False, True):
+                yield (
+                    [n for n in found if (n not in CATEGORIES) == is_other and not is_all],
+                    is_other,
+                )
+
+    rows = zip(named, sample, strict=True)
+    statistics.fit(((there, list(told(image))) for there, image in rows), config.seed)
+    return propose.OthersProposer(llm, statistics, settings.others, config.seed)
 
 
 def _told(
@@ -356,7 +380,6 @@ def _verifier(
             verifier,
             settings.questions_per_round,
             config.assign.captions_per_object,
-            config.propose.present,
         )
     return verifier
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +56,8 @@ class Job:
       roles: who does what.
       prompts: by name.
       ingested: images and rejected captions.
+      images: all of the captions file, also beyond `limit`: what is proposed for one depends on
+        the others, and must not change when the limit does.
       inputs: facts of the input files.
     """
 
@@ -63,6 +65,7 @@ class Job:
     roles: Roles
     prompts: dict[str, Prompt]
     ingested: Ingested
+    images: Sequence[ImageItem]
     inputs: dict[str, dict[str, Any]]
 
     def method(self, models: Models) -> str:
@@ -134,8 +137,7 @@ class Job:
         """Makes shards in this process. Returns the runner, which has counted."""
         with ThreadPoolExecutor(_DECODERS) as threads:
             run_id, started = self.run_id(models), time.time()
-            images = self.ingested.images
-            pipeline = build(self.config, self.prompts, models, threads, run_id, images)
+            pipeline = build(self.config, self.prompts, models, threads, run_id, self.images)
             watch = FirstAnswers(cache, self.config.verify.min_answer_probability)
 
             async def process(image: ImageItem) -> Rows:
@@ -186,7 +188,7 @@ def prepare(config: Settings) -> Job:
         )
     files = {name: path for name, path in config.input.items() if path and name != "images"}
     inputs = {name: file_facts(path) for name, path in sorted(files.items())}
-    return Job(config, roles, prompts, ingested, inputs)
+    return Job(config, roles, prompts, ingested, images, inputs)
 
 
 def run(

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_gen.annotations import ABSENT, NOT_ANNOTATED, PRESENT, UNSURE, InstanceVerifier
-from data_gen.records import ImageItem, damaged, table_paths
+from data_gen.records import ImageItem, damaged, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.records import identity
-from negclip_jax.language.mentions import named_things
+from negclip_jax.language.mentions import mentioned, named_things
 from negclip_jax.language.names import object_name
 from negclip_jax.language.questions import deny
-from negclip_jax.language.vocabulary import canonical
+from negclip_jax.language.vocabulary import CATEGORIES, canonical
 
 PLAIN, TINY, CROWD = "plain", "tiny", "crowd"
 _LOOKED = ("boxes", "mllm", "vqa")  # sources that saw the photo
@@ -78,6 +78,34 @@ def named_in(captions: Sequence[str]) -> dict[str, str]:
     for text in captions:
         found = named_things(text) | found
     return found
+
+
+def unsaid_by_others(image: ImageItem, number: int, seed: int) -> list[str]:
+    """Up to `number` things that captions name and others do not, for as many others as can be.
+
+    Seen to be there, they can be affirmed beside the captions that leave them unsaid.
+    """
+    left = shuffled(sorted(named_in(image.texts)), seed, image.image_id)
+    silent = {
+        name: {c.id for c in image.captions if not mentioned(name, [c.text])} for name in left
+    }
+    chosen: list[str] = []
+    without = {c.id for c in image.captions}
+    while left and len(chosen) < number:
+        # Half of them COCO's categories, whose words have the fewest senses.
+        coco = 2 * sum(name in CATEGORIES for name in chosen) <= len(chosen)
+        best = max(
+            left,
+            key=lambda name: (
+                coco and bool(silent[name]) and name in CATEGORIES,
+                len(silent[name] & without),
+                len(silent[name]),
+            ),
+        )
+        left.remove(best)
+        chosen.append(best)
+        without -= silent[best]
+    return chosen
 
 
 def _of_boxes(image_id: str, boxes: InstanceVerifier) -> list[Label]:

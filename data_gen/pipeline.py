@@ -4,11 +4,11 @@ import asyncio
 import collections
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_gen import labels
-from data_gen.annotations import InstanceVerifier, certain, unsaid
+from data_gen.annotations import InstanceVerifier, certain, is_category, unsaid
 from data_gen.engines.cache import Cache
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import NAMED, Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
@@ -145,9 +145,6 @@ class ImagePipeline:
         )
         found = labels.of_image(image, self.boxes, rows.verdicts)
         rows.labels.extend({**label._asdict(), "file_name": image.file_name} for label in found)
-        assignments = assign(
-            image, candidates, verdicts, seed=self.config.seed, **self.config.assign
-        )
         # Objects that are surely in the photo: annotated or seen by the verifier; where no model
         # looks, COCO's categories that captions name.
         present = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
@@ -156,7 +153,9 @@ class ImagePipeline:
         if not present and self.present is None:
             present = {name for text in image.texts for name in named_categories(text)}
         sure = certain(sorted(present), image.texts)
-        assignments = [replace(a, alone=unsaid(sure, a.caption.text)[1]) for a in assignments]
+        assignments = assign(
+            image, candidates, verdicts, sure, seed=self.config.seed, **self.config.assign
+        )
         rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))
         return rows
 
@@ -166,18 +165,15 @@ class ImagePipeline:
             # A model may name more than it was asked for: the first usable ones count.
             found, candidates, usable = filtered(candidates, image.texts), [], 0
             for candidate in found:
-                usable += candidate.reject_reason is None
+                usable += candidate.reject_reason is None and candidate.source == "llm"
                 if usable <= self.config.propose.number or candidate.reject_reason is not None:
                     candidates.append(candidate)
         usable = any(candidate.reject_reason is None for candidate in candidates)
         is_known = self.boxes is not None and identity(image.image_id) in self.boxes.present
         if not self.present or not usable or is_known:
             return candidates
-        # What captions name is never said to be absent, but asked about for its label. First what
-        # other photos lack, people last: an object that is always there tells truth without photos.
-        named = shuffled(sorted(labels.named_in(image.texts)), self.config.seed, image.image_id)
-        named.sort(key=lambda name: (name not in CATEGORIES, name == "person"))
-        named = named[: self.present]
+        # What captions name is never said to be absent, but asked about for its label.
+        named = labels.unsaid_by_others(image, self.present, self.config.seed)
         return candidates + [Candidate(name, NAMED, reject_reason="mentioned") for name in named]
 
     async def _verdicts(
@@ -194,6 +190,7 @@ def assign(
     image: ImageItem,
     candidates: Sequence[Candidate],
     verdicts: Sequence[Verdict],
+    present: Sequence[str] = (),
     *,
     captions_per_object: int,
     skip_negated: bool,
@@ -203,7 +200,8 @@ def assign(
 
     An object serves at most `captions_per_object` captions of its image. A candidate that was
     proposed for one caption serves that one only. With `skip_negated`, captions that negate
-    something already are left alone: one negation is enough.
+    something already are left alone: one negation is enough. `present`: what is surely in the
+    photo: a caption's false twin is of it, so that its absent object is of the same kind if one is.
     """
     absent = {(v.object, v.question): v for v in verdicts if v.verdict == "absent"}
     free = [
@@ -213,12 +211,16 @@ def assign(
     ]
     captions = [c for c in image.captions if not (skip_negated and cue_of(c.text))]
     own = {c.caption_id: c for c in free if c.caption_id is not None}
+    left = {caption.id: unsaid(present, caption.text) for caption in captions}
     if own:
         pairs = [(caption, own[caption.id]) for caption in captions if caption.id in own]
     else:  # in turns: each object once before any of them twice
         # In an order of this image: one order for all would leave some objects to the last.
         turns = shuffled(free, seed, image.image_id, "object") * captions_per_object
-        order = {c.id: i for i, c in enumerate(captions)}
-        pairs = list(zip(shuffled(captions, seed, "caption"), turns, strict=False))
+        order, pairs = {c.id: i for i, c in enumerate(captions)}, []
+        for caption in shuffled(captions, seed, "caption")[: len(turns)]:
+            kind = is_category(left[caption.id])
+            turns.sort(key=lambda c: (c.object in CATEGORIES) != kind) if present else None
+            pairs.append((caption, turns.pop(0)))
         pairs.sort(key=lambda pair: order[pair[0].id])
-    return [Assignment(c, o, absent[o.object, o.question]) for c, o in pairs]
+    return [Assignment(c, o, absent[o.object, o.question], alone=left[c.id][1]) for c, o in pairs]

@@ -45,6 +45,7 @@ _RENAMED = {
 _YOUNGER = {
     "propose.random": 0.0,
     "propose.present": 0,
+    "propose.others": 0,
     "rewrite.style": "natural",
     "rewrite.before": 0.35,
     "rewrite.statements": 0.0,
@@ -98,6 +99,7 @@ _RANGES = {
     "check.max_tokens": POSITIVE,
     "verify.questions_per_round": NOT_NEGATIVE,
     "propose.present": NOT_NEGATIVE,
+    "propose.others": NOT_NEGATIVE,
     "engine.per_minute": NOT_NEGATIVE,
     "engine.timeout": NOT_NEGATIVE,
     "engine.max_outage_seconds": NOT_NEGATIVE,

@@ -9,6 +9,7 @@ against those that were absent in other units, and a unit that would tip the bal
 
 import collections
 import itertools
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from negclip_jax.language.grammar import BY_NAME, Grammar, Template
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
-from negclip_jax.language.twins import affirmed, exchanged
+from negclip_jax.language.twins import affirmed, exchanged, of_scene
 from negclip_jax.language.vocabulary import canonical
 
 AFFIRMS, DENIES, BOTH = "affirms", "denies", "both"
@@ -41,7 +42,8 @@ SCHEMA = pa.schema(
         ("label", pa.list_(pa.string())),
     ]
 )
-SLACK = 16  # units
+# Of the balance: what one image may add, and what chance may where an object is of both kinds.
+_SLACK, _SPREAD = 6, 4
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
 _SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 
@@ -100,6 +102,7 @@ class Balance:
         self._key, self._image = key, ""
         self._off = collections.Counter[str]()  # absent less present, and less the sum of coins
         self._here = collections.Counter[str]()  # in this image
+        self._uses = collections.defaultdict(lambda: [0, 0])  # as the present one, as the absent
 
     def start(self, image: str) -> None:
         """Tosses the coins of the image that was written; what is counted next is of another."""
@@ -112,14 +115,16 @@ class Balance:
         return self._off[name]
 
     def allows(self, absent: str, present: str) -> bool:
-        """Whether both stay within what the objects of one image may add."""
+        """Whether both stay near the coins: the nearer, the fewer of an object's uses differ."""
         return all(
-            step * (self._off[name] + step) <= SLACK for name, step in ((absent, 1), (present, -1))
+            step * (self._off[name] + step) <= _SLACK + _SPREAD * math.sqrt(min(self._uses[name]))
+            for name, step in ((absent, 1), (present, -1))
         )
 
     def count(self, absent: str, present: str) -> None:
         for name, step in ((absent, 1), (present, -1)):
             self._off[name] += step
+            self._uses[name][step > 0] += 1
             self._here[name] += 1
 
 
@@ -187,7 +192,7 @@ class Pen:
         """The pair's own form, or another beside the caption, and one of the object alone."""
         caption, obj, key = pair["caption"], pair["object"], f"{self.seed}/{pair['pair_id']}"
         template = BY_NAME.get(pair["rewriter"].removeprefix("template:"))
-        own = pair["negated_caption"]
+        own = of_scene(pair["negated_caption"], obj)
         if template is None and affirmed(own, obj):
             cue, place = cue_of(own) or ("", "")
 
@@ -282,8 +287,10 @@ class Pen:
         Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
         whatever affirms a thing that is there would be true.
         """
-        some = noun(present).some
-        fits = [*self._fitting(AFTER, some), *self._fitting(BEFORE, some)]
+        fits = self._fitting(AFTER, noun(present).some)
+        # "Without any ovens around, a spoon" is what nobody writes.
+        before = self._fitting(BEFORE, noun(present).some)
+        fits += [t for t in before if not t.text.startswith("with")]
         if not fits:
             return
         template = self.grammar.draw(fits, repr(key), "contrast")
@@ -294,7 +301,8 @@ class Pen:
             self.balances[False].count(absent, second)
             said += [(second, absent, True), (present, second, False)]
         for first, last, truth in said:
-            text = template.fill(noun(first).some, noun(last))
+            there = "people" if first == "person" else noun(first).some
+            text = template.fill(there, noun(last))
             yield form, text, truth, BOTH, (first, last)
 
 

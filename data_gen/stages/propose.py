@@ -1,6 +1,7 @@
 """What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
 
 import collections
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from data_gen.annotations import NOT_ANNOTATED, Cooccurrence, InstanceVerifier, certain, unsaid
 from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
+from data_gen.labels import named_in
 from data_gen.prompts import Prompt, lines, quoted
 from data_gen.records import Candidate, ImageItem, shuffled
 from negclip_jax.common.errors import InputError
@@ -18,7 +20,7 @@ from negclip_jax.common.strict_json import read_json
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import cue_of
 from negclip_jax.language.questions import deny
-from negclip_jax.language.vocabulary import content
+from negclip_jax.language.vocabulary import canonical, content
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 SAMPLES = 2  # an answer that is no list is asked for once more
@@ -182,6 +184,36 @@ class CooccurrenceProposer:
                 drawn[name] += 1
                 found.append(Candidate(name, "cooccurrence", caption_id=caption.id))
         return found
+
+
+@dataclass(frozen=True)
+class OthersProposer:
+    """Adds to an LLM's names what captions of other photos name, by what occurs beside the photo's.
+
+    Such objects are there elsewhere, so that denying them is not always true. `number`: of COCO's
+    categories, and as many others.
+    """
+
+    proposer: Proposer
+    statistics: Cooccurrence
+    number: int
+    seed: int
+
+    async def propose(self, image: ImageItem) -> list[Candidate]:
+        named = frozenset(map(canonical, named_in(image.texts)))
+        found = await self.proposer.propose(image)
+        if all(candidate.reject_reason for candidate in found):  # an error, to be asked again
+            return found
+        key = f"{self.seed}/{image.image_id}"
+        drawn = [
+            self.statistics.propose(named, image.texts, self.number, key, alone)
+            for alone in (False, True)
+        ]
+        known = [c for c in found if (normalise_object(c.object) or "") in self.statistics]
+        others = [[Candidate(name, "cooccurrence") for name in names] for names in drawn]
+        turns = itertools.zip_longest(*others, known)
+        first = [candidate for turn in turns for candidate in turn if candidate is not None]
+        return first + [candidate for candidate in found if candidate not in known]
 
 
 class VQAProposer:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from data_gen import rules
@@ -16,6 +16,7 @@ from negclip_jax.language.foils import affirm, foil, template_foils
 from negclip_jax.language.grammar import NATURAL, Grammar, Template
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
+from negclip_jax.language.twins import of_scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +236,8 @@ class RewriteStage:
         for attempt in range(self.tries):
             if attempt:
                 draft = await self.writer.again(assignment, attempt, draft)
+            if draft.rewriter == "llm" and candidate.question is None and self.enforce:
+                draft = replace(draft, text=of_scene(draft.text, candidate.object))
             reasons = self.reasons(draft, image, assignment)
             usable = draft.problem is None and bool(draft.text)
             # What is no sentence at all is in no file that the published script wrote either.

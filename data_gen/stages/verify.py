@@ -5,12 +5,13 @@ for an absence (the published script takes both for one; its rule is the method 
 """
 
 import asyncio
+import collections
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier
+from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier, is_category, unsaid
 from data_gen.answers import REFUSAL, numbered, numbered_schema, yes_no_mass, yes_or_no
 from data_gen.engines.probe import TOP_LOGPROBS, Capabilities, Engine
 from data_gen.images import Photo
@@ -19,6 +20,7 @@ from data_gen.records import NAMED, Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.records import identity
 from negclip_jax.language.inflection import noun
+from negclip_jax.language.vocabulary import CATEGORIES
 
 _OPTIONS = ("yes", "no")
 _ANSWERS = (*_OPTIONS, "unsure")  # a schema must leave a way to be unsure: it is asked again
@@ -251,27 +253,43 @@ class UntilEnough:
 
     Many images are in work at once, so that waiting for a wave costs a server nothing. A fifth
     fewer questions at the published share of absent objects, for the same pairs. `wave`: questions
-    at a time. `present`: things that are to be seen: for those that proposals lack, it asks about
-    what captions name.
+    at a time.
     """
 
     verifier: Verifier
     wave: int
     captions_per_object: int
-    present: int
 
     async def verify(
         self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
     ) -> list[Verdict]:
-        """Verdicts on the first candidates; on all where too few are absent."""
+        """Verdicts on what captions name, then on proposals; on all where too few are absent."""
         enough = math.ceil(len(image.captions) / self.captions_per_object)
-        verdicts: list[Verdict] = []
-        proposed = [candidate for candidate in candidates if candidate.source != NAMED]
-        while proposed and sum(v.verdict == "absent" for v in verdicts) < enough:
+        named = [candidate for candidate in candidates if candidate.source == NAMED]
+        verdicts = await self.verifier.verify(image, photo, named) if named else []
+        proposed = by_demand(
+            [candidate for candidate in candidates if candidate.source != NAMED],
+            [v.object for v in verdicts if v.verdict == "present"],
+            image.texts,
+        )
+        while proposed and sum(v.verdict == "absent" for v in verdicts[len(named) :]) < enough:
             some, proposed = proposed[: self.wave], proposed[self.wave :]
             verdicts += await self.verifier.verify(image, photo, some)
-        seen = sum(v.verdict == "present" and v.question is None for v in verdicts)
-        named = [candidate for candidate in candidates if candidate.source == NAMED]
-        if named := named[: max(self.present - seen, 0)]:
-            verdicts += await self.verifier.verify(image, photo, named)
         return verdicts
+
+
+def by_demand(
+    candidates: Sequence[Candidate], present: Sequence[str], captions: Sequence[str]
+) -> list[Candidate]:
+    """The candidates in the order in which they are worth a question.
+
+    COCO's categories and others take turns, as often as captions leave such things unsaid that are
+    there: an absent object and a present one are exchanged within their kind.
+    """
+    kinds = collections.Counter(is_category(unsaid(present, text)) for text in captions)
+    places, asked = {}, collections.Counter()
+    for place, candidate in enumerate(candidates):
+        kind = candidate.object in CATEGORIES
+        asked[kind] += 1
+        places[place] = asked[kind] / (kinds[kind] or 0.01)
+    return [candidates[place] for place in sorted(places, key=lambda i: (places[i], i))]

@@ -65,11 +65,16 @@ class Template:
 
     def fill(self, caption: str, obj: Noun) -> str:
         """The rewritten caption, in the caption's own style of capital letter and full stop."""
-        return in_style(caption, self.text, **obj.slots)
+        return in_style(caption, self.text, **_spoken(obj).slots)
 
     def affirm(self, caption: str, obj: Noun) -> str:
         """The caption in the same form saying that the object is there; "" where it has none."""
-        return self.affirmed and in_style(caption, self.affirmed, **obj.slots)
+        return self.affirmed and in_style(caption, self.affirmed, **_spoken(obj).slots)
+
+
+def _spoken(obj: Noun) -> Noun:
+    """The forms in which one speaks of it: "no people in sight", not "no person"."""
+    return Noun("people", "people", "any people", is_="are") if obj.many == "people" else obj
 
 
 TEMPLATES = tuple(Template(*row[:4], int(row[4]), *row[5:]) for row in tables.rows("templates"))

@@ -19,7 +19,7 @@ from negclip_jax.language.text import Token, tokenize
 from negclip_jax.language.vocabulary import FRAME
 
 _BE, _EXISTENCE, _FRONT, _ARTICLES = map(tables.words, ("be", "existence", "front", "article"))
-_CLAUSE = tables.words("clause_start")
+_CLAUSE, _SIGHT = tables.words("clause_start"), tables.words("sight")
 # "No dog nearby" is true of a photo with a dog at its other end.
 _PLACED = {"nearby", "background", "foreground", "surrounding", "alone", "part", "focus", "main"}
 _PLACED |= {"presence"}  # "no human presence"
@@ -56,7 +56,7 @@ def _denial(text: str, obj: str) -> _Denial | None:
         behind, between = cue.last, tokens[last + 1 : cue.first]
     if not all(token.word in _SCENE for token in between):
         return None
-    rest = list(itertools.takewhile(_goes_on, tokens[behind + 1 :]))
+    rest = _of_picture(list(itertools.takewhile(_goes_on, tokens[behind + 1 :])))
     if not all(token.word in _SCENE for token in rest):
         return None
     # "A cake with no candles" is about the cake, "a cake, with no candles" about the photo.
@@ -69,6 +69,32 @@ def _denial(text: str, obj: str) -> _Denial | None:
 
 def _goes_on(token: Token) -> bool:
     return not token.mark and token.word not in _CLAUSE and token.word not in ("and", "so")
+
+
+def _of_picture(tokens: list[Token]) -> list[Token]:
+    """The tokens up to "picture of": what the picture is of comes after it."""
+    for i in range(1, len(tokens)):
+        if tokens[i].word == "of" and tokens[i - 1].word in _SIGHT:
+            return tokens[:i]
+    return tokens
+
+
+def of_scene(text: str, obj: str) -> str:
+    """The text with what it denies at its end denied of the whole scene, if it was of one thing.
+
+    "A man on a bench without a dog" may have a dog behind the bench; it becomes "... without a dog
+    in sight". A text of another form is returned as it is.
+    """
+    tokens = tokenize(text)
+    cues, spans = find_cues(tokens), find_same(obj, tokens)
+    if len(cues) != 1 or len(spans) != 1 or _denial(text, obj) is not None:
+        return text
+    (cue,), ((first, last),) = cues, spans
+    between = {token.word for token in tokens[cue.last + 1 : first]}
+    if cue.word not in ("no", "without") or last + 1 < len(tokens) or not between <= _ARTICLES:
+        return text
+    scene = f"{text[: tokens[last].end]} in sight{text[tokens[last].end :]}"
+    return scene if _denial(scene, obj) is not None else text
 
 
 def exchanged(text: str, obj: str, other: str) -> str | None:

@@ -10,12 +10,14 @@ IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enume
 NAMES = ["dog", "cat", "bus", "kite", "vase", "oven", "bear", "tie"]
 
 
-def make(*absent: str, most=3, skip=True, seed=0, caption_id=None, others=(), image=IMAGE):
+def make(
+    *absent: str, most=3, skip=True, seed=0, caption_id=None, others=(), image=IMAGE, there=()
+):
     names = [*absent, *others]
     candidates = [Candidate(name, "llm", caption_id=caption_id) for name in names]
     verdicts = [Verdict(n, "absent" if n in absent else "present", 0, 1, "text") for n in names]
     return assign(
-        image, candidates, verdicts, captions_per_object=most, skip_negated=skip, seed=seed
+        image, candidates, verdicts, there, captions_per_object=most, skip_negated=skip, seed=seed
     )
 
 
@@ -54,3 +56,15 @@ def test_no_object_is_the_last_choice_in_every_image():
     images = [ImageItem(str(i), f"{i}.jpg", captions) for i in range(30)]
     used = collections.Counter(a.candidate.object for i in images for a in make(*NAMES, image=i))
     assert used.keys() == set(NAMES) and min(used.values()) > 5
+
+
+def test_an_absent_object_is_of_the_kind_of_what_its_caption_leaves_unsaid():
+    found = make("dog", "lamp", there=["bus", "road"], most=5)
+    # All captions but one leave the bus unsaid; of two kinds COCO's is the surer.
+    assert {a.caption.id: a.candidate.object for a in found} == dict.fromkeys("0124", "dog")
+    found = make("dog", "lamp", there=["road"], most=5)
+    assert {a.caption.id: a.candidate.object for a in found} == dict.fromkeys("024", "lamp") | {
+        "1": "lamp"  # it names the road: alone, the road is said all the same
+    }
+    assert {a.caption.id for a in found if a.alone} == {"1"}
+    assert {a.candidate.object for a in make("dog", there=["road"])} == {"dog"}

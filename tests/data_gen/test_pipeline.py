@@ -58,9 +58,9 @@ def test_all_rows_of_an_image(photos):
     ]
     reasons = {r["object"]: r["reject_reason"] for r in rows.candidates}
     proposed = {"dog": None, "car": None, "rider": "mentioned", "sky": "unusable"}
-    # What captions name is asked about too, as two things are to be seen, and is never denied.
+    # What captions name is asked about too, and is never denied.
     assert reasons == proposed | {"person": "mentioned", "horse": "mentioned"}
-    verdicts = {"dog": "absent", "car": "present", "horse": "absent"}
+    verdicts = {"dog": "absent", "car": "present", "horse": "absent", "person": "absent"}
     assert {r["object"]: r["verdict"] for r in rows.verdicts} == verdicts
     assert {(r["object"], r["source"]): r["state"] for r in rows.labels} == {
         (name, "mllm"): state for name, state in verdicts.items()

@@ -132,7 +132,8 @@ FINGERPRINTS = {  # of the version with the old names, and an empty set of promp
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_of_an_earlier_version_is_not_made_again(variant):
-    prompts, present = {"propose": SimpleNamespace(id="propose-1")}, {"propose.present": "0"}
-    assert fingerprint(load(f":{variant}", present), prompts, []) == FINGERPRINTS[variant]
-    changed = load(None, present | {old: text for old, (_, text, _) in RENAMED.items()})
+    prompts = {"propose": SimpleNamespace(id="propose-1")}
+    older = {"propose.present": "0", "propose.others": "0"}
+    assert fingerprint(load(f":{variant}", older), prompts, []) == FINGERPRINTS[variant]
+    changed = load(None, older | {old: text for old, (_, text, _) in RENAMED.items()})
     assert fingerprint(changed, prompts, []) == "4b760968affae109cec1d41773b01760"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.language.twins import affirmed, exchanged
+from negclip_jax.language.twins import affirmed, exchanged, of_scene
 
 WRITTEN = {  # text, object: the same of an umbrella, and affirmed
     ("A cat on a sofa, with no dog in sight.", "dog"): (
@@ -74,3 +74,38 @@ def test_number_must_fit_the_verb():
     assert exchanged("No dogs are visible", "dog", "broccoli") is None
     assert exchanged("There isn't a dog", "dog", "broccoli") == "There isn't any broccoli"
     assert affirmed("There isn't any broccoli", "broccoli") == "There is broccoli"
+
+
+@pytest.mark.parametrize(
+    ("text", "scene"),
+    [
+        ("A man on a bench with no dog.", "A man on a bench with no dog in sight."),
+        ("A man on a bench without a dog", "A man on a bench without a dog in sight"),
+        ("A bench, a cat but no dogs.", "A bench, a cat but no dogs in sight."),
+        ("A bench and no dog!", "A bench and no dog in sight!"),
+    ],
+)
+def test_a_denial_of_one_thing_becomes_one_of_the_scene(text, scene):
+    assert of_scene(text, "dog") == scene
+    assert affirmed(scene, "dog") and exchanged(scene, "dog", "umbrella")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A man on a bench, with no dog in sight.",
+        "A man with no dog on a bench.",
+        "A dog on a bench with no collar.",
+        "A man on a bench with no red dog.",
+        "No dog, no cat.",
+        "A man does not walk his dog.",
+    ],
+)
+def test_other_texts_stay(text):
+    assert of_scene(text, "dog") == text
+
+
+def test_what_a_picture_is_of_is_no_part_of_the_denial():
+    text = "There is no dog in this picture of a man on a bench."
+    assert exchanged(text, "dog", "cat") == "There is no cat in this picture of a man on a bench."
+    assert affirmed(text, "dog") == "There is a dog in this picture of a man on a bench."

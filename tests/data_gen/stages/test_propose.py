@@ -6,6 +6,7 @@ import json
 import pytest
 from scripted_engine import ScriptedEngine
 
+from data_gen.annotations import Cooccurrence
 from data_gen.engines.probe import Capabilities
 from data_gen.prompts import load_prompts
 from data_gen.records import Candidate, Caption, ImageItem
@@ -13,6 +14,7 @@ from data_gen.stages.propose import (
     CaptionProposer,
     FileProposer,
     LLMProposer,
+    OthersProposer,
     RandomProposer,
     filtered,
 )
@@ -117,4 +119,20 @@ def test_the_filter_gives_reasons():
         ("sky", "unusable"),
         ("a very long sentence", "unusable"),
         ("couch", None),
+    ]
+
+
+def test_objects_that_other_captions_name_take_turns_with_the_llm_s():
+    proposer, _ = llm('["lighthouse", "lamp", "dog"]')
+    named = [frozenset(["person", "street", "dog", "lamp", "tree"])] * 20
+    statistics = Cooccurrence(named)
+    told = [(["dog"], False), (["tree"], True)]
+    statistics.fit([(frozenset(["person"]), told)] * 50)
+    found = propose(OthersProposer(proposer, statistics, 1, 0))
+    assert [(c.object, c.source) for c in found] == [
+        ("dog", "cooccurrence"),
+        ("tree", "cooccurrence"),
+        ("lamp", "llm"),
+        ("dog", "llm"),  # `filtered` drops it
+        ("lighthouse", "llm"),  # that no caption names comes last
     ]
