@@ -59,7 +59,8 @@ def permuted(place: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray
 def held_out(n: int, count: int, seed: int) -> np.ndarray:
     """Which of n things are the `count` that a seed chooses, bool `[n]`."""
     if n > MOST_KEPT:
-        return permuted(np.arange(n), n, seed) < count
+        blocks = (np.arange(start, min(start + _AHEAD, n)) for start in range(0, n, _AHEAD))
+        return np.concatenate([permuted(block, n, seed) < count for block in blocks])
     # From Philox' raw bits: `Generator.permutation` may change between versions.
     bits = np.random.Philox(key=seed % 2**64).random_raw(n)
     chosen = np.zeros(n, bool)

@@ -87,10 +87,17 @@ class Names(Sequence):
 
     def _of(self, number: np.ndarray) -> list[str]:
         number = number if self._chosen is None else self._chosen[number]
-        ends = self._ends[number].tolist()
-        starts = np.where(number > 0, self._ends[number - 1], 0).tolist()
-        letters = self._letters
-        return [letters[a:b].tobytes().decode() for a, b in zip(starts, ends, strict=True)]
+        if not len(number):
+            return []
+        ends = self._ends[number]
+        starts = np.where(number > 0, self._ends[number - 1], 0)
+        first, last = int(starts.min()), int(ends.max())
+        if last - first > 2 * int((ends - starts).sum()):  # far from each other
+            places = zip(starts.tolist(), ends.tolist(), strict=True)
+            return [self._letters[a:b].tobytes().decode() for a, b in places]
+        letters = self._letters[first:last].tobytes()
+        places = zip((starts - first).tolist(), (ends - first).tolist(), strict=True)
+        return [letters[a:b].decode() for a, b in places]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime import multihost, sharding
 
-_NAMES = 2**20  # whose images are looked for at a time
+_NAMES = 2**18  # whose images are looked for at a time
 _SHOWN = 5
 
 
