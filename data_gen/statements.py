@@ -101,13 +101,20 @@ class Balance:
     def __init__(self, key: Any = 0) -> None:
         self._key, self._image = key, ""
         self._off = collections.Counter[str]()  # absent less present, and less the sum of coins
-        self._here = collections.Counter[str]()  # in this image
+        self._here = collections.Counter[str]()  # absent less present in this image
         self._uses = collections.defaultdict(lambda: [0, 0])  # as the present one, as the absent
 
     def start(self, image: str) -> None:
         """Tosses the coins of the image that was written; what is counted next is of another."""
-        for name, times in self._here.items():
-            self._off[name] += times if chance(self._key, self._image, name) < 0.5 else -times
+        for name, difference in self._here.items():
+            coin = 1 if chance(self._key, self._image, name) < 0.5 else -1
+            self._off[name] += coin * abs(difference)
+        # A unit moves one object up and one down. Coins move all of them: without this they would
+        # drift away together, beyond what units can make up for.
+        drift = sum(self._off.values()) // max(1, len(self._off))
+        if drift:
+            for name in self._off:
+                self._off[name] -= drift
         self._image, self._here = image, collections.Counter()
 
     def owed(self, name: str) -> int:
@@ -125,7 +132,7 @@ class Balance:
         for name, step in ((absent, 1), (present, -1)):
             self._off[name] += step
             self._uses[name][step > 0] += 1
-            self._here[name] += 1
+            self._here[name] += step
 
 
 class _Form(NamedTuple):

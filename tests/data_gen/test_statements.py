@@ -154,6 +154,18 @@ def test_what_other_images_say_of_an_object_tells_nothing():
     assert len(held) > 15_000 and abs(sum(held) / len(held) - 0.5) < 0.02
 
 
+def test_a_few_objects_of_many_images_stay_in_balance():
+    """Coins would let all of them drift away together, and nothing would be allowed any more."""
+    balance, rng, used = Balance(), random.Random(0), 0
+    for image in range(20_000):
+        balance.start(str(image))
+        absent, present = rng.sample(["dog", "cat", "bus", "cow", "cup", "bed"], 2)
+        if balance.allows(absent, present):
+            balance.count(absent, present)
+            used += 1
+    assert used > 0.9 * 20_000
+
+
 @pytest.fixture(scope="module")
 def exported(shared_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("statements") / "run"
