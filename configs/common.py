@@ -50,7 +50,7 @@ def _what_is_computed(config: ConfigDict) -> None:
     model.scan = True
 
     config.data = data = Section()
-    data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, or "tfds:NAME/SPLIT"
+    data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, csv, tsv, "tfds:..."
     # required: image directory, "wds:cc12m-{0000..1242}.tar", "parquet:train-*.parquet",
     # "arrayrecord:train-*" or "tfds:NAME/SPLIT"; images are then named SHARD/MEMBER or FILE/ROW
     data.images = placeholder(str)

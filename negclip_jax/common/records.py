@@ -82,8 +82,8 @@ class Fields(Problems):
         value = self._value(record, key, where)
         if isinstance(value, str):
             try:
-                value = _literal(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+                value = read_literal(value)
+            except ValueError:
                 self.note(f'"{key}" is not a Python list', where)
                 return []
         if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
@@ -170,6 +170,17 @@ def _number(value: Any) -> float:
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError
     return number
+
+
+def read_literal(text: str) -> Any:
+    """The value of a Python literal, read without `eval`; ValueError for anything else.
+
+    NumPy's lists, which have no commas between texts, are lists too.
+    """
+    try:
+        return _literal(text)
+    except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _literal(text: str) -> Any:

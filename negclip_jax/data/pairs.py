@@ -2,7 +2,8 @@
 
 A pair is an image, its original caption and a caption that says what is absent. Files are COCO
 JSON as NegationCLIP released it (`updated_caption` beside `caption` in each annotation), JSONL
-and Parquet, all with the same content. Everything wrong with a file is reported in one error.
+and Parquet, all with the same content, and tables of CSV and TSV, see `data.pair_csv`. Everything
+wrong with a file is reported in one error.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from negclip_jax.common import atomic_files, coco, remote, storage, strict_json
 from negclip_jax.common.problems import Problems
 from negclip_jax.common.provenance import content_hash, file_facts
 from negclip_jax.common.records import as_written, identity, is_half
-from negclip_jax.data import pair_tables
+from negclip_jax.data import pair_csv, pair_tables
 from negclip_jax.data.pair_tables import FIELDS
 from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
 from negclip_jax.data.sources import tfds_name
@@ -33,7 +34,7 @@ _MOST_KEYS = 20  # of the records of a file, that an error names
 
 
 def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
-    """Reads the pairs of a COCO JSON, JSONL or Parquet file, in the order of the file.
+    """Reads the pairs of a COCO JSON, JSONL, Parquet, CSV or TSV file, in the order of the file.
 
     COCO: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`, and optionally
     `updated_caption`, `foils`, `object`, `provenance`); image ids become strings. JSONL and
@@ -66,6 +67,7 @@ def iter_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> Iter
     try:
         form = _format_of(file.path)
         records = {"coco": _coco_records, "jsonl": _jsonl_records, "parquet": _parquet_records}
+        records["table"] = _table_records
         for where, record in records[form](file):
             if (pair := file.pair(where, record)) is not None:
                 count += 1
@@ -108,7 +110,7 @@ def content_of(path: str | os.PathLike) -> tuple[list, Callable[[], str]]:
 
 
 def _format_of(path: Path) -> str:
-    """ "parquet", "jsonl" or "coco", from the first bytes where they tell, else the extension."""
+    """ "parquet", "table" (CSV), "jsonl" or "coco", from first bytes or else the extension."""
     if not path.exists():
         raise PairError(f"There is no file of pairs at {path}.")
     if path.is_dir():
@@ -122,10 +124,12 @@ def _format_of(path: Path) -> str:
         raise PairError(f"{path} is empty (0 bytes).")
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
+    if suffix in pair_csv.DELIMITERS:
+        return "table"
     if other := strict_json.other_format(suffix, start):
         raise PairError(
-            f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL or Parquet with the "
-            'columns "image", "caption" and "negated": convert it, e.g. with pandas.'
+            f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL, Parquet, .csv or "
+            '.tsv with the columns "image", "caption" and "negated": convert it, e.g. with pandas.'
         )
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
@@ -278,6 +282,12 @@ def _parquet_records(file: _File) -> Iterator[tuple[str, dict]]:
     for row, source in enumerate(pair_tables.rows(file.path)):
         if not file.leaves_out(source.get("negated")):
             yield f"row {row}", _fields(source)
+
+
+def _table_records(file: _File) -> Iterator[tuple[str, dict]]:
+    for where, source in pair_csv.rows(file.path, file):
+        if not file.leaves_out(source.get("negated")):
+            yield where, _fields(source)
 
 
 def _fields(source: dict, negated_key: str = "negated") -> dict:

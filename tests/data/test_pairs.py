@@ -132,12 +132,6 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
-        (
-            "p.csv",
-            "title,filepath\nA cat,a.jpg\n",
-            "comma-separated values with the columns title,",
-        ),
-        ("p.tsv", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
         ("p.txt", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
         ("pairs", "image,caption,negated\n", "with the columns image, caption, negated. Pairs are"),
         ("p.tar", b"a.jpg" + b"\0" * 252 + b"ustar\0" + b"00", "a tar archive"),
@@ -146,10 +140,6 @@ def test_files_that_cannot_be_read(tmp_path):
         ("p.json", b"ARROW1\0\0", "an Arrow file"),
         ("p.json.gz", b"\x1f\x8b\x08", "a compressed file"),
         ("p.json", "title\tfilepath\n", "tab-separated values with the columns title, filepath"),
-        ("p.csv", "image;caption\n", "semicolon-separated values with the columns image, caption"),
-        ("p.csv", "image,caption\n".encode("utf-16"), "with the columns image, caption"),
-        ("p.csv", '"image","caption"\n', "with the columns image, caption"),
-        ("p.csv", "captions\n", "with the columns captions"),
         ("p.json", "version https://git-lfs.github.com/spec/v1\n", "`git lfs pull` brings"),
         ("p.html", "<html>404</html>", "no JSON: it begins with '<html>404</html>'"),
         ("p.txt", "A cat.\nA dog.\n", "no JSON: it begins with 'A cat.'"),
