@@ -223,4 +223,12 @@ def assign(
             turns.sort(key=lambda c: (c.object in CATEGORIES) != kind) if present else None
             pairs.append((caption, turns.pop(0)))
         pairs.sort(key=lambda pair: order[pair[0].id])
-    return [Assignment(c, o, absent[o.object, o.question], alone=left[c.id][1]) for c, o in pairs]
+    return [
+        Assignment(
+            c,
+            o,
+            absent[o.object, o.question],
+            shuffled(left[c.id][0], seed, c.id)[0] if left[c.id][1] else None,
+        )
+        for c, o in pairs
+    ]

@@ -174,14 +174,14 @@ class Verdict:
 class Assignment:
     """A caption that is to say that something is absent.
 
-    `alone`: everything that is known to be in the photo is in the caption, so that only a text
-    without it has a false twin ("there is no dog in the picture").
+    `there`: an object of the photo, where the caption names all that is known to be there: beside
+    it nothing has a false twin, but "a cat, but no dog" has one, "a dog, but no cat".
     """
 
     caption: Caption
     candidate: Candidate
     verdict: Verdict
-    alone: bool = False
+    there: str | None = None
 
 
 @dataclass(slots=True)

@@ -23,7 +23,13 @@ from data_gen.labels import Label, of_part, settled
 from data_gen.records import chance, read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.language import tables
-from negclip_jax.language.grammar import BY_NAME, Grammar, Template
+from negclip_jax.language.grammar import (
+    BY_NAME,
+    NOT_OF_TWO,
+    Grammar,
+    Template,
+    as_caption,
+)
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
@@ -43,7 +49,7 @@ SCHEMA = pa.schema(
     ]
 )
 # Of the balance: what one image may add, and what chance may where an object is of both kinds.
-_SLACK, _SPREAD = 6, 4
+_SLACK, _SPREAD = 10, 4
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
 _SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 
@@ -144,6 +150,7 @@ class _Form(NamedTuple):
     affirm: Callable[[str], str | None]
     holds_caption: bool
     is_own: bool = False  # of the pair
+    contrast: tuple[Template, str] | None = None  # of two objects: what the pair says is there
 
 
 @dataclass
@@ -188,14 +195,16 @@ class Pen:
         expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
         spare = [name for name in absent if name in expected and not mentioned(name, captions)]
         found = collections.defaultdict(list)
-        forms = [(p, form) for p in pairs if p["object"] in denied for form in self._forms(p)]
+        forms = [
+            (p, form) for p in pairs if p["object"] in denied for form in self._forms(p, present)
+        ]
         # First the pairs' own forms, while the balance allows the most.
         for pair, form in sorted(forms, key=lambda item: not item[1].is_own):
             found[pair["pair_id"]] += self._unit(pair, form, [*denied, *spare], present, rests)
         for pair in pairs:
             yield pair, found[pair["pair_id"]] if there else None
 
-    def _forms(self, pair: Mapping[str, Any]) -> Iterator[_Form]:
+    def _forms(self, pair: Mapping[str, Any], present: Sequence[str]) -> Iterator[_Form]:
         """The pair's own form, or another beside the caption, and one of the object alone."""
         caption, obj, key = pair["caption"], pair["object"], f"{self.seed}/{pair['pair_id']}"
         template = BY_NAME.get(pair["rewriter"].removeprefix("template:"))
@@ -211,6 +220,9 @@ class Pen:
                 return denied and affirmed(denied, name)
 
             yield _Form(f"llm {cue} {place}", "llm", deny, affirm, True, True)
+        elif there := self._there(pair, template, present):
+            name = f"a {template.name}"
+            yield _Form(name, "grammar", str, str, False, True, (template, there))
         else:
             is_own = template is not None and bool(template.affirmed)
             if not is_own:
@@ -222,6 +234,17 @@ class Pen:
                 return
         if fits := self._fitting(ALONE, ""):
             yield _filled(self.grammar.draw(fits, key, "alone"), caption, False)
+
+    @staticmethod
+    def _there(
+        pair: Mapping[str, Any], template: Template | None, present: Sequence[str]
+    ) -> str | None:
+        """What a pair without its caption says to be there: "a cat, but no dog"."""
+        if template is None or template.position == ALONE:
+            return None
+        own, absent = pair["negated_caption"], noun(pair["object"])
+        found = (n for n in present if template.fill(as_caption(n, pair["caption"]), absent) == own)
+        return next(found, None)
 
     def _fitting(self, position: str, caption: str) -> list[Template]:
         return [t for t in self.grammar.fitting(position, caption, False) if t.affirmed]
@@ -248,9 +271,18 @@ class Pen:
         ]
         away = sorted(shuffled(dict.fromkeys(absent), *key), key=balance.owed)
         away.sort(key=pair["object"].__ne__)
-        for name, other in itertools.product(away, there):
+        tried: Iterable[tuple[str, str]] = itertools.product(away, there)
+        if form.contrast:
+            tried = [(pair["object"], form.contrast[1])]
+        for name, other in tried:
             if not balance.allows(name, other):
                 continue
+            others = [n for n in there if n != other and balance.allows(name, n)]
+            if form.contrast:
+                balance.count(name, other)
+                self.units += 1
+                rows = self._contrast(name, other, others, form.contrast[0], pair["caption"])
+                return _statements(pair, rows, rests)
             texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
             if not all(texts):
                 continue
@@ -264,53 +296,56 @@ class Pen:
                 (texts[3], True, AFFIRMS, (other,)),
             ]
             rows = [(form, *text) for text in texts]
-            if not form.holds_caption:
-                others = [n for n in there if n != other and balance.allows(name, n)]
-                rows += self._contrast(name, other, others, key)
-            return [
-                Statement(
-                    pair["file_name"],
-                    pair["image_id"],
-                    pair["caption_id"] if said.holds_caption else None,
-                    f"{pair['pair_id']}-{said.name}",
-                    text,
-                    truth,
-                    polarity,
-                    objects,
-                    said.name,
-                    said.writer,
-                    tuple(rests[obj] for obj in objects),
-                )
-                for said, text, truth, polarity, objects in rows
-            ]
+            fits = self._fitting(AFTER, noun(other).some)
+            fits += self._fitting(BEFORE, noun(other).some)
+            fits = [template for template in fits if template.name not in NOT_OF_TWO]
+            if fits and not form.holds_caption:
+                template = self.grammar.draw(fits, repr(key), "contrast")
+                rows += self._contrast(name, other, others, template, "")
+            return _statements(pair, rows, rests)
         self.unbalanced += bool(there)
         return []
 
     def _contrast(
-        self, absent: str, present: str, others: Sequence[str], key: tuple
+        self, absent: str, present: str, others: Sequence[str], template: Template, like: str
     ) -> Iterator[tuple[_Form, str, bool, str, tuple[str, str]]]:
-        """ "A dog but no cat" and "a cat but no dog", of which one is true.
+        """ "A dog but no cat" and "a cat but no dog", of which one is true, in the style of `like`.
 
         Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
         whatever affirms a thing that is there would be true.
         """
-        fits = self._fitting(AFTER, noun(present).some)
-        # "Without any ovens around, a spoon" is what nobody writes.
-        before = self._fitting(BEFORE, noun(present).some)
-        fits += [t for t in before if not t.text.startswith("with")]
-        if not fits:
-            return
-        template = self.grammar.draw(fits, repr(key), "contrast")
         form = _Form(f"a {template.name}", "grammar", str, str, False)
         said = [(present, absent, True), (absent, present, False)]
         if others:
-            second = others[0]
-            self.balances[False].count(absent, second)
-            said += [(second, absent, True), (present, second, False)]
+            self.balances[False].count(absent, others[0])
+            said += [(others[0], absent, True), (present, others[0], False)]
         for first, last, truth in said:
-            there = "people" if first == "person" else noun(first).some
-            text = template.fill(there, noun(last))
+            text = template.fill(as_caption(first, like), noun(last))
             yield form, text, truth, BOTH, (first, last)
+
+
+def _statements(
+    pair: Mapping[str, Any],
+    rows: Iterable[tuple[_Form, str, bool, str, tuple[str, ...]]],
+    rests: Mapping[str, str],
+) -> list[Statement]:
+    """The statements of a unit from form, text, truth, polarity and objects of each."""
+    return [
+        Statement(
+            pair["file_name"],
+            pair["image_id"],
+            pair["caption_id"] if form.holds_caption else None,
+            f"{pair['pair_id']}-{form.name}",
+            text,
+            truth,
+            polarity,
+            objects,
+            form.name,
+            form.writer,
+            tuple(rests[obj] for obj in objects),
+        )
+        for form, text, truth, polarity, objects in rows
+    ]
 
 
 def _filled(template: Template, caption: str, is_own: bool) -> _Form:

@@ -13,7 +13,7 @@ from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.records import Assignment, ImageItem, chance, shuffled
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
-from negclip_jax.language.grammar import NATURAL, Grammar, Template
+from negclip_jax.language.grammar import NATURAL, NOT_OF_TWO, Grammar, Template, as_caption
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
 from negclip_jax.language.twins import of_scene
@@ -33,11 +33,7 @@ class Draft:
     prompt_id: str | None = None
     problem: str | None = None
     template: Template | None = None
-
-    @property
-    def is_statement(self) -> bool:
-        """Whether it says of the object alone, without the caption, that it is absent."""
-        return self.template is not None and self.template.position == ALONE
+    is_statement: bool = False  # about objects alone, without the caption
 
 
 class Writer(Protocol):
@@ -151,12 +147,16 @@ class TemplateWriter:
         caption, candidate = assignment.caption, assignment.candidate
         key = f"{self.seed}/{caption.id}/{candidate.question or candidate.object}"
         if candidate.question is None:
-            alone = assignment.alone and self.grammar.style == "natural"
-            written = self.grammar.rewrite(caption.text, candidate.object, key, avoid, alone)
+            base, there = caption.text, assignment.there
+            if there is not None and self.grammar.style == "natural":
+                base, avoid = as_caption(there, base), (*avoid, *NOT_OF_TWO)
+            written = self.grammar.rewrite(base, candidate.object, key, avoid)
             if written is None:
                 return Draft("", "template", problem="held_out")
             text, template = written
-            return Draft(text, f"template:{template.name}", template=template)
+            holds_caption = base == caption.text and template.position != ALONE
+            name = f"template:{template.name}"
+            return Draft(text, name, template=template, is_statement=not holds_caption)
         text = merge_question(caption.text, candidate.question)
         return Draft(text or "", "template:merge", problem=None if text else "unmergeable")
 

@@ -79,6 +79,9 @@ def _spoken(obj: Noun) -> Noun:
 
 TEMPLATES = tuple(Template(*row[:4], int(row[4]), *row[5:]) for row in tables.rows("templates"))
 BY_NAME = {template.name: template for template in TEMPLATES}
+# Templates that are not for a text about two objects: "without any ovens around, a spoon" is what
+# nobody writes, and of two things that are exchanged one may be no human.
+NOT_OF_TWO = tuple(t.name for t in TEMPLATES if t.people or t.text.startswith("with"))
 
 
 class Shape(NamedTuple):
@@ -134,6 +137,11 @@ def in_style(caption: str, text: str, **slots: str) -> str:
     if capital:
         filled = filled[0].upper() + filled[1:]
     return f"{filled}." if words.endswith(".") else filled
+
+
+def as_caption(name: str, caption: str) -> str:
+    """An object as a caption that names nothing else, in the style of another caption."""
+    return in_style(caption, "{some}", some=_spoken(noun(name)).some)
 
 
 def pick(options: Sequence[T], seed_key: str, purpose: str) -> T:
@@ -197,7 +205,6 @@ class Grammar:
         obj: str,
         seed_key: str,
         avoid: Collection[str] = (),
-        alone: bool = False,
     ) -> tuple[str, Template] | None:
         """The caption rewritten so that it also says that the object is absent.
 
@@ -206,7 +213,6 @@ class Grammar:
           obj: the object's name, singular.
           seed_key: the same key gives the same text.
           avoid: template names not to be used, unless no other fits.
-          alone: say it without the caption, if there is a way to.
         Returns:
           The text, in the caption's style of capital letter and full stop, and its template;
           None where every template that fits is held out.
@@ -215,7 +221,7 @@ class Grammar:
         sides = [AFTER, BEFORE, ALONE]
         if _number(seed_key, "side") % 100 < round(100 * self.before):
             sides = [BEFORE, AFTER, ALONE]
-        if alone or _number(seed_key, "statement") % 100 < round(100 * self.statements):
+        if self.statements and _number(seed_key, "statement") % 100 < round(100 * self.statements):
             sides = [ALONE, *sides[:2]]
         options = [self.fitting(side, caption, known.human) for side in sides]
         for banned in (frozenset(avoid), frozenset()):

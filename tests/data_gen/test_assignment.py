@@ -64,7 +64,7 @@ def test_an_absent_object_is_of_the_kind_of_what_its_caption_leaves_unsaid():
     assert {a.caption.id: a.candidate.object for a in found} == dict.fromkeys("0124", "dog")
     found = make("dog", "lamp", there=["road"], most=5)
     assert {a.caption.id: a.candidate.object for a in found} == dict.fromkeys("024", "lamp") | {
-        "1": "lamp"  # it names the road: alone, the road is said all the same
+        "1": "lamp"  # it names the road: "a road, but no lamp" can be said
     }
-    assert {a.caption.id for a in found if a.alone} == {"1"}
+    assert {a.caption.id: a.there for a in found if a.there} == {"1": "road"}
     assert {a.candidate.object for a in make("dog", there=["road"])} == {"dog"}

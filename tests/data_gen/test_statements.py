@@ -85,6 +85,18 @@ def test_affirming_what_is_there_makes_no_text_true():
     }
 
 
+def test_a_caption_that_names_all_that_is_there_gives_way_to_what_is_there():
+    row = pair("A cat on a mat.", "A cat, but no dog.", rewriter="template:but-no")
+    found = write(row)
+    own = [s for s in found if s.form == "a but-no"][:2]
+    assert [(s.text, s.truth, s.objects) for s in own] == [
+        ("A cat, but no dog.", True, ("cat", "dog")),
+        ("A dog, but no cat.", False, ("dog", "cat")),
+    ]
+    assert {(s.polarity, s.caption_id) for s in own} == {("both", None)}
+    assert foils(row, found, affirm=False) == ["A dog, but no cat."]
+
+
 def test_what_is_not_settled_is_in_no_statement():
     row = pair("A sofa", "A sofa, with no dog in sight")
     assert write(row, [label("dog", "absent")]) is None

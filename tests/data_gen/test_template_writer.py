@@ -142,7 +142,7 @@ def test_held_out_cues_and_templates_never_occur(tmp_path, many):
 
 
 def test_positions_and_statements_follow_their_shares(tmp_path, many):
-    rows = pairs(tmp_path, many, max_rejects=0.5)
+    rows = pairs(tmp_path, many, max_rejects=0.5, rewrite__statements=0.4)
     share = collections.Counter(row["cue_position"] for row in rows)
     assert 0.3 < share["alone"] / len(rows) < 0.5
     assert 0.1 < share["before"] / len(rows) < 0.3

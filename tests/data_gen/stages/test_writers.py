@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from scripted_engine import ScriptedEngine
@@ -13,6 +14,7 @@ from data_gen.prompts import load_prompts
 from data_gen.records import Assignment, Candidate, Caption, ImageItem, Verdict
 from data_gen.stages.rewrite import LLMWriter, MixedWriter, RewriteStage, TemplateWriter
 from negclip_jax.common.chat.messages import ChatResult
+from negclip_jax.language.grammar import Grammar
 
 TEXTS = ["A man rides a horse.", "A horse on a beach", "Someone riding near the sea"]
 IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enumerate(TEXTS)))
@@ -153,3 +155,16 @@ def test_markup_is_refused_even_where_no_rule_is_enforced(enforce):
     assert all("markup" in row["reasons"] for row in rows)
     plain, _ = llm(lambda r: "A man", many=False)
     assert all(row["accepted"] != enforce for row in run(plain, assignments(), enforce=enforce))
+
+
+def test_a_caption_without_anything_left_unsaid_gives_way_to_an_object_that_is_there():
+    asked = [replace(a, there="horse") for a in assignments()]
+    rows = run(TemplateWriter(0), asked)
+    assert all(row["accepted"] for row in rows)
+    for row in rows:
+        text = row["negated_caption"].lower()
+        assert "a horse" in text and re.search(r"\bdogs?\b", text) and len(text.split()) < 14
+        assert row["cue"]
+    # Short captions of a made world keep their own share of statements.
+    plain = run(TemplateWriter(0, Grammar("plain")), asked)
+    assert not any("horse" in row["negated_caption"] for row in plain)
