@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -44,6 +45,31 @@ def test_missing_images_are_left_out_and_listed(gappy, read, caplog, monkeypatch
     assert len(names) == 74 and not {"007.png", "011.png", "031.png"} & set(names)
     assert "3 of 40 images are not in" in caplog.text
     assert "007.png, 011.png, 031.png; their pairs are left out" in caplog.text
+
+
+def test_pairs_are_prepared_once_and_again_where_they_must(tiny_pairs, read, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = shutil.copy(tiny_pairs / "pairs.json", tmp_path / "pairs.json")
+    arguments = {"pairs": str(path), "images": str(tiny_pairs / "images"), "max_bad_images": 0.0}
+
+    def writes(caption_mode: str = "negated") -> bool:
+        caplog.clear()
+        assert len(read(**arguments, caption_mode=caption_mode)) == 80
+        assert "80 prepared pairs come from" in caplog.text
+        return "80 pairs are prepared" in caplog.text
+
+    assert writes() and not writes()
+    os.utime(path, (1, 1))  # the same content
+    assert not writes()
+    assert writes("mix") and not writes()
+    tokens = sorted((tmp_path / "kept").glob("pairs-*/tokens.u2"))
+    for file in tokens:
+        file.write_bytes(file.read_bytes()[:-2])
+    assert writes() and "tokens.u2 is cut short" in caplog.text and not writes()
+    path.write_text(path.read_text().replace("thing 1", "thing one"))
+    assert writes() and not writes()
+    (tmp_path / "kept" / "digests.json").write_text("[")
+    assert not writes()
 
 
 def test_too_many_missing_images_stop_the_run(gappy, read):
