@@ -90,7 +90,11 @@ OTHERS += [pytest.param("parquet", 4, marks=pytest.mark.long)]
 def test_several_processes_equal_one(source, processes, specs, short_run, by_one, forked, tmp_path):
     changes = CHANGES | {"data.images": specs[source], "data.cache_features": processes == 4}
     ends = forked.run(
-        short_run | changes, tmp_path / "run", processes=processes, devices=4 // processes
+        short_run | changes,
+        tmp_path / "run",
+        processes=processes,
+        devices=4 // processes,
+        seconds=180,
     )
     assert [end.status for end in ends] == [0] * processes, "\n\n".join(e.output for e in ends)
     found = read_metrics(tmp_path / "run")
