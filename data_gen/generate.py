@@ -84,6 +84,8 @@ class Job:
             decisive.append([*known, younger] if younger and any(younger) else known)
         files = {n: f["sha256"] for n, f in self.inputs.items() if n != "captions"}
         extra = [asdict(self.roles), [*decisive, self.method(models)], files]
+        if self.roles.propose == "cooccurrence":
+            extra.append({"draws": 2})  # older runs drew other objects: their shards are made again
         return fingerprint(self.config, self.prompts, extra)
 
     def run_id(self, models: Models) -> str:
