@@ -2,7 +2,7 @@
 
     python -m quickstart --out=runs/quickstart
     python -m quickstart --out=runs/hard --world=hard    # where the images are no longer easy
-    python -m quickstart --out=runs/three --seeds=3      # mean and range of three worlds and runs
+    python -m quickstart --out=runs/three --seeds=3      # mean and range of three fine-tunings
 
 Runs the public commands that real work uses and prints each before it runs. Ends with a table,
 OUT/results.json and OUT/report.html.
@@ -32,14 +32,18 @@ class Failed(Exception):
     """The run cannot go on; a command that ended with an error has said why itself."""
 
 
-def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, list[str]]]:
+def commands(
+    out: str, kind: str = "easy", seed: int = 0, first: str | None = None
+) -> list[tuple[str, list[str]]]:
     """What is run in a kind of world, in order: what it is for and the arguments of `python`.
 
-    Another seed is another world, other random weights, another order of the data and other texts.
+    Another seed draws other objects and texts and another order of the data. `first` is the folder
+    of a quickstart whose world and pre-trained model are used.
     """
     chosen = [f"--seed={seed}"] if seed else []
-    flag = chosen + ([] if kind == "easy" else [f"--world={kind}"])
-    world, config = f"{out}/world", "configs/quickstart.py"
+    flag = [] if kind == "easy" else [f"--world={kind}"]
+    world, config = f"{first or out}/world", "configs/quickstart.py"
+    base = f"{first or out}/base"
     train = f"--config.data.images={world}/train/images"
 
     def launch(variant: str, checkpoint: str, pairs: str, *more: str) -> list[str]:
@@ -47,7 +51,7 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
             "launch.py",
             f"--config={config}:{variant}",
             f"--workdir={out}/{variant}",
-            f"--config.model.checkpoint={out}/{checkpoint}",
+            f"--config.model.checkpoint={checkpoint}",
             f"--config.data.pairs={pairs}",
             train,
             *([f"--config.seed={seed}"] if seed else []),
@@ -61,7 +65,7 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
     hold_out = f"--config.rewrite.hold_out={','.join(HOLD_OUT)}"
     rows = 2 * WORLDS[kind].train  # two thirds of the pairs, as a scene has three captions
     pairs, statements = f"{out}/pairs/pairs.json", f"{out}/pairs/statements.parquet"
-    return [
+    begin = [
         ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}", *flag]),
         (
             "Write a tiny CLIP with random weights, in Hugging Face's layout",
@@ -69,9 +73,12 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
         ),
         (
             "Pre-train it on captions that never say “no”",
-            launch("pretrain", "random", f"{world}/train/captions.json"),
+            launch("pretrain", f"{out}/random", f"{world}/train/captions.json"),
         ),
         ("Export it", export("pretrain", "base")),
+    ]
+    return [
+        *([] if first else begin),
         (
             "Write negation pairs from the annotations, some words and orders kept out",
             [
@@ -97,12 +104,12 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
             "Ask a classifier that sees no image which texts are true",
             ["-m", "data_gen", "audit", f"--out={out}/generation"],
         ),
-        ("Fine-tune the text tower: the published recipe", launch("published", "base", pairs)),
+        ("Fine-tune the text tower: the published recipe", launch("published", base, pairs)),
         ("Export it", export("published", "published_clip")),
         (
             "Fine-tune the text tower: this project's recipe",
             launch(
-                *("finetune", "base", pairs, f"--config.data.statements={statements}"),
+                *("finetune", base, pairs, f"--config.data.statements={statements}"),
                 f"--config.data.text_nouns={out}/nouns",
                 # Where images are hard to tell, length decides: 3,000 steps are not enough.
                 *(["--config.train.total=8000 steps"] if kind == "hard" else []),
@@ -114,7 +121,7 @@ def commands(out: str, kind: str = "easy", seed: int = 0) -> list[tuple[str, lis
             [
                 "-m",
                 "quickstart.evaluate",
-                f"--model=base={out}/base",
+                f"--model=base={base}",
                 f"--model=published={out}/published_clip",
                 f"--model=tuned={out}/tuned",
                 f"--world={world}/heldout",
@@ -155,25 +162,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", default="runs/quickstart", help="folder; an earlier run is replaced"
     )
     parser.add_argument("--world", choices=WORLDS, default="easy", help="how hard it is to see")
-    parser.add_argument("--seeds", type=int, default=1, help="do all of it so often, other seeds")
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tune so often, with other texts")
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error("--seeds must be 1 or more")
     path = ROOT / args.out
     try:
         start_afresh(path)
-        for seed in range(args.seeds):
-            started, out = time.monotonic(), args.out
-            if args.seeds > 1:
-                out += f"/seed{seed}"
-                _console.rule(f"seed {seed}")
-            done = [run(title, words) for title, words in commands(out, args.world, seed)]
-            seconds = time.monotonic() - started
-            write_report(ROOT / out, done, seconds)
-            _console.print(f"\n{seconds:.0f} s in all. Look at [bold]{out}/report.html[/bold]")
+        first = args.out if args.seeds == 1 else f"{args.out}/seed0"
+        started = time.monotonic()
+        done = [run(title, words) for title, words in commands(first, args.world)]
+        seconds = time.monotonic() - started
+        write_report(ROOT / first, done, seconds)
+        _console.print(f"\n{seconds:.0f} s in all. Look at [bold]{first}/report.html[/bold]")
+        for seed in range(1, args.seeds):
+            _console.rule(f"seed {seed}")
+            for title, words in commands(f"{args.out}/seed{seed}", args.world, seed, first):
+                run(title, words)
         if args.seeds > 1:
             folders = [path / f"seed{seed}" for seed in range(args.seeds)]
-            _console.print(f"\n{write_summary(path, folders)}", markup=False)
+            _console.print(f"\n{write_summary(path, folders)}", markup=False, soft_wrap=True)
             _console.print(f"Look at [bold]{args.out}/report.html[/bold]")
     except (Failed, OSError) as error:  # the folder cannot be made or emptied
         sys.exit(f"quickstart stopped: {error}")

@@ -48,11 +48,11 @@ def write_report(out: Path, commands: Sequence[tuple[str, float]], seconds: floa
 
 
 def write_summary(out: Path, folders: Sequence[Path]) -> str:
-    """Writes `results.json` and `report.html` of quickstarts with several seeds.
+    """Writes `results.json` and `report.html` of a quickstart with several seeds.
 
     Args:
       out: to write to.
-      folders: of the quickstarts, below `out`, each with its own report.
+      folders: of the seeds, below `out`, each with its `evaluation.json`.
 
     Returns:
       Mean and range of each row and model over the seeds, for a terminal, in percent.
@@ -64,10 +64,8 @@ def write_summary(out: Path, folders: Sequence[Path]) -> str:
             values = [e["models"][name]["rows"][row]["accuracy"] for e in found]
             numbers = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
             summary.setdefault(row, {})[name] = numbers
-    for row in found[0].get("probe", {}).get("heldout", {}):
-        values = [e["probe"]["heldout"][row]["accuracy"] for e in found]
-        numbers = {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
-        summary[row]["probe"] = numbers
+    for row, cell in found[0].get("probe", {}).get("heldout", {}).items():  # of the same base
+        summary[row]["probe"] = dict.fromkeys(("mean", "low", "high"), cell["accuracy"])
     storage.write_json(out / "results.json", {"seeds": len(found), "rows": summary}, indent=2)
     names = [*found[0]["models"], "probe"]
     write_page(
@@ -76,13 +74,21 @@ def write_summary(out: Path, folders: Sequence[Path]) -> str:
         names=names,
         notes=NOTES | {"probe": "a linear probe of the base's images"},
         rows={row: (ROWS[row], cells) for row, cells in summary.items()},
-        folders=[folder.relative_to(out).as_posix() for folder in folders],
+        seeds=len(folders),
+        first=f"{folders[0].relative_to(out).as_posix()}/report.html",
     )
-    said = "{mean:6.1%} [{low:5.1%}, {high:5.1%}]"
+
+    def said(cell: Mapping[str, float]) -> str:
+        text = (
+            "{mean:6.1%}"
+            if cell["low"] == cell["high"]
+            else "{mean:6.1%} [{low:5.1%}, {high:5.1%}]"
+        )
+        return text.format_map(cell).replace("%", "")
+
     lines = [["", *names]]
     for row, cells in summary.items():
-        texts = [said.format_map(cells[name]) if name in cells else "" for name in names]
-        lines.append([row, *(text.replace("%", "") for text in texts)])
+        lines.append([row, *(said(cells[name]) if name in cells else "" for name in names)])
     return f"mean [range] of {len(found)} seeds, percent\n\n{aligned(lines, right=True)}\n"
 
 
