@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loads
 
 help:
 	@echo "make setup       create $(VENV) and install"
-	@echo "make quickstart  the whole paper in small, offline, in about 5 minutes -> runs/quickstart/report.html"
+	@echo "make quickstart  the whole paper in small, offline, in 6 to 8 minutes -> runs/quickstart/report.html"
 	@echo "make test        install the test extra, check style, run the tests"
 	@echo "make test-long   the longest randomised and largest runs of the tests"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
