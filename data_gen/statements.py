@@ -106,7 +106,9 @@ class Balance:
 
     def __init__(self, key: Any = 0) -> None:
         self._key, self._image = key, ""
-        self._off = collections.Counter[str]()  # absent less present, and less the sum of coins
+        # Absent less present, and less the sum of coins; of all objects `_drift` is to be taken.
+        self._off: dict[str, int] = {}
+        self._drift, self._sum = 0, 0
         self._here = collections.Counter[str]()  # absent less present in this image
         self._uses = collections.defaultdict(lambda: [0, 0])  # as the present one, as the absent
 
@@ -115,28 +117,28 @@ class Balance:
         for name, difference in self._here.items():
             coin = 1 if chance(self._key, self._image, name) < 0.5 else -1
             self._off[name] += coin * abs(difference)
+            self._sum += coin * abs(difference)
         # A unit moves one object up and one down. Coins move all of them: without this they would
         # drift away together, beyond what units can make up for.
-        drift = sum(self._off.values()) // max(1, len(self._off))
-        if drift:
-            for name in self._off:
-                self._off[name] -= drift
+        more = self._sum // max(1, len(self._off))
+        self._drift += more
+        self._sum -= more * len(self._off)
         self._image, self._here = image, collections.Counter()
 
     def owed(self, name: str) -> int:
         """How much more often it was absent than it should be."""
-        return self._off[name]
+        return self._off.get(name, self._drift) - self._drift
 
     def allows(self, absent: str, present: str) -> bool:
         """Whether both stay near the coins: the nearer, the fewer of an object's uses differ."""
         return all(
-            step * (self._off[name] + step) <= _SLACK + _SPREAD * math.sqrt(min(self._uses[name]))
+            step * (self.owed(name) + step) <= _SLACK + _SPREAD * math.sqrt(min(self._uses[name]))
             for name, step in ((absent, 1), (present, -1))
         )
 
     def count(self, absent: str, present: str) -> None:
         for name, step in ((absent, 1), (present, -1)):
-            self._off[name] += step
+            self._off[name] = self._off.get(name, self._drift) + step
             self._uses[name][step > 0] += 1
             self._here[name] += step
 

@@ -12,16 +12,15 @@ import functools
 import io
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
-from negclip_jax.common.errors import InputError
 from negclip_jax.data.pair_tables import refuse_claims
-from negclip_jax.data.shard_images import ShardImages, numbers
-from negclip_jax.data.shards import ShardError, ShardReader, Shards
+from negclip_jax.data.shard_images import ShardImages, numbers, reported
+from negclip_jax.data.shards import ShardReader, Shards
 from negclip_jax.data.tar_index import hashed
 
 # Columns that hold the image where several could: img2dataset calls it by its format.
@@ -177,25 +176,16 @@ class ParquetImages(ShardImages):
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             return _File(column, metadata, np.cumsum([0, *counts]))
 
+    def _reported(self, shard: int) -> contextlib.AbstractContextManager:
+        import pyarrow as pa
+
+        return reported(self.shards.found[shard].path, "Parquet", pa.ArrowException)
+
     def _opened(self, shard: int, metadata: Any = None) -> Any:
         import pyarrow.parquet as pq
 
         file = _Seekable(self.shards.reader(shard), self.shards.found[shard].size)
         return pq.ParquetFile(file, metadata=metadata)
-
-    @contextlib.contextmanager
-    def _reported(self, shard: int) -> Iterator[None]:
-        import pyarrow as pa
-
-        try:
-            yield
-        except InputError:
-            raise
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise ShardError(
-                f"{self.shards.found[shard].path} cannot be read as Parquet "
-                f"({str(error).rstrip('.')}): it is damaged, cut short or of another format"
-            ) from None
 
 
 def _column(schema: Any, wanted: str, path: str) -> _Column:

@@ -26,6 +26,23 @@ from negclip_jax.data.tars import TarShards
 _SOURCES = 64  # ArrayRecord files that a process keeps open
 
 
+@contextlib.contextmanager
+def reported(path: str, form: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raises ShardError that names the shard and its format for what a reading library raises.
+
+    `errors`: of the library's own that are no usual ones.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, MemoryError, *storage.errors(), *errors) as error:
+        raise ShardError(
+            f"{path} cannot be read as {form} ({storage.root_cause(error).rstrip('.')}): it is "
+            "damaged, cut short or of another format"
+        ) from None
+
+
 class ShardImages(ImageSource):
     """Images by the number of their shard and their row in it. Pickles to the list of shards.
 
@@ -244,11 +261,11 @@ class RecordImages(ShardImages):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
     def _content(self, shard: int, row: int) -> bytes:
-        with self._reported(shard):
+        with reported(self.shards.found[shard].path, "ArrayRecord"):
             return self._source(shard)[row]
 
     def _count(self, shard: int) -> int:
-        with self._reported(shard):
+        with reported(self.shards.found[shard].path, "ArrayRecord"):
             if count := len(self._source(shard)):
                 return count
             raise ValueError("there is no record")
@@ -259,15 +276,3 @@ class RecordImages(ShardImages):
         found = self.shards.found[shard]
         ShardReader(found)  # that it is there, and what it was
         return grain.sources.ArrayRecordDataSource(str(remote.local_copy(storage.path(found.path))))
-
-    @contextlib.contextmanager
-    def _reported(self, shard: int) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except (RuntimeError, ValueError, *storage.errors()) as error:
-            raise ShardError(
-                f"{self.shards.found[shard].path} cannot be read as ArrayRecord "
-                f"({storage.root_cause(error)}): it is damaged, cut short or of another format"
-            ) from None

@@ -162,7 +162,8 @@ result = refused
 def test_damaged_metadata_does_not_end_the_process(pattern, tmp_path):
     path = tmp_path / "train-00000-of-00002.parquet"
     footer = int.from_bytes(path.read_bytes()[-8:-4], "little") + 8
-    setup = "from negclip_jax.data.parquet_images import ParquetImages, InputError"
+    setup = "from negclip_jax.data.parquet_images import ParquetImages\n"
+    setup += "from negclip_jax.common.errors import InputError"
     setup += f"\nfrom pathlib import Path\npath, footer = Path({str(path)!r}), {footer}"
     result, _, _ = child.measured(setup, _EACH_BYTE)
     assert 100 < result < footer
