@@ -52,7 +52,7 @@ def write_text_rows(
       nouns: text file, one noun a line.
       captions: COCO captions or pairs, whose nouns are taken; beside or in place of `nouns`.
 
-    Raises InputError for files that cannot be read and for fewer than eight nouns.
+    Raises InputError for files that cannot be read, fewer than eight nouns, and no row.
     """
     names = [*(_listed(Path(nouns)) if nouns else ()), *(_named(captions) if captions else ())]
     names = list({canonical(name): name for name in names}.values())
@@ -61,6 +61,8 @@ def write_text_rows(
             f"{nouns or captions}: {len(names)} nouns; text rows need {_NOUNS} or more, as they "
             "say of some that they are there and of others that they are not"
         )
+    if rows < 1:
+        raise InputError(f"--rows={rows}: a text row or more is to be written")
     pen, grammar, pairs = pen_of(config), grammar_of(config), list[Pair]()
 
     def written() -> Iterator[list[Statement] | None]:

@@ -88,3 +88,10 @@ def test_bad_lists(tmp_path, capsys, text, message):
     assert str(path) in error
     assert re.search(message, error)
     assert main(["nouns", f"--to={tmp_path / 'to'}"]) == 2
+
+
+@pytest.mark.parametrize("rows", [0, -3])
+def test_no_row_is_an_error(folder, tmp_path, capsys, rows):
+    command = ["nouns", f"--nouns={folder / 'nouns.txt'}", f"--rows={rows}", f"--to={tmp_path}"]
+    assert main(command) == 2
+    assert f"--rows={rows}" in capsys.readouterr().err and not list(tmp_path.iterdir())
