@@ -153,7 +153,5 @@ def _named(path: str | os.PathLike) -> list[str]:
         pairs = read_pairs(path, require_negated=False)
     except PairError as error:
         raise InputError(str(error)) from None
-    counts = collections.Counter(
-        name for pair in pairs for name in named_things(pair.caption).values()
-    )
+    counts = collections.Counter(name for pair in pairs for name in named_things(pair.caption))
     return sorted(name for name, count in counts.items() if count >= _FEWEST_CAPTIONS)
