@@ -47,6 +47,7 @@ def commands(
     train = f"--config.data.images={world}/train/images"
 
     def launch(variant: str, checkpoint: str, pairs: str, *more: str) -> list[str]:
+        steps, usual = (getattr(WORLDS[k], variant, None) for k in (kind, "easy"))
         return [
             "launch.py",
             f"--config={config}:{variant}",
@@ -56,6 +57,7 @@ def commands(
             train,
             *([f"--config.seed={seed}"] if seed else []),
             *more,
+            *([f"--config.train.total={steps} steps"] if steps != usual else []),
         ]
 
     def export(variant: str, name: str) -> list[str]:
@@ -111,8 +113,6 @@ def commands(
             launch(
                 *("finetune", base, pairs, f"--config.data.statements={statements}"),
                 f"--config.data.text_nouns={out}/nouns",
-                # Where images are hard to tell, length decides: 3,000 steps are not enough.
-                *(["--config.train.total=8000 steps"] if kind == "hard" else []),
             ),
         ),
         ("Export it", export("finetune", "tuned")),

@@ -8,7 +8,8 @@ that no scene denies them: what is learnt about these is learnt from their names
 
 `--world=easy` is a world in which images are no obstacle. `--world=hard` has more kinds, few
 photos, noise, grey cards that stand before the objects: there the image side is the ceiling, as it
-is for real photos, and a recipe has to be chosen with that in mind.
+is for real photos, and a recipe has to be chosen with that in mind. `--world=many` has 60 kinds,
+twelve of them in nobody's annotations: is a negation learnt noun by noun where nouns are many?
 """
 
 import itertools
@@ -39,10 +40,38 @@ MORE_KINDS = (
     *("diamond", "cross", "hexagon", "tree", "leaf", "drop"),
     *("boat", "bell", "crown", "flag", "hammer", "bottle"),
 )
-UNANNOTATED = ("circle", "moon")
+# Every shape again, as an outline and with its lower half in black: 60 kinds in all.
+OUTLINED = (
+    *("ring", "frame", "harp", "badge", "locket", "hook", "needle", "gate"),
+    *("gem", "windmill", "nut", "cactus", "feather", "pearl"),
+    *("anchor", "lantern", "helmet", "paddle", "axe", "jar"),
+)
+HALVED = (
+    *("button", "tile", "tent", "flower", "mask", "claw", "dart", "ladder"),
+    *("lamp", "magnet", "drum", "mushroom", "shell", "candle"),
+    *("basket", "skirt", "comb", "broom", "spade", "rocket"),
+)
+SHAPES = KINDS + MORE_KINDS
+SHAPE_OF = dict(zip(SHAPES + OUTLINED + HALVED, SHAPES * 3, strict=True))
+UNANNOTATED = (
+    "circle",
+    "moon",
+    "ring",
+    "locket",
+    "gem",
+    "cactus",
+    "lantern",
+    "axe",
+    "tile",
+    "dart",
+)
+UNANNOTATED += ("drum", "comb")  # the world of eight or twenty kinds has the first two
 SIZE = 48  # pixels, both sides of a scene
 GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
+HOLE = 0.55  # of an outlined shape, along each side
+BLACK = (20, 20, 20)
+MOST_KIND_SETS = 2000  # that scenes are made of, of two kinds and of three
 HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train/
 
 
@@ -56,10 +85,13 @@ class World:
       grey: least and greatest brightness of the background; None is a pale one.
       noise: standard deviation of what is added to each value of a pixel, of 255.
       hidden: share of an object's area that a grey card covers at most.
+      pretrain, finetune: steps of training (`configs/quickstart.py` has batch sizes and the rest).
     """
 
     kinds: tuple[str, ...]
     train: int
+    pretrain: int = 2100
+    finetune: int = 3000
     grey: tuple[int, int] | None = None
     noise: float = 0.0
     hidden: float = 0.0
@@ -70,7 +102,8 @@ WORLDS = {
     # Chosen so that the pre-trained model picks the true caption of a new scene in 75 to 80 % of
     # the choices (79 measured), and a linear probe on its features overfits: existence 67 % on new
     # scenes, 87 % on training scenes.
-    "hard": World(KINDS + MORE_KINDS, train=1000, grey=(140, 236), noise=8.0, hidden=0.3),
+    "hard": World(SHAPES, train=1000, grey=(140, 236), noise=8.0, hidden=0.3, finetune=8000),
+    "many": World(tuple(SHAPE_OF), train=12000, pretrain=5000),
 }
 
 # Every caption here is affirmative: the pre-training never sees a word of negation.
@@ -137,6 +170,7 @@ def outline(kind: str) -> np.ndarray:
         angles = np.linspace(start, stop, points) * math.pi / 180
         return radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
+    kind = SHAPE_OF[kind]
     if kind == "circle":
         return arc(0, 351)
     if kind == "star":
@@ -235,7 +269,18 @@ def render(
     for thing in things:
         colour = np.array(COLOURS[thing.colour]) + rng.integers(-14, 15, 3)
         fill = tuple(int(v) for v in np.clip(colour, 0, 255))
-        draw.polygon([tuple(p) for p in thing.outline * SUPERSAMPLE], fill=fill)
+        points = thing.outline * SUPERSAMPLE
+        draw.polygon([tuple(p) for p in points], fill=fill)
+        if thing.kind in OUTLINED:
+            middle = (points.min(axis=0) + points.max(axis=0)) / 2
+            inner = middle + (points - middle) * HOLE
+            draw.polygon([tuple(p) for p in inner], fill=tuple(int(v) for v in back))
+        elif thing.kind in HALVED:
+            shape = Image.new("1", big.size)
+            ImageDraw.Draw(shape).polygon([tuple(p) for p in points], fill=1)
+            upper = (0, 0, big.width, round(points[:, 1].min() + np.ptp(points[:, 1]) / 2))
+            shape.paste(0, upper)
+            big.paste(BLACK, mask=shape)
     if world.hidden:
         grey = int(rng.integers(40, 216))
         for thing in things:
@@ -292,13 +337,21 @@ def describe(names: Sequence[str], rng: np.random.Generator) -> list[str]:
 def split_combinations(
     seed: int, kinds: Sequence[str] = KINDS
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """All sets of two and of three coloured objects of different kinds, dealt into two parts."""
+    """Sets of two and of three coloured objects of different kinds, dealt into two parts.
+
+    All of them, or those of so many sets of kinds as there are at most.
+    """
     train: list[tuple[str, ...]] = []
     heldout: list[tuple[str, ...]] = []
     for count in (2, 3):
+        of_kinds = list(itertools.combinations(kinds, count))
+        if len(of_kinds) > MOST_KIND_SETS:
+            rng = np.random.default_rng([seed, count, 1])
+            taken = rng.choice(len(of_kinds), MOST_KIND_SETS, replace=False)
+            of_kinds = [of_kinds[i] for i in sorted(taken)]
         sets = [
             tuple(" ".join(pair) for pair in zip(colours, chosen, strict=True))
-            for chosen in itertools.combinations(kinds, count)
+            for chosen in of_kinds
             for colours in itertools.product(COLOURS, repeat=count)
         ]
         np.random.default_rng([seed, count]).shuffle(sets)

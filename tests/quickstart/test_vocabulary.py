@@ -24,9 +24,10 @@ def test_world_words_are_single_tokens(tokenizer):
         assert len(tokenizer.encode(word)) == 1
 
 
-def test_the_words_of_the_hard_world_are_single_tokens_in_its_vocabulary(tokenizer):
-    own = CLIPTokenizer(*v.vocabulary(WORLDS["hard"].kinds), context_length=CONTEXT)
-    assert all(len(own.encode(word)) == 1 for word in (*COLOURS, *WORLDS["hard"].kinds))
+@pytest.mark.parametrize("name", ["hard", "many"])
+def test_the_words_of_a_world_are_single_tokens_in_its_vocabulary(tokenizer, name):
+    own = CLIPTokenizer(*v.vocabulary(WORLDS[name].kinds), context_length=CONTEXT)
+    assert all(len(own.encode(word)) == 1 for word in (*COLOURS, *WORLDS[name].kinds))
     assert len(tokenizer.encode("hexagon")) > 1
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from negclip_jax.language.text import tokenize
 from quickstart.world import (
     COLOURS,
     KINDS,
+    MOST_KIND_SETS,
     SIZE,
     SUPERSAMPLE,
+    UNANNOTATED,
     WORLDS,
     Thing,
     card,
@@ -22,6 +25,7 @@ from quickstart.world import (
     make_world,
     outline,
     place,
+    render,
     split_combinations,
 )
 
@@ -151,6 +155,29 @@ def test_every_kind_has_an_outline_of_its_own(kind):
     assert np.abs(points).max() < 1.3
     assert Thing(f"red {kind}", points * 10 + 20).area > 60
     assert not any(np.array_equal(points, outline(k)) for k in WORLDS["hard"].kinds if k != kind)
+
+
+def test_the_world_of_many_kinds_draws_each_in_its_own_way():
+    many = WORLDS["many"]
+    assert len(set(many.kinds)) == 60 and set(UNANNOTATED) < set(many.kinds)
+    assert len(UNANNOTATED) == 12 and set(UNANNOTATED) & set(KINDS) == {"circle", "moon"}
+    drawn = {}
+    for kind in many.kinds:
+        thing = Thing(f"red {kind}", outline(kind) * 7 + 24)
+        drawn[kind] = np.asarray(render([thing], np.random.default_rng(0), many), int)
+    for (one, a), (other, b) in itertools.combinations(drawn.items(), 2):
+        assert np.abs(a - b).max() > 60, (one, other)
+    (back,) = {tuple(picture[0, 0]) for picture in drawn.values()}
+    assert tuple(drawn["ring"][24, 24]) == back != tuple(drawn["circle"][24, 24])
+    assert (drawn["button"][28, 24] < 40).all() and drawn["button"][20, 24, 0] > 200
+
+
+def test_scenes_of_many_kinds_are_made_of_some_sets_of_kinds():
+    train, heldout = split_combinations(0, WORLDS["many"].kinds)
+    kinds = {frozenset(name.split()[1] for name in names) for names in train + heldout}
+    assert len(kinds) == 2 * MOST_KIND_SETS - (MOST_KIND_SETS - math.comb(60, 2))
+    assert not set(map(frozenset, train)) & set(map(frozenset, heldout))
+    assert {kind for group in kinds for kind in group} == set(WORLDS["many"].kinds)
 
 
 def covered(thing: Thing, cards: list[Thing]) -> float:
