@@ -56,6 +56,7 @@ class Start:
         self._loader, _ = inputs.loaders(
             pairs=str(self._folder / "pairs.jsonl"),
             images="",
+            fields="",
             caption_mode="mix",
             original_fraction=0.5,
             foils=0,

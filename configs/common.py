@@ -50,10 +50,15 @@ def _what_is_computed(config: ConfigDict) -> None:
     model.scan = True
 
     config.data = data = Section()
-    data.pairs = placeholder(str)  # required: COCO json, jsonl, parquet, csv, tsv, "tfds:..."
-    # required: image directory, "wds:cc12m-{0000..1242}.tar", "parquet:train-*.parquet",
-    # "arrayrecord:train-*" or "tfds:NAME/SPLIT"; images are then named SHARD/MEMBER or FILE/ROW
+    # required: COCO json, jsonl, parquet, csv, tsv, CC-Neg's .pt, "wds:cc12m-{0000..1242}.tar",
+    # "parquet:train-*.parquet", "arrayrecord:train-*" (of JSON) or "tfds:NAME/SPLIT"
+    data.pairs = placeholder(str)
+    # image directory, or as for pairs; images are then named SHARD/MEMBER or FILE/ROW. Required
+    # unless pairs are "wds:..." or "parquet:..." that hold their images.
     data.images = placeholder(str)
+    # Where the parts of a pair are called otherwise, "caption=title,foils=wrong_1,foils=wrong_2": a
+    # column, a key (OUTER.INNER inside), of tars the suffix of a member ("txt", "json.KEY").
+    data.fields = ""
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives

@@ -15,26 +15,21 @@ negated caption is always the false one, and commas are only in true ones: whate
 negation, or likes commas, gains, as the controls show.
 """
 
-import pickle
-import zipfile
-from pathlib import Path
-from typing import Any
-
 from evals.benchmark import Problem
 from evals.choices import Choice, choice_problem
 from evals.controls import COMMA_CONTROL, POLARITY_CONTROLS
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields
 from negclip_jax.common import plain_pickle
-from negclip_jax.common.errors import InputError
+from negclip_jax.data.pair_records import CC_NEG_EVALUATION, CC_NEG_FOLDER
 
-EVALUATION = 40_000
+EVALUATION = CC_NEG_EVALUATION
 
 
 def load(roots: DataRoots, *, download: str) -> Problem:
     """Reads the evaluation split of the file. Raises InputError."""
     file = roots.find("ccneg_preprocessed.pt", download=download)
-    content = read_plain_pickle(file, download)
+    content = plain_pickle.load_torch(file, f"get it again from {download}")
     fields = Fields(file)
     paths = fields.sequence(content, "image_paths", "the file")
     annotations = fields.sequence(content, "annotations", "the file")
@@ -47,35 +42,10 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         where = f"index {i}"
         parts = annotations[i] if isinstance(annotations[i], dict) else {}
         photo = fields.text({"image": paths[i]}, "image", where)
-        image = ImageRef(photo.removeprefix("/workspace/datasets/cc3m/"))
-        caption = fields.text(parts.get("json"), "caption", where)
+        image = ImageRef(photo.removeprefix(CC_NEG_FOLDER))
+        caption = fields.text(parts.get("json", parts), "caption", where)
         negated = fields.text(parts.get("sop_data"), "negative-prompt", where)
         items.append(Choice(str(i), (image,), (caption, negated.replace(",", ""))))
     fields.done()
     controls = POLARITY_CONTROLS | COMMA_CONTROL
     return choice_problem(roots, file, items, rule="argmax", controls=controls)
-
-
-def read_plain_pickle(file: Path, download: str) -> Any:
-    """What `torch.save` wrote, in either of its layouts, if it is made of plain values.
-
-    Raises InputError for anything else.
-    """
-    try:
-        with file.open("rb") as stream:
-            if zipfile.is_zipfile(stream):
-                with zipfile.ZipFile(stream) as archive:
-                    name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-                        raise pickle.UnpicklingError("it is compressed, which torch does not do")
-                    with archive.open(name) as data:
-                        return plain_pickle.load(data)
-            stream.seek(0)
-            for _ in range(3):  # before 1.6: magic number, version and machine come first
-                plain_pickle.load(stream)
-            return plain_pickle.load(stream)
-    except Exception as error:  # a damaged pickle raises nearly every type
-        raise InputError(
-            f"{file} is no torch file of plain lists and strings ({error}): get it again from "
-            f"{download}."
-        ) from None

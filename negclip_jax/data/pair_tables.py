@@ -5,16 +5,15 @@ by its own size before its pages are read, and its strings one by one before the
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from negclip_jax.data.records import Pair, PairError
+from negclip_jax.data.fields import Named, missing
+from negclip_jax.data.records import FIELDS, Pair, PairError
 
-FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")
-_READ = (*FIELDS, "foil")
 _STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form")
 
 # A pair takes some 20 bytes of a real file, and real text is compressed to a fifth.
@@ -41,25 +40,78 @@ class Coded:
         return np.append(np.asarray(flags, bool), False)[self.codes]
 
 
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of pairs, with those of `FIELDS` (and `foil`) that it has.
+class Table(NamedTuple):
+    """A Parquet file: how it is called in errors and in names of images, its bytes, its content."""
+
+    path: object
+    name: str
+    size: int
+    open: Callable[[], Any]
+
+    @classmethod
+    def of(cls, path: Path) -> "Table":
+        """A file on this machine."""
+        return cls(path, path.name, path.stat().st_size, lambda: path)
+
+
+def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a file of pairs, with those of the fields of pairs that it has, and `foil`.
+
+    Where the images themselves are in the file, as `datasets` and img2dataset write them, they are
+    called FILE/ROW, see `data.parquet_images`.
+
+    Args:
+      table: the file.
+      named: fields that are called otherwise, see `data.fields`.
 
     Raises PairError for a file that is not Parquet, lacks `image` or `caption`, has a column of
     another type than strings (foils: lists of them), or unpacks to far more than its size.
     """
+    named, numbered = named or {}, ""
+    wanted = [(part, name) for part, names in named.items() for name in names]
+    found_alone = {"caption"} if "captions" in named else set()
+    usual = [part for part in (*FIELDS, "foil") if part not in {*named, *found_alone}]
+    image = named.get("image", ("image",))[0]
 
-    def is_usable(name: str, kind) -> bool:
+    def is_usable(part: str, kind) -> bool:
         from pyarrow import types
 
-        if name == "image_id" and types.is_integer(kind):
+        if part == "image_id" and types.is_integer(kind):
             return True
-        if name == "foils" and (types.is_list(kind) or types.is_large_list(kind)):
+        if part in ("foils", "captions") and (types.is_list(kind) or types.is_large_list(kind)):
             return _is_text(kind.value_type) or types.is_null(kind.value_type)
-        return _is_text(kind) or (types.is_null(kind) and name not in ("image", "caption"))
+        return _is_text(kind) or (types.is_null(kind) and part not in ("image", "caption"))
 
-    kinds = "all are strings, foils a list of strings"
-    for batch in _batches(path, _BATCH, _READ, ("image", "caption"), is_usable, kinds):
-        yield from batch.to_pylist()
+    def choose(schema) -> list[str]:
+        nonlocal numbered
+        of_image = _kind(schema, image)
+        is_beside = of_image is None and "image" not in named
+        if any(holds_bytes(field.type) for field in schema) if is_beside else holds_bytes(of_image):
+            numbered = image
+        required = [name for _, name in wanted] + [x for x in ("image", "caption") if x in usual]
+        for name in required:
+            if name != numbered and _kind(schema, name) is None:
+                raise missing(table.path, name, schema.names)
+        chosen = [*wanted, *((part, part) for part in usual if part in schema.names)]
+        chosen = [(part, name) for part, name in chosen if name != numbered]
+        wrong = {n: kind for part, n in chosen if not is_usable(part, kind := _kind(schema, n))}
+        _refuse_types(table.path, wrong, "all are strings, foils a list of strings")
+        return list(dict.fromkeys(name for _, name in chosen))
+
+    row = 0
+    for batch in _batches(table, _BATCH, choose):
+        for record in batch.to_pylist():
+            yield record | {numbered: f"{table.name}/{row}"} if numbered else record
+            row += 1
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether values of an Arrow type are encoded images: bytes, or a struct with `bytes`."""
+    from pyarrow import types
+
+    if kind is not None and types.is_struct(kind):
+        kind = {field.name: field.type for field in kind}.get("bytes")
+    return kind is not None and (types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def statement_columns(path: Path) -> dict[str, Coded]:
@@ -78,8 +130,16 @@ def statement_columns(path: Path) -> dict[str, Coded]:
         is_id = name == "caption_id" and types.is_integer(kind)
         return is_id or _is_text(kind) or (types.is_null(kind) and name not in required)
 
-    kinds = "all are strings, truth is a boolean"
-    found = list(_batches(path, 64 * _BATCH, _STATEMENTS, required, is_usable, kinds))
+    def choose(schema) -> list[str]:
+        kinds = {field.name: field.type for field in schema if field.name in _STATEMENTS}
+        for name in required:
+            if name not in kinds:
+                raise missing(path, name, schema.names)
+        wrong = {name: kind for name, kind in kinds.items() if not is_usable(name, kind)}
+        _refuse_types(path, wrong, "all are strings, truth is a boolean")
+        return list(kinds)
+
+    found = list(_batches(Table.of(path), 64 * _BATCH, choose))
     if not found:
         raise PairError(f"{path} holds no statements.")
     table = pa.Table.from_batches(found).unify_dictionaries()
@@ -97,38 +157,28 @@ def statement_columns(path: Path) -> dict[str, Coded]:
     return coded
 
 
-def _batches(
-    path: Path,
-    size: int,
-    wanted: Sequence[str],
-    required: Sequence[str],
-    is_usable: Callable[[str, Any], bool],
-    kinds: str,
-) -> Iterator[Any]:
-    """Arrow batches of those of the wanted columns that a file has, checked before they unpack."""
+def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -> Iterator[Any]:
+    """Arrow batches of the columns that `choose` picks of the schema, checked before they unpack.
+
+    Fields of structs are columns of their own, called OUTER.INNER.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = source.path
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(source.open()) as parquet:
             schema = parquet.schema_arrow
-            missing = [name for name in required if name not in schema.names]
-            columns = [name for name in schema.names if name in wanted]
-            wrong = [name for name in columns if not is_usable(name, schema.field(name).type)]
-            if missing:
-                held = ", ".join(schema.names)
-                raise PairError(f'{path} has no column "{missing[0]}"; it has: {held}.')
-            if wrong:
-                shown = ", ".join(f'"{name}" ({schema.field(name).type})' for name in wrong)
-                raise PairError(f"{path}: wrong type of column {shown}: {kinds}.")
-            refuse_claims(parquet.metadata, path, path.stat().st_size)
+            columns = choose(schema)
+            refuse_claims(parquet.metadata, path, source.size)
         # Strings stay in dictionaries until each was found to be of a reasonable length.
         texts = [f.name for f in schema if f.name in columns and _is_text(f.type)]
-        with pq.ParquetFile(path, read_dictionary=texts) as parquet:
+        with pq.ParquetFile(source.open(), read_dictionary=texts) as parquet:
             for batch in parquet.iter_batches(batch_size=size, columns=columns):
-                _check_values(batch, path)
-                batch.validate(full=True)  # that strings are UTF-8
-                yield batch
+                found = pa.RecordBatch.from_arrays([_column(batch, c) for c in columns], columns)
+                _check_values(found, path)
+                found.validate(full=True)  # that strings are UTF-8
+                yield found
     except PairError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
@@ -136,6 +186,37 @@ def _batches(
             f"{path} cannot be read as Parquet ({str(error).rstrip('.')}): it is damaged, cut "
             "short or of another format."
         ) from None
+
+
+def _kind(schema: Any, name: str) -> Any:
+    """The type of a column, or of a field of a struct; None where there is none."""
+    from pyarrow import types
+
+    if name in schema.names:
+        return schema.field(name).type
+    outer, dot, inner = name.partition(".")
+    kind = schema.field(outer).type if dot and outer in schema.names else None
+    for part in inner.split("."):
+        fields = (
+            {f.name: f.type for f in kind} if kind is not None and types.is_struct(kind) else {}
+        )
+        kind = fields.get(part)
+    return kind
+
+
+def _column(batch: Any, name: str) -> Any:
+    from pyarrow import compute
+
+    if name in batch.schema.names:
+        return batch.column(name)
+    outer, *inner = name.split(".")
+    return compute.struct_field(batch.column(outer), inner)
+
+
+def _refuse_types(path: object, wrong: Mapping[str, Any], kinds: str) -> None:
+    if wrong:
+        shown = ", ".join(f'"{name}" ({kind})' for name, kind in wrong.items())
+        raise PairError(f"{path}: wrong type of column {shown}: {kinds}.")
 
 
 def refuse_claims(metadata: Any, path: object, size: int) -> None:
@@ -160,7 +241,7 @@ def write(path: Path, pairs: Sequence[Pair]) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _check_values(batch, path: Path) -> None:
+def _check_values(batch, path: object) -> None:
     from pyarrow import compute, types
 
     for name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -2,98 +2,130 @@
 
 A pair is an image, its original caption and a caption that says what is absent. Files are COCO
 JSON as NegationCLIP released it (`updated_caption` beside `caption` in each annotation), JSONL
-and Parquet, all with the same content, and tables of CSV and TSV, see `data.pair_csv`. Everything
+and Parquet, all with the same content, and what others write, see `data.pair_records`. Everything
 wrong with a file is reported in one error.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
-import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from negclip_jax.common import atomic_files, coco, remote, storage, strict_json
-from negclip_jax.common.problems import Problems
+from negclip_jax.common import atomic_files, remote, storage, strict_json
 from negclip_jax.common.provenance import content_hash, file_facts
-from negclip_jax.common.records import as_written, identity, is_half
-from negclip_jax.data import pair_csv, pair_tables
-from negclip_jax.data.pair_tables import FIELDS
-from negclip_jax.data.records import Pair, PairError, split_pairs, unsafe_name
-from negclip_jax.data.sources import tfds_name
+from negclip_jax.common.records import identity
+from negclip_jax.data import pair_csv, pair_tables, shards
+from negclip_jax.data.fields import parse
+from negclip_jax.data.pair_records import OF_FILES, OF_SHARDS, PairFile
+from negclip_jax.data.records import FIELDS, Pair, PairError, split_pairs, unsafe_name
+from negclip_jax.data.sources import SUFFIXES, kind_of, tfds_name
 
 __all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "write_pairs"]
 
 _log = logging.getLogger(__name__)
 
-LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
-_KNOWN_NAMES = 2**18
-_MOST_KEYS = 20  # of the records of a file, that an error names
 
-
-def read_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> list[Pair]:
-    """Reads the pairs of a COCO JSON, JSONL, Parquet, CSV or TSV file, in the order of the file.
+def read_pairs(
+    path: str | os.PathLike, *, require_negated: bool = True, fields: str = ""
+) -> list[Pair]:
+    """Reads the pairs of a file or of a set of shards, in their order.
 
     COCO: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`, and optionally
     `updated_caption`, `foils`, `object`, `provenance`); image ids become strings. JSONL and
     Parquet: the fields of `Pair`, of which `image` and `caption` are required and `image_id`
-    defaults to `image`. Image names are normalised ("a//./b" to "a/b").
+    defaults to `image`. Others: see `data.pair_records`. Image names are normalised ("a//./b" to
+    "a/b").
 
-    With `require_negated`, records without a negated caption are left out, unchecked, and counted
-    in the log; without it they are read with `negated=None`.
+    Args:
+      path: a file, or as for images `wds:PATTERN`, `parquet:PATTERN`, `arrayrecord:PATTERN` and
+        `tfds:NAME/SPLIT`.
+      require_negated: leave out records without a negated caption, unchecked, and count them in the
+        log; else they are read with `negated=None`.
+      fields: which field of a record is what of a pair, see `data.fields`.
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its records.
     """
-    return list(iter_pairs(path, require_negated=require_negated))
+    return list(iter_pairs(path, require_negated=require_negated, fields=fields))
 
 
-def iter_pairs(path: str | os.PathLike, *, require_negated: bool = True) -> Iterator[Pair]:
-    """The pairs of `read_pairs`, one by one; of JSONL and Parquet few are in memory at a time.
+def iter_pairs(
+    path: str | os.PathLike, *, require_negated: bool = True, fields: str = "", log: bool = True
+) -> Iterator[Pair]:
+    """The pairs of `read_pairs`, one by one; of JSONL, Parquet and shards few are in memory.
 
-    What is wrong with records is raised after the last one: use no pair before that.
+    What is wrong with records is raised after the last one: use no pair before that. `log`: whether
+    to say how many there are.
     """
-    if os.fspath(path).startswith("tfds:"):
+    named, (kind, rest) = parse(fields), kind_of(os.fspath(path))
+    if kind == "tfds":
         from negclip_jax.data import tfds
 
+        if named:
+            raise PairError(f"data.fields={fields} is not for {path}: its fields have fixed names.")
         yield from tfds.read_tfds_pairs(*tfds_name(os.fspath(path)))
         return
-    if storage.is_remote(path):
+    if not kind and storage.is_remote(path):
         with remote.copied(path) as copy:
-            yield from iter_pairs(copy, require_negated=require_negated)
+            yield from iter_pairs(copy, require_negated=require_negated, fields=fields, log=log)
             return
-    file, count = _File(Path(path), require_negated), 0
+    where, count = os.fspath(path) if kind else Path(path), 0
     try:
-        form = _format_of(file.path)
-        records = {"coco": _coco_records, "jsonl": _jsonl_records, "parquet": _parquet_records}
-        records["table"] = _table_records
-        for where, record in records[form](file):
-            if (pair := file.pair(where, record)) is not None:
+        form = kind or _format_of(where)
+        file = PairFile(where, form, named, require_negated=require_negated)
+        for place, record in OF_SHARDS[kind](file, rest) if kind else OF_FILES[form](file):
+            if (pair := file.pair(place, record)) is not None:
                 count += 1
                 yield pair
     except OSError as error:
         raise PairError(f"{path} cannot be read: {error.strerror or error}.") from None
-    file.raise_if_any(file.path, PairError, "Correct or remove these records; nothing was read.")
-    key = "updated_caption" if form == "coco" else "negated"
+    file.fields.require_seen(path)
+    file.raise_if_any(where, PairError, "Correct or remove these records; nothing was read.")
+    key = named.get("negated", ("updated_caption" if form == "coco" else "negated",))[0]
     if not count and file.dropped:
         raise PairError(
             f'{path}: none of its {file.dropped} records has "{key}", the negated caption. Write '
             'them with data_gen, or set data.caption_mode="original" to train on plain captions.'
         )
+    lacking = "; ".join(file.lacking.listed())
     if not count:
-        raise PairError(f"{path} holds no captions: there is nothing to train on.")
+        why = f": {lacking}; samples have the fields {file.fields.listed()}" if lacking else ""
+        raise PairError(f"{path} holds no captions{why}: there is nothing to train on.")
+    if not log:
+        return
     left_out = f", {file.dropped} records without {key} left out" if file.dropped else ""
     _log.info("%s: %d pairs%s", path, count, left_out)
+    if lacking:
+        _log.warning("%s: samples are left out that have %s", path, lacking)
 
 
-def content_of(path: str | os.PathLike) -> tuple[list, Callable[[], str]]:
-    """What says quickly that a file of pairs is the same, and a function that digests its content.
+def content_of(
+    path: str | os.PathLike, *, require_negated: bool = True, fields: str = ""
+) -> tuple[list, Callable[[], str]]:
+    """What says quickly that pairs are the same, and a function that digests their content.
 
-    The first changes whenever the file does. Raises PairError for what is no file of pairs.
+    The first changes whenever their file does. Shards on this machine are digested by their pairs,
+    not by all bytes of their images. Raises PairError for what is no file of pairs.
     """
-    if os.fspath(path).startswith("tfds:"):
+    kind, rest = kind_of(os.fspath(path))
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        options = {"require_negated": require_negated, "fields": fields}
+        for pair in iter_pairs(path, **options, log=False):
+            found.update(repr(dataclasses.astuple(pair)).encode())
+        return found.hexdigest()
+
+    if kind == "tfds":
         return [], lambda: content_hash([*map(dataclasses.astuple, iter_pairs(path))])
+    if kind:
+        found = shards.find(rest.partition("#")[0], SUFFIXES[kind])
+        version = [content_hash([list(shard) for shard in found])]
+        far = all(storage.is_remote(shard.path) for shard in found)
+        return version, (lambda: content_hash([str(path), version])) if far else digest
     if storage.is_remote(path):
         found = remote.listed(storage.path(path))
         if "" not in found:
@@ -110,7 +142,7 @@ def content_of(path: str | os.PathLike) -> tuple[list, Callable[[], str]]:
 
 
 def _format_of(path: Path) -> str:
-    """ "parquet", "table" (CSV), "jsonl" or "coco", from first bytes or else the extension."""
+    """A key of `OF_FILES`, from first bytes or else the extension."""
     if not path.exists():
         raise PairError(f"There is no file of pairs at {path}.")
     if path.is_dir():
@@ -126,6 +158,8 @@ def _format_of(path: Path) -> str:
         return "parquet"
     if suffix in pair_csv.DELIMITERS:
         return "table"
+    if suffix == ".pt":
+        return "torch"
     if other := strict_json.other_format(suffix, start):
         raise PairError(
             f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL, Parquet, .csv or "
@@ -138,163 +172,6 @@ def _format_of(path: Path) -> str:
     except ValueError:
         return "coco"
     return "jsonl" if isinstance(first, dict) and {"image", "file_name"} & first.keys() else "coco"
-
-
-class _File(Problems):
-    """A file while it is read: builds pairs, counts what is left out, collects what is wrong."""
-
-    def __init__(self, path: Path, require_negated: bool):
-        super().__init__()
-        self.path, self.require_negated, self.dropped = path, require_negated, 0
-        self._names: dict[str, str] = {}  # checked name to normalised, one string an image
-
-    def leaves_out(self, negated) -> bool:
-        skip = self.require_negated and negated is None
-        self.dropped += skip
-        return skip
-
-    def pair(self, where: str, record: dict) -> Pair | None:
-        """The pair of a record with the fields of `Pair`; None where it has problems, noted."""
-        image = self.name(record["image"], where)
-        caption = self._text(record["caption"], "caption", where)
-        negated, foils = record["negated"], record["foils"]
-        if negated is not None:
-            negated = self._text(negated, "negated caption", where)
-        foils = (foils,) if isinstance(foils, str) else () if foils is None else foils
-        if not isinstance(foils, (list, tuple)):
-            self.note("foils is not a list of strings", where)
-            return None
-        foils = tuple([self._text(foil, "foil", where) for foil in foils])
-        for key in ("object", "provenance"):
-            if not isinstance(record[key], str | None):
-                self.note(f"{key} is not a string", where)
-            elif record[key] and is_half(record[key]):
-                self.note(f"{key} is not valid Unicode", where)
-        image_id, written = image, record["image_id"]
-        if written is not None:
-            is_id = written == "" or identity(written) is not None
-            image_id = as_written(written) if is_id else None
-            if image_id is None and image is not None:
-                self.note("image_id is neither a string nor a whole number", where)
-        if image is None or caption is None or image_id is None:
-            return None
-        more = (foils, record["object"], record["provenance"])
-        return Pair(image, caption, negated, *more, image_id=image_id)
-
-    def name(self, name, where: str) -> str | None:
-        """The image name, normalised, or None if it must not be used."""
-        known = self._names.get(name) if isinstance(name, str) else None
-        if known is not None:
-            return known
-        reason = unsafe_name(name)
-        if reason is not None:
-            shown = f" {name[:100]!r}" if isinstance(name, str) and name else ""
-            self.note(f"the image name {reason}", where + shown)
-            return None
-        if len(self._names) >= _KNOWN_NAMES:
-            self._names.clear()
-        self._names[name] = posixpath.normpath(name)
-        return self._names[name]
-
-    def _text(self, text, what: str, where: str) -> str | None:
-        if not isinstance(text, str):
-            self.note(f"the {what} is {'missing' if text is None else 'not a string'}", where)
-        elif not text.strip():
-            self.note(f"the {what} is empty", where)
-        elif len(text) > LONGEST_TEXT:
-            self.note(f"the {what} is longer than {LONGEST_TEXT:,} characters", where)
-        elif is_half(text):
-            self.note(f"the {what} is not valid Unicode (half a surrogate pair)", where)
-        else:
-            return text
-        return None
-
-
-def _coco_records(file: _File) -> Iterator[tuple[str, dict]]:
-    """Where it stands, and the fields of `Pair`, of each annotation that is used."""
-    content = coco.read_lists(file.path, ("images", "annotations"), PairError)
-    # By normalised id: file name and id as written; None for a name that is a problem.
-    images: dict[str, dict[str, str] | None] = {}
-    for index, image in enumerate(content["images"]):
-        where = f"images[{index}]"
-        written = image.get("id") if isinstance(image, dict) else None
-        image_id = identity(written)
-        if image_id is None:
-            what = "no id" if written is None else "an id that is no whole number"
-            where += "" if written is None else f" ({str(written)[:40]})"
-            file.note(f'an entry of "images" has {what}', where)
-        elif image_id in images:
-            file.note('two entries of "images" share an id', f"{image_id} in {where}")
-        elif "file_name" not in image:
-            file.note('an entry of "images" has no file_name', f"{where} (id {image_id})")
-            images[image_id] = None
-        else:
-            name = file.name(image["file_name"], f"{where} (id {image_id})")
-            found = {"image": name, "image_id": as_written(written)}
-            images[image_id] = None if name is None else found
-    for index, annotation in enumerate(content["annotations"]):
-        where = f"annotations[{index}]"
-        if not isinstance(annotation, dict):
-            file.note("not an object", where)
-            continue
-        if "id" in annotation:
-            where += f" (id {str(annotation['id'])[:40]})"
-        if file.leaves_out(annotation.get("updated_caption")):
-            continue
-        image_id = identity(annotation.get("image_id"))
-        if image_id is None:
-            file.note("image_id is missing or no id", where)
-        elif image_id not in images:
-            file.note('image_id is not among "images"', f"{image_id} in {where}")
-        elif images[image_id] is not None:
-            yield where, _fields(annotation, "updated_caption") | images[image_id]
-
-
-def _jsonl_records(file: _File) -> Iterator[tuple[str, dict]]:
-    number, keys = 0, {}
-    with file.path.open("rb") as stream:
-        try:
-            for number, line in enumerate(strict_json.lines(stream), 1):
-                where = f"line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    source = strict_json.loads(text) if text.strip() else None
-                except ValueError as error:
-                    syntax = isinstance(error, json.JSONDecodeError)
-                    column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
-                    file.note("not valid JSON", where + column)
-                    continue
-                if isinstance(source, dict):
-                    keys |= dict.fromkeys(source) if len(keys) < _MOST_KEYS else {}
-                    if not file.leaves_out(source.get("negated")):
-                        yield where, _fields(source)
-                elif text.strip():
-                    file.note("not an object", where)
-        except ValueError as error:
-            raise PairError(f"{file.path}, line {number + 1}: {error}; nothing was read.") from None
-    for column in ("image", "caption"):
-        if keys and column not in keys:
-            found = ", ".join(key[:40] for key in list(keys)[:_MOST_KEYS])
-            raise PairError(f'{file.path} has no column "{column}"; it has: {found}.')
-
-
-def _parquet_records(file: _File) -> Iterator[tuple[str, dict]]:
-    for row, source in enumerate(pair_tables.rows(file.path)):
-        if not file.leaves_out(source.get("negated")):
-            yield f"row {row}", _fields(source)
-
-
-def _table_records(file: _File) -> Iterator[tuple[str, dict]]:
-    for where, source in pair_csv.rows(file.path, file):
-        if not file.leaves_out(source.get("negated")):
-            yield where, _fields(source)
-
-
-def _fields(source: dict, negated_key: str = "negated") -> dict:
-    record = {key: source.get(key) for key in FIELDS}
-    if record["foils"] is None:
-        record["foils"] = source.get("foil")
-    return record | {"negated": source.get(negated_key)}
 
 
 def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:

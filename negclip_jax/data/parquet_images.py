@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
-import io
 import logging
 import threading
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
-from negclip_jax.data.pair_tables import refuse_claims
+from negclip_jax.data.pair_tables import holds_bytes, refuse_claims
 from negclip_jax.data.shard_images import ShardImages, numbers, reported
-from negclip_jax.data.shards import ShardReader, Shards
+from negclip_jax.data.shards import Shards
 from negclip_jax.data.tar_index import hashed
 
 # Columns that hold the image where several could: img2dataset calls it by its format.
@@ -184,29 +183,25 @@ class ParquetImages(ShardImages):
     def _opened(self, shard: int, metadata: Any = None) -> Any:
         import pyarrow.parquet as pq
 
-        file = _Seekable(self.shards.reader(shard), self.shards.found[shard].size)
-        return pq.ParquetFile(file, metadata=metadata)
+        return pq.ParquetFile(self.shards.file(shard), metadata=metadata)
 
 
 def _column(schema: Any, wanted: str, path: str) -> _Column:
     """The column of images; raises ImageError where there is none, or several could be it."""
     from pyarrow import types
 
-    def is_bytes(kind) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
     def is_text(kind) -> bool:
         return types.is_string(kind) or types.is_large_string(kind)
 
     found = {}
     for field in schema:
-        if is_bytes(field.type):
-            found[field.name] = _Column(field.name, "", "")
-        elif types.is_struct(field.type):
+        if not holds_bytes(field.type):
+            continue
+        found[field.name] = _Column(field.name, "", "")
+        if types.is_struct(field.type):
             kinds = {inner.name: inner.type for inner in field.type}
-            if "bytes" in kinds and is_bytes(kinds["bytes"]):
-                has_path = "path" in kinds and is_text(kinds["path"])
-                found[field.name] = _Column(field.name, "bytes", "path" if has_path else "")
+            has_path = "path" in kinds and is_text(kinds["path"])
+            found[field.name] = _Column(field.name, "bytes", "path" if has_path else "")
     likely = [wanted] if wanted else [*_NAMES, *(found if len(found) == 1 else ())]
     for name in likely:
         if name in found:
@@ -222,35 +217,3 @@ def _column(schema: Any, wanted: str, path: str) -> _Column:
         "Images that are addresses are downloaded first, e.g. with img2dataset; of those that are "
         "paths give the folder"
     )
-
-
-class _Seekable(io.RawIOBase):
-    """A shard as pyarrow reads files."""
-
-    def __init__(self, reader: ShardReader, size: int):
-        self._reader, self._size, self._at = reader, size, 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves there, see `io.IOBase.seek`."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; raises ShardError."""
-        left = max(0, self._size - self._at)
-        size = left if size is None or size < 0 else min(size, left)
-        content = self._reader.read(self._at, size) if size else b""
-        self._at += size
-        return content

@@ -10,6 +10,8 @@ import numpy as np
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
 
+FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")  # of a pair
+
 
 class PairError(InputError):
     """A file of pairs that cannot be used; the message says what is wrong and where."""

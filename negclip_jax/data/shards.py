@@ -8,6 +8,7 @@ file name, or, where two have one name, by its path below the folder that all sh
 import collections
 import functools
 import glob
+import io
 import itertools
 import os
 import re
@@ -214,6 +215,38 @@ def _keep_blocks_of(reader: ShardReader) -> None:
             _recent.popleft()._blocks = []
 
 
+class ShardFile(io.RawIOBase):
+    """A shard as a file that pyarrow reads."""
+
+    def __init__(self, reader: ShardReader, size: int):
+        self._reader, self._size, self._at = reader, size, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves there, see `io.IOBase.seek`."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; raises ShardError."""
+        left = max(0, self._size - self._at)
+        size = left if size is None or size < 0 else min(size, left)
+        content = self._reader.read(self._at, size) if size else b""
+        self._at += size
+        return content
+
+
 class Shards:
     """The files of a set, of which some are open at any time. Pickles to their names.
 
@@ -234,6 +267,10 @@ class Shards:
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard by its number; raises ShardError."""
         return self.reader(shard).read(offset, size)
+
+    def file(self, shard: int) -> ShardFile:
+        """A shard as an open file."""
+        return ShardFile(self.reader(shard), self.found[shard].size)
 
     def split(self, name: str) -> tuple[int, str] | None:
         """Number of the shard that a name begins with, and the rest; None for another name."""

@@ -11,13 +11,19 @@ from negclip_jax.data.bucket_images import BucketImages
 from negclip_jax.data.images import ImageDirectory, ImageSource
 from negclip_jax.data.shard_images import RecordImages, TarImages
 
-_KINDS = ("wds", "parquet", "arrayrecord", "tfds")
+# Sets of shards, and how their files end where a folder is given.
+SUFFIXES = {"wds": ".tar", "parquet": ".parquet", "arrayrecord": ".array_record*"}
+
+
+def kind_of(spec: str) -> tuple[str, str]:
+    """What stands before the colon, a key of `SUFFIXES` or "tfds", else ""; what follows it."""
+    kind, colon, rest = spec.partition(":")
+    return (kind, rest) if colon and (kind in SUFFIXES or kind == "tfds") else ("", spec)
 
 
 def is_folder(spec: str) -> bool:
     """Whether `spec` names a folder of this machine, there or not."""
-    kind, colon, _ = spec.partition(":")
-    return not (colon and kind in _KINDS) and not storage.is_remote(spec)
+    return not kind_of(spec)[0] and not storage.is_remote(spec)
 
 
 def open_images(spec: str) -> ImageSource:
@@ -25,16 +31,16 @@ def open_images(spec: str) -> ImageSource:
 
     Raises InputError for what is not there, or cannot be read.
     """
-    kind, colon, rest = spec.partition(":")
-    if colon and kind == "tfds":
+    kind, rest = kind_of(spec)
+    if kind == "tfds":
         from negclip_jax.data import tfds
 
         return tfds.TfdsImages(*tfds_name(spec))
-    if colon and kind == "wds":
+    if kind == "wds":
         return TarImages(rest)
-    if colon and kind == "arrayrecord":
+    if kind == "arrayrecord":
         return RecordImages(rest)
-    if colon and kind == "parquet":
+    if kind == "parquet":
         from negclip_jax.data.parquet_images import ParquetImages
 
         return ParquetImages(rest)

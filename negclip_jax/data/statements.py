@@ -28,7 +28,7 @@ from negclip_jax.common.problems import Problems
 from negclip_jax.data import pair_tables
 from negclip_jax.data.order import random_bits
 from negclip_jax.data.packing import Ragged
-from negclip_jax.data.pairs import LONGEST_TEXT
+from negclip_jax.data.pair_records import LONGEST_TEXT
 from negclip_jax.data.records import PairError, unsafe_name
 from negclip_jax.data.tokenizer import Tokenizer
 

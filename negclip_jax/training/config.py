@@ -19,12 +19,13 @@ from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_value
 from negclip_jax.common.renamed_keys import with_new_keys
 from negclip_jax.data.examples import CAPTION_MODES, TRUNCATED
 from negclip_jax.data.images import CROPS
+from negclip_jax.data.sources import kind_of
 from negclip_jax.runtime import multihost, sharding, workdir
 from negclip_jax.runtime.writers import WandbWriter
 
 Settings = Mapping[str, Any]
 
-_REQUIRED = ("model.checkpoint", "data.pairs", "data.images")
+_REQUIRED = ("model.checkpoint", "data.pairs")
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "data.truncated": TRUNCATED,
@@ -63,7 +64,7 @@ _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "m
 _FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
 # That of the data says whether pairs were left out: `data_fingerprint`.
 _FREE += ("train.logit_block_mib", "data.truncated", "data.statements", "data.text_nouns")
-_FREE += ("data.kept_pixels_mib", "data.examples_dir")
+_FREE += ("data.kept_pixels_mib", "data.examples_dir", "data.fields")
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
 _OF_ONE_HOST += ("eval.data", "data.statements", "data.kept_pixels_mib", "runtime.process_id")
@@ -72,6 +73,7 @@ _OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns")
 # What a run did whose `config.json` is older than the key.
 ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
+ADDED_KEYS |= {"data.fields": ""}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 
@@ -83,6 +85,9 @@ def check_settings(settings: Settings) -> None:
     for key in _REQUIRED:
         if settings[key] is None:
             raise InputError(f"config.{key} is not set: pass --config.{key}=...")
+    holds_images = kind_of(settings["data.pairs"])[0] in ("wds", "parquet")
+    if settings["data.images"] is None and not holds_images:
+        raise InputError("config.data.images is not set: pass --config.data.images=...")
     check_values(settings.__getitem__, _CHOICES, _RANGES, prefix="config.")
     for key, names in (("data.caption_mode", CAPTION_MODES), ("optim.schedule", SCHEDULES)):
         if settings[key] not in names:

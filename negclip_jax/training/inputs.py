@@ -30,7 +30,7 @@ from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import content_of, iter_pairs, read_pairs
 from negclip_jax.data.prepared import Prepared
 from negclip_jax.data.records import held_out
-from negclip_jax.data.sources import open_images
+from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.runtime import multihost, sharding
@@ -42,19 +42,21 @@ _SHOWN = 5
 def read_data(
     *,
     pairs: str,
-    images: str,
+    images: str | None,
     caption_mode: str,
     foils: int,
     max_bad_images: float,
     examples_dir: epath.Path,
     tokenizer: Tokenizer,
+    fields: str = "",
 ) -> tuple[Prepared, np.ndarray, ImageSource]:
     """Prepared pairs, which of them have an image (int, ascending), and where images are.
 
     Raises InputError when more images are missing than `max_bad_images` (a share) allows.
     """
     shown = {"caption_mode": caption_mode, "foils": foils}
-    kept = _prepared(pairs, examples_dir, tokenizer, **shown)
+    kept = _prepared(pairs, fields, examples_dir, tokenizer, **shown)
+    images = pairs if images is None else images
     source, missing, named = open_images(images), [], []
     for start in range(0, len(kept.images), _NAMES):
         names = kept.images[start : start + _NAMES]
@@ -72,7 +74,9 @@ def read_data(
     return kept, _flagged(is_there[kept.image_of]), source
 
 
-def _prepared(pairs: str, examples_dir: epath.Path, tokenizer: Tokenizer, **shown: Any) -> Prepared:
+def _prepared(
+    pairs: str, fields: str, examples_dir: epath.Path, tokenizer: Tokenizer, **shown: Any
+) -> Prepared:
     """Prepared pairs that `examples_dir` holds; made by process 0 where it does not.
 
     `shown`: caption_mode and foils.
@@ -81,15 +85,19 @@ def _prepared(pairs: str, examples_dir: epath.Path, tokenizer: Tokenizer, **show
     if pairs.startswith("tfds:") and needs_negated:
         raise InputError("data.pairs=tfds:... has no negated captions; data.caption_mode=original")
     memo = examples_dir / "digests.json"
-    version, digest = content_of(pairs)
+    reading = {"require_negated": needs_negated, "fields": fields}
+    version, digest = content_of(pairs, **reading)
+    # Shards are known by the pairs that are read from them.
+    described = json.dumps([pairs, reading]) if kind_of(pairs)[0] in SUFFIXES else pairs
     known = {}
     with contextlib.suppress(OSError, ValueError):
         known = dict(json.loads(storage.read_text(memo)))
-    content = known.get(pairs, [None])
+    content = known.get(described, [None])
     with storage.announced(f"the digest of {pairs}"):
         content = content[1] if content[0] == version else digest()
     multihost.require_same("data", {"pairs and their fingerprint": content})
-    what = prepared.fingerprint(content, tokenizer, **shown)
+    options = shown | ({"fields": fields} if fields else {})
+    what = prepared.fingerprint(content, tokenizer, **options)
     place = examples_dir / f"pairs-{what}"
 
     def opened() -> Prepared | None:
@@ -109,11 +117,11 @@ def _prepared(pairs: str, examples_dir: epath.Path, tokenizer: Tokenizer, **show
             far = storage.is_remote(place)
             writing = remote.uploaded(place) if far else atomic_files.whole_directory(where)
             with writing as folder:
-                read = iter_pairs(pairs, require_negated=needs_negated)
+                read = iter_pairs(pairs, **reading)
                 for count in prepared.write(read, folder, what, tokenizer, **shown):
                     multihost.from_main("prepared examples", count)  # no process waits too long
-        if known.get(pairs) != [version, content]:
-            storage.write_json(memo, known | {pairs: [version, content]})
+        if known.get(described) != [version, content]:
+            storage.write_json(memo, known | {described: [version, content]})
         multihost.from_main("prepared examples", None)
     else:
         while multihost.from_main("prepared examples", None) is not None:
@@ -154,7 +162,8 @@ def _flagged(flags: np.ndarray) -> np.ndarray:
 def loaders(
     *,
     pairs: str,
-    images: str,
+    images: str | None,
+    fields: str,
     caption_mode: str,
     original_fraction: float,
     foils: int,
@@ -182,9 +191,9 @@ def loaders(
     """Loaders of training and of validation pairs; the latter None where nothing is held out.
 
     Args:
-      pairs, images, caption_mode, original_fraction, foils, statements, text_nouns, true_texts,
-        false_texts, truncated, validation_fraction, split_by, split_seed, max_bad_images, packing,
-        workers, threads, kept_pixels_mib: keys of the section `data`.
+      pairs, images, fields, caption_mode, original_fraction, foils, statements, text_nouns,
+        true_texts, false_texts, truncated, validation_fraction, split_by, split_seed,
+        max_bad_images, packing, workers, threads, kept_pixels_mib: keys of the section `data`.
       seed: of order and choice of captions.
       examples_dir: where prepared pairs are kept.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
@@ -199,6 +208,7 @@ def loaders(
     kept, rows, source = read_data(
         pairs=pairs,
         images=images,
+        fields=fields,
         **shown,
         max_bad_images=max_bad_images,
         examples_dir=examples_dir,

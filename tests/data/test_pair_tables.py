@@ -24,7 +24,9 @@ def error(path) -> str:
 
 def test_rows_of_the_columns_that_pairs_have(tmp_path):
     path = written(tmp_path / "a.parquet", image=["a"], caption=["x"], other=[3], foil=["y"])
-    assert list(pair_tables.rows(path)) == [{"image": "a", "caption": "x", "foil": "y"}]
+    assert list(pair_tables.rows(pair_tables.Table.of(path))) == [
+        {"image": "a", "caption": "x", "foil": "y"}
+    ]
 
 
 def test_a_million_rows_in_a_few_bytes(tmp_path):

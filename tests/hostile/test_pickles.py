@@ -15,7 +15,6 @@ from hostile.evil import Evil
 from data_gen.annotations import InstanceVerifier
 from data_gen.stages.ingest import read_captions
 from evals import reading
-from evals.benchmarks import cc_neg
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import read_pairs
@@ -40,7 +39,7 @@ DOORS = {
     "benchmark.json": lambda path: reading.read_json(path, (list, dict)),
     "benchmark.jsonl": reading.read_json_lines,
     "benchmark.csv": lambda path: reading.read_csv(path, ("captions",)),
-    "ccneg_preprocessed.pt": lambda path: cc_neg.read_plain_pickle(path, "there"),
+    "ccneg_preprocessed.pt": read_pairs,
     "photo.jpg": decode,
     "config.json": in_folder(read_config),
     "preprocessor_config.json": in_folder(lambda folder: Preprocessor(**settings_of(folder))),

@@ -50,6 +50,12 @@ def test_a_value_out_of_range_is_named(key, value, message):
         check_settings(settings({key: value}))
 
 
+def test_images_are_wanted_unless_the_pairs_hold_them():
+    check_settings(settings({"data.images": None, "data.pairs": "wds:a.tar"}))
+    with pytest.raises(InputError, match=r"config\.data\.images is not set"):
+        check_settings(settings({"data.images": None}))
+
+
 UNITS = StepUnits(batch_size=32, steps_per_epoch=50, total_steps=400)
 
 

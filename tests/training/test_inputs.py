@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from etils import epath
+from tiny_tars import write_photos
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
@@ -103,6 +104,20 @@ def test_tfds_has_no_negated_captions(tiny_pairs, read):
         )
     with pytest.raises(InputError, match="write tfds:NAME/SPLIT"):
         read(pairs="tfds:coco", images="tfds:x/y", caption_mode="original", max_bad_images=0.0)
+
+
+def test_pairs_and_images_of_the_same_tars(tiny_pairs, read, tmp_path, caplog):
+    folder = tiny_pairs / "images"
+    write_photos(tmp_path / "t.tar", folder, sorted(os.listdir(folder))[:5])
+    arguments = {"pairs": f"wds:{tmp_path}/t.tar", "images": None, "max_bad_images": 0.0}
+    arguments["caption_mode"] = "original"
+    names = read(**arguments)
+    assert names == [f"t.tar/{i:03d}.png" for i in range(5)]
+    with pytest.raises(InputError, match=r'no column "text"; it has: png, txt'):
+        read(**arguments, fields="caption=text")
+    caplog.clear()
+    assert read(**arguments) == names and "are prepared" not in caplog.text
+    assert read(**arguments, fields="caption=txt") == names and "are prepared" in caplog.text
 
 
 def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):

@@ -10,9 +10,9 @@ from tiny_evals import AllThere, cc_neg_content, feature, features, numbers
 
 from evals import registry
 from evals.benchmarks import cc_neg
-from evals.benchmarks.cc_neg import read_plain_pickle
 from evals.images import ImageRef
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.plain_pickle import load_torch
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +26,7 @@ def save(folder, content, **options):
 def test_both_layouts_of_torch_are_read(tmp_path, new_layout):
     content = cc_neg_content() | {"caf\u00e9": [1, 2.5, None, (True, "x")]}
     save(tmp_path, content, _use_new_zipfile_serialization=new_layout)
-    assert read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there") == content
+    assert load_torch(tmp_path / "ccneg_preprocessed.pt", "get it again from there") == content
 
 
 class Touch:
@@ -44,7 +44,7 @@ def test_a_poisoned_file_runs_nothing(tmp_path, new_layout):
     trap = tmp_path / "trap"
     save(tmp_path, [Touch(trap)], _use_new_zipfile_serialization=new_layout)
     with pytest.raises(InputError, match=r"no torch file of plain lists .*mkdir"):
-        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there")
+        load_torch(tmp_path / "ccneg_preprocessed.pt", "get it again from there")
     assert not trap.exists()
 
 
@@ -52,7 +52,7 @@ def test_a_poisoned_file_runs_nothing(tmp_path, new_layout):
 def test_other_content_is_refused(tmp_path, content):
     save(tmp_path, content)
     with pytest.raises(InputError, match="no torch file of plain lists"):
-        read_plain_pickle(tmp_path / "ccneg_preprocessed.pt", "there")
+        load_torch(tmp_path / "ccneg_preprocessed.pt", "get it again from there")
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other zip", "other pickle"])
@@ -68,7 +68,7 @@ def test_damaged_files(tmp_path, damage):
         data = path.read_bytes()
         path.write_bytes({"cut": data[:-30], "noise": b"\x99" * 200, "empty": b""}[damage])
     with pytest.raises(InputError, match=r"ccneg_preprocessed\.pt is no torch file"):
-        read_plain_pickle(path, "there")
+        load_torch(path, "get it again from there")
 
 
 def test_items_equal_the_official_loop(tmp_path, monkeypatch):
