@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
+from processes import environment
 from tiny_runs import ROOT
 
 _POLL_SECONDS = 0.001
@@ -64,14 +64,8 @@ class Site:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ
-                | {
-                    "PYTHONPATH": str(ROOT),
-                    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                    "GIT_DIR": os.devnull,  # the revision may change between two processes
-                },
+                # Without Git: the revision may change between two processes.
+                env=environment(devices=None) | {"GIT_DIR": os.devnull},
             )
 
     def finish(self, command: list[str]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from tiny_runs import ROOT
 
 CONFIG = f"--config={ROOT}/configs/negationclip.py"
@@ -140,13 +140,10 @@ def run_alone(argvs: Sequence[list[str]], *, devices: int, seconds: float) -> li
 
 
 def environment(devices: int | None) -> dict[str, str]:
-    """As `conftest.py` has it, with another number of devices."""
-    flags = "--xla_backend_optimization_level=0"
-    if devices is not None:
-        flags += f" --xla_force_host_platform_device_count={devices}"
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # each compiles what all need
-    return {**os.environ, **cache, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    """As `conftest.py` has it, with another number of devices; None: as many as there are."""
+    count = "" if devices is None else f"--xla_force_host_platform_device_count={devices}"
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", count, os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def free_port() -> int:

@@ -10,6 +10,7 @@ import time
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from processes import environment
 from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
@@ -206,7 +207,7 @@ def interrupted(short_run, tmp_path_factory):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=environment(devices=None),
     )
     log, deadline = path / "runs" / "x" / "train.log", time.monotonic() + 120
     while not (log.exists() and "step 4: val/" in log.read_text()):

@@ -1,24 +1,15 @@
 """Two processes with two devices each and no disk in common evaluate together."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
+from processes import environment, free_port
 from tiny_benchmark import write_items
-from tiny_runs import ROOT
 
 from evals import __main__ as command_line
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +19,15 @@ def hosts(tiny_checkpoint, photos, tmp_path_factory) -> Path:
     (data / "photos").symlink_to(photos.data / "photos")
     (data / "bad.png").write_bytes(b"no image")
     write_items(data, images=12)
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
-    env["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, Path(__file__).with_name("host.py")]
     arguments = [str(free_port()), tiny_checkpoint, data, out]
     processes = [
-        subprocess.Popen([*command, str(i), *arguments], env=env, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(i), *arguments],
+            env=environment(devices=2),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(2)
     ]
     # A batch that only one of them runs would keep it waiting for ever.
