@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
+import gc
 import json
 import logging
 import pathlib
@@ -72,6 +73,17 @@ _LONGEST_FILES = (
     "evals/test_many_hosts.py",
     "evals/text_to_image/test_command.py",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What importing makes stays: searching it for garbage took half the time of collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

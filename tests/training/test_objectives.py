@@ -1,5 +1,7 @@
 """The contrastive losses against double loops in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,9 @@ from negclip_jax.training.objectives import (
     l2_normalise,
 )
 from negclip_jax.training.step import Objective
+
+# One program instead of hundreds; where NaNs are searched for, operation by operation.
+compiled = jax.jit(contrastive_loss)
 
 B, K, D = 6, 3, 5
 LOG_SCALE = 1.7
@@ -58,12 +63,12 @@ def reference(image, text, log_scale, foil=None, foil_mask=None, foil_weight=1.0
     return total / len(image)
 
 
-def ours(features, log_scale=LOG_SCALE, **arguments):
+def ours(features, log_scale=LOG_SCALE, *, loss=compiled, **arguments):
     text, truth = features["text"][:, None], None
     if "foil_mask" in arguments:
         text, truth = with_foils(features["text"], features["foil"], arguments.pop("foil_mask"))
     scale = jnp.float32(log_scale)
-    return contrastive_loss(features["image"], text, scale, truth_BxM=truth, **arguments)
+    return loss(features["image"], text, scale, truth_BxM=truth, **arguments)
 
 
 def test_equals_a_double_loop(features):
@@ -154,12 +159,13 @@ def test_accuracies_count_rows_and_columns_apart():
 def test_gradients_equal_finite_differences_of_the_loop(features, foil_mask, masked):
     keep = np.array([True, False, True, True, False, True]) if masked else np.ones(B, bool)
     inputs = features | {"scale": np.float32(LOG_SCALE)}
+    eager = functools.partial(ours, loss=contrastive_loss)
 
     def loss(inputs):
-        return ours(inputs, inputs["scale"], foil_mask=foil_mask, mask_B=jnp.asarray(keep))[0]
+        return eager(inputs, inputs["scale"], foil_mask=foil_mask, mask_B=jnp.asarray(keep))[0]
 
     def loss_without_foils(inputs):
-        return ours(inputs, inputs["scale"], mask_B=jnp.asarray(keep))[0]
+        return eager(inputs, inputs["scale"], mask_B=jnp.asarray(keep))[0]
 
     def loop(inputs) -> float:
         parts = [inputs[name][keep] for name in ("image", "text")]
@@ -246,10 +252,11 @@ def test_truth_labelled_contrast_equals_the_dense_formula(masked):
 
     inputs = (batch["image"], batch["text"], jnp.float32(LOG_SCALE))
     wide = {name: batch[name].astype(np.float64) for name in ("image", "text")}
-    np.testing.assert_allclose(ours(*inputs), dense(batch | wide, LOG_SCALE, keep), rtol=1e-6)
+    expected = dense(batch | wide, LOG_SCALE, keep)
+    np.testing.assert_allclose(jax.jit(ours)(*inputs), expected, rtol=1e-6)
     with jax.debug_nans(True):
         gradients = jax.grad(ours, argnums=(0, 1, 2))(*inputs)
-    expected = jax.grad(theirs, argnums=(0, 1, 2))(*inputs)
+    expected = jax.jit(jax.grad(theirs, argnums=(0, 1, 2)))(*inputs)
     for found, wanted in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     unknown = (batch["truth"] == 0) | ~keep[:, None]
@@ -264,7 +271,7 @@ def test_with_one_true_text_and_no_false_one_it_is_infonce(features):
     expected, expected_metrics = ours(features)
     for texts, labels in ((text[:, :1], None), (text[:, 0], None), (text, places)):
         scores = features["image"], texts, jnp.float32(LOG_SCALE)
-        loss, metrics = OBJECTIVES["truth"][0](*scores, truth_BxM=labels)
+        loss, metrics = jax.jit(OBJECTIVES["truth"][0])(*scores, truth_BxM=labels)
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         for name, value in expected_metrics.items():
             np.testing.assert_array_equal(metrics[name], value)
@@ -278,7 +285,7 @@ def test_true_texts_share_a_point_with_false_ones_that_are_as_good():
     image = np.eye(2, dtype=np.float32)
     text = np.stack([np.stack([image[0], image[1], image[0] + image[1]]), image[[1, 0, 1]]])
     truth = np.array([[1, 1, -1], [1, 0, -1]], np.int8)
-    _, metrics = contrastive_loss(image, text, jnp.float32(LOG_SCALE), truth_BxM=truth)
+    _, metrics = compiled(image, text, jnp.float32(LOG_SCALE), truth_BxM=truth)
     assert float(metrics["foil_accuracy"]) == ((1 + 0) / 2 + 1 / 2) / 2
 
 
