@@ -16,13 +16,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_gen.engines.cache import MODES
 from data_gen.prompts import Prompt
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
 from negclip_jax.common.strict_json import parse_json
 
+CACHE_MODES = ("write", "read", "off")  # here: importing the cache would import the chat client
 Settings = ConfigDict  # the type, for modules that must not import ml_collections
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "data_gen.py"
@@ -62,7 +62,7 @@ _EXTRA = "engine.extra_body"
 _CHOICES = {
     "pipeline": ("absence", "vqa"),
     "images.by": ("data", "url", "file"),
-    "engine.cache": MODES,
+    "engine.cache": CACHE_MODES,
     "propose.by": ("auto", "llm", "cooccurrence", "random", "file"),
     "propose.unit": ("image", "caption"),
     "verify.by": ("auto", "mllm", "instances"),

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from data_gen.engines.probe import Engine
+from data_gen.settings import CACHE_MODES
 from negclip_jax.common.chat.messages import NO_ANSWER, ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
-MODES = ("write", "read", "off")
 _COMMIT_ROWS = 256
 _ERRORS_AT_LEAST = 20  # before a share of errors means anything
 
@@ -37,8 +37,8 @@ class Cache:
 
     def __init__(self, path: Path, mode: str = "write"):
         """Raises InputError for another mode and a file that is no cache or cannot be opened."""
-        if mode not in MODES:
-            raise InputError(f"cache is {mode!r}; choose one of: {', '.join(MODES)}")
+        if mode not in CACHE_MODES:
+            raise InputError(f"cache is {mode!r}; choose one of: {', '.join(CACHE_MODES)}")
         self._mode, self._path = mode, path
         self._pending: dict[str, tuple] = {}
         try:

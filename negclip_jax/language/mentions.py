@@ -33,7 +33,11 @@ _NO_THINGS = _COLOURS | FRAME  # at the end of a phrase: "dressed in red", "a cl
 _BEFORE_NOUNS = frozenset({"and", "or"}).union(
     *map(tables.words, ("determiner", "preposition", "number", "article", "place"))
 )
-_VERBS = frozenset(map(stem, tables.words("verb")))
+
+
+@cache
+def _verbs() -> frozenset[str]:
+    return frozenset(map(stem, tables.words("verb")))  # `stem` reads WordNet: not on import
 
 
 class _Forms:
@@ -169,7 +173,7 @@ def named_things(caption: str) -> dict[str, str]:
     for i in range(len(tokens) + 1):
         inside = i < len(tokens) and not (words[i] in STOP or is_participle(words[i]))
         if phrase and not (inside and not tokens[i].mark):
-            while len(phrase) > 1 and stem(words[phrase[-1]]) in _VERBS:
+            while len(phrase) > 1 and stem(words[phrase[-1]]) in _verbs():
                 phrase.pop()
             first, last = phrase[0], phrase[-1]
             begins = not first or tokens[first].mark or words[first - 1] in _BEFORE_NOUNS
