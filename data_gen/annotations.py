@@ -1,16 +1,19 @@
 """What COCO's boxes tell: what is in a photo, what is not, and what usually stands beside what."""
 
 import hashlib
+import itertools
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from negclip_jax.common import coco
+from negclip_jax.common import coco, strict_json
+from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.photos import name_key
 from negclip_jax.common.records import identity
 from negclip_jax.language import tables
@@ -40,41 +43,26 @@ class InstanceVerifier:
       crowds: those with a crowd, whether or not there are single ones beside it.
     """
 
-    def __init__(self, instances_path: str | os.PathLike, names: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        instances_path: str | os.PathLike,
+        names: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    ):
         """Reads a COCO instances JSON.
 
         Args:
           instances_path: the file.
-          names: file names by image id of the photos that will be asked about. One whose id is not
-            in the file, or is there of another file name, is found by its name.
+          names: ids and file names of the photos that will be asked about. One whose id is not in
+            the file, or is there of another file name, is found by its name.
 
         Raises InputError as `coco.read_instances` does.
         """
-        instances = coco.read_instances(Path(instances_path))
-        self.names = instances.categories
-        self.present = _categories(instances, instances.objects)
-        self.visible = _categories(instances, filter(instances.is_plain, instances.objects))
-        self.crowds = _categories(instances, (row for row in instances.objects if row.crowd))
-        self._join(instances.images, names or {})
-
-    def _join(self, images: Mapping[str, coco.Image], names: Mapping[str, str]) -> None:
-        by_name: dict[str, str | None] = {}  # None: several images are called so
-        for image_id, image in images.items():
-            for name in {image.file_name, posixpath.basename(image.file_name)} - {""}:
-                by_name[name_key(name)] = None if name_key(name) in by_name else image_id
-        tables = self.present, self.visible, self.crowds
-        known = [dict(table) for table in tables]
-        for given, name in names.items():
-            image_id, base = identity(given) or given, name_key(posixpath.basename(name))
-            there = images[image_id].file_name if image_id in images else None
-            if there == "" or (there and _is_same_photo(base, posixpath.basename(there))):
-                continue
-            found = by_name.get(name_key(name)) or by_name.get(base)
-            for table, whole in zip(tables, known, strict=True):
-                if found is not None:
-                    table[image_id] = whole[found]
-                elif there is not None:  # another photo has this id
-                    table.pop(image_id, None)
+        asked = names.items() if isinstance(names, Mapping) else names
+        self.names, ids, files, tables = coco.fold_instances(Path(instances_path), _table_of)
+        rows = _Rows(ids, files, asked)
+        self.present, self.visible, self.crowds = (
+            _Kinds(self.names, rows, table) for table in tables
+        )
 
     def verdict(self, image_id: str | int, obj: str) -> tuple[str, float]:
         """("absent" | "present" | "unsure", probability that it is present: 0, 1 or 0.5).
@@ -112,14 +100,116 @@ def _classes(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return equal or tuple(known for known in names if name in kinds(known))
 
 
-def _categories(
-    instances: coco.Instances, objects: Iterable[coco.Instance]
-) -> dict[str, frozenset[str]]:
-    """Image id to the categories of these objects."""
-    found: dict[str, set[str]] = {image_id: set() for image_id in instances.images}
+def _table_of(
+    names: tuple[str, ...],
+    images: Iterable[tuple[str, coco.Image]],
+    objects: Iterable[coco.Instance],
+) -> tuple[tuple[str, ...], Texts, Texts, np.ndarray]:
+    """The categories; ids of all images and names of those that are listed; and as bits, uint8
+    `[3, I, C / 8]`, which categories are present, visible and crowds."""
+    ids, files, pixels = Texts(), Texts(), array("q")
+    for image_id, image in images:
+        ids.append(image_id)
+        files.append(image.file_name)
+        pixels.append(image.width * image.height)
+    index, bit = Index(ids), {name: i for i, name in enumerate(names)}
+    if index.repeated():
+        raise strict_json.Irregular
+    unlisted: dict[str, int] = {}  # images that only their objects name
+    table = np.zeros((3, len(ids), -(-len(names) // 8)), np.uint8)
     for row in objects:
-        found.setdefault(row.image, set()).add(row.category)
-    return {image_id: frozenset(names) for image_id, names in found.items()}
+        image = index.first(row.image)
+        if image < 0:
+            image = unlisted.setdefault(row.image, len(ids))
+            if image == len(ids):
+                ids.append(row.image)
+                pixels.append(0)
+            if image == table.shape[1]:
+                more = np.zeros((3, 1 + image // 4, table.shape[2]), np.uint8)
+                table = np.concatenate([table, more], axis=1)
+        byte, mask = bit[row.category] // 8, 1 << bit[row.category] % 8
+        told = (True, coco.is_plain(row, pixels[image]), row.crowd)
+        for kind, is_so in enumerate(told):
+            if is_so:
+                table[kind, image, byte] |= mask
+    return names, ids, files, table
+
+
+class _Rows:
+    """Which row of the table an image has, by its id in the file or the id that it is asked by."""
+
+    def __init__(self, ids: Texts, files: Texts, asked: Iterable[tuple[str, str]]):
+        self._ids, self._of_file = ids, Index(ids)
+        self._asked, self._rows, names = Texts(), array("q"), None
+        for given, name in asked:
+            image_id, base = identity(given) or given, name_key(posixpath.basename(name))
+            row = self._of_file.first(image_id)
+            there = files[row] if 0 <= row < len(files) else None
+            if there == "" or (there and _is_same_photo(base, posixpath.basename(there))):
+                continue
+            names = names or _Names(files)
+            found = names.row(name_key(name))
+            found = names.row(base) if found is None else found
+            if found is not None or there is not None:  # None: another photo has this id
+                self._asked.append(image_id)
+                self._rows.append(-1 if found is None else found)
+        self._of_asked = Index(self._asked)
+
+    def __getitem__(self, image_id: str) -> int | None:
+        asked = list(self._of_asked.places(image_id)) if len(self._asked) else ()
+        row = self._rows[asked[-1]] if asked else self._of_file.first(image_id)
+        return None if row < 0 else row
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids by which an image is known."""
+        again = {place for place, _ in self._of_asked.repeated()}
+        for place, image_id in enumerate(self._asked):
+            if place not in again and self[image_id] is not None:
+                yield image_id
+        yield from (i for i in self._ids if self._of_asked.first(i) < 0)
+
+
+class _Names:
+    """Images by their file names, with and without folders, where one alone is called so."""
+
+    def __init__(self, files: Texts):
+        self._keys, self._rows = Texts(), array("q")
+        for row, file in enumerate(files):
+            for name in {file, posixpath.basename(file)} - {""}:
+                self._keys.append(name_key(name))
+                self._rows.append(row)
+        self._index = Index(self._keys)
+
+    def row(self, key: str) -> int | None:
+        found = list(itertools.islice(self._index.places(key), 2))
+        return self._rows[found[0]] if len(found) == 1 else None
+
+
+class _Kinds(Mapping[str, frozenset[str]]):
+    """Image id to categories, from bits uint8 `[I, C / 8]`."""
+
+    def __init__(self, names: tuple[str, ...], rows: _Rows, bits: np.ndarray):
+        self._rows, self._bits = rows, bits
+
+        def named(row: bytes) -> frozenset[str]:
+            is_there = np.unpackbits(np.frombuffer(row, np.uint8), bitorder="little")
+            return frozenset(itertools.compress(names, is_there))
+
+        self._named = lru_cache(10_000)(named)
+
+    def __getitem__(self, image_id: str) -> frozenset[str]:
+        if (row := self._rows[image_id]) is None:
+            raise KeyError(image_id)
+        return self._named(self._bits[row].tobytes())
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._rows[image_id] is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
@@ -176,13 +266,17 @@ class Cooccurrence:
           names: all that can be proposed; by default those that are present somewhere.
           random: share of draws, between 0 and 1, from all names evenly.
         """
-        images = list(present.values() if isinstance(present, Mapping) else present)
-        self.names = sorted(frozenset().union(*images)) if names is None else list(names)
+        images = present.values() if isinstance(present, Mapping) else present
+        every = itertools.chain.from_iterable(images) if names is None else ()
+        self.names = sorted(set(every)) if names is None else list(names)
         self._random = random
         self._index = {name: i for i, name in enumerate(self.names)}
         scenes = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
         together = np.zeros((len(self.names), len(self.names)))
-        for objects, weight in [(o, 1) for o in images] + [(s, _SCENE_IMAGES) for s in scenes]:
+        weighed = itertools.chain(
+            ((objects, 1) for objects in images), ((scene, _SCENE_IMAGES) for scene in scenes)
+        )
+        for objects, weight in weighed:
             rows = [self._index[name] for name in objects if name in self._index]
             together[np.ix_(rows, rows)] += weight
         counts = together.diagonal()

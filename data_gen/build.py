@@ -10,6 +10,8 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from data_gen import labels
 from data_gen.annotations import Cooccurrence, InstanceVerifier, certain, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
@@ -238,7 +240,7 @@ def build(
     """
     roles = resolve(config)
     instances = config.input.instances
-    names = {image.image_id: image.file_name for image in images}
+    names = ((image.image_id, image.file_name) for image in images)
     boxes = InstanceVerifier(instances, names) if instances else None
     llm_prompts, mllm_prompts = (
         {name: can.fitting(prompt) for name, prompt in prompts.items()} if can else prompts
@@ -342,8 +344,9 @@ def _told(
     images: Sequence[ImageItem], boxes: InstanceVerifier
 ) -> Iterator[tuple[frozenset[str], list[tuple[list[str], bool]]]]:
     """What `Cooccurrence.fit` reads of the images of a run, of some evenly among all."""
-    known = [image for image in images if identity(image.image_id) in boxes.present]
-    for image in known[:: max(1, len(known) // _SAMPLE)]:
+    is_known = (identity(image.image_id) in boxes.present for image in images)
+    known = np.flatnonzero(np.fromiter(is_known, bool, len(images)))
+    for image in map(images.__getitem__, known[:: max(1, len(known) // _SAMPLE)].tolist()):
         image_id = identity(image.image_id)
         there = certain(sorted(boxes.visible[image_id]), image.texts)
         yield boxes.present[image_id], [unsaid(there, text) for text in image.texts]

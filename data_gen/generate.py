@@ -8,6 +8,7 @@ runner's byte for byte, as far as the models repeat themselves.
 """
 
 import asyncio
+import math
 import os
 import platform
 import socket
@@ -233,7 +234,8 @@ async def _run_shards(
     job: Job, models: Models, cache: Cache | None, out: Path, say: Callable[[str], None]
 ) -> int:
     """Processes what is not done yet; returns how many images wait for a batch file."""
-    number, todo = len(job.cut(models)), job.begin(models, out)
+    number = math.ceil(len(job.ingested.images) / job.config.shard_images)
+    todo = job.begin(models, out)
     done = f", {number - len(todo)} of {number} shards are done" if len(todo) < number else ""
     say(
         f"{job.ingested.captions} captions of {len(job.ingested.images)} images; propose: "

@@ -13,11 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from data_gen.annotations import ABSENT, NOT_ANNOTATED, PRESENT, UNSURE, InstanceVerifier
-from data_gen.records import ImageItem, damaged, shuffled, table_paths
+from data_gen.records import ImageItem, read_rows, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import mentioned, named_things
@@ -31,7 +28,6 @@ _SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by metho
 _EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
 _ASKED = ("image_id", "object", "question", "verdict", "p_yes", "mass", "method", "key")
 _ASKED += ("error_code",)
-_ROWS = 65_536  # that are in memory at once, and an image's
 
 
 class Label(NamedTuple):
@@ -197,26 +193,14 @@ def _images(run: Path) -> Iterator[tuple[str, str, list[Label]]]:
 
 def of_part(run: Path, name: str) -> Iterator[tuple[str, Label]]:
     """(file name, label) of one part, in order of the images; errors are those of `read_labels`."""
-    path = run / "labels" / name
-    if path.is_file():
-        rows = _rows(path, ["file_name", *Label._fields])
+    if table_paths(run, "labels", name):
+        rows = read_rows(run, "labels", ["file_name", *Label._fields], name)
         return ((file_name, Label._make(row)) for file_name, *row in rows)
-    path = run / "items" / name
-    files = dict(_rows(path, ["image_id", "file_name"]) if path.is_file() else ())
+    files = dict(read_rows(run, "items", ["image_id", "file_name"], name))
     verdicts = (
-        dict(zip(_ASKED, row, strict=True)) for row in _rows(run / "verdicts" / name, _ASKED)
+        dict(zip(_ASKED, row, strict=True)) for row in read_rows(run, "verdicts", _ASKED, name)
     )
     return ((files.get(r.image_id, r.image_id), r) for r in map(_of_verdict, verdicts) if r)
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple]:
-    """These columns' values of one part, row by row; some rows at a time are in memory."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS, columns=columns):
-                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(path, error) from None
 
 
 def write_labels(run: str | os.PathLike, path: Path) -> None:

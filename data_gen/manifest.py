@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from data_gen.annotations import NOT_ANNOTATED
 from data_gen.engines.cache import Cache, read_statistics
-from data_gen.records import read_column, read_table, table_paths
+from data_gen.records import count_values, read_rows, table_paths
 from data_gen.runner import read_marks, remove_others
 from negclip_jax.common import strict_json
 from negclip_jax.common.atomic_files import locked
@@ -55,7 +55,8 @@ def status(run: Path) -> str:
     manifest, done = read_manifest(run), counts(run)
 
     def reasons(table: str, column: str) -> str:
-        found = collections.Counter(v for v in read_column(run, table, column) if v is not None)
+        found = count_values(run, table, column)
+        del found[None]
         shown = ", ".join(f"{value} {number}" for value, number in found.most_common(8))
         return f" ({shown})" if shown else ""
 
@@ -107,33 +108,36 @@ def error_codes(run: Path) -> collections.Counter:
     """Requests that ended in an error, by code, over candidates, verdicts and rewrites."""
     calls = read_statistics(run / "cache.sqlite").values()
     permanent = {code for stage in calls for code in stage["errors"]}
-    codes = [code for codes in read_column(run, "pairs", "reasons") for code in codes or ()]
-    codes += read_column(run, "candidates", "reject_reason")
-    codes += read_column(run, "verdicts", "error_code")
+    ended = ("pairs", "candidates", "verdicts")
+    codes = sum((count_values(run, t, _ENDED_WITH[t]) for t in ended), collections.Counter())
     errors = permanent.union(NO_ANSWER)
-    return collections.Counter(c for c in codes if c in errors or is_transient(c))
+    found = {code: n for code, n in codes.items() if code in errors or is_transient(code)}
+    return collections.Counter(found)
 
 
 def left_out(run: Path) -> dict[str, int]:
     """Photos and captions that the run could not use, by the reason."""
-    found = collections.Counter(read_column(run, "rejects", "code"))
-    unknown = {
-        row["image_id"]
-        for table, column in (("candidates", "reject_reason"), ("verdicts", "error_code"))
-        for row in read_table(run, table, ["image_id", column]).to_pylist()
-        if row[column] == NOT_ANNOTATED
-    }
-    return dict(found) | ({NOT_ANNOTATED: len(unknown)} if unknown else {})
+    found, unknown = count_values(run, "rejects", "code"), 0
+    tables = ("candidates", "verdicts")
+    for part in sorted({path.name for table in tables for path in table_paths(run, table)}):
+        unknown += len(
+            {
+                image
+                for table in tables
+                for image, code in read_rows(run, table, ["image_id", _ENDED_WITH[table]], part)
+                if code == NOT_ANNOTATED
+            }
+        )
+    return dict(found) | ({NOT_ANNOTATED: unknown} if unknown else {})
 
 
 def why_no_pair(run: Path) -> str:
     """What became of everything, where nothing became a pair."""
-    reasons = [r for found in read_column(run, "pairs", "reasons") for r in found or ()]
     steps = {
         "left out": left_out(run),
-        "candidates": collections.Counter(read_column(run, "candidates", "reject_reason")),
-        "verdicts": collections.Counter(read_column(run, "verdicts", "verdict")),
-        "rewrites": collections.Counter(reasons),
+        "candidates": count_values(run, "candidates", "reject_reason"),
+        "verdicts": count_values(run, "verdicts", "verdict"),
+        "rewrites": count_values(run, "pairs", "reasons"),
     }
     told = []
     for step, found in steps.items():

@@ -12,7 +12,7 @@ from data_gen.build import Roles
 from data_gen.engines.cache import read_statistics
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
-from data_gen.records import read_column
+from data_gen.records import count_values
 from data_gen.settings import Settings
 from negclip_jax.common.errors import InputError
 
@@ -44,9 +44,9 @@ def plan(config: Settings, run: Path | None) -> str:
     if measured:
         stages, pairs, hours = _measured(config, run, images)
         basis = f"rates measured on {measured} images of {run}"
-        if verdicts := read_column(run, "verdicts", "verdict"):
-            share = verdicts.count("absent") / len(verdicts)
-            basis += f" ({share:.1%} of {len(verdicts):,} verdicts absent)"
+        if verdicts := count_values(run, "verdicts", "verdict"):
+            share = verdicts["absent"] / verdicts.total()
+            basis += f" ({share:.1%} of {verdicts.total():,} verdicts absent)"
     else:
         stages, pairs, hours = *_assumed(config, job.roles, images, captions), None
         basis = "rates assumed (data_gen/plan.py); --sample=200 --out=DIR measures them"

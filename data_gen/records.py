@@ -6,8 +6,9 @@ are in the request cache and in `sessions.jsonl`, so that an interrupted run's t
 byte for byte, to an undisturbed one's.
 """
 
+import collections
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
 NAMED = "caption"  # source of a candidate that a caption names
+_ROWS = 16_384  # of a table that are in memory at once
 
 _TYPES = {
     "": pa.string(),
@@ -250,9 +252,28 @@ def damaged(path: Path, error: Exception) -> InputError:
     )
 
 
-def read_column(run: str | os.PathLike, table: str, column: str) -> list[Any]:
-    """The values of one column of a table; errors are those of `read_table`."""
-    return read_table(run, table, [column]).column(column).to_pylist()
+def read_rows(
+    run: str | os.PathLike, name: str, columns: Sequence[str], part: str = "part-*.parquet"
+) -> Iterator[tuple]:
+    """The values of these columns, row by row; some rows at a time are in memory.
+
+    `part`, errors: as in `read_table`.
+    """
+    for path in table_paths(run, name, part):
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=list(columns)):
+                    yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise damaged(path, error) from None
+
+
+def count_values(run: str | os.PathLike, table: str, column: str) -> collections.Counter[Any]:
+    """How often each value of a column occurs, first seen first; of lists their elements."""
+    values = (value for (value,) in read_rows(run, table, [column]))
+    if pa.types.is_list(SCHEMAS[table].field(column).type):
+        values = (element for several in values for element in several or ())
+    return collections.Counter(values)
 
 
 def write_table(path: Path, name: str, rows: Iterable[Mapping[str, Any]] | pa.Table) -> None:

@@ -36,12 +36,12 @@ class Shard:
 
     Attributes:
       number: from 0; part of the files' names.
-      images: its images.
+      images: its images; of a run's own they are made when they are asked for.
       fingerprint: of settings and images.
     """
 
     number: int
-    images: tuple[ImageItem, ...]
+    images: Sequence[ImageItem]
     fingerprint: str
 
     @property
@@ -83,7 +83,7 @@ class Shard:
 
 def cut(images: Sequence[ImageItem], size: int, settings: str) -> list[Shard]:
     """Shards of `size` images; `settings` is the fingerprint of the settings."""
-    parts = [tuple(images[start : start + size]) for start in range(0, len(images), size)]
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     return [
         Shard(number, part, content_hash([settings, [astuple(image) for image in part]]))
         for number, part in enumerate(parts)

@@ -200,28 +200,26 @@ def read_statistics(path: Path) -> dict[str, dict]:
     if not path.is_file():
         return {}
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    totals = ("prompt_tokens", "completion_tokens", "cached_tokens", "attempts")
+    sums, summary = ", ".join(f"SUM({name})" for name in totals), dict[str, dict]()
     try:
-        rows = database.execute(
-            "SELECT stage, error, prompt_tokens, completion_tokens, cached_tokens, attempts, "
-            "latency_ms FROM answers ORDER BY stage, latency_ms"
-        )
-        stages: dict[str, dict] = {}
-        for stage, error, *numbers in rows:
-            entry = stages.setdefault(stage, {"errors": {}, "rows": []})
-            if error:
-                entry["errors"][error] = entry["errors"].get(error, 0) + 1
-            entry["rows"].append(numbers)
+        found = f"SELECT stage, COUNT(*), {sums} FROM answers GROUP BY stage ORDER BY stage"
+        for stage, calls, *numbers in database.execute(found).fetchall():
+            errors = database.execute(
+                "SELECT error, COUNT(*) FROM answers WHERE stage = ? AND error > '' GROUP BY error",
+                (stage,),
+            )
+            summary[stage] = {"calls": calls, "errors": dict(errors)}
+            summary[stage] |= dict(zip(totals, numbers, strict=True))
+            for share in (50, 95):
+                (latency,) = database.execute(
+                    "SELECT latency_ms FROM answers WHERE stage = ? ORDER BY latency_ms "
+                    "LIMIT 1 OFFSET ?",
+                    (stage, min(calls * share // 100, calls - 1)),
+                ).fetchone()
+                summary[stage][f"latency_ms_p{share}"] = round(latency, 1)
+        return summary
     except sqlite3.Error as error:
         raise InputError(f"{path} cannot be read ({error})") from None
     finally:
         database.close()
-    totals = ("prompt_tokens", "completion_tokens", "cached_tokens", "attempts")
-    summary = {}
-    for stage, entry in stages.items():
-        rows = entry["rows"]
-        summary[stage] = {"calls": len(rows), "errors": entry["errors"]}
-        summary[stage] |= {name: sum(row[i] for row in rows) for i, name in enumerate(totals)}
-        for share in (50, 95):
-            place = min(len(rows) * share // 100, len(rows) - 1)
-            summary[stage][f"latency_ms_p{share}"] = round(rows[place][4], 1)
-    return summary

@@ -1,13 +1,22 @@
-"""Captions files into images with usable captions; what is not usable is a row with its reason."""
+"""Captions files into images with usable captions; what is not usable is a row with its reason.
 
-from collections.abc import Iterator, Sequence
+A million captions are bytes and numbers (`common.packed`), from which images are made as they are
+asked for.
+"""
+
+import functools
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from data_gen.records import Caption, ImageItem, Question
 from negclip_jax.common import coco, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.records import as_written, identity
 from negclip_jax.data.records import unsafe_name
 
@@ -15,10 +24,55 @@ LONGEST_CAPTION = 512  # characters
 
 
 @dataclass(frozen=True)
+class _Columns:
+    """What a captions file holds: of each image id and name, of each caption id and text.
+
+    Attributes:
+      order: int64 `[I]`, the images that have captions, in order of their ids.
+      starts: int64 `[I + 1]`; the captions of the i-th of them are `captions[starts[i]:...]`.
+      captions: int64, places of captions.
+    """
+
+    image_ids: Texts
+    file_names: Texts
+    caption_ids: Texts
+    texts: Texts
+    order: np.ndarray
+    starts: np.ndarray
+    captions: np.ndarray
+
+
+class Images(Sequence[ImageItem]):
+    """Images with their captions, in order of their ids; each is made when it is asked for."""
+
+    def __init__(self, columns: _Columns, places: range):
+        self._columns, self._places = columns, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageItem: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Images": ...
+    def __getitem__(self, place: int | slice) -> "ImageItem | Images":
+        if isinstance(place, slice):
+            return Images(self._columns, self._places[place])
+        place, of = self._places[place], self._columns
+        captions = of.captions[of.starts[place] : of.starts[place + 1]].tolist()
+        row = int(of.order[place])
+        return ImageItem(
+            of.image_ids[row],
+            of.file_names[row],
+            tuple(Caption(of.caption_ids[i], of.texts[i]) for i in captions),
+        )
+
+
+@dataclass(frozen=True)
 class Ingested:
     """What a captions file holds: images by id, and rows of the table of rejects."""
 
-    images: list[ImageItem]
+    images: Sequence[ImageItem]
     rejects: list[dict[str, Any]]
 
     @property
@@ -33,8 +87,9 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
     for two different captions with one id, and where more than `max_rejects` (a share) of the
     captions cannot be used.
     """
-    tables = path.lower().endswith((".jsonl", ".ndjson", ".parquet"))
-    if not tables and Path(path).is_file():
+    if path.lower().endswith((".jsonl", ".ndjson", ".parquet")):
+        return _ingested(path, lambda: _photos_of_pairs(path), lambda: _pairs(path), max_rejects)
+    if Path(path).is_file():
         with open(path, "rb") as file:
             other = strict_json.other_format(Path(path).suffix.lower(), file.readline(1 << 20))
         if other:
@@ -42,55 +97,120 @@ def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
                 f"{path} is {other}. Captions are read from COCO JSON, and from JSONL or Parquet "
                 'with the columns "image" and "caption": convert it, e.g. with pandas'
             )
-    photos, annotations = (_read_records if tables else _read_coco)(path)
-    ids = {_key(given): as_written(given) for given, _ in reversed(photos)}
-    names: dict[str, str] = {}  # of files, by the first spelling of each id
-    for given, name in photos:
-        image_id = ids[_key(given)]
-        if names.setdefault(image_id, name) != name:
+
+    try:
+        file, lists = Path(path), ("images", "annotations")
+        images, captions = (
+            functools.partial(strict_json.elements, file, key, to_end=key == lists[-1])
+            for key in lists
+        )
+        return _ingested(path, lambda: _photos(path, images()), captions, max_rejects)
+    except strict_json.Irregular:
+        content = coco.read_lists(file, lists)
+        photos = functools.partial(_photos, path, content["images"])
+        return _ingested(path, photos, lambda: content["annotations"], max_rejects)
+
+
+def _ingested(
+    path: str,
+    photos: Callable[[], Iterable[tuple[Any, Any]]],
+    annotations: Callable[[], Iterable[Any]],
+    max_rejects: float,
+) -> Ingested:
+    """What is read, from the ids and names of images, and rows of captions."""
+    keys, image_ids, file_names, bad_names = Texts(), Texts(), Texts(), dict[int, str]()
+    odd_names: dict[int, Any] = {}  # which are no text
+    for given, name in photos():
+        if reason := unsafe_name(name):
+            bad_names[len(keys)] = reason
+        if not isinstance(name, str):
+            odd_names[len(keys)] = name
+        keys.append(_key(given))
+        image_ids.append(as_written(given))  # by the first spelling of each
+        file_names.append(name if isinstance(name, str) else "")
+    images = Index(keys)
+
+    def name_of(row: int) -> Any:
+        return odd_names.get(row, file_names[row])
+
+    for row, first in images.repeated():
+        if name_of(row) != name_of(first):
+            image_id = image_ids[first]
             raise InputError(f"{path}: two images have the id {image_id}; give each its own")
-    bad_names = {i: reason for i, name in names.items() if (reason := unsafe_name(name))}
-    captions: dict[str, dict[str, Caption]] = {}  # by id of the image, then by their own
-    seen: dict[str, tuple[str, str]] = {}  # caption id to image id and text
-    rejects: list[dict[str, Any]] = []
-    for index, row in enumerate(annotations):
-        image_id, caption_id = None, f"row {index}"
-        problem: tuple[str, str] | None = ("not_an_object", "it is no JSON object")
-        if isinstance(row, dict):
-            given, text = row.get("image_id"), row.get("caption")
-            image_id, caption_id = ids.get(_key(given), str(given)), str(row.get("id", caption_id))
-            problem = _problem(text)
-            if image_id not in names:
-                problem = "image_unknown", f"no image has the id {image_id}"
-            elif image_id in bad_names:
-                detail = f"the image name {names[image_id]!r} {bad_names[image_id]}"
-                problem = "image_outside", detail
-        if problem is None:
-            text = " ".join(text.split())
-            known = seen.setdefault(caption_id, (image_id, text))
-            if known != (image_id, text):
-                raise InputError(
-                    f"{path}: two different captions have the id {caption_id} ({known[1]!r} and "
-                    f"{text!r}); give every caption its own id"
-                )
-            of_image = captions.setdefault(image_id, {})
-            if caption_id in of_image:
-                problem = "duplicate", "the same caption is there already"
-            of_image.setdefault(caption_id, Caption(caption_id, text))
+    rejects: list[dict[str, Any]] = []  # with the place of each row, at first
+    caption_ids, texts, of_image, rows = Texts(), Texts(), array("q"), array("q")
+
+    def reject(row: int, image_id: str | None, name: Any, caption: str, *problem: str) -> None:
+        about = {"row": row, "image_id": image_id, "file_name": name, "caption_id": caption}
+        rejects.append(about | dict(zip(("code", "detail"), problem, strict=True)))
+
+    number = 0
+    for number, row in enumerate(annotations(), 1):
+        caption_id = f"row {number - 1}"
+        if not isinstance(row, dict):
+            reject(number, None, None, caption_id, "not_an_object", "it is no JSON object")
+            continue
+        given, text = row.get("image_id"), row.get("caption")
+        image, caption_id = images.first(_key(given)), str(row.get("id", caption_id))
+        problem = _problem(text)
+        if image < 0:
+            image_id, name = str(given), None
+            problem = "image_unknown", f"no image has the id {image_id}"
+        else:
+            image_id, name = image_ids[image], name_of(image)
+            if image in bad_names:
+                problem = "image_outside", f"the image name {name!r} {bad_names[image]}"
         if problem is not None:
-            about = {"image_id": image_id, "file_name": names.get(image_id)}
-            about |= {"caption_id": caption_id, "code": problem[0], "detail": problem[1]}
-            rejects.append(about)
-    if len(rejects) > max_rejects * max(len(annotations), 1):
+            reject(number, image_id, name, caption_id, *problem)
+            continue
+        caption_ids.append(caption_id)
+        texts.append(" ".join(text.split()))
+        of_image.append(image)
+        rows.append(number)
+    is_usable = np.ones(len(texts), bool)
+    for i, first in Index(caption_ids).repeated():
+        if (of_image[i], texts[i]) != (of_image[first], texts[first]):
+            raise InputError(
+                f"{path}: two different captions have the id {caption_ids[i]} "
+                f"({texts[first]!r} and {texts[i]!r}); give every caption its own id"
+            )
+        is_usable[i] = False
+        image_id, name = image_ids[of_image[i]], name_of(of_image[i])
+        problem = "duplicate", "the same caption is there already"
+        reject(rows[i], image_id, name, caption_ids[i], *problem)
+    rejects.sort(key=lambda row: row.pop("row"))
+    if len(rejects) > max_rejects * max(number, 1):
         shown = "; ".join(f"{row['caption_id']}: {row['detail']}" for row in rejects[:3])
         raise InputError(
-            f"{path}: {len(rejects)} of {len(annotations)} captions cannot be used, more than "
+            f"{path}: {len(rejects)} of {number} captions cannot be used, more than "
             f"{max_rejects:.0%} (max_rejects): {shown}"
         )
-    if not captions:
+    if not is_usable.any():
         raise InputError(f"{path} has no usable caption")
-    order = sorted(captions, key=id_order)
-    return Ingested([ImageItem(i, names[i], tuple(captions[i].values())) for i in order], rejects)
+    usable = np.flatnonzero(is_usable)
+    images_used, own = np.unique(np.frombuffer(of_image, np.int64)[usable], return_inverse=True)
+    order = _by_id(image_ids, images_used)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rank[own], minlength=len(order)))])
+    captions = usable[np.argsort(rank[own], kind="stable")]
+    columns = _Columns(
+        image_ids, file_names, caption_ids, texts, images_used[order], starts, captions
+    )
+    return Ingested(Images(columns, range(len(order))), rejects)
+
+
+def _by_id(image_ids: Texts, rows: np.ndarray) -> np.ndarray:
+    """The order of `id_order` of these rows' ids, as places in `rows`."""
+    numbers = np.fromiter(
+        (id_order(image_ids[row])[:2] for row in rows.tolist()), "i8,i8", len(rows)
+    )
+    others = np.zeros(len(rows), np.int64)
+    if numbers["f0"].any():
+        rank = np.empty(len(image_ids), np.int64)
+        rank[image_ids.order()] = np.arange(len(image_ids))
+        others = np.where(numbers["f0"], rank[rows], 0)
+    return np.lexsort((others, numbers["f1"], numbers["f0"]))
 
 
 def _key(image_id: Any) -> str:
@@ -118,25 +238,31 @@ def _problem(text: Any) -> tuple[str, str] | None:
     return None
 
 
-def _read_coco(path: str) -> tuple[list[tuple[Any, Any]], list[Any]]:
-    """Ids and names of the images, and the rows of captions."""
-    content = coco.read_lists(Path(path), ("images", "annotations"))
-    for index, image in enumerate(content["images"]):
+def _photos(path: str, images: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Ids and names of the images of COCO JSON."""
+    for index, image in enumerate(images):
         known = isinstance(image, dict) and "file_name" in image
         if not known or identity(image.get("id")) is None:
             raise InputError(f"{path}: images[{index}] has no id or no file_name")
-    return [(row["id"], row["file_name"]) for row in content["images"]], content["annotations"]
+        yield image["id"], image["file_name"]
 
 
-def _read_records(path: str) -> tuple[list[tuple[Any, Any]], list[Any]]:
-    from negclip_jax.data.pairs import read_pairs
+def _photos_of_pairs(path: str) -> Iterator[tuple[str, str]]:
+    """The same of a table of captions; of an image with several captions in a row once."""
+    from negclip_jax.data.pairs import iter_pairs
 
-    pairs = read_pairs(path, require_negated=False)
-    rows = [
-        {"id": i, "image_id": pair.image_id, "caption": pair.caption}
-        for i, pair in enumerate(pairs)
-    ]
-    return [(pair.image_id, pair.image) for pair in pairs], rows
+    before = None
+    for pair in iter_pairs(path, require_negated=False):
+        if before != (before := (pair.image_id, pair.image)):
+            yield before
+
+
+def _pairs(path: str) -> Iterator[dict[str, Any]]:
+    """Its captions as rows of COCO JSON."""
+    from negclip_jax.data.pairs import iter_pairs
+
+    for i, pair in enumerate(iter_pairs(path, require_negated=False)):
+        yield {"id": i, "image_id": pair.image_id, "caption": pair.caption}
 
 
 def with_questions(

@@ -5,10 +5,10 @@ or `"000000391895"` too, at times several of these in one file. An id that is co
 makes an annotated object an absent one; so all of these are one id here, as text: `"391895"`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
@@ -17,6 +17,9 @@ from negclip_jax.common.records import Box, Fields, identity
 # Share of the image's area below which an object counts as neither seen nor absent: 17 x 17 pixels
 # of 640 x 480, two patches' corners for a ViT-B/32.
 TINY = 0.001
+_DROPPED = "segmentation"  # nine tenths of a file, which few need
+
+T = TypeVar("T")
 
 
 class Image(NamedTuple):
@@ -65,8 +68,12 @@ class Instances:
     def is_plain(self, instance: Instance) -> bool:
         """Whether the object is plainly visible: neither a crowd nor tiny."""
         image = self.images.get(instance.image)
-        pixels = image.width * image.height if image else 0
-        return not instance.crowd and instance.area >= TINY * pixels
+        return is_plain(instance, image.width * image.height if image else 0)
+
+
+def is_plain(instance: Instance, pixels: int) -> bool:
+    """Whether an object is neither a crowd nor tiny in an image of so many pixels (0: unknown)."""
+    return not instance.crowd and instance.area >= TINY * pixels
 
 
 def read_lists(
@@ -114,7 +121,7 @@ def read_instances(
 
     Raises InputError for a file of another layout or, without `fields`, for bad records.
     """
-    without = None if segmentation else "segmentation"
+    without = None if segmentation else _DROPPED
     content = read_lists(path, ("images", "annotations", "categories"), without=without)
     own = fields if fields is not None else Fields(path)
     found = parse_instances(content, own)
@@ -125,21 +132,65 @@ def read_instances(
 
 def parse_instances(content: Mapping[str, Any], fields: Fields) -> Instances:
     """The same of the file's JSON value; its list of annotations is emptied on the way."""
+    names = _categories(content["categories"], fields)
+    images: dict[str, Image] = {}
+    for i, (key, image) in enumerate(_images(content["images"], fields)):
+        if images.setdefault(key, image) != image:
+            fields.note("two images have one id", f"{key} in images[{i}]")
+
+    def emptied(rows: list[Any]) -> Iterator[Any]:
+        for i, row in enumerate(rows):
+            rows[i] = None  # so that a file's objects are not in memory twice
+            yield row
+
+    objects = list(_objects(emptied(content["annotations"]), names, fields))
+    return Instances(images, tuple(dict.fromkeys(names.values())), objects)
+
+
+def fold_instances(
+    path: Path,
+    fold: Callable[[tuple[str, ...], Iterable[tuple[str, Image]], Iterable[Instance]], T],
+) -> T:
+    """What `fold` makes of categories, images by id, and objects, which it sees one by one.
+
+    Where something is odd it is called again with what was read whole. It raises
+    `strict_json.Irregular` for two images of one id, which only then are checked. Raises
+    InputError as `read_instances` does.
+    """
+    try:
+        fields = Fields(path)
+        names = _categories(strict_json.elements(path, "categories", without=_DROPPED), fields)
+        images = strict_json.elements(path, "images", without=_DROPPED, to_end=False)
+        rows = strict_json.elements(path, "annotations", without=_DROPPED, to_end=False)
+        categories = tuple(dict.fromkeys(names.values()))
+        result = fold(categories, _images(images, fields), _objects(rows, names, fields))
+        if not len(fields):
+            return result
+    except strict_json.Irregular:
+        pass
+    found = read_instances(path)
+    return fold(found.categories, found.images.items(), found.objects)
+
+
+def _categories(rows: Iterable[Any], fields: Fields) -> dict[str, str]:
+    """Names by id."""
     names: dict[str, str] = {}
-    for i, row in enumerate(content["categories"]):
+    for i, row in enumerate(rows):
         where = f"categories[{i}]"
         key, name = fields.identity(row, "id", where), fields.text(row, "name", where)
         if names.setdefault(key, name) != name:
             fields.note("two categories have one id", f"{key} in {where}")
-    images: dict[str, Image] = {}
-    for i, row in enumerate(content["images"]):
-        where = f"images[{i}]"
-        key, image = fields.identity(row, "id", where), _image(row, where, fields)
-        if images.setdefault(key, image) != image:
-            fields.note("two images have one id", f"{key} in {where}")
-    objects, rows = [], content["annotations"]
+    return names
+
+
+def _images(rows: Iterable[Any], fields: Fields) -> Iterator[tuple[str, Image]]:
     for i, row in enumerate(rows):
-        rows[i] = None  # so that a file's objects are not in memory twice
+        where = f"images[{i}]"
+        yield fields.identity(row, "id", where), _image(row, where, fields)
+
+
+def _objects(rows: Iterable[Any], names: Mapping[str, str], fields: Fields) -> Iterator[Instance]:
+    for i, row in enumerate(rows):
         where = f"annotations[{i}]"
         image, category = (fields.identity(row, key, where) for key in ("image_id", "category_id"))
         if category and category not in names:
@@ -149,18 +200,15 @@ def parse_instances(content: Mapping[str, Any], fields: Fields) -> Instances:
             area = box[2] * box[3] if box else 0.0
             if row.get("area") is not None:
                 area = fields.number(row, "area", where)
-            objects.append(
-                Instance(
-                    identity(row.get("id")) or "",
-                    image,
-                    names[category],
-                    box,
-                    area,
-                    bool(row.get("iscrowd")),
-                    row.get("segmentation"),
-                )
+            yield Instance(
+                identity(row.get("id")) or "",
+                image,
+                names[category],
+                box,
+                area,
+                bool(row.get("iscrowd")),
+                row.get("segmentation"),
             )
-    return Instances(images, tuple(dict.fromkeys(names.values())), objects)
 
 
 def _image(row: Any, where: str, fields: Fields) -> Image:

@@ -6,14 +6,16 @@ before a file is read and parsed, and a file of lines is read a line at a time.
 
 `read_json`, `parse_json` and `read_text` raise a user error that names the file. `load`, `loads`
 and `read` below them raise ValueError and OSError, for callers with a message of their own.
+`members` and `elements` read a file of long lists piece by piece.
 """
 
+import codecs
 import contextlib
 import functools
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,8 @@ LONGEST_LINE = 2**24  # bytes of a JSON line: one record, thousands of captions
 _COSTS = ((b"{", 120), (b"[", 70), (b",", 64), (b":", 130))
 _SMALL = 2**24  # bytes of a file that is read without asking how much memory is free
 _BEGINS = re.compile(rb"(\xef\xbb\xbf)?\s*[\[{]")
+_BLANK = re.compile(r"[ \t\n\r]*")
+_PIECE = 2**20  # bytes of a file that is read piece by piece
 _MARGIN = 100  # calls
 _TOO_LITTLE = "it needs more memory than there is"
 _MEMORY = Path("/proc/meminfo")
@@ -165,6 +169,122 @@ def memory_needed(content: bytes) -> int:
     """Bytes that parsing a JSON text needs at most, roughly: it, its text, and all objects."""
     text = len(content) * (1 if content.isascii() else 4)
     return len(content) + 2 * text + sum(content.count(mark) * cost for mark, cost in _COSTS)
+
+
+class Irregular(ValueError):
+    """A file that is not read piece by piece: `load` reads it whole, or says what is wrong."""
+
+
+def members(path: Path, *, without: str | None = None) -> Iterator[tuple[str, bool, Any]]:
+    """The object in a JSON file, piece by piece, in its order; little of it is in memory.
+
+    Of each key that holds a list of anything: (key, True, element) for its elements. Of any other:
+    (key, False, value). `without`: see `read_json`.
+
+    Raises Irregular for whatever `load` does, and for values longer than `LONGEST_LINE`. It may do
+    so after the last piece: use none before that, or be ready to begin again.
+    """
+    hook = functools.partial(_unique, without=without)
+    decode, seen = json.JSONDecoder(object_pairs_hook=hook).raw_decode, set[str]()
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Irregular
+        with path.open("rb") as file:
+            text = _Pieces(file)
+            text.take("{")
+            while text.next() != "}":
+                if seen:
+                    text.take(",")
+                key = text.value(decode) if text.next() == '"' else None
+                if key is None or key in seen:
+                    raise Irregular
+                seen.add(key)
+                text.take(":")
+                if text.next() != "[":
+                    yield key, False, text.value(decode)
+                    continue
+                text.take("[")
+                if text.next() == "]":
+                    yield key, False, []
+                while text.next() != "]":
+                    yield key, True, text.value(decode)
+                    if text.next() != "]":
+                        text.take(",")
+                        if text.next() == "]":
+                            raise Irregular
+                text.take("]")
+            text.take("}")
+            if text.next():
+                raise Irregular
+    except (ValueError, OSError, RecursionError, MemoryError):
+        raise Irregular from None
+
+
+def elements(
+    path: Path, *keys: str, without: str | None = None, to_end: bool = True
+) -> Iterator[Any]:
+    """The elements of these lists of the object in a JSON file, which must all be there.
+
+    Raises Irregular as `members` does. Without `to_end` what follows the lists is not looked at.
+    """
+    left, now = set(keys), ""
+    for key, is_element, value in members(path, without=without):
+        if key != now:
+            left.discard(now)
+            if not (left or to_end):
+                return
+            now = key
+        if key in keys:
+            if is_element:
+                yield value
+            elif value != []:
+                raise Irregular
+    if left - {now}:
+        raise Irregular
+
+
+class _Pieces:
+    """The text of a file while it is read; `members` catches what is raised."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._ended, self._text, self._at = file, False, "", 0
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+
+    def next(self) -> str:
+        """The next character that is not blank; "" at the end."""
+        while (end := _BLANK.match(self._text, self._at).end()) == len(self._text):
+            self._at = end
+            if not self._more():
+                return ""
+        self._at = end
+        return self._text[end]
+
+    def take(self, mark: str) -> None:
+        if self.next() != mark:
+            raise Irregular
+        self._at += 1
+
+    def value(self, decode: Callable[[str, int], tuple[Any, int]]) -> Any:
+        self.next()
+        while True:
+            with contextlib.suppress(json.JSONDecodeError):
+                value, end = decode(self._text, self._at)
+                if end < len(self._text):  # else it may be a number that goes on
+                    self._at = end
+                    return value
+            if not self._more():
+                raise Irregular
+
+    def _more(self) -> bool:
+        """Reads on, more the longer a value is; False at the end of the file."""
+        rest = len(self._text) - self._at
+        if self._ended or rest > LONGEST_LINE:
+            return False
+        data = self._file.read(max(_PIECE, rest))
+        self._ended = not data
+        self._text = self._text[self._at :] + self._decoder.decode(data, final=self._ended)
+        self._at = 0
+        return True
 
 
 def lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ _NO_THINGS = _COLOURS | FRAME  # at the end of a phrase: "dressed in red", "a cl
 _BEFORE_NOUNS = frozenset({"and", "or"}).union(
     *map(tables.words, ("determiner", "preposition", "number", "article", "place"))
 )
+_WITHOUT = ("-free", "less")
 
 
 @cache
@@ -57,7 +58,8 @@ class _Forms:
     def find(self, words: Sequence[str]) -> list[Span]:
         """The spans of words that name the thing, from left to right."""
         if not self.stems and self.starts.isdisjoint(words):  # nearly always
-            return [(i, i) for i, word in enumerate(words) if self._is_free_of(word)]
+            without = (i for i, word in enumerate(words) if word.endswith(_WITHOUT))
+            return [(i, i) for i in without if self._is_free_of(words[i])]
         spans = []
         i = 0
         while i < len(words):

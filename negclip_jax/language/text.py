@@ -1,6 +1,7 @@
 """The words of a text, with their places and the punctuation between them."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 # "isn't" is one word, also where a tokenizer of captions has cut it ("isn 't"); so is "t-shirt".
@@ -18,6 +19,11 @@ class Token(NamedTuple):
 
 def tokenize(text: str) -> list[Token]:
     """The words of a text with their places."""
+    return list(_tokens(text))
+
+
+@lru_cache(10_000)  # a caption is looked at by many
+def _tokens(text: str) -> tuple[Token, ...]:
     tokens, end = [], 0
     for match in WORD.finditer(text):
         start = match.start()
@@ -25,4 +31,4 @@ def tokenize(text: str) -> list[Token]:
         end = match.end()
         word = match.group().lower().replace("’", "'").replace(" ", "").removesuffix("'s")
         tokens.append(Token(word, start, end, mark))
-    return tokens
+    return tuple(tokens)

@@ -187,3 +187,73 @@ def test_a_key_left_out_needs_no_memory_and_moves_no_position(tmp_path, memory):
     path.write_text('{"polygon": [[1,\n 2]],\n oops}')
     with pytest.raises(InputError, match="line 3 column 2"):
         strict_json.read_json(path, without="polygon")
+
+
+def pieced(path, **options):
+    """What `members` yields, put together again."""
+    content = {}
+    for key, is_element, value in strict_json.members(path, **options):
+        content.setdefault(key, []).append(value) if is_element else content.update({key: value})
+    return content
+
+
+PIECED = '\ufeff { "a" : [1, {"b": [2, "\\"]"], "x": [[1.5]]}, "\u00e9\u72ac", [ ]], '
+PIECED += '"n": 12345, "e": [ ] ,"t": "]"} '
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
+def test_a_file_in_pieces_is_the_file(tmp_path, monkeypatch, piece):
+    path = tmp_path / "a.json"
+    path.write_bytes(PIECED.encode())
+    monkeypatch.setattr(strict_json, "_PIECE", piece)
+    assert pieced(path) == strict_json.load(path)
+    assert pieced(path, without="x") == strict_json.load(path, without="x") != pieced(path)
+    assert list(strict_json.elements(path, "a")) == strict_json.load(path)["a"]
+    assert list(strict_json.elements(path, "e")) == []
+    for keys in (["a", "n"], ["a", "none"]):
+        with pytest.raises(strict_json.Irregular):
+            list(strict_json.elements(path, *keys))
+
+
+@pytest.mark.parametrize("end", range(len(PIECED.encode()) - 1))
+def test_what_is_cut_is_not_read_in_pieces(tmp_path, end):
+    (tmp_path / "a.json").write_bytes(PIECED.encode()[:end])
+    with pytest.raises(strict_json.Irregular):
+        pieced(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}{}", "{} x", '{"a": 1 "b": 2}', '{"a": 1,}', '{"a": [1,]}', '{"a": [1 2]}',
+        '{"a": [,1]}', '{"a" 1}', "{a: 1}", '{"a": 1, "a": 1}', '{"a": [{"b": 1, "b": 1}]}',
+        '{"a": [%s]}' % ("9" * 5000), '{"a": %s}' % ("[" * 100_000), '{"a": ["\x01"]}', "{,}",
+    ],
+)  # fmt: skip
+def test_what_load_refuses_is_not_read_in_pieces(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(strict_json.Irregular):
+        pieced(path)
+    if text != "[]":
+        with pytest.raises(ValueError):
+            strict_json.load(path)
+
+
+def test_what_follows_a_list_need_not_be_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"n": 0, "a": [1], "b": [2], "c": [3, ')
+    found = strict_json.elements(tmp_path / "a.json", "a", "b", to_end=False)
+    assert list(found) == [1, 2]
+    with pytest.raises(strict_json.Irregular):
+        list(strict_json.elements(tmp_path / "a.json", "a", "b"))
+
+
+def test_no_device_no_other_bytes_and_no_endless_value_is_read_in_pieces(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "latin").write_bytes(b'{"a": ["\xff"]}')
+    with (tmp_path / "long").open("wb") as file:
+        file.write(b'{"a": ["')
+        file.truncate(2**28)
+    for name in ("pipe", "latin", "long", "none"):
+        with pytest.raises(strict_json.Irregular):
+            pieced(tmp_path / name)

@@ -1,10 +1,12 @@
 """What instance annotations tell, and where they cannot."""
 
 import json
+import tracemalloc
 
 import pytest
 
-from data_gen.annotations import InstanceVerifier
+from data_gen.annotations import Cooccurrence, InstanceVerifier
+from negclip_jax.common.errors import InputError
 
 NAMES = ["person", "cat", "couch", "laptop", "keyboard", "hot dog"]
 SIZES = {"large": 2000, "tiny": 100}
@@ -114,3 +116,47 @@ def test_the_names_of_one_photo_in_two_releases(tmp_path):
     path = write(tmp_path / "i.json", images, [42])
     found = InstanceVerifier(path, {"42": "000000000042.jpg"})
     assert found.present["42"] == {"dog"}
+
+
+def test_images_that_only_boxes_name_are_known(tmp_path):
+    path = write(tmp_path / "i.json", [{"id": 1, "file_name": "a.jpg"}], [1, *range(2, 40), "b"])
+    found = InstanceVerifier(path, [("1", "a.jpg"), ("7", "a.jpg"), ("9", "c.jpg")])
+    dog = frozenset({"dog"})
+    assert dict(found.present) == {i: dog for i in ["1", "b", *map(str, range(2, 40))]}
+    assert len(found.present) == 40 and found.verdict("30", "cat") == ("absent", 0.0)
+    assert found.visible["7"] == dog and "41" not in found.present
+
+
+def test_an_image_that_is_asked_for_twice(tmp_path):
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    path = write(tmp_path / "i.json", images, [1])
+    found = InstanceVerifier(path, [("x", "b.jpg"), ("x", "a.jpg"), ("2", "nowhere.jpg")])
+    assert dict(found.present) == {"x": {"dog"}, "1": {"dog"}}
+
+
+def test_a_table_of_boxes_that_is_read_whole_is_the_same(tmp_path):
+    """Two equal images of one id, and annotations before categories."""
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "a.jpg"}]
+    path = write(tmp_path / "i.json", images, [1, 1])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({key: content[key] for key in reversed(content)}))
+    assert dict(InstanceVerifier(path).present) == {"1": {"dog"}}
+    content["images"][1]["file_name"] = "b.jpg"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="two images have one id"):
+        InstanceVerifier(path)
+
+
+def test_a_photo_takes_few_bytes(tmp_path):
+    def held(number: int) -> int:
+        images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(number)]
+        path = write(tmp_path / "i.json", images, [i // 3 for i in range(3 * number)])
+        tracemalloc.start()
+        found = InstanceVerifier(path, ((str(i), f"{i:012d}.jpg") for i in range(number)))
+        kinds = Cooccurrence(found.present)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kinds.names == ["dog"] and len(found.present) == number
+        return peak
+
+    assert held(20_000) - held(8_000) < 200 * 12_000  # of files beyond the first piece

@@ -1,9 +1,11 @@
 """Captions files in: order, every refusal with its code, VQAv2's questions."""
 
 import json
+import tracemalloc
 
 import pytest
 
+from data_gen.records import Caption
 from data_gen.stages.ingest import id_order, read_captions, with_questions
 from negclip_jax.common.errors import InputError
 
@@ -183,3 +185,80 @@ def test_other_formats_are_named_with_what_is_wanted(tmp_path, name, content, sa
     with pytest.raises(InputError, match=said) as error:
         read_captions(str(tmp_path / name))
     assert 'columns "image" and "caption"' in str(error.value)
+
+
+def test_images_are_a_sequence_of_which_parts_are_too(tmp_path):
+    images = read_captions(
+        write(
+            tmp_path / "c.json",
+            [row_of(i, f"text {i}", image) for i, image in enumerate((10, 1, 9, 1))],
+        )
+    ).images
+    every = list(images)
+    assert [image.image_id for image in every] == ["1", "9", "10"]
+    assert every[0].captions == (Caption("1", "text 1"), Caption("3", "text 3"))
+    assert [images[i] for i in (0, 1, 2, -1)] == [*every, every[-1]]
+    assert list(images[1:]) == every[1:] and list(images[1:][1:]) == every[2:]
+    assert list(images[::2]) == every[::2] and len(images[:2]) == 2
+    with pytest.raises(IndexError):
+        images[3]
+
+
+def test_the_order_of_a_file_does_not_matter(tmp_path):
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (3, 20, 100)],
+        "annotations": [row_of(i, f"text {i}", (20, 3, 100)[i % 3]) for i in range(9)],
+    }
+    for name, keys in (("a", ["images", "annotations"]), ("b", ["annotations", "images"])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({key: content[key] for key in keys}))
+    found = [list(read_captions(str(tmp_path / f"{name}.json")).images) for name in "ab"]
+    assert found[0] == found[1] and [image.image_id for image in found[0]] == ["3", "20", "100"]
+    rows = [
+        {"image": f"{'cab'[i % 3]}.jpg", "caption": f"text {i}", "image_id": "xyz"[i % 3]}
+        for i in range(6)
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    images = read_captions(str(tmp_path / "c.jsonl")).images
+    assert [(i.image_id, i.file_name, i.texts) for i in images] == [
+        ("x", "c.jpg", ["text 0", "text 3"]),
+        ("y", "a.jpg", ["text 1", "text 4"]),
+        ("z", "b.jpg", ["text 2", "text 5"]),
+    ]
+
+
+def test_what_is_odd_is_told_as_if_the_file_were_read_whole(tmp_path):
+    good = json.dumps(
+        {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [row_of(1, "a")]}
+    )
+    path = tmp_path / "c.json"
+    path.write_text(good[:-1] + ', "licenses": [{"id": 1, "id": 2}]}')
+    with pytest.raises(InputError, match="the key 'id' occurs twice in an object"):
+        read_captions(str(path))
+    path.write_text(good[:-1] + ', "licenses": [1,]}')
+    with pytest.raises(InputError, match="not valid JSON at line 1 column"):
+        read_captions(str(path))
+
+
+def test_a_duplicate_is_rejected_in_its_place(tmp_path):
+    rows = [row_of(1, ""), row_of(2, "b"), row_of(2, "b"), row_of(3, "")]
+    rejects = read_captions(write(tmp_path / "c.json", rows)).rejects
+    assert [(r["caption_id"], r["code"]) for r in rejects] == [
+        ("1", "caption_empty"), ("2", "duplicate"), ("3", "caption_empty"),
+    ]  # fmt: skip
+    assert set(rejects[0]) == {"image_id", "file_name", "caption_id", "code", "detail"}
+
+
+def test_a_caption_takes_few_bytes(tmp_path):
+    def held(number: int) -> int:
+        images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(number // 5)]
+        rows = [row_of(i, f"a text of some thirty letters {i:05d}", i // 5) for i in range(number)]
+        path = write(tmp_path / "c.json", rows, images)
+        del images, rows
+        tracemalloc.start()
+        found = read_captions(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert found.captions == number
+        return peak
+
+    assert held(40_000) - held(10_000) < 200 * 30_000
