@@ -8,16 +8,17 @@ boxes cannot judge is for people (`label_sheet`). False texts are held against t
 one that nothing says to be false may be true.
 """
 
+import bisect
 import collections
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen import label_sheet, leak
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.records import read_table
+from data_gen.records import count_values, read_rows
 from data_gen.texts import CONTRADICTED, NOTHING, SOURCES, texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
@@ -28,6 +29,8 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NOT_A_MODEL = ("instances", "vqa")
 _SHOWN = 20  # rows of a printed table
 _EXAMPLES = 5
+_VALUES = 3  # of a probability: answers read as text have two, 0 and 1
+_VERDICT = ("image_id", "object", "question", "verdict", "method", "p_no", "mass")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,11 @@ def audit(
     read = None if labels is None else label_sheet.read_labels(labels)
     result: dict[str, Any] = {}
     if instances is not None:
-        items = read_table(run, "items", ["image_id", "file_name"]).to_pylist()
-        boxes = InstanceVerifier(instances, {row["image_id"]: row["file_name"] for row in items})
-        verdicts = read_table(run, "verdicts").to_pylist()
-        result = measure(judge(verdicts, boxes))
-        result["not_of_a_model"] = sum(row["method"] in _NOT_A_MODEL for row in verdicts)
+        boxes = InstanceVerifier(instances, read_rows(run, "items", ["image_id", "file_name"]))
+        verdicts = read_rows(run, "verdicts", _VERDICT)
+        result = measure(judge((dict(zip(_VERDICT, row, strict=True)) for row in verdicts), boxes))
+        methods = count_values(run, "verdicts", "method")
+        result["not_of_a_model"] = sum(methods[name] for name in _NOT_A_MODEL)
     checked = _Checked(run, boxes)
     drawn = label_sheet.sample(checked.units(), leak.GROUPS, "unit")
     result["false_texts"] = checked.false_texts()
@@ -131,9 +134,8 @@ class _Checked:
         }
 
 
-def judge(verdicts: Sequence[dict[str, Any]], truth: InstanceVerifier) -> list[Judged]:
+def judge(verdicts: Iterable[Mapping[str, Any]], truth: InstanceVerifier) -> Iterator[Judged]:
     """The models' verdicts on objects that the annotations can judge."""
-    judged = []
     for row in verdicts:
         if row["method"] in _NOT_A_MODEL or row["question"] or row["verdict"] == "error":
             continue
@@ -141,53 +143,60 @@ def judge(verdicts: Sequence[dict[str, Any]], truth: InstanceVerifier) -> list[J
         if known != UNSURE:
             mass = row["mass"] or 0
             p_absent = row["p_no"] / mass if mass and row["p_no"] is not None else None
-            judged.append(Judged(canonical(row["object"]), row["verdict"], known, p_absent))
-    return judged
+            yield Judged(canonical(row["object"]), row["verdict"], known, p_absent)
 
 
-def measure(judged: Sequence[Judged]) -> dict[str, Any]:
+def measure(judged: Iterable[Judged]) -> dict[str, Any]:
     """Rates over all judged verdicts, by class, and over the threshold on p_absent."""
-    classes = collections.defaultdict(list)
+    classes = collections.defaultdict[str, collections.Counter](collections.Counter)
+    # By truth and the number of thresholds that were reached, where a probability is known.
+    reached, values = collections.Counter[tuple[str, int]](), set[float]()
     for row in judged:
-        classes[row.object].append(row)
-    by_class = [{"object": name, **_rates(rows)} for name, rows in classes.items()]
+        classes[row.object][row.verdict, row.truth] += 1
+        if row.p_absent is not None:
+            reached[row.truth, bisect.bisect_right(THRESHOLDS, row.p_absent)] += 1
+            if len(values) < _VALUES:
+                values.add(row.p_absent)
+    every = sum(classes.values(), collections.Counter())
+    by_class = [{"object": name, **_rates(found)} for name, found in classes.items()]
     by_class.sort(key=lambda row: (-row["false_absence"]["n"], row["object"]))
-    return {"judged": len(judged), **_rates(judged), "by_class": by_class, "curve": _curve(judged)}
+    curve = _curve(reached) if len(values) == _VALUES else []
+    return {"judged": every.total(), **_rates(every), "by_class": by_class, "curve": curve}
 
 
-def _rates(rows: Sequence[Judged]) -> dict[str, Any]:
-    said_absent = [row for row in rows if row.verdict == ABSENT]
-    truly_absent = [row for row in rows if row.truth == ABSENT]
+def _rates(found: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    """Of numbers by verdict and truth."""
+
+    def share(
+        of: Callable[[str, str], bool], among: Callable[[str, str], bool] = lambda *_: True
+    ) -> dict[str, Any]:
+        rows = {key: n for key, n in found.items() if among(*key)}
+        return Share.of(sum(n for key, n in rows.items() if of(*key)), sum(rows.values()))._asdict()
+
     return {
         # Of "absent", how many are there; of the absent, how many were said to be so.
-        "false_absence": _share(said_absent, "truth", PRESENT),
-        "found_absent": _share(truly_absent, "verdict", ABSENT),
-        "unsure": _share(rows, "verdict", UNSURE),
+        "false_absence": share(lambda _, t: t == PRESENT, lambda v, _: v == ABSENT),
+        "found_absent": share(lambda v, _: v == ABSENT, lambda _, t: t == ABSENT),
+        "unsure": share(lambda v, _: v == UNSURE),
     }
 
 
-def _share(rows: Sequence[Judged], field: str, value: str) -> dict[str, Any]:
-    return Share.of(sum(getattr(row, field) == value for row in rows), len(rows))._asdict()
-
-
-def _curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+def _curve(reached: Mapping[tuple[str, int], int]) -> list[dict[str, Any]]:
     """What another threshold would have given, where the model's probabilities are known."""
-    known = [row for row in judged if row.p_absent is not None]
-    if len({row.p_absent for row in known}) < 3:  # answers read as text are 0 or 1
-        return []
-    points = []
-    for threshold in THRESHOLDS:
-        kept = [row for row in known if row.p_absent >= threshold]
-        absent = sum(row.truth == ABSENT for row in known)
-        found = sum(row.truth == ABSENT for row in kept)
-        points.append(
-            {
-                "threshold": threshold,
-                "false_absence": _share(kept, "truth", PRESENT),
-                "found_absent": Share.of(found, absent)._asdict(),
-            }
-        )
-    return points
+
+    def number(truths: Sequence[str], least: int = 0) -> int:
+        return sum(n for (truth, place), n in reached.items() if truth in truths and place >= least)
+
+    return [
+        {
+            "threshold": threshold,
+            "false_absence": Share.of(
+                number([PRESENT], place), number([PRESENT, ABSENT], place)
+            )._asdict(),
+            "found_absent": Share.of(number([ABSENT], place), number([ABSENT]))._asdict(),
+        }
+        for place, threshold in enumerate(THRESHOLDS, 1)
+    ]
 
 
 def table_text(result: dict[str, Any]) -> str:

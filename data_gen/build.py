@@ -22,12 +22,12 @@ from data_gen.prompts import Prompt
 from data_gen.records import ImageItem
 from data_gen.settings import Settings, extra_body, require
 from data_gen.stages import propose, rewrite, verify
+from data_gen.statements import grammar_of
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.chat.messages import Adjusted
 from negclip_jax.common.errors import InputError, as_message
 from negclip_jax.common.records import identity
-from negclip_jax.language.grammar import Grammar
 from negclip_jax.language.vocabulary import CATEGORIES, canonical
 
 _log = logging.getLogger(__name__)
@@ -385,16 +385,6 @@ def _verifier(
             config.assign.captions_per_object,
         )
     return verifier
-
-
-def grammar_of(config: Settings) -> Grammar:
-    """What the writer "template" and the foils are written with. Raises InputError."""
-    settings = config.rewrite
-    names = tuple(name for name in settings.hold_out.split(",") if name)
-    try:
-        return Grammar(settings.style, names, settings.before, settings.statements)
-    except ValueError as error:
-        raise InputError(f"rewrite.hold_out: {error}") from None
 
 
 def token_counter(config: Settings) -> Callable[[str], int]:

@@ -2,7 +2,7 @@
 
 import collections
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 from data_gen import statements
 from data_gen.labels import write_labels
 from data_gen.manifest import read_manifest
-from data_gen.records import read_table
+from data_gen.records import read_rows
 from data_gen.statements import Statement, foils, pen_of, written
-from negclip_jax.common import storage, strict_json
+from negclip_jax.common import atomic_files, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.provenance import content_hash
-from negclip_jax.data.pairs import Pair, PairError, write_pairs
+from negclip_jax.data.pairs import Pair, PairError, pair_writer
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,38 @@ def export(run: Path, to: Path) -> Exported:
     """
     manifest = read_manifest(run)
     config = manifest["config"]
-    kept = kept_pairs(run, config["export"]["max_per_object"])
-    if not kept:
+    kept = keeper(run, config["export"]["max_per_object"])
+    columns = ("pair_id", "object", "accepted")
+    rows = (dict(zip(columns, row, strict=True)) for row in read_rows(run, "pairs", columns))
+    if not any(map(kept, rows)):
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    pairs, rewritten = [], {}
-    files = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")]
-
-    def said() -> Iterator[list[Statement] | None]:
-        for row, found in written(run, pen_of(config), kept):
-            false = foils(row, found, config["rewrite"].get("affirm", False))
-            pairs.append(_pair(row, false))
-            rewritten.setdefault(row["caption_id"], row["negated_caption"])
-            yield found
-
+    files, number = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")], 0
+    ids, rewritten = Texts(), Texts()
     try:
-        texts = statements.write(files[2], said())
-        for path in files[:2]:
-            write_pairs(path, pairs)
+        with pair_writer(files[0]) as as_coco, pair_writer(files[1]) as as_table:
+
+            def said() -> Iterator[list[Statement] | None]:
+                nonlocal number
+                for row, found in written(run, pen_of(config), kept):
+                    false = foils(row, found, config["rewrite"].get("affirm", False))
+                    for write in (as_coco, as_table):
+                        write(_pair(row, false))
+                    ids.append(row["caption_id"])
+                    rewritten.append(row["negated_caption"])
+                    number += 1
+                    yield found
+
+            texts = statements.write(files[2], said())
         files.append(to / "labels.json")
         write_labels(run, files[-1])
         captions = Path(manifest["inputs"]["captions"]["path"])
         if captions.suffix.lower() == ".json":
-            files.append(_write_published(to / "published.json", captions, rewritten))
+            files.append(_write_published(to / "published.json", captions, ids, rewritten))
     except PairError as error:
         raise InputError(str(error), status=5) from None
     except OSError as error:
         raise InputError(f"{to} could not be written ({error.strerror or error})", 5) from None
-    return Exported(files, len(pairs), texts)
+    return Exported(files, number, texts)
 
 
 def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:
@@ -84,26 +90,73 @@ def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:
     )
 
 
-def kept_pairs(run: Path, max_per_object: int | None = None) -> set[str]:
-    """Ids of the accepted pairs; of an object with too many, those with the least hash."""
-    rows = read_table(run, "pairs", ["pair_id", "object", "accepted"])
-    by_object: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for pair, name, accepted in zip(*(c.to_pylist() for c in rows.columns), strict=True):
+def keeper(run: Path, max_per_object: int | None = None) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether to export a row of "pairs": an accepted one; of too many of an object those with
+    the least hash."""
+    if max_per_object is None:
+        return lambda row: row["accepted"]
+
+    def place(pair: str) -> tuple[str, str]:
+        return content_hash([pair]), pair
+
+    least = collections.defaultdict[str, list[tuple[str, str]]](list)
+    for pair, name, accepted in read_rows(run, "pairs", ["pair_id", "object", "accepted"]):
         if accepted:
-            by_object[name].append((content_hash([pair]), pair))
-    return {pair for group in by_object.values() for _, pair in sorted(group)[:max_per_object]}
+            least[name].append(place(pair))
+            if len(least[name]) > 2 * max_per_object:
+                least[name] = sorted(least[name])[:max_per_object]
+    last = {name: max(sorted(found)[:max_per_object], default=()) for name, found in least.items()}
+    return lambda row: row["accepted"] and place(row["pair_id"]) <= last[row["object"]]
 
 
-def _write_published(path: Path, captions: Path, rewritten: Mapping[str, str]) -> Path:
+def _write_published(path: Path, captions: Path, ids: Texts, rewritten: Texts) -> Path:
     """The input with one key more in annotations that were rewritten; the first of several."""
-    try:
-        content = strict_json.load(captions)
-    except (OSError, ValueError):
-        raise InputError(f"{captions}, the input of the run, is no longer readable there") from None
-    for index, annotation in enumerate(content["annotations"]):
-        if isinstance(annotation, dict):
-            negated = rewritten.get(str(annotation.get("id", f"row {index}")))
-            if negated is not None:
-                annotation["updated_caption"] = negated
-    storage.write_whole(path, json.dumps(content, ensure_ascii=False).encode())
+    index = Index(ids)
+
+    def updated(key: str, number: int, value: Any) -> Any:
+        if key == "annotations" and isinstance(value, dict):
+            place = index.first(str(value.get("id", f"row {number}")))
+            if place >= 0:
+                value["updated_caption"] = rewritten[place]
+        return value
+
+    with atomic_files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
+        try:
+            out.writelines(_json(strict_json.members(captions), updated))
+        except strict_json.Irregular:
+            try:
+                content = strict_json.load(captions)
+                lists = {
+                    key: value
+                    for key, value in content.items()
+                    if value and isinstance(value, list)
+                }
+            except (OSError, ValueError, AttributeError):
+                raise InputError(
+                    f"{captions}, the input of the run, is no longer readable there"
+                ) from None
+            out.seek(0)
+            out.truncate()
+            members = (
+                (key, key in lists, element)
+                for key, value in content.items()
+                for element in lists.get(key, [value])
+            )
+            out.writelines(_json(members, updated))
     return path
+
+
+def _json(
+    members: Iterable[tuple[str, bool, Any]], change: Callable[[str, int, Any], Any]
+) -> Iterator[str]:
+    """The text of a JSON object, from its members as `strict_json.members` gives them."""
+    before, number, end = None, 0, ""
+    for key, is_element, value in members:
+        start = ", "
+        if key != before:
+            start = f"{end}, " if before is not None else "{"
+            start += json.dumps(key, ensure_ascii=False) + (": [" if is_element else ": ")
+            before, number, end = key, 0, "]" if is_element else ""
+        yield start + json.dumps(change(key, number, value), ensure_ascii=False)
+        number += 1
+    yield f"{end}}}" if before is not None else "{}"

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from data_gen.annotations import ABSENT, PRESENT
-from data_gen.build import grammar_of
 from data_gen.settings import Settings
-from data_gen.statements import Facts, Statement, pen_of, write
+from data_gen.statements import Facts, Statement, grammar_of, pen_of, write
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.pairs import Pair, PairError, read_pairs, write_pairs
 from negclip_jax.language.grammar import Grammar, pick

@@ -15,7 +15,8 @@ from data_gen.labels import of_image
 from data_gen.records import Caption, ImageItem
 from data_gen.statements import Facts, Pen, Statement, write
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.pairs import Pair, PairError, read_pairs
+from negclip_jax.common.packed import Texts
+from negclip_jax.data.pairs import Pair, PairError, iter_pairs
 from negclip_jax.language.grammar import NATURAL
 from negclip_jax.language.inflection import singular
 from negclip_jax.language.mentions import find_same, mentioned, named_categories
@@ -38,18 +39,28 @@ def write_statements(
 
     Raises InputError for files that cannot be read, and where no statement can be written.
     """
+    columns = [Texts() for _ in range(5)]
     try:
-        pairs = read_pairs(pairs_file)
+        for pair in iter_pairs(pairs_file):
+            values = (pair.image, pair.image_id, pair.caption, pair.negated, pair.object or "")
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
     except PairError as error:
         raise InputError(str(error)) from None
-    boxes = InstanceVerifier(instances, {p.image_id: p.image for p in pairs}) if instances else None
+    images, image_ids, captions_of, negated, objects = columns
+    asked = zip(image_ids, images, strict=True)
+    boxes = InstanceVerifier(instances, asked) if instances else None
     pen, unparsed = Pen(NATURAL, seed), 0
+
+    def row_of(number: int) -> dict[str, Any]:
+        about, named = (captions_of[number], negated[number]), objects[number] or None
+        return _row(number, Pair(images[number], *about, (), named, image_id=image_ids[number]))
 
     def written() -> Iterator[list[Statement] | None]:
         nonlocal unparsed
-        ordered = sorted(enumerate(pairs), key=lambda item: item[1].image)  # stable
-        for _, group in itertools.groupby(ordered, key=lambda item: item[1].image):
-            rows = [_row(number, pair) for number, pair in group]
+        ordered = map(int, images.order())
+        for _, group in itertools.groupby(ordered, key=images.__getitem__):
+            rows = [row_of(number) for number in group]
             captions = [row["caption"] for row in rows]
             usable = [row for row in rows if row["object"] is not None]
             unparsed += len(rows) - len(usable)
@@ -63,7 +74,7 @@ def write_statements(
 
     texts = write(path, written())
     return {
-        "pairs": len(pairs), "unparsed": unparsed, "units": pen.units,
+        "pairs": len(images), "unparsed": unparsed, "units": pen.units,
         "unbalanced": pen.unbalanced, "texts": texts,
     }  # fmt: skip
 
@@ -81,7 +92,6 @@ def _row(number: int, pair: Pair) -> dict[str, Any]:
         "object": None if cue_of(pair.caption) else denied(pair.negated, pair.object),
         "question": None,
         "rewriter": "llm",
-        "foils": pair.foils,
     }
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from data_gen.annotations import ABSENT, NOT_ANNOTATED, PRESENT, UNSURE, InstanceVerifier
 from data_gen.records import ImageItem, read_rows, shuffled, table_paths
-from negclip_jax.common import atomic_files
+from negclip_jax.common import atomic_files, strict_json
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import mentioned, named_things
 from negclip_jax.language.names import object_name
@@ -28,6 +29,8 @@ _SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by metho
 _EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
 _ASKED = ("image_id", "object", "question", "verdict", "p_yes", "mass", "method", "key")
 _ASKED += ("error_code",)
+_FORMAT = 2  # of labels.json
+_PROBABILITY = {PRESENT: 1.0, ABSENT: 0.0, UNSURE: 0.5}  # that it is there, unless another is told
 
 
 class Label(NamedTuple):
@@ -204,27 +207,98 @@ def of_part(run: Path, name: str) -> Iterator[tuple[str, Label]]:
 
 
 def write_labels(run: str | os.PathLike, path: Path) -> None:
-    """Writes `labels.json`: image file name to object to state, source and probability.
+    """Writes `labels.json`, which `read_label_file` reads.
 
-    One line an image. Of several labels of an object the first counts that has the state which
-    they say together, as in `settled` (but a tiny object is present too); what they contradict
-    each other about is unsure. Raises InputError as `read_labels` does, and OSError.
+    Of several labels of an object the first counts that has the state which they say together, as
+    in `settled` (but a tiny object is present too); what they contradict each other about is
+    unsure. Boxes answer for all their classes: those of a photo that are absent are not listed
+    again for each photo. The file, with a line for each image:
+
+        {"format": 2, "classes": {"boxes": [CLASS, ...]}, "images": {
+        FILE: {"present": {SOURCE: [OBJECT, ...]}, "absent": {SOURCE: {OBJECT: PROBABILITY}},
+               "unsure": ..., "rest": "boxes"},
+
+    A list stands where all have the probability of their state, 1, 0 or 0.5. With `rest` every
+    other class of this source is absent. Raises InputError as `read_labels` does, and OSError.
     """
-    text, entry = (functools.lru_cache(10_000)(made) for made in (json.dumps, _entry))
+    run, classes = Path(run), _classes_of_boxes(Path(run))
+    text = functools.partial(json.dumps, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
-        between = "{\n"
-        for _, file_name, labels in _images(Path(run)):
-            objects = []
+        out.write(f'{{"format": {_FORMAT}, "classes": {text({"boxes": classes})}, "images": {{')
+        between = "\n"
+        for _, file_name, labels in _images(run):
+            objects = {}
             for name, rows in sorted(_by_object(labels).items()):
                 state, first = _state(rows), rows[0]._replace(probability=0.5)
                 first = next((row for row in rows if row.state == state), first)
-                objects.append(f"{text(name)}: {entry(state, first.source, first.probability)}")
-            out.write(f"{between}{json.dumps(file_name)}: {{{', '.join(objects)}}}")
+                objects[name] = state, first.source, round(first.probability, 4)
+            out.write(f"{between}{text(file_name)}: {text(_packed(objects, classes))}")
             between = ",\n"
-        out.write("{}\n" if between == "{\n" else "\n}\n")
+        out.write("\n}}\n")
 
 
-def _entry(state: str, source: str, probability: float) -> str:
-    about = {"state": state, "source": source, "probability": round(probability, 4)}
-    return json.dumps(about)
+def _classes_of_boxes(run: Path) -> list[str]:
+    """What boxes answer for in the first photo that they know."""
+    of_boxes = (
+        (image, name)
+        for path in table_paths(run, "labels")
+        for image, name, source in read_rows(
+            run, "labels", ["image_id", "object", "source"], path.name
+        )
+        if source == "boxes"
+    )
+    _, first = next(itertools.groupby(of_boxes, lambda row: row[0]), (None, ()))
+    return sorted({name for _, name in first})
+
+
+def _packed(
+    objects: Mapping[str, tuple[str, str, float]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The labels of one image as they are written."""
+    rest = {name for name in classes if objects.get(name) == (ABSENT, "boxes", 0.0)}
+    # Only where it says of every class what is so.
+    rest = rest if objects.keys() >= set(classes) else set()
+    found: dict[str, Any] = {}
+    for name, (state, source, probability) in objects.items():
+        if name not in rest:
+            found.setdefault(state, {}).setdefault(source, {})[name] = probability
+    for state, sources in found.items():
+        for source, names in sources.items():
+            if set(names.values()) == {_PROBABILITY[state]}:
+                sources[source] = list(names)
+    return found | ({"rest": "boxes"} if rest else {})
+
+
+def read_label_file(path: str | os.PathLike) -> dict[str, dict[str, dict[str, Any]]]:
+    """`labels.json` as image file name to object to `state`, `source` and `probability`.
+
+    Files of earlier versions, which are written so, are read too. Raises InputError.
+    """
+    content = strict_json.read_json(Path(path))
+    if isinstance(content.get("format", {}), dict):
+        return content
+    if content["format"] != _FORMAT:
+        raise InputError(f"{path} is of format {content['format']}; here 1 and {_FORMAT} are read")
+    try:
+        return {
+            name: dict(sorted(_unpacked(image, content["classes"]).items()))
+            for name, image in content["images"].items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no file of labels ({error!r} in one of its images)") from None
+
+
+def _unpacked(image: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dict[str, Any]:
+    found = {}
+    for state, usual in _PROBABILITY.items():
+        for source, names in image.get(state, {}).items():
+            names = dict.fromkeys(names, usual) if isinstance(names, list) else names
+            found |= {
+                name: {"state": state, "source": source, "probability": p}
+                for name, p in names.items()
+            }
+    if source := image.get("rest"):
+        absent = {"state": ABSENT, "source": source, "probability": 0.0}
+        found = {name: dict(absent) for name in classes[source]} | found
+    return found

@@ -2,17 +2,23 @@
 
 import collections
 import contextlib
+import hashlib
+import heapq
+import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_gen.annotations import NOT_ANNOTATED
 from data_gen.images import PhotoFolder
-from data_gen.label_sheet import RATES, sample, write_sample
+from data_gen.label_sheet import RATES, SAMPLE, sample, write_sample
 from data_gen.manifest import (
     counts,
     error_codes,
@@ -21,7 +27,7 @@ from data_gen.manifest import (
     sessions,
     why_no_pair,
 )
-from data_gen.records import read_column, read_table
+from data_gen.records import NAMED, read_rows, table_paths
 from data_gen.rules import REASONS
 from data_gen.texts import SOURCES, texts
 from negclip_jax.common import strict_json
@@ -31,6 +37,15 @@ from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
 FIRST, GALLERY, DOUBTFUL, EXAMPLES, TOP = 3, 60, 30, 5, 25
+# Columns that are read, and those of which values are counted.
+_COUNTED = ("object", "cue", "cue_position")
+_PAIR = ("pair_id", "file_name", "caption_id", "caption", "question", "negated_caption")
+_PAIR += ("rewriter", "clip_tokens", "accepted", "reasons", "p_no", "mass", *_COUNTED)
+_CANDIDATE = ("image_id", "object", "question", "source", "reject_reason")
+_VERDICT = ("image_id", "object", "question", "verdict", "error_code", "method", "p_yes", "mass")
+_BATCH = 4096  # rows
+
+Row = Mapping[str, Any]
 
 
 def write_report(run: str | os.PathLike) -> Path:
@@ -40,7 +55,7 @@ def write_report(run: str | os.PathLike) -> Path:
     run was audited. Raises InputError for a directory without a run.
     """
     summary = RunSummary(Path(run))
-    gallery, doubtful = sample(summary.accepted, GALLERY), summary.doubtful()
+    gallery, doubtful = summary.rewrites.drawn[:GALLERY], summary.rewrites.doubtful
     shown = {row["pair_id"] for row in (*gallery, *doubtful)}
     # Data URLs of the photos that are still below their folder, by their names.
     thumbnails = dict.fromkeys((row["file_name"] for row in (*gallery, *doubtful)), "")
@@ -69,8 +84,131 @@ def write_report(run: str | os.PathLike) -> Path:
         texts=told,
         thumbnails=thumbnails,
     )
-    write_sample(summary.accepted, summary.run / "audit_sample.csv")
+    write_sample(summary.rewrites.drawn, summary.run / "audit_sample.csv")
     return page
+
+
+class _Rewrites:
+    """The table of pairs, read once: numbers, and a few rows.
+
+    Attributes:
+      captions: how many have a rewrite.
+      drawn: accepted rows at random, in random order, SAMPLE at most.
+      doubtful: the accepted rows whose verdict was nearest to not being one.
+      reasons: number and examples by reason.
+      counts: the values of columns over the accepted rows.
+      lengths: their CLIP tokens.
+    """
+
+    def __init__(self, run: Path):
+        self.number = self.accepted = self.captions = 0
+        self.drawn, self.doubtful = list[Row](), list[Row]()
+        self.reasons: dict[str, tuple[int, list[Row]]] = {}
+        self.counts = {name: collections.Counter[str]() for name in (*_COUNTED, "rewriter")}
+        self.lengths, self._texts = array("d"), bytearray()
+        for part in table_paths(run, "pairs"):
+            rows = read_rows(run, "pairs", _PAIR, part.name)
+            caption_ids = set()
+            while batch := [
+                dict(zip(_PAIR, row, strict=True)) for row in itertools.islice(rows, _BATCH)
+            ]:
+                caption_ids.update(row["caption_id"] for row in batch)
+                self._add(batch, [row for row in batch if row["accepted"]])
+            self.captions += len(caption_ids)
+
+    def _add(self, rows: Sequence[Row], accepted: Sequence[Row]) -> None:
+        self.number += len(rows)
+        self.accepted += len(accepted)
+        self.drawn = sample([*self.drawn, *accepted], SAMPLE)
+        unsure = [row for row in accepted if row["p_no"] is not None and row["mass"]]
+        unsure = [row for row in unsure if _certainty(row) < 1]
+        unsure.sort(key=lambda row: (_certainty(row), row["pair_id"]))
+        least = heapq.merge(
+            self.doubtful, unsure, key=lambda row: (_certainty(row), row["pair_id"])
+        )
+        self.doubtful = list(itertools.islice(least, DOUBTFUL))
+        found = collections.defaultdict[str, list[Row]](list)
+        for row in rows:
+            for reason in row["reasons"] or ():
+                found[reason].append(row)
+        for reason, group in found.items():
+            number, examples = self.reasons.get(reason, (0, []))
+            examples = [*examples, *(row for row in group if row["negated_caption"])]
+            self.reasons[reason] = number + len(group), sample(examples, EXAMPLES)
+        for name in _COUNTED:
+            self.counts[name].update(row[name] for row in accepted if row[name])
+        writers = ((row["rewriter"] or "").partition(":")[0] for row in accepted)
+        self.counts["rewriter"].update(filter(None, writers))
+        self.lengths.extend(r["clip_tokens"] for r in accepted if r["clip_tokens"] is not None)
+        for row in accepted:
+            text = "".join(c for c in row["negated_caption"].lower() if c.isalnum() or c == " ")
+            text = " ".join(text.split()).encode("utf-8", "surrogatepass")
+            self._texts += hashlib.blake2b(text, digest_size=16).digest()
+
+    def repeated(self) -> int:
+        """How many accepted texts occur more than once, but for capitals and punctuation."""
+        _, counts = np.unique(np.frombuffer(self._texts, "V16"), return_counts=True)
+        return int(counts[counts > 1].sum())
+
+
+class _Asked:
+    """Candidates and verdicts, read once, a shard at a time: a photo is in one.
+
+    Attributes:
+      unknown: photos that the box file does not know.
+      known, usable, absent: captions of the others, of those with a candidate, and of those of
+        which something is absent.
+      no_object, none_absent: what became of those that fall out at the last two.
+      not_asked: why candidates were not asked about.
+      objects, absent_objects: how often each was asked about, and absent.
+      answers: `p_yes` and `mass` of the verdicts of a model.
+    """
+
+    def __init__(self, run: Path):
+        self.unknown = self.known = self.usable = self.absent = 0
+        self.no_object, self.none_absent, self.not_asked = (
+            collections.Counter[str]() for _ in range(3)
+        )
+        self.verdicts, self.objects, self.absent_objects = (
+            collections.Counter[str]() for _ in range(3)
+        )
+        self.answers = {"p_yes": array("d"), "mass": array("d")}
+        tables = ("items", "candidates", "verdicts")
+        for part in sorted({path.name for table in tables for path in table_paths(run, table)}):
+            self._add(
+                collections.Counter(row[0] for row in read_rows(run, "items", ["image_id"], part)),
+                list(read_rows(run, "candidates", _CANDIDATE, part)),
+                list(read_rows(run, "verdicts", _VERDICT, part)),
+            )
+
+    def _add(
+        self, captions: collections.Counter, proposed: Sequence[tuple], verdicts: Sequence[tuple]
+    ) -> None:
+        whys = [(image, why) for image, _, _, _, why in proposed]
+        judged = [(image, error or verdict) for image, _, _, verdict, error, *_ in verdicts]
+        unknown = {image for image, why in whys + judged if why == NOT_ANNOTATED}
+        known = captions.keys() - unknown
+        usable = known & {image for image, why in whys if why is None}
+        absent = usable & {image for image, why in judged if why == "absent"}
+        self.unknown += len(unknown)
+        self.known += sum(captions[image] for image in known)
+        self.usable += sum(captions[image] for image in usable)
+        self.absent += sum(captions[image] for image in absent)
+        lost, none_absent = known - usable, usable - absent
+        self.no_object.update(why for image, why in whys if image in lost)
+        self.none_absent.update(why for image, why in judged if image in none_absent)
+        asked = {row[:3] for row in verdicts}
+        for image, name, question, source, why in proposed:
+            if source != NAMED and (why or (image, name, question) not in asked):
+                self.not_asked[why or "not needed: enough is absent"] += 1
+        for _, name, _, verdict, _, method, p_yes, mass in verdicts:
+            self.verdicts[verdict] += 1
+            self.objects[name] += 1
+            self.absent_objects[name] += verdict == "absent"
+            if method not in ("instances", "vqa"):
+                for kept, value in zip(self.answers.values(), (p_yes, mass), strict=True):
+                    if value is not None:
+                        kept.append(value)
 
 
 @dataclass
@@ -93,64 +231,42 @@ class RunSummary:
             raise InputError(f"{path} cannot be read ({error}); run `audit` again") from None
 
     @cached_property
-    def rewrites(self) -> list[dict[str, Any]]:
-        return read_table(self.run, "pairs").to_pylist()
+    def rewrites(self) -> _Rewrites:
+        return _Rewrites(self.run)
 
     @cached_property
-    def accepted(self) -> list[dict[str, Any]]:
-        return [row for row in self.rewrites if row["accepted"]]
-
-    @cached_property
-    def candidates(self) -> list[dict[str, Any]]:
-        columns = ["image_id", "object", "question", "source", "reject_reason"]
-        return read_table(self.run, "candidates", columns).to_pylist()
-
-    @cached_property
-    def verdicts(self) -> list[dict[str, Any]]:
-        return read_table(self.run, "verdicts").to_pylist()
+    def asked(self) -> _Asked:
+        return _Asked(self.run)
 
     def funnel(self) -> list[dict[str, Any]]:
         """How many captions came how far: `name`, `n`, and in `note` what became of the others."""
-        captions = collections.Counter(read_column(self.run, "items", "image_id"))
-        proposed = [(row["image_id"], row["reject_reason"]) for row in self.candidates]
-        judged = [(row["image_id"], row["error_code"] or row["verdict"]) for row in self.verdicts]
-        unknown = {image for image, why in proposed + judged if why == NOT_ANNOTATED}
-        known = captions.keys() - unknown
-        usable = known & {image for image, why in proposed if why is None}
-        absent = usable & {image for image, why in judged if why == "absent"}
 
-        def of(images: Set[str]) -> int:
-            return sum(captions[image] for image in images)
-
-        def among(found: Iterable[tuple[str, str]], images: Set[str]) -> str:
-            """What the proposals or verdicts of the images ended with."""
-            counter = collections.Counter(why for image, why in found if image in images)
+        def most(counter: collections.Counter[str]) -> str:
             return ", ".join(f"{why} {n:,}" for why, n in counter.most_common(4)) or "none"
 
-        codes = ["image_id", "caption_id", "code"]  # of a photo: without the id of a caption
-        refused = [
-            r for r in read_table(self.run, "rejects", codes).to_pylist() if not r["caption_id"]
-        ]
-        photos = collections.Counter({row["image_id"]: row["code"] for row in refused}.values())
-        photos["not in the box file"] = len(unknown)
+        photos, asked = collections.Counter[str](), self.asked
+        for part in table_paths(self.run, "rejects"):  # of a photo: without the id of a caption
+            rows = read_rows(self.run, "rejects", ["image_id", "caption_id", "code"], part.name)
+            photos.update({image: code for image, caption, code in rows if not caption}.values())
+        photos["not in the box file"] = asked.unknown
         photos["not done yet"] = self.unfinished()
         steps = [
             ("captions", self.manifest["captions"], ""),
             (
                 "usable photo",
-                of(known),
+                asked.known,
                 ", ".join(f"{plural(n, 'photo')} {name}" for name, n in photos.most_common() if n),
             ),
-            ("object to ask about", of(usable), f"proposals: {among(proposed, known - usable)}"),
-            ("something absent", of(absent), f"verdicts: {among(judged, usable - absent)}"),
+            ("object to ask about", asked.usable, f"proposals: {most(asked.no_object)}"),
+            ("something absent", asked.absent, f"verdicts: {most(asked.none_absent)}"),
             (
                 "absent object given",
-                len({row["caption_id"] for row in self.rewrites}),
+                self.rewrites.captions,
                 "fewer things are absent than there are captions, or the caption negates already",
             ),
             (
                 "accepted",
-                len(self.accepted),
+                self.rewrites.accepted,
                 "no rewrite could be used: "
                 + ", ".join(f"{row['code']} {row['n']:,}" for row in self.reasons()[:4]),
             ),
@@ -171,15 +287,7 @@ class RunSummary:
 
     def filter_reasons(self) -> list[tuple[str, int]]:
         """Why candidates were not asked about, most frequent first."""
-        asked = {(row["image_id"], row["object"], row["question"]) for row in self.verdicts}
-        proposed = (row for row in self.candidates if row["source"] != "caption")
-        reasons = collections.Counter(
-            row["reject_reason"] or "not needed: enough is absent"
-            for row in proposed
-            if row["reject_reason"]
-            or (row["image_id"], row["object"], row["question"]) not in asked
-        )
-        return reasons.most_common()
+        return self.asked.not_asked.most_common()
 
     def left_out(self) -> list[tuple[str, int]]:
         """Why photos and captions could not be used, most frequent first."""
@@ -205,46 +313,28 @@ class RunSummary:
         return hours if seconds > 5400 else minutes if seconds > 90 else f"{seconds:.0f} s"
 
     def verdict_counts(self) -> list[tuple[str, int]]:
-        return collections.Counter(row["verdict"] for row in self.verdicts).most_common()
+        return self.asked.verdicts.most_common()
 
     def reasons(self) -> list[dict[str, Any]]:
         """Each reason against rewrites with its sentence, number and examples."""
-        found = collections.defaultdict(list)
-        for row in self.rewrites:
-            for reason in row["reasons"] or ():
-                found[reason].append(row)
-        ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        found = self.rewrites.reasons.items()
         return [
             {
                 "code": code,
                 "sentence": REASONS.get(code, "the model gave no usable answer"),
-                "n": len(rows),
-                "examples": sample([r for r in rows if r["negated_caption"]], EXAMPLES),
+                "n": number,
+                "examples": examples,
             }
-            for code, rows in ordered
+            for code, (number, examples) in sorted(found, key=lambda item: (-item[1][0], item[0]))
         ]
 
     def counted(self, column: str) -> list[tuple[str, int]]:
         """The values of a column over the accepted pairs, most frequent first."""
-        return _counted(row[column] for row in self.accepted)
-
-    def rewriters(self) -> list[tuple[str, int]]:
-        return _counted((row["rewriter"] or "").partition(":")[0] for row in self.accepted)
-
-    def lengths(self) -> list[int]:
-        return [row["clip_tokens"] for row in self.accepted if row["clip_tokens"] is not None]
-
-    def probabilities(self, name: str) -> list[float]:
-        """Of the verdicts of a model: `p_yes` or `mass`; empty where annotations decided."""
-        rows = (row for row in self.verdicts if row["method"] not in ("instances", "vqa"))
-        return [row[name] for row in rows if row[name] is not None]
+        return sorted(self.rewrites.counts[column].items(), key=lambda item: (-item[1], item[0]))
 
     def objects(self) -> list[dict[str, Any]]:
         """The objects that most pairs deny, with the share of photos that lack them."""
-        asked = collections.Counter(row["object"] for row in self.verdicts)
-        absent = collections.Counter(
-            row["object"] for row in self.verdicts if row["verdict"] == "absent"
-        )
+        absent, asked = self.asked.absent_objects, self.asked.objects
         return [
             {"name": name, "pairs": n, "absent": Share.of(absent[name], asked[name])}
             for name, n in self.counted("object")[:TOP]
@@ -255,21 +345,11 @@ class RunSummary:
         counts = [n for _, n in self.counted("object")]
         total = sum(counts)
         entropy = -sum(n / total * math.log2(n / total) for n in counts) if total else 0.0
-        lower = (row["negated_caption"].lower() for row in self.accepted)
-        bare = ("".join(c for c in text if c.isalnum() or c == " ") for text in lower)
-        texts = collections.Counter(" ".join(text.split()) for text in bare)
-        repeated = sum(n for n in texts.values() if n > 1)
         return {
             "objects": len(counts),
             "perplexity": 2**entropy if total else 0.0,
-            "repeated": repeated / total if total else 0.0,
+            "repeated": self.rewrites.repeated() / total if total else 0.0,
         }
-
-    def doubtful(self) -> list[Mapping[str, Any]]:
-        """The accepted pairs whose verdict was nearest to not being one; none if all were sure."""
-        rows = [row for row in self.accepted if row["p_no"] is not None and row["mass"]]
-        rows = [row for row in rows if _certainty(row) < 1]
-        return sorted(rows, key=lambda row: (_certainty(row), row["pair_id"]))[:DOUBTFUL]
 
     def calls(self) -> list[dict[str, Any]]:
         """Each stage's calls, tokens, latencies and cost, from the request cache's statistics."""
@@ -283,7 +363,7 @@ class RunSummary:
 
     def key_figures(self) -> list[tuple[str, str, str]]:
         """(title, value, note) of what stands at the top of the page."""
-        accepted, captions = len(self.accepted), self.manifest["captions"]
+        accepted, captions = self.rewrites.accepted, self.manifest["captions"]
         sent = sum(row["attempts"] for row in self.calls())
         tokens = sum(row["prompt_tokens"] for row in self.calls()) / max(accepted, 1)
         a_pair = " a pair" if accepted else ""
@@ -298,8 +378,8 @@ class RunSummary:
             ),
             (
                 "rewrites accepted",
-                _share_text(accepted, len(self.rewrites)),
-                f"of {len(self.rewrites):,}, second tries included",
+                _share_text(accepted, self.rewrites.number),
+                f"of {self.rewrites.number:,}, second tries included",
             ),
             (
                 f"requests{a_pair}",
@@ -361,8 +441,3 @@ def _share_text(n: int, total: int) -> str:
 
 def _certainty(row: Mapping[str, Any]) -> float:
     return row["p_no"] / row["mass"] * min(row["mass"], 1.0)
-
-
-def _counted(values: Iterable[Any]) -> list[tuple[Any, int]]:
-    counter = collections.Counter(value for value in values if value)
-    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))

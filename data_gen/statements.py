@@ -10,7 +10,7 @@ against those that were absent in other units, and a unit that would tip the bal
 import collections
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from data_gen.annotations import UNSURE, certain
 from data_gen.labels import Label, of_part, settled
 from data_gen.records import chance, read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
+from negclip_jax.common.errors import InputError
 from negclip_jax.language import tables
 from negclip_jax.language.grammar import (
     BY_NAME,
@@ -362,18 +363,30 @@ def _filled(template: Template, caption: str, is_own: bool) -> _Form:
 
 
 def pen_of(config: Mapping[str, Any]) -> Pen:
-    """The pen of a run, from the settings in its manifest."""
-    rewrite = config["rewrite"]
-    banned = tuple(name for name in rewrite.get("hold_out", "").split(",") if name)
-    return Pen(Grammar(rewrite.get("style", "natural"), banned), config["seed"])
+    """The pen of a run, from its settings or those in its manifest. Raises InputError."""
+    return Pen(grammar_of(config, of_pairs=False), config["seed"])
+
+
+def grammar_of(config: Mapping[str, Any], *, of_pairs: bool = True) -> Grammar:
+    """The grammar that the writer "template" and foils use. Raises InputError.
+
+    `of_pairs`: with the settings that are about pairs alone.
+    """
+    rewrite = config["rewrite"]  # runs of earlier versions lack some of its keys
+    hold_out = tuple(name for name in rewrite.get("hold_out", "").split(",") if name)
+    shares = (rewrite["before"], rewrite["statements"]) if of_pairs else ()
+    try:
+        return Grammar(rewrite.get("style", "natural"), hold_out, *shares)
+    except ValueError as error:
+        raise InputError(f"rewrite.hold_out: {error}") from None
 
 
 def written(
-    run: Path, pen: Pen, kept: Container[str] | None = None
+    run: Path, pen: Pen, kept: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
     """Each accepted pair of a run with its statements as by `Pen.write`, in order of the tables.
 
-    One shard of the tables at a time is in memory. `kept`: ids of the pairs to use, None for all.
+    One shard of the tables at a time is in memory. `kept`: whether to use a row of "pairs".
     """
     for part in table_paths(run, "items"):
         captions, pairs = collections.defaultdict(list), collections.defaultdict(list)
@@ -382,7 +395,7 @@ def written(
         for row in items:
             captions[row["image_id"]].append(row["caption"])
         for row in read_table(run, "pairs", part=part.name).to_pylist():
-            if row["accepted"] and (kept is None or row["pair_id"] in kept):
+            if kept(row):
                 pairs[row["image_id"]].append(row)
         for _, label in of_part(run, part.name):
             labels[label.image_id].append(label)

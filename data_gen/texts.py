@@ -34,11 +34,11 @@ def texts(
     None for true ones. `boxes`: annotations that come before what the run knows.
     """
     # These need the HTTP client, which an import of the audit does without.
-    from data_gen.export import kept_pairs
+    from data_gen.export import keeper
     from data_gen.manifest import read_manifest
 
     config = read_manifest(run)["config"]
-    kept = kept_pairs(run, config["export"]["max_per_object"])
+    kept = keeper(run, config["export"]["max_per_object"])
     shards = _shards(run)
     captions: Mapping[str, Sequence[str]] = {}
     known: Mapping[str, Known] = {}

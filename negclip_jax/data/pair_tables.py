@@ -4,6 +4,7 @@ A column of one value a million times is a few bytes of Parquet. What a file unp
 by its own size before its pages are read, and its strings one by one before they are copied out.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ _STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form
 _ROWS_PER_BYTE, _FREE_ROWS = 8, 2**20
 _BYTES_PER_BYTE, _FREE_BYTES = 100, 2**26
 _LONGEST_VALUE = 2**20  # bytes of a string
+_GROUP = 2**16  # pairs that are written as one row group
 _BATCH = 1024  # rows that are Python objects at a time; of columns, 64 times as many
 
 
@@ -231,14 +233,31 @@ def refuse_claims(metadata: Any, path: object, size: int) -> None:
         raise PairError(f"{path} of {size:,} bytes unpacks to {unpacked:,} bytes: refused.")
 
 
-def write(path: Path, pairs: Sequence[Pair]) -> None:
-    """Writes a file that `rows` reads."""
+@contextlib.contextmanager
+def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
+    """A function that adds a pair to a file that `rows` reads."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
-    columns = {key: pa.array([getattr(p, key) for p in pairs], kinds[key]) for key in FIELDS}
-    pq.write_table(pa.table(columns), path)
+    schema, waiting, written = pa.schema(kinds.items()), list[Pair](), False
+    with pq.ParquetWriter(path, schema) as file:
+
+        def flush() -> None:
+            nonlocal written
+            columns = [pa.array([getattr(p, f.name) for p in waiting], f.type) for f in schema]
+            file.write_table(pa.table(columns, schema))
+            waiting.clear()
+            written = True
+
+        def write(pair: Pair) -> None:
+            waiting.append(pair)
+            if len(waiting) == _GROUP:
+                flush()
+
+        yield write
+        if waiting or not written:
+            flush()
 
 
 def _check_values(batch, path: object) -> None:

@@ -6,16 +6,21 @@ and Parquet, all with the same content, and what others write, see `data.pair_re
 wrong with a file is reported in one error.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from negclip_jax.common import atomic_files, remote, storage, strict_json
+from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.provenance import content_hash, file_facts
 from negclip_jax.common.records import identity
 from negclip_jax.data import pair_csv, pair_tables, shards
@@ -177,27 +182,29 @@ def _format_of(path: Path) -> str:
 def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
     """Writes pairs as the extension says: `.json` (COCO), `.jsonl` or `.parquet`.
 
-    `read_pairs(path, require_negated=False)` gives them back. A former file is replaced only when
-    the new one is complete. Raises PairError for another extension, a file that cannot be written
-    and, in COCO, for two images with one id.
+    `read_pairs(path, require_negated=False)` gives them back. Raises PairError as `pair_writer`.
     """
-    path, suffixes = Path(path), (".json", ".jsonl", ".parquet")
-    suffix = path.suffix.lower()
-    if suffix not in suffixes:
-        raise PairError(f"{path}: pairs are written as {', '.join(suffixes)}, by the extension.")
+    with pair_writer(path) as write:
+        for pair in pairs:
+            write(pair)
+
+
+@contextlib.contextmanager
+def pair_writer(path: str | os.PathLike) -> Iterator[Callable[[Pair], None]]:
+    """A function that writes a pair to a file; few pairs are in memory, of COCO's images the names.
+
+    A former file is replaced only when the block ends, and the new one is complete. Raises
+    PairError for another extension, a file that cannot be written and, in COCO, for two images with
+    one id.
+    """
+    path, kinds = Path(path), {".json": _coco, ".jsonl": _jsonl, ".parquet": pair_tables.writer}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise PairError(f"{path}: pairs are written as {', '.join(kinds)}, by the extension.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_files.whole_file(path) as unfinished:
-            if suffix == ".json":
-                with unfinished.open("w", encoding="utf-8") as file:
-                    json.dump(_coco_content(pairs), file, ensure_ascii=False)
-            elif suffix == ".jsonl":
-                with unfinished.open("w", encoding="utf-8") as file:
-                    for pair in pairs:
-                        record = {key: getattr(pair, key) for key in FIELDS}
-                        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            else:
-                pair_tables.write(unfinished, list(pairs))
+        with atomic_files.whole_file(path) as unfinished, kind(unfinished) as write:
+            yield write
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PairError(
@@ -205,28 +212,61 @@ def write_pairs(path: str | os.PathLike, pairs: Iterable[Pair]) -> None:
         ) from None
 
 
-def _coco_content(pairs: Iterable[Pair]) -> dict[str, list]:
+@contextlib.contextmanager
+def _jsonl(path: Path) -> Iterator[Callable[[Pair], None]]:
+    with path.open("w", encoding="utf-8") as file:
+
+        def write(pair: Pair) -> None:
+            record = {key: getattr(pair, key) for key in FIELDS}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+        yield write
+
+
+@contextlib.contextmanager
+def _coco(path: Path) -> Iterator[Callable[[Pair], None]]:
+    """Annotations wait in a file without a name, as images come before them."""
+    keys, image_ids, names, number = Texts(), Texts(), Texts(), itertools.count()
+
     def coco_id(image_id: str) -> int | str:
         # COCO's ids are numbers: a string that is exactly a number becomes one again.
         return int(image_id) if re.fullmatch("0|[1-9][0-9]{0,17}", image_id) else image_id
 
-    written: dict[str, tuple[str, str]] = {}
-    annotations = []
-    for pair in pairs:
-        key = identity(pair.image_id)
-        if key is None:
-            raise PairError(f"{pair.image_id!r} is no id of COCO JSON. Write .jsonl instead.")
-        known = written.setdefault(key, (pair.image_id, pair.image))
-        if known != (pair.image_id, pair.image):
-            raise PairError(
-                f"The image id {pair.image_id} stands for {known[1]} and {pair.image}: COCO JSON "
-                "has one file an id, and 1 and 01 are one. Write .jsonl or .parquet instead."
-            )
-        fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
-        fields |= {"object": pair.object, "provenance": pair.provenance}
-        annotations.append(
-            {"id": len(annotations), "image_id": coco_id(pair.image_id), "caption": pair.caption}
-            | {key: value for key, value in fields.items() if value not in (None, [])}
-        )
-    images = [{"id": coco_id(image_id), "file_name": name} for image_id, name in written.values()]
-    return {"images": images, "annotations": annotations}
+    with (
+        path.open("w", encoding="utf-8") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as annotations,
+    ):
+
+        def write(pair: Pair) -> None:
+            key = identity(pair.image_id)
+            if key is None:
+                raise PairError(f"{pair.image_id!r} is no id of COCO JSON. Write .jsonl instead.")
+            if not keys or (image_ids[-1], names[-1]) != (pair.image_id, pair.image):
+                keys.append(key)
+                image_ids.append(pair.image_id)
+                names.append(pair.image)
+            fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
+            fields |= {"object": pair.object, "provenance": pair.provenance}
+            row = {"id": next(number), "image_id": coco_id(pair.image_id), "caption": pair.caption}
+            row |= {key: value for key, value in fields.items() if value not in (None, [])}
+            comma = ", " if row["id"] else ""
+            annotations.write(comma + json.dumps(row, ensure_ascii=False))
+
+        yield write
+        again = dict(Index(keys).repeated())
+        for row, first in again.items():
+            if (image_ids[row], names[row]) != (image_ids[first], names[first]):
+                raise PairError(
+                    f"The image id {image_ids[row]} stands for {names[first]} and {names[row]}: "
+                    "COCO JSON has one file an id, and 1 and 01 are one. Write .jsonl or .parquet "
+                    "instead."
+                )
+        file.write('{"images": [')
+        for row in range(len(keys)):
+            if row not in again:
+                image = {"id": coco_id(image_ids[row]), "file_name": names[row]}
+                file.write((", " if row else "") + json.dumps(image, ensure_ascii=False))
+        file.write('], "annotations": [')
+        annotations.seek(0)
+        shutil.copyfileobj(annotations, file)
+        file.write("]}")

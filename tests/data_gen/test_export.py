@@ -1,13 +1,15 @@
 """What leaves a run: layouts, caps, and the published file with its own ids."""
 
+import collections
 import json
 
 import pytest
 from fault_server import POOL, FaultServer, arguments, table, world
 
 from data_gen.cli import main
-from data_gen.export import export, kept_pairs
+from data_gen.export import export, keeper
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import read_pairs
 
 
@@ -39,9 +41,19 @@ def test_files_agree_and_ids_are_numbers_again(finished, tmp_path):
 
 def test_an_object_with_too_many_pairs_is_thinned(finished):
     rows = {row["pair_id"]: row for row in table(finished / "run", "pairs") if row["accepted"]}
-    every, some = kept_pairs(finished / "run"), kept_pairs(finished / "run", max_per_object=1)
-    assert every == rows.keys()
-    assert some < every and some == kept_pairs(finished / "run", max_per_object=1)
+
+    def kept(number: int | None) -> set[str]:
+        keeps = keeper(finished / "run", number)
+        return {row["pair_id"] for row in table(finished / "run", "pairs") if keeps(row)}
+
+    every, some = kept(None), kept(1)
+    assert every == rows.keys() == kept(1000) and some < kept(2) < every and not kept(0)
+    by_object = collections.defaultdict(list)
+    for pair_id, row in rows.items():
+        by_object[row["object"]].append((content_hash([pair_id]), pair_id))
+    for number in (1, 2, 3):
+        least = (pair for group in by_object.values() for pair in sorted(group)[:number])
+        assert kept(number) == {pair_id for _, pair_id in least}
     assert sorted(rows[i]["object"] for i in some) == sorted({r["object"] for r in rows.values()})
 
 

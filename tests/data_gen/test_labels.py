@@ -9,6 +9,7 @@ from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier
 from data_gen.labels import (
     Label,
     of_image,
+    read_label_file,
     read_labels,
     settled,
     unsaid_by_others,
@@ -150,16 +151,16 @@ def test_a_run_of_an_earlier_version_has_the_labels_of_its_verdicts(tmp_path):
     ]  # fmt: skip
     assert list(found) == ["1", "2", "3"]
     write_labels(run, tmp_path / "labels.json")
-    assert list(json.loads((tmp_path / "labels.json").read_text())) == ["one.jpg", "2", "3"]
+    assert list(read_label_file(tmp_path / "labels.json")) == ["one.jpg", "2", "3"]
 
 
 def test_the_exported_file_has_a_line_an_image(tmp_path):
     write_parts(tmp_path, PARTS)
     write_labels(tmp_path, tmp_path / "export" / "labels.json")
-    text = (tmp_path / "export" / "labels.json").read_text()
-    assert len(text.splitlines()) == 5
+    path = tmp_path / "export" / "labels.json"
+    assert len(path.read_text().splitlines()) == 5
     unsure = {"state": "unsure", "source": "boxes", "probability": 0.5}
-    assert json.loads(text) == {
+    expected = {
         "1.jpg": {
             "cat": unsure,
             "dog": {"state": "present", "source": "boxes", "probability": 1.0},
@@ -167,8 +168,72 @@ def test_the_exported_file_has_a_line_an_image(tmp_path):
         "2.jpg": {"dog": {"state": "absent", "source": "mllm", "probability": 0.25}},
         "3.jpg": {"bus": unsure | {"source": "caption"}},
     }
+    assert read_label_file(path) == expected
+    assert json.loads(path.read_text())["images"]["1.jpg"] == {
+        "present": {"boxes": ["dog"]}, "unsure": {"boxes": ["cat"]},
+    }  # fmt: skip
     write_labels(tmp_path / "nothing", tmp_path / "none.json")
-    assert json.loads((tmp_path / "none.json").read_text()) == {}
+    assert read_label_file(tmp_path / "none.json") == {}
+    # The file of an earlier version, object by object, is read as it is.
+    (tmp_path / "old.json").write_text(json.dumps(expected))
+    assert read_label_file(tmp_path / "old.json") == expected
+
+
+def test_absent_classes_of_boxes_are_written_once_and_nothing_is_lost(tmp_path):
+    names = [f"thing {i}" for i in range(80)]
+
+    def boxed(image: str, there: dict[str, str]) -> list[Label]:
+        return [
+            Label(image, n, n, "present", "boxes", 1.0, there[n]) if n in there
+            else Label(image, n, n, "absent", "boxes", 0.0)
+            for n in names
+        ]  # fmt: skip
+
+    parts = [
+        [Label("0", "hat", "hat", "absent", "mllm", 0.03)],  # a photo that the boxes do not know
+        boxed("1", {"thing 3": "plain", "thing 70": "tiny"}),
+        [*boxed("2", {}), Label("2", "thing 5", "thing 5", "present", "mllm", 0.9, None, "k"),
+         Label("2", "street", "street", "unsure", "caption", 0.5)],
+        boxed("3", {})[:79],  # of another version: it does not speak of all classes
+        [Label("4", "thing 1", "thing 1", "absent", "mllm", 0.0)],
+    ]  # fmt: skip
+    write_parts(tmp_path, parts)
+    write_labels(tmp_path, tmp_path / "labels.json")
+    found = read_label_file(tmp_path / "labels.json")
+    absent = {"state": "absent", "source": "boxes", "probability": 0.0}
+    present = {"state": "present", "source": "boxes", "probability": 1.0}
+    unsure = {"state": "unsure", "source": "boxes", "probability": 0.5}
+    all_absent = dict.fromkeys(names, absent)
+    assert found == {
+        "0.jpg": {"hat": {"state": "absent", "source": "mllm", "probability": 0.03}},
+        "1.jpg": all_absent | {"thing 3": present, "thing 70": present},
+        "2.jpg": all_absent | {"thing 5": unsure, "street": unsure | {"source": "caption"}},
+        "3.jpg": {name: absent for name in names[:79]},
+        "4.jpg": {"thing 1": absent | {"source": "mllm"}},
+    }
+    assert all(list(objects) == sorted(objects) for objects in found.values())
+    content = json.loads((tmp_path / "labels.json").read_text())
+    assert content["images"]["1.jpg"] == {
+        "present": {"boxes": ["thing 3", "thing 70"]}, "rest": "boxes",
+    }  # fmt: skip
+    assert "rest" not in content["images"]["3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ('{"format": 3}', "is of format 3; here 1 and 2 are read"),
+        ('{"format": 2, "images": {"a": {}}}', "no file of labels"),
+        ('{"format": 2, "classes": {}, "images": {"a": {"rest": "boxes"}}}', "no file of labels"),
+        ('{"format": 2, "classes": {}, "images": {"a": {"present": [1]}}}', "no file of labels"),
+    ],
+)
+def test_a_file_of_labels_that_cannot_be_read(tmp_path, content, said):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_label_file(tmp_path / "labels.json")
 
 
 def test_things_are_asked_about_that_other_captions_leave_unsaid():

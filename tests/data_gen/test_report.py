@@ -228,9 +228,9 @@ def test_funnel_and_reasons_agree_with_the_tables(summary):
 
 
 def test_shares_and_objects(summary):
-    assert summary.rewriters() == [("template", 2), ("llm", 1)]
+    assert summary.counted("rewriter") == [("template", 2), ("llm", 1)]
     assert summary.counted("cue") == [("no", 3)]
-    assert summary.lengths() == [12, 12, 12]
+    assert list(summary.rewrites.lengths) == [12, 12, 12]
     cat = next(row for row in summary.objects() if row["name"] == "cat")
     assert (cat["pairs"], cat["absent"].k, cat["absent"].n) == (1, 1, 2)
     variety = summary.variety()
@@ -239,7 +239,7 @@ def test_shares_and_objects(summary):
 
 
 def test_doubtful_pairs_come_first(summary):
-    assert [row["pair_id"] for row in summary.doubtful()] == ["p2", "p4", "p1"]
+    assert [row["pair_id"] for row in summary.rewrites.doubtful] == ["p2", "p4", "p1"]
 
 
 def test_cost_follows_the_prices(summary):
