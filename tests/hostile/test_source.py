@@ -17,7 +17,7 @@ SOURCES = sorted(
 PARQUET = (
     "negclip_jax/data/pair_tables.py",
     "negclip_jax/data/parquet_images.py",
-    "data_gen/labels.py",  # of a run of data_gen, which is the user's own
+    "data_gen/records.py",  # of a run of data_gen, which is the user's own
 )
 # Calls by the end of their name, and the files that may make them all the same.
 FORBIDDEN = {
