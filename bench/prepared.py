@@ -57,6 +57,7 @@ class Start:
             pairs=str(self._folder / "pairs.jsonl"),
             images="",
             fields="",
+            sources="",
             caption_mode="mix",
             original_fraction=0.5,
             foils=0,

@@ -59,6 +59,11 @@ def _what_is_computed(config: ConfigDict) -> None:
     # Where the parts of a pair are called otherwise, "caption=title,foils=wrong_1,foils=wrong_2": a
     # column, a key (OUTER.INNER inside), of tars the suffix of a member ("txt", "json.KEY").
     data.fields = ""
+    # Several sources in place of data.pairs, "coco: pairs=FILE images=DIR weight=0.7; plain:
+    # pairs=wds:TARS caption_mode=original weight=0.3"; a source may also have fields, statements
+    # and original_fraction; what it does not say is as this section has it. Every batch holds the
+    # shares that the weights say; an epoch is one pass over the first source.
+    data.sources = ""
     data.caption_mode = "negated"  # "negated", "original" (affirmative control run), or "mix"
     data.original_fraction = 0.5  # "mix" only: share of pairs that show their original caption
     data.foils = 0  # false captions per pair, used as hard negatives

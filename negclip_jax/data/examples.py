@@ -12,7 +12,7 @@ import numpy as np
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.order import MOST_KEPT
 from negclip_jax.data.packing import Ragged
-from negclip_jax.data.pairs import Pair
+from negclip_jax.data.records import JoinedNames, Pair
 from negclip_jax.data.statements import Statements
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.language.negation import find_cues
@@ -96,6 +96,8 @@ class Examples:
     @property
     def photos(self) -> Sequence[str]:
         """The images that can be read."""
+        if self.stand_ins and isinstance(self.images, JoinedNames):
+            return self.images.parts[0][1]  # without a copy
         count = len(self.images) - self.stand_ins
         return self.images[:count] if self.stand_ins else self.images
 
@@ -108,8 +110,8 @@ class Examples:
             statements = statements.followed_by(other.statements, first)
         return dataclasses.replace(
             self,
-            images=[*self.images, *other.images],
-            image_of=np.concatenate([self.image_of, images + other.image_of]),
+            images=JoinedNames([("", self.images), ("", other.images)]),
+            image_of=np.concatenate([self.image_of, (images + other.image_of).astype(np.int32)]),
             tokens=self.tokens.followed_by(other.tokens),
             first_text=np.concatenate([self.first_text, shift + other.first_text]),
             statements=statements,

@@ -33,6 +33,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import ImageSource, Preprocessor
+from negclip_jax.data.mixture import Mixture
 from negclip_jax.data.packing import Packing
 
 Batch = dict[str, Any]
@@ -62,7 +63,7 @@ class PairLoader:
     """Training or validation batches.
 
     Attributes:
-      examples: tokenized pairs.
+      examples: tokenized pairs, of one source or of several.
       images, preprocess: read an image and turn it into uint8 pixels.
       batch_size: examples of a global batch, B.
       seed: of order and caption choice.
@@ -80,7 +81,7 @@ class PairLoader:
         term of the loss compares with them.
     """
 
-    examples: Examples
+    examples: Examples | Mixture
     images: ImageSource
     preprocess: Preprocessor
     batch_size: int
@@ -111,6 +112,8 @@ class PairLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches of an epoch, or all batches when not shuffling."""
+        if isinstance(self.examples, Mixture):
+            return self.examples.steps_per_epoch
         n, b = len(self.examples), self.batch_size
         return n // b if self.shuffle else -(-n // b)
 
@@ -121,7 +124,8 @@ class PairLoader:
         `text`, the texts of each example one after the other `[R * M]`, int32 `[.., T]` or what
         `Packing.pack` returns; where M > 1 `truth` int8 and `holds_caption` bool `[R, M]`, see
         `examples.Shown`; when not shuffling `mask` bool `[R]`; when not shuffling or with base
-        features `is_affirmative` bool `[R, M]`, and with these `base_text` float32 `[R, D]`.
+        features `is_affirmative` bool `[R, M]`, and with these `base_text` float32 `[R, D]`; of
+        several sources `source` int32 `[R]`, the number of each example's.
 
         Args:
           start, stop: step numbers.
@@ -157,6 +161,8 @@ class PairLoader:
 
         int64, int64 and uint64 `[B]`.
         """
+        if isinstance(self.examples, Mixture):
+            return self.examples.pairs_at(step)
         epoch, batch = divmod(step, self.steps_per_epoch)
         places = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
         is_mix = self.shuffle and len(self.examples.captions) > 1
@@ -302,6 +308,8 @@ class PairLoader:
             batch["base_text"] = self.base_text[pairs]
         if not self.shuffle:
             batch["mask"] = pairs >= 0
+        if isinstance(examples, Mixture):
+            batch["source"] = examples.source_of(pairs)
         return batch
 
     def _candidates(self, pair: int) -> Iterator[int]:
@@ -309,10 +317,13 @@ class PairLoader:
         yield pair
         if not self.shuffle:
             return
-        n, count = len(self.examples), _MAX_REPLACEMENTS - 1
+        first, stop = 0, len(self.examples)
+        if isinstance(self.examples, Mixture):
+            first, stop = self.examples.neighbours(pair)
+        n, count = stop - first, _MAX_REPLACEMENTS - 1
         reserved = self.examples.reserved_lengths_of(np.array([pair]))
         for start in range(1, n, _TRIED):
-            following = (pair + np.arange(start, min(start + _TRIED, n))) % n
+            following = first + (pair - first + np.arange(start, min(start + _TRIED, n))) % n
             fits = (self.examples.lengths_of(following) <= reserved).all(axis=1)
             found = following[fits][:count].tolist()
             yield from found

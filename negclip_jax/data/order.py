@@ -9,6 +9,7 @@ go, of the distance of neighbours, and between epochs), two fail them.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def drawn(
         parts = [_computed(n, seed, epoch, block, original_fraction, shuffle) for block in blocks]
         within = slice(places.start - start * _AHEAD, places.stop - start * _AHEAD)
         return tuple(np.concatenate(part)[within] for part in zip(*parts, strict=True))
-    order, shows_original, bits = _kept(n, seed, epoch, original_fraction)
+    order, shows_original, bits = _kept(n, seed, original_fraction)(epoch)
     if shuffle:
         pairs = order[places]
     else:
@@ -97,16 +98,21 @@ def drawn(
     return pairs, shows_original[pairs], bits[pairs]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)
 def _kept(
-    n: int, seed: int, epoch: int, original_fraction: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order of the pairs of an epoch; and of each pair what `drawn` returns."""
-    order, original, bits = np.random.Philox(key=[seed, epoch]).random_raw(3 * n).reshape(3, n)
-    return np.argsort(order, kind="stable"), _is_chosen(original, original_fraction), bits
+    n: int, seed: int, original_fraction: float
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A function of an epoch, which keeps the last two: its order, and what `drawn` returns."""
+
+    @functools.lru_cache(maxsize=2)
+    def of_epoch(epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        order, original, bits = np.random.Philox(key=[seed, epoch]).random_raw(3 * n).reshape(3, n)
+        return np.argsort(order, kind="stable"), _is_chosen(original, original_fraction), bits
+
+    return of_epoch
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _computed(
     n: int, seed: int, epoch: int, block: int, original_fraction: float, shuffle: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

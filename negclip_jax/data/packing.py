@@ -12,6 +12,7 @@ shards, R rows over all shards, L tokens a row, Q captions a row at most, B capt
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -69,6 +70,50 @@ class Ragged:
         return np.where(inside, ids, 0)
 
 
+class Joined:
+    """The captions of several `Ragged`, numbered one after the other; none is copied."""
+
+    def __init__(self, parts: Sequence[Ragged]):
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+        """As `Ragged.lengths_of`."""
+        index = np.asarray(index)
+        lengths = np.zeros(index.shape, np.int64)
+        for part, start, at in self._by_part(index):
+            lengths[at] = part.lengths_of(index[at] - start)
+        return lengths
+
+    def taken(self, index_B: np.ndarray) -> Ragged:
+        """As `Ragged.taken`."""
+        lengths = self.lengths_of(index_B)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids = np.empty(offsets[-1], np.int32)
+        for part, start, at in self._by_part(index_B):
+            own = part.taken(index_B[at] - start)
+            first = offsets[:-1][at] - own.offsets[:-1]
+            ids[np.arange(len(own.ids)) + np.repeat(first, own.lengths)] = own.ids
+        return Ragged(ids, offsets)
+
+    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
+        """As `Ragged.padded`."""
+        return self.taken(index_B).padded(np.arange(len(index_B)), length)
+
+    def followed_by(self, other: "Ragged | Joined") -> "Joined":
+        """These captions, and then the others."""
+        return Joined([*self.parts, *(other.parts if isinstance(other, Joined) else [other])])
+
+    def _by_part(self, index: np.ndarray) -> Iterator[tuple[Ragged, int, np.ndarray]]:
+        """Each part that is asked for, its first caption, and which of the indices are its own."""
+        number = np.searchsorted(self.starts, index, "right") - 1
+        for i in np.unique(number).tolist():
+            yield self.parts[i], int(self.starts[i]), number == i
+
+
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """Static sizes of packed batches.
@@ -115,7 +160,7 @@ class Packing:
 
     def pack(
         self,
-        texts: Ragged,
+        texts: Ragged | Joined,
         index_B: np.ndarray,
         reserved_B: np.ndarray | None = None,
         rows: int | None = None,
@@ -153,7 +198,7 @@ class Packing:
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         target = (row * self.row_length + column)[owner] + position
         values = {
-            "ids": texts.ids[texts.offsets[index_B][owner] + position],
+            "ids": texts.taken(index_B).ids,
             "positions": position,
             "segments": number[owner] + 1,
         }

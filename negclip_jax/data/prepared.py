@@ -38,7 +38,7 @@ import numpy as np
 from negclip_jax.common import strict_json
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.examples import losses_by_cut, ragged_of, texts_of
-from negclip_jax.data.packing import Ragged
+from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.records import Pair
 from negclip_jax.data.tokenizer import Tokenizer
 
@@ -112,6 +112,10 @@ class MappedTokens(Ragged):
         """Maps them."""
         ends = _mapped(folder, "text_offsets", KINDS["text_offsets"])
         return cls(_mapped(folder, "tokens", kind), ends, folder, kind)
+
+    def followed_by(self, other: Ragged | Joined) -> Joined:
+        """These captions, and then the others; none is copied into memory."""
+        return Joined([self]).followed_by(other)
 
     def __reduce__(self) -> tuple:
         return MappedTokens.open, (self.folder, self.kind)

@@ -1,8 +1,9 @@
 """The record of a negation pair, and the split of records into training and validation."""
 
+import bisect
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,36 @@ class Pair:
     image_id: str = field(kw_only=True)
     object: str | None = None
     provenance: str | None = None
+
+
+class JoinedNames(Sequence):
+    """The names of several sequences one after the other, each with something before it."""
+
+    def __init__(self, parts: Sequence[tuple[str, Sequence[str]]]):
+        """`parts`: what stands before each name, and names."""
+        self.parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(names) for _, names in self.parts)]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if not isinstance(index, slice):
+            index = range(len(self))[index]
+            part = bisect.bisect_right(self._starts, index) - 1
+            before, names = self.parts[part]
+            return before + names[index - self._starts[part]]
+        wanted, found = range(*index.indices(len(self))), []
+        if wanted.step != 1:
+            return [self[i] for i in wanted]
+        for (before, names), start in zip(self.parts, self._starts, strict=False):
+            first, stop = max(0, wanted.start - start), min(len(names), wanted.stop - start)
+            found += [before + name for name in (names[first:stop] if first < stop else ())]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        for before, names in self.parts:
+            yield from (before + name for name in names)
 
 
 def unsafe_name(name) -> str | None:

@@ -112,6 +112,13 @@ class Statements:
             likeness = np.where(model >= 0, likeness, 0)
         return np.concatenate([true, pick(self.false_texts, ~truth, likeness)], axis=1)
 
+    def placed(self, first: int, count: int) -> "Statements":
+        """The same about images that are those from number `first` on, of `count`."""
+        after = count - first - (len(self.offsets) - 1)
+        if not first and not after:
+            return self
+        return dataclasses.replace(self, offsets=np.pad(self.offsets, (first, after), "edge"))
+
     def followed_by(self, other: "Statements", first: int) -> "Statements":
         """These statements and others about further images, the texts of which begin at `first`.
 

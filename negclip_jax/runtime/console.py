@@ -143,12 +143,16 @@ class TrainingProgress(Bar):
         self._progress.update(self._task, status="first steps")
         self._enabled, self._last_line = enabled, -math.inf
 
-    def update(self, step: int, loss: float, timing: dict[str, float]) -> None:
-        """Shows the state after `step` updates; `timing` is what `Chrono.window` returned."""
+    def update(self, step: int, losses: dict[str, float], timing: dict[str, float]) -> None:
+        """Shows the state after `step` updates.
+
+        `losses`: by name, that of the batch first; `timing`: what `Chrono.window` returned.
+        """
         if not self._enabled or not timing:
             return
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
         status = (
-            f"loss {loss:.4f}  {timing['pairs_per_second']:,.0f} pairs/s  "
+            f"{shown}  {timing['pairs_per_second']:,.0f} pairs/s  "
             f"data wait {timing['data_wait_share']:.0%}  "
             f"ETA {human_seconds(timing['eta_seconds'])}"
         )

@@ -18,7 +18,7 @@ from negclip_jax.runtime import multihost, sharding
 
 def use_base_text(
     workdir: epath.Path,
-    loaders: list[PairLoader | None],
+    loaders: list[PairLoader],
     tokenizer: Tokenizer,
     model: tuple[CLIPConfig, dict, str],
     mesh: Mesh,
@@ -27,7 +27,7 @@ def use_base_text(
     is_frozen: bool,
     anchor_weight: float,
     distill_weight: float,
-) -> list[PairLoader | None]:
+) -> list[PairLoader]:
     """The loaders, with the base's features of each original caption where a term needs them.
 
     They are computed before the first step and belong to the run, in its directory: later the
@@ -53,13 +53,14 @@ def use_base_text(
             f"train.distill_weight={distill_weight} compares with the base on the same images, so "
             "optim.freeze must hold the whole vision tower; train.anchor_weight needs no images"
         )
-    used = [x.examples for x in loaders if x is not None]
-    first, *others = (x.tokens.taken(x.original_index_N) for x in used)
-    tokens = first.followed_by(*others) if others else first
+    used = [x.examples for x in loaders]
+    tokens, *others = (x.tokens.taken(x.original_index_N) for x in used)
+    for other in others:
+        tokens = tokens.followed_by(other)
     features = kept_features("text", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
-    places = np.split(features.places, [len(used[0])])
+    places = np.split(features.places, np.cumsum([len(x) for x in used[:-1]]))
     parts = [dataclasses.replace(features, places=p) for p in places]
-    return [x and dataclasses.replace(x, base_text=p) for x, p in zip(loaders, parts, strict=True)]
+    return [dataclasses.replace(x, base_text=p) for x, p in zip(loaders, parts, strict=True)]
 
 
 def kept_features(

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.ranges import NOT_NEGATIVE, POSITIVE, SHARE, check_values
 from negclip_jax.common.renamed_keys import with_new_keys
+from negclip_jax.data import mixture
 from negclip_jax.data.examples import CAPTION_MODES, TRUNCATED
 from negclip_jax.data.images import CROPS
 from negclip_jax.data.sources import kind_of
@@ -64,16 +65,16 @@ _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "m
 _FREE += ("model.remat", "model.scan", "data.packing", "data.cache_", "train.microbatches")
 # That of the data says whether pairs were left out: `data_fingerprint`.
 _FREE += ("train.logit_block_mib", "data.truncated", "data.statements", "data.text_nouns")
-_FREE += ("data.kept_pixels_mib", "data.examples_dir", "data.fields")
+_FREE += ("data.kept_pixels_mib", "data.examples_dir", "data.fields", "data.sources")
 # Keys that may differ between processes: paths, for what they lead to is compared, and speed.
 _OF_ONE_HOST = ("data.pairs", "data.images", "data.workers", "data.threads", "model.checkpoint")
 _OF_ONE_HOST += ("eval.data", "data.statements", "data.kept_pixels_mib", "runtime.process_id")
-_OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns")
+_OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns", "data.sources")
 
 # What a run did whose `config.json` is older than the key.
 ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
-ADDED_KEYS |= {"data.fields": ""}
+ADDED_KEYS |= {"data.fields": "", "data.sources": ""}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 
@@ -82,17 +83,26 @@ _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s
 
 def check_settings(settings: Settings) -> None:
     """InputError for the first value that is missing or makes no sense; None may switch off."""
+    sources = mixture.parse(settings["data.sources"]) if settings["data.sources"] else {}
     for key in _REQUIRED:
-        if settings[key] is None:
+        if settings[key] is None and not (sources and key == "data.pairs"):
             raise InputError(f"config.{key} is not set: pass --config.{key}=...")
-    holds_images = kind_of(settings["data.pairs"])[0] in ("wds", "parquet")
-    if settings["data.images"] is None and not holds_images:
-        raise InputError("config.data.images is not set: pass --config.data.images=...")
+    if sources and settings["data.pairs"] is not None:
+        raise InputError("config.data.pairs is set beside data.sources: make it one of the sources")
+    for name, source in (sources or {"": {"pairs": settings["data.pairs"]}}).items():
+        holds_images = kind_of(source["pairs"])[0] in ("wds", "parquet")
+        if (source.get("images") or settings["data.images"]) is None and not holds_images:
+            where = f"data.sources: {name} has no images=..., and " if name else ""
+            raise InputError(f"{where}config.data.images is not set: pass --config.data.images=...")
+        if (mode := source.get("caption_mode", CAPTION_MODES[0])) not in CAPTION_MODES:
+            modes = ", ".join(CAPTION_MODES)
+            raise InputError(f"data.sources: {name}: caption_mode={mode} is none of {modes}")
     check_values(settings.__getitem__, _CHOICES, _RANGES, prefix="config.")
     for key, names in (("data.caption_mode", CAPTION_MODES), ("optim.schedule", SCHEDULES)):
         if settings[key] not in names:
             raise InputError(f"{key}: {settings[key]!r} is none of {', '.join(names)}")
     has_false_texts = settings["data.statements"] is not None or settings["data.foils"]
+    has_false_texts = has_false_texts or any("statements" in x for x in sources.values())
     if settings["train.objective"] == "truth" and not has_false_texts:
         raise InputError(
             "train.objective=truth has no text that is known to be false: set data.statements to "

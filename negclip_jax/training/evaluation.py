@@ -4,7 +4,8 @@ The loop knows one itself, the loss on validation pairs; `launch.py` hands it th
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import SupportsFloat
 
 import jax
 import numpy as np
@@ -87,6 +88,27 @@ class ValidationLoss:
             names = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
             means |= zip(names, recalls, strict=True)
         return means
+
+
+class MixedValidation:
+    """`ValidationLoss` of each source as `SOURCE/NAME`; their means by the sources' shares as NAME.
+
+    A mean is over the sources that have the number.
+    """
+
+    def __init__(self, losses: Mapping[str, ValidationLoss], shares: Mapping[str, SupportsFloat]):
+        self.losses, self._shares = dict(losses), {k: float(x) for k, x in shares.items()}
+
+    def __call__(self, params: dict) -> dict[str, float]:
+        found = {source: loss(params) for source, loss in self.losses.items()}
+        means = {}
+        for name in dict.fromkeys(name for numbers in found.values() for name in numbers):
+            having = [source for source in found if name in found[source]]
+            weights = [self._shares[source] for source in having]
+            means[name] = float(np.average([found[s][name] for s in having], weights=weights))
+        return means | {
+            f"{s}/{name}": x for s, numbers in found.items() for name, x in numbers.items()
+        }
 
 
 def recall_at_1(

@@ -21,18 +21,18 @@ def are_constant(trainable: dict) -> bool:
 
 def use_cache(
     workdir: epath.Path,
-    loaders: list[PairLoader | None],
+    loaders: list[PairLoader],
     model: tuple[CLIPConfig, dict, str],
     mesh: Mesh,
     *,
     cache_features: bool,
     cache_dir: str,
-) -> list[PairLoader | None]:
+) -> list[PairLoader]:
     """The loaders, reading cached features; builds what is missing. Unchanged where it is off.
 
     Args:
       workdir: of the run.
-      loaders: of training and validation pairs, over the same images.
+      loaders: of training pairs, and of validation pairs over the same images.
       model: sizes, parameters on the devices of `mesh`, and compute type.
       mesh: over which images are encoded.
       cache_features, cache_dir: keys of the section `data`.
@@ -58,4 +58,4 @@ def use_cache(
             f"data.max_bad_images={loader.max_bad_images} allows: {', '.join(bad[:5])}"
         )
     cached = CachedFeatures(features, unreadable)
-    return [x and dataclasses.replace(x, cached=cached) for x in loaders]
+    return [dataclasses.replace(x, cached=cached) for x in loaders]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from negclip_jax.data.examples import (
 )
 from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.mixture import MixedImages, Mixture, Source, parse
 from negclip_jax.data.order import MOST_KEPT
 from negclip_jax.data.packing import Packing
 from negclip_jax.data.pairs import content_of, iter_pairs, read_pairs
 from negclip_jax.data.prepared import Prepared
-from negclip_jax.data.records import held_out
+from negclip_jax.data.records import JoinedNames, held_out
 from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
@@ -159,105 +161,183 @@ def _flagged(flags: np.ndarray) -> np.ndarray:
     return np.flatnonzero(flags).astype(np.int32 if len(flags) < 2**31 else np.int64)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What was read of one source.
+
+    Attributes:
+      settings: of the section `data`, with what the source says of itself.
+      kept: its prepared pairs.
+      parts: pairs to train on and to validate.
+      names: of its images.
+      number: of each image of `kept` among these; None where they are the same.
+      images: where they are.
+    """
+
+    settings: dict[str, Any]
+    kept: Prepared
+    parts: list[np.ndarray]
+    names: Sequence[str]
+    number: np.ndarray | None
+    images: ImageSource
+
+    def image_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The image of each of these pairs, of `names`."""
+        image = self.kept.image_of[pairs]
+        return image if self.number is None else self.number[image]
+
+
 def loaders(
     *,
-    pairs: str,
-    images: str | None,
-    fields: str,
-    caption_mode: str,
+    sources: str,
     original_fraction: float,
-    foils: int,
-    statements: str | None,
     text_nouns: str | None,
     true_texts: int,
     false_texts: int,
     truncated: str,
-    examples_dir: epath.Path,
-    validation_fraction: float,
-    split_by: str,
-    split_seed: int,
-    max_bad_images: float,
+    foils: int,
     packing: bool,
     workers: int,
     threads: int,
     kept_pixels_mib: float,
+    max_bad_images: float,
     seed: int,
     keeps_originals: bool,
     batch_sizes: tuple[int, int],
     shards: int,
     tokenizer: Tokenizer,
     preprocess: Preprocessor,
-) -> tuple[PairLoader, PairLoader | None]:
-    """Loaders of training and of validation pairs; the latter None where nothing is held out.
+    **of_source: Any,
+) -> tuple[PairLoader, dict[str, PairLoader]]:
+    """Loaders of training pairs, and of the validation pairs of each source that holds out some.
 
     Args:
-      pairs, images, fields, caption_mode, original_fraction, foils, statements, text_nouns,
-        true_texts, false_texts, truncated, validation_fraction, split_by, split_seed,
-        max_bad_images, packing, workers, threads, kept_pixels_mib: keys of the section `data`.
+      sources, original_fraction, text_nouns, true_texts, false_texts, truncated, foils, packing,
+        workers, threads, kept_pixels_mib, max_bad_images: keys of the section `data`.
+      of_source: its keys pairs, images, fields, caption_mode, statements, validation_fraction,
+        split_by, split_seed; and examples_dir, where prepared pairs are kept.
       seed: of order and choice of captions.
-      examples_dir: where prepared pairs are kept.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
       tokenizer, preprocess: of the model.
 
+    Returns the second by the name of the source, "" where there is one that has none.
+
     Raises InputError for whatever cannot be read, also where another process reads something else.
     """
-    shown = {"caption_mode": caption_mode, "foils": foils}
-    kept, rows, source = read_data(
-        pairs=pairs,
-        images=images,
-        fields=fields,
-        **shown,
-        max_bad_images=max_bad_images,
-        examples_dir=examples_dir,
-        tokenizer=tokenizer,
-    )
-    how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
-    parts, names, number = _divided(kept, rows, tokenizer, truncated, **how)
+    usual = of_source | {"original_fraction": original_fraction, "weight": Fraction(1)}
+    usual |= {"foils": foils, "truncated": truncated, "max_bad_images": max_bad_images}
+    named = parse(sources) if sources else {"": {}}
+    read = {name: _read(name, usual | own, tokenizer) for name, own in named.items()}
+    _keep_apart(read)
+    options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
+    names: Sequence[str] = next(iter(read.values())).names
+    images: ImageSource = next(iter(read.values())).images
+    if sources:
+        names = JoinedNames([(f"{name}:", source.names) for name, source in read.items()])
+        images = MixedImages({name: source.images for name, source in read.items()})
+    train: list[Source] = []
+    validation: dict[str, Examples] = {}
+    first = 0
+    for name, source in read.items():
+        settings = source.settings
+        known = settings["statements"]
+        if known is not None:
+            known = read_statements(known, source.names, tokenizer, **options)
+            known = known.placed(first, len(names))
+        for part, is_training in zip(source.parts, (True, False), strict=True):
+            beside = not is_training or (keeps_originals and settings["caption_mode"] == "negated")
+            texts = {"caption_mode": settings["caption_mode"], "foils": foils}
+            texts |= {"statements": known, "with_original": beside}
+            image_of = source.image_of(part)
+            image_of = image_of + np.int32(first) if first else image_of
+            first_text, tokens = source.kept.first_text(part), source.kept.tokens
+            examples = examples_of(names, image_of, tokens, first_text, **texts)
+            examples = dataclasses.replace(examples, digest=source.kept.digest)
+            if not is_training:
+                validation |= {name: examples} if len(part) else {}
+                continue
+            if text_nouns is not None and not train:
+                rows = _text_rows(text_nouns, tokenizer, texts, options)
+                examples = examples.with_stand_ins(rows)
+            fraction = settings["original_fraction"] if settings["caption_mode"] == "mix" else 0.0
+            train.append(Source(name, examples, settings["weight"], fraction))
+        first += len(source.names)
+    usual = {"images": images, "preprocess": preprocess, "seed": seed, "threads": threads}
+    usual |= {"kept_pixels_mib": kept_pixels_mib, "max_bad_images": max_bad_images}
+
+    def loader(examples: Examples | Mixture, size: int, **more: Any) -> PairLoader:
+        sizes = (examples.planned_lengths, size * examples.texts, shards, examples.longest)
+        packs = Packing.suited_to(*sizes) if packing else None
+        return PairLoader(examples=examples, batch_size=size, packing=packs, **usual, **more)
+
+    examples, fraction = train[0].examples, train[0].original_fraction
+    if sources:
+        shared = {"images": examples.images, "stand_ins": examples.stand_ins}
+        everywhere = [dataclasses.replace(source.examples, **shared) for source in train]
+        train = [dataclasses.replace(x, examples=e) for x, e in zip(train, everywhere, strict=True)]
+        examples, fraction = Mixture(train, batch_sizes[0], seed), 0.0
+        _log_shares(examples)
+    made = loader(examples, batch_sizes[0], workers=workers, original_fraction=fraction)
+    held = {
+        name: loader(examples, batch_sizes[1], shuffle=False)
+        for name, examples in validation.items()
+    }
+    used = [made.examples, *validation.values()]
+    prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]
+    multihost.require_same("data", {"pairs and their fingerprint": prints})
+    return made, held
+
+
+def _read(name: str, settings: dict[str, Any], tokenizer: Tokenizer) -> _Source:
+    """Reads and divides the pairs of a source, "" where there is but one."""
+    keys = ("pairs", "images", "fields", "caption_mode", "foils", "max_bad_images", "examples_dir")
+    kept, rows, images = read_data(**{k: settings[k] for k in keys}, tokenizer=tokenizer)
+    how = {"validation_fraction": settings["validation_fraction"], "by": settings["split_by"]}
+    how["seed"] = settings["split_seed"]
+    parts, names, number = _divided(kept, rows, tokenizer, settings["truncated"], **how)
     logging.info(
-        "%s pairs of %s images: %s to train on, %s to validate",
+        "%s%s pairs of %s images: %s to train on, %s to validate",
+        f"source {name}: " if name else "",
         *(f"{n:,}" for n in (sum(map(len, parts)), len(names), *map(len, parts))),
     )
-    known, options = None, {"true_texts": true_texts, "false_texts": false_texts}
-    options["truncated"] = truncated
-    if statements is not None:
-        known = read_statements(statements, names, tokenizer, **options)
-    made = []
-    for part, batch_size, is_training in zip(parts, batch_sizes, (True, False), strict=True):
-        if not len(part) and not is_training:
-            break
-        with_original = not is_training or (keeps_originals and caption_mode == "negated")
-        texts = {**shown, "statements": known, "with_original": with_original}
-        image_of, first_text = kept.image_of[part], kept.first_text(part)
-        image_of = image_of if number is None else number[image_of]
-        examples = examples_of(names, image_of, kept.tokens, first_text, **texts)
-        examples = dataclasses.replace(examples, digest=kept.digest)
-        if text_nouns is not None and is_training:
-            rows = _text_rows(text_nouns, tokenizer, texts, options)
-            examples = examples.with_stand_ins(rows)
-        sizes = (examples.planned_lengths, batch_size * examples.texts, shards)
-        longest = examples.longest
-        made.append(
-            PairLoader(
-                examples=examples,
-                images=source,
-                preprocess=preprocess,
-                batch_size=batch_size,
-                seed=seed,
-                shuffle=is_training,
-                original_fraction=original_fraction if caption_mode == "mix" else 0.0,
-                workers=workers if is_training else 0,
-                threads=threads,
-                kept_pixels_mib=kept_pixels_mib,
-                max_bad_images=max_bad_images,
-                packing=Packing.suited_to(*sizes, longest) if packing else None,
+    return _Source(settings, kept, parts, names, number, images)
+
+
+def _keep_apart(read: dict[str, _Source]) -> None:
+    """Takes out of training what shows an image that another source of the same images holds out.
+
+    Replaces the sources in `read`.
+    """
+    places = {name: x.settings["images"] or x.settings["pairs"] for name, x in read.items()}
+    for name, source in read.items():
+        held: set[str] = set()
+        for other in (x for n, x in read.items() if n != name and places[n] == places[name]):
+            names = other.names
+            held |= {names[i] for i in np.unique(other.image_of(other.parts[1])).tolist()}
+        if not held:
+            continue
+        is_held = np.array([x in held for x in source.names], bool)
+        train = source.parts[0]
+        kept = train[~is_held[source.image_of(train)]]
+        if len(kept) < len(train):
+            message = (
+                "source %s: %s pairs are left out, as another source validates on their images"
             )
-        )
-    prints = [[len(x.examples), fingerprint(x.examples)] for x in made]
-    multihost.require_same("data", {"pairs and their fingerprint": prints})
-    return made[0], made[1] if len(made) > 1 else None
+            logging.info(message, name, f"{len(train) - len(kept):,}")
+        if not len(kept):
+            raise InputError(f"source {name}: other sources hold out all of its images")
+        read[name] = dataclasses.replace(source, parts=[kept, source.parts[1]])
+
+
+def _log_shares(mixture: Mixture) -> None:
+    steps = mixture.steps_per_epoch
+    for source, share in zip(mixture.sources, mixture.shares, strict=True):
+        passes = float(share) * mixture.batch_size * steps / len(source.examples)
+        message = "source %s: %.2f%% of the examples, %.3g passes over its pairs in an epoch"
+        logging.info(message, source.name, 100 * float(share), passes)
 
 
 def _text_rows(
@@ -289,19 +369,27 @@ def _text_rows(
     return tokenize_pairs(pairs, names, tokenizer, **(texts | {"statements": known}))
 
 
-def fingerprint(examples: Examples) -> str:
+def fingerprint(examples: Examples | Mixture, *, brief: bool = False) -> str:
     """16 hexadecimal digits that change with any image name or token of the examples.
 
     Up to `MOST_KEPT` examples they are those of earlier versions, which held the texts of examples
     in another order: all first captions, all second ones, foils; each example's number of each
-    text. Beyond that the digest of the prepared file stands for its names and tokens.
+    text. Beyond that, and where it is `brief`, for comparison between the processes of a run, the
+    digest of the prepared file stands for its names and tokens.
     """
+    if isinstance(examples, Mixture):
+        sources = zip(examples.sources, examples.shares, strict=True)
+        parts = [
+            (s.name, str(share), s.original_fraction, fingerprint(s.examples, brief=brief))
+            for s, share in sources
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     digest, known = hashlib.sha256(), examples.statements
 
     def update(array: np.ndarray, dtype: type = np.int64) -> None:
         digest.update(np.ascontiguousarray(array, dtype).data)
 
-    if examples.digest is None or len(examples) <= MOST_KEPT:
+    if examples.digest is None or (len(examples) <= MOST_KEPT and not brief):
         _update_by_columns(examples, digest, update)
     else:
         shown = (examples.digest, examples.captions, examples.fixed, examples.original)

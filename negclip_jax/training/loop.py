@@ -237,7 +237,8 @@ class StepLog:
             self._writers.write(step, {k: x for k, x in numbers.items() if not math.isnan(x)})
         timing = self.chrono.window(step, self._run.units.total_steps)
         self._timing.write(step, timing)
-        self._progress.update(step, numbers["loss"], timing)
+        of_sources = {n: x for n, x in numbers.items() if n.startswith("loss/")}
+        self._progress.update(step, {"loss": numbers["loss"]} | of_sources, timing)
 
 
 def _writers(

@@ -80,6 +80,7 @@ def contrastive_loss(
     foil_weight: float = 1.0,
     mask_B: Array | None = None,
     blocks: Blocks = WHOLE,
+    of_each: bool = False,
     all_texts: bool = False,
 ) -> tuple[Array, Numbers]:
     """Each true text of an image against false ones, in softmaxes.
@@ -109,6 +110,7 @@ def contrastive_loss(
       foil_weight: see above.
       mask_B: False for padding rows, which then neither score nor count (evaluation only).
       blocks: in which the logits are computed, see `map_blocks`; the result is the same.
+      of_each: whether metrics hold `loss_of_each` as well, the terms of the mean `[B]`.
       all_texts: see above.
 
     Returns:
@@ -136,6 +138,7 @@ def contrastive_loss(
         foils_B = reduce(own_BxM, batch["truth"] < 0, 1)
         choices_BxM = jax.nn.softplus(foils_B[:, None] - own_BxM)
         loss_B += foil_weight * jnp.mean(choices_BxM, axis=1, where=is_true_BxM)
+    metrics |= {"loss_of_each": loss_B} if of_each else {}
     return _mean(loss_B, batch["mask"]), metrics
 
 
@@ -150,6 +153,7 @@ def sigmoid_loss(
     foil_weight: float = 1.0,
     mask_B: Array | None = None,
     blocks: Blocks = WHOLE,
+    of_each: bool = False,
 ) -> tuple[Array, Numbers]:
     """SigLIP's loss (Zhai et al., 2023, algorithm 1): is each pair of the batch true or not?
 
@@ -171,6 +175,7 @@ def sigmoid_loss(
     own_BxM, rows_B, _, metrics = _score(reduce, batch, 1, logit_scale, logit_bias, blocks)
     loss_B = rows_B + jnp.sum(jax.nn.softplus(-own_BxM), axis=1, where=batch["truth"] > 0)
     loss_B += foil_weight * reduce(own_BxM, batch["truth"] < 0, 1)
+    metrics |= {"loss_of_each": loss_B} if of_each else {}
     return _mean(loss_B, batch["mask"]), metrics
 
 

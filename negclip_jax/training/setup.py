@@ -23,6 +23,7 @@ from negclip_jax.checkpoints.restore import digests_of_files, restore_frozen, sa
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.mixture import Mixture
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop import huggingface
 from negclip_jax.interop.config import preprocessor_of
@@ -41,7 +42,12 @@ from negclip_jax.training.config import (
     of_all_processes,
     record_or_compare,
 )
-from negclip_jax.training.evaluation import EvalContext, ValidationLoss
+from negclip_jax.training.evaluation import (
+    EvalContext,
+    Evaluator,
+    MixedValidation,
+    ValidationLoss,
+)
 from negclip_jax.training.objectives import check_objective
 from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
@@ -60,7 +66,7 @@ class Run:
       train_step: compiled, `(state, frozen, batch) -> (state, metrics)`.
       step_flops: of a batch.
       state, frozen: to begin with, and what never changes.
-      validation: None where nothing is held out.
+      validation: the loss on held-out pairs; None where nothing is held out.
       context: for evaluators.
     """
 
@@ -77,7 +83,7 @@ class Run:
     step_flops: StepFlops
     state: TrainState
     frozen: dict
-    validation: ValidationLoss | None
+    validation: Evaluator | None
     context: EvalContext
 
 
@@ -111,7 +117,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     keeping = {key: train[key] for key in ("anchor_weight", "distill_weight")}
     data["examples_dir"] = storage.path(data["examples_dir"].format(workdir=path))
-    loader, validation_loader = inputs.loaders(
+    loader, held_out = inputs.loaders(
         **data,
         seed=config.seed,
         keeps_originals=any(keeping.values()),
@@ -136,7 +142,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in sections}
     options = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
     mean, std = preprocess.mean, preprocess.std
-    objective = Objective(graphdef, mean, std, mesh=mesh, name=loss, **options, **keeping)
+    is_mixed = isinstance(loader.examples, Mixture)
+    sources = tuple(source.name for source in loader.examples.sources) if is_mixed else ()
+    of_loss = {"mesh": mesh, "name": loss, "sources": sources} | options | keeping
+    objective = Objective(graphdef, mean, std, **of_loss)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
     rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
@@ -154,12 +163,17 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     whole = (model_config, patterns.merge(frozen, state.params), model["dtype"])
     is_frozen = image_features.are_constant(trainable)
-    both = [loader, validation_loader]
+    loaders = [loader, *held_out.values()]
     if is_frozen:
-        both = image_features.use_cache(path, both, whole, mesh, **cache)
-    both[0] = use_stand_ins(both[0], path, tokenizer, whole, mesh, resumes=resumes)
+        loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
+    loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
     of_base = {"resumes": resumes, "is_frozen": is_frozen, **keeping}
-    loader, validation_loader = use_base_text(path, both, tokenizer, whole, mesh, **of_base)
+    loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **of_base)
+    losses = {n: ValidationLoss(x, objective, mesh) for n, x in zip(held_out, others, strict=True)}
+    validation = losses.get("")
+    if sources and losses:
+        shares = dict(zip(sources, loader.examples.shares, strict=True))
+        validation = MixedValidation(losses, shares)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)
     train_step = CompiledStep(step, state, frozen, mesh)
@@ -178,7 +192,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         step_flops=StepFlops.of(model_config, trainable),
         state=state,
         frozen=frozen,
-        validation=validation_loader and ValidationLoss(validation_loader, objective, mesh),
+        validation=validation,
         context=EvalContext(graphdef, mesh, preprocess, tokenizer),
     )
 

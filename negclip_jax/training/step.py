@@ -137,6 +137,7 @@ class Objective:
       anchor_weight, distill_weight: of `objectives.anchor_loss` and `distillation_loss`, for the
         original captions among the texts; with a weight batches hold `base_text`.
       name: key of `objectives.OBJECTIVES`.
+      sources: names of those that batches come from, where these hold `source`.
     """
 
     graphdef: nnx.GraphDef
@@ -149,6 +150,7 @@ class Objective:
     anchor_weight: float = 0.0
     distill_weight: float = 0.0
     name: str = "contrastive"
+    sources: tuple[str, ...] = ()
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Scalar loss of all parameters on a batch, and its metrics."""
@@ -184,10 +186,17 @@ class Objective:
             "foil_weight": self.foil_weight,
             "mask_B": batch.get("mask"),
             "blocks": blocks,
+            "of_each": "source" in batch,
         }
         objective, scalars = OBJECTIVES[self.name]
         learned = (params[scalar] for scalar in scalars)
         loss, metrics = objective(image_BxD, text_BxMxD, *learned, **loss_kwargs)
+        if "source" in batch:
+            of_each_B = metrics.pop("loss_of_each")
+            for number, source in enumerate(self.sources):
+                is_of_B = batch["source"] == number
+                mean = jnp.sum(jnp.where(is_of_B, of_each_B, 0)) / is_of_B.sum()
+                metrics |= {f"loss/{source}": mean, f"share/{source}": jnp.mean(is_of_B)}
         if self.anchor_weight or self.distill_weight:
             text_BxD, counts_B = affirmative(text_BxMxD, batch)
             base_BxD, terms = batch["base_text"], {}
