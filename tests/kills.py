@@ -116,7 +116,7 @@ class Victim:
     def is_building_cache(self) -> bool:
         if "M parameters trained" not in self.log or "compiled the training step" in self.log:
             return False
-        return _holds(self.site.workdir / "features", "digests.json") and not self._has_features
+        return _holds(self.site.workdir / "features", "digests.bin") and not self._has_features
 
     @property
     def _has_features(self) -> bool:

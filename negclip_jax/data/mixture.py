@@ -113,7 +113,7 @@ def _share(name: str, text: str) -> float:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Source:
-    """Examples of one source, whose images are those of all sources.
+    """Examples of one source, whose images are numbered among those of all sources.
 
     Attributes:
       name: of the source.
@@ -134,7 +134,7 @@ class Mixture:
     Where sources show different numbers of texts, the others have empty ones at the end.
 
     Attributes:
-      sources: in the order of `data.sources`.
+      sources: in the order of `data.sources`; the images of the first one are those of all.
       starts: int64 `[S + 1]`, the first example of each, and their number.
     """
 
@@ -172,6 +172,11 @@ class Mixture:
     def steps_per_epoch(self) -> int:
         """Steps in which the first source is gone through once, on average."""
         return math.floor(len(self.sources[0].examples) / (self.shares[0] * self.batch_size))
+
+    @property
+    def share_of(self) -> dict[str, Fraction]:
+        """Of each source by its name, adding up to one."""
+        return {x.name: share for x, share in zip(self.sources, self.shares, strict=True)}
 
     @property
     def photos(self) -> Sequence[str]:

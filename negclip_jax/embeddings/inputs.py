@@ -8,9 +8,7 @@ inside `jax.jit`, equal where it does the same), and why an item has no embeddin
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
-import logging
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,11 +18,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from negclip_jax.common import storage
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.data.tokenizer import SigLIPTokenizer, Tokenizer
+from negclip_jax.embeddings.digests import image_digests
 from negclip_jax.embeddings.store import key
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import normalise_pixels
@@ -72,7 +70,7 @@ class Images:
         threads: int = 16,
         shared: bool = False,
     ):
-        """Reads every file once for its digest, unless `digests/digests.json` knows it.
+        """Reads every file once for its digest, unless `digests.image_digests` knows it.
 
         Args:
           refs: of the images.
@@ -85,8 +83,12 @@ class Images:
         self.encode = EncodeImages(tuple(preprocess.mean), tuple(preprocess.std))
         self.unreadable: dict[ImageRef, str] = {}
         paths = list(dict.fromkeys(ref.path for ref in refs))
-        digest = dict(zip(paths, image_digests(source, paths, digests, shared), strict=True))
-        self.keys = {r: key(digest[r.path].encode(), json.dumps(r.box).encode()) for r in refs}
+        found = image_digests(source, paths, digests, shared)
+        row = {path: i for i, path in enumerate(paths)}
+        self.keys = {
+            r: key(found[row[r.path]].tobytes().hex().encode(), json.dumps(r.box).encode())
+            for r in refs
+        }
 
     def batches(self, refs: Sequence[ImageRef], size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of each batch: `pixels` uint8 `[r, H, W, 3]`, `bad` bool `[r]`.
@@ -128,45 +130,6 @@ class Images:
             if same is not None:
                 return f"{ref.path} is a copy of a bad file: {self.unreadable[same]}"
         return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
-
-
-def image_digests(
-    source: ImageSource, names: Sequence[str], folder: epath.Path | Path, shared: bool = False
-) -> list[str]:
-    """SHA-256 of each image; those whose `identity` is in `folder/digests.json` are not read again.
-
-    Where all processes see one folder (`shared`), each reads its share and process 0 writes.
-    """
-    index, count = sharding.process_place() if shared else (0, 1)
-    path = epath.Path(folder) / "digests.json"
-    # Neighbours, which lie side by side in a shard where names come in the order of storage.
-    share = -(-len(names) // count)
-    before, mine = {}, names[index * share : (index + 1) * share]
-    try:
-        before = dict(json.loads(storage.read_text(path)))
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError):
-        logging.warning("%s is damaged: all images are read again", path)
-    asked = names if index == 0 else mine
-    identities = dict(zip(asked, source.identities(asked), strict=True))
-    known = {n: before.get(n) for n in mine}
-    changed = [n for n in mine if known[n] is None or known[n][0] != identities[n]]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        hashes = pool.map(lambda name: hashlib.sha256(source.read(name)).hexdigest(), changed)
-        known |= {n: [identities[n], h] for n, h in zip(changed, hashes, strict=True)}
-    digests = [known[name][1] for name in mine]
-    if count > 1:
-        own = np.zeros((share, 32), np.uint8)
-        own[: len(mine)] = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
-        every = sharding.from_all(own).reshape(-1, 32)
-        digests = [row.tobytes().hex() for row in every[: len(names)]]
-    if index == 0:
-        now = before | {n: [identities[n], d] for n, d in zip(names, digests, strict=True)}
-        if now != before:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_whole(path, json.dumps(now).encode())
-    return digests
 
 
 class Texts:

@@ -111,6 +111,20 @@ class MixedValidation:
         }
 
 
+def validation_of(
+    loaders: Mapping[str, PairLoader],
+    objective: Objective,
+    mesh: Mesh,
+    shares: Mapping[str, SupportsFloat],
+) -> Evaluator | None:
+    """The validation of a run; None where nothing is held out.
+
+    `loaders`: by source, "" where there is one that has no name; `shares`: of those with names.
+    """
+    losses = {name: ValidationLoss(x, objective, mesh) for name, x in loaders.items()}
+    return MixedValidation(losses, shares) if losses and shares else losses.get("")
+
+
 def recall_at_1(
     image_NxD: np.ndarray, text_NxD: np.ndarray, image_of_N: np.ndarray
 ) -> tuple[float, float]:

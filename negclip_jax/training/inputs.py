@@ -166,7 +166,8 @@ class _Source:
     """What was read of one source.
 
     Attributes:
-      settings: of the section `data`, with what the source says of itself.
+      caption_mode, statements, original_fraction, weight: what it says, or the section `data`.
+      place: what the user calls the place of its images.
       kept: its prepared pairs.
       parts: pairs to train on and to validate.
       names: of its images.
@@ -174,7 +175,11 @@ class _Source:
       images: where they are.
     """
 
-    settings: dict[str, Any]
+    caption_mode: str
+    statements: str | None
+    original_fraction: float
+    weight: Fraction
+    place: str
     kept: Prepared
     parts: list[np.ndarray]
     names: Sequence[str]
@@ -230,7 +235,7 @@ def loaders(
     usual = of_source | {"original_fraction": original_fraction, "weight": Fraction(1)}
     usual |= {"foils": foils, "truncated": truncated, "max_bad_images": max_bad_images}
     named = parse(sources) if sources else {"": {}}
-    read = {name: _read(name, usual | own, tokenizer) for name, own in named.items()}
+    read = {name: _read(name, tokenizer, **(usual | own)) for name, own in named.items()}
     _keep_apart(read)
     options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
     names: Sequence[str] = next(iter(read.values())).names
@@ -242,15 +247,14 @@ def loaders(
     validation: dict[str, Examples] = {}
     first = 0
     for name, source in read.items():
-        settings = source.settings
-        known = settings["statements"]
-        if known is not None:
-            known = read_statements(known, source.names, tokenizer, **options)
+        mode, known = source.caption_mode, None
+        if source.statements is not None:
+            known = read_statements(source.statements, source.names, tokenizer, **options)
             known = known.placed(first, len(names))
         for part, is_training in zip(source.parts, (True, False), strict=True):
-            beside = not is_training or (keeps_originals and settings["caption_mode"] == "negated")
-            texts = {"caption_mode": settings["caption_mode"], "foils": foils}
-            texts |= {"statements": known, "with_original": beside}
+            beside = not is_training or (keeps_originals and mode == "negated")
+            texts = {"caption_mode": mode, "foils": foils, "statements": known}
+            texts |= {"with_original": beside}
             image_of = source.image_of(part)
             image_of = image_of + np.int32(first) if first else image_of
             first_text, tokens = source.kept.first_text(part), source.kept.tokens
@@ -262,8 +266,8 @@ def loaders(
             if text_nouns is not None and not train:
                 rows = _text_rows(text_nouns, tokenizer, texts, options)
                 examples = examples.with_stand_ins(rows)
-            fraction = settings["original_fraction"] if settings["caption_mode"] == "mix" else 0.0
-            train.append(Source(name, examples, settings["weight"], fraction))
+            fraction = source.original_fraction if mode == "mix" else 0.0
+            train.append(Source(name, examples, source.weight, fraction))
         first += len(source.names)
     usual = {"images": images, "preprocess": preprocess, "seed": seed, "threads": threads}
     usual |= {"kept_pixels_mib": kept_pixels_mib, "max_bad_images": max_bad_images}
@@ -275,35 +279,53 @@ def loaders(
 
     examples, fraction = train[0].examples, train[0].original_fraction
     if sources:
-        shared = {"images": examples.images, "stand_ins": examples.stand_ins}
-        everywhere = [dataclasses.replace(source.examples, **shared) for source in train]
-        train = [dataclasses.replace(x, examples=e) for x, e in zip(train, everywhere, strict=True)]
         examples, fraction = Mixture(train, batch_sizes[0], seed), 0.0
         _log_shares(examples)
     made = loader(examples, batch_sizes[0], workers=workers, original_fraction=fraction)
-    held = {
-        name: loader(examples, batch_sizes[1], shuffle=False)
-        for name, examples in validation.items()
-    }
+    held = {name: loader(x, batch_sizes[1], shuffle=False) for name, x in validation.items()}
     used = [made.examples, *validation.values()]
     prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]
     multihost.require_same("data", {"pairs and their fingerprint": prints})
     return made, held
 
 
-def _read(name: str, settings: dict[str, Any], tokenizer: Tokenizer) -> _Source:
-    """Reads and divides the pairs of a source, "" where there is but one."""
-    keys = ("pairs", "images", "fields", "caption_mode", "foils", "max_bad_images", "examples_dir")
-    kept, rows, images = read_data(**{k: settings[k] for k in keys}, tokenizer=tokenizer)
-    how = {"validation_fraction": settings["validation_fraction"], "by": settings["split_by"]}
-    how["seed"] = settings["split_seed"]
-    parts, names, number = _divided(kept, rows, tokenizer, settings["truncated"], **how)
+def _read(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    pairs: str,
+    images: str | None,
+    fields: str,
+    caption_mode: str,
+    foils: int,
+    truncated: str,
+    max_bad_images: float,
+    examples_dir: epath.Path,
+    validation_fraction: float,
+    split_by: str,
+    split_seed: int,
+    **said: Any,
+) -> _Source:
+    """Reads and divides the pairs of a source, "" where there is but one; `said`: of `_Source`."""
+    kept, rows, opened = read_data(
+        pairs=pairs,
+        images=images,
+        fields=fields,
+        caption_mode=caption_mode,
+        foils=foils,
+        max_bad_images=max_bad_images,
+        examples_dir=examples_dir,
+        tokenizer=tokenizer,
+    )
+    how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
+    parts, names, number = _divided(kept, rows, tokenizer, truncated, **how)
     logging.info(
         "%s%s pairs of %s images: %s to train on, %s to validate",
         f"source {name}: " if name else "",
         *(f"{n:,}" for n in (sum(map(len, parts)), len(names), *map(len, parts))),
     )
-    return _Source(settings, kept, parts, names, number, images)
+    found = {"kept": kept, "parts": parts, "names": names, "number": number, "images": opened}
+    return _Source(caption_mode=caption_mode, place=images or pairs, **found, **said)
 
 
 def _keep_apart(read: dict[str, _Source]) -> None:
@@ -311,10 +333,9 @@ def _keep_apart(read: dict[str, _Source]) -> None:
 
     Replaces the sources in `read`.
     """
-    places = {name: x.settings["images"] or x.settings["pairs"] for name, x in read.items()}
     for name, source in read.items():
         held: set[str] = set()
-        for other in (x for n, x in read.items() if n != name and places[n] == places[name]):
+        for other in (x for n, x in read.items() if n != name and x.place == source.place):
             names = other.names
             held |= {names[i] for i in np.unique(other.image_of(other.parts[1])).tolist()}
         if not held:

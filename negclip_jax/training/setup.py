@@ -42,12 +42,7 @@ from negclip_jax.training.config import (
     of_all_processes,
     record_or_compare,
 )
-from negclip_jax.training.evaluation import (
-    EvalContext,
-    Evaluator,
-    MixedValidation,
-    ValidationLoss,
-)
+from negclip_jax.training.evaluation import EvalContext, Evaluator, validation_of
 from negclip_jax.training.objectives import check_objective
 from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
@@ -141,11 +136,9 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     sections = ("eval", "checkpoint", "log")
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in sections}
     options = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
-    mean, std = preprocess.mean, preprocess.std
-    is_mixed = isinstance(loader.examples, Mixture)
-    sources = tuple(source.name for source in loader.examples.sources) if is_mixed else ()
-    of_loss = {"mesh": mesh, "name": loss, "sources": sources} | options | keeping
-    objective = Objective(graphdef, mean, std, **of_loss)
+    shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
+    options |= {"mesh": mesh, "name": loss, "sources": tuple(shares), **keeping}
+    objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
     rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
@@ -162,18 +155,12 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         ema=train.ema_decay is not None,
     )
     whole = (model_config, patterns.merge(frozen, state.params), model["dtype"])
-    is_frozen = image_features.are_constant(trainable)
+    keeping |= {"resumes": resumes, "is_frozen": image_features.are_constant(trainable)}
     loaders = [loader, *held_out.values()]
-    if is_frozen:
+    if keeping["is_frozen"]:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
     loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
-    of_base = {"resumes": resumes, "is_frozen": is_frozen, **keeping}
-    loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **of_base)
-    losses = {n: ValidationLoss(x, objective, mesh) for n, x in zip(held_out, others, strict=True)}
-    validation = losses.get("")
-    if sources and losses:
-        shares = dict(zip(sources, loader.examples.shares, strict=True))
-        validation = MixedValidation(losses, shares)
+    loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **keeping)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)
     train_step = CompiledStep(step, state, frozen, mesh)
@@ -192,7 +179,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         step_flops=StepFlops.of(model_config, trainable),
         state=state,
         frozen=frozen,
-        validation=validation,
+        validation=validation_of(dict(zip(held_out, others, strict=True)), objective, mesh, shares),
         context=EvalContext(graphdef, mesh, preprocess, tokenizer),
     )
 

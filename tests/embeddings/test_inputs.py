@@ -1,16 +1,11 @@
 """Batches of one shape, and keys that tell apart what a tower would."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from evals.images import DataRoots
-from negclip_jax.data.images import ImageDirectory, ImageRef
-from negclip_jax.embeddings import inputs
-from negclip_jax.embeddings.inputs import EncodeImages, Images, Texts, image_digests
+from negclip_jax.data.images import ImageRef
+from negclip_jax.embeddings.inputs import EncodeImages, Images, Texts
 from negclip_jax.runtime import sharding
 
 
@@ -86,51 +81,3 @@ def test_what_does_the_same_is_equal(images, photos, tiny_model, tmp_path):
     other = Images(photos.refs[:1], DataRoots((photos.data,)), tiny_model.preprocess, tmp_path)
     assert other.encode == images.encode and hash(other.encode) == hash(images.encode)
     assert images.encode != EncodeImages((0.0, 0.0, 0.0), images.encode.std)
-
-
-NAMES = [f"{i}.png" for i in range(12)]
-
-
-@pytest.mark.parametrize("content", ["{", "[1]"])
-def test_damaged_digests_are_made_again(photos, tmp_path, caplog, content):
-    source = ImageDirectory(photos.data / "photos")
-    first = image_digests(source, NAMES, tmp_path / "cache")
-    (tmp_path / "cache" / "digests.json").write_text(content)
-    assert image_digests(source, NAMES, tmp_path / "cache") == first
-    assert "digests.json is damaged: all images are read again" in caplog.text
-
-
-def test_digests_follow_the_bytes_and_are_read_once(photos, tmp_path, monkeypatch):
-    source = ImageDirectory(shutil.copytree(photos.data / "photos", tmp_path / "photos"))
-    first = image_digests(source, NAMES, tmp_path)
-    assert len(set(first)) == 12 and len(json.loads((tmp_path / "digests.json").read_text())) == 12
-    reads, read = [], ImageDirectory.read
-    monkeypatch.setattr(ImageDirectory, "read", lambda s, name: reads.append(name) or read(s, name))
-    assert image_digests(source, NAMES, tmp_path) == first and not reads
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "photos" / "7.png")
-    second = image_digests(source, NAMES, tmp_path)
-    assert reads == ["7.png"]
-    assert [i for i in range(12) if first[i] != second[i]] == [7]
-
-
-def test_processes_that_share_a_folder_share_the_reading(photos, tmp_path, monkeypatch):
-    source = ImageDirectory(photos.data / "photos")
-    names, reads, read = NAMES[:11], [], ImageDirectory.read
-    expected = image_digests(source, names, tmp_path / "alone")
-    shares = []
-    monkeypatch.setattr(ImageDirectory, "read", lambda s, name: reads.append(name) or read(s, name))
-    for index in (1, 0):  # process 0 comes last here: what the others sent is then there
-        monkeypatch.setattr(inputs.sharding, "process_place", lambda index=index: (index, 2))
-        monkeypatch.setattr(
-            inputs.sharding,
-            "from_all",
-            lambda own: shares.append(own) or np.stack(shares[::-1] * 2)[:2],
-        )
-        found = image_digests(source, names, tmp_path / "both", shared=True)
-        assert sorted(reads) == sorted(names[6 * index : 6 * index + 6])
-        reads.clear()
-    assert found == expected
-    both, alone = (
-        json.loads((tmp_path / n / "digests.json").read_text()) for n in ("both", "alone")
-    )
-    assert both == alone

@@ -69,7 +69,7 @@ def use_cache(parts, workdir, *, devices=1, dtype="float32", **data):
     params = jax.device_put(params, sharding.replicated(mesh))
     model = (config, params, dtype)
     workdir = epath.Path(workdir)
-    return image_features.use_cache(workdir, [loader, None], model, mesh, **cache)
+    return image_features.use_cache(workdir, [loader, loader], model, mesh, **cache)
 
 
 def kept(workdir) -> set[str]:
@@ -80,7 +80,7 @@ def kept(workdir) -> set[str]:
 def test_features_are_those_of_the_tower(parts, tmp_path, devices):
     config, params, loader = parts
     cached, validation = use_cache(parts, tmp_path, devices=devices)
-    assert validation is None and not cached.cached.unreadable.any()
+    assert validation.cached is cached.cached and not cached.cached.unreadable.any()
     pixels = np.stack(
         [loader.preprocess.uint8(loader.images.open(name)) for name in loader.examples.images]
     )
@@ -122,7 +122,7 @@ def test_whatever_changes_a_feature_changes_the_file(parts, tmp_path):
 def test_the_folder_is_a_setting_and_the_cache_can_be_off(parts, tmp_path):
     loader = parts[2]
     loaders = use_cache(parts, tmp_path / "run", cache_features=False)
-    assert loaders == [loader, None] and not (tmp_path / "run").exists()
+    assert loaders == [loader, loader] and not (tmp_path / "run").exists()
     use_cache(parts, tmp_path / "run", cache_dir=str(tmp_path / "shared"))
     assert (tmp_path / "shared").is_dir() and not (tmp_path / "run").exists()
 
