@@ -28,7 +28,10 @@ def base() -> ConfigDict:
     config.limit = placeholder(int)  # images, the first ones by id; None: all
 
     config.input = ConfigDict()
-    config.input.captions = placeholder(str)  # required: COCO captions json
+    # Required: COCO captions json; JSONL, Parquet, CSV or TSV with the columns `image`, `caption`;
+    # or as for images `wds:PATTERN` (tars), `parquet:PATTERN` and `arrayrecord:PATTERN`.
+    config.input.captions = placeholder(str)
+    config.input.fields = placeholder(str)  # of these, e.g. "caption=title"; see data/fields.py
     config.input.images = placeholder(str)  # image folder; needed wherever a model looks at photos
     config.input.instances = placeholder(str)  # COCO instances json, where there is one
     config.input.questions = placeholder(str)  # "vqa": VQAv2 questions json; None: the LLM asks

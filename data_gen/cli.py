@@ -31,7 +31,7 @@ from negclip_jax.common.signals import Interrupted
 
 # Flags for the keys that most runs set; their names are the keys' but for "input.".
 FLAGS = {
-    "--captions": ("input.captions", "COCO captions json"),
+    "--captions": ("input.captions", "COCO captions json, JSONL, Parquet, CSV, or wds:TARS"),
     "--images": ("input.images", "image folder"),
     "--instances": ("input.instances", "COCO instances json"),
     "--questions": ("input.questions", "VQAv2 questions json (pipeline vqa)"),

@@ -42,6 +42,8 @@ from negclip_jax.common.provenance import (
     git_revision,
     package_versions,
 )
+from negclip_jax.data.pairs import content_of
+from negclip_jax.data.sources import kind_of
 
 _DECODERS = 4  # threads that read and decode photos
 _LOOKED_FOR = 50  # photos, before anything is asked
@@ -171,7 +173,8 @@ def prepare(config: Settings) -> Job:
     """Reads and checks everything that needs no server. Raises InputError."""
     roles = resolve(config)
     prompts = dict(load_prompts(config.prompts))
-    ingested = read_captions(config.input.captions, config.max_rejects)
+    fields = config.input.fields or ""
+    ingested = read_captions(config.input.captions, config.max_rejects, fields)
     images = ingested.images
     if roles.propose == "vqa":
         images = list(with_questions(images, config.input.questions, config.input.answers))
@@ -189,8 +192,14 @@ def prepare(config: Settings) -> Job:
             f"none of the first {len(names)} photos is in {folder} (for example {names[0]}); give "
             "--images the folder that the file names start from"
         )
-    files = {name: path for name, path in config.input.items() if path and name != "images"}
-    inputs = {name: file_facts(path) for name, path in sorted(files.items())}
+    inputs = {
+        name: file_facts(path)
+        for name, path in sorted(config.input.items())
+        if path and name not in ("images", "fields") and not kind_of(path)[0]
+    }
+    if kind_of(config.input.captions)[0]:  # captions in shards, with photos or without
+        _, digest = content_of(config.input.captions, require_negated=False, fields=fields)
+        inputs["captions"] = {"path": config.input.captions, "sha256": digest()}
     return Job(config, roles, prompts, ingested, images, inputs)
 
 

@@ -43,6 +43,7 @@ _RENAMED = {
 }
 # Keys that are younger than runs which may go on, with the values by which these were made.
 _YOUNGER = {
+    "input.fields": None,
     "propose.random": 0.0,
     "propose.present": 0,
     "propose.others": 0,

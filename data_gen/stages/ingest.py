@@ -18,7 +18,10 @@ from negclip_jax.common import coco, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.records import as_written, identity
+from negclip_jax.data import pair_csv
+from negclip_jax.data.pairs import Pair, PairError, iter_pairs
 from negclip_jax.data.records import unsafe_name
+from negclip_jax.data.sources import kind_of
 
 LONGEST_CAPTION = 512  # characters
 
@@ -80,24 +83,38 @@ class Ingested:
         return sum(len(image.captions) for image in self.images)
 
 
-def read_captions(path: str, max_rejects: float = 1.0) -> Ingested:
-    """Reads COCO JSON, or JSONL or Parquet with the columns `image` and `caption`.
+def read_captions(path: str, max_rejects: float = 1.0, fields: str = "") -> Ingested:
+    """Reads captions from COCO JSON, or from whatever pairs are read from: `data.pairs.iter_pairs`.
+
+    Args:
+      path: COCO JSON; JSONL, Parquet, CSV or TSV; `wds:`, `parquet:` or `arrayrecord:PATTERN`.
+      max_rejects: share of the captions that may be unusable.
+      fields: which field of a record is what, see `data.fields`; none for COCO JSON.
 
     Images come sorted by id, numbers by their size. Raises InputError for a file that is neither,
-    for two different captions with one id, and where more than `max_rejects` (a share) of the
-    captions cannot be used.
+    for two different captions with one id, and where more than `max_rejects` of the captions cannot
+    be used.
     """
-    if path.lower().endswith((".jsonl", ".ndjson", ".parquet")):
-        return _ingested(path, lambda: _photos_of_pairs(path), lambda: _pairs(path), max_rejects)
+    suffixes = (".jsonl", ".ndjson", ".parquet", *pair_csv.DELIMITERS)
+    if kind_of(path)[0] or path.lower().endswith(suffixes):
+        read = functools.partial(iter_pairs, path, require_negated=False, fields=fields, log=False)
+        try:
+            return _ingested(
+                path, lambda: _photos_of(read()), lambda: _rows_of(read()), max_rejects
+            )
+        except PairError as error:
+            raise InputError(str(error).replace("data.fields", "input.fields")) from None
+    if fields:
+        raise InputError(f"input.fields={fields} is not for COCO JSON: its fields have fixed names")
     if Path(path).is_file():
         with open(path, "rb") as file:
             other = strict_json.other_format(Path(path).suffix.lower(), file.readline(1 << 20))
         if other:
             raise InputError(
-                f"{path} is {other}. Captions are read from COCO JSON, and from JSONL or Parquet "
-                'with the columns "image" and "caption": convert it, e.g. with pandas'
+                f"{path} is {other}. Captions are read from COCO JSON, from JSONL, Parquet, .csv "
+                'or .tsv with the columns "image" and "caption", and from tars as wds:PATTERN: '
+                "convert it, e.g. with pandas"
             )
-
     try:
         file, lists = Path(path), ("images", "annotations")
         images, captions = (
@@ -247,21 +264,17 @@ def _photos(path: str, images: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         yield image["id"], image["file_name"]
 
 
-def _photos_of_pairs(path: str) -> Iterator[tuple[str, str]]:
-    """The same of a table of captions; of an image with several captions in a row once."""
-    from negclip_jax.data.pairs import iter_pairs
-
+def _photos_of(pairs: Iterable[Pair]) -> Iterator[tuple[str, str]]:
+    """The same of pairs; of an image with several captions in a row once."""
     before = None
-    for pair in iter_pairs(path, require_negated=False):
+    for pair in pairs:
         if before != (before := (pair.image_id, pair.image)):
             yield before
 
 
-def _pairs(path: str) -> Iterator[dict[str, Any]]:
-    """Its captions as rows of COCO JSON."""
-    from negclip_jax.data.pairs import iter_pairs
-
-    for i, pair in enumerate(iter_pairs(path, require_negated=False)):
+def _rows_of(pairs: Iterable[Pair]) -> Iterator[dict[str, Any]]:
+    """Their captions as rows of COCO JSON."""
+    for i, pair in enumerate(pairs):
         yield {"id": i, "image_id": pair.image_id, "caption": pair.caption}
 
 

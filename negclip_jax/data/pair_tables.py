@@ -240,23 +240,29 @@ def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
     import pyarrow.parquet as pq
 
     kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
-    schema, waiting, written = pa.schema(kinds.items()), list[Pair](), False
+    schema, waiting, tables, groups = pa.schema(kinds.items()), list[Pair](), list[pa.Table](), 0
+
+    def collect() -> None:
+        columns = [pa.array([getattr(p, f.name) for p in waiting], f.type) for f in schema]
+        tables.append(pa.table(columns, schema))
+        waiting.clear()
+
     with pq.ParquetWriter(path, schema) as file:
 
         def flush() -> None:
-            nonlocal written
-            columns = [pa.array([getattr(p, f.name) for p in waiting], f.type) for f in schema]
-            file.write_table(pa.table(columns, schema))
-            waiting.clear()
-            written = True
+            nonlocal groups
+            collect()
+            file.write_table(pa.concat_tables(tables).combine_chunks())
+            tables.clear()
+            groups += 1
 
         def write(pair: Pair) -> None:
             waiting.append(pair)
-            if len(waiting) == _GROUP:
-                flush()
+            if len(waiting) == _BATCH:
+                flush() if len(tables) == _GROUP // _BATCH - 1 else collect()
 
         yield write
-        if waiting or not written:
+        if waiting or tables or not groups:
             flush()
 
 

@@ -22,7 +22,7 @@ def tokenize(text: str) -> list[Token]:
     return list(_tokens(text))
 
 
-@lru_cache(10_000)  # a caption is looked at by many
+@lru_cache(2000)  # a caption is looked at many times, one soon after the other
 def _tokens(text: str) -> tuple[Token, ...]:
     tokens, end = [], 0
     for match in WORD.finditer(text):

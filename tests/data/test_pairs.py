@@ -1,5 +1,6 @@
 """Pairs: every layout in and out, every bad file with a sentence, splits that do not leak."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from negclip_jax.data import pair_tables
 from negclip_jax.data.pairs import Pair, PairError, read_pairs, split_pairs, write_pairs
+from negclip_jax.data.records import FIELDS
 
 DATA = Path(
     os.environ.get("NEGCLIP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -427,3 +430,46 @@ def test_split_of_nothing_held_out():
 def test_splits_that_cannot_be(options, message):
     with pytest.raises(PairError, match=message):
         split_pairs(many(3, 1), seed=0, **options)
+
+
+def some_pairs(number: int) -> list[Pair]:
+    return [
+        Pair(
+            f"{i % 7}.jpg", f"text {i * 7919 % 9973}", f"not {i}" if i % 4 else None,
+            ("a foil", "another")[: i % 3], image_id=f"{i % 7}", object=("dog", None)[i % 2],
+        )
+        for i in range(number)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1, 1023, 2048, 3000])
+def test_parquet_is_written_in_groups_as_if_from_one_table(tmp_path, monkeypatch, number):
+    pairs, path = some_pairs(number), tmp_path / "a.parquet"
+    write_pairs(path, pairs)
+    kinds = {k: pa.list_(pa.string()) if k == "foils" else pa.string() for k in FIELDS}
+    columns = {k: pa.array([getattr(p, k) for p in pairs], kind) for k, kind in kinds.items()}
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    assert path.read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    monkeypatch.setattr(pair_tables, "_GROUP", 2048)
+    write_pairs(path, pairs)
+    sizes = pq.ParquetFile(path).metadata
+    sizes = [sizes.row_group(i).num_rows for i in range(sizes.num_row_groups)]
+    assert sizes == {0: [0], 1: [1], 1023: [1023], 2048: [2048], 3000: [2048, 952]}[number]
+    if number:
+        assert read_pairs(path, require_negated=False) == pairs
+
+
+def test_coco_lists_each_image_once_wherever_its_pairs_stand(tmp_path):
+    pairs = some_pairs(20)
+    write_pairs(tmp_path / "a.json", pairs)
+    text = (tmp_path / "a.json").read_text()
+    content = json.loads(text)
+    assert text == json.dumps(content, ensure_ascii=False)
+    assert content["images"] == [{"id": i, "file_name": f"{i}.jpg"} for i in range(7)]
+    assert read_pairs(tmp_path / "a.json", require_negated=False) == pairs
+    pairs.append(dataclasses.replace(pairs[0], image="other.jpg"))
+    with pytest.raises(PairError, match=r"id 0 stands for 0\.jpg and other\.jpg"):
+        write_pairs(tmp_path / "a.json", pairs)
+    assert (tmp_path / "a.json").read_text() == text and len(list(tmp_path.iterdir())) == 1
+    write_pairs(tmp_path / "a.json", [])
+    assert (tmp_path / "a.json").read_text() == '{"images": [], "annotations": []}'

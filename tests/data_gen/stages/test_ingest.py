@@ -3,7 +3,10 @@
 import json
 import tracemalloc
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from tiny_tars import member, write_tar
 
 from data_gen.records import Caption
 from data_gen.stages.ingest import id_order, read_captions, with_questions
@@ -174,8 +177,8 @@ def test_files_that_are_not_of_vqa(tmp_path, row):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("c.csv", b"image,caption\na.jpg,A dog\n", "comma-separated values with the columns image"),
-        ("c.tsv", b"filepath\ttitle\n", "tab-separated values with the columns filepath, title"),
+        ("c.json", b"image,caption\na.jpg,A dog\n", "comma-separated values with the columns ima"),
+        ("c.tar", b"", "a tar archive"),
         ("c.json", b"\x1f\x8b\x08\x00", "a compressed file"),
         ("c.json", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     ],
@@ -262,3 +265,65 @@ def test_a_caption_takes_few_bytes(tmp_path):
         return peak
 
     assert held(40_000) - held(10_000) < 200 * 30_000
+
+
+ROWS = [("b.jpg", "A dog."), ("a.jpg", "A cat."), ("b.jpg", "Two dogs.")]
+
+
+def in_form(folder, form: str) -> tuple[str, str]:
+    """The rows in a file, and the fields that name its columns."""
+    images, captions = zip(*ROWS, strict=True)
+    if form == "wds":
+        samples = [[member(f"{i}.jpg", b"photo"), member(f"{i}.txt", text.encode())]
+                   for i, text in enumerate(captions)]  # fmt: skip
+        write_tar(folder / "00000.tar", [part for sample in samples for part in sample])
+        return f"wds:{folder}/{{00000..00000}}.tar", ""
+    path, names = folder / f"c.{form}", ("path", "said")
+    if form == "parquet":
+        pq.write_table(pa.table({"path": images, "said": captions}), path)
+    elif form == "jsonl":
+        path.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in ROWS))
+    else:
+        mark = {"csv": ",", "tsv": "\t"}[form]
+        path.write_text("\n".join(mark.join(row) for row in [names, *ROWS]))
+    return str(path), "image=path,caption=said"
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_captions_come_from_tables_of_any_names(tmp_path, form):
+    path, fields = in_form(tmp_path, form)
+    images = read_captions(path, fields=fields).images
+    assert [(i.file_name, i.texts) for i in images] == [
+        ("a.jpg", ["A cat."]), ("b.jpg", ["A dog.", "Two dogs."]),
+    ]  # fmt: skip
+
+
+def test_captions_come_from_tars(tmp_path):
+    path, _ = in_form(tmp_path, "wds")
+    images = read_captions(path).images
+    assert [i.texts for i in images] == [[text] for _, text in ROWS]
+    assert [i.file_name.rpartition("/")[2] for i in images] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "said"),
+    [
+        ("csv", "", "path, said"),
+        ("csv", "image=path,caption=nothing", "nothing"),
+        ("parquet", "image=path,caption=nothing", "nothing"),
+        ("jsonl", "picture=path", "input.fields: cannot read 'picture=path'"),
+        ("wds", "caption=json.title", "json"),
+    ],
+)
+def test_captions_that_are_not_where_they_are_said_to_be(tmp_path, form, fields, said):
+    path, _ = in_form(tmp_path, form)
+    with pytest.raises(InputError) as error:
+        read_captions(path, fields=fields)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_shards_that_are_not_there_and_fields_of_coco(tmp_path):
+    with pytest.raises(InputError, match=r"4 of 4 parts of .* match no file"):
+        read_captions(f"wds:{tmp_path}/{{0..3}}.tar")
+    with pytest.raises(InputError, match=r"input\.fields=caption=x is not for COCO JSON"):
+        read_captions(write(tmp_path / "c.json", [row_of(1, "a")]), fields="caption=x")
