@@ -6,21 +6,23 @@ import os
 import posixpath
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from data_gen.records import ImageItem
 from negclip_jax.common import coco, strict_json
 from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.photos import name_key
 from negclip_jax.common.records import identity
 from negclip_jax.language import tables
 from negclip_jax.language.inflection import singular
-from negclip_jax.language.mentions import find_same, mentioned
+from negclip_jax.language.mentions import find_kinds, find_same, mentioned
 from negclip_jax.language.text import tokenize
-from negclip_jax.language.vocabulary import CATEGORIES, canonical, kinds, same
+from negclip_jax.language.twins import place_of
+from negclip_jax.language.vocabulary import CATEGORIES, canonical, content, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
 NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not know
@@ -29,8 +31,20 @@ NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not kn
 # object is plausible, as some always are.
 _SCENE_IMAGES, _DOUBT, _SHARPNESS, _PLAUSIBLE, _AT_LEAST = 8, 4, 3, 1.0, 4
 # Of `Cooccurrence.fit`: rounds, and deviations of a caption's texts, which are several and alike.
-_ROUNDS, _SPREAD = 100, 2.0
+_ROUNDS, _SPREAD = 100, 1.0
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
+_BROAD = "?"
+_LARGE = 0.05  # share of the photo from which a box needs no caption that names it
+SCENES = [
+    (frozenset(objects.split(", ")), frozenset(words.split()))
+    for _, objects, words in tables.rows("scenes")
+]
+# An object says the more of its scene, the fewer scenes have it.
+_TELLS = {
+    name: 1 / sum(name in objects for objects, _ in SCENES)
+    for name in sorted(frozenset().union(*(objects for objects, _ in SCENES)) - {"person"})
+}
+_ALIKE = 0.7  # of the best scene's weight: a photo may be of several scenes
 
 
 class InstanceVerifier:
@@ -40,6 +54,7 @@ class InstanceVerifier:
       names: the categories that the file annotates, as its images may be asked about.
       present: image id to all categories annotated there, however small.
       visible: those of them that are plain to see, not tiny and no mere crowd.
+      large: those with one that fills much of the photo.
       crowds: those with a crowd, whether or not there are single ones beside it.
     """
 
@@ -60,9 +75,14 @@ class InstanceVerifier:
         asked = names.items() if isinstance(names, Mapping) else names
         self.names, ids, files, tables = coco.fold_instances(Path(instances_path), _table_of)
         rows = _Rows(ids, files, asked)
-        self.present, self.visible, self.crowds = (
+        self.present, self.visible, self.large, self.crowds = (
             _Kinds(self.names, rows, table) for table in tables
         )
+
+    def certain(self, image: ImageItem) -> list[str]:
+        """What `certain` says of the objects in an image that the file knows, sorted."""
+        image_id = identity(image.image_id)
+        return certain(sorted(self.visible[image_id]), image.texts, self.large[image_id])
 
     def verdict(self, image_id: str | int, obj: str) -> tuple[str, float]:
         """("absent" | "present" | "unsure", probability that it is present: 0, 1 or 0.5).
@@ -106,7 +126,7 @@ def _table_of(
     objects: Iterable[coco.Instance],
 ) -> tuple[tuple[str, ...], Texts, Texts, np.ndarray]:
     """The categories; ids of all images and names of those that are listed; and as bits, uint8
-    `[3, I, C / 8]`, which categories are present, visible and crowds."""
+    `[4, I, C / 8]`, which categories are present, visible, large and crowds."""
     ids, files, pixels = Texts(), Texts(), array("q")
     for image_id, image in images:
         ids.append(image_id)
@@ -116,7 +136,7 @@ def _table_of(
     if index.repeated():
         raise strict_json.Irregular
     unlisted: dict[str, int] = {}  # images that only their objects name
-    table = np.zeros((3, len(ids), -(-len(names) // 8)), np.uint8)
+    table = np.zeros((4, len(ids), -(-len(names) // 8)), np.uint8)
     for row in objects:
         image = index.first(row.image)
         if image < 0:
@@ -125,10 +145,12 @@ def _table_of(
                 ids.append(row.image)
                 pixels.append(0)
             if image == table.shape[1]:
-                more = np.zeros((3, 1 + image // 4, table.shape[2]), np.uint8)
+                more = np.zeros((4, 1 + image // 4, table.shape[2]), np.uint8)
                 table = np.concatenate([table, more], axis=1)
         byte, mask = bit[row.category] // 8, 1 << bit[row.category] % 8
-        told = (True, coco.is_plain(row, pixels[image]), row.crowd)
+        is_plain = coco.is_plain(row, pixels[image])
+        is_large = is_plain and coco.share(row, pixels[image]) >= _LARGE
+        told = (True, is_plain, is_large, row.crowd)
         for kind, is_so in enumerate(told):
             if is_so:
                 table[kind, image, byte] |= mask
@@ -212,31 +234,65 @@ class _Kinds(Mapping[str, frozenset[str]]):
         return sum(1 for _ in self)
 
 
-def certain(present: Iterable[str], captions: Sequence[str]) -> list[str]:
-    """The objects of which no caption hints that they are pictures, toys or another thing."""
+def certain(
+    present: Iterable[str], captions: Sequence[str], seen: Container[str] | None = None
+) -> list[str]:
+    """The objects that nobody who looks at the photo would miss, or call something else.
+
+    A caption may hint that they are pictures, toys or another thing. A category of COCO that no
+    caption names and that is not among those `seen` (None: all are) may be a spatula that was boxed
+    as a spoon.
+    """
     texts = [tokenize(text) for text in captions]
     words = {singular(token.word) for tokens in texts for token in tokens}
     pictured = words & _LOOKALIKES["*"]
-    # What a caption calls by its name is what the box says: "a bench and two chairs".
-    return [
-        name
-        for name in present
-        if not pictured - set(name.split())
-        and (
-            not words & _LOOKALIKES.get(name, frozenset())
-            or any(find_same(name, tokens) for tokens in texts)
-        )
+    found = []
+    for name in present:
+        alike = _LOOKALIKES.get(name, frozenset())
+        # What a caption calls by its name is what the box says, "a bench and two chairs", unless as
+        # many others call it something else.
+        naming = [
+            any(
+                first < last or singular(tokens[last].word) not in alike
+                for first, last in find_same(name, tokens)
+            )
+            for tokens in texts
+        ]
+        other = [bool(alike.intersection(singular(t.word) for t in tokens)) for tokens in texts]
+        called = sum(naming) > sum(b and not a for a, b in zip(naming, other, strict=True))
+        known = called or seen is None or name not in CATEGORIES
+        known = known or (name in seen and _BROAD not in alike)
+        known = known or any(find_kinds(name, tokens) for tokens in texts)
+        if known and not pictured - set(name.split()) and (called or not any(other)):
+            found.append(name)
+    return found
+
+
+@lru_cache(maxsize=256)
+def expected(present: frozenset[str], captions: tuple[str, ...]) -> frozenset[str]:
+    """What one half-expects in a photo, by the scenes that objects in it and captions tell of."""
+    words = {singular(word) for text in captions for word in content(text)}
+    weights = [
+        sum(_TELLS.get(name, 0) for name in objects & present) + len(words & told)
+        for objects, told in SCENES
     ]
+    least = max(_ALIKE * max(weights), min(_TELLS.values()))
+    chosen = (objects for (objects, _), w in zip(SCENES, weights, strict=True) if w >= least)
+    return frozenset().union(*chosen)
 
 
 def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
     """(What may be said to be there, whether only without the caption), of objects in its photo.
 
     Beside a caption that is what it does not name: "a dog, with no dog in sight" is false of every
-    photo. Where it names everything, a text without the caption may say it.
+    photo. Where it names everything, a text without the caption may say it: "a dog on a beach", but
+    not "people" alone.
     """
     found = [name for name in present if not mentioned(name, [caption])]
-    return found or list(present), bool(present) and not found
+    if found or not present:
+        return found, False
+    told = [name for name in present if name != "person" or place_of(name, caption)]
+    return told, bool(told)
 
 
 def is_category(found: tuple[list[str], bool]) -> bool:
@@ -271,7 +327,7 @@ class Cooccurrence:
         self.names = sorted(set(every)) if names is None else list(names)
         self._random = random
         self._index = {name: i for i, name in enumerate(self.names)}
-        scenes = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
+        scenes = [objects for objects, _ in SCENES]
         together = np.zeros((len(self.names), len(self.names)))
         weighed = itertools.chain(
             ((objects, 1) for objects in images), ((scene, _SCENE_IMAGES) for scene in scenes)
@@ -291,7 +347,9 @@ class Cooccurrence:
 
     def fit(
         self,
-        images: Iterable[tuple[frozenset[str], Sequence[tuple[Sequence[str], bool]]]],
+        images: Iterable[
+            tuple[frozenset[str], Sequence[str], Sequence[tuple[Sequence[str], bool]]]
+        ],
         seed: int = 0,
     ) -> None:
         """Weighs draws so that each object is drawn about as often as it is there to be affirmed.
@@ -302,17 +360,17 @@ class Cooccurrence:
         equal, those of some images tell what the others' must be.
 
         Args:
-          images: what is in each, and `unsaid` of each of its captions.
+          images: what is in each, its captions, and `unsaid` of each of them.
           seed: of the chance.
         """
         rows, rng = ([], []), np.random.default_rng(seed)
         wanted, variance = np.zeros_like(self._factors), np.zeros_like(self._factors)
-        for present, captions in images:
-            here = np.zeros_like(self._factors)
-            for found, alone in captions:
+        for present, captions, left in images:
+            here, weights = np.zeros_like(self._factors), self._plausible(present, captions)
+            for found, alone in left:
                 places = [self._index[name] for name in found if name in self._index]
                 if places:
-                    rows[alone].append(self._plausible(present))
+                    rows[alone].append(weights)
                     here[int(alone), places] += 1 / len(places)
             wanted += here
             variance += here**2 + here  # of what is there, and of as many single absences
@@ -326,8 +384,11 @@ class Cooccurrence:
                 factors *= np.sqrt((wanted[kind] + 0.1) / (drawn.sum(0) + 0.1))
                 factors /= factors.max()
 
-    def _plausible(self, present: frozenset[str]) -> np.ndarray:
-        """The weights of all names beside these, before they are fitted; 0 for what is there."""
+    def _plausible(self, present: frozenset[str], captions: Sequence[str]) -> np.ndarray:
+        """The weights of all names beside these, before they are fitted; 0 for what is there.
+
+        Categories of COCO that the photo's scenes do not have weigh nothing, if others are left.
+        """
         known = [self._index[name] for name in sorted(present) if name in self._index]
         if not known:
             return self._often
@@ -335,17 +396,25 @@ class Cooccurrence:
         telling = [i for i in known if self.names[i] != "person"] or known
         lift = self._lift[telling].max(axis=0)
         lift[known] = 0
+        around = expected(present, tuple(captions))
+        fits = np.array([name in around or name not in CATEGORIES for name in self.names])
+        lift = lift * fits if np.any(lift * fits) else lift
         least = min(_PLAUSIBLE, np.sort(lift)[-_AT_LEAST:].min())
         return np.where(lift >= least, lift, 0) ** _SHARPNESS
 
     def draw(
-        self, present: frozenset[str], k: int, rng: np.random.Generator, alone: bool = False
+        self,
+        present: frozenset[str],
+        k: int,
+        rng: np.random.Generator,
+        alone: bool = False,
+        captions: Sequence[str] = (),
     ) -> list[str]:
         """Up to k different objects, none of them present, likeliest first drawn.
 
-        `alone`: for a text without the caption.
+        `alone`: for a text without the caption. `captions` tell of the scene.
         """
-        weights = self._plausible(present) * self._factors[int(alone)]
+        weights = self._plausible(present, captions) * self._factors[int(alone)]
         if rng.random() < self._random:
             weights = np.ones(len(self.names))
         weights[[self._index[name] for name in present if name in self._index]] = 0
@@ -372,6 +441,8 @@ class Cooccurrence:
         """
         digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        drawn = self.draw(present, len(self.names), rng, alone)
+        drawn = self.draw(present, len(self.names), rng, alone, captions)
+        if all(mentioned(name, captions) for name in drawn):
+            drawn = self.draw(present, len(self.names), rng, alone)
         fresh = (name for name in drawn if not mentioned(name, captions))
         return [name for name, _ in zip(fresh, range(k), strict=False)]

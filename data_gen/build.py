@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_gen import labels
-from data_gen.annotations import Cooccurrence, InstanceVerifier, certain, unsaid
+from data_gen.annotations import Cooccurrence, InstanceVerifier, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
@@ -336,20 +336,21 @@ def _proposer(
                 )
 
     rows = zip(named, sample, strict=True)
-    statistics.fit(((there, list(told(image))) for there, image in rows), config.seed)
+    told_of = ((there, image.texts, list(told(image))) for there, image in rows)
+    statistics.fit(told_of, config.seed)
     return propose.OthersProposer(llm, statistics, settings.others, config.seed)
 
 
 def _told(
     images: Sequence[ImageItem], boxes: InstanceVerifier
-) -> Iterator[tuple[frozenset[str], list[tuple[list[str], bool]]]]:
+) -> Iterator[tuple[frozenset[str], Sequence[str], list[tuple[list[str], bool]]]]:
     """What `Cooccurrence.fit` reads of the images of a run, of some evenly among all."""
     is_known = (identity(image.image_id) in boxes.present for image in images)
     known = np.flatnonzero(np.fromiter(is_known, bool, len(images)))
     for image in map(images.__getitem__, known[:: max(1, len(known) // _SAMPLE)].tolist()):
         image_id = identity(image.image_id)
-        there = certain(sorted(boxes.visible[image_id]), image.texts)
-        yield boxes.present[image_id], [unsaid(there, text) for text in image.texts]
+        there = boxes.certain(image)
+        yield boxes.present[image_id], image.texts, [unsaid(there, text) for text in image.texts]
 
 
 def _verifier(

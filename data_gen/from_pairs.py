@@ -125,11 +125,11 @@ def _facts(
         item = ImageItem(rows[0]["image_id"], rows[0]["file_name"], _captions(captions))
         labels = of_image(item, boxes, [])
         if any(label.source == "boxes" for label in labels):
-            present, absent, rests = Facts.of(labels)
+            present, absent, rests, seen = Facts.of(labels)
             # Of what the file does not annotate the pair alone knows.
             other = sorted(objects - set(rests))
             rests = {**rests, **{name: f"{name}={ABSENT}@pair" for name in other}}
-            return Facts(present, [*absent, *other], rests)
+            return Facts(present, [*absent, *other], rests, seen)
     there = sorted({name for text in captions for name in named_categories(text)})
     there = [name for name in there if canonical(name) not in objects]
     absent = [name for name in sorted(objects) if not mentioned(name, captions)]

@@ -23,7 +23,7 @@ from negclip_jax.language.names import object_name
 from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import CATEGORIES, canonical
 
-PLAIN, TINY, CROWD = "plain", "tiny", "crowd"
+LARGE, PLAIN, TINY, CROWD = "large", "plain", "tiny", "crowd"
 _LOOKED = ("boxes", "mllm", "vqa")  # sources that saw the photo
 _SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by method; others: mllm
 _EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
@@ -119,6 +119,7 @@ def _of_boxes(image_id: str, boxes: InstanceVerifier) -> list[Label]:
         if name in present:
             size = CROWD if name in boxes.crowds[known] else TINY
             size = PLAIN if name in boxes.visible[known] else size
+            size = LARGE if name in boxes.large[known] else size
         state, p = (PRESENT, 1.0) if name in present else (ABSENT, 0.0)
         labels.append(Label(image_id, key, name, state, "boxes", p, size))
     return labels
@@ -154,7 +155,9 @@ def settled(labels: Iterable[Label]) -> tuple[list[str], list[str]]:
         state = _state(rows)
         if state == ABSENT:
             absent.append(name)
-        elif any(row.state == PRESENT == state and row.size in (None, PLAIN) for row in rows):
+        elif any(
+            row.state == PRESENT == state and row.size in (None, PLAIN, LARGE) for row in rows
+        ):
             present.append(name)
     return present, absent
 

@@ -21,6 +21,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.mentions import named_categories
 from negclip_jax.language.negation import cue_of
+from negclip_jax.language.twins import place_of
 from negclip_jax.language.vocabulary import CATEGORIES
 
 FIRST_ANSWERS = 100
@@ -147,12 +148,15 @@ class ImagePipeline:
         rows.labels.extend({**label._asdict(), "file_name": image.file_name} for label in found)
         # Objects that are surely in the photo: annotated or seen by the verifier; where no model
         # looks, COCO's categories that captions name.
-        present = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
+        seen = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
+        present = set(seen)
         if self.boxes is not None:
-            present |= self.boxes.visible.get(identity(image.image_id), frozenset())
+            known = identity(image.image_id)
+            present |= self.boxes.visible.get(known, frozenset())
+            seen |= self.boxes.large.get(known, frozenset())
         if not present and self.present is None:
             present = {name for text in image.texts for name in named_categories(text)}
-        sure = certain(sorted(present), image.texts)
+        sure = certain(sorted(present), image.texts, seen)
         assignments = assign(
             image, candidates, verdicts, sure, seed=self.config.seed, **self.config.assign
         )
@@ -228,7 +232,11 @@ def assign(
             c,
             o,
             absent[o.object, o.question],
-            shuffled(left[c.id][0], seed, c.id)[0] if left[c.id][1] else None,
+            min(
+                shuffled(left[c.id][0], seed, c.id) if left[c.id][1] else (),
+                key=lambda name: not place_of(name, c.text),
+                default=None,
+            ),
         )
         for c, o in pairs
     ]

@@ -81,7 +81,7 @@ SCHEMAS = {
         # rule, by which any answer without "yes" is an absence.
         "source",
         "probability:float32",  # that it is present
-        "size",  # of what boxes show: plain | tiny | crowd
+        "size",  # of what boxes show: large | plain | tiny | crowd
         "key",  # of the request in the cache, null without one
     ),
     # One row an attempt to rewrite a caption: a rejected first and its accepted second are two.

@@ -18,23 +18,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_gen.annotations import UNSURE, certain
-from data_gen.labels import Label, of_part, settled
+from data_gen.annotations import UNSURE, certain, expected
+from data_gen.labels import LARGE, Label, of_part, settled
 from data_gen.records import chance, read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
-from negclip_jax.language import tables
 from negclip_jax.language.grammar import (
     BY_NAME,
     NOT_OF_TWO,
+    THING,
     Grammar,
+    Shape,
     Template,
     as_caption,
 )
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
-from negclip_jax.language.twins import affirmed, exchanged, of_scene
+from negclip_jax.language.twins import affirmed, exchanged, of_scene, place_of
 from negclip_jax.language.vocabulary import canonical
 
 AFFIRMS, DENIES, BOTH = "affirms", "denies", "both"
@@ -50,9 +51,8 @@ SCHEMA = pa.schema(
     ]
 )
 # Of the balance: what one image may add, and what chance may where an object is of both kinds.
-_SLACK, _SPREAD = 10, 4
+_SLACK, _SPREAD = 4, 2
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
-_SCENES = [frozenset(objects.split(", ")) for _, objects in tables.rows("scenes")]
 
 
 class Statement(NamedTuple):
@@ -83,18 +83,24 @@ class Statement(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is surely in an image, what surely is not, and what says so of each object."""
+    """What is surely in an image, what surely is not, and what says so of each object.
+
+    `seen`: of what is there, what needs no caption that names it; None for all of it.
+    """
 
     present: Sequence[str]
     absent: Sequence[str]
     rests: Mapping[str, str]
+    seen: Container[str] | None = None
 
     @classmethod
     def of(cls, labels: Sequence[Label]) -> "Facts":
         """The facts that the labels of one image agree about."""
         told = (label for label in labels if label.state != UNSURE)  # beside a box, a doubt is none
         rests = {label.object: f"{label.object}={label.state}@{label.source}" for label in told}
-        return cls(*settled(labels), rests)
+        # A verifier was asked about the object by its name.
+        seen = {row.object for row in labels if row.source != "boxes" or row.size in (None, LARGE)}
+        return cls(*settled(labels), rests, seen)
 
 
 class Balance:
@@ -153,7 +159,8 @@ class _Form(NamedTuple):
     affirm: Callable[[str], str | None]
     holds_caption: bool
     is_own: bool = False  # of the pair
-    contrast: tuple[Template, str] | None = None  # of two objects: what the pair says is there
+    # Of two objects: what the pair says is there, and where.
+    contrast: tuple[Template, str, str] | None = None
 
 
 @dataclass
@@ -169,12 +176,17 @@ class Pen:
 
     grammar: Grammar
     seed: int
-    balances: tuple[Balance, Balance] = field(init=False)  # of texts alone, and with captions
+    # Of a pair's own words and of others, with captions and without: foils are but the first.
+    balances: dict[tuple[bool, bool], Balance] = field(init=False)
     units: int = 0
     unbalanced: int = 0
 
     def __post_init__(self) -> None:
-        self.balances = Balance((self.seed, "alone")), Balance((self.seed, "beside"))
+        self.balances = {
+            (own, beside): Balance((self.seed, own, beside))
+            for own in (False, True)
+            for beside in (False, True)
+        }
 
     def write(
         self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
@@ -186,17 +198,16 @@ class Pen:
           facts: about the image.
           captions: of the image, all of them.
         """
-        there, absent, rests = facts
-        for balance in self.balances if pairs else ():
+        there, absent, rests, seen = facts
+        for balance in self.balances.values() if pairs else ():
             balance.start(pairs[0]["image_id"])
-        present = certain(there, captions)
+        present = certain(there, captions, seen)
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
         rests = {name: rests[canonical(name)] for name in denied} | rests
         # What else one half-expects there may stand in for an object that the balance refuses.
-        around = {*present} - {"person"} or {*denied}
-        expected = frozenset().union(*(scene for scene in _SCENES if scene & around))
-        spare = [name for name in absent if name in expected and not mentioned(name, captions)]
+        around = expected(frozenset(present), tuple(captions))
+        spare = [name for name in absent if name in around and not mentioned(name, captions)]
         found = collections.defaultdict(list)
         forms = [
             (p, form) for p in pairs if p["object"] in denied for form in self._forms(p, present)
@@ -225,7 +236,7 @@ class Pen:
             yield _Form(f"llm {cue} {place}", "llm", deny, affirm, True, True)
         elif there := self._there(pair, template, present):
             name = f"a {template.name}"
-            yield _Form(name, "grammar", str, str, False, True, (template, there))
+            yield _Form(name, "grammar", str, str, False, True, (template, *there))
         else:
             is_own = template is not None and bool(template.affirmed)
             if not is_own:
@@ -241,16 +252,19 @@ class Pen:
     @staticmethod
     def _there(
         pair: Mapping[str, Any], template: Template | None, present: Sequence[str]
-    ) -> str | None:
-        """What a pair without its caption says to be there: "a cat, but no dog"."""
+    ) -> tuple[str, str] | None:
+        """What a pair without its caption says is there, and where: "a cat on a sofa, no dog"."""
         if template is None or template.position == ALONE:
             return None
-        own, absent = pair["negated_caption"], noun(pair["object"])
-        found = (n for n in present if template.fill(as_caption(n, pair["caption"]), absent) == own)
-        return next(found, None)
+        own, absent, caption = pair["negated_caption"], noun(pair["object"]), pair["caption"]
+        for name in present:
+            for place in (place_of(name, caption), ""):  # older runs told no place
+                if template.fill(as_caption(name, caption, place), absent) == own:
+                    return name, place
+        return None
 
-    def _fitting(self, position: str, caption: str) -> list[Template]:
-        return [t for t in self.grammar.fitting(position, caption, False) if t.affirmed]
+    def _fitting(self, position: str, caption: str, shape: Shape | None = None) -> list[Template]:
+        return [t for t in self.grammar.fitting(position, caption, False, shape) if t.affirmed]
 
     def _unit(
         self,
@@ -266,7 +280,8 @@ class Pen:
         Beside a caption the present object is one that the caption does not name: "a dog, with no
         dog in sight" is false of every photo.
         """
-        key, balance = (self.seed, pair["pair_id"], form.name), self.balances[form.holds_caption]
+        key = (self.seed, pair["pair_id"], form.name)
+        balance = self.balances[form.is_own, form.holds_caption]
         there = [
             name
             for name in sorted(shuffled(present, *key), key=balance.owed, reverse=True)
@@ -284,7 +299,8 @@ class Pen:
             if form.contrast:
                 balance.count(name, other)
                 self.units += 1
-                rows = self._contrast(name, other, others, form.contrast[0], pair["caption"])
+                about = (form.contrast[0], pair["caption"], form.contrast[2])
+                rows = self._contrast(balance, name, other, others, *about)
                 return _statements(pair, rows, rests)
             texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
             if not all(texts):
@@ -299,20 +315,28 @@ class Pen:
                 (texts[3], True, AFFIRMS, (other,)),
             ]
             rows = [(form, *text) for text in texts]
-            fits = self._fitting(AFTER, noun(other).some)
-            fits += self._fitting(BEFORE, noun(other).some)
+            fits = self._fitting(AFTER, "", THING) + self._fitting(BEFORE, "", THING)
             fits = [template for template in fits if template.name not in NOT_OF_TWO]
             if fits and not form.holds_caption:
                 template = self.grammar.draw(fits, repr(key), "contrast")
-                rows += self._contrast(name, other, others, template, "")
+                rows += self._contrast(balance, name, other, others, template)
             return _statements(pair, rows, rests)
         self.unbalanced += bool(there)
         return []
 
     def _contrast(
-        self, absent: str, present: str, others: Sequence[str], template: Template, like: str
+        self,
+        balance: Balance,
+        absent: str,
+        present: str,
+        others: Sequence[str],
+        template: Template,
+        like: str = "",
+        place: str = "",
     ) -> Iterator[tuple[_Form, str, bool, str, tuple[str, str]]]:
         """ "A dog but no cat" and "a cat but no dog", of which one is true, in the style of `like`.
+
+        `place`: where both are said to be.
 
         Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
         whatever affirms a thing that is there would be true.
@@ -320,10 +344,11 @@ class Pen:
         form = _Form(f"a {template.name}", "grammar", str, str, False)
         said = [(present, absent, True), (absent, present, False)]
         if others:
-            self.balances[False].count(absent, others[0])
+            balance.count(absent, others[0])
             said += [(others[0], absent, True), (present, others[0], False)]
-        for first, last, truth in said:
-            text = template.fill(as_caption(first, like), noun(last))
+        for i, (first, last, truth) in enumerate(said):
+            where = place if i < 2 else ""
+            text = template.fill(as_caption(first, like, where), noun(last))
             yield form, text, truth, BOTH, (first, last)
 
 

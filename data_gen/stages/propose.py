@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_gen.annotations import NOT_ANNOTATED, Cooccurrence, InstanceVerifier, certain, unsaid
+from data_gen.annotations import (
+    NOT_ANNOTATED,
+    Cooccurrence,
+    InstanceVerifier,
+    expected,
+    unsaid,
+)
 from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
 from data_gen.labels import named_in
@@ -23,6 +29,14 @@ from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import canonical, content
 
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
+# What photos hold and captions leave out, the oftenest first, in the scenes that have it; of the
+# likeliest ones so many are asked about.
+_UNSAID = (
+    "person", "chair", "car", "cup", "bottle", "book", "bowl", "handbag", "backpack", "truck",
+    "potted plant", "traffic light", "bench", "knife", "sports ball", "cell phone", "clock", "fork",
+    "tv", "sink", "boat", "umbrella", "wine glass", "tie", "bird", "dog",
+)  # fmt: skip
+_LIKELY, _ASKED_FIRST = 4, 2
 SAMPLES = 2  # an answer that is no list is asked for once more
 _YES_NO = re.compile(
     r"(is|are|was|were|does|do|did|can|could|has|have|will|would|isn't|aren't)\b[^?]{3,120}\?",
@@ -172,7 +186,7 @@ class CooccurrenceProposer:
         present = self.boxes.present.get(image_id)
         if present is None:
             return [Candidate("", "cooccurrence", reject_reason=NOT_ANNOTATED)]
-        there = certain(sorted(self.boxes.visible[image_id]), image.texts)
+        there = self.boxes.certain(image)
         drawn, found = collections.Counter[str](), []
         for caption in image.captions:
             _, alone = unsaid(there, caption.text)
@@ -191,7 +205,8 @@ class OthersProposer:
     """Adds to an LLM's names what captions of other photos name, by what occurs beside the photo's.
 
     Such objects are there elsewhere, so that denying them is not always true. `number`: of COCO's
-    categories, and as many others.
+    categories, and as many others. Before them come a few that are often there and left unsaid:
+    absent, they are denied, present, they are what false texts deny.
     """
 
     proposer: Proposer
@@ -210,6 +225,9 @@ class OthersProposer:
             for alone in (False, True)
         ]
         known = [c for c in found if (normalise_object(c.object) or "") in self.statistics]
+        around = expected(named, image.texts)
+        likely = [n for n in _UNSAID if n in around and not mentioned(n, image.texts)][:_LIKELY]
+        drawn.insert(0, shuffled(likely, key)[:_ASKED_FIRST])
         others = [[Candidate(name, "cooccurrence") for name in names] for names in drawn]
         turns = itertools.zip_longest(*others, known)
         first = [candidate for turn in turns for candidate in turn if candidate is not None]

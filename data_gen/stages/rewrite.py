@@ -13,10 +13,18 @@ from data_gen.prompts import STYLES, Prompt, quoted
 from data_gen.records import Assignment, ImageItem, chance, shuffled
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
-from negclip_jax.language.grammar import NATURAL, NOT_OF_TWO, Grammar, Template, as_caption
+from negclip_jax.language.grammar import (
+    NATURAL,
+    NOT_OF_A_THING,
+    NOT_OF_TWO,
+    THING,
+    Grammar,
+    Template,
+    as_caption,
+)
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
-from negclip_jax.language.twins import of_scene
+from negclip_jax.language.twins import of_scene, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +155,12 @@ class TemplateWriter:
         caption, candidate = assignment.caption, assignment.candidate
         key = f"{self.seed}/{caption.id}/{candidate.question or candidate.object}"
         if candidate.question is None:
-            base, there = caption.text, assignment.there
+            base, there, shape = caption.text, assignment.there, None
             if there is not None and self.grammar.style == "natural":
-                base, avoid = as_caption(there, base), (*avoid, *NOT_OF_TWO)
-            written = self.grammar.rewrite(base, candidate.object, key, avoid)
+                place = place_of(there, base)
+                base, shape = as_caption(there, base, place), THING
+                avoid = (*avoid, *NOT_OF_TWO, *(() if place else NOT_OF_A_THING))
+            written = self.grammar.rewrite(base, candidate.object, key, avoid, shape)
             if written is None:
                 return Draft("", "template", problem="held_out")
             text, template = written

@@ -73,7 +73,12 @@ class Instances:
 
 def is_plain(instance: Instance, pixels: int) -> bool:
     """Whether an object is neither a crowd nor tiny in an image of so many pixels (0: unknown)."""
-    return not instance.crowd and instance.area >= TINY * pixels
+    return not instance.crowd and share(instance, pixels) >= TINY
+
+
+def share(instance: Instance, pixels: int) -> float:
+    """An object's share of an image of so many pixels (0: unknown, which gives 1)."""
+    return instance.area / pixels if pixels else 1.0
 
 
 def read_lists(

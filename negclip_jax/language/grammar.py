@@ -84,6 +84,15 @@ BY_NAME = {template.name: template for template in TEMPLATES}
 NOT_OF_TWO = tuple(t.name for t in TEMPLATES if t.people or t.text.startswith("with"))
 
 
+# Templates that few people would use after a thing of which no more is said: "a zebra, and there
+# aren't any birds".
+NOT_OF_A_THING = tuple(
+    t.name
+    for t in TEMPLATES
+    if t.position == AFTER and t.text[0] == "{" and t.name not in ("but-no", "no-in-sight")
+)
+
+
 class Shape(NamedTuple):
     """What decides which templates fit a caption."""
 
@@ -112,6 +121,9 @@ _PICTURE = re.compile(
 _SEVERAL = re.compile(r"[.;:]\s")
 
 
+THING = Shape(phrase=True, sentence=False, picture=False)  # of what `as_caption` returns
+
+
 @lru_cache(maxsize=4096)
 def shape_of(caption: str) -> Shape:
     """The shape of a caption."""
@@ -133,15 +145,15 @@ def in_style(caption: str, text: str, **slots: str) -> str:
     capital = base[:1].isupper()
     if re.match(r"[A-Z][a-z]|A\b", base):  # "TV on a table" and "I see" stay as they are
         base = base[0].lower() + base[1:]
-    filled = text.format(c=base, p=base, o=base, s=base, **slots)
+    filled = text.format(c=base, p=base, o=base, s=base, **slots).rstrip()
     if capital:
         filled = filled[0].upper() + filled[1:]
     return f"{filled}." if words.endswith(".") else filled
 
 
-def as_caption(name: str, caption: str) -> str:
-    """An object as a caption that names nothing else, in the style of another caption."""
-    return in_style(caption, "{some}", some=_spoken(noun(name)).some)
+def as_caption(name: str, caption: str, place: str = "") -> str:
+    """An object, and where it is, as a caption in the style of another caption."""
+    return in_style(caption, "{some} {place}", some=_spoken(noun(name)).some, place=place)
 
 
 def pick(options: Sequence[T], seed_key: str, purpose: str) -> T:
@@ -195,9 +207,14 @@ class Grammar:
         if not any(self.fitting(position, "", False) for position in (AFTER, BEFORE, ALONE)):
             raise ValueError("every template is held out; nothing can be written")
 
-    def fitting(self, position: str, caption: str, human: bool) -> tuple[Template, ...]:
-        """The templates at a position that can say of a caption that a (human) object is absent."""
-        return _fitting(self.style, self.hold_out, position, shape_of(caption), human)
+    def fitting(
+        self, position: str, caption: str, human: bool, shape: Shape | None = None
+    ) -> tuple[Template, ...]:
+        """The templates at a position that can say of a caption that a (human) object is absent.
+
+        `shape`: of the caption, where it is known.
+        """
+        return _fitting(self.style, self.hold_out, position, shape or shape_of(caption), human)
 
     def rewrite(
         self,
@@ -205,6 +222,7 @@ class Grammar:
         obj: str,
         seed_key: str,
         avoid: Collection[str] = (),
+        shape: Shape | None = None,
     ) -> tuple[str, Template] | None:
         """The caption rewritten so that it also says that the object is absent.
 
@@ -213,6 +231,7 @@ class Grammar:
           obj: the object's name, singular.
           seed_key: the same key gives the same text.
           avoid: template names not to be used, unless no other fits.
+          shape: of the caption, where it is known.
         Returns:
           The text, in the caption's style of capital letter and full stop, and its template;
           None where every template that fits is held out.
@@ -223,10 +242,12 @@ class Grammar:
             sides = [BEFORE, AFTER, ALONE]
         if self.statements and _number(seed_key, "statement") % 100 < round(100 * self.statements):
             sides = [ALONE, *sides[:2]]
-        options = [self.fitting(side, caption, known.human) for side in sides]
-        for banned in (frozenset(avoid), frozenset()):
+        options = [self.fitting(side, caption, known.human, shape) for side in sides]
+        for banned, weight in ((frozenset(avoid), 1), (frozenset(avoid), 0), (frozenset(), 0)):
+            # A form that nobody writes comes behind another place of the negation.
+            least = weight if self.style == "natural" else 0
             for fit in options:
-                if left := [t for t in fit if t.name not in banned]:
+                if left := [t for t in fit if t.name not in banned and t.weight >= least]:
                     template = self.draw(left, seed_key, "template")
                     return template.fill(caption, known), template
         return None

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from negclip_jax.language import tables
 from negclip_jax.language.inflection import article, noun, singular
-from negclip_jax.language.mentions import find_same
+from negclip_jax.language.mentions import find_kinds, find_same
 from negclip_jax.language.negation import Cue, find_cues, governs
 from negclip_jax.language.text import Token, tokenize
-from negclip_jax.language.vocabulary import FRAME
+from negclip_jax.language.vocabulary import FRAME, is_participle
+from negclip_jax.language.wordnet import is_thing
 
 _BE, _EXISTENCE, _FRONT, _ARTICLES = map(tables.words, ("be", "existence", "front", "article"))
 _CLAUSE, _SIGHT = tables.words("clause_start"), tables.words("sight")
@@ -29,7 +30,15 @@ _CONTRAST = {"instead", "just", "only", "nor", "either", "other", "else", "anywh
 _OPENS = {"with", "but", "and", "yet", "though", "although", "you", "do", "does", "did"}
 _SINGULAR = {"is", "was", "isn't", "wasn't", "appears", "there's"}
 _PLURAL = {"are", "were", "aren't", "weren't", "appear"}
+_VOID = ("free", "devoid", "void")
 _THIRD = {"have": "has", "do": "does"}
+_PLACES = tables.words("place") - {"by"}
+_SETTLED = set(
+    ["sits", "stands", "lies", "sit", "stand", "lie", "parked", "seated", "stopped", "placed"]
+)
+_NOT_PLACE = {"and", "with", "that", "to", "for", "another", "other", "each", "himself", "herself"}
+_NOT_PLACE |= {"themselves", "them", *tables.words("pronoun"), *tables.words("owner")} - {"the"}
+_AWAY, _LONGEST = 2, 8  # words between a thing and its place, and of the place
 
 
 class _Denial(NamedTuple):
@@ -45,9 +54,14 @@ def _denial(text: str, obj: str) -> _Denial | None:
     """The one denial of a text, if it says of the whole scene that the object is not there."""
     tokens = tokenize(text)
     cues, spans = find_cues(tokens), find_same(obj, tokens)
-    if len(cues) != 1 or len(spans) != 1 or _CONTRAST.intersection(t.word for t in tokens):
+    if len(cues) != 1 or len(spans) != 1:
         return None
     (cue,), ((first, last),) = cues, spans
+    end = next((i for i in range(max(cue.last, last) + 1, len(tokens)) if tokens[i].mark), None)
+    begin = next((i for i in range(min(cue.first, first), 0, -1) if tokens[i].mark), 0)
+    # "No dog, just a cat" contrasts; "a cat and other pets, with no dog in sight" does not.
+    if _CONTRAST.intersection(token.word for token in tokens[begin : end and end + 1]):
+        return None
     if cue.word in ("-free", "-less") or not governs(cue, tokens, first, last):
         return None
     if first > cue.last:
@@ -79,11 +93,40 @@ def _of_picture(tokens: list[Token]) -> list[Token]:
     return tokens
 
 
+def place_of(name: str, caption: str) -> str:
+    """Where a caption says that a thing is: "in tall grass" for "a giraffe standing in tall grass".
+
+    "" where it does not, or where what it says is not sure to be about the thing.
+    """
+    tokens = tokenize(caption)
+    for _, last in find_kinds(name, tokens)[:1]:
+        near = range(last + 1, min(last + _AWAY + 2, len(tokens)))
+        first = next((i for i in near if tokens[i].word in _PLACES), None)
+        if first is None or any(t.mark for t in tokens[last + 1 : first + 1]):
+            return ""
+        between = [token.word for token in tokens[last + 1 : first]]
+        if not all(is_participle(w) or w in _BE or w in _SETTLED for w in between):
+            return ""
+        end = first + 1
+        while end < len(tokens) and not tokens[end].mark and not _leaves(tokens[end].word):
+            end += 1
+        phrase = tokens[first:end]
+        clean = end == len(tokens) or tokens[end].mark or tokens[end].word in ("and", "while", "as")
+        if clean and 2 <= len(phrase) <= _LONGEST and is_thing(singular(phrase[-1].word)):
+            return caption[phrase[0].start : phrase[-1].end]
+    return ""
+
+
+def _leaves(word: str) -> bool:
+    """Whether a word is none of the place that is being told."""
+    return word in _CLAUSE | _BE | _NOT_PLACE or is_participle(word) or word.isdigit()
+
+
 def of_scene(text: str, obj: str) -> str:
     """The text with what it denies at its end denied of the whole scene, if it was of one thing.
 
     "A man on a bench without a dog" may have a dog behind the bench; it becomes "... without a dog
-    in sight". A text of another form is returned as it is.
+    in sight", and so does "without a dog nearby". A text of another form is returned as it is.
     """
     tokens = tokenize(text)
     cues, spans = find_cues(tokens), find_same(obj, tokens)
@@ -91,9 +134,10 @@ def of_scene(text: str, obj: str) -> str:
         return text
     (cue,), ((first, last),) = cues, spans
     between = {token.word for token in tokens[cue.last + 1 : first]}
-    if cue.word not in ("no", "without") or last + 1 < len(tokens) or not between <= _ARTICLES:
+    behind = [token.word for token in tokens[last + 1 :]]
+    if cue.word not in ("no", "without") or behind not in ([], ["nearby"]) or between - _ARTICLES:
         return text
-    scene = f"{text[: tokens[last].end]} in sight{text[tokens[last].end :]}"
+    scene = f"{text[: tokens[last].end]} in sight{text[tokens[-1].end :]}"
     return scene if _denial(scene, obj) is not None else text
 
 
@@ -133,15 +177,23 @@ def affirmed(text: str, obj: str) -> str | None:
     some = f"{article(name)} {name}" if counted else name
     start, end = tokens[cue.first].start, tokens[cue.last].end
     between = [token.word for token in tokens[cue.last + 1 : first]]
+    edited = ""
     after = tokens[cue.last + 1] if cue.last + 1 < len(tokens) else tokens[cue.last]
-    if cue.word == "no" and not between:
+    bare = [word for word in between if word not in ("a", "an", "any", "single", "visible")]
+    if cue.word == "no" and not bare and first > cue.last:
         edited = _put(text, start, tokens[last].end, some)
+    elif cue.word == "no" and bare in (["sign", "of"], ["trace", "of"]):
+        edited = _put(text, start, tokens[last].end, f"{some} in sight")
+    elif (cue.word == "lacking" and not bare) or (cue.word in _VOID and bare == ["of"]):
+        edited = _put(text, start, tokens[last].end, f"with {some}")
     elif cue.word == "without" and between in ([], ["a"], ["an"], ["any"]):
         edited = _put(text, start, tokens[last].end, f"with {some}")
     elif cue.word.endswith("n't") or cue.word in ("not", "cannot"):
         if between and between[-1] == "the":
             return None
-        if between and between[-1] in ("any", "a", "an"):
+        if cue.word == "not" and between[:1] in (["a"], ["an"], ["any"]) and not bare:
+            edited = _put(text, start, tokens[last].end, some)  # "not a single dog in sight"
+        elif between and between[-1] in ("any", "a", "an"):
             text = _put(text, tokens[first - 1].start, tokens[last].end, some)
         before = tokens[cue.first - 1].word if cue.first else ""
         if cue.word in ("doesn't", "don't") or (cue.word == "not" and before in ("does", "do")):
@@ -152,17 +204,19 @@ def affirmed(text: str, obj: str) -> str | None:
                 verb = _THIRD.get(verb, f"{verb}s")
             edited = _put(text, start, after.end, verb)
         elif cue.word == "not":
-            if before not in _BE:
+            if before in _BE:
+                edited = text[: start - 1] + text[end:]
+            elif not edited:
                 return None
-            edited = text[: start - 1] + text[end:]
         elif cue.word in ("can't", "cannot"):
             edited = _put(text, start, end, "can")
         else:
-            edited = _put(text, start, end, cue.word.removesuffix("n't"))
+            edited = _put(text, start, end, {"won't": "will"}.get(cue.word, cue.word[:-3]))
     elif cue.word == "nowhere":
         edited = text[:start] + text[end + 1 :]
-    elif cue.word in ("absent", "missing") and after.word == "from":
-        edited = _put(text, start, after.end, "present in")
+    elif cue.word in ("absent", "missing") and first < cue.first:
+        here = after.word == "from"
+        edited = _put(text, start, after.end if here else end, "present in" if here else "present")
     else:
         return None
     # "But there is no dog" becomes "and there is a dog": what stood before is no contrast.

@@ -10,8 +10,11 @@ from data_gen.rules import check
 from negclip_jax.language.grammar import (
     BY_NAME,
     NATURAL,
+    NOT_OF_A_THING,
     TEMPLATES,
+    THING,
     Grammar,
+    as_caption,
     held_out,
     pick,
     shape_of,
@@ -225,3 +228,21 @@ def test_every_form_is_said_of_present_things_as_well():
             if text:
                 tokens = tokenize(text)
                 assert not find_cues(tokens) and find_same(name, tokens), text
+
+
+def test_a_form_that_nobody_writes_comes_behind_another_place():
+    first = Grammar(before=1.0)
+    drawn = {first.rewrite("a zebra", "bird", str(i), shape=THING)[1] for i in range(300)}
+    assert {t.position for t in drawn} == {BEFORE} and all(t.weight for t in drawn)
+    # Before several sentences only forms of weight 0 fit.
+    several = "A cat. It sleeps on a sofa"
+    assert any(not t.weight for t in NATURAL.fitting(BEFORE, several, False))
+    drawn = {first.rewrite(several, "bird", str(i))[1] for i in range(300)}
+    assert {t.position for t in drawn} == {AFTER} and all(t.weight for t in drawn)
+
+
+def test_a_thing_and_its_place_as_a_caption():
+    assert as_caption("cat", "A cat on a sofa.", "on a sofa") == "A cat on a sofa."
+    assert as_caption("person", "a man") == "people"
+    assert {t.name for t in TEMPLATES if t.text[0] == "{"} >= set(NOT_OF_A_THING)
+    assert not {"but-no", "no-in-sight", "no-just"} & set(NOT_OF_A_THING)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.language.twins import affirmed, exchanged, of_scene
+from negclip_jax.language.twins import affirmed, exchanged, of_scene, place_of
 
 WRITTEN = {  # text, object: the same of an umbrella, and affirmed
     ("A cat on a sofa, with no dog in sight.", "dog"): (
@@ -109,3 +109,24 @@ def test_what_a_picture_is_of_is_no_part_of_the_denial():
     text = "There is no dog in this picture of a man on a bench."
     assert exchanged(text, "dog", "cat") == "There is no cat in this picture of a man on a bench."
     assert affirmed(text, "dog") == "There is a dog in this picture of a man on a bench."
+
+
+@pytest.mark.parametrize(
+    ("name", "caption", "place"),
+    [
+        ("giraffe", "A giraffe standing in tall grass near a tree.", "in tall grass near a tree"),
+        ("cat", "A cat is sleeping on a couch", "on a couch"),
+        ("boat", "Two boats on the water", "on the water"),
+        ("person", "A man throwing a frisbee in a park", ""),  # it is the frisbee that is there
+        ("frisbee", "A man throwing a frisbee in a park", "in a park"),
+        ("dog", "A dog with a toy in its mouth", ""),
+        ("dog", "A dog in its basket", ""),
+        ("bus", "A bus, on a street", ""),
+        ("bus", "A bus on", ""),
+        ("cat", "A dog on a street", ""),
+        ("pizza", "A pizza on a plate with a fork", ""),  # who has the fork is not sure
+        ("pizza", "A pizza on a plate and a fork", "on a plate"),
+    ],
+)
+def test_where_a_caption_says_that_a_thing_is(name, caption, place):
+    assert place_of(name, caption) == place
