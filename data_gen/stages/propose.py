@@ -220,17 +220,19 @@ class OthersProposer:
         if all(candidate.reject_reason for candidate in found):  # an error, to be asked again
             return found
         key = f"{self.seed}/{image.image_id}"
-        drawn = [
-            self.statistics.propose(named, image.texts, self.number, key, alone)
-            for alone in (False, True)
-        ]
-        known = [c for c in found if (normalise_object(c.object) or "") in self.statistics]
-        around = expected(named, image.texts)
+        around = expected(named, tuple(image.texts)) & frozenset(self.statistics.names)
         likely = [n for n in _UNSAID if n in around and not mentioned(n, image.texts)][:_LIKELY]
-        drawn.insert(0, shuffled(likely, key)[:_ASKED_FIRST])
-        others = [[Candidate(name, "cooccurrence") for name in names] for names in drawn]
+        likely = shuffled(likely, key)[:_ASKED_FIRST]
+        others = []
+        for alone in (False, True):
+            number = self.number + len(likely)
+            drawn = self.statistics.propose(named, image.texts, number, key, alone)
+            fresh = [name for name in drawn if name not in likely][: self.number]
+            others.append([Candidate(name, "cooccurrence") for name in fresh])
+        known = [c for c in found if (normalise_object(c.object) or "") in self.statistics]
         turns = itertools.zip_longest(*others, known)
-        first = [candidate for turn in turns for candidate in turn if candidate is not None]
+        first = [Candidate(name, "cooccurrence") for name in likely]
+        first += [candidate for turn in turns for candidate in turn if candidate is not None]
         return first + [candidate for candidate in found if candidate not in known]
 
 

@@ -30,7 +30,8 @@ _CONTRAST = {"instead", "just", "only", "nor", "either", "other", "else", "anywh
 _OPENS = {"with", "but", "and", "yet", "though", "although", "you", "do", "does", "did"}
 _SINGULAR = {"is", "was", "isn't", "wasn't", "appears", "there's"}
 _PLURAL = {"are", "were", "aren't", "weren't", "appear"}
-_VOID = ("free", "devoid", "void")
+_VOID = {"free", "devoid", "void"}
+_WITHOUT = {"without", "lacking"} | _VOID
 _THIRD = {"have": "has", "do": "does"}
 _PLACES = tables.words("place") - {"by"}
 _SETTLED = set(
@@ -184,9 +185,7 @@ def affirmed(text: str, obj: str) -> str | None:
         edited = _put(text, start, tokens[last].end, some)
     elif cue.word == "no" and bare in (["sign", "of"], ["trace", "of"]):
         edited = _put(text, start, tokens[last].end, f"{some} in sight")
-    elif (cue.word == "lacking" and not bare) or (cue.word in _VOID and bare == ["of"]):
-        edited = _put(text, start, tokens[last].end, f"with {some}")
-    elif cue.word == "without" and between in ([], ["a"], ["an"], ["any"]):
+    elif bare == (["of"] if cue.word in _VOID else []) and cue.word in _WITHOUT:
         edited = _put(text, start, tokens[last].end, f"with {some}")
     elif cue.word.endswith("n't") or cue.word in ("not", "cannot"):
         if between and between[-1] == "the":

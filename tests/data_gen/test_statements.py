@@ -212,7 +212,7 @@ def test_no_form_is_truer_than_another_and_words_alone_tell_nothing(exported):
             of[row[key], row["polarity"]].append(row["truth"])
         assert all(2 * sum(truths) == len(truths) for truths in of.values()), key
     texts = [leak.Text(r["image_id"], r["unit"], r["text"], r["truth"], r["form"]) for r in rows]
-    assert 0.40 < leak.measure(texts)["accuracy"]["rate"] < 0.53
+    assert 0.38 < leak.measure(texts)["accuracy"]["rate"] < 0.53
 
 
 def test_the_same_run_is_exported_alike(exported, tmp_path):

@@ -130,3 +130,39 @@ def test_what_a_picture_is_of_is_no_part_of_the_denial():
 )
 def test_where_a_caption_says_that_a_thing_is(name, caption, place):
     assert place_of(name, caption) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "there"),
+    [
+        ("A cat, not a dog in sight.", "A cat, not a bird in sight.", "A cat, a dog in sight."),
+        ("Not a dog in sight, a cat naps.", "Not a bird in sight, a cat naps.",
+         "A dog in sight, a cat naps."),
+        ("A cat naps, and not a single dog is around.",
+         "A cat naps, and not a single bird is around.", "A cat naps, and a dog is around."),
+        ("A cat naps, but a dog is missing.", "A cat naps, but a bird is missing.",
+         "A cat naps, and a dog is present."),
+        ("A dog is absent as a cat naps.", "A bird is absent as a cat naps.",
+         "A dog is present as a cat naps."),
+        ("A cat naps, with no sign of a dog.", "A cat naps, with no sign of a bird.",
+         "A cat naps, with a dog in sight."),
+        ("A cat naps, and you won't find a dog there.",
+         "A cat naps, and you won't find a bird there.",
+         "A cat naps, and you will find a dog there."),
+        ("A cat naps, free of any dogs.", "A cat naps, free of any birds.",
+         "A cat naps, with dogs."),
+        ("A cat naps, lacking a dog.", "A cat naps, lacking a bird.", "A cat naps, with a dog."),
+        ("No visible dog, a cat naps.", "No visible bird, a cat naps.", "A dog, a cat naps."),
+        ("A cat and other pets nap, but there isn't a dog in view.",
+         "A cat and other pets nap, but there isn't a bird in view.",
+         "A cat and other pets nap, and there is a dog in view."),
+    ],
+)  # fmt: skip
+def test_sentences_as_models_of_several_styles_write_them(text, other, there):
+    assert exchanged(text, "dog", "bird") == other
+    assert affirmed(text, "dog") == there
+
+
+def test_what_is_not_nearby_becomes_not_in_sight():
+    assert of_scene("A cat naps, with no dog nearby.", "dog") == "A cat naps, with no dog in sight."
+    assert affirmed("A dog is not in view, just a cat.", "dog") is None

@@ -123,16 +123,24 @@ def test_the_filter_gives_reasons():
 
 
 def test_objects_that_other_captions_name_take_turns_with_the_llm_s():
-    proposer, _ = llm('["lighthouse", "lamp", "dog"]')
-    named = [frozenset(["person", "street", "dog", "lamp", "tree"])] * 20
+    proposer, _ = llm('["lighthouse", "lamp", "rug"]')
+    named = [frozenset(["person", "street", "rug", "lamp", "tree"])] * 20
     statistics = Cooccurrence(named)
-    told = [(["dog"], False), (["tree"], True)]
-    statistics.fit([(frozenset(["person"]), told)] * 50)
+    told = [(["rug"], False), (["tree"], True)]
+    statistics.fit([(frozenset(["person"]), (), told)] * 50)
     found = propose(OthersProposer(proposer, statistics, 1, 0))
     assert [(c.object, c.source) for c in found] == [
-        ("dog", "cooccurrence"),
+        ("rug", "cooccurrence"),
         ("tree", "cooccurrence"),
         ("lamp", "llm"),
-        ("dog", "llm"),  # `filtered` drops it
+        ("rug", "llm"),  # `filtered` drops it
         ("lighthouse", "llm"),  # that no caption names comes last
     ]
+
+
+def test_what_captions_leave_unsaid_is_asked_about_first():
+    proposer, _ = llm('["lighthouse"]')
+    named = [frozenset(["car", "street", "traffic light", "oven", "kite"])] * 20
+    found = propose(OthersProposer(proposer, Cooccurrence(named), 0, 0))  # captions of a street
+    assert {c.object for c in found[:2]} == {"car", "traffic light"}
+    assert [c.object for c in found[2:]] == ["lighthouse"]
