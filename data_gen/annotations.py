@@ -21,7 +21,6 @@ from negclip_jax.language import tables
 from negclip_jax.language.inflection import singular
 from negclip_jax.language.mentions import find_kinds, find_same, mentioned
 from negclip_jax.language.text import tokenize
-from negclip_jax.language.twins import place_of
 from negclip_jax.language.vocabulary import CATEGORIES, canonical, content, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
@@ -285,14 +284,10 @@ def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
     """(What may be said to be there, whether only without the caption), of objects in its photo.
 
     Beside a caption that is what it does not name: "a dog, with no dog in sight" is false of every
-    photo. Where it names everything, a text without the caption may say it: "a dog on a beach", but
-    not "people" alone.
+    photo. Where it names everything, a text without the caption may say it.
     """
     found = [name for name in present if not mentioned(name, [caption])]
-    if found or not present:
-        return found, False
-    told = [name for name in present if name != "person" or place_of(name, caption)]
-    return told, bool(told)
+    return found or list(present), bool(present) and not found
 
 
 def is_category(found: tuple[list[str], bool]) -> bool:

@@ -16,6 +16,7 @@ from negclip_jax.language.foils import affirm, foil, template_foils
 from negclip_jax.language.grammar import (
     NATURAL,
     NOT_OF_A_THING,
+    NOT_OF_PEOPLE,
     NOT_OF_TWO,
     THING,
     Grammar,
@@ -159,7 +160,8 @@ class TemplateWriter:
             if there is not None and self.grammar.style == "natural":
                 place = place_of(there, base)
                 base, shape = as_caption(there, base, place), THING
-                avoid = (*avoid, *NOT_OF_TWO, *(() if place else NOT_OF_A_THING))
+                bare = NOT_OF_PEOPLE if there == "person" else NOT_OF_A_THING
+                avoid = (*avoid, *NOT_OF_TWO, *(() if place else bare))
             written = self.grammar.rewrite(base, candidate.object, key, avoid, shape)
             if written is None:
                 return Draft("", "template", problem="held_out")

@@ -22,6 +22,8 @@ HUMANS = frozenset({"person", "people", "human"})
 _MEN = re.compile(r"(?!german|human|roman|norman|brahman|caiman|ottoman|talisman|shaman)\w*man$")
 _ARTICLES = {word: a for a, words in tables.rows("articles") for word in words.split()}
 _COMPOUND = re.compile(r"(\w{3,})(shelf|knife|wife|child|leaf|wolf|person|foot|tooth)")
+# Stuffs, whatever they are made of: "driftwood", "dinnerware", "sawdust".
+_STUFF = re.compile(r"\w{2,}(wood|ware|wear|stuff|dust|meal|bread|grass|water|soil|flour|sauce)")
 _VOWELS_SPOKEN = "AEFHILMNORSX"  # letters whose names begin with a vowel: "an RV", but "a UFO"
 
 # Words in -s that are singular, and those in -ies that only lose an s.
@@ -86,7 +88,7 @@ def noun(name: str) -> Noun:
     if not name:
         raise ValueError("an object needs a name, got an empty one")
     named = {name, _split(name)[1]}
-    if named & MASS:
+    if named & MASS or (_STUFF.fullmatch(_split(name)[1]) and singular(name) == name):
         return Noun(name, name, f"any {name}", are="is")
     if named & PLURAL_ONLY:
         return Noun(name, name, f"any {name}", is_="are")

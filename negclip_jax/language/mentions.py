@@ -130,7 +130,9 @@ def _more_kinds(obj: str) -> frozenset[str]:
     return found
 
 
-_AGENT = re.compile(r"(er|or|ist|ian|eer|ess|man|woman|mother|father)$")
+_AGENT = re.compile(
+    r"(er|or|ist|ian|eer|ess|man|woman|mother|father|smith|wright|ant|ent|ee|mate|herd)$"
+)
 _INDIVISIBLE = {
     "hot dog", "teddy bear", "traffic light", "fire hydrant", "cell phone", "stop sign",
 }  # fmt: skip

@@ -8,7 +8,9 @@ from negclip_jax.language.vocabulary import ABSTRACT, STOP, canonical, concepts,
 
 # "A blue sky" is nothing to look for either, but a traffic light is.
 _NEVER = ABSTRACT - tables.words("concrete_head")
-_NAME = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]*)?(?:[ -][^\W\d_]+(?:['’][^\W\d_]*)?){0,3}")
+# Words of letters, or of capitals and digits: "MP3 player", "3D printer".
+_WORD = r"(?:[A-Z]+\d+|\d+[A-Z]+|[^\W\d_]+(?:['’][^\W\d_]*)?)"
+_NAME = re.compile(rf"{_WORD}(?:[ -]{_WORD}){{0,3}}")
 _LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+", re.I)
 _CAPITALS = {
     word.lower(): word for _, words in tables.rows("capitals") for word in words.split()
@@ -43,6 +45,11 @@ def object_name(text: str) -> str | None:
 def _spelled(word: str) -> str:
     """A word in lower case unless it is a name, or letters that spell nothing: "RV", "LEDs"."""
     low = word.lower()
+    owner, mark, rest = re.match(r"([^'’]*)(['’]?)(.*)", word).groups()
+    if mark and rest == "s":
+        return f"{_spelled(owner)}{mark}{rest}"  # "Rubik's cube", "bird's nest"
+    if re.search(r"[a-z][A-Z]|\d", word):  # "GoPro", "MP3"
+        return word
     plain = low if low in _CAPITALS else low.removesuffix("s")
     if plain in _CAPITALS:
         return _CAPITALS[plain] + low[len(plain) :]

@@ -11,6 +11,7 @@ from negclip_jax.language.grammar import (
     BY_NAME,
     NATURAL,
     NOT_OF_A_THING,
+    NOT_OF_PEOPLE,
     TEMPLATES,
     THING,
     Grammar,
@@ -246,3 +247,6 @@ def test_a_thing_and_its_place_as_a_caption():
     assert as_caption("person", "a man") == "people"
     assert {t.name for t in TEMPLATES if t.text[0] == "{"} >= set(NOT_OF_A_THING)
     assert not {"but-no", "no-in-sight", "no-just"} & set(NOT_OF_A_THING)
+    assert {t.name for t in TEMPLATES} - set(NOT_OF_PEOPLE) == {
+        "no-just", "no-only", "no-here-just", "no-visible-only", "not-just", "nobody-just"
+    }  # fmt: skip

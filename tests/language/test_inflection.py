@@ -185,3 +185,15 @@ def test_a_plural_is_cut_to_a_word_that_there_is(written, one, many):
 )
 def test_names_as_models_write_them(name, a):
     assert noun(name).a == a
+
+
+@pytest.mark.parametrize(
+    "name", ["driftwood", "dinnerware", "topsoil", "sawdust", "barbed wire", "wrought iron"]
+)
+def test_stuffs_are_not_counted(name):
+    assert noun(name).a == f"any {name}"
+
+
+@pytest.mark.parametrize("name", ["wood", "grass skirt", "tumbleweed", "earthworm"])
+def test_only_closed_compounds_are_stuffs(name):
+    assert noun(name).a == ("any wood" if name == "wood" else f"{article(name)} {name}")

@@ -87,3 +87,20 @@ def test_categories_are_named_by_their_own_names():
 )  # fmt: skip
 def test_what_a_caption_names(caption, things):
     assert named_things(caption) == things
+
+
+@pytest.mark.parametrize(
+    ("obj", "caption"),
+    [
+        ("person", "A blacksmith hammers iron."),
+        ("person", "Two shepherds on a hill."),
+        ("shoe", "A pair of high heels on the floor."),
+        ("hat", "Graduates throw their mortarboards."),
+        ("fruit", "A bowl of cherries."),
+        ("instrument", "A man with a guitar."),
+        ("dessert", "A slice of pie on a plate."),
+        ("bag", "A boy with a satchel."),
+    ],
+)
+def test_kinds_that_wordnet_puts_elsewhere(obj, caption):
+    assert mentioned(obj, [caption])

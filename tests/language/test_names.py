@@ -41,3 +41,20 @@ def test_names(written, name):
 )  # fmt: skip
 def test_no_names(written):
     assert object_name(written) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("MP3 player", "MP3 player"),
+        ("3D printers", "3D printer"),
+        ("GoPro", "GoPro"),
+        ("Rubik's Cubes", "Rubik's cube"),
+        ("Bird's nests", "bird's nest"),
+        ("Eiffel Tower", "Eiffel tower"),
+        ("dog 2", None),
+        ("747", None),
+    ],
+)
+def test_names_with_digits_and_capitals_inside(text, name):
+    assert object_name(text) == name
