@@ -92,7 +92,9 @@ NOT_OF_A_THING = tuple(
     if t.position == AFTER and t.text[0] == "{" and t.name not in ("but-no", "no-in-sight")
 )
 # And those that few would use of people alone: "no stop sign, just people" is what one says.
-NOT_OF_PEOPLE = tuple(t.name for t in TEMPLATES if not t.text.endswith((", just {p}", ", only {p}")))
+NOT_OF_PEOPLE = tuple(
+    t.name for t in TEMPLATES if not t.text.endswith((", just {p}", ", only {p}"))
+)
 
 
 class Shape(NamedTuple):
