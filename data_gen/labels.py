@@ -24,6 +24,7 @@ from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import CATEGORIES, canonical
 
 LARGE, PLAIN, TINY, CROWD = "large", "plain", "tiny", "crowd"
+_SURE = 0.8  # probability from which a model's "yes" makes a denial false, as for an absence
 _LOOKED = ("boxes", "mllm", "vqa")  # sources that saw the photo
 _SOURCES = {"instances": "boxes", "vqa": "vqa", "substring": "text"}  # by method; others: mllm
 _EXISTENCE = re.compile(r"there (?:is|are) no (.+?)(?: in (?:this|the) (?:image|picture|photo))?")
@@ -147,8 +148,8 @@ def _of_verdict(row: Mapping[str, Any]) -> Label | None:
 def settled(labels: Iterable[Label]) -> tuple[list[str], list[str]]:
     """(objects that are surely in the image, objects that surely are not), of one image's labels.
 
-    Present is what boxes show plainly or who looked at the photo confirmed; absent is what every
-    source calls so. What sources contradict each other about is neither.
+    Present is what boxes show plainly or a model is sure to see; absent is what every source calls
+    so. What sources contradict each other about is neither.
     """
     present, absent = [], []
     for name, rows in _by_object(labels).items():

@@ -114,6 +114,21 @@ def test_the_published_rule_settles_nothing():
     assert ("helmet", "text") in said(found) and settled(found) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("source", "probability", "size", "is_there"),
+    [
+        ("mllm", 0.6, None, False),  # likelier there than not: no reason to call its denial false
+        ("mllm", 0.9, None, True),
+        ("boxes", 1.0, "plain", True),
+        ("boxes", 1.0, "large", True),
+        ("boxes", 1.0, "tiny", False),
+    ],
+)
+def test_what_is_there_is_plain_or_sure(source, probability, size, is_there):
+    row = Label("1", "dog", "dog", "present", source, probability, size)
+    assert settled([row]) == (["dog"] if is_there else [], [])
+
+
 def write_parts(run, parts):
     for number, labels in enumerate(parts):
         rows = [{**label._asdict(), "file_name": f"{label.image_id}.jpg"} for label in labels]
