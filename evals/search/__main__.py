@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from evals import models
     from evals.results import read_earlier
     from evals.search import ranking
-    from evals.search.folder import PhotoFolder
+    from evals.search.folder import photos_of
     from negclip_jax.common import storage
     from negclip_jax.runtime.timing import human_seconds
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"{path} is not of a search and would be replaced: give another --out"
         ) from None
-    folder = PhotoFolder(args.images)
+    folder = photos_of(args.images)
     cache = command_line.embedding_cache(args)
     sources = [args.base] if args.base else []
     loaded = command_line.load_models([*sources, *args.model], args)
@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     help_ = "as in python -m evals; may be repeated"
     add("--model", action="append", required=True, metavar="[NAME=]PATH", help=help_)
     add("--base", metavar="[NAME=]PATH", help="model to show beside it")
-    add("--images", required=True, type=Path, metavar="DIR", help="folder of photos")
+    help_ = "folder of photos, or wds:TARS, parquet:FILES, arrayrecord:FILES"
+    add("--images", required=True, metavar="PHOTOS", help=help_)
     add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")
     add(
         "--out",

@@ -1,14 +1,18 @@
-"""All photos below a folder, as the encoder takes them."""
+"""All photos below a folder or in shards, as the encoder takes them."""
 
 import os
+import urllib.parse
 from pathlib import Path
 
 from evals.images import ImageRef
 from negclip_jax.common.decoding import ImageError, opened
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.photos import PHOTO_SUFFIXES
-from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.images import ImageDirectory, ImageSource
 from negclip_jax.data.records import unsafe_name
+from negclip_jax.data.shard_images import ShardImages
+from negclip_jax.data.sources import is_folder, open_images
 
 # Photos in formats that are not read, which are named rather than passed over.
 _NOT_READ = {".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
@@ -45,6 +49,12 @@ class PhotoFolder(ImageDirectory):
         """The file of a photo."""
         return Path(self.root, ref.path)
 
+    def shown(self, ref: ImageRef, out: Path) -> tuple[str, str]:
+        """A small copy of a photo, and a link to it from a page in `out`."""
+        file = self.path(ref)
+        path = Path(os.path.relpath(file, out)).as_posix()
+        return file_thumbnail(file), urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
+
     def identity(self, path: str) -> list:
         """Changes whenever the photo's file does."""
         return [os.path.abspath(self.root), *super().identity(path)]
@@ -74,6 +84,33 @@ class PhotoFolder(ImageDirectory):
         if reason:
             self.skipped[name] = reason
         return not reason
+
+
+class PhotoShards(ImageSource):
+    """Photos in tars, Parquet or ArrayRecord, see `data.sources`; as `PhotoFolder`."""
+
+    def __init__(self, spec: str):
+        """Lists the shards; no photo is opened. Raises InputError where there is none."""
+        source = open_images(spec)
+        if not isinstance(source, ShardImages):
+            raise InputError(f"--images={spec}: give a folder, wds:, parquet: or arrayrecord:")
+        self.root, self.skipped, self._source = spec, {}, source
+        self.refs = [ImageRef(name) for name in source.names()]
+        self.open, self.read, self.missing = source.open, source.read, source.missing
+        self.identities, self.storage_order = source.identities, source.storage_order
+
+    def identity(self, name: str) -> list:
+        """Changes whenever the photo's shard does."""
+        return self._source.identity(name)
+
+    def shown(self, ref: ImageRef, out: Path) -> tuple[str, str]:
+        """A small copy of a photo; there is nothing to link to."""
+        return file_thumbnail(self._source.read(ref.path)), ""
+
+
+def photos_of(spec: str) -> PhotoFolder | PhotoShards:
+    """What `--images` names. Raises InputError."""
+    return PhotoFolder(Path(spec)) if is_folder(spec) else PhotoShards(spec)
 
 
 def _is_photo(path: Path) -> bool:

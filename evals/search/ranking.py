@@ -5,8 +5,6 @@ for each query the first photos of every model, side by side.
 import contextlib
 import functools
 import logging
-import os
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,20 @@ from typing import Any
 import numpy as np
 
 from evals.models import Model
-from evals.search.folder import PhotoFolder
+from evals.search.folder import PhotoFolder, PhotoShards
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import write_page
-from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.embeddings.encoder import Encoder
 
 PAGE = "report.html"
 
 
 def rank(
-    models: Sequence[Model], folder: PhotoFolder, queries: Sequence[str], *, cache: Path
+    models: Sequence[Model],
+    folder: PhotoFolder | PhotoShards,
+    queries: Sequence[str],
+    *,
+    cache: Path,
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """Scores the photos that can be read by their cosine with each query, under each model.
 
@@ -60,7 +61,10 @@ def rank(
 
 
 def shown(
-    folder: PhotoFolder, kept: Sequence[int], scores: Mapping[str, np.ndarray], top: int
+    folder: PhotoFolder | PhotoShards,
+    kept: Sequence[int],
+    scores: Mapping[str, np.ndarray],
+    top: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """The first photos under each model, ties by name, from its scores `[photos]` with one query.
 
@@ -87,7 +91,7 @@ def shown(
 
 def write(
     out: Path,
-    folder: PhotoFolder,
+    folder: PhotoFolder | PhotoShards,
     models: Mapping[str, Mapping[str, Any]],
     queries: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     *,
@@ -100,13 +104,11 @@ def write(
       queries: {query: {model: rows of `shown`}}.
       photos: how many were ranked.
     """
-    photo_url = functools.cache(file_thumbnail)
+    shown = functools.cache(lambda place: folder.shown(folder.refs[place], out))
 
     def card(row: Mapping[str, Any]) -> dict[str, Any]:
-        file = folder.path(folder.refs[row["place"]])
-        path = Path(os.path.relpath(file, out)).as_posix()
-        link = urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
-        return {**row, "url": photo_url(file), "link": link}
+        url, link = shown(row["place"])
+        return {**row, "url": url, "link": link}
 
     return write_page(
         out / PAGE,

@@ -47,7 +47,7 @@ class ShardImages(ImageSource):
     """Images by the number of their shard and their row in it. Pickles to the list of shards.
 
     A subclass finds names in shards (`_rows`), lists those of images (`_listed`) and reads bytes
-    (`_content`).
+    (`_content`). Where images are rows it counts them by shard, int `[shards]` (`_counts`).
 
     Attributes:
       shards: the files.
@@ -68,6 +68,11 @@ class ShardImages(ImageSource):
 
     def _content(self, shard: int, row: int) -> bytes:
         """The bytes of an image; raises ImageError."""
+
+    def names(self) -> list[str]:
+        """Of all images, shard by shard in the order of storage."""
+        numbered = zip(self.shards.found, self._counts.tolist(), strict=True)
+        return [f"{shard.name}/{row}" for shard, count in numbered for row in range(count)]
 
     def open(self, name: str) -> Image.Image:
         """The image in mode RGB; raises ImageError for whatever `decode` refuses."""
@@ -203,6 +208,15 @@ class TarImages(ShardImages):
             raise ImageError(
                 f"wds:{pattern}: there is no image among {held:,} members (looked for {suffixes})"
             )
+
+    def names(self) -> list[str]:
+        """Of all images, shard by shard in the order of storage."""
+        found = []
+        for number, shard in enumerate(self.shards.found):
+            index = self.shards.index(number)
+            listed = zip(index.listed(), index.are_photos().tolist(), strict=True)
+            found += [f"{shard.name}/{member.name}" for member, is_photo in listed if is_photo]
+        return found
 
     def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
         return self.shards.index(shard).find(names)

@@ -2,10 +2,13 @@
 
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_tars import write_photos
 
-from evals.search.folder import PhotoFolder
+from evals.search.folder import PhotoFolder, photos_of
 from negclip_jax.common.errors import InputError
 
 
@@ -81,3 +84,20 @@ def test_folders_without_photos_have_messages(folder, tmp_path):
         PhotoFolder(tmp_path / "nothing")
     with pytest.raises(InputError, match="is not a folder"):
         PhotoFolder(folder / "z.jpg")
+
+
+def test_photos_in_tars_and_parquet(folder, tmp_path):
+    names = ["b/deep/a.PNG", "z.jpg"]
+    write_photos(tmp_path / "t.tar", folder, names)
+    found = photos_of(f"wds:{tmp_path}/t.tar")
+    assert [ref.path for ref in found.refs] == [f"t.tar/{name}" for name in names] and names
+    assert found.read(found.refs[0].path) == (folder / names[0]).read_bytes()
+    url, link = found.shown(found.refs[0], tmp_path)
+    assert url.startswith("data:image/jpeg") and not link
+    table = pa.table({"image": [(folder / name).read_bytes() for name in names]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = photos_of(f"parquet:{tmp_path}/p.parquet")
+    assert [ref.path for ref in found.refs] == [f"p.parquet/{i}" for i in range(len(names))]
+    assert found.open(found.refs[0].path).size == Image.open(folder / names[0]).size
+    with pytest.raises(InputError, match="there is no"):
+        photos_of(f"wds:{tmp_path}/none.tar")
