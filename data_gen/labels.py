@@ -156,8 +156,9 @@ def settled(labels: Iterable[Label]) -> tuple[list[str], list[str]]:
         state = _state(rows)
         if state == ABSENT:
             absent.append(name)
-        elif any(
-            row.state == PRESENT == state and row.size in (None, PLAIN, LARGE) for row in rows
+        elif state == PRESENT and any(
+            row.state == PRESENT and row.probability >= _SURE and row.size not in (TINY, CROWD)
+            for row in rows
         ):
             present.append(name)
     return present, absent
