@@ -61,6 +61,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._is_replacing = False
         orbax_internals.disable_throughput_log()
+        orbax_internals.write_small_arrays_whole()
         with self._disk_errors("open"):
             self._settle_replaced()
             steps, damaged = complete_steps(self._directory), {}

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint
 import pytest
@@ -121,3 +122,37 @@ def test_the_directory_of_a_save(tmp_path):
     (tmp_path / "3").mkdir()
     found = [orbax_internals.directory_of_save(tmp_path, step).name for step in (2, 3)]
     assert found == ["2.orbax-checkpoint-tmp", "3"]
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Function of an array that eight devices hold to the number of programs that slice it."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def saved(array: np.ndarray) -> int:
+        with jax.log_compiles(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            tree = {"x": jax.device_put(array, everywhere)}
+            found: list = []
+            handler = logging.Handler()
+            handler.emit = lambda record: found.append(record.getMessage())
+            logging.getLogger("jax").addHandler(handler)
+            try:
+                checkpointer.save(tmp_path / str(array.shape), tree)
+                checkpointer.wait_until_finished()
+            finally:
+                logging.getLogger("jax").removeHandler(handler)
+        restored = orbax.checkpoint.StandardCheckpointer().restore(tmp_path / str(array.shape))
+        np.testing.assert_array_equal(restored["x"], array)
+        return sum("Compiling jit(slice)" in message for message in found)
+
+    return saved
+
+
+def test_small_arrays_are_written_by_one_device_and_large_ones_by_all(programs, monkeypatch):
+    handler = orbax.checkpoint.type_handlers.get_type_handler(jax.Array)
+    monkeypatch.setattr(handler, "_min_slice_bytes_for_replica_parallel", None)
+    assert programs(np.arange(8 * 5.0)) == 8, "orbax does so itself now"
+    orbax_internals.write_small_arrays_whole()
+    assert programs(np.arange(8 * 6.0)) == 0
+    assert programs(np.zeros((8, 2**18), np.float32)) == 8
