@@ -112,7 +112,9 @@ def test_the_reference_trains_and_evaluates(alone):
     assert (alone / "features").is_dir()
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("data", "fsdp"), [(1, 1), (8, 1), (2, 4), pytest.param(4, 2, marks=pytest.mark.long)]
+)
 def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
     cache = {"data.cache_dir": str(alone / "features")}  # computed on four devices
     assert_same_run(train_here(data, fsdp, UPDATES_ONLY | cache), alone)
@@ -187,6 +189,7 @@ def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, 
     assert_same_run(workdir, alone, first=HALF + 1)
 
 
+@pytest.mark.long  # `make test` has four processes from the start, and one that continues
 def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
     changes = UPDATES_ONLY | {"mesh.fsdp": 2}

@@ -21,7 +21,7 @@ CHANGES = {
 ONE_ROW_MIB = 16 * 4 / 2**20  # of the logits of 16 pairs
 
 
-@pytest.fixture(scope="module", params=[(1, 1), (4, 2)], ids=["one", "4x2"])
+@pytest.fixture(scope="module")
 def setting(request, make_config, tmp_path_factory):
     """Function of packing and caching to metrics, on some devices in some micro-batches."""
     devices, microbatches = request.param
@@ -46,8 +46,16 @@ def setting(request, make_config, tmp_path_factory):
     return metrics
 
 
+ONE, FOUR = (1, 1), (4, 2)  # devices, micro-batches
+ALONE = [(FOUR, True, False), (FOUR, False, True)]  # each of the two; `make test` has both at once
+
+
 @pytest.mark.parametrize(
-    ("packing", "cache"), [(True, False), (False, True), (True, True)], ids=str
+    ("setting", "packing", "cache"),
+    [(ONE, True, False), (ONE, False, True), (ONE, True, True), (FOUR, True, True)]
+    + [pytest.param(*each, marks=pytest.mark.long) for each in ALONE],
+    indirect=["setting"],
+    ids=str,
 )
 def test_losses_are_those_of_padded_rows_and_decoded_images(setting, packing, cache):
     expected, ours = setting(False, False), setting(packing, cache)
