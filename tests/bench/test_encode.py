@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from bench import encode
 
 
+@pytest.mark.long
 def test_both_sides_agree(tmp_path, capsys):
     path = tmp_path / "encode.json"
     flags = ["--arch=tiny", "--texts=70", "--images=3", "--repetitions=1", f"--json={path}"]

@@ -27,6 +27,7 @@ def test_the_document_shows_the_figures(figures):
     assert scaling.render(text, changed) != text
 
 
+@pytest.mark.long
 def test_a_row_of_the_document_made_anew(figures):
     if figures["versions"]["jax"] != jax.__version__:
         pytest.skip(f"the document was made with JAX {figures['versions']['jax']}")
