@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.order import MOST_KEPT
+from negclip_jax.data.order import MOST_KEPT, random_bits
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.records import JoinedNames, Pair
 from negclip_jax.data.statements import Statements
@@ -25,6 +25,7 @@ TRUNCATED = ("drop_lost", "drop", "keep")
 _SHORT_PAIRS, _SHORT_SHARE = 8, 0.02
 _SAMPLE = 10_000  # examples
 _LOST_SHOWN = 20  # texts that lose a negation, of which one may be shown
+_OPPOSITES = 2**32  # first random number of an example that chooses images, not texts
 _BLOCK = 2**18  # examples whose lengths are looked at together
 
 
@@ -38,12 +39,15 @@ class Shown:
         it has no part in the loss.
       holds_caption_BxM: bool: holds a caption of the image, and so is false of other images.
       is_affirmative_BxM: bool: is the original caption.
+      opposite_BxM: int64, for a statement an image of which it has the other truth; -1 where none
+        is known, and for other texts.
     """
 
     index_BxM: np.ndarray
     truth_BxM: np.ndarray
     holds_caption_BxM: np.ndarray
     is_affirmative_BxM: np.ndarray
+    opposite_BxM: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -229,11 +233,16 @@ class Examples:
         truth = np.concatenate([np.ones_like(caption), fixed_truth], axis=1)
         is_caption = np.arange(self.texts) == 0
         holds_caption = np.broadcast_to(is_caption, (len(pairs), self.texts)).copy()
+        opposite = np.full(holds_caption.shape, -1)
         if self.statements is not None:
             statements, fixed = self.statements, index.shape[1]
             chosen = np.full((len(pairs), self.texts - fixed), -1)
             if bits_B is not None:
                 chosen = statements.choose(self.image_of[pairs], bits_B)
+                # Other numbers of each example's stream than those that chose its statements.
+                number = _OPPOSITES + np.arange(chosen.shape[1])
+                chance = random_bits(bits_B[:, None], number)
+                opposite[:, fixed:] = statements.opposites(chosen, chance)
             there = chosen >= 0
             text = np.where(there, self.first_statement + statements.text[chosen], self.empty)
             index = np.concatenate([index, text], axis=1)
@@ -245,7 +254,7 @@ class Examples:
             is_affirmative[:, len(self.fixed)] = True
         else:
             is_affirmative[:, 0] = caption_choice_B == self.original
-        return Shown(index, truth.astype(np.int8), holds_caption, is_affirmative)
+        return Shown(index, truth.astype(np.int8), holds_caption, is_affirmative, opposite)
 
 
 def without_truncated(

@@ -79,6 +79,8 @@ class PairLoader:
       cached: image features, which batches then hold instead of pixels.
       base_text: the base's features of each example's original caption, float32 `[N, D]`, where a
         term of the loss compares with them.
+      shows_opposites: whether batches hold features of images of which the statements shown have
+        the other truth; with cached features only.
     """
 
     examples: Examples | Mixture
@@ -95,6 +97,7 @@ class PairLoader:
     packing: Packing | None = None
     cached: CachedFeatures | None = None
     base_text: np.ndarray | None = None
+    shows_opposites: bool = False
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
     # With cached features, of a pair whose image is bad: the pair that takes its place, or -1.
@@ -125,7 +128,8 @@ class PairLoader:
         `Packing.pack` returns; where M > 1 `truth` int8 and `holds_caption` bool `[R, M]`, see
         `examples.Shown`; when not shuffling `mask` bool `[R]`; when not shuffling or with base
         features `is_affirmative` bool `[R, M]`, and with these `base_text` float32 `[R, D]`; of
-        several sources `source` int32 `[R]`, the number of each example's.
+        several sources `source` int32 `[R]`, the number of each example's; with
+        opposites, for each text, `opposite` float32 `[R, M, D]` and `has_opposite` bool.
 
         Args:
           start, stop: step numbers.
@@ -302,6 +306,12 @@ class PairLoader:
         if examples.texts > 1:
             batch["truth"] = texts["truth_BxM"]
             batch["holds_caption"] = texts["holds_caption_BxM"]
+        if self.shows_opposites:
+            image_RxM = texts["opposite_BxM"]
+            has_RxM = (image_RxM >= 0) & ~self.cached.unreadable[image_RxM]
+            image_R = np.where(has_RxM, image_RxM, examples.image_of[pairs][:, None]).ravel()
+            batch["opposite"] = self.cached.features[image_R].reshape(*has_RxM.shape, -1)
+            batch["has_opposite"] = has_RxM
         if not self.shuffle or self.base_text is not None:
             batch["is_affirmative"] = texts["is_affirmative_BxM"]
         if self.base_text is not None:

@@ -35,6 +35,7 @@ from negclip_jax.data import order
 from negclip_jax.data.examples import Examples, Shown
 from negclip_jax.data.images import ImageSource
 from negclip_jax.data.packing import Joined
+from negclip_jax.data.statements import Statements
 
 KEYS = ("pairs", "images", "fields", "caption_mode", "original_fraction", "statements")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
@@ -200,6 +201,12 @@ class Mixture:
         return None if None in shown else shown[0]
 
     @property
+    def statements(self) -> Statements | None:
+        """Not None where a source has any: those of the first that has."""
+        found = (source.examples.statements for source in self.sources)
+        return next((known for known in found if known is not None), None)
+
+    @property
     def original_index_N(self) -> np.ndarray:
         """As `Examples.original_index_N`."""
         parts = zip(self.sources, self.tokens.starts, strict=False)
@@ -279,14 +286,17 @@ class Mixture:
         """As `Examples.shown`."""
         size = len(pairs), self.texts
         found = Shown(
-            np.zeros(size, np.int64), np.zeros(size, np.int8), *np.zeros((2, *size), bool)
+            np.zeros(size, np.int64),
+            np.zeros(size, np.int8),
+            *np.zeros((2, *size), bool),
+            np.full(size, -1),
         )
         for examples, first, start, at in self._by_source(pairs):
             bits = None if bits_B is None else bits_B[at]
             own = examples.shown(pairs[at] - first, caption_choice_B[at], bits)
             found.index_BxM[at] = start + examples.empty
             found.index_BxM[at, : examples.texts] = start + own.index_BxM
-            for name in ("truth_BxM", "holds_caption_BxM", "is_affirmative_BxM"):
+            for name in vars(own).keys() - {"index_BxM"}:
                 getattr(found, name)[at, : examples.texts] = getattr(own, name)
         return found
 

@@ -15,6 +15,7 @@ shows is a pure function of its random bits.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import posixpath
@@ -118,6 +119,30 @@ class Statements:
         if not first and not after:
             return self
         return dataclasses.replace(self, offsets=np.pad(self.offsets, (first, after), "edge"))
+
+    def opposites(self, chosen: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """For each statement an image of which its text is known to have the other truth, int64.
+
+        -1 where there is none, or no statement.
+
+        Args:
+          chosen: int, statements, -1 for none.
+          bits: uint64 of the same shape, which choose among the images.
+        """
+        image, key = self._by_text_and_truth
+        wanted = 2 * self.text[chosen] + ~self.truth[chosen]
+        first, end = (np.searchsorted(key, wanted, side) for side in ("left", "right"))
+        there = (chosen >= 0) & (first < end)
+        place = first + (bits % np.maximum(end - first, 1).astype(np.uint64)).astype(np.int64)
+        return np.where(there, image[np.where(there, place, 0)], -1)
+
+    @functools.cached_property
+    def _by_text_and_truth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all statements, in this order: the image, int32, and `2 * text + truth`."""
+        key = 2 * self.text + self.truth
+        order = np.argsort(key, kind="stable")
+        images = np.arange(len(self.offsets) - 1, dtype=np.int32)
+        return np.repeat(images, np.diff(self.offsets))[order], key[order]
 
     def followed_by(self, other: "Statements", first: int) -> "Statements":
         """These statements and others about further images, the texts of which begin at `first`.

@@ -21,7 +21,7 @@ _RECIPE = (
     *("data.pairs", "data.images", "data.caption_mode", "data.original_fraction", "data.foils"),
     "data.statements",
     *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
-    *("train.anchor_weight", "train.distill_weight"),
+    *("train.anchor_weight", "train.distill_weight", "train.image_choice_weight"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.freeze"),
     *("model.dtype", "seed"),
 )

@@ -46,6 +46,7 @@ _RANGES = {
     "train.foil_weight": NOT_NEGATIVE,
     "train.anchor_weight": NOT_NEGATIVE,
     "train.distill_weight": NOT_NEGATIVE,
+    "train.image_choice_weight": NOT_NEGATIVE,
     "train.ema_decay": SHARE,
     "optim.lr": NOT_NEGATIVE,
     "optim.end_lr": NOT_NEGATIVE,
@@ -74,7 +75,7 @@ _OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns", "data.sources")
 # What a run did whose `config.json` is older than the key.
 ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
-ADDED_KEYS |= {"data.fields": "", "data.sources": ""}
+ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 

@@ -1,6 +1,7 @@
 """Decides whether a run reads cached image features, and gives them to its loaders."""
 
 import dataclasses
+import logging
 
 import jax
 import numpy as np
@@ -59,3 +60,21 @@ def use_cache(
         )
     cached = CachedFeatures(features, unreadable)
     return [dataclasses.replace(x, cached=cached) for x in loaders]
+
+
+def show_opposites(loaders: list[PairLoader], weight: float) -> list[PairLoader]:
+    """The loaders, which with a weight of `objectives.image_choice_loss` show what it compares.
+
+    Unchanged, with a warning, where there is nothing to compare.
+    """
+    if not weight:
+        return loaders
+    missing = []
+    if loaders[0].examples.statements is None:
+        missing.append("texts that are known to be true or false of images: data.statements")
+    if loaders[0].cached is None:
+        missing.append("features of further images: a frozen vision tower, and data.cache_features")
+    if missing:
+        logging.warning("train.image_choice_weight has no effect without %s", "; ".join(missing))
+        return loaders
+    return [dataclasses.replace(x, shows_opposites=True) for x in loaders]

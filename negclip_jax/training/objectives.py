@@ -190,6 +190,47 @@ def anchor_loss(text_BxD: Array, base_BxD: Array, mask_B: Array) -> Array:
     return _mean(jnp.sum(difference_BxD**2, axis=1), mask_B)
 
 
+def image_choice_loss(
+    image_BxD: Array,
+    text_BxMxD: Array,
+    opposite_BxMxD: Array,
+    truth_BxM: Array,
+    counts_BxM: Array,
+    logit_scale: Array,
+    mask_B: Array,
+) -> tuple[Array, Array]:
+    """Each text chooses between its image and one of which it has the other truth.
+
+    A softmax of two images, in which a true text is to prefer its own and a false one the other;
+    the mean over the texts of an image. The losses above compare texts, on one image. They leave
+    open how a text is scored on images of which it is true and false, and so does a false caption
+    of another image: "there is no dog" may stay near all photos of dogs.
+
+    Args:
+      image_BxD, text_BxMxD, opposite_BxMxD: features, unnormalised.
+      truth_BxM: of its own image a text is true (1) or false (-1), or not known (0).
+      counts_BxM: False where there is no other image.
+      logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+      mask_B: False for padding rows.
+
+    Returns:
+      The loss, and the share of texts that score higher on the right image, ties counting half;
+      NaN where there are none. Both float32 scalars.
+    """
+    text_BxMxD = l2_normalise(text_BxMxD)
+    towards_BxMxD = l2_normalise(image_BxD)[:, None] - l2_normalise(opposite_BxMxD)
+    lead_BxM = jnp.einsum("bmd,bmd->bm", towards_BxMxD, text_BxMxD, precision="highest")
+    lead_BxM *= truth_BxM
+    counts_BxM &= (truth_BxM != 0) & mask_B[:, None]
+    scale = jnp.exp(logit_scale.astype(jnp.float32))
+    choice_BxM = jnp.where(counts_BxM, jax.nn.softplus(-scale * lead_BxM), 0)
+    loss_B = choice_BxM.sum(axis=1) / jnp.maximum(counts_BxM.sum(axis=1), 1)
+    # A tie is told with the tolerance of the other accuracies.
+    points_BxM = jnp.where(jnp.abs(lead_BxM) <= TIE, 0.5, (lead_BxM > 0).astype(jnp.float32))
+    right = jnp.sum(points_BxM, where=counts_BxM) / jnp.maximum(counts_BxM.sum(), 1)
+    return _mean(loss_B, mask_B), jnp.where(counts_BxM.any(), right, jnp.nan)
+
+
 def distillation_loss(
     image_BxD: Array,
     text_BxD: Array,

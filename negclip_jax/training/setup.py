@@ -47,6 +47,9 @@ from negclip_jax.training.objectives import check_objective
 from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
+_REPEATED = ("eval", "checkpoint", "log")  # sections with a key `every`
+_OF_OBJECTIVE = ("microbatches", "logit_block_mib", "foil_weight", "image_choice_weight")
+
 
 @dataclasses.dataclass
 class Run:
@@ -133,9 +136,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     units = StepUnits(train.batch_size, loader.steps_per_epoch)
     units = dataclasses.replace(units, total_steps=units.steps(train.total, "train.total"))
-    sections = ("eval", "checkpoint", "log")
-    every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in sections}
-    options = {k: train[k] for k in ("microbatches", "logit_block_mib", "foil_weight")}
+    every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
+    options = {key: train[key] for key in _OF_OBJECTIVE}
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
     options |= {"mesh": mesh, "name": loss, "sources": tuple(shares), **keeping}
     objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
@@ -160,6 +162,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     if keeping["is_frozen"]:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
     loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
+    loaders = image_features.show_opposites(loaders, train.image_choice_weight)
     loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **keeping)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)

@@ -22,7 +22,13 @@ from jax.sharding import Mesh
 from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
-from negclip_jax.training.objectives import OBJECTIVES, Blocks, anchor_loss, distillation_loss
+from negclip_jax.training.objectives import (
+    OBJECTIVES,
+    Blocks,
+    anchor_loss,
+    distillation_loss,
+    image_choice_loss,
+)
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -136,6 +142,7 @@ class Objective:
       foil_weight: see `objectives.contrastive_loss`.
       anchor_weight, distill_weight: of `objectives.anchor_loss` and `distillation_loss`, for the
         original captions among the texts; with a weight batches hold `base_text`.
+      image_choice_weight: of `objectives.image_choice_loss`, for batches that hold `opposite`.
       name: key of `objectives.OBJECTIVES`.
       sources: names of those that batches come from, where these hold `source`.
     """
@@ -149,6 +156,7 @@ class Objective:
     foil_weight: float = 1.0
     anchor_weight: float = 0.0
     distill_weight: float = 0.0
+    image_choice_weight: float = 0.0
     name: str = "contrastive"
     sources: tuple[str, ...] = ()
 
@@ -197,6 +205,17 @@ class Objective:
                 is_of_B = batch["source"] == number
                 mean = jnp.sum(jnp.where(is_of_B, of_each_B, 0)) / is_of_B.sum()
                 metrics |= {f"loss/{source}": mean, f"share/{source}": jnp.mean(is_of_B)}
+        if "opposite" in batch:
+            term, metrics["image_choice_accuracy"] = image_choice_loss(
+                image_BxD,
+                text_BxMxD,
+                batch["opposite"],
+                batch["truth"],
+                batch["has_opposite"],
+                params["logit_scale"],
+                batch.get("mask", jnp.ones(len(image_BxD), bool)),
+            )
+            loss += self.image_choice_weight * term
         if self.anchor_weight or self.distill_weight:
             text_BxD, counts_B = affirmative(text_BxMxD, batch)
             base_BxD, terms = batch["base_text"], {}

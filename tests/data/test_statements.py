@@ -122,6 +122,40 @@ def test_an_image_with_too_few(known, path, names, tokenizer):
     assert (chosen[10:12] == -1).all() and (chosen[22:] == -1).all()
 
 
+def test_the_opposite_is_known_of_another_image(names, tokenizer, tmp_path):
+    """Of each text three images where it is true and two where it is false, and one without."""
+    rows = []
+    for image, name in enumerate(names[:6]):
+        for thing in range(5):
+            row = {"image": name, "text": f"thing {thing}", "truth": (image + thing) % 5 < 3}
+            rows.append(row | {"polarity": "affirms"})
+        rows.append({"image": name, "text": f"all {image}", "truth": True, "polarity": "affirms"})
+    known = read(write(tmp_path / "shared.parquet", rows), names, tokenizer)
+    images, bits = np.arange(7).repeat(300), np.random.Philox(key=2).random_raw(7 * 300)
+    chosen = known.choose(images, bits)
+    chance = np.random.Philox(key=3).random_raw(chosen.size).reshape(chosen.shape)
+    opposite = known.opposites(chosen, chance)
+    said = {(row["image"], row["text"]): row["truth"] for row in rows}
+    texts = {tuple(tokenizer.encode_ragged([r["text"]])[0].tolist()): r["text"] for r in rows}
+    met = set()
+    for image, statement, other in zip(
+        np.repeat(images, chosen.shape[1]), chosen.ravel(), opposite.ravel(), strict=True
+    ):
+        if statement < 0:
+            assert other == -1
+            continue
+        ends = known.tokens.offsets[known.text[statement] :][:2]
+        text = texts[tuple(known.tokens.ids[slice(*ends)].tolist())]
+        if text.startswith("all"):
+            assert other == -1, "nobody says that it is false of another image"
+        else:
+            assert said[names[other], text] != said[names[image], text] == known.truth[statement]
+            met.add((text, said[names[other], text], other))
+    # Every image takes part: of each thing all six, as the one where it is true or false.
+    assert len(met) == 5 * 6
+    assert (known.opposites(np.full(3, -1), np.arange(3, dtype=np.uint64)) == -1).all()
+
+
 def test_texts_beyond_the_positions_are_left_out(names, tokenizer, tmp_path, caplog):
     rows = statements(names[:1])
     rows[0]["text"] = "no " + "x" * 40

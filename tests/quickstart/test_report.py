@@ -119,7 +119,7 @@ def test_every_command_of_a_hard_run_is_in_its_world():
     made, nouns, finetune = changed[:2], changed[2], changed[3]
     assert [words[1] for words in made] == ["quickstart.world", "quickstart.tiny_clip"]
     assert all(words[-1] == "--world=hard" for words in made) and len(changed) == 4
-    assert finetune[-1] == "--config.train.total=8000 steps"
+    assert finetune[-1] == "--config.train.total=3000 steps"
     assert nouns[1:3] == ["data_gen", "nouns"] and "--rows=2000" in nouns
 
 

@@ -16,6 +16,7 @@ from negclip_jax.training.objectives import (
     check_objective,
     contrastive_loss,
     distillation_loss,
+    image_choice_loss,
     l2_normalise,
 )
 from negclip_jax.training.step import Objective
@@ -340,6 +341,40 @@ def test_distillation_is_the_divergence_from_the_base(features, masked):
     ]
     slope = (ends[0] - ends[1]) / 2e-5
     np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-3, atol=1e-6)
+
+
+def test_each_text_chooses_between_two_images(features):
+    rng = np.random.default_rng(3)
+    texts, others = features["foil"], rng.normal(size=(B, K, D)).astype(np.float32)
+    truth, counts = rng.choice([-1, 0, 1], (B, K)), rng.random((B, K)) < 0.7
+    keep = np.array([True, False, True, True, True, True])
+    truth[:3], counts[2] = [[1, -1, 0]], False  # the third image has no other
+
+    def unit(x):
+        return x.astype(np.float64) / np.linalg.norm(x)
+
+    total, points = 0.0, []
+    for i in np.flatnonzero(keep):
+        losses = []
+        for k in range(K):
+            if counts[i, k] and truth[i, k]:
+                own = unit(features["image"][i]) @ unit(texts[i, k])
+                right, wrong = own, unit(others[i, k]) @ unit(texts[i, k])
+                if truth[i, k] < 0:
+                    right, wrong = wrong, right
+                logits = np.exp(LOG_SCALE) * np.array([right, wrong])
+                losses.append(np.log(np.exp(logits).sum()) - logits[0])
+                points.append(right > wrong)
+        total += np.mean(losses) if losses else 0.0
+    arrays = (features["image"], texts, others, truth, counts)
+    loss, accuracy = image_choice_loss(*arrays, jnp.float32(LOG_SCALE), keep)
+    np.testing.assert_allclose(loss, total / keep.sum(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, np.mean(points), rtol=1e-6)
+    same = np.broadcast_to(features["image"][:, None], others.shape)
+    loss, accuracy = image_choice_loss(*arrays[:2], same, *arrays[3:], jnp.float32(3.0), keep)
+    assert accuracy == 0.5, "two images that are alike share the point"
+    nothing = image_choice_loss(*arrays[:4], counts & False, jnp.float32(3.0), keep)
+    assert nothing[0] == 0 and np.isnan(nothing[1])
 
 
 def test_an_objective_is_chosen_by_its_name():

@@ -30,6 +30,7 @@ from negclip_jax.training.setup import prepare
             "has no text that is known to be false: set data.statements",
         ),
         ({"train.anchor_weight": -1.0}, r"config\.train\.anchor_weight is -1"),
+        ({"train.image_choice_weight": -1.0}, r"config\.train\.image_choice_weight is -1"),
         ({"optim.freeze": (".*",)}, r"optim\.freeze leaves nothing to train"),
         ({"mesh.rules": ((".*", "shard"),)}, r"mesh\.rules: 'shard' is neither"),
         ({"data.workers": -1}, r"config\.data\.workers is -1"),

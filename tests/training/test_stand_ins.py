@@ -1,6 +1,7 @@
 """Examples without a photo: what stands for the image, and runs that learn from them."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -75,10 +76,10 @@ def config(make_config, rows, tiny_pairs, tmp_path_factory):
     """Function of changes to the configuration of a run that learns from text rows too."""
     said = []
     for i in range(40):
-        for text, truth in ((f"thing {i}", True), (f"no thing {i}", False)):
-            polarity = "affirms" if truth else "denies"
-            said.append({"image": f"{i:03d}.png", "text": text, "truth": truth})
-            said[-1]["polarity"] = polarity
+        for thing in (i, (i + 1) % 40):  # so that each text is true of one photo, false of another
+            for text, polarity in ((f"thing {thing}", "affirms"), (f"no thing {thing}", "denies")):
+                said.append({"image": f"{i:03d}.png", "text": text, "polarity": polarity})
+                said[-1]["truth"] = (thing == i) == (polarity == "affirms")
     path = tmp_path_factory.mktemp("said") / "statements.parquet"
     pq.write_table(pa.Table.from_pylist(said), path)
     fixed = {
@@ -87,6 +88,7 @@ def config(make_config, rows, tiny_pairs, tmp_path_factory):
         "data.caption_mode": "mix",
         "train.objective": "truth",
         "train.anchor_weight": 1.0,
+        "train.image_choice_weight": 1.0,
         "train.total": "8 steps",
         "optim.lr": 1e-3,
         "optim.eps": 1e-3,  # large, so that updates are smooth in the gradient
@@ -134,12 +136,22 @@ def test_they_are_examples_of_training_alone(config, tmp_path, one_device):
     (batch,) = run.loader.batches(0, 1)
     np.testing.assert_array_equal(batch["feature"], stored[examples.image_of[pairs]])
     assert (examples.image_of[pairs] >= 40).any()
+    # A statement about a photo meets the one other photo that it is told about, with its features.
+    for row, (own, texts) in enumerate(zip(examples.image_of[pairs], batch["truth"], strict=True)):
+        there = batch["has_opposite"][row]
+        assert there.tolist() == [False, *(own < 40 and t != 0 for t in texts[1:])]
+        others = stored[np.array([(own - 1) % 40, (own + 1) % 40])]
+        for feature in batch["opposite"][row][there]:
+            assert any(np.array_equal(feature, other) for other in others)
+    assert batch["has_opposite"].any() and not batch["has_opposite"].all()
 
 
 def test_one_device_gives_the_same(config, whole, tmp_path, one_device):
     train(config({"data.packing": False}), str(tmp_path / "run"))
     one, eight = (read_metrics(path) for path in (tmp_path / "run", whole[0]))
-    np.testing.assert_allclose(eight[1]["loss"], one[1]["loss"], rtol=1e-5)
+    assert 0 <= one[1]["image_choice_accuracy"] <= 1
+    for name in ("loss", "image_choice_accuracy"):
+        np.testing.assert_allclose(eight[1][name], one[1][name], rtol=1e-5)
     np.testing.assert_allclose(eight[8]["loss"], one[8]["loss"], rtol=1e-2)
 
 
@@ -169,6 +181,21 @@ def test_an_interrupted_run_goes_on_with_them(config, whole, tmp_path):
 def test_what_it_needs(config, tmp_path, one_device, changes, message):
     with pytest.raises(InputError, match=message):
         prepare(config(changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"data.cache_features": False}, "features of further images: a frozen vision tower"),
+        ({"optim.freeze": ()}, "features of further images: a frozen vision tower"),
+        ({"data.statements": None, "data.foils": 1}, "texts that are known .*: data.statements"),
+    ],
+)
+def test_where_there_is_nothing_to_compare(config, tmp_path, one_device, caplog, changes, missing):
+    run = prepare(config(changes | {"data.text_nouns": None}), str(tmp_path))
+    assert re.search(f"image_choice_weight has no effect without {missing}", caplog.text)
+    (batch,) = run.loader.batches(0, 1)
+    assert "opposite" not in batch
 
 
 def test_a_photo_is_no_text_row(config, rows, tmp_path, one_device):
