@@ -150,11 +150,13 @@ class ImagePipeline:
         # looks, COCO's categories that captions name.
         seen = {v.object for v in verdicts if v.verdict == "present" and v.question is None}
         present = set(seen)
-        if self.boxes is not None:
-            known = identity(image.image_id)
-            present |= self.boxes.visible.get(known, frozenset())
-            seen |= self.boxes.large.get(known, frozenset())
-        if not present and self.present is None:
+        known = identity(image.image_id)
+        is_known = self.boxes is not None and known in self.boxes.present
+        if is_known:
+            present |= self.boxes.visible[known]
+            seen |= self.boxes.large[known]
+        # Where boxes know the photo, a word of a caption adds nothing: "an orange cat".
+        if not present and self.present is None and not is_known:
             present = {name for text in image.texts for name in named_categories(text)}
         sure = certain(sorted(present), image.texts, seen)
         assignments = assign(

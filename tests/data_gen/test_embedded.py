@@ -165,3 +165,26 @@ def test_boxes_answer_first_and_the_model_what_they_leave_open(shared_data, tmp_
     boxes = InstanceVerifier(shared_data / "coco" / "instances.json")
     for row in table(tmp_path / "run", "pairs"):
         assert row["object"] not in boxes.present.get(row["image_id"], ())
+
+
+def test_a_word_of_a_caption_is_no_object_where_boxes_know_the_photo(shared_data, tmp_path):
+    """An orange cat is no orange, a truck bed no bed: neither is denied as if it were there."""
+    texts = {1: "An orange and white cat on a rug", 2: "A man reaches into the truck bed"}
+    names = json.loads((shared_data / "coco" / "instances.json").read_text())["categories"]
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 9, "height": 9} for i in texts]
+    rows = [{"id": i, "image_id": i, "caption": text} for i, text in texts.items()]
+    other = {"id": 3, "file_name": "3.jpg", "width": 9, "height": 9}  # with all that can be denied
+    boxes = [
+        {"id": i, "image_id": 3, "category_id": name["id"], "bbox": [0, 0, 5, 5], "area": 25}
+        for i, name in enumerate(names)
+    ]
+    for name, content in (
+        ("captions", {"images": images, "annotations": rows}),
+        ("instances", {"images": [*images, other], "categories": names, "annotations": boxes}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    inputs = [f"--{name}={tmp_path}/{name}.json" for name in ("captions", "instances")]
+    assert main(["run", "--export", *inputs, f"--out={tmp_path}/run"]) == 0
+    pairs = read_pairs(tmp_path / "run" / "export" / "pairs.json")
+    assert len(pairs) == 2 and not any(pair.foils for pair in pairs)
+    assert all(texts[i].lower()[3:] in pairs[i - 1].negated.lower() for i in texts)
