@@ -56,6 +56,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "quickstart.evaluate": [["--model=x={0}", "--world={0}", "--out={0}/out.json"]],
     **{f"bench.{name}": [] for name in ("__main__", "startup", "loader", "images", "evals")},
     **{f"bench.{name}": [] for name in ("scaling", "finetune", "data_gen", "encode", "prepared")},
+    "bench.generation": [["--captions=x"]],
 }
 # It rewrites this repository's own tables, from the data set that it is given.
 NO_COMMANDS = {"negclip_jax.language.extract_wordnet"}
