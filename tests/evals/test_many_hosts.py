@@ -50,8 +50,8 @@ def test_both_run_the_same_batches(hosts):
 
 def test_what_the_main_process_kept_is_sent_to_the_other(hosts):
     assert left(hosts, 1)["encoded"][1] == ["images"]  # the broken one is tried again
-    assert {p.suffix for p in (hosts / "0" / "embeddings").glob("*.*")} == {".rows", ".json"}
-    assert {p.suffix for p in (hosts / "1" / "embeddings").glob("*.*")} == {".json"}
+    assert {p.suffix for p in (hosts / "0" / "embeddings").glob("*.*")} == {".rows", ".bin"}
+    assert {p.suffix for p in (hosts / "1" / "embeddings").glob("*.*")} == {".bin"}
 
 
 def test_the_main_process_writes_the_numbers_of_one_process_alone(

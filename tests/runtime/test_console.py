@@ -53,7 +53,7 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(screen, log, tmp_
     file = console.log_to_file(epath.Path(tmp_path))
     with console.TrainingProgress(start=0, total=40) as progress:
         for step in (10, 20, 30, 40):
-            progress.update(step, 1.23456, TIMING)
+            progress.update(step, {"loss": 1.23456}, TIMING)
     file.detach()
     # The first, nothing for ten seconds, and the last; the file has them all.
     shown = stream.getvalue().splitlines()
@@ -68,7 +68,7 @@ def test_on_a_terminal_there_is_a_bar(screen, log, tmp_path):
     stream = screen(terminal=True)
     file = console.log_to_file(epath.Path(tmp_path))
     with console.TrainingProgress(start=5, total=40) as progress:
-        progress.update(20, 1.23456, TIMING)
+        progress.update(20, {"loss": 1.23456}, TIMING)
     file.detach()
     shown = stream.getvalue()
     assert "training" in shown and "20/40" in shown and STATUS in shown

@@ -105,7 +105,7 @@ def test_all_that_a_run_writes_is_in_the_bucket(bucket, run):
     # The process that was killed took the last half minute of its log along, or all of it.
     assert log.count("image features of 40 images come from gs://tiny/features/") in (2, 3)
     cache = {name.rpartition(".")[2] for name in bucket.names("gs://tiny/features")}
-    assert cache == {"json", "rows"}, "parts are cleared away"
+    assert cache == {"bin", "rows"}, "parts are cleared away"
     assert not [name for name in names if "partial" in name or "write_test" in name]
 
 
