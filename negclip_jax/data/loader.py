@@ -309,8 +309,9 @@ class PairLoader:
         if self.shows_opposites:
             image_RxM = texts["opposite_BxM"]
             has_RxM = (image_RxM >= 0) & ~self.cached.unreadable[image_RxM]
-            image_R = np.where(has_RxM, image_RxM, examples.image_of[pairs][:, None]).ravel()
-            batch["opposite"] = self.cached.features[image_R].reshape(*has_RxM.shape, -1)
+            found = self.cached.features[image_RxM[has_RxM]]
+            batch["opposite"] = np.ones((*has_RxM.shape, found.shape[-1]), np.float32)  # or: masked
+            batch["opposite"][has_RxM] = found
             batch["has_opposite"] = has_RxM
         if not self.shuffle or self.base_text is not None:
             batch["is_affirmative"] = texts["is_affirmative_BxM"]

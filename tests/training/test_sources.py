@@ -117,7 +117,9 @@ def test_several_processes_equal_one(processes, sources, short_run, by_one, fork
     )
     assert [end.status for end in ends] == [0] * processes, "\n\n".join(e.output for e in ends)
     expected = read_metrics(by_one)
-    for step, numbers in read_metrics(tmp_path / "run").items():
+    found = read_metrics(tmp_path / "run")
+    assert list(found) == list(expected)
+    for step, numbers in found.items():
         for name in numbers.keys() - {"grad_norm"}:
             np.testing.assert_allclose(
                 numbers[name], expected[step][name], 1e-5, 1e-6, err_msg=f"{step} {name}"
