@@ -23,6 +23,7 @@ from data_gen.records import Candidate, ImageItem, shuffled
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.common.strict_json import read_json
+from negclip_jax.language import tables
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import cue_of
 from negclip_jax.language.questions import deny
@@ -31,11 +32,7 @@ from negclip_jax.language.vocabulary import canonical, content
 _TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 # What photos hold and captions leave out, the oftenest first, in the scenes that have it; of the
 # likeliest ones so many are asked about.
-_UNSAID = (
-    "person", "chair", "car", "cup", "bottle", "book", "bowl", "handbag", "backpack", "truck",
-    "potted plant", "traffic light", "bench", "knife", "sports ball", "cell phone", "clock", "fork",
-    "tv", "sink", "boat", "umbrella", "wine glass", "tie", "bird", "dog",
-)  # fmt: skip
+_UNSAID = tuple(name for (name,) in tables.rows("unsaid"))
 _LIKELY, _ASKED_FIRST = 4, 2
 SAMPLES = 2  # an answer that is no list is asked for once more
 _YES_NO = re.compile(
