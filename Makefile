@@ -10,7 +10,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto -
 
 help:
 	@echo "make setup       create $(VENV) and install"
-	@echo "make quickstart  the whole paper in small, offline, in 6 to 8 minutes -> runs/quickstart/report.html"
+	@echo "make quickstart  the whole paper in small, offline, in 6 to 7 minutes -> runs/quickstart/report.html"
 	@echo "make test        install the test extra, check style, run the tests"
 	@echo "make test-long   the longest randomised and largest runs of the tests"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
