@@ -86,7 +86,9 @@ def _what_is_computed(config: ConfigDict) -> None:
     data.crop = "openai"  # "openai" rounds the crop offset, "transformers" floors it
     data.exact_resize = False  # True: Pillow's, bit-equal to CLIP's own and five times slower
     data.max_bad_images = 0.01  # share of images that may be missing or unreadable
-    data.packing = True  # several captions a row instead of padding; same result
+    # Several captions a row instead of padding; same result. None: wherever the model allows it,
+    # not for SigLIP, which reads the padding.
+    data.packing = placeholder(bool)
     data.cache_features = True  # of a frozen vision tower: computed once; same result
     data.cache_dir = "{workdir}/features"
     # Pairs, checked and tokenized once: later starts, and other runs with the same folder here,
@@ -129,8 +131,11 @@ def _what_is_computed(config: ConfigDict) -> None:
     optim.eps = 1e-8
     optim.clip_norm = placeholder(float)  # global norm of the gradient
     optim.weight_decay = 0.01
-    # The released recipe freezes the final text LayerNorm too, and decays every other parameter.
-    optim.freeze = ("vision/.*", "visual_projection", "text/ln_final/.*")
+    # Patterns of what is not trained, () for nothing. None: the vision tower with its projection,
+    # and as in the released recipe the final text LayerNorm: "vision/.*", "visual_projection" (not
+    # in SigLIP) and "text/ln_final/.*". Layers have numbers: "text/blocks/[0-5]/.*" leaves the
+    # first six as they are. The recipe decays every other parameter.
+    optim.freeze = placeholder(tuple)
     optim.weight_decay_rules = ((".*", 1.0),)  # multipliers of weight_decay
     optim.lr_rules = ((".*", 1.0),)  # multipliers of lr
 

@@ -43,8 +43,6 @@ def get_config(variant: str = "vit_b_32") -> ConfigDict:
     if variant in SIGLIP_VARIANTS:
         config.train.objective = "sigmoid"  # the model's own; each true or false text is a term
         config.train.logit_scale_max = None  # it was trained without, to a larger scale
-        config.data.packing = False  # it reads padded rows
-        config.optim.freeze = ("vision/.*", "text/ln_final/.*")  # images have no projection
     return config
 
 

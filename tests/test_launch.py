@@ -80,6 +80,15 @@ def test_every_key_can_be_set(run_launch, given):
     }
     assert (config.optim.lr, config.train.total, config.train.ema_decay) == (1e-5, "3 epochs", 0.9)
     assert config.optim.freeze == ("vision/.*",) and config.log.tensorboard is False
+    assert config.data.packing is None
+
+
+@pytest.mark.parametrize("form", ["--config.data.packing=False", "--noconfig.data.packing"])
+def test_what_follows_from_the_family_can_be_set(run_launch, given, form):
+    words = ("--config.optim.freeze=()", form)
+    assert run_launch(CONFIG, "--workdir=x", *words) == (0, "")
+    ((config, _),) = given
+    assert config.optim.freeze == () and config.data.packing is False
 
 
 @pytest.mark.parametrize("form", ["{}=mix", "{} mix"])

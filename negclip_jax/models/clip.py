@@ -56,6 +56,11 @@ class TextConfig(TowerConfig):
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}, not one of {', '.join(POOLINGS)}")
 
+    @property
+    def packs(self) -> bool:
+        """Whether captions may share rows: not where the padding after them is read."""
+        return self.pooling != "last"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):

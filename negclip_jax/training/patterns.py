@@ -16,6 +16,9 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
 
 STACKED = "blocks"  # name of the subtree whose leaves have a leading layer axis
+# What is frozen where `optim.freeze` is not set: the vision tower, and the final text LayerNorm as
+# in the released recipe. Not every family has each of these parts.
+FROZEN = ("vision/.*", "visual_projection", "text/ln_final/.*")
 
 Path = tuple[str, ...]
 
@@ -76,8 +79,17 @@ def resolve(tree: dict, rules: Sequence[tuple[str, Any]], what: str) -> dict:
     return unflatten_dict({path: of_leaf(path, leaf) for path, leaf in leaves.items()})
 
 
-def trainable(tree: dict, freeze: Sequence[str]) -> dict:
+def freeze_of(tree: dict, freeze: Sequence[str] | None) -> tuple[str, ...]:
+    """`optim.freeze`; where it is not set, those of `FROZEN` that match a parameter of the tree."""
+    if freeze is not None:
+        return tuple(freeze)
+    found = {name for path, leaf in flatten_dict(tree).items() for name in names(path, leaf)}
+    return tuple(p for p in FROZEN if any(re.fullmatch(p, name) for name in found))
+
+
+def trainable(tree: dict, freeze: Sequence[str] | None) -> dict:
     """Tree of booleans (or `[layers, 1, ...]` boolean arrays): which parameters are trained."""
+    freeze = freeze_of(tree, freeze)
     return resolve(tree, [*((pattern, False) for pattern in freeze), (".*", True)], "optim.freeze")
 
 

@@ -7,7 +7,7 @@ one factory that it is for: a key that no factory takes is a TypeError that name
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -94,11 +94,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     check_settings(settings)
     path, checkpoints = _open_run(directory, of_all_processes(settings), config.checkpoint)
     resumes = checkpoints.latest_step is not None
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    train, eval_size = config.train, config.eval.batch_size
-    eval_size = train.batch_size if eval_size is None else eval_size
-    sharding.check_batch(mesh, train.batch_size, train.microbatches, "train.batch_size")
-    sharding.check_batch(mesh, eval_size, train.microbatches, "eval.batch_size")
+    mesh, train = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp), config.train
+    sizes = _batch_sizes(train, config.eval, mesh)
     if kept := config.runtime.compilation_cache:
         compilation_cache.use(kept.format(workdir=path))
 
@@ -107,7 +104,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     base, base_files = _base_files(path, weights, resumes)
     model_config = huggingface.read_config(base)
     graphdef, abstract = clip.abstract(model_config, **model)
-    loss = check_objective(train.objective or model_config.objective, abstract)
+    said = train.objective, data["packing"], config.optim.freeze
+    loss, data["packing"], freeze = _of_family(model_config, abstract, *said)
 
     tokenizer = load_tokenizer(base, context_length=model_config.text.context_length)
     rules = {"crop": data.pop("crop"), "exact": data.pop("exact_resize")}
@@ -119,13 +117,14 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         **data,
         seed=config.seed,
         keeps_originals=any(keeping.values()),
-        batch_sizes=(train.batch_size, eval_size),
+        batch_sizes=sizes,
         shards=mesh.size * train.microbatches,
         tokenizer=tokenizer,
         preprocess=preprocess,
     )
     description = config.to_dict() | {"data_fingerprint": inputs.fingerprint(loader.examples)}
-    description["train"]["objective"] = loss
+    description["train"]["objective"], description["optim"]["freeze"] = loss, freeze
+    description["data"]["packing"] = data["packing"]
     description["base_files"] = base_files
     record_or_compare(
         path,
@@ -141,7 +140,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
     options |= {"mesh": mesh, "name": loss, "sources": tuple(shares), **keeping}
     objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
-    trainable = patterns.trainable(abstract, config.optim.freeze)
+    trainable = patterns.trainable(abstract, freeze)
     adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
     rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
     schedule = optim.learning_rate(**rate, units=units)
@@ -201,6 +200,35 @@ def _open_run(
     multihost.require_same("newest checkpoint", {"step": checkpoints.latest_step})
     checkpoints.remove_superseded()
     return path, checkpoints
+
+
+def _batch_sizes(train: ConfigDict, evaluation: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+    """Pairs of a batch in training and in evaluations; InputError where devices cannot share it."""
+    size, eval_size = train.batch_size, evaluation.batch_size
+    sizes = size, size if eval_size is None else eval_size
+    for size, section in zip(sizes, ("train", "eval"), strict=True):
+        sharding.check_batch(mesh, size, train.microbatches, f"{section}.batch_size")
+    return sizes
+
+
+def _of_family(
+    model: clip.CLIPConfig,
+    abstract: dict,
+    objective: str | None,
+    packing: bool | None,
+    freeze: Sequence[str] | None,
+) -> tuple[str, bool, tuple[str, ...]]:
+    """These three keys of the configuration: what is not set follows from the model's family."""
+    loss = check_objective(objective or model.objective, abstract)
+    packs = model.text.packs if packing is None else packing
+    frozen = patterns.freeze_of(abstract, freeze)
+    chosen = [f"train.objective={loss}"] if objective is None else []
+    chosen += [f"data.packing={packs}"] if packing is None else []
+    chosen += [f"optim.freeze={frozen}"] if freeze is None else []
+    if chosen:
+        family = type(model).__name__.removesuffix("Config")
+        logging.info("%s, as follows from the model, a %s", ", ".join(chosen), family)
+    return loss, packs, frozen
 
 
 def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[str, str]]:

@@ -110,3 +110,15 @@ def test_partition_keeps_an_array_of_which_a_layer_is_trained(tree):
 def test_nothing_frozen_means_everything_trained(tree):
     trained, frozen = patterns.partition(tree, patterns.trainable(tree, []))
     assert len(jax.tree.leaves(trained)) == len(jax.tree.leaves(tree)) and frozen == {}
+
+
+def test_what_is_frozen_where_nothing_is_said_is_what_the_model_has_of_it(tree):
+    assert patterns.freeze_of(tree, None) == ("vision/.*", "text/ln_final/.*")
+    whole = tree | {"visual_projection": np.zeros((4, 3))}
+    assert patterns.freeze_of(whole, None) == patterns.FROZEN
+    assert patterns.freeze_of({"text": tree["text"]}, None) == ("text/ln_final/.*",)
+    assert patterns.freeze_of(tree, ()) == () and patterns.freeze_of(tree, ["a"]) == ("a",)
+    assert patterns.trainable(tree, None) == patterns.trainable(tree, ("vision/.*", "text/ln.*"))
+    assert not traverse_util.flatten_dict(patterns.trainable(tree, None))[
+        "vision", "blocks", "mlp", "kernel"
+    ]

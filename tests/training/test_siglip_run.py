@@ -16,12 +16,8 @@ from negclip_jax.interop.readers import read_any
 from negclip_jax.pretrained import CLIP
 from negclip_jax.training.loop import train
 
-RUN = {
-    "data.packing": False,
-    "data.foils": 1,
-    "train.anchor_weight": 1.0,
-    "optim.freeze": ("vision/.*",),
-}
+RUN = {"data.foils": 1, "train.anchor_weight": 1.0}
+TYPED = {"data.packing": False, "optim.freeze": ("vision/.*", "text/ln_final/.*")}
 RUN |= {"train.total": "4 steps", "eval.every": "2 steps", "optim.lr": 1e-3}
 
 
@@ -55,6 +51,22 @@ def test_the_loss_is_siglips_and_falls(run):
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert any("foil_accuracy" in row for row in rows)
+
+
+def test_what_is_not_set_follows_from_the_family(run, base, make_config, tmp_path, one_device):
+    """By the log and config.json; who typed the flags of earlier versions gets the same run."""
+    line = "train.objective=sigmoid, data.packing=False, optim.freeze=('vision/.*', 'text/ln_final"
+    log = (run / "train.log").read_text()
+    assert f"{line}/.*'), as follows from the model, a SigLIP" in log
+    recorded = json.loads((run / "config.json").read_text())
+    assert recorded["data"]["packing"] is False and recorded["train"]["objective"] == "sigmoid"
+    assert recorded["optim"]["freeze"] == ["vision/.*", "text/ln_final/.*"]
+    typed = tmp_path / "typed"
+    shutil.copytree(run, typed)
+    train(make_config(RUN | TYPED | {"model.checkpoint": str(base)}), str(typed))
+    train(make_config(RUN | TYPED | {"model.checkpoint": str(base)}), str(tmp_path / "afresh"))
+    assert (tmp_path / "afresh/metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    train(make_config(RUN | {"model.checkpoint": str(base)}), str(tmp_path / "afresh"))
 
 
 def test_the_run_is_exported_to_transformers(run, base, tmp_path, capsys):
