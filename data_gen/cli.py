@@ -21,7 +21,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_gen import settings
@@ -143,7 +143,13 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="--sheet: another seed draws others")
     audit.add_argument("--images", help="--sheet: folder of the photos; default: the run's")
     export = add("export", _export, "write what launch.py reads", out=True)
-    export.add_argument("--to", type=Path, help="folder; default: OUT/export")
+    export.add_argument(
+        "--to",
+        help="folder; default: OUT/export; or with the photos, wds:DIR/pairs-{000000..}.tar or "
+        "parquet:DIR/pairs-{000000..}.parquet, which goes on where it was interrupted",
+    )
+    export.add_argument("--images", help="photos for wds: and parquet:; default: the run's")
+    export.add_argument("--shard-mb", type=float, default=500.0, help="of a shard; default: 500")
     known = add("statements", _statements, "write statements for pairs from elsewhere", out=False)
     known.add_argument("--pairs", required=True, help="e.g. NegationCLIP's own file")
     known.add_argument("--instances", help="COCO instances json; without it captions say what is")
@@ -270,11 +276,19 @@ def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
 
 
 def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.export import export
+    from data_gen.export import export, export_shards
+    from data_gen.export_shards import is_sharded
 
-    done = export(args.out, args.to or args.out / "export")
+    if args.to is not None and is_sharded(args.to):
+        if not args.shard_mb > 0:
+            raise InputError(f"--shard-mb={args.shard_mb:g}: a shard has some megabytes")
+        done = export_shards(args.out, args.to, args.images, int(args.shard_mb * 1e6))
+    else:
+        done = export(args.out, Path(args.to or args.out / "export"))
     say(f"{done.pairs} pairs in {', '.join(map(str, done.files))}")
-    _say_training(done.files[0], done.files[2] if done.statements else None)
+    if done.left_out:
+        say(f"{len(done.left_out)} photos could not be read: {', '.join(done.left_out[:3])}")
+    _say_training(done.training)
     return 0
 
 
@@ -288,7 +302,7 @@ def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
         f"{counts['pairs']:,} pairs; {counts['unbalanced']:,} units would have tipped the balance "
         f"of their objects; what {counts['unparsed']:,} pairs deny could not be read"
     )
-    _say_training(args.pairs, path)
+    _say_training({"pairs": args.pairs, "images": "...", "statements": path})
     return 0
 
 
@@ -307,13 +321,13 @@ def _nouns(args: argparse.Namespace, changes: dict[str, str]) -> int:
     return 0
 
 
-def _say_training(pairs: Path | str, statements: Path | None) -> None:
-    config = "configs/negationclip.py" if statements is None else "configs/truth.py"
-    more = f" --config.data.statements={statements}" if statements else ""
+def _say_training(keys: Mapping[str, Path | str]) -> None:
+    """The command that trains, with these keys of the section `data`."""
+    config = "configs/truth.py" if "statements" in keys else "configs/negationclip.py"
+    given = (f"--config.data.{key}={value}" for key, value in keys.items())
     say(
         f"train with\n  python launch.py --config={config}:vit_b_32 --workdir=... \\\n"
-        f"      --config.model.checkpoint=... --config.data.pairs={pairs} "
-        f"--config.data.images=...{more}"
+        f"      --config.model.checkpoint=... {' '.join(map(shlex.quote, given))}"
     )
 
 

@@ -1,13 +1,17 @@
 """Accepted pairs in the layouts that training reads: `launch.py`'s, and the published file's."""
 
 import collections
+import contextlib
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_gen import statements
+from data_gen.export_shards import Photo, Shards
 from data_gen.labels import write_labels
 from data_gen.manifest import read_manifest
 from data_gen.records import read_rows
@@ -15,17 +19,26 @@ from data_gen.statements import Statement, foils, pen_of, written
 from negclip_jax.common import atomic_files, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Index, Texts
+from negclip_jax.common.problems import first
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, pair_writer
+from negclip_jax.data.sources import open_images
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Files that were written, and how many pairs and statements are in them."""
+    """Files that were written, and how many pairs and statements are in them.
 
-    files: list[Path]
+    Attributes:
+      training: values of the keys of the section `data` that reads them.
+      left_out: photos that are in no shard, as they could not be read.
+    """
+
+    files: list[Path | str]
     pairs: int
     statements: int
+    training: dict[str, str]
+    left_out: list[str] = field(default_factory=list)
 
 
 def export(run: Path, to: Path) -> Exported:
@@ -42,23 +55,16 @@ def export(run: Path, to: Path) -> Exported:
     Raises InputError where there is nothing to export or a file cannot be written.
     """
     manifest = read_manifest(run)
-    config = manifest["config"]
-    kept = keeper(run, config["export"]["max_per_object"])
-    columns = ("pair_id", "object", "accepted")
-    rows = (dict(zip(columns, row, strict=True)) for row in read_rows(run, "pairs", columns))
-    if not any(map(kept, rows)):
-        raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
     files, number = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")], 0
     ids, rewritten = Texts(), Texts()
-    try:
+    with _reported(to):
         with pair_writer(files[0]) as as_coco, pair_writer(files[1]) as as_table:
 
             def said() -> Iterator[list[Statement] | None]:
                 nonlocal number
-                for row, found in written(run, pen_of(config), kept):
-                    false = foils(row, found, config["rewrite"].get("affirm", False))
+                for row, pair, found in _accepted(run, manifest["config"]):
                     for write in (as_coco, as_table):
-                        write(_pair(row, false))
+                        write(pair)
                     ids.append(row["caption_id"])
                     rewritten.append(row["negated_caption"])
                     number += 1
@@ -70,11 +76,88 @@ def export(run: Path, to: Path) -> Exported:
         captions = Path(manifest["inputs"]["captions"]["path"])
         if captions.suffix.lower() == ".json":
             files.append(_write_published(to / "published.json", captions, ids, rewritten))
+    training = {"pairs": str(files[0]), "images": "..."}
+    return Exported(files, number, texts, training | _of_statements(files[2], texts))
+
+
+def export_shards(run: Path, to: str, images: str | None = None, size: int = 5 * 10**8) -> Exported:
+    """Writes pairs and photos as `data_gen.export_shards` says, and statements beside them.
+
+    Args:
+      to: `wds:DIR/NAME-{000000..}.tar`, or the same with `parquet:`.
+      images: where the photos are; None: as the run says.
+      size: bytes from which on a shard is full.
+
+    Raises InputError as `export`, and where none of the photos can be read.
+    """
+    config = read_manifest(run)["config"]
+    images = images or config["input"]["images"]
+    if not images:
+        raise InputError("the run read no photos: give --images=DIR, from which they are taken")
+    shards = Shards(to, open_images(images), size)
+    said = ((pair, found) for _, pair, found in _accepted(run, config))
+    photos = itertools.groupby(said, lambda x: (x[0].image_id, x[0].image))
+    number, path = 0, shards.folder / "statements.parquet"
+
+    def written_beside() -> Iterator[list[Statement] | None]:
+        nonlocal number
+        for name, photo in shards.write(Photo.of(list(group)) for _, group in photos):
+            number += len(photo.statements)
+            for found in photo.statements:
+                yield None if found is None else [x._replace(image=name) for x in found]
+
+    with _reported(shards.folder):
+        shards.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(shards.folder):
+            texts = statements.write(path, written_beside())
+    if not number:
+        raise InputError(
+            f"none of the {len(shards.left_out)} photos can be read from {images}, e.g. "
+            f"{first(shards.left_out, 3)}: give --images"
+        )
+    training = {"pairs": shards.spec, "images": shards.spec} | _of_statements(path, texts)
+    return Exported([shards.spec, path], number, texts, training, shards.left_out)
+
+
+def _of_statements(path: Path, count: int) -> dict[str, str]:
+    return {"statements": str(path)} if count else {}
+
+
+@contextlib.contextmanager
+def _reported(to: Path) -> Iterator[None]:
+    """Raises InputError for what cannot be written."""
+    try:
+        yield
     except PairError as error:
         raise InputError(str(error), status=5) from None
     except OSError as error:
         raise InputError(f"{to} could not be written ({error.strerror or error})", 5) from None
-    return Exported(files, number, texts)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises InputError where another process exports to a folder."""
+    descriptor = atomic_files.lock(folder / ".export.lock")
+    if descriptor is None:
+        raise InputError(f"another process exports to {folder}: wait for it or end it")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _accepted(
+    run: Path, config: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], Pair, list[Statement] | None]]:
+    """Rows of the pairs to export, as pairs, with statements; raises InputError for none."""
+    kept = keeper(run, config["export"]["max_per_object"])
+    columns = ("pair_id", "object", "accepted")
+    rows = (dict(zip(columns, row, strict=True)) for row in read_rows(run, "pairs", columns))
+    if not any(map(kept, rows)):
+        raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
+    for row, found in written(run, pen_of(config), kept):
+        false = foils(row, found, config["rewrite"].get("affirm", False))
+        yield row, _pair(row, false), found
 
 
 def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:

@@ -6,7 +6,9 @@
     captions=sentences               a list of captions, each of which is a pair
 
 A key of an object inside is OUTER.INNER, as in `json.no_dog` of a Parquet file made of tars. Parts
-of a pair that are not named are found as without `data.fields`.
+of a pair that are not named are found as without `data.fields`. A record of a photo whose `pairs`
+lists objects with these parts, as `data_gen export` writes it, is as many pairs, where no text is
+named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from negclip_jax.data.records import FIELDS, PairError
 Named = Mapping[str, tuple[str, ...]]  # part of a pair to the names of its fields
 
 PARTS = (*FIELDS, "captions")
+TEXTS = {"caption", "captions", "negated", "foils"}
 _ABSENT = object()
 _SHOWN = 20  # names of fields in an error
 

@@ -8,7 +8,7 @@ of JSON objects. Each reader yields where a record stands and the parts of a pai
 import functools
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from negclip_jax.common import coco, plain_pickle, remote, storage, strict_json
@@ -16,7 +16,7 @@ from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.common.problems import Problems
 from negclip_jax.common.records import as_written, identity, is_half
 from negclip_jax.data import pair_csv, pair_tables
-from negclip_jax.data.fields import Named, Reader, names_of
+from negclip_jax.data.fields import TEXTS, Named, Reader, names_of
 from negclip_jax.data.records import Pair, PairError, unsafe_name
 from negclip_jax.data.shard_images import reported
 from negclip_jax.data.shards import Shards
@@ -27,7 +27,7 @@ CC_NEG_EVALUATION = 40_000  # the last records of CC-Neg, which its authors eval
 CC_NEG_FOLDER = "/workspace/datasets/cc3m/"  # before the names of its images
 _KNOWN_NAMES = 2**18
 # What data_gen writes into the JSON member of a tar, where the user names no other fields.
-_OF_TARS = ("negated", "foils", "image_id", "object", "provenance")
+_OF_TARS = ("negated", "foils", "image_id", "object", "provenance", "pairs")
 
 Record = dict[str, Any]  # by part of a pair, see `data.fields`
 
@@ -56,8 +56,22 @@ class PairFile(Problems):
     ) -> Iterator[tuple[str, Record]]:
         """What a record says of pairs, one for each caption; none where it lacks a negated one.
 
-        `usual`: see `fields.Reader.parts`.
+        `usual`: see `fields.Reader.parts`. Of "pairs" see `data.fields`.
         """
+        for own in self._listed(source if usual is None else usual):
+            whole = None if usual is None else usual | own
+            yield from self._records(where, source | own if own else source, whole)
+
+    def _listed(self, source: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        listed = source.get("pairs")
+        if not isinstance(listed, list) or TEXTS & self.fields.named.keys():
+            return [{}]
+        is_ours = listed and all(isinstance(x, dict) and "caption" in x for x in listed)
+        return listed if is_ours else [{}]
+
+    def _records(
+        self, where: str, source: Mapping[str, Any], usual: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, Record]]:
         record = self.fields.parts(source, usual)
         if self.require_negated and record["negated"] is None:
             self.dropped += 1

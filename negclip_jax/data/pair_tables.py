@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from negclip_jax.data.fields import Named, missing
+from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
 
 _STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form")
@@ -78,7 +78,7 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
     def is_usable(part: str, kind) -> bool:
         from pyarrow import types
 
-        if part == "image_id" and types.is_integer(kind):
+        if (part == "image_id" and types.is_integer(kind)) or part == "pairs":
             return True
         if part in ("foils", "captions") and (types.is_list(kind) or types.is_large_list(kind)):
             return _is_text(kind.value_type) or types.is_null(kind.value_type)
@@ -94,7 +94,10 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
         for name in required:
             if name != numbered and _kind(schema, name) is None:
                 raise missing(table.path, name, schema.names)
-        chosen = [*wanted, *((part, part) for part in usual if part in schema.names)]
+        parts = usual
+        if not TEXTS & named.keys() and _lists_pairs(_kind(schema, "pairs")):
+            parts = ["image", "image_id", "pairs"]
+        chosen = [*wanted, *((part, part) for part in parts if part in schema.names)]
         chosen = [(part, name) for part, name in chosen if name != numbered]
         wrong = {n: kind for part, n in chosen if not is_usable(part, kind := _kind(schema, n))}
         _refuse_types(table.path, wrong, "all are strings, foils a list of strings")
@@ -206,6 +209,15 @@ def _kind(schema: Any, name: str) -> Any:
     return kind
 
 
+def _lists_pairs(kind: Any) -> bool:
+    """Whether a column lists the pairs of each photo, as `data_gen export` writes it."""
+    from pyarrow import types
+
+    is_list = kind is not None and (types.is_list(kind) or types.is_large_list(kind))
+    is_list = is_list and types.is_struct(kind.value_type)
+    return is_list and "caption" in {field.name for field in kind.value_type}
+
+
 def _column(batch: Any, name: str) -> Any:
     from pyarrow import compute
 
@@ -269,9 +281,12 @@ def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
 def _check_values(batch, path: object) -> None:
     from pyarrow import compute, types
 
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    waiting = list(zip(batch.schema.names, batch.columns, strict=True))
+    for name, column in waiting:
         while types.is_list(column.type) or types.is_large_list(column.type):
             column = column.flatten()
+        if types.is_struct(column.type):
+            waiting += [(f"{name}.{f.name}", column.field(f.name)) for f in column.type]
         if types.is_dictionary(column.type):
             column = column.dictionary
         if len(column) and _is_text(column.type):
