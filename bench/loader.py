@@ -3,12 +3,15 @@
     python -m bench.loader --json=runs/bench/loader.json
 
 Tokenizing is compared with transformers' tokenizer, whose ids are the same. Batches (shuffle,
-gather features, pack captions) are compared with what PyTorch users write when they cache features:
-a Dataset of tensors that a DataLoader collates record by record. Random access to photos in tars
-and in Parquet is compared with that to a folder.
+gather features, pack captions), of arrays in memory and of prepared examples that are mapped from
+files, are compared with what PyTorch users write when they cache features: a Dataset of tensors
+that a DataLoader collates record by record. Random access to photos in tars and in Parquet is
+compared with that to a folder.
 """
 
 import argparse
+import collections
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
@@ -23,6 +26,8 @@ from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.prepared import Prepared, find, write
+from negclip_jax.data.records import Pair
 from negclip_jax.data.tokenizer import load_tokenizer
 
 _DIM = 512  # of a ViT-B/32's features
@@ -45,7 +50,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     tokens = Ragged(*load_tokenizer(directory).encode_ragged(captions))
     images = np.arange(n) // _UNIQUE_EVERY
     features = np.random.default_rng(0).standard_normal((images[-1] + 1, _DIM), np.float32)
-    names = [str(i) for i in range(len(features))]
+    names = [f"{i:09d}" for i in range(len(features))]
     loader = PairLoader(
         examples=Examples.of_captions(names, images, tokens),
         images=None,  # features stand for them
@@ -54,6 +59,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         packing=Packing.suited_to(tokens.lengths, batch_size, shards=1),
         cached=CachedFeatures(features, np.zeros(len(features), bool)),
     )
+    kept = _prepared(captions, [names[i] for i in images], scratch / "kept", directory)
+    mapped = Examples.of_captions(kept.images, kept.image_of, kept.tokens)
+    from_files = dataclasses.replace(loader, examples=mapped)
     records = TensorDataset(
         torch.from_numpy(features)[torch.from_numpy(images)],
         torch.from_numpy(tokens.padded(np.arange(n), 77)),
@@ -63,6 +71,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         "tokenized_per_second": lambda: load_tokenizer(directory).encode_ragged(captions),
         "reference_tokenized_per_second": lambda: theirs(captions, **options),
         "captions_per_second": lambda: list(loader.batches(0, loader.steps_per_epoch)),
+        "prepared_captions_per_second": lambda: list(
+            from_files.batches(0, from_files.steps_per_epoch)
+        ),
         "reference_captions_per_second": lambda: list(
             DataLoader(records, batch_size=batch_size, shuffle=True, drop_last=True)
         ),
@@ -81,13 +92,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     mean = float(tokens.lengths.mean())
     per_real = float(computed / sum(tokens.lengths[c].sum() for c in chosen)), float(77 / mean)
 
-    def row(name: str, key: str) -> list[str]:
-        mine, other = rates[key], rates[f"reference_{key}"]
+    def row(name: str, key: str, prepared: str = "") -> list[str]:
+        mine, other = rates[prepared + key], rates[f"reference_{key}"]
         return [name, f"{mine:,.0f}", f"{other:,.0f}", f"{mine / other:.2f} x"]
 
     rows = [
         row("tokenized/s, one core", "tokenized_per_second"),
         row("in batches/s, features cached", "captions_per_second"),
+        row("the same, prepared examples", "captions_per_second", "prepared_"),
         ["tokens computed / real", *(f"{x:.2f}" for x in per_real), ""],
     ]
     counts = {"captions": n, "batch_size": batch_size, "tokens_per_caption": mean}
@@ -98,6 +110,18 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     title = f"{n:,} captions of {mean:.1f} tokens, batch {batch_size}"
     header = ["captions", "ours", "transformers, DataLoader", "ratio"]
     return counts | rates | shares | {"sources": read}, title, [(header, rows), table]
+
+
+def _prepared(captions: list[str], images: list[str], folder: Path, vocabulary: Path) -> Prepared:
+    """The captions as a first start of training leaves them."""
+    folder.mkdir()
+    pairs = [
+        Pair(image, caption, None, image_id=image)
+        for image, caption in zip(images, captions, strict=True)
+    ]
+    shown = {"caption_mode": "original", "foils": 0}
+    collections.deque(write(pairs, folder, "", load_tokenizer(vocabulary), **shown), maxlen=0)
+    return find(folder, "")
 
 
 def _captions(path: Path | None) -> list[str]:

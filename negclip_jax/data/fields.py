@@ -4,6 +4,7 @@
     caption=txt,negated=json.no_dog  tars: the member with this suffix, a key of the JSON member
     foils=wrong_1,foils=wrong_2      several texts, or fields that are lists of texts
     captions=sentences               a list of captions, each of which is a pair
+    captions=sentences.raw           the same where it lists objects with the key `raw`
 
 A key of an object inside is OUTER.INNER, as in `json.no_dog` of a Parquet file made of tars. Parts
 of a pair that are not named are found as without `data.fields`. A record of a photo whose `pairs`
@@ -69,8 +70,7 @@ class Reader:
         `usual`: those of parts that the user has not named, where they do not stand under their
         own names.
         """
-        if len(self._held) < _SHOWN:
-            self._held |= dict.fromkeys(_listed(source))
+        self.see(source)
         for name in list(self._unseen) if self._unseen else ():
             if look_up(source, name) is not _ABSENT:
                 del self._unseen[name]
@@ -82,6 +82,11 @@ class Reader:
             values = [value for name in fields if (value := look_up(source, name)) is not _ABSENT]
             found[part] = joined(values) if len(fields) > 1 else next(iter(values), None)
         return found
+
+    def see(self, source: Mapping[str, Any]) -> None:
+        """Remembers some of the fields of a record, for errors."""
+        if len(self._held) < _SHOWN:
+            self._held |= dict.fromkeys(_listed(source))
 
     def require_seen(self, path: object) -> None:
         """Raises PairError for a field that no record had."""
@@ -98,8 +103,12 @@ def look_up(source: Mapping[str, Any], name: str) -> Any:
     if name in source:
         return source[name]
     for dot in (i for i, letter in enumerate(name) if letter == "."):
-        if isinstance(inside := source.get(name[:dot]), Mapping):
+        inside = source.get(name[:dot])
+        if isinstance(inside, Mapping):
             return look_up(inside, name[dot + 1 :])
+        if isinstance(inside, list) and inside and all(isinstance(x, Mapping) for x in inside):
+            found = [look_up(x, name[dot + 1 :]) for x in inside]
+            return [None if x is _ABSENT else x for x in found]
     return _ABSENT
 
 
@@ -119,5 +128,7 @@ def missing(path: object, name: str, held: Sequence[str]) -> PairError:
 def _listed(source: Mapping[str, Any]) -> Iterator[str]:
     for key, value in source.items():
         yield key[:40]
+        if isinstance(value, list) and value:
+            value = value[0]
         if isinstance(value, Mapping):
             yield from (f"{key}.{inner}"[:40] for inner in value)

@@ -242,10 +242,7 @@ class PairLoader:
         else:
             pairs = np.where(stored.unreadable[image_of[planned]], -1, planned)
         values = stored.features[image_of[pairs]]
-        if self.cached is None:
-            values[pairs < 0] = 0
-        else:  # any finite vector: masked
-            values = np.where(pairs[:, None] >= 0, values, np.float32(1))
+        values[pairs < 0] = 0 if self.cached is None else 1  # any finite vector: masked
         images = {"image" if self.cached is None else "feature": values, "pair": pairs}
         images["bad"] = np.where(pairs != planned, planned, -1)
         return self._with_captions(images, step, rows)

@@ -224,26 +224,29 @@ def _assign(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarr
     if lengths.max() > packing.row_length:
         raise ValueError(f"a caption of {lengths.max()} tokens in rows of {packing.row_length}")
     row_of, number_of, column_of = [0] * len(lengths), [0] * len(lengths), [0] * len(lengths)
-    # Rows by the columns they have left, so that a caption finds the fullest row that takes it in
-    # at most L steps, whatever the number of rows. Lists, because this loop is not vectorised and
-    # NumPy scalars would take most of its time.
-    rows_with: list[list[int]] = [[] for _ in range(packing.row_length + 1)]
+    row_length, most = packing.row_length, packing.max_captions_per_row
+    # Rows by the columns they have left, and as bits of one integer which numbers of columns there
+    # are: the fullest row that takes a caption is the lowest bit from its length on. Lists, because
+    # this loop is not vectorised and NumPy scalars would take most of its time.
+    rows_with: list[list[int]] = [[] for _ in range(row_length + 1)]
+    there = 0
     used: list[int] = []  # captions in each row
     # Long ones first: short ones then fill what is left. Stable, so that the same lengths always
     # give the same places.
     order = np.argsort(-lengths, kind="stable")
     for caption, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        left = length
-        while left <= packing.row_length and not rows_with[left]:
-            left += 1
-        if left <= packing.row_length:
+        if fitting := there >> length:
+            left = length + (fitting & -fitting).bit_length() - 1
             row = rows_with[left].pop()
+            if not rows_with[left]:
+                there ^= 1 << left
         else:
-            left, row = packing.row_length, len(used)
+            left, row = row_length, len(used)
             used.append(0)
         row_of[caption], number_of[caption] = row, used[row]
-        column_of[caption] = packing.row_length - left
+        column_of[caption] = row_length - left
         used[row] += 1
-        if used[row] < packing.max_captions_per_row:
+        if used[row] < most:
             rows_with[left - length].append(row)
+            there |= 1 << (left - length)
     return np.array(row_of), np.array(number_of), np.array(column_of)

@@ -281,7 +281,12 @@ def tar_records(file: PairFile, pattern: str) -> Iterator[tuple[str, Record]]:
                 plans[suffixes] = _plan(suffixes, named)
             photos, texts = plans[suffixes]
             if not photos:
-                file.lacking.note("no image", where)
+                file.fields.see(dict.fromkeys(suffixes))
+                likely = [s for s in suffixes if f".{s.rpartition('.')[2]}" in PHOTO_SUFFIXES][:1]
+                hint = "".join(
+                    f" but {s}: to use it name it in data.fields, image={s}" for s in likely
+                )
+                file.lacking.note(f"no image{hint}", where)
                 continue
             if len(photos) > 1:
                 file.note("several images: name one in data.fields, as image=jpg", where)
@@ -332,7 +337,11 @@ def shard_records(file: PairFile, pattern: str) -> Iterator[tuple[str, Record]]:
         content = functools.partial(shards.file, number)
         table = pair_tables.Table(shard.path, shard.name, shard.size, content)
         for row, source in enumerate(pair_tables.rows(table, file.fields.named)):
-            yield from file.records(f"{shard.name} row {row}", source)
+            where = f"{shard.name} row {row}"
+            if source.get("status", "success") in ("success", None):
+                yield from file.records(where, source)
+            else:
+                file.lacking.note("no image", where)
 
 
 def array_records(file: PairFile, pattern: str) -> Iterator[tuple[str, Record]]:

@@ -15,6 +15,7 @@ import numpy as np
 from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
 
+_FAILED = {"status", "error_message"}  # columns of img2dataset, also of what it could not download
 _STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form")
 
 # A pair takes some 20 bytes of a real file, and real text is compressed to a fifth.
@@ -60,7 +61,7 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a file of pairs, with those of the fields of pairs that it has, and `foil`.
 
     Where the images themselves are in the file, as `datasets` and img2dataset write them, they are
-    called FILE/ROW, see `data.parquet_images`.
+    called FILE/ROW, see `data.parquet_images`; img2dataset says by `status` whether there is one.
 
     Args:
       table: the file.
@@ -80,7 +81,7 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
 
         if (part == "image_id" and types.is_integer(kind)) or part == "pairs":
             return True
-        if part in ("foils", "captions") and (types.is_list(kind) or types.is_large_list(kind)):
+        if part in ("foils", "captions") and _is_list(kind):
             return _is_text(kind.value_type) or types.is_null(kind.value_type)
         return _is_text(kind) or (types.is_null(kind) and part not in ("image", "caption"))
 
@@ -97,6 +98,8 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
         parts = usual
         if not TEXTS & named.keys() and _lists_pairs(_kind(schema, "pairs")):
             parts = ["image", "image_id", "pairs"]
+        if numbered and set(schema.names) >= _FAILED:
+            parts = [*parts, "status"]
         chosen = [*wanted, *((part, part) for part in parts if part in schema.names)]
         chosen = [(part, name) for part, name in chosen if name != numbered]
         wrong = {n: kind for part, n in chosen if not is_usable(part, kind := _kind(schema, n))}
@@ -179,7 +182,12 @@ def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -
         # Strings stay in dictionaries until each was found to be of a reasonable length.
         texts = [f.name for f in schema if f.name in columns and _is_text(f.type)]
         with pq.ParquetFile(source.open(), read_dictionary=texts) as parquet:
-            for batch in parquet.iter_batches(batch_size=size, columns=columns):
+            # Inside of a list a field is called as the writer of the file chose: all are read.
+            outer = (c if c in schema.names else c.partition(".")[0] for c in columns)
+            read = [
+                o if _is_list(_kind(schema, o)) else c for o, c in zip(outer, columns, strict=True)
+            ]
+            for batch in parquet.iter_batches(batch_size=size, columns=read):
                 found = pa.RecordBatch.from_arrays([_column(batch, c) for c in columns], columns)
                 _check_values(found, path)
                 found.validate(full=True)  # that strings are UTF-8
@@ -193,38 +201,58 @@ def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -
         ) from None
 
 
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return kind is not None and (types.is_list(kind) or types.is_large_list(kind))
+
+
 def _kind(schema: Any, name: str) -> Any:
-    """The type of a column, or of a field of a struct; None where there is none."""
+    """The type of a column, or of a field of a struct; None where there is none.
+
+    Of a list of structs a field is a list.
+    """
+    import pyarrow as pa
     from pyarrow import types
 
     if name in schema.names:
         return schema.field(name).type
     outer, dot, inner = name.partition(".")
     kind = schema.field(outer).type if dot and outer in schema.names else None
+    is_list = _is_list(kind)
+    kind = kind.value_type if is_list else kind
     for part in inner.split("."):
         fields = (
             {f.name: f.type for f in kind} if kind is not None and types.is_struct(kind) else {}
         )
         kind = fields.get(part)
-    return kind
+    return pa.list_(kind) if is_list and kind is not None else kind
 
 
 def _lists_pairs(kind: Any) -> bool:
     """Whether a column lists the pairs of each photo, as `data_gen export` writes it."""
     from pyarrow import types
 
-    is_list = kind is not None and (types.is_list(kind) or types.is_large_list(kind))
-    is_list = is_list and types.is_struct(kind.value_type)
-    return is_list and "caption" in {field.name for field in kind.value_type}
+    is_ours = _is_list(kind) and types.is_struct(kind.value_type)
+    return is_ours and "caption" in {field.name for field in kind.value_type}
 
 
 def _column(batch: Any, name: str) -> Any:
-    from pyarrow import compute
+    import pyarrow as pa
+    from pyarrow import compute, types
 
     if name in batch.schema.names:
         return batch.column(name)
     outer, *inner = name.split(".")
-    return compute.struct_field(batch.column(outer), inner)
+    column = batch.column(outer)
+    if types.is_struct(column.type):
+        return compute.struct_field(column, inner)
+    # Offsets begin anew: those of a batch are of all that was read with it.
+    lengths = compute.fill_null(compute.list_value_length(column), 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy(zero_copy_only=False))])
+    values = compute.struct_field(column.flatten(), inner)
+    starts = pa.array(offsets, pa.int64())
+    return pa.LargeListArray.from_arrays(starts, values, mask=column.is_null())
 
 
 def _refuse_types(path: object, wrong: Mapping[str, Any], kinds: str) -> None:
@@ -283,7 +311,7 @@ def _check_values(batch, path: object) -> None:
 
     waiting = list(zip(batch.schema.names, batch.columns, strict=True))
     for name, column in waiting:
-        while types.is_list(column.type) or types.is_large_list(column.type):
+        while _is_list(column.type):
             column = column.flatten()
         if types.is_struct(column.type):
             waiting += [(f"{name}.{f.name}", column.field(f.name)) for f in column.type]

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import posixpath
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -215,7 +216,10 @@ class TarImages(ShardImages):
         for number, shard in enumerate(self.shards.found):
             index = self.shards.index(number)
             listed = zip(index.listed(), index.are_photos().tolist(), strict=True)
-            found += [f"{shard.name}/{member.name}" for member, is_photo in listed if is_photo]
+            listed = (member.name for member, is_photo in listed if is_photo)
+            # Hidden ones are none, as `._1.jpg`, which macOS writes beside `1.jpg`.
+            shown = (name for name in listed if not posixpath.basename(name).startswith("."))
+            found += [f"{shard.name}/{name}" for name in shown]
         return found
 
     def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:

@@ -114,6 +114,28 @@ def test_lists_of_captions_are_pairs_each(tmp_path):
         ]
 
 
+def test_captions_in_a_list_of_objects(tmp_path, caplog):
+    """As `datasets` has COCO; `sentences.raw` of row groups and batches of any size."""
+    rows = [
+        {
+            "image": f"{i}.jpg",
+            "said": [{"raw": f"{i} {j}", "of": {"no": "n"}} for j in range(1 + i % 3)],
+        }
+        for i in range(40)
+    ]
+    expected = [(row["image"], one["raw"]) for row in rows for one in row["said"]]
+    named = {"require_negated": False, "fields": "captions=said.raw"}
+    for path in (jsonl(tmp_path, rows), parquet(tmp_path, rows)):
+        assert [(p.image, p.caption) for p in read_pairs(path, **named)] == expected
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=7)
+    assert [(p.image, p.caption) for p in read_pairs(tmp_path / "p.parquet", **named)] == expected
+    parquet(tmp_path, [*rows, {"image": "x.jpg", "said": None}])
+    assert len(read_pairs(tmp_path / "p.parquet", **named)) == len(expected)
+    assert "samples are left out that have no caption (1): row 40" in caplog.text
+    inner = read_pairs(jsonl(tmp_path, rows), require_negated=False, fields="captions=said.of.no")
+    assert {p.caption for p in inner} == {"n"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.packing import Packing, Ragged, _assign
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +120,27 @@ def test_real_captions_cost_at_most_15_percent(shared_data):
     for batch in order[: 40 * 512].reshape(40, 512):
         cells = packing.pack(real, batch)["ids"].size
         assert cells <= 1.15 * real.lengths[batch].sum()
+
+
+def test_a_caption_goes_where_least_room_is_left():
+    """Best fit in decreasing length, told by a search over all rows."""
+    rng = np.random.default_rng(0)
+    for row_length in (77, 96, 300):
+        lengths = rng.integers(3, 78, 200)
+        packing = Packing(len(lengths), row_length, max_captions_per_row=5)
+        row_of, number_of, column_of = _assign(lengths, packing)
+        left, used = [], []
+        for caption in np.argsort(-lengths, kind="stable").tolist():
+            length = lengths[caption]
+            fits = [r for r in range(len(left)) if left[r] >= length and used[r] < 5]
+            least = min((left[r] for r in fits), default=None)
+            assert (
+                (row_of[caption] == len(left)) if least is None else least == left[row_of[caption]]
+            )
+            if least is None:
+                left.append(row_length)
+                used.append(0)
+            row = row_of[caption]
+            assert (number_of[caption], column_of[caption]) == (used[row], row_length - left[row])
+            left[row] -= length
+            used[row] += 1

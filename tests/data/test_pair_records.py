@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,6 +147,45 @@ def test_parquet_with_its_images_inside(tmp_path, tiny_pairs):
     pq.write_table(pa.table({"jpg": [b"x"], "text": ["a"]}), tmp_path / "0.parquet")
     with pytest.raises(PairError, match=r'no column "caption"; it has: jpg, text'):
         read(f"parquet:{tmp_path}/0.parquet")
+
+
+def test_rows_that_img2dataset_could_not_download(tmp_path, caplog):
+    columns = {"jpg": [b"x", None, b"z"], "caption": ["a", "b", "c"], "error_message": [None] * 3}
+    columns |= {"status": ["success", "failed_to_download", "success"]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    found = read(f"parquet:{tmp_path}/0.parquet")
+    assert [(p.image, p.caption) for p in found] == [("0.parquet/0", "a"), ("0.parquet/2", "c")]
+    assert "samples are left out that have no image (1): 0.parquet row 1" in caplog.text
+    del columns["error_message"]  # then it is a user's own
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    assert len(read(f"parquet:{tmp_path}/0.parquet")) == 3
+
+
+def test_dots_in_the_names_of_a_tar(tmp_path):
+    """A key ends at the first dot: the image is not found, and the error says how to name it."""
+    spec = written(tmp_path, [member("a.v2.jpg", b"x"), member("a.v2.txt", b"a photo")])
+    with pytest.raises(
+        PairError, match=r"no image but v2\.jpg: .* image=v2\.jpg \(1\): 00000\.tar/a;.*v2"
+    ):
+        read(spec)
+    (pair,) = read(spec, fields="image=v2.jpg,caption=v2.txt")
+    assert (pair.image, pair.caption) == ("00000.tar/a.v2.jpg", "a photo")
+
+
+def test_members_that_macos_adds_and_names_of_all_lengths(tmp_path):
+    """`._x` is no sample; long and Unicode keys, as GNU tar, pax and ustar write them."""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        keys = ["Käfer/猫" if form != tarfile.USTAR_FORMAT else "k", f"{'d' * 90}/{'e' * 95}"]
+        keys += [f"{'f' * 300}"] if form != tarfile.USTAR_FORMAT else []
+        members = [member("._0.jpg", b"x"), member("__MACOSX/._0.txt", b"\xff")]
+        for key in keys:
+            members += [member(f"{key}.JPG", b"x"), member(f"{key}.TXT", b"a")]
+        write_tar(tmp_path / "a.tar", members, form)
+        pairs = read(f"wds:{tmp_path}/a.tar")
+        assert [pair.image for pair in pairs] == [f"a.tar/{key}.JPG" for key in keys]
+        images = open_images(f"wds:{tmp_path}/a.tar")
+        assert images.names() == [pair.image for pair in pairs]
+        assert [images.read(pair.image) for pair in pairs] == [b"x"] * len(keys)
 
 
 def test_array_records_that_are_no_json(tmp_path):
