@@ -44,14 +44,14 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int:
     from evals import interpolate, models, report, runner
-    from evals.images import DataRoots
+    from evals.images import DataRoots, photos_at
     from evals.results import Results, table_text
     from negclip_jax.runtime.timing import human_seconds
     from negclip_jax.runtime.workdir import environment
 
     if is_main:
         command_line.require_writable(args.out)
-    roots = DataRoots(tuple(args.data), tuple(args.images))
+    roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)))
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
     )

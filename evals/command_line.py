@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 LESS_MEMORY = "Give --dtype=bfloat16, or JAX_PLATFORMS=cpu in the environment"
 _DATA = "published files and photos, at any depth; may be repeated: the first wins"
+_PHOTOS = "more photos: a folder, or wds:TARS, parquet:FILES"
 _FLAGS: dict[str, dict[str, Any]] = {
     "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
-    "--images": dict(action="append", default=[], type=Path, metavar="DIR", help="more photos"),
+    "--images": dict(action="append", default=[], metavar="PHOTOS", help=_PHOTOS),
     "--out": dict(required=True, type=Path, metavar="DIR", help="folder to write into"),
     "--allow-subset": dict(action="store_true", help="score the items whose photos are there"),
     "--overwrite": dict(action="store_true", help="replace results of other models in --out"),

@@ -5,7 +5,8 @@ Annotation files name photos in many ways (`COCO_val2014_000000000139.jpg`,
 photo is found by its file name, in whatever Unicode form and with whatever case of the suffix;
 COCO's 2014 and 2017 names mean the same photo by their 12 digits (COCO 2017 is another split of the
 photos of 2014). Other names say little (`000001.jpg`): a file in a folder of another data set is
-not the photo.
+not the photo. Photos in shards are found by the names of a tar's members, and by the paths that
+Parquet has beside them, where no folder has them.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,6 +28,8 @@ from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES, name_key
 from negclip_jax.data.images import ImageRef, ImageSource, decode
+from negclip_jax.data.shard_images import ShardImages
+from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 
 __all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 
@@ -47,25 +51,39 @@ class FileEmpty(FileMissing):
     """A published file that holds nothing, and is treated as one that is not there."""
 
 
+class _InShard(NamedTuple):
+    """A photo in a set of shards: its name there, and what a user calls it."""
+
+    source: ShardImages
+    name: str
+    called: PurePosixPath
+
+
+def photos_at(text: str) -> Path | str:
+    """What `--images` names: a folder, or shards as `data.sources` has them."""
+    return text if kind_of(text)[0] in SUFFIXES else Path(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataRoots(ImageSource):
     """Folders with published files and photos.
 
     Attributes:
       data: searched for annotation files, in this order: an earlier folder wins.
-      images: more folders of photos, searched before `data`.
+      images: more folders of photos, searched before `data`, and as strings shards, searched last.
       unreadable: photos, as a benchmark calls them, that count as missing although they are there.
     """
 
     data: tuple[Path, ...]
-    images: tuple[Path, ...] = ()
+    images: tuple[Path | str, ...] = ()
     unreadable: frozenset[str] = frozenset()
 
     def __post_init__(self):
-        for folder in (*self.data, *self.images):
+        for folder in self._folders:
             if not Path(folder).is_dir():
                 what = "is a file, not a folder" if Path(folder).exists() else "does not exist"
                 raise InputError(f"the data folder {folder} {what}")
+        _ = self._sources  # that they can be opened
 
     def find(self, *names: str, download: str) -> Path:
         """The published file.
@@ -131,7 +149,7 @@ class DataRoots(ImageSource):
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that are not there, each once and in order."""
         distinct = dict.fromkeys(paths)
-        absent = [p for p in distinct if not _TFDS.fullmatch(p) and self.resolve(p) is None]
+        absent = [p for p in distinct if not _TFDS.fullmatch(p) and self._found(p) is None]
         gone = set(absent)
         elsewhere = [p for p in absent if _key(PurePosixPath(p).name) in self._photos]
         if elsewhere:
@@ -145,13 +163,13 @@ class DataRoots(ImageSource):
 
     def size(self, path: str) -> tuple[int, int]:
         """Width and height of a photo, from its header."""
-        with opened(self._located(path)) as image:
+        with opened(self._encoded(path)) as image:
             return image.size
 
     def folder(self, name: str) -> Path | None:
         """The least deep folder whose path ends in `name`, "imagenet/val"; None without one."""
         wanted = PurePosixPath(name).parts
-        for root in (*self.images, *self.data):
+        for root in self._folders:
             folders = {p.parent for named in self._files[root].values() for p in named}
             folders |= {parent for folder in folders for parent in folder.parents}
             found = [p for p in folders if p.parts[-len(wanted) :] == wanted and root in p.parents]
@@ -164,7 +182,7 @@ class DataRoots(ImageSource):
 
         `tfds:NAME/SPLIT#ROW` is an image of a prepared tensorflow-datasets folder.
         """
-        return decode(self.read(path) if _TFDS.fullmatch(path) else self._located(path), path)
+        return decode(self.read(path) if _TFDS.fullmatch(path) else self._encoded(path), path)
 
     def read(self, path: str) -> bytes:
         """The encoded photo, empty where it cannot be read."""
@@ -175,27 +193,73 @@ class DataRoots(ImageSource):
                 return rows[int(tfds["row"])]["image"]
             except (IndexError, OverflowError):
                 raise ImageError(f"{path}: the data set has no such row") from None
-        return read_file(self._located(path))
+        encoded = self._encoded(path)
+        return encoded if isinstance(encoded, bytes) else read_file(encoded)
 
     def identity(self, path: str) -> list:
         """Changes whenever the photo's file does: path, size and times."""
         if _TFDS.fullmatch(path):
             return [path]  # prepared data sets are not edited
         file = self._located(path)
+        if isinstance(file, _InShard):
+            return [file.name, *file.source.identity(file.name)]
         stat = file.stat()
         return [str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
-    def _located(self, path: str) -> Path:
-        file = self.resolve(path)
+    def _encoded(self, path: str) -> Path | bytes:
+        """The file of a photo, or its bytes in a shard."""
+        file = self._located(path)
+        return file.source.read(file.name) if isinstance(file, _InShard) else file
+
+    def _located(self, path: str) -> Path | _InShard:
+        file = self._found(path)
         if file is None:
             raise ImageError(f"{path}: there is no such photo below the data folders")
         return file
+
+    def _found(self, path: str) -> Path | _InShard | None:
+        """As `resolve`, in shards too."""
+        if (file := self.resolve(path)) is not None or not self._in_shards:
+            return file
+        wanted = PurePosixPath(path.replace("\\", "/"))
+        found = self._in_shards.get(_key(wanted.name), [])
+        if not _COCO.fullmatch(name_key(wanted.name)):
+            above = wanted.parent
+            found = [p for p in found if not _is_of_another_folder("", p.called.parent, above)]
+        best = max((_agreement(p.called, wanted) for p in found), default=0)
+        found = [p for p in found if _agreement(p.called, wanted) == best]
+        content = [p.source.read(p.name) for p in found] if len(found) > 1 else []
+        different = [p for p, read in zip(found, content, strict=False) if read != content[0]]
+        if different:
+            raise InputError(
+                f"{path} may be {found[0].name} or {different[0].name}, which differ: give the "
+                "shards of the right photos alone"
+            )
+        return found[0] if found else None
+
+    @functools.cached_property
+    def _folders(self) -> tuple[Path, ...]:
+        return (*(p for p in self.images if not isinstance(p, str)), *self.data)
+
+    @functools.cached_property
+    def _sources(self) -> list[ShardImages]:
+        return [open_images(spec) for spec in self.images if isinstance(spec, str)]
+
+    @functools.cached_property
+    def _in_shards(self) -> dict[str, list[_InShard]]:
+        """Photos in shards by the name that their benchmarks may call them."""
+        photos: dict[str, list[_InShard]] = defaultdict(list)
+        for source in self._sources:
+            for name, called in source.called():
+                photo = _InShard(source, name, PurePosixPath(called))
+                photos[_key(photo.called.name)].append(photo)
+        return dict(photos)
 
     @functools.cached_property
     def _files(self) -> dict[Path, dict[str, list[Path]]]:
         """All files of each root by their name."""
         files: dict[Path, dict[str, list[Path]]] = {}
-        for root in dict.fromkeys((*self.images, *self.data)):
+        for root in dict.fromkeys(self._folders):
             by_name = files[root] = defaultdict(list)
             for file in _walk(root):
                 by_name[file.name].append(file)
@@ -306,7 +370,7 @@ def _is_of_another_folder(root: str, folder: Path, wanted: PurePosixPath) -> boo
     return bool(ours and theirs) and not agree
 
 
-def _agreement(file: Path, wanted: PurePosixPath) -> int:
+def _agreement(file: PurePosixPath, wanted: PurePosixPath) -> int:
     """How many trailing parts of two paths agree, if the file names do; a name that is the same to
     the letter wins over one in another spelling."""
     count = 0

@@ -14,7 +14,7 @@ import functools
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from PIL import Image
 from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.data.images import Preprocessor, is_one_image
 from negclip_jax.data.packing import Ragged
+from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import compiled
 from negclip_jax.interop import readers
@@ -190,9 +191,12 @@ class CLIP:
         """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes.
 
         Images are opened as they are needed, a batch at a time, so that there may be any number.
+        Shards, such as `"wds:cc12m-{0000..1242}.tar"`, are all of their images in the order in
+        which they are stored, see `data.sources`.
         """
         images = _checked(images, "images", "an image (PIL, path, uint8 array)")
-        waiting = iter([images] if is_one_image(images) else images)
+        listed = [images] if is_one_image(images) else images
+        waiting = itertools.chain.from_iterable(map(_with_shards_opened, listed))
         rows: list[np.ndarray] = []
         running: list[tuple[Array, int]] = []
         while part := list(itertools.islice(waiting, _BATCH)):
@@ -240,6 +244,15 @@ def from_pretrained(path_or_hub_id: str | Path, **options: Any) -> CLIP:
     """The former spelling of `CLIP.from_pretrained`, for one release."""
     warnings.warn("use CLIP.from_pretrained", DeprecationWarning, stacklevel=2)
     return CLIP.from_pretrained(path_or_hub_id, **options)
+
+
+def _with_shards_opened(image: Any) -> Iterator[Any]:
+    """An image; of a string that names shards their images, one after the other."""
+    if not isinstance(image, str) or kind_of(image)[0] not in SUFFIXES:
+        yield image
+        return
+    source = open_images(image)
+    yield from (source.open(name) for name in source.names())
 
 
 def _to_device(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The three-line door: load, encode, compare."""
+"""Three lines: load, encode, compare."""
 
 import dataclasses
 import json
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_shards import write_parquet, write_records
+from tiny_tars import write_photos
 
 from negclip_jax import CLIP, pretrained
 from negclip_jax.common.errors import InputError
@@ -49,6 +51,21 @@ def test_similarity_is_the_cosine_of_the_features(model, images):
     text = np.asarray(model.encode_text(model.tokenize("no dog")))[0]
     expected = image @ text / np.linalg.norm(image) / np.linalg.norm(text)
     assert model.similarity(images[0], "no dog")[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_shards_are_their_images_in_the_order_of_storage(model, tiny_pairs, tmp_path):
+    photos = sorted((tiny_pairs / "images").iterdir())
+    expected = model.similarity(list(map(str, photos)), ["no dog", "a dog"])
+    write_photos(tmp_path / "a.tar", photos[0].parent, [path.name for path in photos])
+    specs = [f"wds:{tmp_path}/a.tar", f"parquet:{write_parquet(photos[0].parent, tmp_path)}"]
+    specs.append(f"arrayrecord:{write_records(photos[0].parent, tmp_path)[0]}")
+    for spec in specs:
+        np.testing.assert_allclose(model.similarity(spec, ["no dog", "a dog"]), expected, atol=1e-6)
+    mixed = model.embed_images([photos[3], specs[0]])
+    np.testing.assert_allclose(mixed[0], mixed[4], atol=1e-6)
+    assert len(mixed) == 41
+    with pytest.raises(InputError, match="match no file"):
+        model.similarity(f"wds:{tmp_path}/gone.tar", "a dog")
 
 
 def test_similarity_encodes_in_batches(model, images, monkeypatch):

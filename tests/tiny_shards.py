@@ -3,13 +3,14 @@
 from pathlib import Path
 
 
-def write_records(images: Path, folder: Path) -> tuple[str, dict[str, str]]:
-    """Two files of encoded images; returns their pattern and each image's name there."""
+def write_records(images: Path, folder: Path, files: int = 2) -> tuple[str, dict[str, str]]:
+    """Files of encoded images; returns their pattern and each image's name there."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     names = sorted(path.name for path in images.iterdir())
-    half, called = len(names) // 2, {}
-    for i, part in enumerate((names[:half], names[half:])):
+    size, called = len(names) // files, {}
+    for i in range(files):
+        part = names[i * size : (i + 1) * size if i < files - 1 else None]
         writer = ArrayRecordWriter(str(folder / f"a-{i}.array_record"), "group_size:1")
         for row, name in enumerate(part):
             writer.write((images / name).read_bytes())

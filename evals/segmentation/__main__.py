@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from evals import models
-    from evals.images import DataRoots
+    from evals.images import DataRoots, photos_at
     from evals.results import RESULTS, read_earlier, table_text
     from evals.segmentation import page, scoring
     from evals.segmentation.clipseg import CLIPSeg
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     # The accelerator belongs to CLIPSeg: JAX only reads weights, and would take its memory.
     jax.config.update("jax_platforms", "cpu")
-    roots = DataRoots(tuple(args.data), tuple(args.images))
+    roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)))
     sets = load_sets(args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset)
     clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
     tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)

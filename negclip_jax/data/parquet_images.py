@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,14 +93,22 @@ class ParquetImages(ShardImages):
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_wanted": self._wanted, "_counts": self._counts}
 
+    def called(self) -> Iterator[tuple[str, str]]:
+        """Each of `names` that has one, with its path."""
+        for number, shard in enumerate(self.shards.found):
+            for row, path in enumerate(self._paths(number)):
+                if path:
+                    yield f"{shard.name}/{row}", path
+
+    def _paths(self, shard: int) -> list[str | None]:
+        column = self._file(shard).column
+        return self._read(shard, None, column.path).to_pylist() if column.path else []
+
     def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
         return numbers(names, self._counts[shard])
 
     def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        column = self._file(shard).column
-        if not column.path:
-            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        paths = self._read(shard, None, column.path).to_pylist()
+        paths = self._paths(shard)
         rows = np.flatnonzero([bool(path) for path in paths])
         return hashed([paths[i] for i in rows]), rows
 

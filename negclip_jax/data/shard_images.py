@@ -75,6 +75,10 @@ class ShardImages(ImageSource):
         numbered = zip(self.shards.found, self._counts.tolist(), strict=True)
         return [f"{shard.name}/{row}" for shard, count in numbered for row in range(count)]
 
+    def called(self) -> Iterator[tuple[str, str]]:
+        """Each of `names`, and what the shard itself calls the image, where it does."""
+        yield from ((name, self.shards.split(name)[1]) for name in self.names())
+
     def open(self, name: str) -> Image.Image:
         """The image in mode RGB; raises ImageError for whatever `decode` refuses."""
         return decode(self._bytes(name), f"{name} in {self.shards.pattern}")

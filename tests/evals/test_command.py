@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from tiny_benchmark import write_items
+from tiny_tars import write_photos
 
 from evals import __main__ as command_line
 from evals import registry
@@ -69,6 +70,25 @@ def test_two_models_side_by_side(evaluate, tiny_checkpoint, tuned_checkpoint, ca
     assert "Tiny: accuracy" in out and "Kept: accuracy" in out and "separable" in out
     page = (evaluate.out / "report.html").read_text()
     assert "after" in page and "data:image/jpeg;base64" in page
+
+
+def test_photos_from_tars_give_the_results_of_the_folder(
+    evaluate, tiny_benchmarks, tiny_checkpoint, tmp_path, caplog
+):
+    """And reuse the features that were computed from it."""
+    caplog.set_level("INFO")
+    flags = [f"--model={tiny_checkpoint}", f"--cache={tmp_path}/kept", "--benchmarks=tiny"]
+    assert evaluate(*flags) == 0
+    before = document(evaluate.out)["benchmarks"]["tiny"]["rows"]
+    data, photos = tmp_path / "files", tiny_benchmarks / "photos"
+    shutil.copytree(tiny_benchmarks, data, ignore=shutil.ignore_patterns("photos"))
+    write_photos(tmp_path / "p.tar", photos, sorted(path.name for path in photos.iterdir()))
+    evaluate.out = tmp_path / "again"
+    flags += [f"--images=wds:{tmp_path}/p.tar", f"--out={evaluate.out}"]
+    caplog.clear()
+    assert command_line.main([f"--data={data}", *flags]) == 0
+    assert document(evaluate.out)["benchmarks"]["tiny"]["rows"] == before
+    assert "0 of 12 images and 0 of 48 texts to encode" in caplog.text
 
 
 def test_a_subset_is_marked_in_every_output(evaluate, tiny_benchmarks, tiny_checkpoint, capsys):

@@ -1,12 +1,16 @@
 """Published files and photos are found by their names, or a message says where we looked."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_tars import member, write_tar
 
-from evals.images import DataRoots, ImageRef
+from evals.images import DataRoots, ImageRef, photos_at
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 
@@ -222,3 +226,56 @@ def test_images_of_prepared_data_sets(tmp_path, monkeypatch):
     assert ImageRef("tfds:a/test#1").open(roots).size == (7, 5)
     assert roots.missing(["tfds:a/test#1"]) == []
     assert roots.identity("tfds:a/test#1") == ["tfds:a/test#1"]
+
+
+@pytest.fixture(params=["wds", "parquet"])
+def shards(request, tmp_path):
+    """Function of photos by name to what `--images` takes."""
+
+    def write(photos: dict[str, str], name: str = "a") -> str:
+        encoded = {}
+        for called, colour in photos.items():
+            buffer = io.BytesIO()
+            Image.new("RGB", (4, 3), colour).save(buffer, "PNG")
+            encoded[called] = buffer.getvalue()
+        if request.param == "wds":
+            write_tar(tmp_path / f"{name}.tar", [member(*item) for item in encoded.items()])
+            return f"wds:{tmp_path}/{name}.tar"
+        rows = [{"image": {"bytes": x, "path": called}} for called, x in encoded.items()]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        return f"parquet:{tmp_path}/{name}.parquet"
+
+    return write
+
+
+def test_photos_in_shards(shards, tmp_path):
+    (tmp_path / "data").mkdir()
+    name = "COCO_val2014_000000000139.jpg"
+    spec = shards({name: "red", "val2017/000000000042.jpg": "blue", "celeba/1.png": "lime"})
+    roots = DataRoots((tmp_path / "data",), (photos_at(spec),))
+    assert roots.open(f"somewhere/{name}").getpixel((0, 0)) == (255, 0, 0)
+    for called in ("000000000042.jpg", "COCO_train2014_000000000042.jpg"):
+        assert roots.open(called).getpixel((0, 0)) == (0, 0, 255)
+    assert roots.size("celeba/1.png") == (4, 3) and roots.read("1.png").startswith(b"\x89PNG")
+    assert roots.missing(["voc2007/1.png", "2.png", "1.png"]) == ["voc2007/1.png", "2.png"]
+    before = roots.identity("1.png")
+    assert before == roots.identity("1.png") != roots.identity(name)
+    with pytest.raises(ImageError, match="there is no such photo"):
+        roots.open("gone.jpg")
+    # A folder comes first.
+    photo(tmp_path / "data" / name, "lime")
+    assert DataRoots((tmp_path / "data",), (spec,)).open(name).getpixel((0, 0))[1] > 250
+
+
+def test_one_name_for_two_photos_in_shards(shards, tmp_path):
+    (tmp_path / "data").mkdir()
+    specs = (shards({"x/1.png": "red"}), shards({"y/1.png": "blue"}, "b"))
+    roots = DataRoots((tmp_path / "data",), specs)
+    assert roots.open("x/1.png").getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(InputError, match=r"1\.png may be a.*0*/?.* or b.*, which differ: give"):
+        roots.open("1.png")
+
+
+def test_shards_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"match no file: there is no"):
+        DataRoots((tmp_path,), (f"wds:{tmp_path}/gone.tar",))

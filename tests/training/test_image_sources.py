@@ -1,17 +1,19 @@
-"""Runs on tars and on Parquet are those on the folder: killed, continued, by several processes."""
+"""Runs on every source are those on the folder: killed, continued, by several processes."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import nursery
 from tiny_runs import read_metrics
-from tiny_shards import write_parquet
+from tiny_shards import write_parquet, write_records
 from tiny_tars import write_photos
 
 from negclip_jax.training.loop import train
@@ -37,13 +39,60 @@ def tars(images: Path, folder: Path) -> str:
     return f"wds:{folder}/t-{{0..2}}.tar"
 
 
-SOURCES = {"wds": tars, "parquet": lambda *where: f"parquet:{write_parquet(*where)}"}
+def records(images: Path, folder: Path) -> dict[str, str]:
+    """Ten to a file, so that their names, `a-0.array_record/3`, are in the order of the photos."""
+    pattern, called = write_records(images, folder, files=4)
+    content = json.loads((images.parent / "pairs.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = called[image["file_name"]]
+    (folder / "called.json").write_text(json.dumps(content))
+    return {"data.images": f"arrayrecord:{pattern}", "data.pairs": f"{folder}/called.json"}
+
+
+def prepared(images: Path, folder: Path) -> dict[str, str]:
+    """A data set as tensorflow-datasets leaves it, in TFDS_DATA_DIR."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+        __module__ = "coco_captions"
+        BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS' interface)
+            tfds.core.BuilderConfig(name="2014", version=tfds.core.Version("1.1.0"))
+        ]
+
+        def _info(self):
+            kinds = {"image": tfds.features.Image(encoding_format="png")}
+            kinds |= {"image/filename": tfds.features.Text(), "image/id": np.int64}
+            kinds["captions"] = tfds.features.Sequence({"text": np.str_, "id": np.int64})
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(kinds))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, name in enumerate(sorted(os.listdir(images))):
+                content = io.BytesIO((images / name).read_bytes())
+                known = {"image": content, "image/filename": name, "image/id": i, "captions": []}
+                yield i, known
+
+    CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+    return {"data.images": "tfds:coco_captions/train"}
+
+
+SOURCES = {
+    "wds": lambda *where: {"data.images": tars(*where)},
+    "parquet": lambda *where: {"data.images": f"parquet:{write_parquet(*where)}"},
+    "arrayrecord": records,
+    "tfds": prepared,
+}
 
 
 @pytest.fixture(scope="module")
-def specs(tiny_pairs, tmp_path_factory) -> dict[str, str]:
+def specs(tiny_pairs, tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
+    """What to change in the configuration of a run on the folder."""
     folder = tmp_path_factory.mktemp("sources")
-    return {name: write(tiny_pairs / "images", folder) for name, write in SOURCES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        yield {name: write(tiny_pairs / "images", folder) for name, write in SOURCES.items()}
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -51,7 +100,7 @@ def test_killed_and_started_again(
     source, specs, finished_run, short_run, make_config, tmp_path, one_device
 ):
     """The features of images are kept here; the run that nothing disturbed read the folder."""
-    changes = finished_run.changes | {"data.images": specs[source]}
+    changes = finished_run.changes | specs[source]
     (tmp_path / "changes.json").write_text(json.dumps(short_run | changes))
     workdir = tmp_path / "run"
     killed = subprocess.run(
@@ -77,30 +126,55 @@ def by_one(make_config, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory):
+def run(specs, short_run, tmp_path_factory):
+    """Function of source, number of processes and workdir to how they ended; has four devices."""
     with nursery(tmp_path_factory.mktemp("logs")) as opened:
-        yield opened
+
+        def run(source: str, processes: int, workdir: Path, **more) -> list[int]:
+            cached = source.endswith("wds") == (processes == 2)
+            changes = CHANGES | specs.get(source, {}) | {"data.cache_features": cached}
+            options = {"processes": processes, "devices": 4 // processes, "seconds": 180}
+            ends = opened.run(short_run | changes, workdir, **options, **more)
+            return [end.status for end in ends]
+
+        yield run
 
 
-FOUR = [pytest.param(source, 4, marks=pytest.mark.long) for source in SOURCES]
+LONG = [
+    pytest.param(source, processes, marks=pytest.mark.long)
+    for source in SOURCES
+    for processes in (2, 4)
+    if (source, processes) != ("wds", 2)
+]
 
 
-@pytest.mark.parametrize(("source", "processes"), [("wds", 2), ("parquet", 2), *FOUR])
-def test_several_processes_equal_one(source, processes, specs, short_run, by_one, forked, tmp_path):
-    cached = (source == "wds") == (processes == 2)
-    changes = CHANGES | {"data.images": specs[source], "data.cache_features": cached}
-    ends = forked.run(
-        short_run | changes,
-        tmp_path / "run",
-        processes=processes,
-        devices=4 // processes,
-        seconds=180,
-    )
-    assert [end.status for end in ends] == [0] * processes, "\n\n".join(e.output for e in ends)
-    found = read_metrics(tmp_path / "run")
+@pytest.mark.parametrize(("source", "processes"), [("wds", 2), *LONG])
+def test_several_processes_killed_and_started_again_equal_one(
+    source, processes, run, by_one, tmp_path
+):
+    """`kill -9` of one stops all; then they end as one process on the folder does."""
+    workdir = tmp_path / "run"
+    ended = run(source, processes, workdir, events={1: {"killed_at_step": 4}})
+    assert ended[1] == -signal.SIGKILL and 0 not in ended
+    assert run(source, processes, workdir) == [0] * processes
+    found = read_metrics(workdir)
     assert list(found) == list(by_one)
     for step, numbers in found.items():
         for name in numbers.keys() - {"grad_norm"}:
             np.testing.assert_allclose(
                 numbers[name], by_one[step][name], 1e-5, 1e-6, err_msg=f"{step} {name}"
             )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_several_processes_are_bit_equal_to_those_on_the_folder(source, processes, run, tmp_path):
+    """Of one number of processes: killed and started again here, undisturbed there."""
+    killed = run(source, processes, tmp_path / "ours", events={0: {"killed_at_step": 3}})
+    assert 0 not in killed
+    assert run(source, processes, tmp_path / "ours") == [0] * processes
+    cached = "wds" if source == "wds" else ""
+    assert run(f"folder {cached}", processes, tmp_path / "theirs") == [0] * processes
+    ours, theirs = (tmp_path / name / "metrics.jsonl" for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()

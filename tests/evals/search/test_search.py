@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_shards import write_parquet, write_records
+from tiny_tars import write_photos
 
 from evals.search import __main__ as search
 
@@ -53,6 +55,52 @@ def test_one_model_alone_and_fewer_photos_than_asked_for(run, capsys):
     columns = json.loads((run.out / "results.json").read_text())["queries"]["a cat"]
     assert list(columns) == ["tuned"] and len(columns["tuned"]) == 12
     assert "12 photos, 1 query" in (run.out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("form", ["wds", "parquet", "arrayrecord"])
+def test_shards_are_ranked_as_the_folder_and_reuse_its_features(
+    run, form, photos, tmp_path, caplog
+):
+    """Which photo has which score; embeddings are found by content, wherever a photo lies."""
+    caplog.set_level("INFO")
+    folder, to = photos.data / "photos", tmp_path / "shards"
+    to.mkdir()
+    names = sorted(path.name for path in folder.iterdir())
+    if form == "wds":
+        spec = f"wds:{write_photos(to / 'a.tar', folder, names)}"
+        called = {f"a.tar/{name}": name for name in names}
+    elif form == "parquet":
+        spec = f"parquet:{write_parquet(folder, to)}"
+        half = len(names) // 2
+        called = {
+            f"train-{i:05d}-of-00002.parquet/{row}": name
+            for i, part in enumerate((names[:half], names[half:]))
+            for row, name in enumerate(part)
+        }
+    else:
+        pattern, by_name = write_records(folder, to)
+        spec, called = f"arrayrecord:{pattern}", {x: name for name, x in by_name.items()}
+    assert run("a cat", images=folder) == 0
+    before = json.loads((run.out / "results.json").read_text())["queries"]["a cat"]["tuned"]
+    assert run("a cat", images=spec) == 0
+    assert f"tuned: 0 of {len(names)} photos to encode" in caplog.text
+    found = json.loads((run.out / "results.json").read_text())
+    scores = [[(r["score"], called.get(r["name"], r["name"])) for r in x]
+              for x in (found["queries"]["a cat"]["tuned"], before)]  # fmt: skip
+    assert sorted(scores[0]) == sorted(scores[1]) and found["photos"] == len(names)
+    page = (run.out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64") == len(names)
+
+
+def test_shards_that_cannot_be_searched_are_one_line(run, tmp_path, capsys):
+    for spec, message in (
+        (f"wds:{tmp_path}/gone.tar", "match no file"),
+        ("tfds:coco_captions/train", "tfds:coco_captions/train"),
+        (f"parquet:{tmp_path}", "match no file"),
+    ):
+        assert run("a cat", images=spec) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error and error.count("\n") == 1
 
 
 def test_a_photo_that_cannot_be_read_does_not_stop_the_search(run, photos, tmp_path, caplog):
