@@ -1,6 +1,8 @@
 """Pairs and photos in shards: what others read, what training reads, and exports cut short."""
 
+import hashlib
 import io
+import json
 import os
 import shlex
 import shutil
@@ -9,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -260,6 +263,53 @@ def test_a_suffix_by_content(run, tmp_path, monkeypatch):
 def _fields(pair) -> dict:
     named = {name: getattr(pair, name) for name in pair.__slots__}
     return named | {"image": Path(pair.image).stem}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_run_from_shards_into_shards(form, tmp_path):
+    """Captions and photos from tars, or from Parquet; what it writes is read by training."""
+    shows = world(tmp_path / "w", PHOTOS)
+    content = json.loads((tmp_path / "w" / "captions.json").read_text())
+    rows = []
+    for image in content["images"]:
+        data = (tmp_path / "w" / "photos" / image["file_name"]).read_bytes()
+        texts = [a["caption"] for a in content["annotations"] if a["image_id"] == image["id"]]
+        rows.append({"image": {"bytes": data, "path": image["file_name"]}, "captions": texts})
+    if form == "wds":
+        for shard in range(2):
+            with webdataset.TarWriter(str(tmp_path / f"in-{shard}.tar")) as writer:
+                for i, row in enumerate(rows[shard::2]):
+                    sample = {"__key__": f"{shard}{i:03d}", "jpg": row["image"]["bytes"]}
+                    writer.write(sample | {"json": {"captions": row["captions"]}})
+        spec, fields = f"wds:{tmp_path}/in-{{0..1}}.tar", "captions=json.captions"
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=5)
+        spec, fields = f"parquet:{tmp_path}/in.parquet", "captions=captions"
+    exported = []
+    with FaultServer(shows, POOL) as server:
+        for out in (tmp_path / "one", tmp_path / "two"):
+            flags = [f"--captions={spec}", f"--images={spec}", f"--config.input.fields={fields}"]
+            given = arguments(tmp_path / "w", out, server, *flags)
+            given = [
+                x for x in given if not x.startswith((f"--captions={tmp_path}/w", "--images=/"))
+            ]
+            assert main(given) == 0
+            to = spec_of("wds", out / "shards")
+            assert main(["export", f"--out={out}", f"--to={to}", "--shard-mb=0.04"]) == 0
+            exported.append(written(out / "shards"))
+    assert len(exported[0]) > 3 and exported[0].keys() == exported[1].keys()
+    pairs = read_pairs(f"wds:{tmp_path}/one/shards")
+    photos = open_images(f"wds:{tmp_path}/one/shards")
+    assert len(pairs) > PHOTOS and {photos.read(pair.image) for pair in pairs} == {
+        row["image"]["bytes"] for row in rows
+    }
+    for pair in pairs:
+        assert pair.object not in shows[hashlib.sha256(photos.read(pair.image)).hexdigest()]
+    texts = [
+        [(pair.caption, pair.negated) for pair in read_pairs(f"wds:{tmp_path}/{run}/shards")]
+        for run in ("one", "two")
+    ]
+    assert texts[0] == texts[1]
 
 
 BAD = {

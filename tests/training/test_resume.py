@@ -15,6 +15,7 @@ from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics, 
 
 from negclip_jax.checkpoints.restore import restore_params
 from negclip_jax.common.errors import InputError
+from negclip_jax.training.config import ADDED_KEYS
 from negclip_jax.training.loop import train
 
 
@@ -52,6 +53,29 @@ def test_with_other_workers_and_without_the_base_checkpoint(
     reference = str(finished_run.workdir)
     for step in ("last", "best"):
         assert_equal(restore_params(str(workdir), step), restore_params(reference, step))
+
+
+def test_a_run_that_is_older_than_many_keys(
+    finished_run, stopped_at_12, make_config, tmp_path, one_device
+):
+    """Its `config.json` has none of them, its directory no prepared examples: it goes on."""
+    workdir = continued(stopped_at_12, tmp_path)
+    content = json.loads((workdir / "config.json").read_text())
+    for key in ADDED_KEYS:
+        section, name = key.split(".")
+        del content[section][name]
+    assert not {"sources", "fields", "examples_dir"} & content["data"].keys()
+    (workdir / "config.json").write_text(json.dumps(content))
+    shutil.rmtree(workdir / "examples")
+    # Of what came later, those that change numbers are set to what such a run did.
+    as_then = {"data.truncated": "keep"}
+    state = train(make_config(stopped_at_12["changes"] | as_then), str(workdir), EVALUATORS)
+    assert_equal(jax.device_get(state), finished_run.state)
+    ours, theirs = (w / "metrics.jsonl" for w in (workdir, finished_run.workdir))
+    assert ours.read_bytes() == theirs.read_bytes()
+    with pytest.raises(InputError, match=r"data\.original_fraction: "):
+        changed = stopped_at_12["changes"] | as_then | {"data.original_fraction": 0.3}
+        train(make_config(changed | {"train.total": "22 steps"}), str(workdir), EVALUATORS)
 
 
 def test_onto_another_mesh(finished_run, stopped_at_12, make_config, tmp_path):
