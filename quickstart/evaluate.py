@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from negclip_jax.common import linear_probe
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import device_errors, say
 from negclip_jax.common.statistics import wilson
@@ -154,15 +155,13 @@ def probe(directory: str | Path, train: Path, heldout: Path, seed: int) -> dict[
       A tally per row of both splits, as "train" and "heldout"; "train" well above "heldout" says
       that the planes know the scenes, not the kinds.
     """
-    from evals import polarity
-
     scenes, features = {}, {}
     for split, folder in (("train", train), ("heldout", heldout)):
         scenes[split] = read_scenes(folder / "instances.json", seed)
         encoder = Encoder(directory, folder / "images")
         features[split] = encoder.images([scene.image for scene in scenes[split]])
     kinds, present = _kinds(scenes["train"])
-    weights, thresholds = polarity.fit_probe(features["train"], present)
+    weights, thresholds = linear_probe.fit(features["train"], present)
     number, found = {kind: i for i, kind in enumerate(kinds)}, {}
     for split, rows in features.items():
         points = collections.defaultdict(list)

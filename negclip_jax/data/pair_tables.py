@@ -16,7 +16,7 @@ from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
 
 _FAILED = {"status", "error_message"}  # columns of img2dataset, also of what it could not download
-_STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form")
+_STATEMENTS = ("image", "text", "truth", "polarity", "caption_id", "unit", "form", "objects")
 
 # A pair takes some 20 bytes of a real file, and real text is compressed to a fifth.
 _ROWS_PER_BYTE, _FREE_ROWS = 8, 2**20
@@ -125,7 +125,8 @@ def holds_bytes(kind: Any) -> bool:
 def statement_columns(path: Path) -> dict[str, Coded]:
     """The columns of a file of statements, see `data.statements`; those it lacks have no values.
 
-    Of `truth` the codes are 0 and 1. Raises PairError as `rows` does, with its own columns.
+    Of `truth` the codes are 0 and 1; of `objects`, lists, each has a value that is alone in its
+    list. Raises PairError as `rows` does, with its own columns.
     """
     import pyarrow as pa
     from pyarrow import types
@@ -135,6 +136,8 @@ def statement_columns(path: Path) -> dict[str, Coded]:
     def is_usable(name: str, kind) -> bool:
         if name == "truth":
             return types.is_boolean(kind)
+        if name == "objects" and (types.is_list(kind) or types.is_large_list(kind)):
+            kind = kind.value_type
         is_id = name == "caption_id" and types.is_integer(kind)
         return is_id or _is_text(kind) or (types.is_null(kind) and name not in required)
 
@@ -156,6 +159,8 @@ def statement_columns(path: Path) -> dict[str, Coded]:
         column = (
             table[name].combine_chunks() if name in table.schema.names else pa.nulls(len(table))
         )
+        if types.is_list(column.type) or types.is_large_list(column.type):
+            column = _alone(column)
         if types.is_boolean(column.type):
             codes, values = column.cast(pa.int8()), pa.array([False, True])
         else:
@@ -163,6 +168,16 @@ def statement_columns(path: Path) -> dict[str, Coded]:
             codes, values = column.indices, column.dictionary
         coded[name] = Coded(codes.fill_null(-1).to_numpy().astype(np.int64), values)
     return coded
+
+
+def _alone(lists: Any) -> Any:
+    """Of each list its value where it has one, else null."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    is_one = compute.fill_null(compute.equal(compute.list_value_length(lists), 1), False)
+    place = compute.subtract(compute.cumulative_sum(is_one.cast(pa.int64())), 1)
+    return lists.filter(is_one).flatten().take(compute.if_else(is_one, place, None))
 
 
 def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -> Iterator[Any]:

@@ -9,6 +9,7 @@ Read are its columns
     polarity    "affirms", "denies" or "both": what it says of objects
     caption_id  the caption of the image that the text holds, null where it holds none
     unit, form  texts that were written together, and by which template; may be null
+    objects     names of what it is about, a list; may be null
 
 A million of them are columns and token ids, never Python objects one by one. Which ones an example
 shows is a pure function of its random bits.
@@ -51,6 +52,9 @@ class Statements:
       truth, holds_caption: bool `[S]`; a text that holds its image's caption is false of others.
       polarity: int64 `[S]`, index into POLARITIES.
       unit, form: int64 `[S]`, equal for statements that share one; -1 where not known.
+      object: int64 `[S]`, equal for those that are about one object, the same, and no other; -1 for
+        all else.
+      opposite_images: bool `[U]`, those that `opposites` chooses from; None: all.
     """
 
     true_texts: int
@@ -63,6 +67,8 @@ class Statements:
     polarity: np.ndarray
     unit: np.ndarray
     form: np.ndarray
+    object: np.ndarray
+    opposite_images: np.ndarray | None = None
 
     def choose(self, image_B: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
         """Statements that examples show, int64 `[B, T + F]`, -1 where an image has too few.
@@ -120,6 +126,27 @@ class Statements:
             return self
         return dataclasses.replace(self, offsets=np.pad(self.offsets, (first, after), "edge"))
 
+    def compared_among(self, image_P: np.ndarray) -> "Statements":
+        """The same, of which `opposites` are some of these images, so that none is of another part.
+
+        Training would else learn on the images that validation holds out.
+        """
+        is_among = np.zeros(len(self.offsets) - 1, bool)
+        is_among[image_P] = True
+        return dataclasses.replace(self, opposite_images=is_among)
+
+    def presence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is known to be in which image: of each image and object, in this order, one fact.
+
+        Read from the statements about one object. int64 `[P]`, images and objects, and bool.
+        """
+        owner = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        affirms, denies = (self.polarity == POLARITIES.index(p) for p in ("affirms", "denies"))
+        says = np.flatnonzero((self.object >= 0) & (affirms | denies) & ~self.holds_caption)
+        key = owner[says] * (self.object.max(initial=0) + 1) + self.object[says]
+        first = says[np.unique(key, return_index=True)[1]]
+        return owner[first], self.object[first], self.truth[first] == affirms[first]
+
     def opposites(self, chosen: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """For each statement an image of which its text is known to have the other truth, int64.
 
@@ -138,11 +165,15 @@ class Statements:
 
     @functools.cached_property
     def _by_text_and_truth(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of all statements, in this order: the image, int32, and `2 * text + truth`."""
+        """Of statements about `opposite_images`, in this order: the image, `2 * text + truth`."""
         key = 2 * self.text + self.truth
         order = np.argsort(key, kind="stable")
         images = np.arange(len(self.offsets) - 1, dtype=np.int32)
-        return np.repeat(images, np.diff(self.offsets))[order], key[order]
+        images = np.repeat(images, np.diff(self.offsets))[order]
+        if self.opposite_images is not None:
+            kept = self.opposite_images[images]
+            images, order = images[kept], order[kept]
+        return images, key[order]
 
     def followed_by(self, other: "Statements", first: int) -> "Statements":
         """These statements and others about further images, the texts of which begin at `first`.
@@ -154,7 +185,10 @@ class Statements:
             mine, more = getattr(self, name), getattr(other, name)
             return np.concatenate([mine, np.where(more < 0, more, more + shift)])
 
-        end = [getattr(self, name).max(initial=-1) + 1 for name in ("unit", "form")]
+        end = [getattr(self, name).max(initial=-1) + 1 for name in ("unit", "form", "object")]
+        among = self.opposite_images
+        if among is not None:
+            among = np.concatenate([among, np.ones(len(other.offsets) - 1, bool)])
         return dataclasses.replace(
             self,
             offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
@@ -164,6 +198,8 @@ class Statements:
             polarity=np.concatenate([self.polarity, other.polarity]),
             unit=both("unit", end[0]),
             form=both("form", end[1]),
+            object=both("object", end[2]),
+            opposite_images=among,
         )
 
 
@@ -241,6 +277,7 @@ def read_statements(
         polarity=polarity[columns["polarity"].codes[rows]],
         unit=columns["unit"].codes[rows],
         form=columns["form"].codes[rows],
+        object=columns["objects"].codes[rows],
     )
 
 

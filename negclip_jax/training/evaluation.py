@@ -17,6 +17,7 @@ from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import sharding
+from negclip_jax.training.image_features import image_choice_probe
 from negclip_jax.training.objectives import TIE
 from negclip_jax.training.step import Objective, affirmative
 
@@ -41,11 +42,13 @@ class ValidationLoss:
 
     A contrastive loss depends on its batch, so the batches are fixed: file order, as large as
     `loader.batch_size`, the last one masked. The mean weights pairs equally. What a run forgets
-    shows first in `recall_at_1` of the original captions among all held-out pairs.
+    shows first in `recall_at_1` of the original captions among all held-out pairs. What the images
+    allow, `image_features.image_choice_probe`, is the same at each evaluation.
     """
 
     def __init__(self, loader: PairLoader, objective: Objective, mesh: Mesh):
         self._loader, self._mesh = loader, mesh
+        self._probe = image_choice_probe(loader)
 
         def score(params: dict, batch: dict) -> tuple[dict, dict, tuple]:
             features = objective.features(params, batch)
@@ -56,6 +59,8 @@ class ValidationLoss:
                 counts_B = batch["mask"]
                 if name == "foil_accuracy":
                     counts_B &= (batch["truth"] < 0).any(axis=1)
+                elif name == "image_choice_accuracy":
+                    counts_B &= batch["has_opposite"].any(axis=1)
                 elif name in ("anchor", "distill"):
                     counts_B = has_original_B
                 weights[name] = counts_B.sum()
@@ -87,7 +92,7 @@ class ValidationLoss:
             recalls = recall_at_1(image[kept], text[kept], self._loader.examples.image_of[kept])
             names = ("image_to_text_recall_at_1", "text_to_image_recall_at_1")
             means |= zip(names, recalls, strict=True)
-        return means
+        return means if self._probe is None else means | {"image_choice_probe": self._probe}
 
 
 class MixedValidation:

@@ -8,11 +8,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from negclip_jax.common import storage
+from negclip_jax.common import linear_probe, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.embeddings import encoder
 from negclip_jax.models.clip import CLIPConfig
+
+_PROBED_OBJECTS, _PROBED_PHOTOS = 100, 10_000  # at most: a fit takes a fraction of a second
+_LEAST_OF_KIND = 8  # photos that show an object, and that lack it, to fit a probe on
 
 
 def are_constant(trainable: dict) -> bool:
@@ -78,3 +81,56 @@ def show_opposites(loaders: list[PairLoader], weight: float) -> list[PairLoader]
         logging.warning("train.image_choice_weight has no effect without %s", "; ".join(missing))
         return loaders
     return [dataclasses.replace(x, shows_opposites=True) for x in loaders]
+
+
+def image_choice_probe(loader: PairLoader) -> float | None:
+    """What a frozen image side allows `objectives.image_choice_loss` on held-out photos.
+
+    Linear probes of single objects, fitted on the photos that are trained on, choose between two
+    held-out ones: the mean over objects of how often they are right. A text scores photos by an
+    inner product too, so that validation's `image_choice_accuracy` can be held against it: below it
+    a run has something left to learn, at it longer training only fits its own photos.
+
+    Args:
+      loader: of validation pairs.
+
+    None where it shows no opposites, or where the statements name too few objects.
+    """
+    if not loader.shows_opposites:
+        return None
+    known, stored = loader.examples.statements, loader.cached
+    assert known is not None and stored is not None
+    assert known.opposite_images is not None, "those of held-out photos, see `compared_among`"
+    image, thing, is_there = known.presence()
+    is_usable = ~stored.unreadable[image]
+    image, thing, is_there = image[is_usable], thing[is_usable], is_there[is_usable]
+    is_held = known.opposite_images[image]
+    things, counts = np.unique(thing[is_held], return_counts=True)
+    found, weights = [], []
+    for k in things[np.argsort(-counts, kind="stable")][:_PROBED_OBJECTS]:
+        is_fitted = np.flatnonzero((thing == k) & ~is_held)
+        is_fitted = is_fitted[:: -(-len(is_fitted) // _PROBED_PHOTOS) or 1]
+        is_asked = np.flatnonzero((thing == k) & is_held)
+        fitted_of, asked_of = (
+            np.bincount(is_there[rows], minlength=2) for rows in (is_fitted, is_asked)
+        )
+        if fitted_of.min() < _LEAST_OF_KIND or not asked_of.min():
+            continue
+        fitted, asked = (_unit(stored.features[image[rows]]) for rows in (is_fitted, is_asked))
+        weights_Dx1, _ = linear_probe.fit(fitted, is_there[is_fitted][:, None])
+        found.append(linear_probe.choice_accuracy(asked @ weights_Dx1[:, 0], is_there[is_asked]))
+        weights.append(len(is_asked))
+    if not found:
+        return None
+    mean = float(np.average(found, weights=weights))
+    logging.info(
+        "linear probes of %d objects choose right between two held-out photos in %.1f %%: what the "
+        "image side allows val/image_choice_accuracy",
+        *(len(found), 100 * mean),
+    )
+    return mean
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

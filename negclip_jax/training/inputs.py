@@ -253,10 +253,11 @@ def loaders(
             known = known.placed(first, len(names))
         for part, is_training in zip(source.parts, (True, False), strict=True):
             beside = not is_training or (keeps_originals and mode == "negated")
-            texts = {"caption_mode": mode, "foils": foils, "statements": known}
-            texts |= {"with_original": beside}
             image_of = source.image_of(part)
             image_of = image_of + np.int32(first) if first else image_of
+            stated = None if known is None else known.compared_among(image_of)
+            texts = {"caption_mode": mode, "foils": foils, "statements": stated}
+            texts |= {"with_original": beside}
             first_text, tokens = source.kept.first_text(part), source.kept.tokens
             examples = examples_of(names, image_of, tokens, first_text, **texts)
             examples = dataclasses.replace(examples, digest=source.kept.digest)

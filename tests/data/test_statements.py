@@ -156,6 +156,54 @@ def test_the_opposite_is_known_of_another_image(names, tokenizer, tmp_path):
     assert (known.opposites(np.full(3, -1), np.arange(3, dtype=np.uint64)) == -1).all()
 
 
+def test_opposites_of_one_part_only(names, tokenizer, tmp_path):
+    """Training compares with no photo that validation holds out, and the reverse."""
+    rows = [
+        {"image": name, "text": "no dog", "truth": image % 2 == 0, "polarity": "denies"}
+        for image, name in enumerate(names[:8])
+    ]
+    known = read(write(tmp_path / "parts.parquet", rows), names, tokenizer)
+    statement = np.arange(8).repeat(50)
+    chance = np.random.Philox(key=4).random_raw(len(statement))
+    assert set(known.opposites(statement, chance)) == set(range(8))
+    part = known.compared_among(np.array([0, 1, 2, 5, 5]))
+    found = part.opposites(statement, chance)
+    assert set(found[statement % 2 == 0]) == {1, 5} and set(found[statement % 2 == 1]) == {0, 2}
+    alone = known.compared_among(np.array([1, 3])).opposites(statement, chance)
+    assert (alone[statement % 2 == 1] == -1).all(), "it is true of none of them"
+    # Text rows, which come behind the photos, are compared among themselves as before.
+    more = part.followed_by(known, first=100)
+    assert set(more.opposites(8 + statement, chance)) == set(range(len(names), len(names) + 8))
+
+
+def test_what_is_known_to_be_where(names, tokenizer, tmp_path):
+    def says(image, text, truth, polarity, objects, caption_id=None):
+        return locals() | {"image": names[image]}
+
+    rows = [
+        says(0, "no dog", True, "denies", ["dog"]),
+        says(0, "a dog", False, "affirms", ["dog"]),
+        says(1, "a dog", True, "affirms", ["dog"]),
+        says(1, "no cat", False, "denies", ["cat"]),
+        says(2, "a cat, no dog", True, "both", ["cat", "dog"]),
+        says(2, "a cat", True, "affirms", ["cat"]),
+        says(3, "no cat, it says", True, "denies", ["cat"], "7"),
+        says(3, "nothing", True, "denies", []),
+        says(4, "no pets", True, "denies", ["cat", "dog"]),
+    ]
+    known = read(write(tmp_path / "objects.parquet", rows), names, tokenizer)
+    image, thing, is_there = known.presence()
+    dog, cat = known.object[0], known.object[3]
+    assert dog != cat and min(dog, cat) >= 0 and (known.object[[4, 7, 8]] == -1).all()
+    found = set(zip(image.tolist(), thing.tolist(), is_there.tolist(), strict=True))
+    assert found == {(0, dog, False), (1, dog, True), (1, cat, True), (2, cat, True)}
+    assert len(image) == len(found)
+    for row in rows:
+        del row["objects"]
+    without = read(write(tmp_path / "without.parquet", rows), names, tokenizer)
+    assert (without.object == -1).all() and not len(without.presence()[0])
+
+
 def test_texts_beyond_the_positions_are_left_out(names, tokenizer, tmp_path, caplog):
     rows = statements(names[:1])
     rows[0]["text"] = "no " + "x" * 40

@@ -92,27 +92,6 @@ def test_folds_hang_on_names_alone():
     np.testing.assert_allclose(mixed, scores[order], atol=1e-9)
 
 
-def test_a_probe_is_a_ridge_regression_with_left_out_thresholds():
-    """By explicit inverses: the ridge that cross-validation takes, and a fit without each photo."""
-    images, present = scene(50, width=8)
-    x, y = images - images.mean(0), present - present.mean(0)
-    best = None
-    for ridge in np.linalg.eigvalsh(x.T @ x)[-1] * 10.0 ** np.arange(-4, 1.5, 0.5):
-        hat = x @ np.linalg.inv(x.T @ x + ridge * np.eye(8)) @ x.T
-        error = ((y - hat @ y) ** 2).sum() / (50 - 1 - np.trace(hat)) ** 2
-        best = min(best or (error, ridge), (error, ridge))
-    fit = np.linalg.inv(x.T @ x + best[1] * np.eye(8)) @ x.T @ y
-    weights, threshold = polarity.fit_probe(images, present)
-    np.testing.assert_allclose(weights, fit, atol=1e-9)
-    scores = np.empty_like(y)
-    for i in range(50):
-        rest = np.arange(50) != i
-        gram = x[rest].T @ x[rest] + best[1] * np.eye(8)
-        scores[i] = x[i] @ np.linalg.inv(gram) @ x[rest].T @ y[rest]
-    middle = [(s[p].mean() + s[~p].mean()) / 2 for s, p in zip(scores.T, present.T, strict=True)]
-    np.testing.assert_allclose(threshold, images.mean(0) @ fit + middle, atol=1e-9)
-
-
 def test_a_category_of_too_few_photos_has_no_score():
     images, present = scene(40)
     present[:, 0] = False

@@ -39,9 +39,12 @@ def loader(held_out):
         for step in range(start, stop):
             yield pairs_of(held_out, BATCH * step + rows)
 
-    examples = types.SimpleNamespace(image_of=np.arange(PAIRS) // 2)  # pairs share images
     return types.SimpleNamespace(
-        batch_size=BATCH, steps_per_epoch=3, batches=batches, examples=examples
+        batch_size=BATCH,
+        steps_per_epoch=3,
+        batches=batches,
+        examples=types.SimpleNamespace(image_of=np.arange(PAIRS) // 2),  # pairs share images
+        shows_opposites=False,
     )
 
 

@@ -3,9 +3,12 @@
 import dataclasses
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from etils import epath
 from flax import nnx
@@ -15,9 +18,10 @@ from configs import common
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.images import ImageDirectory, Preprocessor
-from negclip_jax.data.loader import PairLoader
+from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.data.pairs import read_pairs
 from negclip_jax.data.shard_images import TarImages
+from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.store import EmbeddingStore
@@ -236,3 +240,53 @@ def test_tars_are_read_in_their_own_order_and_give_the_features_of_the_folder(
     assert rows[0] == rows[1]
     monkeypatch.setattr(encoder.Tower, "encode_next", None)
     use_cache((config, params, one_thread), tmp_path / "folder")  # the same photos
+
+
+def test_what_the_image_side_allows(tmp_path, tiny_vocabulary, caplog):
+    """Of one object features tell, of another they do not; a third is on too few photos."""
+    rng = np.random.default_rng(0)
+    count, is_held = 240, np.arange(240) % 4 == 0
+    there = {name: rng.random(count) < 0.5 for name in ("dog", "cat")}
+    there["fox"] = np.arange(count) == 5
+    features = rng.normal(size=(count, 6)).astype(np.float32)
+    features[:, 2] += 4 * there["dog"]
+    rows = []
+    for i in range(count):
+        for name, present in there.items():
+            row = {"image": f"{i}.png", "objects": [name], "caption_id": None}
+            rows.append(row | {"text": f"no {name}", "truth": not present[i], "polarity": "denies"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "said.parquet")
+    known = read_statements(
+        tmp_path / "said.parquet",
+        [f"{i}.png" for i in range(count)],
+        load_tokenizer(tiny_vocabulary, context_length=24),
+        true_texts=1,
+        false_texts=1,
+        truncated="drop",
+    ).compared_among(np.flatnonzero(is_held))
+
+    def probe(features, unreadable=None, *, shows_opposites=True):
+        unreadable = np.zeros(count, bool) if unreadable is None else unreadable
+        loader = SimpleNamespace(
+            examples=SimpleNamespace(statements=known),
+            cached=CachedFeatures(features, unreadable),
+            shows_opposites=shows_opposites,
+        )
+        return image_features.image_choice_probe(loader)
+
+    caplog.set_level(logging.INFO)
+    found = probe(features)
+    assert "probes of 2 objects" in caplog.text  # of the fox there is nothing to fit
+    # Almost always right about dogs, by chance about cats.
+    assert 0.69 < found < 0.79
+    # Fitted on the photos of training alone: what only held-out ones would tell does not help.
+    told = rng.normal(size=(count, 6)).astype(np.float32)
+    told[is_held, 2] += 4 * there["dog"][is_held]
+    assert abs(probe(told) - 0.5) < 0.12
+    # Photos that cannot be read take no part.
+    broken = features.copy()
+    broken[::7] = np.nan
+    assert 0.65 < probe(broken, np.arange(count) % 7 == 0) < 0.8
+    is_dog = there["dog"] & ~is_held
+    assert probe(features, is_dog) is not None and probe(features, ~is_held) is None
+    assert probe(features, shows_opposites=False) is None

@@ -136,13 +136,18 @@ def test_they_are_examples_of_training_alone(config, tmp_path, one_device):
     (batch,) = run.loader.batches(0, 1)
     np.testing.assert_array_equal(batch["feature"], stored[examples.image_of[pairs]])
     assert (examples.image_of[pairs] >= 40).any()
-    # A statement about a photo meets the one other photo that it is told about, with its features.
+    # A statement about a photo meets the one other photo that it is told about, with its features,
+    # and none that validation holds out.
+    held_out = set(run.validation._loader.examples.image_of.tolist())
+    assert 0 < len(held_out) < 40
     for row, (own, texts) in enumerate(zip(examples.image_of[pairs], batch["truth"], strict=True)):
         there = batch["has_opposite"][row]
-        assert there.tolist() == [False, *(own < 40 and t != 0 for t in texts[1:])]
-        others = stored[np.array([(own - 1) % 40, (own + 1) % 40])]
+        near = {int(own - 1) % 40, int(own + 1) % 40} - held_out if own < 40 else set()
+        is_told = [bool(t) for t in texts[1:]]
+        assert not there[0] and (there[1:] <= is_told).all()
+        assert len(near) < 2 or there[1:].tolist() == is_told
         for feature in batch["opposite"][row][there]:
-            assert any(np.array_equal(feature, other) for other in others)
+            assert any(np.array_equal(feature, stored[np.array([i])][0]) for i in near)
     assert batch["has_opposite"].any() and not batch["has_opposite"].all()
 
 
