@@ -20,6 +20,7 @@ from negclip_jax.common.storage import announced, is_remote
 
 _STAGE = ".partial-"
 _ABANDONED_SECONDS = 24 * 3600.0
+_LEFT_FREE = 0.25  # of a disk, by copies of shards
 
 
 def listed(folder: epath.Path) -> dict[str, dict[str, Any]]:
@@ -110,9 +111,7 @@ def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
     found = {name: i for name, i in listed(place).items() if not only or name.startswith(only)}
     if not found:
         raise InputError(f"there is nothing at {place}")
-    version = {name: [info["size"], checksum(info)] for name, info in found.items()}
-    described = json.dumps([str(place), version], sort_keys=True).encode()
-    kept = cache_folder() / hashlib.sha256(described).hexdigest()[:24]
+    kept = _kept(place, {name: [info["size"], checksum(info)] for name, info in found.items()})
     if not kept.exists():
         with staging() as stage:
             _download(place, sorted(found), stage / "copy" / place.name)
@@ -124,6 +123,24 @@ def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
         size = sum(info["size"] for info in found.values())
         logging.info("copied %s (%.1f MB) to %s", place, size / 1e6, kept)
     return kept / place.name
+
+
+def _kept(place: epath.Path, version: dict[str, list]) -> Path:
+    described = json.dumps([str(place), version], sort_keys=True).encode()
+    return cache_folder() / hashlib.sha256(described).hexdigest()[:24]
+
+
+def copy_of(address: str, size: int, checksum: str) -> Path:
+    """Where `local_copy` keeps an object of this size and checksum, there or not; no request."""
+    place = storage.path(address)
+    return _kept(place, {"": [size, checksum]}) / place.name
+
+
+def copy_if_room(address: str, size: int) -> None:
+    """Makes a `local_copy` of an object where a share of the disk stays free, `_LEFT_FREE`."""
+    disk = shutil.disk_usage(cache_folder())
+    if disk.free - size > _LEFT_FREE * disk.total:
+        local_copy(storage.path(address))
 
 
 @contextlib.contextmanager

@@ -264,8 +264,17 @@ def build(shard: Shard) -> Path:
     their suffix), "left_out", "example" (of these, with the reason), "warning" and "crc", of all
     that follows the head.
 
+    All of a tar in a bucket is read for its headers, so it is copied where the disk has room, and
+    its images are read from the copy.
+
     Raises TarError.
     """
+    if storage.is_remote(shard.path):
+        try:
+            remote.copy_if_room(shard.path, shard.size)
+        except storage.errors() as error:
+            cause = storage.root_cause(error)
+            raise TarError(f"{shard.path} cannot be read ({cause})") from None
     scan = _Scan(shard)
     for member in scan.members():
         scan.add(*member)

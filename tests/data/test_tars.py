@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -143,3 +144,37 @@ def test_tars_in_a_bucket(written, bucket, served, monkeypatch):
         patch.setattr(tar_index, "build", lambda shard: built.append(shard.name) or build(shard))
         TarShards(address)
         assert built == ["cc-0001.tar"]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_tar_in_a_bucket_is_downloaded_once(written, bucket, served, monkeypatch, has_room):
+    """Where there is room on the disk; a copy that was removed, or cut, is not missed."""
+    free = {True: 10**12, False: 10**11}[has_room]
+    usage = types.SimpleNamespace(total=10**12, free=free)
+    monkeypatch.setattr("negclip_jax.common.remote.shutil.disk_usage", lambda _: usage)
+    pattern, given = written
+    name, address = f"once-{has_room}/cc-0000.tar", f"gs://tiny/once-{has_room}/cc-0000.tar"
+    with open(pattern.replace("{0000..0001}", "0000"), "rb") as file:
+        bucket.put("tiny", name, file.read())
+    key, members = next((key, given[shard, key]) for shard, key in given if shard == 0)
+    bucket.requests.clear()
+
+    def gets() -> int:
+        return sum(request == ("GET", name) for request in bucket.requests)
+
+    def text(tars: TarShards) -> bytes:
+        ((_, offset, size),) = tars.locate([f"cc-0000.tar/{key}.txt"]).tolist()
+        return tars.read(0, offset, size)
+
+    for _ in range(2):
+        assert text(TarShards(address)) == members["txt"]
+    downloads = gets()
+    copies = [path for path in served.cache.rglob("cc-0000.tar") if path.is_file()]
+    assert (len(copies) == 1) == has_room
+    if not has_room:
+        return
+    assert text(TarShards(address)) == members["txt"] and gets() == downloads
+    copies[0].write_bytes(b"cut")
+    assert text(TarShards(address)) == members["txt"] and gets() > downloads
+    copies[0].unlink()
+    assert text(TarShards(address)) == members["txt"]
