@@ -15,13 +15,12 @@ import numpy as np
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
-from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
+from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.encoder import TOWERS, fingerprint
 from negclip_jax.interop.clipseg import is_related
 from negclip_jax.interop.files import read_json
 from negclip_jax.interop.readers import CheckpointInfo, read_any
 from negclip_jax.models.clip import CLIPConfig
-from negclip_jax.models.siglip import SigLIPConfig
 
 _PRECISION = {
     "float32": "float32 weights and arithmetic",
@@ -90,7 +89,7 @@ def load(
             f"{path} has no tokenizer: give the folder of CLIP's vocab.json and merges.txt as "
             "--tokenizer=DIR"
         )
-    loaded = load_tokenizer(directory, context_length=config.text.context_length)
+    loaded = info.load_tokenizer(directory)
     check_end_token(config, loaded, path)
     colours = "CLIP's mean and std"
     if (tuple(preprocess.mean), tuple(preprocess.std)) != (CLIP_MEAN, CLIP_STD):
@@ -149,7 +148,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Preprocessor) -> None:
     """Raises InputError for settings that are known to be wrong together."""
-    towers = {config.text.hidden_act, config.vision.hidden_act}
+    towers = {config.text.hidden_act, (config.vision or config.text).hidden_act}
     if len(towers) > 1:
         raise InputError(
             f"{info.label}: the text tower is read with {config.text.hidden_act} and the vision "
@@ -168,7 +167,7 @@ def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Prepr
             "towers; open_clip: a model name that ends in -quickgelu). Weights of LAION in "
             "OpenAI's layout need their open_clip_config.json beside them"
         )
-    if preprocess.size != config.vision.image_size:
+    if config.vision is not None and preprocess.size != config.vision.image_size:
         raise InputError(
             f"{info.label}: the model reads images of {config.vision.image_size} pixels and "
             f"{info.preprocessor_source} makes {preprocess.size}: correct its size"
@@ -183,8 +182,8 @@ def check_end_token(config: CLIPConfig, tokenizer: Tokenizer, path: str) -> None
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
             f"{text.vocab_size}: they do not belong together"
         )
-    if isinstance(config, SigLIPConfig):
-        return  # it reads the last position, whatever stands there
+    if text.pooling in ("first", "last"):
+        return  # whatever stands there
     largest = text.pooling == "argmax"
     found = tokenizer.vocab_size - 1 if largest else text.eos_token_id
     if found != tokenizer.eos_id:

@@ -107,7 +107,9 @@ class CLIP:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer; raises InputError if it has none."""
-        return load_tokenizer(self.directory, context_length=self.config.text.context_length)
+        text = self.config.text
+        pads = text.reads_padding
+        return load_tokenizer(self.directory, text.context_length, always_pads=pads)
 
     @property
     def logit_scale(self) -> float:
@@ -229,12 +231,15 @@ class CLIP:
 
     def __repr__(self) -> str:
         text, vision = self.config.text, self.config.vision
+        tower = "vision of another library"
+        if vision is not None:
+            tower = f"vision {vision.layers} x {vision.width}, patch {vision.patch_size} of "
+            tower += f"{vision.image_size} px"
         assumed = f"; {self.assumption}" if self.assumption else ""
         millions = sum(leaf.size for leaf in jax.tree.leaves(self.params)) / 1e6
         return (
             f"{type(self).__name__}({str(self.directory)!r}: "
-            f"vision {vision.layers} x {vision.width}, patch {vision.patch_size} of "
-            f"{vision.image_size} px; text {text.layers} x {text.width}, "
+            f"{tower}; text {text.layers} x {text.width}, "
             f"{text.context_length} tokens of {text.vocab_size}; "
             f"D = {self.config.projection_dim}; {millions:.1f} M parameters, {self.dtype}{assumed})"
         )

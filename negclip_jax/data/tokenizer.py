@@ -11,6 +11,7 @@ token after the text and pad to the model's full length, and the model reads the
 always whole. A caption cannot place a special token there either.
 """
 
+import copy
 import hashlib
 import html
 import json
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import ftfy
 import numpy as np
@@ -87,6 +89,7 @@ class Tokenizer:
       vocab_size: number of ids, 49,408 for CLIP.
       eos_id, pad_id: ids of the end token and of what fills up a row.
       special_tokens: positions of a caption that the start and end token take.
+      always_pads: whether captions are filled up to the context length, for models that read it.
       fingerprint: changes with whatever changes the ids of a text; what was tokenized is kept by
         it.
     """
@@ -97,8 +100,8 @@ class Tokenizer:
     pad_id: int = 0
     special_tokens: int
     fingerprint: str
+    always_pads = False
     _start: tuple[int, ...] = ()
-    _always_pads = False
 
     def encode(self, text: str) -> list[int]:
         """Ids of one caption, without special tokens and without truncation."""
@@ -122,10 +125,17 @@ class Tokenizer:
             flat += self._start
             flat += self.encode(text)[: length - self.special_tokens]
             flat.append(self.eos_id)
-            if self._always_pads:
+            if self.always_pads:
                 flat += [self.pad_id] * (offsets[-1] + length - len(flat))
             offsets.append(len(flat))
         return np.array(flat, np.int32), np.array(offsets, np.int64)
+
+    def padding(self) -> Self:
+        """The same, with every caption padded to the context length."""
+        padded = copy.copy(self)
+        padded.always_pads = True
+        padded.fingerprint = _digest("padded", self.fingerprint)
+        return padded
 
     def __call__(self, texts: str | Sequence[str], length: int | None = None) -> np.ndarray:
         """Padded ids int32 `[N, length]`, by default `[N, T]`; longer captions are cut.
@@ -306,8 +316,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, dict]:
 class SigLIPTokenizer(Tokenizer):
     """SigLIP's tokenizer."""
 
-    special_tokens = 1
-    _always_pads = True
+    special_tokens, always_pads = 1, True
 
     def __init__(self, directory: str | Path, context_length: int = 64):
         """Reads a checkpoint directory, without network.
@@ -396,8 +405,12 @@ def _name(settings: dict, key: str, default: str) -> str:
     return name
 
 
-def load_tokenizer(directory: str | Path, context_length: int = 77) -> Tokenizer:
+def load_tokenizer(
+    directory: str | Path, context_length: int = 77, *, always_pads: bool = False
+) -> Tokenizer:
     """The tokenizer of a checkpoint directory: CLIP's or SigLIP's, without network.
+
+    `always_pads` fills each caption up to `context_length`, for models that read the padding.
 
     Raises TokenizerError if there is none, the files are unusable, or a configuration of open_clip
     beside them says that captions are cleaned in another way first.
@@ -418,4 +431,5 @@ def load_tokenizer(directory: str | Path, context_length: int = 77) -> Tokenizer
                 f"{path}: text_cfg has {' and '.join(said)}, which this tokenizer does not do: "
                 "tokenize with open_clip and give the ids."
             )
-    return CLIPTokenizer.from_directory(directory, context_length)
+    tokenizer = CLIPTokenizer.from_directory(directory, context_length)
+    return tokenizer.padding() if always_pads else tokenizer

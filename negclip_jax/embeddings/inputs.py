@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Packing, Ragged
-from negclip_jax.data.tokenizer import SigLIPTokenizer, Tokenizer
+from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.digests import image_digests
 from negclip_jax.embeddings.store import key
 from negclip_jax.models import clip
@@ -143,8 +143,8 @@ class Texts:
     def __init__(
         self, texts: Sequence[Hashable], tokenizer: Tokenizer, tokens: Ragged | None = None
     ):
-        # SigLIP reads the padding of its captions, so they cannot share rows.
-        self.encode = EncodeTexts(packed=not isinstance(tokenizer, SigLIPTokenizer))
+        # Models that read the padding (SigLIP) have it in every caption: nothing to be packed.
+        self.encode = EncodeTexts(packed=not tokenizer.always_pads)
         self._tokens = Ragged(*tokenizer.encode_ragged(texts)) if tokens is None else tokens
         self._row = {text: i for i, text in enumerate(texts)}
         ids, ends = self._tokens.ids, self._tokens.offsets

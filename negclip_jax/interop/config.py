@@ -191,6 +191,7 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
       config: the model.
       dtype: of the weights beside it, `"float32"`, `"float16"` or `"bfloat16"`.
     """
+    require_words(config)
     is_siglip = isinstance(config, SigLIPConfig)
     text_keys = _SIGLIP_TEXT_KEYS if is_siglip else _TEXT_KEYS
     text = {key: getattr(config.text, field) for key, field in text_keys.items()}
@@ -211,6 +212,28 @@ def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
         top["logit_scale_init_value"] = config.logit_scale_init
         text["bos_token_id"], vision["num_channels"] = max(start, 0), 3
     return corrected(top | {"text_config": text, "vision_config": vision}, config, dtype)
+
+
+def require_words(config: CLIPConfig) -> None:
+    """Raises CheckpointError, with all reasons, for a model that transformers has no words for."""
+    text, usual = config.text, SigLIPTextConfig if isinstance(config, SigLIPConfig) else TextConfig
+    plain = usual()
+    said = {
+        "attends in both directions": not text.causal and plain.causal,
+        "is causal": text.causal and not plain.causal,
+        f"is read at the {text.pooling} position": text.pooling in ("first", "last")
+        and text.pooling != plain.pooling,
+        f"has the projection {text.projection!r}": text.projection != plain.projection,
+        "has LayerScale": text.layer_scale,
+    }
+    reasons = [f"its text tower {what}" for what, holds in said.items() if holds]
+    if config.vision is None:
+        reasons.append("its vision tower is another library's")
+    if reasons:
+        raise CheckpointError(
+            f"transformers cannot hold this model: {', '.join(reasons)}. Export it with "
+            "--layout=open_clip"
+        )
 
 
 def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, Any]:
@@ -247,7 +270,7 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
 
 def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
     """Preprocessing of a base directory; the family's own where it has none or there is no base."""
-    size = config.vision.image_size
+    size = config.vision.image_size if config.vision else 224
     own = Preprocessor(size=size, resize=size)
     if isinstance(config, SigLIPConfig):
         own = dataclasses.replace(own, mean=SIGLIP_MEAN, std=SIGLIP_STD, squash=True)
@@ -324,6 +347,11 @@ def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
         settings |= {"model_max_length": config.text.context_length, "bos_token": "<|startoftext|>"}
         settings |= dict.fromkeys(("eos_token", "unk_token", "pad_token"), end)
         write_json(directory / "tokenizer_config.json", settings)
+    copy_tokenizer(source, directory)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies a tokenizer's files as they are."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             copy_file(source, name, directory / name)

@@ -57,10 +57,10 @@ ARCHITECTURES = {
 }
 
 
-def outputs(one_tower: str) -> tuple[str, ...]:
+def outputs(one_tower: str, config: clip.CLIPConfig) -> tuple[str, ...]:
     """Methods of the model whose results an export keeps: of one tower, by its class, its own."""
     if not one_tower:
-        return "encode_image", "encode_text"
+        return ("encode_text",) if config.vision is None else ("encode_image", "encode_text")
     tower, projected = huggingface.ARCHITECTURES[one_tower]
     if not projected:
         return (tower.name,)
@@ -182,6 +182,7 @@ def export(args: argparse.Namespace) -> None:
         tokenizer=tokenizer or (None if info.base else info.tokenizer),
         preprocessor=None if info.base else info.preprocessor,
         tokenizer_keys=info.tokenizer_keys,
+        other_vision=info.other_vision,
         architecture=args.architecture,
     )
     keep = info.base or info.path
@@ -263,7 +264,9 @@ def _facts(config: clip.CLIPConfig, info: readers.CheckpointInfo, one_tower: str
     text, vision = config.text, config.vision
     tower, projected = huggingface.ARCHITECTURES.get(one_tower, (None, True))
     facts = {"activation": f"{info.activation} ({info.activation_source})"}
-    if tower is not huggingface.TEXT:
+    if vision is None:
+        facts["vision tower"] = "of another library, as it stood in the source"
+    elif tower is not huggingface.TEXT:
         pixels = vision.image_size
         facts["vision tower"] = f"{vision.layers} x {vision.width}, {pixels} pixels"
     if tower is not huggingface.VISION:
@@ -293,14 +296,14 @@ def _check(
     """
     # Random, and two generators: the ids must not depend on the size of the pixels. The rules of
     # pooling read different places of the first row.
-    size, text = config.vision.image_size, config.text
+    size, text = config.vision.image_size if config.vision else 1, config.text
     pixels = np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     length = text.context_length
     ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, length), np.int32)
     ids[0, [length // 3, 2 * length // 3]] = text.eos_token_id, text.vocab_size - 1
     written = readers.read_any(stage, tower_class=one_tower)
     expected, again = (
-        jax.device_get(_encode(clip.abstract(c)[0], outputs(one_tower), p, pixels, ids))
+        jax.device_get(_encode(clip.abstract(c)[0], outputs(one_tower, c), p, pixels, ids))
         for c, p in ((config, params), written[:2])
     )
     difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, again, strict=True))
@@ -316,7 +319,8 @@ def _check(
         if path is None:
             continue
         try:
-            found, reader = independent.features(path, pixels, ids, one_tower)
+            images = pixels if config.vision else None
+            found, reader = independent.features(path, images, ids, one_tower)
         except LookupError:
             lines.append(f"{what} has had no second reading: that takes transformers with torch")
             continue

@@ -295,6 +295,7 @@ save = writing.saver(write)
 def _beside_whole(stage: Path, export: writing.Export) -> tuple[dict, Callable, dict[str, str]]:
     """Writes what stands beside a whole model's weights; they as slots, getter and types."""
     config, base = export.config, export.base
+    configs.require_words(config)
     if base is not None and read_config(base) != config:
         raise CheckpointError(f"{base}/config.json does not describe the model to be saved")
     keys = SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
@@ -317,11 +318,14 @@ def _beside_whole(stage: Path, export: writing.Export) -> tuple[dict, Callable, 
 def _beside_tower(stage: Path, export: writing.Export) -> tuple[dict, Callable, dict[str, str]]:
     """The same of one tower."""
     config, base, dtype = export.config, export.base, export.dtype or "float32"
-    parameters.require_clip(config, export.architecture)
     tower, projected = ARCHITECTURES[export.architecture]
+    described = config  # by a text tower alone the vision tower need not be known
+    if tower is TEXT and config.vision is None:
+        described = dataclasses.replace(config, vision=VisionConfig())
+    parameters.require_clip(described, export.architecture)
+    section = configs.config_dict(described, dtype)[f"{tower.name}_config"]
     keys = (tower.projection, *tower.keys) if projected else tower.keys
     places, take = parameters.export_tensors(export.params, config, keys)
-    section = configs.config_dict(config, dtype)[f"{tower.name}_config"]
     if section["model_type"] != tower.model_type and tower is TEXT:
         raise CheckpointError(
             f"a {export.architecture} reads an end token of 2 as the largest token id, and this "

@@ -43,13 +43,14 @@ _TO_OPENAI = {
 
 
 def features(
-    path: Path, pixels: np.ndarray, ids: np.ndarray, architecture: str = ""
+    path: Path, pixels: np.ndarray | None, ids: np.ndarray, architecture: str = ""
 ) -> tuple[Features, str]:
     """Projected image and text features of a checkpoint, and what computed them.
 
     Args:
       path: directory of transformers, of open_clip or with OpenAI's `model.pt`, or a file of one.
-      pixels: float `[B, H, W, 3]`.
+      pixels: float `[B, H, W, 3]`; None where the vision tower is not to be read, and the result
+        is that of the texts alone.
       ids: int `[B, T]`.
       architecture: class of transformers, where the directory holds one tower: the result is then
         that tower's alone.
@@ -66,7 +67,7 @@ def features(
     described = folder / "open_clip_config.json"
     with contextlib.suppress(Exception):  # absent, or of a version that does not read this
         torch = import_torch("a second reading needs")
-        nchw = torch.tensor(pixels).permute(0, 3, 1, 2)
+        nchw = None if pixels is None else torch.tensor(pixels).permute(0, 3, 1, 2)
         tokens = torch.tensor(ids, dtype=torch.int64)
         silence = io.StringIO()  # progress bars and warnings of other libraries
         with contextlib.redirect_stderr(silence), torch.no_grad():
@@ -110,23 +111,28 @@ def _of_open_clip(torch: Any, weights: Path, described: Path, nchw: Any, tokens:
     stored = {name: tensor.read() for name, tensor in open_file(weights)[0].items()}
     state = {name: torch.tensor(x.astype(np.float32)) for name, x in stored.items()}
     if described.is_file():
-        config = json.loads(described.read_text())["model_cfg"]
-        custom = config.pop("custom_text", False)
+        config = json.loads(described.read_text())
+        config = config.get("model_cfg", config)
+        custom = config.pop("custom_text", False) and any(n.startswith("text.") for n in state)
+        if nchw is None:  # a small one in its place: timm's need not be installed
+            config["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 8}
+            state = {n: x for n, x in state.items() if not n.startswith("visual.")}
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
     elif stored["visual.ln_post.weight"].shape[0] in _OPENAI_WIDTHS:
         model = open_clip.model.build_model_from_openai_state_dict(dict(state)).float()
     else:
         raise LookupError("OpenAI has no model of this size")
-    model.load_state_dict(state, strict=False)
-    found = model.eval().encode_image(nchw), model.encode_text(tokens)
-    return *found, f"open_clip {open_clip.__version__}"
+    model.eval().load_state_dict(state, strict=False)
+    found = () if nchw is None else (model.encode_image(nchw),)
+    return *found, model.encode_text(tokens), f"open_clip {open_clip.__version__}"
 
 
 def _by_hand(
-    folder: Path, opened: Mapping[str, StoredTensor], pixels: np.ndarray, ids: np.ndarray
+    folder: Path, opened: Mapping[str, StoredTensor], pixels: np.ndarray | None, ids: np.ndarray
 ) -> Features:
     """The towers of a CLIP in NumPy, as Radford et al. (2021) and the configuration say."""
-    stored = {n.removeprefix("text."): x.read().astype(np.float32) for n, x in opened.items()}
+    read = {n: x for n, x in opened.items() if pixels is not None or not n.startswith("visual.")}
+    stored = {n.removeprefix("text."): x.read().astype(np.float32) for n, x in read.items()}
     if "visual_projection.weight" in stored:
         for old, new in _TO_OPENAI.items():
             stored = {name.replace(old, new): x for name, x in stored.items()}
@@ -135,7 +141,8 @@ def _by_hand(
         for name in [name for name in stored if ".q_proj." in name]:
             parts = [stored[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
             stored[name.replace(".q_proj.", ".in_proj_")] = np.concatenate(parts)
-    text, vision = _said(folder, stored["ln_final.bias"].size, stored["visual.ln_post.bias"].size)
+    width = 0 if pixels is None else stored["visual.ln_post.bias"].size
+    text, vision = _said(folder, stored["ln_final.bias"].size, width)
 
     def norm(name: str, x: np.ndarray, eps: float) -> np.ndarray:
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
@@ -155,13 +162,30 @@ def _by_hand(
                 scores += np.triu(np.full((length, length), -np.inf), 1)
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = scores / scores.sum(-1, keepdims=True) @ v
-            x = x + dense(f"{block}.attn.out_proj", mixed.swapaxes(1, 2).reshape(x.shape))
+            mixed = dense(f"{block}.attn.out_proj", mixed.swapaxes(1, 2).reshape(x.shape))
+            x = x + mixed * stored.get(f"{block}.ls_1.gamma", 1)
             h = dense(f"{block}.mlp.c_fc", norm(f"{block}.ln_2", x, said["eps"]))
-            x = x + dense(f"{block}.mlp.c_proj", np.asarray(ACTIVATIONS[said["act"]](h)))
+            h = dense(f"{block}.mlp.c_proj", np.asarray(ACTIVATIONS[said["act"]](h)))
+            x = x + h * stored.get(f"{block}.ls_2.gamma", 1)
             i += 1
             block = f"{tower}.resblocks.{i}"
         return x
 
+    x = stored["token_embedding.weight"][ids] + stored["positional_embedding"][: ids.shape[1]]
+    x = norm("ln_final", blocks("transformer", x, text, text["causal"]), text["eps"])
+    ends = {
+        "argmax": np.argmax(ids, axis=1),
+        "eos": np.argmax(ids == text["end"], axis=1),
+        "first": 0,
+        "last": ids.shape[1] - 1,
+    }[text["pool"]]
+    pooled = x[np.arange(len(ids)), ends]
+    if "text_projection.bias" in stored:
+        pooled = dense("text_projection", pooled)
+    elif "text_projection" in stored:
+        pooled = pooled @ stored["text_projection"]
+    if pixels is None:
+        return (pooled,)
     patch = stored["visual.conv1.weight"]
     size, grid = patch.shape[-1], pixels.shape[1] // patch.shape[-1]
     cut = pixels[:, : grid * size, : grid * size].reshape(len(pixels), grid, size, grid, size, 3)
@@ -169,24 +193,23 @@ def _by_hand(
     start = np.broadcast_to(stored["visual.class_embedding"], (len(pixels), 1, patches.shape[-1]))
     x = np.concatenate([start, patches], axis=1) + stored["visual.positional_embedding"]
     x = blocks("visual.transformer", norm("visual.ln_pre", x, vision["eps"]), vision, causal=False)
-    image = norm("visual.ln_post", x[:, 0], vision["eps"]) @ stored["visual.proj"]
-    x = stored["token_embedding.weight"][ids] + stored["positional_embedding"][: ids.shape[1]]
-    x = norm("ln_final", blocks("transformer", x, text, causal=True), text["eps"])
-    ends = np.argmax(ids if text["end"] is None else ids == text["end"], axis=1)
-    return image, x[np.arange(len(ids)), ends] @ stored["text_projection"]
+    return norm("visual.ln_post", x[:, 0], vision["eps"]) @ stored["visual.proj"], pooled
 
 
 def _said(folder: Path, text_width: int, vision_width: int) -> list[dict[str, Any]]:
-    """Activation, epsilon, heads and end token (None: the largest id) of both towers."""
+    """Activation, epsilon and heads of both towers, pooling and mask of the text tower."""
     open_clip, config = folder / "open_clip_config.json", folder / "config.json"
+    causal, pool = True, "argmax"
     if open_clip.is_file():
-        model = json.loads(open_clip.read_text())["model_cfg"]
+        model = json.loads(open_clip.read_text())
+        model = model.get("model_cfg", model)
         towers = model["text_cfg"], model["vision_cfg"]
         plain = ["gelu_pytorch_tanh" if t.get("act_kwargs") else "gelu" for t in towers]
         acts = ["quick_gelu"] * 2 if model.get("quick_gelu") else plain
         eps = [(t.get("norm_kwargs") or {}).get("eps", 1e-5) for t in towers]
         heads = towers[0].get("heads", 8), vision_width // towers[1].get("head_width", 64)
-        end = towers[0].get("eos_id", 2) if towers[0].get("pool_type") == "eos" else None
+        end, pool = towers[0].get("eos_id", 2), towers[0].get("pool_type", "argmax")
+        causal = not towers[0].get("no_causal_mask", False)
     elif config.is_file():
         model = json.loads(config.read_text())
         sections = ("text_config", "vision_config")
@@ -195,13 +218,14 @@ def _said(folder: Path, text_width: int, vision_width: int) -> list[dict[str, An
         eps = [t.get("layer_norm_eps", 1e-5) for t in towers]
         heads = [t.get("num_attention_heads", n) for t, n in zip(towers, (8, 12), strict=True)]
         end = towers[0].get("eos_token_id", 49407)
-        end = None if end == 2 and model.get("model_type") != "metaclip_2" else end
+        is_largest = end == 2 and model.get("model_type") != "metaclip_2"
+        pool = "argmax" if is_largest else "eos"
     elif vision_width in _OPENAI_WIDTHS:
         acts, eps, end = ["quick_gelu"] * 2, [1e-5] * 2, None
         heads = text_width // 64, vision_width // 64
     else:
         raise LookupError("no configuration stands beside it")
     return [
-        {"act": a, "eps": e, "heads": h, "end": end}
+        {"act": a, "eps": e, "heads": h, "end": end, "pool": pool, "causal": causal}
         for a, e, h in zip(acts, eps, heads, strict=True)
     ]

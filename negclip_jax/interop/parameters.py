@@ -229,7 +229,12 @@ def interpolate(base: Any, tuned: Any, alpha: float) -> Any:
 
 
 def require_clip(config: clip.CLIPConfig, layout: str) -> None:
-    """Raises CheckpointError for a SigLIP in a layout that holds CLIPs; `layout` is its name."""
+    """Raises CheckpointError for what a layout of whole CLIPs, `layout` by name, cannot hold."""
+    if config.vision is None:
+        raise CheckpointError(
+            f"{layout} holds whole models, and the vision tower of this one is another library's, "
+            "kept as it stood in its file: write it with --layout=open_clip"
+        )
     if isinstance(config, SigLIPConfig):
         raise CheckpointError(
             f"{layout} holds CLIPs, and this is a SigLIP: write it with --layout=huggingface"

@@ -17,8 +17,15 @@ from typing import Any
 from negclip_jax.common import remote, storage
 from negclip_jax.common.problems import first
 from negclip_jax.data.images import Preprocessor
+from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.interop import diffusers, huggingface, open_clip, openai
-from negclip_jax.interop.config import CLIP_TYPES, errors_of, preprocessor_of, tokenizer_beside
+from negclip_jax.interop.config import (
+    CLIP_TYPES,
+    copy_tokenizer,
+    errors_of,
+    preprocessor_of,
+    tokenizer_beside,
+)
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
@@ -28,6 +35,7 @@ from negclip_jax.interop.files import (
     resolve,
 )
 from negclip_jax.interop.tensors import open_file
+from negclip_jax.interop.writing import copy_file, copy_non_weights, write_file
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
 from negclip_jax.models.transformer import ACTIVATIONS
@@ -59,6 +67,7 @@ class CheckpointInfo:
       base: directory whose other files belong to an export of the model; None if there is none.
       step: of the run, for a workdir.
       tokenizer_keys: what a configuration of open_clip says of the tokenizer.
+      other_vision: what the file holds of a vision tower that is not read; None where it is read.
       uses_base: whether a part, or the configuration, is that of `read_any`'s `base`.
     """
 
@@ -73,19 +82,27 @@ class CheckpointInfo:
     base: Path | None = None
     step: int | None = None
     tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    other_vision: open_clip.OtherVision | None = None
     uses_base: bool = False
 
     @property
     def activation(self) -> str:
         """The towers' activation as text, e.g. "quick_gelu"."""
-        text, vision = self.config.text.hidden_act, self.config.vision.hidden_act
+        text = self.config.text.hidden_act
+        vision = self.config.vision.hidden_act if self.config.vision else text
         return text if text == vision else f"{text} in the text tower, {vision} in the vision tower"
+
+    def load_tokenizer(self, directory: Path | None = None) -> Tokenizer:
+        """The model's tokenizer, or that of a directory; it pads where the model reads padding."""
+        text, place = self.config.text, directory or self.tokenizer or self.base or self.path
+        return load_tokenizer(place, text.context_length, always_pads=text.reads_padding)
 
     @property
     def pooling(self) -> str:
         """The place of a caption whose state is its feature, as text."""
         return {
             "last": "the last position, padding included",
+            "first": "the first position",
             "argmax": "the first of the largest token id",
             "first_eos": f"the first token with id {self.config.text.eos_token_id}",
         }[self.config.text.pooling]
@@ -221,11 +238,52 @@ def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = F
             "is not the --workdir of a run"
         )
     restore.check_base_files(run)
-    config = huggingface.read_config(base)
     params, number = restore.restore_params(workdir, step, ema=ema)
     label = f"step {number} of {workdir}{', moving average' if ema else ''}"
-    info = of_directory(base, config, "workdir", label)
-    return config, params, dataclasses.replace(info, path=run, step=number)
+    config, info = read_base(base, label)
+    return config, params, dataclasses.replace(info, layout="workdir", path=run, step=number)
+
+
+def copy_base(name: str | Path, folder: Path) -> None:
+    """Copies what a run needs of the checkpoint that it starts from, but the weights it trains.
+
+    Those are the files that describe it and its tokenizer; and of a vision tower that is not read
+    the tensors, in a file of their own. `read_base` reads the folder.
+
+    Raises:
+      CheckpointError: no such checkpoint, or one that does not say what its arithmetic is.
+    """
+    place = resolve(name)
+    file = _lone_file(place)
+    described = file and _described(file, str(name))
+    if described is None:
+        copy_non_weights(place, folder)  # of transformers
+        return
+    config, info = described
+    if info.layout != "open_clip" or info.base is not None:
+        copy_non_weights(info.base or place, folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_file(place, open_clip.CONFIG, folder / open_clip.CONFIG)
+    if info.tokenizer is not None:
+        copy_tokenizer(info.tokenizer, folder)
+    if config.vision is None:
+        other = info.other_vision.with_tensors(open_file(file)[0], file)
+        tensors = {name: tensor.read() for name, tensor in other.tensors.items()}
+        write_file(folder / open_clip.OTHER_VISION, tensors)
+
+
+def read_base(folder: Path, label: str = "") -> tuple[CLIPConfig, CheckpointInfo]:
+    """Model and origin by the files that `copy_base` left in a run."""
+    if not (folder / open_clip.CONFIG).is_file():
+        config = huggingface.read_config(folder)
+        return config, of_directory(folder, config, "huggingface", label)
+    file = folder / open_clip.OTHER_VISION
+    config, info = _described(file, label)
+    if config.vision is None:
+        other = info.other_vision.with_tensors(open_file(file)[0], file)
+        info = dataclasses.replace(info, other_vision=other)
+    return config, info
 
 
 def _of_tower(info: CheckpointInfo, config: CLIPConfig, name: str, source: str) -> CheckpointInfo:
@@ -256,12 +314,15 @@ def _lone_file(path: Path) -> Path | None:
         if path.name in WEIGHT_FILES and (path.parent / "config.json").is_file():
             raise CheckpointError(f"{path} is read with its config.json: give {path.parent}")
         return path
-    # Beside open_clip's weights, transformers' names may be those of a classifier of timm.
-    config = path / "config.json"
-    both = (path / open_clip.CONFIG).is_file() and config.is_file()
-    if find_weights(path) is not None and not (both and not read_json(config).get("model_type")):
-        return None
-    named = [path / name for name in (*open_clip.WEIGHTS, openai.WEIGHTS)]
+    # Beside open_clip's configuration, transformers' names may be those of a classifier of timm, or
+    # open_clip's own weights under them.
+    config, names = path / "config.json", [*open_clip.WEIGHTS, openai.WEIGHTS]
+    if find_weights(path) is not None:
+        is_described = config.is_file() and bool(read_json(config).get("model_type"))
+        if is_described or not (path / open_clip.CONFIG).is_file():
+            return None
+        names += [] if config.is_file() else WEIGHT_FILES
+    named = [path / name for name in names if not name.endswith(".json")]
     found = [file for file in named if file.is_file()] or sorted(path.glob("*.pt"))
     if len(found) > 1 and found[0] not in named:
         names = ", ".join(file.name for file in found)
@@ -304,6 +365,8 @@ def _read_file(
             f"the export command), a checkpoint of the same architecture{beside}"
         )
     config, info = described or _undescribed(file, label, stored, origin, activation)
+    if config.vision is None:
+        info = dataclasses.replace(info, other_vision=info.other_vision.with_tensors(stored, file))
     if held:
         return config, huggingface.load_params(file, config, stored), info
     # Reads OpenAI's names as well, which open_clip kept.
@@ -355,6 +418,7 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             preprocessor_source=str(described),
             base=base,
             tokenizer_keys=tokenizer_keys,
+            other_vision=open_clip.OtherVision(read_json(described)) if not config.vision else None,
         )
     if is_clip:
         config = huggingface.read_config(folder)

@@ -27,7 +27,7 @@ from negclip_jax.models.clip import CLIPConfig
 DTYPES = ("float32", "float16", "bfloat16")
 
 # A directory that is replaced has one of them: it is an earlier export and no other folder.
-_MARKS = ("config.json", "text_encoder/config.json")
+_MARKS = ("config.json", "text_encoder/config.json", "open_clip_config.json")
 _UNFINISHED = "UNFINISHED"
 SHARD_BYTES = 5 * 10**9  # transformers 4's limit
 
@@ -54,6 +54,8 @@ class Export:
       preprocessor: of a model without a base, or instead of the base's.
       dtype: of the weights; None for the layout's own rule.
       tokenizer_keys: what a configuration of open_clip says of the tokenizer.
+      other_vision: of a model whose vision tower is not read, what its file holds of it
+        (`open_clip.OtherVision`), for open_clip's layout.
       architecture: class to write it as, where the layout has several.
       shard_bytes: greatest size of one weight file of Hugging Face's.
     """
@@ -65,6 +67,7 @@ class Export:
     preprocessor: Preprocessor | None = None
     dtype: str | None = None
     tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    other_vision: Any = None
     architecture: str = ""
     shard_bytes: int = SHARD_BYTES
 

@@ -17,12 +17,14 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from negclip_jax.common.errors import InputError
 from negclip_jax.models.transformer import (
     CAUSAL,
     Mask,
     TowerConfig,
     check_size,
     layer_norm,
+    linear,
     matmul_precision,
     normal,
     run_blocks,
@@ -30,7 +32,12 @@ from negclip_jax.models.transformer import (
     take,
 )
 
-POOLINGS = ("argmax", "first_eos", "last")
+POOLINGS = ("argmax", "first_eos", "first", "last")
+PROJECTIONS = ("linear", "bias", "none")
+NO_VISION = (
+    "the vision tower of this model is none that is read here (it is kept as it stands in the "
+    "file, for --layout=open_clip): give image features that its own library computed"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,11 @@ class TextConfig(TowerConfig):
     """Text transformer; the defaults are OpenAI's ViT-B/32.
 
     `pooling` says whose state a caption's feature is: "argmax", the first of the largest token id;
-    "first_eos", the first token equal to `eos_token_id`, or position 0 where there is none; "last",
-    the last position. Of "argmax" and "last", `eos_token_id` changes nothing.
+    "first_eos", the first token equal to `eos_token_id`, or position 0 where there is none; "first"
+    and "last", that position. Of the others, `eos_token_id` changes nothing.
+
+    `causal` says whether a token attends to those before it alone. `projection` is that into the
+    common space: "linear", "bias" (linear with a bias) or "none", where `width` is the features'.
     """
 
     width: int = 512
@@ -50,11 +60,23 @@ class TextConfig(TowerConfig):
     context_length: int = 77
     eos_token_id: int = 49407
     pooling: str = "first_eos"
+    causal: bool = True
+    projection: str = "linear"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}, not one of {', '.join(POOLINGS)}")
+        for name, known in (("pooling", POOLINGS), ("projection", PROJECTIONS)):
+            if getattr(self, name) not in known:
+                said = getattr(self, name)
+                raise ValueError(f"{name} is {said!r}, not one of {', '.join(known)}")
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether a caption's feature depends on the padding after it.
+
+        Such models were trained on rows of the context length: captions are padded to it.
+        """
+        return not self.causal or self.pooling == "last"
 
     @property
     def packs(self) -> bool:
@@ -84,18 +106,24 @@ class CLIPConfig:
     """Everything that shapes a CLIP or changes its arithmetic.
 
     `objective` is the loss that models of this family were trained with, a key of
-    `training.objectives.OBJECTIVES`.
+    `training.objectives.OBJECTIVES`. `vision` is None for a tower that is none of ours: the model
+    then has no parameters of it, and images come as features that another library computed.
     """
 
     objective: ClassVar[str] = "contrastive"
 
     text: TextConfig = TextConfig()
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | None = VisionConfig()
     projection_dim: int = 512
     logit_scale_init: float = 2.6592  # ln(1 / 0.07)
 
     def __post_init__(self):
         check_size("projection_dim", self.projection_dim)
+        if self.text.projection == "none" and self.text.width != self.projection_dim:
+            raise ValueError(
+                f"the text tower is {self.text.width} wide and has no projection to features of "
+                f"{self.projection_dim}"
+            )
 
     def build(self, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs) -> "CLIP":
         """The model of this configuration; see `CLIP`. Families of other modules override it."""
@@ -103,7 +131,7 @@ class CLIPConfig:
 
 
 class TextTower(nnx.Module):
-    """Token ids to one vector: causal transformer, final LayerNorm, state at the end token."""
+    """Token ids to one vector: transformer, final LayerNorm, state at one position."""
 
     def __init__(
         self, config: TextConfig, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs
@@ -115,8 +143,17 @@ class TextTower(nnx.Module):
         self.ln_final = layer_norm(config, dtype, rngs)
 
     def __call__(self, ids: Array) -> Array:
-        """Encodes int `[B, T]` (T up to the context length) to `[B, width]`."""
+        """Encodes int `[B, T]` to `[B, width]`.
+
+        T is up to the context length, and exactly that where the padding is read
+        (`TextConfig.reads_padding`): shorter rows would be another input. Else ValueError.
+        """
         length = ids.shape[1]
+        if self.config.reads_padding and length != self.config.context_length:
+            raise ValueError(
+                f"{length} tokens a row, but the model reads exactly {self.config.context_length}: "
+                "pad the captions to the full length"
+            )
         if length > self.config.context_length:
             raise ValueError(
                 f"{length} tokens a row, but the model has {self.config.context_length} positions; "
@@ -124,6 +161,8 @@ class TextTower(nnx.Module):
             )
         ends = self.end_positions(ids)[:, None]
         x = self.token_embedding[ids] + self.position_embedding[:length]
+        if not self.config.causal:
+            return self._run(x, None, ends, None)[:, 0]
         sees = jnp.arange(length) <= ends[:, :, None]
         return self._run(x, CAUSAL, ends, sees)[:, 0]
 
@@ -137,11 +176,25 @@ class TextTower(nnx.Module):
             caption in the row from 1.
           ends: int `[R, Q]`: column of each caption's end token; 0 where a row has fewer than Q.
           slots: int `[S, B / S]`: where each caption's end is among those of its shard.
+
+        Captions whose padding is read have it here as well (`TextConfig.reads_padding`), and their
+        state is read where the rule of pooling says, which need not be their last token.
         """
         x = self.token_embedding[ids] + self.position_embedding[positions]
-        # A token sees those before it of its own caption: causal, and one block per caption.
-        same = segments[:, :, None] == segments[:, None, :]
-        mask = same & jnp.tril(jnp.ones(same.shape[1:], bool))
+        # A token sees its own caption (one block each), of a causal model what is before it.
+        mask = segments[:, :, None] == segments[:, None, :]
+        if self.config.causal:
+            mask &= jnp.tril(jnp.ones(mask.shape[1:], bool))
+        if self.config.pooling == "first" or self.config.reads_padding:
+            number_Q = jnp.arange(1, 1 + ends.shape[1])[:, None]
+            inside_RxQxL = segments[:, None, :] == number_Q
+            begins = positions[:, None, :] == 0
+            if self.config.pooling == "argmax":
+                ends = jnp.argmax(jnp.where(inside_RxQxL, ids[:, None, :], -1), axis=-1)
+            elif self.config.pooling != "last":  # the first token where there is no end token
+                is_end = (ids == self.config.eos_token_id) & (self.config.pooling == "first_eos")
+                rank = jnp.where(is_end[:, None, :], 2, begins)
+                ends = jnp.argmax(jnp.where(inside_RxQxL, rank, 0), axis=-1)
         read_mask = jnp.take_along_axis(mask, ends[:, :, None], axis=1)
         state_RxQxW = self._run(x, mask, ends, read_mask)
         # Back to batch order, without the unused ends. Each of S shards has rows of its own, so
@@ -160,6 +213,8 @@ class TextTower(nnx.Module):
             return jnp.argmax(ids, axis=-1)
         if self.config.pooling == "last":
             return jnp.full(len(ids), ids.shape[1] - 1)
+        if self.config.pooling == "first":
+            return jnp.zeros(len(ids), jnp.int32)
         return jnp.argmax(ids == self.config.eos_token_id, axis=-1)
 
 
@@ -211,7 +266,10 @@ class VisionTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Text and vision tower with their projections into one space and a logit scale."""
+    """Text and vision tower with their projections into one space and a logit scale.
+
+    Of a configuration without a vision tower, the text half alone.
+    """
 
     TOWERS = (TextTower, VisionTower)
 
@@ -237,14 +295,20 @@ class CLIP(nnx.Module):
         options = {"dtype": dtype, "remat": remat, "scan": scan, "rngs": rngs}
         text_tower, vision_tower = self.TOWERS
         self.text = text_tower(config.text, **options)
-        self.vision = vision_tower(config.vision, **options)
+        if config.vision is not None:
+            self.vision = vision_tower(config.vision, **options)
         self._add_projections(config, rngs)
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
 
     def _add_projections(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
-        d, w_text, w_vision = config.projection_dim, config.text.width, config.vision.width
-        self.text_projection = normal(rngs, (w_text, d), w_text**-0.5)
-        self.visual_projection = normal(rngs, (w_vision, d), w_vision**-0.5)
+        d, width = config.projection_dim, config.text.width
+        if config.text.projection == "linear":
+            self.text_projection = normal(rngs, (width, d), width**-0.5)
+        elif config.text.projection == "bias":
+            self.text_projection = linear(width, d, width**-0.5, self.dtype, rngs)
+        if config.vision is not None:
+            width = config.vision.width
+            self.visual_projection = normal(rngs, (width, d), width**-0.5)
 
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
         """Projected, unnormalised text features, float32 `[B, D]`.
@@ -253,10 +317,19 @@ class CLIP(nnx.Module):
         """
         with matmul_precision(self.dtype):
             pooled = self.text.packed(**text) if isinstance(text, dict) else self.text(text)
-            return (pooled @ self.text_projection.astype(self.dtype)).astype(jnp.float32)
+            if self.config.text.projection == "bias":
+                pooled = self.text_projection(pooled)
+            elif self.config.text.projection == "linear":
+                pooled = pooled @ self.text_projection.astype(self.dtype)
+            return pooled.astype(jnp.float32)
 
     def encode_image(self, pixels: Array) -> Array:
-        """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
+        """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`.
+
+        Raises InputError where the model has no vision tower.
+        """
+        if self.config.vision is None:
+            raise InputError(NO_VISION)
         with matmul_precision(self.dtype):
             pooled = self.vision(pixels)
             return (pooled @ self.visual_projection.astype(self.dtype)).astype(jnp.float32)

@@ -61,7 +61,7 @@ class StepFlops:
 def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
     """One forward pass of captions with these numbers of tokens, int `[N]`."""
     n = lengths.astype(np.float64)
-    attended = (n * (n + 1) / 2).sum()  # causal: a token attends to those before it
+    attended = _attended(config, n)
     return config.layers * (
         _dense(config) * n.sum() + 4 * config.width * attended
     ) + 2 * config.width * projection * len(n)
@@ -72,11 +72,16 @@ def text_forward_read(config: TextConfig, projection: int, lengths: np.ndarray) 
     n = lengths.astype(np.float64)
     width = config.width
     without_last = text_forward(config, projection, lengths) - (
-        _dense(config) * n.sum() + 4 * width * (n * (n + 1) / 2).sum()
+        _dense(config) * n.sum() + 4 * width * _attended(config, n)
     )
     keys_and_values = 4 * width**2 * n.sum()
     at_ends = (_dense(config) - 4 * width**2) * len(n) + 4 * width * n.sum()
     return without_last + keys_and_values + at_ends
+
+
+def _attended(config: TextConfig, n: np.ndarray) -> float:
+    """Pairs of tokens of which one attends to the other: of a causal model, those before it."""
+    return float((n * (n + 1) / 2 if config.causal else n**2).sum())
 
 
 def vision_forward(config: CLIPConfig) -> float:

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from negclip_jax.common.errors import InputError
 from negclip_jax.models.clip import (
     CLIP,
+    NO_VISION,
     CLIPConfig,
     TextConfig,
     TextTower,
@@ -30,7 +31,6 @@ from negclip_jax.models.transformer import (
     MLP,
     Attention,
     layer_norm,
-    linear,
     matmul_precision,
     normal,
     run_blocks,
@@ -50,6 +50,8 @@ class SigLIPTextConfig(TextConfig):
     vocab_size: int = 32000
     context_length: int = 64
     pooling: str = "last"
+    causal: bool = False
+    projection: str = "bias"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,14 @@ class SigLIPConfig(CLIPConfig):
     objective: ClassVar[str] = "sigmoid"
 
     text: SigLIPTextConfig = SigLIPTextConfig()
-    vision: SigLIPVisionConfig = SigLIPVisionConfig()
+    vision: SigLIPVisionConfig | None = SigLIPVisionConfig()
     projection_dim: int = 768
     logit_scale_init: float = 2.302585
     logit_bias_init: float = -10.0
 
     def __post_init__(self):
-        if self.projection_dim != self.vision.width:
+        super().__post_init__()
+        if self.vision is not None and self.projection_dim != self.vision.width:
             raise ValueError(
                 f"the text tower projects to {self.projection_dim}, but features of the vision "
                 f"tower have {self.vision.width} numbers"
@@ -92,26 +95,6 @@ class SigLIPConfig(CLIPConfig):
     def build(self, *, dtype: DTypeLike, remat: bool, scan: bool, rngs: nnx.Rngs) -> "SigLIP":
         """The model of this configuration; see `SigLIP`."""
         return SigLIP(self, dtype=dtype, remat=remat, scan=scan, rngs=rngs)
-
-
-class SigLIPTextTower(TextTower):
-    """Token ids to one vector: bidirectional transformer, LayerNorm, state at the last position."""
-
-    def __call__(self, ids: Array) -> Array:
-        """Encodes int `[B, T]` to `[B, width]`; T is the context length, padding included.
-
-        The model was trained on padded rows and attends to the padding, so that shorter rows would
-        be another input: ValueError.
-        """
-        length = self.config.context_length
-        if ids.shape[1] != length:
-            raise ValueError(
-                f"{ids.shape[1]} tokens a row, but the model reads exactly {length}: pad the "
-                "captions to the full length"
-            )
-        x = self.token_embedding[ids] + self.position_embedding[...]
-        last = jnp.full((len(ids), 1), length - 1)
-        return self._run(x, None, last, None)[:, 0]
 
 
 class PoolingHead(nnx.Module):
@@ -157,21 +140,21 @@ class SigLIPVisionTower(VisionTower):
 class SigLIP(CLIP):
     """Text and vision tower with one space, a logit scale and a logit bias."""
 
-    TOWERS = (SigLIPTextTower, SigLIPVisionTower)
+    TOWERS = (TextTower, SigLIPVisionTower)
 
     def _add_projections(self, config: SigLIPConfig, rngs: nnx.Rngs) -> None:
-        width, dim = config.text.width, config.projection_dim
-        self.text_projection = linear(width, dim, width**-0.5, self.dtype, rngs)
+        super()._add_projections(dataclasses.replace(config, vision=None), rngs)
         self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init, jnp.float32))
 
     def encode_text(self, text: Array | dict[str, Array]) -> Array:
         """Unnormalised text features, float32 `[B, D]`, of int `[B, context length]`."""
         if isinstance(text, dict):
             raise InputError("SigLIP reads the padding of its captions: set data.packing=False")
-        with matmul_precision(self.dtype):
-            return self.text_projection(self.text(text)).astype(jnp.float32)
+        return super().encode_text(text)
 
     def encode_image(self, pixels: Array) -> Array:
         """Unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
+        if self.config.vision is None:
+            raise InputError(NO_VISION)
         with matmul_precision(self.dtype):
             return self.vision(pixels).astype(jnp.float32)

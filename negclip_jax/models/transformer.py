@@ -33,6 +33,7 @@ class TowerConfig:
     mlp_width: int
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    layer_scale: bool = False  # a learned factor of each channel after attention and MLP
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -122,6 +123,9 @@ class Block(nnx.Module):
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config, dtype, rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.has_scales = config.layer_scale
+        if config.layer_scale:  # Touvron et al., 2021, https://arxiv.org/abs/2103.17239
+            self.ls_1, self.ls_2 = (nnx.Param(jnp.full(config.width, 1e-5)) for _ in range(2))
 
     def __call__(self, x: Array, mask: Mask, read_positions: Array | None = None) -> Array:
         """Transforms `[B, T, W]`; given `read_positions`, int `[B, Q]`, returns only those columns.
@@ -133,8 +137,12 @@ class Block(nnx.Module):
         queries = normalised
         if read_positions is not None:
             queries, x = take(normalised, read_positions), take(x, read_positions)
-        x = x + self.attn(queries, normalised, mask)
-        return x + self.mlp(self.ln_2(x))
+        attended = self.attn(queries, normalised, mask)
+        if self.has_scales:
+            attended = attended * self.ls_1.astype(x.dtype)
+        x = x + attended
+        added = self.mlp(self.ln_2(x))
+        return x + (added * self.ls_2.astype(x.dtype) if self.has_scales else added)
 
 
 def linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:

@@ -24,11 +24,7 @@ from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.mixture import Mixture
-from negclip_jax.data.tokenizer import load_tokenizer
-from negclip_jax.interop import huggingface
-from negclip_jax.interop.config import preprocessor_of
-from negclip_jax.interop.files import resolve
-from negclip_jax.interop.writing import copy_non_weights
+from negclip_jax.interop import readers
 from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
@@ -102,14 +98,14 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     model, data = config.model.to_dict(), config.data.to_dict()
     weights = model.pop("checkpoint")
     base, base_files = _base_files(path, weights, resumes)
-    model_config = huggingface.read_config(base)
+    model_config, base_info = readers.read_base(base)
     graphdef, abstract = clip.abstract(model_config, **model)
     said = train.objective, data["packing"], config.optim.freeze
     loss, data["packing"], freeze = _of_family(model_config, abstract, *said)
 
-    tokenizer = load_tokenizer(base, context_length=model_config.text.context_length)
+    tokenizer = base_info.load_tokenizer()
     rules = {"crop": data.pop("crop"), "exact": data.pop("exact_resize")}
-    preprocess = dataclasses.replace(preprocessor_of(base, model_config), **rules)
+    preprocess = dataclasses.replace(base_info.preprocessor, **rules)
     cache = {key: data.pop(key) for key in ("cache_features", "cache_dir")}
     keeping = {key: train[key] for key in ("anchor_weight", "distill_weight")}
     data["examples_dir"] = storage.path(data["examples_dir"].format(workdir=path))
@@ -151,7 +147,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     state, frozen = _restore_or_load(
         path,
         checkpoints,
-        lambda: huggingface.load_params(resolve(weights), model_config),
+        lambda: readers.read_any(weights)[1],
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
@@ -240,7 +236,7 @@ def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[
     if not resumes:
         if sharding.is_main_process():
             with remote.uploaded(base) as folder:
-                copy_non_weights(resolve(name), folder)
+                readers.copy_base(name, folder)
         multihost.barrier("base files copied")
     elif not base.exists():
         raise InputError(f"{base} is gone: restore it, or start over in another --workdir")

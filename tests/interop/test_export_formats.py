@@ -1,5 +1,6 @@
 """The lines that the export command prints are run as printed, each in its own library."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from interop import libraries, tiny
 
 from negclip_jax.interop import export
 from negclip_jax.interop.config import preprocessor_dict
+from negclip_jax.models import clip
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +160,12 @@ def test_printed_lines_put_the_encoder_into_stable_diffusion(base, tmp_path, cap
 
 
 def test_one_tower_keeps_its_own_outputs():
-    assert export.outputs("") == ("encode_image", "encode_text")
-    assert export.outputs("CLIPTextModel") == ("text",)
-    assert export.outputs("CLIPVisionModelWithProjection") == ("encode_image",)
+    config = clip.CLIPConfig()
+    assert export.outputs("", config) == ("encode_image", "encode_text")
+    assert export.outputs("CLIPTextModel", config) == ("text",)
+    assert export.outputs("CLIPVisionModelWithProjection", config) == ("encode_image",)
+    blind = dataclasses.replace(config, vision=None)
+    assert export.outputs("", blind) == ("encode_text",)
 
 
 def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """SigLIP against transformers' SiglipModel: features, logits, weights both ways."""
 
+import dataclasses
 import json
 
 import jax
@@ -78,7 +79,8 @@ def test_what_clip_does_would_show(row, least, saved, batch, tmp_path):
     @jax.jit
     def like_clip(params):
         built = nnx.merge(graphdef, params)
-        causal = built.text_projection(clip.TextTower.__call__(built.text, ids))
+        built.text.config = dataclasses.replace(config.text, causal=True)
+        causal = built.text_projection(built.text(ids))
         return causal, built.vision.ln_post(built.vision._embed_patches(pixels))[:, 0]
 
     causal, first = like_clip(params)
