@@ -196,6 +196,29 @@ def _pope(folder: Path) -> None:
         (folder / f"coco_pope_{setting}.json").write_text("\n".join(lines) + "\n")
 
 
+def factor_sample(kind: str, i: int, correct: str) -> dict:
+    """A sample of FACTOR-Bench; `kind` is an operator or, of equivalences, their type."""
+    split = {"a": "operator", "b": "operator", "both": "equivalence"}[correct]
+    return {
+        "sample_id": f"{kind}_{i}",
+        "test_type": "compound" if kind == "COMPOUND" else split,
+        "operator": "DE_MORGAN" if correct == "both" else kind,
+        "image": f"val2017/{i:012d}.jpg",
+        "caption_a": f"{kind} no thing {i}",
+        "caption_b": f"{kind} thing {i}",
+        "correct": correct,
+        "meta": {"equivalence_type": kind if correct == "both" else None},
+    }
+
+
+def _factor_bench(folder: Path) -> None:
+    from evals.benchmarks.factor_bench import EQUIVALENCES, OPERATORS
+
+    samples = [factor_sample(kind, i, "ab"[i % 2]) for kind in OPERATORS for i in range(4)]
+    samples += [factor_sample(kind, i, "both") for kind in EQUIVALENCES for i in range(3)]
+    write_json(folder / "factor_bench.json", {"name": "FACTOR-Bench", "samples": samples})
+
+
 def _sugarcrepe(folder: Path) -> None:
     from evals.benchmarks.sugarcrepe import CATEGORIES
 
@@ -342,6 +365,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "cc_neg": _cc_neg,
     "pope": _pope,
     "both_polarity": lambda folder: write_json(folder / "instances.json", instances_content()),
+    "factor_bench": _factor_bench,
     "sugarcrepe": _sugarcrepe,
     "aro_relation": _genome("visual_genome_relation.json", 7),
     "aro_attribution": _genome("visual_genome_attribution.json", 26),
