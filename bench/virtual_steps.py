@@ -8,6 +8,7 @@ program that `launch.py` would run, with the collectives that XLA's partitioner 
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -71,14 +72,38 @@ def measure(case: Case) -> dict[str, Any]:
       `tokens` of text in its rows, filled or not; `collectives`, a list of their fields; beside
       them `devices` and the fields of the case, and `trained`, parameters of the whole model.
     """
+    step, (state, frozen, batch) = step_of(case)
+    devices = jax.device_count()
+    compiled = step.compiled_for(state, frozen, batch)
+    program, memory = Program(compiled.as_text(), devices), compiled.memory_analysis()
+    return {
+        "devices": devices,
+        **dataclasses.asdict(case),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program_flops": program.matmul_flops,
+        "model_flops": case.pairs * flops_per_pair(case.arch, case.trains, case.pairs * devices),
+        "tokens": batch["text"]["ids"].size // devices,
+        "collectives": [dataclasses.asdict(c) for c in program.collectives],
+        "trained": sum(x.size for x in jax.tree.leaves(state.params)),
+    }
+
+
+def step_of(
+    case: Case, *, dtype: str = "bfloat16", scan: bool = True, devices: Sequence | None = None
+) -> tuple[CompiledStep, tuple[TrainState, dict, dict]]:
+    """The step and the shapes of its three arguments, placed on `devices`; by default on all.
+
+    `dtype` and `scan` are keys of the section `model`.
+    """
     config = negationclip.get_config(
         case.arch if case.arch in negationclip.VARIANTS else "vit_b_32"
     )
     if case.trains == "all":
         config.optim.freeze = ()
-    mesh = sharding.make_mesh(data=-1, fsdp=case.fsdp)
+    mesh = sharding.make_mesh(data=-1, fsdp=case.fsdp, devices=devices)
     model = ARCHITECTURES[case.arch]
-    graphdef, abstract = clip.abstract(model, dtype="bfloat16", remat=config.model.remat)
+    graphdef, abstract = clip.abstract(model, dtype=dtype, remat=config.model.remat, scan=scan)
     trainable = patterns.trainable(abstract, config.optim.freeze)
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
     places = sharding.of_parameters(
@@ -104,19 +129,7 @@ def measure(case: Case) -> dict[str, Any]:
         logit_block_mib=case.logit_block_mib,
     )
     step = make_train_step(objective, tx, schedule=rate, logit_scale_max=None, ema_decay=None)
-    compiled = CompiledStep(step, state, frozen, mesh).compiled_for(state, frozen, batch)
-    program, memory = Program(compiled.as_text(), mesh.size), compiled.memory_analysis()
-    return {
-        "devices": mesh.size,
-        **dataclasses.asdict(case),
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "program_flops": program.matmul_flops,
-        "model_flops": case.pairs * flops_per_pair(case.arch, case.trains, case.pairs * mesh.size),
-        "tokens": batch["text"]["ids"].size // mesh.size,
-        "collectives": [dataclasses.asdict(c) for c in program.collectives],
-        "trained": sum(x.size for x in jax.tree.leaves(state.params)),
-    }
+    return CompiledStep(step, state, frozen, mesh), (state, frozen, batch)
 
 
 def flops_per_pair(arch: str, trains: str, batch: int) -> float:

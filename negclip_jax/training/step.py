@@ -287,6 +287,7 @@ class CompiledStep:
     numbers, and a new shape in the middle of a run is a line in the log, not an unexplained pause.
 
     Attributes:
+      jitted: the step before it is compiled, to be lowered for other platforms too.
       memory: what the program that was compiled last needs, "" where that is not known.
     """
 
@@ -295,7 +296,7 @@ class CompiledStep:
     def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
         placements = jax.tree.map(lambda x: x.sharding, state)
         # The state that goes in is given away: its memory becomes that of the one that comes out.
-        self._jitted = jax.jit(
+        self.jitted = jax.jit(
             step, donate_argnums=0, out_shardings=(placements, sharding.replicated(mesh))
         )
         self._compiled: dict[tuple, Callable] = {}
@@ -308,7 +309,7 @@ class CompiledStep:
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in self._compiled:
             started = time.monotonic()
-            compiled = self._jitted.lower(state, frozen, batch).compile()
+            compiled = self.jitted.lower(state, frozen, batch).compile()
             seconds, memory = time.monotonic() - started, compiled.memory_analysis()
             is_packed = isinstance(batch["text"], dict)
             ids = batch["text"]["ids"] if is_packed else batch["text"]
