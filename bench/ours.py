@@ -12,6 +12,7 @@ from configs import negationclip
 from negclip_jax.data.pairs import read_pairs
 from negclip_jax.interop import huggingface
 from negclip_jax.models import flops
+from negclip_jax.models.lora import fold
 from negclip_jax.models.transformer import matmul_precision
 from negclip_jax.runtime import sharding
 from negclip_jax.training import image_features, patterns
@@ -45,7 +46,7 @@ class Ours:
         """Decodes and encodes every distinct photo into a new cache."""
         run, self._caches = self._run, self._caches + 1
         cache = {"cache_features": True, "cache_dir": f"{run.workdir}/cache-{self._caches}"}
-        params = patterns.merge(run.frozen, self._state.params)
+        params = fold(patterns.merge(run.frozen, self._state.params))
         start = time.perf_counter()
         model = (self._sizes, params, self._config.model.dtype)
         image_features.use_cache(run.workdir, [run.loader], model, run.mesh, **cache)

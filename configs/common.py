@@ -33,8 +33,10 @@ class Section(ConfigDict):
 def base() -> ConfigDict:
     """The published recipe, with nothing architecture-specific in it."""
     config = ConfigDict()
-    config.seed = 0  # data order and choice of captions; nothing else in a run is random
+    # Data order, choice of captions and where adapters start; nothing else in a run is random.
+    config.seed = 0
     _what_is_computed(config)
+    _what_is_trained(config)
     _how_it_runs(config)
     return config
 
@@ -121,6 +123,8 @@ def _what_is_computed(config: ConfigDict) -> None:
     train.logit_scale_max = placeholder(float)  # upper bound, ln(100)=4.6052 in most CLIP code
     train.ema_decay = placeholder(float)  # per step; keeps averaged weights beside the others
 
+
+def _what_is_trained(config: ConfigDict) -> None:
     config.optim = optim = ConfigDict()
     optim.lr = 1e-6
     optim.schedule = "constant"  # after warm-up: "constant", "cosine" or "linear" (to end_lr)
@@ -136,6 +140,13 @@ def _what_is_computed(config: ConfigDict) -> None:
     # in SigLIP) and "text/ln_final/.*". Layers have numbers: "text/blocks/[0-5]/.*" leaves the
     # first six as they are. The recipe decays every other parameter.
     optim.freeze = placeholder(tuple)
+    # LoRA: train adapters of this rank (4 in most published work) and nothing else; an export holds
+    # the merged weights. Wants some ten times the learning rate. None: the parameters themselves.
+    optim.lora_rank = placeholder(int)
+    optim.lora_alpha = placeholder(float)  # kernels move by alpha / rank times B A; None: the rank
+    # Patterns of the kernels that have adapters, where optim.freeze leaves them: attention and MLP
+    # of the text tower. "text/blocks/.*/attn/.*" or "text/blocks/(6|7|8)/.*" are fewer.
+    optim.lora_matrices = ("text/blocks/.*",)
     optim.weight_decay_rules = ((".*", 1.0),)  # multipliers of weight_decay
     optim.lr_rules = ((".*", 1.0),)  # multipliers of lr
 

@@ -19,7 +19,7 @@ from tiny_runs import ROOT, read_metrics
 from configs import common, negationclip, quickstart, truth
 from negclip_jax.models import clip, siglip
 from negclip_jax.runtime import sharding
-from negclip_jax.training import patterns
+from negclip_jax.training import adapters, patterns
 from negclip_jax.training.config import check_settings
 from negclip_jax.training.loop import train
 
@@ -93,7 +93,8 @@ def flat(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
 
 def parameters(config, architecture) -> tuple[int, int, list[str]]:
     _, abstract = clip.abstract(architecture)
-    mask = patterns.trainable(abstract, config.optim.freeze)
+    lora = {key: config.optim[key] for key in ("lora_rank", "lora_matrices")}
+    abstract, mask = adapters.adapted(abstract, config.optim.freeze, **lora)
     decay = patterns.resolve(abstract, config.optim.weight_decay_rules, "decay")
     rate = patterns.resolve(abstract, config.optim.lr_rules, "lr")
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh")
@@ -180,6 +181,23 @@ def test_layers_that_differ_are_shown_apart():
     (first, second) = (row for row in rows if "text/blocks" in row and "fc1/kernel" in row)
     assert "text/blocks/0-10/mlp" in first and first.endswith("frozen")
     assert "text/blocks/11/mlp" in second and second.endswith("lr x1")
+
+
+def test_adapters_of_some_layers_are_shown():
+    """A table of LoRA: kernels frozen, adapters of the layers that a rule leaves."""
+    config = build("negationclip:vit_b_32")
+    config.optim.lora_rank = 4
+    config.optim.freeze = ("vision/.*", "visual_projection", "text/blocks/[0-5]/.*")
+    trained, frozen, rows = parameters(config, clip.CLIPConfig())
+    assert frozen == 151_277_313 + 1 + 6 * 4 * (4 * (512 + 512) + 2 * (512 + 2048))
+    assert trained == 6 * 4 * (4 * (512 + 512) + 2 * (512 + 2048))
+    of_fc1 = [row.split() for row in rows if row.startswith("text/blocks") and "/fc1/" in row]
+    shown = {row[0]: row[-1] for row in of_fc1 if "bias" not in row[0]}
+    assert shown == {
+        "text/blocks/0-11/mlp/fc1/kernel": "frozen",
+        **{f"text/blocks/0-5/mlp/fc1/lora_{x}": "frozen" for x in "ab"},
+        **{f"text/blocks/6-11/mlp/fc1/lora_{x}": "x1" for x in "ab"},
+    }
 
 
 def test_no_configuration_adds_a_key():

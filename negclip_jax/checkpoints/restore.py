@@ -24,6 +24,7 @@ from negclip_jax.checkpoints import manifest
 from negclip_jax.common import storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
+from negclip_jax.models.lora import fold
 from negclip_jax.runtime import sharding
 
 _METADATA_BYTES = 2**20  # more than orbax writes beside the arrays
@@ -34,6 +35,8 @@ def restore_params(
     workdir: str, step: str | int = "best", *, ema: bool = False
 ) -> tuple[dict, int]:
     """All parameters of a run as float32 NumPy arrays, and the step they are from.
+
+    Adapters are merged into the kernels that they adapt.
 
     Args:
       workdir: of a training run.
@@ -58,7 +61,7 @@ def restore_params(
         return trained, number
     check_frozen(path)
     leaves = traverse_util.flatten_dict(_to_host(path)) | traverse_util.flatten_dict(trained)
-    return traverse_util.unflatten_dict(leaves), number
+    return fold(traverse_util.unflatten_dict(leaves)), number
 
 
 def _check_item(directory: epath.Path, number: int, item: str) -> None:

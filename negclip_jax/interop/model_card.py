@@ -23,6 +23,7 @@ _RECIPE = (
     *("train.total", "train.batch_size", "train.objective", "train.foil_weight", "train.ema_decay"),
     *("train.anchor_weight", "train.distill_weight", "train.image_choice_weight"),
     *("optim.lr", "optim.schedule", "optim.warmup", "optim.weight_decay", "optim.freeze"),
+    *("optim.lora_rank", "optim.lora_alpha"),
     *("model.dtype", "seed"),
 )
 _MARK = "<!-- written by negclip_jax.interop.export -->"

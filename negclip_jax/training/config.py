@@ -55,6 +55,8 @@ _RANGES = {
     "optim.eps": NOT_NEGATIVE,
     "optim.clip_norm": NOT_NEGATIVE,
     "optim.weight_decay": NOT_NEGATIVE,
+    "optim.lora_rank": POSITIVE,
+    "optim.lora_alpha": NOT_NEGATIVE,
     "checkpoint.keep": POSITIVE,
     "mesh.min_shard_size": NOT_NEGATIVE,
     "runtime.timeout": POSITIVE,
@@ -77,6 +79,8 @@ ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_text
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
 ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
+ADDED_KEYS |= {"optim.lora_rank": None, "optim.lora_alpha": None}
+ADDED_KEYS |= {"optim.lora_matrices": ["text/blocks/.*"]}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
 
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s*")

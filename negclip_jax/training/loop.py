@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from negclip_jax.checkpoints import orbax_internals
 from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.common.signals import Interrupted, StopSignal
+from negclip_jax.models.lora import fold
 from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
@@ -189,7 +190,7 @@ class StepLog:
         params = state.params if state.ema is None else state.ema
 
         def all_results() -> dict[str, float]:
-            full = patterns.merge(self._run.frozen, params)
+            full = fold(patterns.merge(self._run.frozen, params))
             return {
                 f"{name}/{key}": value
                 for name, evaluator in evaluators.items()

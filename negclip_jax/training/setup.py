@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +28,9 @@ from negclip_jax.data.mixture import Mixture
 from negclip_jax.interop import readers
 from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
+from negclip_jax.models.lora import fold
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
-from negclip_jax.training import image_features, inputs, optim, patterns
+from negclip_jax.training import adapters, image_features, inputs, optim, patterns
 from negclip_jax.training.base_text import use_base_text
 from negclip_jax.training.config import (
     ADDED_KEYS,
@@ -136,22 +138,20 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
     options |= {"mesh": mesh, "name": loss, "sources": tuple(shares), **keeping}
     objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
-    trainable = patterns.trainable(abstract, freeze)
-    adamw = {key: value for key, value in config.optim.items() if key != "freeze"}
-    rate = {key: adamw.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
-    schedule = optim.learning_rate(**rate, units=units)
-    tx = optim.adamw(abstract, trainable, schedule, **adamw)
+    section = config.optim.to_dict() | {"freeze": freeze}
+    alpha = section.pop("lora_alpha")
+    abstract, trainable, schedule, tx = _optimizer(abstract, units, **section)
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
     min_size = config.mesh.min_shard_size
     placements = sharding.of_parameters(mesh, abstract, rules, min_shard_size=min_size)
     state, frozen = _restore_or_load(
         path,
         checkpoints,
-        lambda: readers.read_any(weights)[1],
+        lambda: adapters.begun(readers.read_any(weights)[1], abstract, config.seed, alpha),
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
-    whole = (model_config, patterns.merge(frozen, state.params), model["dtype"])
+    whole = (model_config, fold(patterns.merge(frozen, state.params)), model["dtype"])
     keeping |= {"resumes": resumes, "is_frozen": image_features.are_constant(trainable)}
     loaders = [loader, *held_out.values()]
     if keeping["is_frozen"]:
@@ -225,6 +225,23 @@ def _of_family(
         family = type(model).__name__.removesuffix("Config")
         logging.info("%s, as follows from the model, a %s", ", ".join(chosen), family)
     return loss, packs, frozen
+
+
+def _optimizer(
+    shapes: dict,
+    units: StepUnits,
+    *,
+    freeze: Sequence[str],
+    lora_rank: int | None,
+    lora_matrices: Sequence[str],
+    **others: Any,
+) -> tuple[dict, dict, optax.Schedule, optax.GradientTransformation]:
+    """All parameters with their adapters, which of them are trained, and how: section `optim`."""
+    of_lora = {"lora_rank": lora_rank, "lora_matrices": lora_matrices}
+    shapes, trainable = adapters.adapted(shapes, freeze, **of_lora)
+    rate = {key: others.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
+    schedule = optim.learning_rate(**rate, units=units)
+    return shapes, trainable, schedule, optim.adamw(shapes, trainable, schedule, **others)
 
 
 def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[str, str]]:

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from negclip_jax.models.lora import fold
 from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
@@ -43,7 +44,8 @@ class TrainState:
 
     Attributes:
       step: int32 scalar: updates done = index of the next batch = name of the checkpoint.
-      params: trained parameters, float32. Frozen ones are an argument of the step, not state.
+      params: trained parameters, float32: what is not frozen, or adapters beside frozen kernels.
+        Frozen ones are an argument of the step, not state.
       opt_state: optimizer state of `params`.
       ema: running average of `params`, or None.
     """
@@ -256,9 +258,10 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: dict, batch: Batch) -> tuple[TrainState, Metrics]:
         # Differentiated by the trained parameters alone: no gradient of frozen ones exists.
-        loss_of = jax.value_and_grad(
-            lambda trained: objective.loss(patterns.merge(frozen, trained), batch), has_aux=True
-        )
+        def loss_with(trained: dict) -> tuple[Array, Metrics]:
+            return objective.loss(fold(patterns.merge(frozen, trained)), batch)
+
+        loss_of = jax.value_and_grad(loss_with, has_aux=True)
         (loss, metrics), grads = loss_of(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
