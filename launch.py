@@ -86,7 +86,7 @@ def _benchmarks(config, workdir: str) -> dict:
     from negclip_jax.training.config import check_settings
 
     check_settings(flatten_dict(config.to_dict(), sep="."))  # what is wrong is said before
-    keys = ("benchmarks", "data", "allow_subset")
+    keys = ("benchmarks", "benchmark_files", "data", "allow_subset")
     return in_training.configured(workdir=workdir, **{key: section[key] for key in keys})
 
 

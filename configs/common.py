@@ -156,6 +156,7 @@ def _how_it_runs(config: ConfigDict) -> None:
     evaluation.every = "1 epochs"  # validation loss and every evaluator; also before the first step
     evaluation.batch_size = placeholder(int)  # pairs; None: train.batch_size
     evaluation.benchmarks = ""  # names with commas between them, see python -m evals --help
+    evaluation.benchmark_files = ""  # Python files with more of them, see evals/benchmark_files.py
     evaluation.data = placeholder(str)  # folders with their files and photos, commas between
     evaluation.allow_subset = False  # score the items whose photos are there
 

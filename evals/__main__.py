@@ -51,6 +51,7 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
 
     if is_main:
         command_line.require_writable(args.out)
+    registry.add_files(args.benchmark_file)
     roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)))
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
@@ -103,7 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="names from the list below; default: all whose files are there",
     )
-    shared = ("--data", "--images", "--out", "--allow-subset", "--overwrite", "--dtype", "--crop")
+    shared = (
+        "--benchmark-file",
+        "--data",
+        "--images",
+        "--out",
+        "--allow-subset",
+        "--overwrite",
+        "--dtype",
+        "--crop",
+    )
     command_line.add_shared(parser, *shared)
     shared = ("--activation", "--tokenizer", "--cache", "--seed", "--gallery")
     command_line.add_shared(parser, *shared)

@@ -4,6 +4,7 @@ python -m evals.catalogue            # all
 python -m evals.catalogue valse pope
 """
 
+import argparse
 import inspect
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,7 +24,8 @@ def render(names: Sequence[str] = ()) -> str:
         modules.setdefault(inspect.getmodule(benchmark.load.func), []).append(benchmark)
     parts = []
     for module, held in modules.items():
-        title, _, text = inspect.getdoc(module).partition("\n\n")
+        # A file of one's own may say nothing of itself.
+        title, _, text = (inspect.getdoc(module) or held[0].title).partition("\n\n")
         asked = [f"- `{benchmark.name}`: {benchmark.task}" for benchmark in held]
         parts.append("\n".join([f"## {title}", "", *asked, "", text, ""]))
     return "\n".join(parts)
@@ -33,7 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 after a user error."""
     parser = command_line.parser("evals.catalogue", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of benchmarks; default: all")
-    return command_line.execute(parser, lambda args: say(render(args.names)), argv)
+    command_line.add_shared(parser, "--benchmark-file")
+
+    def run(args: argparse.Namespace) -> None:
+        registry.add_files(args.benchmark_file)
+        say(render(args.names))
+
+    return command_line.execute(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,13 @@ LESS_MEMORY = "Give --dtype=bfloat16, or JAX_PLATFORMS=cpu in the environment"
 _DATA = "published files and photos, at any depth; may be repeated: the first wins"
 _PHOTOS = "more photos: a folder, or wds:TARS, parquet:FILES"
 _FLAGS: dict[str, dict[str, Any]] = {
+    "--benchmark-file": dict(
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.py",
+        help="with a benchmark of your own (evals/benchmark_files.py); may be repeated",
+    ),
     "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
     "--images": dict(action="append", default=[], metavar="PHOTOS", help=_PHOTOS),
     "--out": dict(required=True, type=Path, metavar="DIR", help="folder to write into"),

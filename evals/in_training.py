@@ -16,7 +16,7 @@ from typing import Any
 
 from flax import nnx
 
-from evals import runner
+from evals import registry, runner
 from evals.images import DataRoots
 from evals.models import Model
 from negclip_jax.common import remote, storage
@@ -83,18 +83,24 @@ def evaluators(
 
 
 def configured(
-    *, benchmarks: str, data: str | None, allow_subset: bool, workdir: str
+    *,
+    benchmarks: str,
+    data: str | None,
+    allow_subset: bool,
+    workdir: str,
+    benchmark_files: str = "",
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
     """`evaluators` from the keys of the configuration's section `eval`.
 
-    `benchmarks` and `data` are names and folders with commas between them; the images' digests are
-    kept in the folder `evals` of `workdir`.
+    `benchmarks`, `data` and `benchmark_files` are names, folders and Python files with commas
+    between them; the images' digests are kept in the folder `evals` of `workdir`.
     """
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
     if names and not data:
         raise InputError(
             "config.eval.benchmarks needs config.eval.data=DIR, with the published files and photos"
         )
+    registry.add_files(Path(file.strip()) for file in benchmark_files.split(",") if file.strip())
     roots = DataRoots(tuple(Path(folder) for folder in data.split(",")) if data else ())
     cache = remote.folder_for(storage.path(workdir)) / "evals"
     return evaluators(names, roots, cache=cache, allow_subset=allow_subset)
