@@ -73,7 +73,7 @@ class Ragged:
 class Joined:
     """The captions of several `Ragged`, numbered one after the other; none is copied."""
 
-    def __init__(self, parts: Sequence[Ragged]):
+    def __init__(self, parts: "Sequence[Ragged | Chosen]"):
         self.parts = tuple(parts)
         self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
 
@@ -112,6 +112,34 @@ class Joined:
         number = np.searchsorted(self.starts, index, "right") - 1
         for i in np.unique(number).tolist():
             yield self.parts[i], int(self.starts[i]), number == i
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Some captions of others, N of them; none is copied.
+
+    Attributes:
+      texts: all captions.
+      index: int `[N]`, which these are.
+    """
+
+    texts: Ragged | Joined
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+        """As `Ragged.lengths_of`."""
+        return self.texts.lengths_of(self.index[index])
+
+    def taken(self, index_B: np.ndarray) -> Ragged:
+        """As `Ragged.taken`."""
+        return self.texts.taken(self.index[index_B])
+
+    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
+        """As `Ragged.padded`."""
+        return self.texts.padded(self.index[index_B], length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from negclip_jax.data.shards import ShardError, ShardReader, Shards
 from negclip_jax.data.tar_index import hashed, search
 from negclip_jax.data.tars import TarShards
 
+_AT_ONCE = 2**17  # names that are objects at a time
 _SOURCES = 64  # ArrayRecord files that a process keeps open
 
 
@@ -114,7 +115,9 @@ class ShardImages(ImageSource):
 
     def storage_order(self, names: Sequence[str]) -> np.ndarray:
         """Indices of names, shard by shard in the order of bytes."""
-        shards, rows = self.find(names).T
+        starts = range(0, len(names), _AT_ONCE)
+        places = [self.find(names[start : start + _AT_ONCE]) for start in starts]
+        shards, rows = np.concatenate([np.zeros((0, 2), np.int64), *places]).T
         return np.lexsort((rows, shards))
 
     def find(self, names: Sequence[str]) -> np.ndarray:

@@ -32,9 +32,10 @@ from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
-from negclip_jax.data.packing import Ragged
+from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.embeddings.inputs import Images, Texts
+from negclip_jax.embeddings.inputs import Images, PhotoNames, Texts
+from negclip_jax.embeddings.keys import first_of_equals
 from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import l2_normalise
@@ -156,14 +157,16 @@ class Tower:
         self._encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
         self._mesh = mesh
         self._resources, self._bar = contextlib.ExitStack(), None
-        by_key = {key: item for item, key in reversed(inputs.keys.items())}
-        order = list(dict.fromkeys(inputs.keys.values()))
-        self.distinct = len(order)
-        _agree(store, order, shared)
-        again = set() if shared else store.unusable
-        self._left = [by_key[key] for key in order if key not in store or key in again]
-        self._place = {inputs.keys[item]: i for i, item in enumerate(self._left)}
-        self._size = _batch_size(len(order if shared else self._left), mesh.size, per_device)
+        # Of items with one key the first is encoded.
+        self._first = first_of_equals(inputs.keys)
+        rows = np.flatnonzero(self._first == np.arange(len(self._first)))
+        self.distinct, keys = len(rows), inputs.keys[rows]
+        _agree(store, keys, shared)
+        is_left = ~store.has(keys)
+        if store.unusable and not shared:
+            is_left |= [key.tobytes() in store.unusable for key in keys]
+        self._left = rows[is_left]
+        self._size = _batch_size(len(rows if shared else self._left), mesh.size, per_device)
         self._batches = inputs.batches(self._left, self._size, mesh)
         self._resources.callback(self._batches.close)
         self._started = self._done = 0
@@ -179,11 +182,14 @@ class Tower:
 
         Raises InputError that names items without an embedding; others can still be asked for.
         """
-        keys = [self.inputs.keys[item] for item in items]
-        last = max((self._place.get(key, -1) for key in keys), default=-1)
-        while self._done <= last:
+        asked = self.inputs.rows_of(items)
+        # Those that are left are encoded in ascending order of their rows.
+        firsts = self._first[asked]
+        last = firsts[np.isin(firsts, self._left)].max(initial=-1)
+        while self._done < len(self._left) and self._left[self._done] <= last:
             self.encode_next()
-        bad = {i: None for i, key in zip(items, keys, strict=True) if key in self.store.unusable}
+        keys, unusable = self.inputs.keys[asked], self.store.unusable
+        bad = {i: None for i, k in zip(items, keys, strict=True) if k.tobytes() in unusable}
         if bad:
             reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
             raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
@@ -199,8 +205,9 @@ class Tower:
     def unusable(self, items: Sequence[Hashable]) -> dict[Hashable, str]:
         """What is wrong with those items that have no embedding; encodes all that are left."""
         self.finish()
-        unusable = self.store.unusable
-        return {i: self.inputs.why_bad(i) for i in items if self.inputs.keys[i] in unusable}
+        keys, unusable = self.inputs.keys[self.inputs.rows_of(items)], self.store.unusable
+        bad = (i for i, key in zip(items, keys, strict=True) if key.tobytes() in unusable)
+        return {i: self.inputs.why_bad(i) for i in bad}
 
     def finish(self) -> None:
         """Encodes all items that are left."""
@@ -222,10 +229,10 @@ class Tower:
             self._started += self._size
         part = self._left[self._done : self._done + self._size]
         rows = np.asarray(self._running.popleft())[: len(part)]
-        keys = [self.inputs.keys[item] for item in part]
+        keys = self.inputs.keys[part]
         # An item that was tried again in vain is in the store already.
-        new = [i for i, k in enumerate(keys) if k not in self.store or np.isfinite(rows[i]).all()]
-        self.store.add([keys[i] for i in new], rows[new])
+        new = np.flatnonzero(~self.store.has(keys) | np.isfinite(rows).all(axis=1))
+        self.store.add([keys[i].tobytes() for i in new], rows[new])
         self._done += len(part)
         self._bar.advance(len(part))
         if not self.pending:
@@ -238,25 +245,25 @@ def _batch_size(items: int, devices: int, per_device: int) -> int:
     return max(1, math.ceil(items / (batches * devices))) * devices
 
 
-def _agree(store: EmbeddingStore, keys: Sequence[bytes], shared: bool) -> None:
-    """Gives every process what the main process's store holds of these keys.
+def _agree(store: EmbeddingStore, keys: np.ndarray, shared: bool) -> None:
+    """Gives every process what the main process's store holds of these keys, uint8 `[N, 16]`.
 
     Processes whose items differ would run batches of other shapes, and wait for each other.
     """
     if multihost.is_single_process():
         return
-    digest = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-    left = sum(key not in store for key in keys) if shared else "those of process 0"
+    digest = hashlib.sha256(keys.tobytes()).hexdigest()[:16]
+    left = int((~store.has(keys)).sum()) if shared else "those of process 0"
     described = {"how many, and their digest": [len(keys), digest], "of them to compute": left}
     multihost.require_same("items to encode", described)
-    if shared or not keys:
+    if shared or not len(keys):
         return
-    known = np.array([key in store for key in keys])
+    known = store.has(keys)
     rows = np.zeros((len(keys), store.dim), np.float32)
-    rows[known] = store.rows([key for key, there in zip(keys, known, strict=True) if there])
+    rows[known] = store.rows(keys[known])
     known, rows = sharding.from_main((known, rows))
     if not sharding.is_main_process():
-        store.add([keys[i] for i in np.flatnonzero(known)], rows[known])
+        store.add([key.tobytes() for key in keys[known]], rows[known])
 
 
 class Encoder:
@@ -360,8 +367,9 @@ def image_features(
       Unnormalised float32 `[U, D]`, memory-mapped, and bool `[U]`: images without features.
     """
     order = source.storage_order(names)
-    refs = [ImageRef(names[i]) for i in order]
-    inputs = Images(refs, source, preprocess, root, threads=threads, shared=True)
+    inputs = Images(
+        PhotoNames(names, order), source, preprocess, root, threads=threads, shared=True
+    )
     path = root / f"image-{fingerprint('image', *model, preprocess)}.rows"
     kept, without = _kept(inputs, path, model, mesh, _TRAINING_IMAGES_PER_DEVICE)
     place = np.argsort(order)
@@ -369,7 +377,7 @@ def image_features(
 
 
 def text_features(
-    tokens: Ragged,
+    tokens: Ragged | Joined,
     tokenizer: Tokenizer,
     path: epath.Path,
     model: tuple[clip.CLIPConfig, dict, str],
@@ -417,8 +425,8 @@ def _kept(
         multihost.barrier(f"{label} written")
         if not sharding.is_main_process():
             store = opened()
-    keys = [inputs.keys[ref] for ref in inputs.keys]
-    lacking = sum(key not in store for key in keys)
+    keys = inputs.keys
+    lacking = int((~store.has(keys)).sum())
     if lacking:
         raise InputError(
             f"{path} is damaged: it lacks {lacking} of the {len(keys)} embeddings that were "
@@ -430,4 +438,7 @@ def _kept(
             )
         )
     logging.info("%s of %s %s come from %s", label, f"{len(keys):,}", inputs.name, path)
-    return store.mapped(keys), np.array([key in store.unusable for key in keys])
+    without = np.zeros(len(keys), bool)
+    if store.unusable:
+        without[:] = [key.tobytes() in store.unusable for key in keys]
+    return store.mapped(keys), without

@@ -1,15 +1,19 @@
 """What the two towers read: images as pixels, texts as packed token ids, in batches of one shape.
 
-`Images` and `Texts` answer the same questions: under which key an item's embedding is kept
-(`keys`), what a batch of items looks like (`batches`), what a model does with it (`encode`, traced
-inside `jax.jit`, equal where it does the same), and why an item has no embedding (`why_bad`).
+`Images` and `Texts` answer the same questions: under which key the embedding of each item is kept
+(`keys`, uint8 `[N, 16]`), which item is which row (`rows_of`), what a batch of rows looks like
+(`batches`), what a model does with it (`encode`, traced inside `jax.jit`, equal where it does the
+same), and why an item has no embedding (`why_bad`). There may be millions: nothing but arrays is
+kept of each, as long as no item is asked for by itself.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
+import functools
+import itertools
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -20,17 +24,27 @@ from jax.sharding import Mesh
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
-from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.packing import Chosen, Joined, Packing, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.digests import image_digests
+from negclip_jax.embeddings.keys import KEY_BYTES
 from negclip_jax.embeddings.store import key
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 
 _AHEAD = 2  # batches decoded while the devices compute
+_AT_ONCE = 2**16  # texts whose token ids are in memory
 
 Batch = dict[str, np.ndarray]
+
+
+def as_rows(keys: Iterable[bytes]) -> np.ndarray:
+    """Keys, one by one, as uint8 `[N, 16]`."""
+    joined = bytearray()
+    for part in keys:
+        joined += part
+    return np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +69,51 @@ class EncodeTexts:
         return model.encode_text(batch if self.packed else batch["ids"])
 
 
-class Images:
+class PhotoNames(Sequence):
+    """Whole images by their names, in another order; each is made when it is asked for."""
+
+    def __init__(self, names: Sequence[str], order: np.ndarray):
+        self.names, self.order = names, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int | slice) -> ImageRef | list[ImageRef]:
+        if isinstance(index, slice):
+            return [ImageRef(self.names[i]) for i in self.order[index].tolist()]
+        return ImageRef(self.names[int(self.order[index])])
+
+
+class _Paths(Sequence):
+    """The paths of images, made as they are asked for."""
+
+    def __init__(self, refs: Sequence[ImageRef]):
+        self._refs = refs
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        found = self._refs[index]
+        return [ref.path for ref in found] if isinstance(index, slice) else found.path
+
+
+class _Items:
+    """Items by their rows."""
+
+    items: Sequence[Hashable]
+    keys: np.ndarray
+
+    def rows_of(self, items: Sequence[Hashable]) -> np.ndarray:
+        """Rows of these items, int64."""
+        return np.array([self._row[item] for item in items], np.int64)
+
+    @functools.cached_property
+    def _row(self) -> dict[Hashable, int]:
+        return {item: row for row, item in enumerate(self.items)}
+
+
+class Images(_Items):
     """Distinct images, decoded by threads ahead of the devices."""
 
     name, tower = "images", "image"
@@ -82,15 +140,20 @@ class Images:
         self._source, self._preprocess, self._threads = source, preprocess, threads
         self.encode = EncodeImages(tuple(preprocess.mean), tuple(preprocess.std))
         self.unreadable: dict[ImageRef, str] = {}
-        paths = list(dict.fromkeys(ref.path for ref in refs))
-        found = image_digests(source, paths, digests, shared)
-        row = {path: i for i, path in enumerate(paths)}
-        self.keys = {
-            r: key(found[row[r.path]].tobytes().hex().encode(), json.dumps(r.box).encode())
-            for r in refs
-        }
+        self.items = refs
+        if isinstance(refs, PhotoNames):  # distinct
+            found = image_digests(source, _Paths(refs), digests, shared)
+            boxes, row = itertools.repeat(None, len(refs)), range(len(refs))
+        else:
+            paths = {path: i for i, path in enumerate(dict.fromkeys(ref.path for ref in refs))}
+            found = image_digests(source, list(paths), digests, shared)
+            boxes, row = (ref.box for ref in refs), [paths[ref.path] for ref in refs]
+        self.keys = as_rows(
+            key(found[i].tobytes().hex().encode(), json.dumps(box).encode())
+            for i, box in zip(row, boxes, strict=True)
+        )
 
-    def batches(self, refs: Sequence[ImageRef], size: int, mesh: Mesh) -> Iterator[Batch]:
+    def batches(self, rows_N: np.ndarray, size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of each batch: `pixels` uint8 `[r, H, W, 3]`, `bad` bool `[r]`.
 
         Bad are images that cannot be read, noted in `unreadable`, and the rows that fill up the
@@ -113,8 +176,9 @@ class Images:
         waiting: collections.deque[list] = collections.deque()
         pool = concurrent.futures.ThreadPoolExecutor(self._threads)
         try:
-            for start in range(0, len(refs), size):
-                wanted = [refs[start + r] if start + r < len(refs) else None for r in rows]
+            for start in range(0, len(rows_N), size):
+                part = rows_N[start : start + size].tolist()
+                wanted = [self.items[part[r]] if r < len(part) else None for r in rows]
                 waiting.append([pool.submit(pixels, ref) for ref in wanted])
                 if len(waiting) > _AHEAD:
                     yield stacked(waiting.popleft())
@@ -125,14 +189,16 @@ class Images:
 
     def why_bad(self, ref: ImageRef) -> str:
         """What is wrong with an image whose features are not finite."""
-        if ref not in self.unreadable:  # only one of equal files is opened
-            same = next((r for r in self.unreadable if self.keys[r] == self.keys.get(ref)), None)
+        if ref not in self.unreadable and ref in self._row:  # only one of equal files is opened
+            own, *others = self.keys[self.rows_of([ref, *self.unreadable])]
+            bad = zip(self.unreadable, others, strict=True)
+            same = next((r for r, other in bad if np.array_equal(other, own)), None)
             if same is not None:
                 return f"{ref.path} is a copy of a bad file: {self.unreadable[same]}"
         return self.unreadable.get(ref, f"{ref.path}: its features are not finite")
 
 
-class Texts:
+class Texts(_Items):
     """Distinct texts, tokenized once. Texts of the same token ids have the same key.
 
     Texts that are tokenized already are known by their numbers.
@@ -141,38 +207,48 @@ class Texts:
     name, tower = "texts", "text"
 
     def __init__(
-        self, texts: Sequence[Hashable], tokenizer: Tokenizer, tokens: Ragged | None = None
+        self,
+        texts: Sequence[Hashable],
+        tokenizer: Tokenizer,
+        tokens: Ragged | Joined | Chosen | None = None,
     ):
         # Models that read the padding (SigLIP) have it in every caption: nothing to be packed.
         self.encode = EncodeTexts(packed=not tokenizer.always_pads)
+        self.items = texts
         self._tokens = Ragged(*tokenizer.encode_ragged(texts)) if tokens is None else tokens
-        self._row = {text: i for i, text in enumerate(texts)}
-        ids, ends = self._tokens.ids, self._tokens.offsets
-        self.keys = {t: key(ids[ends[i] : ends[i + 1]].tobytes()) for t, i in self._row.items()}
+        self.keys = as_rows(map(key, self._bytes()))
         if tokens is not None:
             return
-        full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
+        lengths = self._tokens.lengths
+        full = np.flatnonzero(lengths == tokenizer.context_length)
         room = tokenizer.context_length - tokenizer.special_tokens
         self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
 
-    def batches(self, texts: Sequence[Hashable], size: int, mesh: Mesh) -> Iterator[Batch]:
+    def _bytes(self) -> Iterator[bytes]:
+        """The token ids of each text."""
+        for start in range(0, len(self.items), _AT_ONCE):
+            part = self._tokens.taken(np.arange(start, min(start + _AT_ONCE, len(self.items))))
+            for first, end in itertools.pairwise(part.offsets.tolist()):
+                yield part.ids[first:end].tobytes()
+
+    def batches(self, rows_N: np.ndarray, size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's share of each batch, packed as `data.packing` says or `ids` `[r, T]`.
 
         The last batch is filled up with its last text.
         """
-        rows = np.array([self._row[text] for text in texts])
+        rows = np.asarray(rows_N)
         parts = rows[np.minimum(np.arange(-(-len(rows) // size) * size), len(rows) - 1)]
         parts = parts.reshape(-1, size)
         if not self.encode.packed:
             local = sharding.local_rows(mesh, size)
-            length = int(self._tokens.lengths[0])  # that of every row
+            length = int(self._tokens.lengths_of(np.zeros(1, np.int64))[0])  # that of every row
             yield from ({"ids": self._tokens.padded(part[local], length)} for part in parts)
             return
         # All batches are known, so there is one number of rows that fits each: one program.
-        lengths = self._tokens.lengths
-        packing = Packing.suited_to(lengths[parts.ravel()], size, mesh.size)
+        lengths = self._tokens.lengths_of(parts)
+        packing = Packing.suited_to(lengths.ravel(), size, mesh.size)
         packing = dataclasses.replace(packing, rows=1, row_step=1)
-        fullest = max(packing.rows_needed(lengths[part]) for part in parts)
+        fullest = max(packing.rows_needed(part) for part in lengths)
         packing = dataclasses.replace(packing, rows=fullest)
         for part in parts:
             packed = packing.pack(self._tokens, part)

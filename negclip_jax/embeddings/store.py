@@ -29,8 +29,8 @@ from etils import epath
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.embeddings.keys import KEY_BYTES, MISSING, KeyIndex, as_array
 
-KEY_BYTES = 16
 PART = 512  # records of an object in a bucket: what a kill loses at most
 _BLOCK = 4096  # records that are read at a time
 
@@ -92,7 +92,8 @@ class EmbeddingStore:
         self._is_remote = path is not None and storage.is_remote(path)
         self.unusable: set[bytes] = set()
         self._in_memory: dict[bytes, np.ndarray] = {}
-        self._places: dict[bytes, int] = {}  # in the file; -1 while in a part
+        self._places = KeyIndex()  # in the file; -1 while in a part
+        self._in_parts = 0  # records
         self._free: list[int] = []  # places of damaged records
         self._pending: list[bytes] = []  # records of the next part
         self._map: np.ndarray | None = None
@@ -101,21 +102,30 @@ class EmbeddingStore:
                 self._read()
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._places or key in self._in_memory
+        return bool(self.has([key])[0])
+
+    def has(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        """Which of these keys, or rows of uint8 `[N, 16]`, are there: bool `[N]`."""
+        if self.path is None:
+            listed = [key.tobytes() if isinstance(key, np.ndarray) else key for key in keys]
+            return np.array([key in self._in_memory for key in listed], bool)
+        return self._places.find(keys) != MISSING
 
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
 
-    def rows(self, keys: Sequence[bytes]) -> np.ndarray:
+    def rows(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Embeddings of these keys, float32 `[N, D]`; KeyError for one that is not there."""
         if self.path is not None:
             return self.mapped(keys)[:]
-        rows = [self._in_memory[key] for key in keys]
+        rows = [self._in_memory[key.tobytes()] for key in as_array(keys)]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def mapped(self, keys: Sequence[bytes]) -> MappedRows:
+    def mapped(self, keys: Sequence[bytes] | np.ndarray) -> MappedRows:
         """The same, memory-mapped; for a file, in a bucket after `finish`."""
-        places = np.array([self._places[key] for key in keys], np.int64)
+        places = self._places.find(keys)
+        if (lacking := np.flatnonzero(places == MISSING)).size:
+            raise KeyError(as_array(keys)[lacking[0]].tobytes())
         needed = int(places.max(initial=-1)) + 1
         if self._map is None or len(self._map) < needed:
             # The rows lie 4 D + 20 bytes apart; NumPy maps no empty file.
@@ -167,7 +177,8 @@ class EmbeddingStore:
     def _write(self, keys: Sequence[bytes], records: list[bytes]) -> None:
         """Written, not mapped: a full disk ends a process that writes to a map without a word."""
         if self._is_remote:
-            self._places |= dict.fromkeys(keys, -1)
+            self._places.add(keys, np.full(len(keys), -1))
+            self._in_parts += len(keys)
             self._pending += records
             if len(self._pending) >= PART:
                 self._upload()
@@ -184,7 +195,7 @@ class EmbeddingStore:
                 file.seek(place * size)
                 file.write(record)
         self._free = self._free[count:]
-        self._places |= dict(zip(keys, places, strict=True))
+        self._places.add(keys, places)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
@@ -197,8 +208,7 @@ class EmbeddingStore:
 
     def _upload(self) -> None:
         if self._pending:
-            number = sum(place < 0 for place in self._places.values())
-            part = self.path.with_name(f"{self.path.name}.part-{number:09d}")
+            part = self.path.with_name(f"{self.path.name}.part-{self._in_parts:09d}")
             storage.write_whole(part, b"".join(self._pending))
             self._pending = []
 
@@ -228,7 +238,7 @@ class EmbeddingStore:
                 self._note(self._checked(stream), in_file=False)
 
     def _index(self, file: Path | None) -> None:
-        self._places, self._free, self.unusable = {}, [], set()
+        self._places, self._free, self.unusable, self._in_parts = KeyIndex(), [], set(), 0
         if file is None or not file.is_file():
             return
         # A process that may write into damaged places must not see the half of a record that
@@ -238,19 +248,23 @@ class EmbeddingStore:
             self._note(self._checked(stream), in_file=True)
 
     def _note(self, records: Iterator[tuple[np.ndarray, np.ndarray]], *, in_file: bool) -> None:
-        first = 0
+        first, read = 0, list[tuple[np.ndarray, np.ndarray]]()
         for block, sound in records:
             if in_file:
                 self._free += (first + np.flatnonzero(~sound)).tolist()
             places = first + np.flatnonzero(sound) if in_file else np.full(sound.sum(), -1)
-            content, kept = block["key"].tobytes(), np.flatnonzero(sound).tolist()
-            keys = [content[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in kept]
-            self._places |= zip(keys, places.tolist(), strict=True)
+            keys = np.frombuffer(block["key"].tobytes(), np.uint8).reshape(-1, KEY_BYTES)[sound]
+            read.append((keys, places))
+            self._in_parts += 0 if in_file else len(keys)
             # Of a key that stands twice the later record counts: it was tried again.
-            nan = dict(zip(keys, np.isnan(block["row"][kept, 0]).tolist(), strict=True))
-            self.unusable -= nan.keys()
-            self.unusable |= {found for found, is_nan in nan.items() if is_nan}
+            is_nan = np.isnan(block["row"][sound, 0])
+            if self.unusable or is_nan.any():
+                nan = {key.tobytes(): bad for key, bad in zip(keys, is_nan.tolist(), strict=True)}
+                self.unusable -= nan.keys()
+                self.unusable |= {found for found, bad in nan.items() if bad}
             first += len(block)
+        if read:  # all at once, which is faster
+            self._places.add(*map(np.concatenate, zip(*read, strict=True)))
 
     def _checked(self, stream: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Blocks of whole records, and bool for each: whether its checksum is right."""

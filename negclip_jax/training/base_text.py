@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.packing import Ragged
+from negclip_jax.data.packing import Chosen, Joined
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.store import MappedRows
@@ -54,9 +54,7 @@ def use_base_text(
             "optim.freeze must hold the whole vision tower; train.anchor_weight needs no images"
         )
     used = [x.examples for x in loaders]
-    tokens, *others = (x.tokens.taken(x.original_index_N) for x in used)
-    for other in others:
-        tokens = tokens.followed_by(other)
+    tokens = Joined([Chosen(x.tokens, x.original_index_N) for x in used])
     features = kept_features("text", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
     places = np.split(features.places, np.cumsum([len(x) for x in used[:-1]]))
     parts = [dataclasses.replace(features, places=p) for p in places]
@@ -66,7 +64,7 @@ def use_base_text(
 def kept_features(
     name: str,
     workdir: epath.Path,
-    tokens: Ragged,
+    tokens: Joined,
     tokenizer: Tokenizer,
     model: tuple[CLIPConfig, dict, str],
     mesh: Mesh,

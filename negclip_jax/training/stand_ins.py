@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import stand_in_text
 from negclip_jax.data.loader import CachedFeatures, PairLoader
-from negclip_jax.data.packing import Ragged
+from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.training.base_text import kept_features
@@ -31,22 +31,52 @@ _CANDIDATES = 16  # photos of which the one that has least in common lends its r
 
 
 @dataclasses.dataclass(frozen=True)
+class StandIns:
+    """Stand-ins of S texts, indexed like an array float32 `[S, D]`; each is made when it is read.
+
+    Attributes:
+      text: the base's features of the texts, an array or what is indexed like one, `[S, D]`.
+      mean_text, mean_image: of unit features, float64 `[D]`.
+      slope: of image on text features.
+      residual_NxD: of photos, float64.
+      lender_S: int, whose residual each gets.
+    """
+
+    text: Any
+    mean_text: np.ndarray
+    mean_image: np.ndarray
+    slope: float
+    residual_NxD: np.ndarray
+    lender_S: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lender_S)
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        moved = self.slope * (_unit(self.text[index]) - self.mean_text)
+        made = self.mean_image + moved + self.residual_NxD[self.lender_S[index]]
+        return _unit(made).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class WithStandIns:
     """Features of photos, and of the stand-ins that follow them, indexed like one array `[U, D]`.
 
     Attributes:
       photos: an array, or what is indexed like one, `[U - S, D]`.
-      stand_ins: float32 `[S, D]`.
+      stand_ins: the same of the stand-ins, `[S, D]`.
     """
 
     photos: Any
-    stand_ins: np.ndarray
+    stand_ins: Any
 
     def __getitem__(self, image_B: np.ndarray) -> np.ndarray:
         first = self.photos.shape[0]
         is_photo_B = image_B < first
-        rows = self.stand_ins[np.where(is_photo_B, 0, image_B - first)]
+        rows = np.empty((len(image_B), self.photos.shape[1]), np.float32)
         rows[is_photo_B] = self.photos[image_B[is_photo_B]]
+        if not is_photo_B.all():
+            rows[~is_photo_B] = self.stand_ins[image_B[~is_photo_B] - first]
         return rows
 
 
@@ -91,11 +121,12 @@ def use_stand_ins(
     sample = of_photos[:: -(-len(of_photos) // _MOST_PHOTOS)]
     captions = examples.tokens.taken(examples.original_index_N[sample])
     listed = Ragged(*tokenizer.encode_ragged(texts))
-    kept = kept_features(
-        "stand_ins", workdir, listed.followed_by(captions), tokenizer, model, mesh, resumes=resumes
+    tokens = Joined([listed, captions])
+    kept = kept_features("stand_ins", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
+    text, of_captions = (
+        dataclasses.replace(kept, places=places) for places in np.split(kept.places, [len(texts)])
     )
-    text = _unit(kept[:])
-    text, of_captions = text[: len(texts)], text[len(texts) :]
+    of_captions = _unit(of_captions[:])
     image = _unit(loader.cached.features[examples.image_of[sample]])
     lender = least_in_common(listed, captions, loader.seed)
     made, slope = stand_ins(text, of_captions, image, lender)
@@ -110,21 +141,20 @@ def use_stand_ins(
 
 
 def stand_ins(
-    text_SxD: np.ndarray, caption_NxD: np.ndarray, image_NxD: np.ndarray, lender_S: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Unit features that stand for images of these texts, float32 `[S, D]`, and the slope.
+    text_SxD: Any, caption_NxD: np.ndarray, image_NxD: np.ndarray, lender_S: np.ndarray
+) -> tuple[StandIns, float]:
+    """What stands for images of these texts, unit features, and the slope.
 
     Args:
-      text_SxD: the base's unit features of the texts.
-      caption_NxD, image_NxD: the same of captions and of their images.
+      text_SxD: the base's features of the texts, see `StandIns.text`.
+      caption_NxD, image_NxD: its unit features of captions and of their images.
       lender_S: int, whose residual each gets.
     """
     mean_text, mean_image = caption_NxD.mean(axis=0), image_NxD.mean(axis=0)
     x_NxD, y_NxD = caption_NxD - mean_text, image_NxD - mean_image
     slope = float(np.sum(x_NxD * y_NxD) / np.sum(x_NxD**2))
     residual_NxD = y_NxD - slope * x_NxD
-    made = mean_image + slope * (text_SxD - mean_text) + residual_NxD[lender_S]
-    return _unit(made).astype(np.float32), slope
+    return StandIns(text_SxD, mean_text, mean_image, slope, residual_NxD, lender_S), slope
 
 
 def least_in_common(texts: Ragged, captions: Ragged, seed: int) -> np.ndarray:

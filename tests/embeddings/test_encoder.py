@@ -13,6 +13,7 @@ from negclip_jax.data.images import ImageRef
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.encoder import Encoder, fingerprint
 from negclip_jax.embeddings.inputs import EncodeImages
+from negclip_jax.embeddings.keys import as_array
 from negclip_jax.embeddings.store import EmbeddingStore, key
 from negclip_jax.models import clip
 from negclip_jax.pretrained import CLIP
@@ -158,9 +159,9 @@ def test_every_process_works_on_what_the_main_one_lacks(tiny_model, monkeypatch)
     sent = []
     monkeypatch.setattr(encoder.multihost, "is_single_process", lambda: False)
     monkeypatch.setattr(encoder.sharding, "from_main", lambda x: sent.append(x) or sent[0])
-    encoder._agree(main, keys, False)
+    encoder._agree(main, as_array(keys), False)
     monkeypatch.setattr(encoder.sharding, "is_main_process", lambda: False)
-    encoder._agree(other, keys, False)
+    encoder._agree(other, as_array(keys), False)
     assert keys[2] not in other
     np.testing.assert_array_equal(other.rows(keys[:2]), rows[:2])
 
@@ -174,7 +175,8 @@ def test_processes_that_have_other_items_are_found_out(monkeypatch):
     monkeypatch.setattr(encoder.multihost, "is_single_process", lambda: False)
     monkeypatch.setattr(encoder.sharding, "from_main", lambda x: x)
     for items in ("abc", "abd", "ab", "abc"):
-        encoder._agree(EmbeddingStore(None, 2), [key(i.encode()) for i in items], False)
+        keys = as_array([key(i.encode()) for i in items])
+        encoder._agree(EmbeddingStore(None, 2), keys, False)
     assert {what for what, _ in compared} == {"items to encode"}
     values = [value for _, value in compared]
     assert values[0] == values[3] and len(set(values)) == 3

@@ -15,7 +15,7 @@ from negclip_jax.data.packing import Ragged
 from negclip_jax.embeddings import encoder
 from negclip_jax.training.loop import train
 from negclip_jax.training.setup import prepare
-from negclip_jax.training.stand_ins import least_in_common, stand_ins
+from negclip_jax.training.stand_ins import WithStandIns, least_in_common, stand_ins
 
 
 def unit(rows):
@@ -29,9 +29,15 @@ def test_a_stand_in_lies_where_the_image_of_such_a_caption_would():
     image = gap + 0.7 * (text - text.mean(axis=0)) + 0.01 * rng.standard_normal(text.shape)
     made, slope = stand_ins(text[:50], text, image, np.arange(50))
     assert slope == pytest.approx(0.7, abs=0.01)
-    np.testing.assert_allclose(made, unit(image[:50]), atol=1e-6)
+    np.testing.assert_allclose(made[:], unit(image[:50]), atol=1e-6)
     other, _ = stand_ins(text[:50], text, image, np.arange(50, 100))
-    assert made.dtype == np.float32 and 1e-4 < np.abs(made - other).max() < 0.02
+    assert made[:].dtype == np.float32 and 1e-4 < np.abs(made[:] - other[:]).max() < 0.02
+    # Each is the same whatever is read with it: runs on any number of processes are equal.
+    some = np.array([7, 3, 7, 49])
+    np.testing.assert_array_equal(made[some], made[:][some])
+    photos = rng.standard_normal((5, 16)).astype(np.float32)
+    joined = WithStandIns(photos, made)[np.array([4, 5, 54, 0])]
+    np.testing.assert_array_equal(joined, np.stack([photos[4], *made[:][[0, 49]], photos[0]]))
 
 
 def test_the_residual_is_of_a_photo_that_has_little_in_common():
