@@ -52,8 +52,9 @@ def records(images: Path, folder: Path) -> dict[str, str]:
 def prepared(images: Path, folder: Path) -> dict[str, str]:
     """A data set as tensorflow-datasets leaves it, in TFDS_DATA_DIR."""
     tfds = pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.core.utils import file_utils
 
-    class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+    class CocoCaptions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         __module__ = "coco_captions"
         BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS' interface)
             tfds.core.BuilderConfig(name="2014", version=tfds.core.Version("1.1.0"))
@@ -75,6 +76,8 @@ def prepared(images: Path, folder: Path) -> dict[str, str]:
                 yield i, known
 
     CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+    # For this process, which may have imported tensorflow-datasets before.
+    file_utils.add_data_dir(str(folder))
     return {"data.images": "tfds:coco_captions/train"}
 
 
@@ -93,6 +96,8 @@ def specs(tiny_pairs, tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         yield {name: write(tiny_pairs / "images", folder) for name, write in SOURCES.items()}
+    if (tfds := sys.modules.get("tensorflow_datasets")) is not None:
+        tfds.core.utils.file_utils.clear_registered_data_dirs()
 
 
 @pytest.mark.parametrize("source", SOURCES)
