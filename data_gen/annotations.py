@@ -21,6 +21,7 @@ from negclip_jax.language import tables
 from negclip_jax.language.inflection import singular
 from negclip_jax.language.mentions import find_kinds, find_same, mentioned
 from negclip_jax.language.text import tokenize
+from negclip_jax.language.twins import place_of
 from negclip_jax.language.vocabulary import CATEGORIES, canonical, content, kinds, same
 
 ABSENT, PRESENT, UNSURE = "absent", "present", "unsure"
@@ -29,8 +30,10 @@ NOT_ANNOTATED = "not_annotated"  # of a photo that the instance file does not kn
 # objects must outweigh, the power that makes likely objects likelier, and the lift from which an
 # object is plausible, as some always are.
 _SCENE_IMAGES, _DOUBT, _SHARPNESS, _PLAUSIBLE, _AT_LEAST = 8, 4, 3, 1.0, 4
-# Of `Cooccurrence.fit`: rounds, and deviations of a caption's texts, which are several and alike.
-_ROUNDS, _SPREAD = 100, 1.0
+# Of `Cooccurrence.fit`: rounds, the power of a round's correction, and the chance in the numbers.
+_ROUNDS, _STEP, _SPREAD = 200, 0.3, 0.5
+_TEXTS = 1000  # of an image, at most
+_PLACED = 4  # times as likely is a thing whose place a caption tells to be said without it
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 _BROAD = "?"
 _LARGE = 0.05  # share of the photo from which a box needs no caption that names it
@@ -290,9 +293,33 @@ def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
     return found or list(present), bool(present) and not found
 
 
+def sayable(present: Sequence[str], caption: str) -> tuple[list[str], bool]:
+    """What is `unsaid`; of a text without the caption what the caption tells the place of is named
+    several times, as it is said the better: "a cat on a sofa, but no dog"."""
+    found, alone = unsaid(present, caption)
+    if alone:
+        found = [n for n in found for _ in range(_PLACED if place_of(n, caption) else 1)]
+    return found, alone
+
+
 def is_category(found: tuple[list[str], bool]) -> bool:
     """Whether what is `unsaid` is of COCO's categories: the kind that its absent twin is of."""
     return not found[0] or any(name in CATEGORIES for name in found[0])
+
+
+class _Draws:
+    """Texts of which each draws an object by weights; of (number of the text, object, weight)."""
+
+    def __init__(self, rows: Sequence[tuple[int, int, float]], objects: int):
+        texts, places, self._weights = np.array(rows).T
+        self._texts = np.unique(texts, return_inverse=True)[1]
+        self._objects, self._size = places.astype(int), objects
+
+    def numbers(self, factors: np.ndarray) -> np.ndarray:
+        """How often each object is drawn, on average, where weights have these factors."""
+        weights = self._weights * factors[self._objects]
+        totals = np.bincount(self._texts, weights)
+        return np.bincount(self._objects, weights / totals[self._texts], self._size)
 
 
 class Cooccurrence:
@@ -347,37 +374,38 @@ class Cooccurrence:
         ],
         seed: int = 0,
     ) -> None:
-        """Weighs draws so that each object is drawn about as often as it is there to be affirmed.
+        """Weighs draws so that each object is drawn as absent about as often as it is as present.
 
         An object that is mostly absent where texts name it tells that they are true without the
-        photo. The factors are found by iterative proportional fitting (Deming and Stephan, 1940),
-        for numbers that differ by chance as those of independent images would: of numbers that are
-        equal, those of some images tell what the others' must be.
+        photo. So the weight of an absent object is multiplied by its factor and that of a present
+        one divided by it: of all draws with such numbers these have the most entropy. The numbers
+        are to differ a little, by chance: of equal ones those of some images tell the others'.
 
         Args:
-          images: what is in each, its captions, and `unsaid` of each of them.
+          images: what is in each, its captions, and for each text beside a caption or alone what
+            it may say to be there, several times where it is the likelier.
           seed: of the chance.
         """
-        rows, rng = ([], []), np.random.default_rng(seed)
-        wanted, variance = np.zeros_like(self._factors), np.zeros_like(self._factors)
-        for present, captions, left in images:
-            here, weights = np.zeros_like(self._factors), self._plausible(present, captions)
-            for found, alone in left:
-                places = [self._index[name] for name in found if name in self._index]
-                if places:
-                    rows[alone].append(weights)
-                    here[int(alone), places] += 1 / len(places)
-            wanted += here
-            variance += here**2 + here  # of what is there, and of as many single absences
-        wanted += _SPREAD * rng.normal(size=wanted.shape) * np.sqrt(variance)
-        wanted = np.maximum(wanted, 0)
-        for kind, weights in enumerate(rows):
-            factors = self._factors[kind]
-            for _ in range(_ROUNDS if weights else 0):
-                drawn = np.array(weights) * factors
-                drawn /= np.maximum(drawn.sum(1, keepdims=True), 1e-9)
-                factors *= np.sqrt((wanted[kind] + 0.1) / (drawn.sum(0) + 0.1))
-                factors /= factors.max()
+        # By kind of text, of absent and present objects: (number of the text, object, weight).
+        rows, rng = ([[], []], [[], []]), np.random.default_rng(seed)
+        for number, (present, captions, left) in enumerate(images):
+            weights = self._plausible(present, captions)
+            away = [(i, weights[i]) for i in np.flatnonzero(weights)]
+            for text, (found, alone) in enumerate(left, number * _TEXTS):
+                there = [(self._index[name], 1.0) for name in found if name in self._index]
+                if there and away:
+                    for side, options in zip(rows[alone], (away, there), strict=True):
+                        side += [(text, i, weight) for i, weight in options]
+        for factors, sides in zip(self._factors, rows, strict=True):
+            if not sides[0]:
+                continue
+            draws = [_Draws(side, len(factors)) for side in sides]
+            numbers = draws[1].numbers(1 / factors)
+            noise = _SPREAD * rng.normal(size=len(factors)) * np.sqrt(2 * numbers)
+            for _ in range(_ROUNDS):
+                absent = draws[0].numbers(factors) + np.maximum(-noise, 0)
+                there = draws[1].numbers(1 / factors) + np.maximum(noise, 0)
+                factors *= ((there + 0.1) / (absent + 0.1)) ** _STEP
 
     def _plausible(self, present: frozenset[str], captions: Sequence[str]) -> np.ndarray:
         """The weights of all names beside these, before they are fitted; 0 for what is there.
@@ -422,6 +450,13 @@ class Cooccurrence:
             waiting = rng.exponential(size=len(weights)) / weights
         return [self.names[i] for i in np.argsort(waiting)[:number]]
 
+    def there(self, found: Sequence[str], alone: bool, seed_key: str) -> str | None:
+        """One of the objects that may be said to be there, drawn as `fit` weighs them."""
+        factors = self._factors[int(alone)]
+        weights = [1 / factors[self._index[n]] if n in self._index else 1.0 for n in found]
+        weights = np.array(weights)
+        return str(_rng(seed_key).choice(found, p=weights / weights.sum())) if found else None
+
     def propose(
         self,
         present: frozenset[str],
@@ -434,10 +469,14 @@ class Cooccurrence:
 
         The same `seed_key` gives the same objects.
         """
-        digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
+        rng = _rng(seed_key)
         drawn = self.draw(present, len(self.names), rng, alone, captions)
         if all(mentioned(name, captions) for name in drawn):
             drawn = self.draw(present, len(self.names), rng, alone)
         fresh = (name for name in drawn if not mentioned(name, captions))
         return [name for name, _ in zip(fresh, range(k), strict=False)]
+
+
+def _rng(seed_key: str) -> np.random.Generator:
+    digest = hashlib.blake2b(seed_key.encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))

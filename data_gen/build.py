@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_gen import labels
-from data_gen.annotations import Cooccurrence, InstanceVerifier, unsaid
+from data_gen.annotations import Cooccurrence, InstanceVerifier, sayable, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
@@ -350,7 +350,7 @@ def _told(
     for image in map(images.__getitem__, known[:: max(1, len(known) // _SAMPLE)].tolist()):
         image_id = identity(image.image_id)
         there = boxes.certain(image)
-        yield boxes.present[image_id], image.texts, [unsaid(there, text) for text in image.texts]
+        yield boxes.present[image_id], image.texts, [sayable(there, text) for text in image.texts]
 
 
 def _verifier(

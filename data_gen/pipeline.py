@@ -234,7 +234,8 @@ def assign(
             c,
             o,
             absent[o.object, o.question],
-            min(
+            o.there
+            or min(
                 shuffled(left[c.id][0], seed, c.id) if left[c.id][1] else (),
                 key=lambda name: not place_of(name, c.text),
                 default=None,

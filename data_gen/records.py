@@ -138,7 +138,10 @@ class ImageItem:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that may be absent; fields as in the table "candidates"."""
+    """Something that may be absent; fields as in the table "candidates".
+
+    `there`: what a text about it without its caption says to be there, where that is drawn too.
+    """
 
     object: str
     source: str
@@ -148,6 +151,7 @@ class Candidate:
     model: str | None = None
     prompt_id: str | None = None
     reject_reason: str | None = None
+    there: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_gen.annotations import UNSURE, certain, expected
 from data_gen.labels import LARGE, Label, of_part, settled
-from data_gen.records import chance, read_table, shuffled, table_paths
+from data_gen.records import read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.grammar import (
@@ -50,8 +50,8 @@ SCHEMA = pa.schema(
         ("label", pa.list_(pa.string())),
     ]
 )
-# Of the balance: what one image may add, and what chance may where an object is of both kinds.
-_SLACK, _SPREAD = 4, 2
+# Of the balance: what an object's numbers may differ by, and times the root of the lesser.
+_SLACK, _SPREAD = 5, 2
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
 
 
@@ -106,48 +106,28 @@ class Facts(NamedTuple):
 class Balance:
     """How often each object was the absent one of a unit, and how often the present one.
 
-    Kept even, an object would tell the truth again: what some images have too much of, the others
-    lack. So the difference follows the sum of fair coins, one for each image with the object: as if
-    images were independent, so that what others say of an object tells nothing of one.
+    The numbers may differ as those of independent draws would, by a multiple of their root: where
+    they must be equal, what other images lack of an object tells what one has.
     """
 
-    def __init__(self, key: Any = 0) -> None:
-        self._key, self._image = key, ""
-        # Absent less present, and less the sum of coins; of all objects `_drift` is to be taken.
-        self._off: dict[str, int] = {}
-        self._drift, self._sum = 0, 0
-        self._here = collections.Counter[str]()  # absent less present in this image
-        self._uses = collections.defaultdict(lambda: [0, 0])  # as the present one, as the absent
-
-    def start(self, image: str) -> None:
-        """Tosses the coins of the image that was written; what is counted next is of another."""
-        for name, difference in self._here.items():
-            coin = 1 if chance(self._key, self._image, name) < 0.5 else -1
-            self._off[name] += coin * abs(difference)
-            self._sum += coin * abs(difference)
-        # A unit moves one object up and one down. Coins move all of them: without this they would
-        # drift away together, beyond what units can make up for.
-        more = self._sum // max(1, len(self._off))
-        self._drift += more
-        self._sum -= more * len(self._off)
-        self._image, self._here = image, collections.Counter()
+    def __init__(self) -> None:
+        self._uses = collections.defaultdict[str, list[int]](lambda: [0, 0])  # present, absent
 
     def owed(self, name: str) -> int:
-        """How much more often it was absent than it should be."""
-        return self._off.get(name, self._drift) - self._drift
+        """How much more often it was absent than present."""
+        present, absent = self._uses[name]
+        return absent - present
 
     def allows(self, absent: str, present: str) -> bool:
-        """Whether both stay near the coins: the nearer, the fewer of an object's uses differ."""
+        """Whether the numbers of both would still differ by no more than chance."""
         return all(
-            step * (self.owed(name) + step) <= _SLACK + _SPREAD * math.sqrt(min(self._uses[name]))
+            step * self.owed(name) + 1 <= _SLACK + _SPREAD * math.sqrt(min(self._uses[name]))
             for name, step in ((absent, 1), (present, -1))
         )
 
     def count(self, absent: str, present: str) -> None:
-        for name, step in ((absent, 1), (present, -1)):
-            self._off[name] = self._off.get(name, self._drift) + step
-            self._uses[name][step > 0] += 1
-            self._here[name] += step
+        self._uses[absent][1] += 1
+        self._uses[present][0] += 1
 
 
 class _Form(NamedTuple):
@@ -182,11 +162,8 @@ class Pen:
     unbalanced: int = 0
 
     def __post_init__(self) -> None:
-        self.balances = {
-            (own, beside): Balance((self.seed, own, beside))
-            for own in (False, True)
-            for beside in (False, True)
-        }
+        kinds = itertools.product((False, True), repeat=2)
+        self.balances = {(own, beside): Balance() for own, beside in kinds}
 
     def write(
         self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
@@ -199,8 +176,6 @@ class Pen:
           captions: of the image, all of them.
         """
         there, absent, rests, seen = facts
-        for balance in self.balances.values() if pairs else ():
-            balance.start(pairs[0]["image_id"])
         present = certain(there, captions, seen)
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
@@ -295,13 +270,15 @@ class Pen:
         for name, other in tried:
             if not balance.allows(name, other):
                 continue
-            others = [n for n in there if n != other and balance.allows(name, n)]
+            # Of those who are compared with one more of them: a foil is none of these texts.
+            others = [
+                n for n in there if n != other and self.balances[False, False].allows(name, n)
+            ]
             if form.contrast:
                 balance.count(name, other)
                 self.units += 1
                 about = (form.contrast[0], pair["caption"], form.contrast[2])
-                rows = self._contrast(balance, name, other, others, *about)
-                return _statements(pair, rows, rests)
+                return _statements(pair, self._contrast(name, other, others, *about), rests)
             texts = [write(obj) for obj in (name, other) for write in (form.deny, form.affirm)]
             if not all(texts):
                 continue
@@ -319,14 +296,13 @@ class Pen:
             fits = [template for template in fits if template.name not in NOT_OF_TWO]
             if fits and not form.holds_caption:
                 template = self.grammar.draw(fits, repr(key), "contrast")
-                rows += self._contrast(balance, name, other, others, template)
+                rows += self._contrast(name, other, others, template)
             return _statements(pair, rows, rests)
         self.unbalanced += bool(there)
         return []
 
     def _contrast(
         self,
-        balance: Balance,
         absent: str,
         present: str,
         others: Sequence[str],
@@ -344,7 +320,7 @@ class Pen:
         form = _Form(f"a {template.name}", "grammar", str, str, False)
         said = [(present, absent, True), (absent, present, False)]
         if others:
-            balance.count(absent, others[0])
+            self.balances[False, False].count(absent, others[0])
             said += [(others[0], absent, True), (present, others[0], False)]
         for i, (first, last, truth) in enumerate(said):
             where = place if i < 2 else ""

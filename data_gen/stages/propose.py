@@ -13,7 +13,7 @@ from data_gen.annotations import (
     Cooccurrence,
     InstanceVerifier,
     expected,
-    unsaid,
+    sayable,
 )
 from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
 from data_gen.engines.probe import Capabilities, Engine
@@ -186,14 +186,15 @@ class CooccurrenceProposer:
         there = self.boxes.certain(image)
         drawn, found = collections.Counter[str](), []
         for caption in image.captions:
-            _, alone = unsaid(there, caption.text)
+            said, alone = sayable(there, caption.text)
             key = f"{self.seed}/{image.image_id}/{caption.id}"
             names = self.statistics.propose(present, image.texts, self.number, key, alone)
-            fresh = [name for name in names if not drawn[name]] if len(drawn) < self.number else []
-            again = [name for name in drawn if drawn[name] < self.times]
-            if name := next(iter(fresh or again), None):
+            full = len(drawn) >= self.number
+            free = (n for n in names if drawn[n] < self.times and (drawn[n] or not full))
+            if name := next(free, None):
                 drawn[name] += 1
-                found.append(Candidate(name, "cooccurrence", caption_id=caption.id))
+                other = self.statistics.there(said, alone, key) if alone else None
+                found.append(Candidate(name, "cooccurrence", caption_id=caption.id, there=other))
         return found
 
 
