@@ -3,7 +3,8 @@
     python -m negclip_jax.interop.export --workdir=runs/b32 --layout=huggingface --out=exported/b32
     python -m negclip_jax.interop.export --checkpoint=negationclip.pt --layout=open_clip --out=oc
 
-With `--checkpoint` instead of `--workdir` it converts a checkpoint of any layout and needs no run.
+With `--checkpoint` instead of `--workdir` it converts a checkpoint of any layout and needs no run,
+and with `--push-to-hub=NAME` the export is uploaded to the Hugging Face Hub as well.
 What was written is read back and compared, and a model card beside it records where it came from
 and how to load it, before any of it appears under its name.
 """
@@ -25,6 +26,7 @@ from negclip_jax.common.errors import InputError, device_errors, say
 from negclip_jax.common.page.template import plural
 from negclip_jax.interop import (
     diffusers,
+    hub,
     huggingface,
     independent,
     model_card,
@@ -140,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", metavar="FILE", type=Path, help="results.json of evals, for the model card"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--push-to-hub", metavar="NAME", help="upload it as well, to this Hugging Face repository"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: not in public")
     return parser
 
 
@@ -157,7 +163,13 @@ def export(args: argparse.Namespace) -> None:
     one_tower = diffusers.ARCHITECTURE if args.layout == "diffusers" else args.architecture
     if one_tower not in huggingface.ARCHITECTURES:
         one_tower = ""
+    if args.private and not args.push_to_hub:
+        raise InputError("--private goes with --push-to-hub=NAME")
     # Before the weights are read, which may take a minute.
+    if args.push_to_hub:
+        if storage.is_remote(args.out):
+            raise InputError(f"--push-to-hub uploads a folder of this machine, not {args.out}")
+        hub.check(args.push_to_hub)
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
     source, base_model = _read_source(args, one_tower)
     config, params, info = source
@@ -194,7 +206,8 @@ def export(args: argparse.Namespace) -> None:
         files = [path for path in stage.rglob("*") if path.is_file()]
         weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
         megabytes = sum(path.stat().st_size for path in weights) / 1e6
-        code = _usage(args.layout, one_tower, config, stage).format(out=out)
+        template = _usage(args.layout, one_tower, config, stage)
+        code = template.format(out=out)
         is_run = info.layout == "workdir"
         if is_run:
             scores = model_card.scores_of_run(info.path, info.step) | scores
@@ -208,7 +221,7 @@ def export(args: argparse.Namespace) -> None:
             "recipe": model_card.recipe_of_run(info.path) if is_run else {},
             "scores": scores,
             "check": check,
-            "code": code,
+            "code": hub.usage(template, args.push_to_hub) if args.push_to_hub else code,
         }
         places = (args.out, args.workdir, args.checkpoint, args.base, info.path, info.tokenizer)
         model_card.write(stage, card, (*places, info.base))
@@ -222,6 +235,8 @@ def export(args: argparse.Namespace) -> None:
     if info.activation_source.startswith("assumed"):
         say(f"activation {info.activation}, {info.activation_source}")
     say(f"load it with\n\n{code}\n")
+    if args.push_to_hub:
+        say(f"uploaded to {hub.push(out, args.push_to_hub, private=args.private)}")
 
 
 def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Checkpoint, str]:

@@ -27,6 +27,7 @@ _RECIPE = (
     *("model.dtype", "seed"),
 )
 _MARK = "<!-- written by negclip_jax.interop.export -->"
+_LIBRARIES = {"huggingface": "transformers", "openai": "clip"}  # others are called as the layout
 _ABSOLUTE = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"|`,]+/)+(?=[^\s/])")
 # A folder of the Hub's cache, which is the repository of its name.
 _SNAPSHOT = re.compile(r"/?[^\s'\"|`]*models--([\w.-]+?)--([\w.-]+)/snapshots/\w+")
@@ -72,14 +73,23 @@ def _is_local(place: Any) -> bool:
 
 def text(card: Mapping[str, Any]) -> str:
     """The card as Markdown with a YAML header; see `write`."""
+    from huggingface_hub import ModelCardData  # a third of a second
+
     template = Path(__file__).with_suffix(".txt")
     loader = jinja2.FileSystemLoader(template.parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, keep_trailing_newline=True)
     environment.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
-    name = card["base_model"]
+    name, layout = card["base_model"], card["layout"]
     of_hub = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not _is_local(name)
-    page = environment.get_template(template.name)
-    return page.render(**card, base_of_hub=of_hub, mark=_MARK)
+    drawn = layout == "diffusers"
+    header = ModelCardData(
+        license=card["licence"] or "unknown",
+        library_name=_LIBRARIES.get(layout, layout),
+        pipeline_tag="text-to-image" if drawn else "zero-shot-image-classification",
+        tags=["clip", "negation"],
+        base_model=name if of_hub else None,
+    ).to_yaml()
+    return environment.get_template(template.name).render(**card, header=header, mark=_MARK)
 
 
 def recipe_of_run(workdir: Path) -> dict[str, Any]:
