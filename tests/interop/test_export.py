@@ -282,11 +282,11 @@ def test_card_of_a_run(run, tmp_path):
     out = tmp_path / "out"
     assert export.main([f"--workdir={run}", f"--out={out}"]) == 0
     card = (out / "README.md").read_text()
-    for words in ("license: mit", 'base_model: "a/b"', "| seed | 3 |", "0.25", "step 20 of"):
+    for words in ("license: mit", "base_model: a/b", "| seed | 3 |", "0.25", "step 20 of"):
         assert words in card
     assert (out / "README.base.md").read_text().startswith("---\nlicense: mit")
     assert export.main([f"--workdir={run}", f"--out={out}", "--overwrite", "--license=x"]) == 0
-    assert 'license: "x"' in (out / "README.md").read_text()
+    assert "license: x" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
