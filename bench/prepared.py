@@ -122,6 +122,9 @@ class _AllThere:
     def missing(self, names: Sequence[str]) -> list[str]:
         return []
 
+    def version(self) -> None:
+        return None
+
 
 def _own_memory() -> int:
     """Resident bytes that are no page of a file; all where the system does not tell."""

@@ -188,6 +188,10 @@ class ImageSource(Protocol):
         """Indices int64 `[N]` of names in the order in which all of them are read fastest."""
         return np.arange(len(names))
 
+    def version(self) -> str | None:
+        """What changes whenever `missing` may; None where only `missing` itself can tell."""
+        return None
+
 
 @dataclass(frozen=True)
 class ImageRef:

@@ -19,6 +19,7 @@ from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import MAX_BYTES, ImageError, decode, opened
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES
+from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.images import ImageSource
 from negclip_jax.data.shards import ShardError, ShardReader, Shards
 from negclip_jax.data.tar_index import hashed, search
@@ -112,6 +113,10 @@ class ShardImages(ImageSource):
         """
         distinct = list(dict.fromkeys(names))
         return [distinct[i] for i in np.flatnonzero(self.find(distinct)[:, 0] < 0)]
+
+    def version(self) -> str:
+        """Of all shards: nothing else decides which images there are."""
+        return content_hash([list(shard) for shard in self.shards.found])
 
     def storage_order(self, names: Sequence[str]) -> np.ndarray:
         """Indices of names, shard by shard in the order of bytes."""

@@ -15,6 +15,7 @@ from etils import epath
 
 from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.provenance import content_hash
 from negclip_jax.data import prepared
 from negclip_jax.data.examples import (
     Examples,
@@ -59,12 +60,9 @@ def read_data(
     shown = {"caption_mode": caption_mode, "foils": foils}
     kept = _prepared(pairs, fields, examples_dir, tokenizer, **shown)
     images = pairs if images is None else images
-    source, missing, named = open_images(images), [], []
-    for start in range(0, len(kept.images), _NAMES):
-        names = kept.images[start : start + _NAMES]
-        if absent := set(source.missing(names)):
-            missing += [start + i for i, name in enumerate(names) if name in absent]
-            named += sorted(absent)[: _SHOWN - len(named)]
+    source = open_images(images)
+    missing = _missing(kept, source, images, examples_dir)
+    named = [kept.images[i] for i in missing[:_SHOWN]]
     multihost.require_same("set of missing images", {"count": len(missing), "first of them": named})
     is_there = np.ones(len(kept.images), bool)
     is_there[missing] = False
@@ -74,6 +72,27 @@ def read_data(
             raise InputError(f"{found}; data.max_bad_images={max_bad_images} allows fewer")
         logging.warning("%s; their pairs are left out", found)
     return kept, _flagged(is_there[kept.image_of]), source
+
+
+def _missing(
+    kept: Prepared, source: ImageSource, images: str, examples_dir: epath.Path
+) -> list[int]:
+    """Numbers of images that are not there, ascending; what was found once in shards is kept."""
+    version = source.version()
+    memo = examples_dir / f"missing-{content_hash([kept.digest, images, version])[:24]}.json"
+    if version is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            found = json.loads(storage.read_text(memo))
+            if sorted({i for i in found if 0 <= i < len(kept.images)}) == found:
+                return found
+    found = []
+    for start in range(0, len(kept.images), _NAMES):
+        names = kept.images[start : start + _NAMES]
+        if absent := set(source.missing(names)):
+            found += [start + i for i, name in enumerate(names) if name in absent]
+    if version is not None and sharding.is_main_process():
+        storage.write_json(memo, found)
+    return found
 
 
 def _prepared(

@@ -11,7 +11,9 @@ from etils import epath
 from tiny_tars import write_photos
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.images import ImageDirectory
 from negclip_jax.data.packing import Ragged
+from negclip_jax.data.shard_images import TarImages
 from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.training.inputs import fingerprint, read_data
 from negclip_jax.training.setup import prepare
@@ -118,6 +120,39 @@ def test_pairs_and_images_of_the_same_tars(tiny_pairs, read, tmp_path, caplog):
     caplog.clear()
     assert read(**arguments) == names and "are prepared" not in caplog.text
     assert read(**arguments, fields="caption=txt") == names and "are prepared" in caplog.text
+
+
+def test_images_in_shards_are_looked_for_once(gappy, read, tmp_path, monkeypatch, caplog):
+    """Until the shards or the pairs change; a folder has to be listed at each start."""
+    folder = tmp_path / "gappy" / "images"
+    names = sorted(os.listdir(folder))
+    write_photos(tmp_path / "t.tar", folder, names)
+    of_tars = gappy | {"images": f"wds:{tmp_path}/t.tar"}
+    asked: list[int] = []
+    for source in (TarImages, ImageDirectory):
+        missing = source.missing
+        monkeypatch.setattr(
+            source, "missing", lambda self, x, missing=missing: asked.append(1) or missing(self, x)
+        )
+
+    def looked(arguments: dict, count: int = 74) -> bool:
+        asked.clear()
+        caplog.clear()
+        found = read(**arguments, caption_mode="negated", max_bad_images=0.2)
+        assert len(found) == count and "images are not in" in caplog.text
+        return bool(asked)
+
+    assert looked(of_tars) and not looked(of_tars)
+    with pytest.raises(
+        InputError, match=r"3 of 40 images are not in wds:.*: 007\.png, 011\.png, 0"
+    ):
+        read(**of_tars, caption_mode="negated", max_bad_images=0.05)
+    for memo in (tmp_path / "kept").glob("missing-*.json"):
+        memo.write_text("[-1, 3]")
+    assert looked(of_tars) and not looked(of_tars)
+    write_photos(tmp_path / "t.tar", folder, names[:-1])
+    assert looked(of_tars, 72) and not looked(of_tars, 72)
+    assert looked(gappy) and looked(gappy)
 
 
 def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):
