@@ -289,6 +289,14 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     if done.left_out:
         say(f"{len(done.left_out)} photos could not be read: {', '.join(done.left_out[:3])}")
     _say_training(done.training)
+    # Hugging Face's `datasets` knows no ranges; `pairs.parquet` stands beside `pairs.json`.
+    form, _, files = done.training["pairs"].rpartition(":")
+    files = re.sub(r"\{\d+\.\.\d+\}", "*", files) if form else str(done.files[1])
+    form = "webdataset" if form == "wds" else "parquet"
+    say(
+        "or read them with datasets\n  from datasets import load_dataset\n"
+        f"  pairs = load_dataset({form!r}, data_files={files!r}, split='train')"
+    )
     return 0
 
 

@@ -335,3 +335,29 @@ def test_a_folder_alone_a_size_of_nothing_and_a_place_in_use(run, tmp_path, caps
     (tmp_path / "file").write_text("")
     assert main(["export", f"--out={run}", f"--to=wds:{tmp_path}/file/x"]) == 5
     assert "could not be written" in capsys.readouterr().err
+
+
+def test_the_printed_lines_for_datasets_name_every_file_and_no_other(
+    run, form, tmp_path, capsys, monkeypatch
+):
+    """The lines were run with datasets 5.2.0, which is not installed here."""
+    asked = []
+    module = types.ModuleType("datasets")
+    module.load_dataset = lambda kind, **options: asked.append((kind, options))
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    command = ["export", f"--out={run}", f"--shard-mb={SIZE[form] / 1e6}"]
+    kind = "webdataset" if form == "wds" else "parquet"
+    for to, name in (
+        (spec_of(form, tmp_path / "shards"), f"shards/pairs-*.{FORMS[form]}"),
+        (tmp_path / "files", "files/pairs.parquet"),
+    ):
+        assert main([*command, f"--to={to}"]) == 0
+        lines = capsys.readouterr().out.split("or read them with datasets\n")[1]
+        exec("\n".join(line.strip() for line in lines.splitlines()), {})
+        wanted = {"data_files": str(tmp_path / name), "split": "train"}
+        assert asked.pop() == (kind if "*" in name else "parquet", wanted)
+        assert (tmp_path / "files" / "pairs.parquet").is_file() or "*" in name
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    shards = {path.name for path in (tmp_path / "shards").glob(f"pairs-*.{FORMS[form]}")}
+    assert len(shards) > 1
+    assert names - shards == {"statements.parquet", "export.json", ".export.lock"}
