@@ -88,7 +88,7 @@ class Job:
         files = {n: f["sha256"] for n, f in self.inputs.items() if n != "captions"}
         extra = [asdict(self.roles), [*decisive, self.method(models)], files]
         if self.roles.propose == "cooccurrence":
-            extra.append({"draws": 3})  # older runs drew other objects: their shards are made again
+            extra.append({"draws": 4})  # older runs drew other objects: their shards are made again
         return fingerprint(self.config, self.prompts, extra)
 
     def run_id(self, models: Models) -> str:
