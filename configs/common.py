@@ -44,7 +44,10 @@ def base() -> ConfigDict:
 def _what_is_computed(config: ConfigDict) -> None:
     config.model = model = ConfigDict()
     model.checkpoint = placeholder(str)  # required: Hugging Face directory or hub id
-    model.dtype = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
+    # Compute type, "float32" or "bfloat16"; parameters, optimizer state and loss are float32. None:
+    # what a run began with, and at its beginning "bfloat16" on TPUs and on NVIDIA's GPUs from
+    # compute capability 8.0 (A100) on, else "float32".
+    model.dtype = placeholder(str)
     model.remat = False  # recompute whole blocks in the backward pass: less memory, slower
     # Blocks in a loop, compiled once. On an H200 False took a fifth less time a step and a quarter
     # more memory, but JAX 0.11.2 could not run what it read back from the compilation cache: try it

@@ -74,7 +74,7 @@ def test_every_key_can_be_set(run_launch, given):
     assert workdir == "runs/x"
     assert config.model.to_dict() == {
         "checkpoint": "/some/where",
-        "dtype": "float32",
+        "dtype": None,
         "remat": True,
         "scan": True,
     }

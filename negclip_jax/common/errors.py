@@ -11,14 +11,19 @@ _LONGEST = 8000  # characters of a message; a file name or an id inside it may b
 _MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|ALLOC_FAILED|bad_alloc|unable to allocate"
     r"|failed to allocate|DNN library initialization failed|CUDNN_STATUS_INTERNAL_ERROR"
-    r"|YNNPACK operation failed",  # of a CPU
+    r"|YNNPACK operation failed"  # of a CPU
+    r"|unlikely to have enough memory",  # of a TPU's compiler
     re.IGNORECASE,
 )
 _TAKEN = re.compile(
     r"already in use|in use by another|DEVICE_?S?_?UNAVAILABLE|busy or unavailable"
-    r"|device or resource busy|EXCLUSIVE_PROCESS",
+    r"|device or resource busy|EXCLUSIVE_PROCESS|libtpu (multi-process )?lockfile"
+    # Another process has all of the memory, so that not even a context fits.
+    r"|(initializ\w+|cuDevicePrimaryCtxRetain|cuCtxCreate)\b.*CUDA_ERROR_OUT_OF_MEMORY",
     re.IGNORECASE,
 )
+# What XLA says where it could open no GPU; its reasons it only prints.
+_NONE_OPENED = re.compile(r"no supported devices found for platform \w+", re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -52,16 +57,27 @@ def device_errors(advice: str | Callable[[], str] = "") -> Iterator[None]:
         raise InputError(f"{message}{f' {told}' if told else ''}") from error
 
 
+def is_of_taken_device(text: str) -> bool:
+    """Whether JAX or a library below it says here that another process uses the device."""
+    return _TAKEN.search(text) is not None
+
+
 def _device_message(error: BaseException | None) -> str | None:
     while error is not None and not isinstance(error, InputError):
         # JAX raises RuntimeErrors, at times ValueErrors; other libraries' quotas are other types.
         text = str(error).strip()
         reason = next((line for line in text.splitlines() if _MEMORY.search(line)), text)[:300]
         is_known = isinstance(error, RuntimeError | ValueError)
-        if is_known and _TAKEN.search(text):
+        if is_known and is_of_taken_device(text):
             return (
                 f"the device is used by another process ({text.splitlines()[0][:300]}): end that "
                 "one, or choose another device, e.g. with CUDA_VISIBLE_DEVICES."
+            )
+        if is_known and _NONE_OPENED.search(text):
+            return (
+                f"no GPU could be opened ({text.splitlines()[0][:300]}): another process holds all "
+                "of its memory, or the driver does not work; nvidia-smi shows both. End that "
+                "process, or choose another device, e.g. with CUDA_VISIBLE_DEVICES."
             )
         if isinstance(error, MemoryError) or (is_known and _MEMORY.search(text)):
             return (

@@ -4,6 +4,7 @@ The batch is split over both axes. Parameters are replicated along `data` and, w
 "fsdp", split along `fsdp`; XLA inserts the collectives.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, is_of_taken_device
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -28,9 +29,38 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def all_devices() -> list[jax.Device]:
+    """Those of all processes.
+
+    Raises RuntimeError, of which `common.errors.device_errors` makes a message, where another
+    process has the TPU: JAX itself would go on with the CPU.
+    """
+    if jax.default_backend() == "cpu":
+        try:
+            jax.devices("tpu")
+        except RuntimeError as error:  # mostly there is none
+            if is_of_taken_device(str(error)):
+                raise
+    return jax.devices()
+
+
+def fast_dtype(mesh: Mesh) -> str:
+    """The compute type that the devices are made for, "bfloat16" or "float32".
+
+    TPUs multiply bfloat16, and NVIDIA's GPUs do from compute capability 8.0 on (A100): CUDA C++
+    Programming Guide, "Compute Capabilities". Of AMD's, whose versions are names, nothing is known.
+    """
+
+    def has_bfloat16(device: jax.Device) -> bool:
+        version = re.fullmatch(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
+        return device.platform == "tpu" or (version is not None and int(version[1]) >= 8)
+
+    return "bfloat16" if all(map(has_bfloat16, mesh.devices.flat)) else "float32"
+
+
 def make_mesh(*, data: int, fsdp: int, devices: list | None = None) -> Mesh:
     """Mesh `data x fsdp` over all devices; `data=-1` takes what `fsdp` leaves."""
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"mesh.fsdp={fsdp} does not divide {len(devices)} devices")
     data = len(devices) // fsdp if data == -1 else data

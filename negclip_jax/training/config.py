@@ -27,8 +27,9 @@ from negclip_jax.runtime.writers import WandbWriter
 Settings = Mapping[str, Any]
 
 _REQUIRED = ("model.checkpoint", "data.pairs")
+DTYPES = ("float32", "bfloat16")
 _CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": DTYPES,
     "data.truncated": TRUNCATED,
     "data.crop": CROPS,
 }
@@ -102,7 +103,8 @@ def check_settings(settings: Settings) -> None:
         if (mode := source.get("caption_mode", CAPTION_MODES[0])) not in CAPTION_MODES:
             modes = ", ".join(CAPTION_MODES)
             raise InputError(f"data.sources: {name}: caption_mode={mode} is none of {modes}")
-    check_values(settings.__getitem__, _CHOICES, _RANGES, prefix="config.")
+    choices = {k: x for k, x in _CHOICES.items() if k != "model.dtype" or settings[k] is not None}
+    check_values(settings.__getitem__, choices, _RANGES, prefix="config.")
     for key, names in (("data.caption_mode", CAPTION_MODES), ("optim.schedule", SCHEDULES)):
         if settings[key] not in names:
             raise InputError(f"{key}: {settings[key]!r} is none of {', '.join(names)}")

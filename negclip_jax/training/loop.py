@@ -80,7 +80,7 @@ def train(
         progress = TrainingProgress(start=start, total=run.units.total_steps, enabled=is_main)
         with StopSignal() as stop, progress:
             device = run.mesh.devices.flat[0].device_kind
-            peak = peak_flops(device, run.mesh.size, config.model.dtype)
+            peak = peak_flops(device, run.mesh.size, run.dtype)
             return _loop(run, StepLog(run, writers, timing, progress, peak), built, stop)
 
 

@@ -34,6 +34,7 @@ from negclip_jax.training import adapters, image_features, inputs, optim, patter
 from negclip_jax.training.base_text import use_base_text
 from negclip_jax.training.config import (
     ADDED_KEYS,
+    DTYPES,
     Settings,
     StepUnits,
     check_settings,
@@ -62,6 +63,7 @@ class Run:
       train_step: compiled, `(state, frozen, batch) -> (state, metrics)`.
       step_flops: of a batch.
       state, frozen: to begin with, and what never changes.
+      dtype: of the computation.
       validation: the loss on held-out pairs; None where nothing is held out.
       context: for evaluators.
     """
@@ -79,6 +81,7 @@ class Run:
     step_flops: StepFlops
     state: TrainState
     frozen: dict
+    dtype: str
     validation: Evaluator | None
     context: EvalContext
 
@@ -99,6 +102,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
 
     model, data = config.model.to_dict(), config.data.to_dict()
     weights = model.pop("checkpoint")
+    model["dtype"] = dtype = _compute_type(model["dtype"], path, mesh, resumes)
     base, base_files = _base_files(path, weights, resumes)
     model_config, base_info = readers.read_base(base)
     graphdef, abstract = clip.abstract(model_config, **model)
@@ -122,7 +126,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     description = config.to_dict() | {"data_fingerprint": inputs.fingerprint(loader.examples)}
     description["train"]["objective"], description["optim"]["freeze"] = loss, freeze
-    description["data"]["packing"] = data["packing"]
+    description["data"]["packing"], description["model"]["dtype"] = data["packing"], dtype
     description["base_files"] = base_files
     record_or_compare(
         path,
@@ -151,7 +155,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
-    whole = (model_config, fold(patterns.merge(frozen, state.params)), model["dtype"])
+    whole = (model_config, fold(patterns.merge(frozen, state.params)), dtype)
     keeping |= {"resumes": resumes, "is_frozen": image_features.are_constant(trainable)}
     loaders = [loader, *held_out.values()]
     if keeping["is_frozen"]:
@@ -178,6 +182,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         state=state,
         frozen=frozen,
         validation=validation_of(dict(zip(held_out, others, strict=True)), objective, mesh, shares),
+        dtype=dtype,
         context=EvalContext(graphdef, mesh, preprocess, tokenizer),
     )
 
@@ -205,6 +210,23 @@ def _batch_sizes(train: ConfigDict, evaluation: ConfigDict, mesh: Mesh) -> tuple
     for size, section in zip(sizes, ("train", "eval"), strict=True):
         sharding.check_batch(mesh, size, train.microbatches, f"{section}.batch_size")
     return sizes
+
+
+def _compute_type(asked: str | None, path: epath.Path, mesh: Mesh, resumes: bool) -> str:
+    """`model.dtype`: unless it is set that of the run, for half of it on other devices must not
+    compute otherwise; at its beginning the one that the devices are made for."""
+    if asked is not None:
+        return asked
+    old = flatten_dict(workdir.read_config(path), sep=".") if resumes else {}
+    began = old.get("model.dtype")
+    dtype = began if began in DTYPES else sharding.fast_dtype(mesh)
+    why = "with which this run began" if began == dtype else "which these devices are made for"
+    kind = mesh.devices.flat[0].device_kind
+    logging.info(
+        "model.dtype=%s, %s (%s); parameters, optimizer state and loss are float32",
+        *(dtype, why, kind),
+    )
+    return dtype
 
 
 def _of_family(

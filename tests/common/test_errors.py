@@ -1,4 +1,7 @@
-"""Sentences for people: no stranger's text in them moves the cursor or turns the line around."""
+"""Messages: no untrusted text in them moves the cursor or turns the line around.
+
+What devices say of memory, and of other processes, is quoted from issues of JAX and of its users.
+"""
 
 import pickle
 import types
@@ -86,6 +89,70 @@ def raising(error: Exception):
             raising(RuntimeError("INTERNAL: cuCtxCreate: CUDA_ERROR_DEVICE_UNAVAILABLE: busy")),
             "used by another process",
         ),
+        (
+            raising(
+                RuntimeError(
+                    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile permanent "
+                    "error. Ran out of memory in memory space hbm. Used 63.80G of 30.75G hbm. "
+                    "Exceeded hbm capacity by 33.05G.\n\nTotal hbm usage >= 65.05G:\n    reserved"
+                )
+            ),
+            "too little memory (RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: XLA:TPU compile perm",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "Compilation failure: Aborting compilation early because it's unlikely to have "
+                    "enough memory. Requires 3.47E, has 14.49G available."
+                )
+            ),
+            "too little memory (Compilation failure: Aborting compilation early",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+                )
+            ),
+            "too little memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1717",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "Unable to initialize backend 'cuda': INTERNAL: failed call to "
+                    "cuDevicePrimaryCtxRetain: CUDA_ERROR_OUT_OF_MEMORY: out of memory; total "
+                    "memory reported: 34089730048"
+                )
+            ),
+            "used by another process (Unable to initialize backend 'cuda': INTERNAL: failed call",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "Unable to initialize backend 'cuda': INTERNAL: no supported devices found for "
+                    "platform CUDA (you may need to uninstall the failing plugin package, or set "
+                    "JAX_PLATFORMS=cpu to skip this backend.)"
+                )
+            ),
+            "no GPU could be opened (Unable to initialize backend 'cuda': INTERNAL: no supported",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "
+                    '"$ sudo rm /tmp/libtpu_lockfile".'
+                )
+            ),
+            "used by another process (ABORTED: Internal error when accessing libtpu multi-process",
+        ),
+        (
+            raising(
+                RuntimeError(
+                    "open(/dev/vfio/0): Device or resource busy: Couldn't open iommu group"
+                )
+            ),
+            "used by another process (open(/dev/vfio/0): Device or resource busy",
+        ),
     ],
 )
 def test_too_little_memory_and_a_taken_device_are_one_line(work, said):
@@ -93,7 +160,7 @@ def test_too_little_memory_and_a_taken_device_are_one_line(work, said):
         work()
     message = str(caught.value)
     assert said in message and message.endswith(" Lower train.batch_size=8")
-    assert "\n" not in message and len(message) < 500
+    assert "\n" not in message and len(message) < 600
 
 
 def test_a_cause_counts_and_other_errors_stay_as_they_are():

@@ -1,11 +1,13 @@
 """Meshes, placement of parameters and rows of the batch, and the start over several processes."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from negclip_jax.common.errors import InputError
+from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.runtime import sharding
 
 
@@ -17,6 +19,51 @@ def test_mesh_over_all_devices(data, fsdp, shape):
     mesh = sharding.make_mesh(data=data, fsdp=fsdp)
     assert mesh.devices.shape == shape
     assert set(mesh.devices.flat) == set(jax.devices())
+
+
+def test_a_tpu_that_another_process_has_is_not_passed_over(monkeypatch):
+    """JAX alone goes on with the CPU (issue 22070 there), a thousand times slower."""
+    devices = jax.devices
+
+    def without_the_tpu(platform=None):
+        if platform == "tpu":
+            raise RuntimeError(
+                "Backend 'tpu' failed to initialize: ABORTED: The TPU is already in use by process "
+                "with pid 176028. Not attempting to load libtpu.so in this process.. Available "
+                "backends are ['cpu']"
+            )
+        return devices(platform)
+
+    assert sharding.all_devices() == devices()  # here there is none: nothing is said
+    monkeypatch.setattr(jax, "devices", without_the_tpu)
+    with (
+        pytest.raises(InputError, match=r"used by another process \(Backend 'tpu' .* pid 176028"),
+        device_errors(),
+    ):
+        sharding.make_mesh(data=-1, fsdp=1)
+    assert sharding.make_mesh(data=-1, fsdp=1, devices=devices()).size == 8
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "dtype"),
+    [
+        ("cpu", None, "float32"),
+        ("tpu", None, "bfloat16"),
+        ("gpu", "9.0", "bfloat16"),
+        ("gpu", "12.0", "bfloat16"),
+        ("gpu", "8.0", "bfloat16"),
+        ("gpu", "7.5", "float32"),
+        ("gpu", "gfx90a", "float32"),
+    ],
+)
+def test_bfloat16_where_devices_are_made_for_it(platform, version, dtype):
+    device = types.SimpleNamespace(platform=platform)
+    if version is not None:
+        device.compute_capability = version
+    old = types.SimpleNamespace(platform="gpu", compute_capability="7.0")
+    for devices, expected in (([device] * 4, dtype), ([device, old], "float32")):
+        mesh = types.SimpleNamespace(devices=np.array(devices).reshape(-1, 2))
+        assert sharding.fast_dtype(mesh) == expected
 
 
 def test_one_device_needs_no_setting():

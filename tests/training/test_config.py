@@ -32,6 +32,7 @@ def test_the_defaults_pass():
             "float16",
             r"config\.model\.dtype is 'float16'; it must be one of float32,",
         ),
+        ("model.dtype", "", r"config\.model\.dtype is ''; it must be one of float32,"),
         ("data.workers", -1, r"config\.data\.workers is -1; it must be at least 0"),
         ("data.threads", 0, r"config\.data\.threads is 0; it must be at least 1"),
         ("data.foils", -1, r"config\.data\.foils is -1; it must be at least 0"),

@@ -41,7 +41,8 @@ def test_the_workdir_holds_all_that_describes_the_run(finished_run, make_config)
     recorded = json.loads((workdir / "config.json").read_text())
     assert len(recorded.pop("data_fingerprint")) == 16
     assert recorded.pop("base_files").keys() == {p.name for p in (workdir / "base").iterdir()}
-    config = make_config(finished_run.changes | {"train.objective": "contrastive"})  # by its name
+    resolved = {"train.objective": "contrastive", "model.dtype": "float32", "data.packing": True}
+    config = make_config(finished_run.changes | resolved)
     assert recorded == json.loads(json.dumps(config.to_dict()))
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
@@ -264,6 +265,24 @@ def test_too_little_memory_is_one_line_with_the_ways_out(
     for way_out in ("train.microbatches=1", "model.remat=True", "train.batch_size=16"):
         assert way_out in message
     assert "\n" not in message
+
+
+def test_a_step_that_does_not_fit_when_it_is_compiled_is_one_line_too(
+    make_config, tmp_path, one_device, monkeypatch
+):
+    def too_big(self, state, frozen, batch):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 21.90G of 7.48G hbm. Exceeded hbm capacity by 14.42G.\n\nTotal"
+        )
+
+    monkeypatch.setattr(CompiledStep, "compiled_for", too_big)
+    with pytest.raises(InputError) as stopped:
+        train(make_config(), str(tmp_path))
+    message = str(stopped.value)
+    for part in ("Used 21.90G of 7.48G hbm", "train.microbatches=1", "model.remat=True"):
+        assert part in message
+    assert "\n" not in message and "train.batch_size=16" in message
 
 
 def test_interrupted_saved_and_continued(finished_run, make_config, tmp_path, one_device):

@@ -1,10 +1,17 @@
 """Configurations and data that do not fit: a sentence that says what and where, at the start."""
 
+import json
+import shutil
 import sys
 
+import jax
+import numpy as np
 import pytest
+from tiny_runs import read_metrics
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.runtime import sharding
+from negclip_jax.training.loop import train
 from negclip_jax.training.setup import prepare
 
 
@@ -79,3 +86,34 @@ def test_required_keys(make_config, tmp_path, key):
     with pytest.raises(InputError, match=rf"config\.{key} is not set: pass --config\.{key}=\.\.\."):
         prepare(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_compute_type_is_that_of_the_devices_and_then_of_the_run(
+    make_config, tmp_path, one_device, monkeypatch, caplog
+):
+    """What a GPU began goes on elsewhere as it was: half a run of each type would be neither."""
+    caplog.set_level("INFO")
+
+    def runs(made_for: str, steps: int, **changes) -> str:
+        monkeypatch.setattr(sharding, "fast_dtype", lambda mesh: made_for)
+        settings = {"train.total": f"{steps} steps", "eval.every": "0 steps", **changes}
+        state = train(make_config(settings), str(tmp_path))
+        leaves = [*jax.tree.leaves((state.params, state.opt_state))]
+        assert {str(x.dtype) for x in leaves} == {"float32", "int32"}  # Adam counts its updates
+        recorded = json.loads((tmp_path / "config.json").read_text())["model"]["dtype"]
+        said = [m for m in caplog.messages if m.startswith("model.dtype=")]
+        caplog.clear()
+        assert len(said) == (not changes) and all(f"model.dtype={recorded}, " in m for m in said)
+        return recorded
+
+    assert runs("bfloat16", 4) == "bfloat16"
+    narrow = [x["loss"] for x in read_metrics(tmp_path).values() if "loss" in x]
+    assert runs("float32", 8) == "bfloat16"
+    with pytest.raises(InputError, match=r"model\.dtype: 'bfloat16' -> 'float32'"):
+        runs("bfloat16", 8, **{"model.dtype": "float32"})
+    shutil.rmtree(tmp_path)
+    assert runs("bfloat16", 4, **{"model.dtype": "float32"}) == "float32"
+    full = [x["loss"] for x in read_metrics(tmp_path).values() if "loss" in x]
+    assert len(full) == 4 and narrow != full
+    assert np.allclose(narrow, full, rtol=0.02)
+    assert runs("bfloat16", 8) == "float32"
