@@ -21,7 +21,7 @@ import numpy as np
 from negclip_jax.common import storage
 from negclip_jax.common.problems import first
 from negclip_jax.data import tar_index
-from negclip_jax.data.shards import Shards
+from negclip_jax.data.shards import ShardError, Shards
 from negclip_jax.data.tar_index import Index, Member, TarError
 
 __all__ = ["Index", "Member", "TarError", "TarShards"]
@@ -120,7 +120,7 @@ class TarShards(Shards):
                 if head is None:
                     raise TarError(f"{self.found[i].path} changes while it is read: start again")
                 return head
-            except TarError as problem:
+            except ShardError as problem:
                 problems.append(str(problem))
 
         count = len(self.found)

@@ -1,5 +1,6 @@
 """Sets of tars: samples by key, members by name, and problems of one shard among many."""
 
+import errno
 import json
 import logging
 import pickle
@@ -178,3 +179,33 @@ def test_a_tar_in_a_bucket_is_downloaded_once(written, bucket, served, monkeypat
     assert text(TarShards(address)) == members["txt"] and gets() > downloads
     copies[0].unlink()
     assert text(TarShards(address)) == members["txt"]
+
+
+@pytest.mark.parametrize("broken", ["disk", "bucket"])
+def test_a_copy_that_cannot_be_made(written, bucket, served, monkeypatch, broken):
+    """A full disk is no reason not to read the tar in place; a bucket that fails is one line."""
+    pattern, given = written
+    with open(pattern.replace("{0000..0001}", "0000"), "rb") as file:
+        bucket.put("tiny", f"broken-{broken}/cc-0000.tar", file.read())
+    address = f"gs://tiny/broken-{broken}/cc-0000.tar"
+    if broken == "disk":
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("negclip_jax.common.remote.local_copy", full)
+        key = next(key for shard, key in given if shard == 0)
+        assert (TarShards(address).locate([f"cc-0000.tar/{key}.jpg"]) >= 0).all()
+        return
+    media = [0]
+
+    def refuse(method: str, name: str) -> int | None:
+        media[0] += method == "GET" and name.endswith(".tar")
+        return 403 if media[0] > 0 and name.endswith(".tar") and method == "GET" else None
+
+    bucket.refuse = refuse
+    with pytest.raises(TarError, match=rf"^{address} cannot be read") as caught:
+        TarShards(address)
+    assert "\n" not in str(caught.value)
+    bucket.refuse = lambda method, name: None
+    assert len(TarShards(address).heads) == 1
