@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-long | fuzz | bench | lint | format | clean
+# make setup | quickstart | test | test-long | fuzz | bench | docs | lint | format | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Modules are compiled once, also where the environment says not to keep that.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-long fuzz bench lint format clean
+.PHONY: help setup quickstart test test-long fuzz bench docs lint format clean
 
 help:
 	@echo "make setup       create $(VENV) and install"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-long   the longest randomised and largest runs of the tests"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
 	@echo "make bench       speed against PyTorch on this machine, in under 10 minutes -> runs/bench/report.md"
+	@echo "make docs        the documentation, its notebooks run -> docs/_build/index.html"
 	@echo "make lint        ruff check and format check"
 	@echo "make format      let ruff fix and format"
 
@@ -45,6 +46,14 @@ fuzz: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench --out=runs/bench
+
+# The notebooks run commands of this environment. They are run again only where a cell changed;
+# `make docs NOTEBOOKS=off` builds the pages without running any.
+NOTEBOOKS ?= cache
+docs: $(VENV)/.installed-test
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(BIN)/python -m sphinx --fail-on-warning --keep-going \
+		--define nb_execution_mode=$(NOTEBOOKS) docs docs/_build
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ def _finetune(config: ConfigDict) -> None:
     """The project's own, `configs/truth.py`, at the learning rate of so small a model."""
     truth.recipe(config)
     config.train.batch_size = 32
-    config.train.total = "2400 steps"
+    config.train.total = "2680 steps"
     config.optim.lr = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup = "50 steps"

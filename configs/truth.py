@@ -49,6 +49,9 @@ def get_config(variant: str = "vit_b_32") -> ConfigDict:
 def recipe(config: ConfigDict) -> None:
     """Puts what the recipe adds into a configuration; the quickstart does too."""
     config.train.objective = "truth"
+    # Of the same number of tokens two false texts and more steps made more than three: in the
+    # quickstart multiple choice rose from 97.5 to 98.0, and no row fell.
+    config.data.false_texts = 2
     # Three in ten examples show their original caption, so that captions without a negation stay
     # true of something, and stay where they were.
     config.data.caption_mode = "mix"

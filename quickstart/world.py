@@ -85,13 +85,13 @@ class World:
       grey: least and greatest brightness of the background; None is a pale one.
       noise: standard deviation of what is added to each value of a pixel, of 255.
       hidden: share of an object's area that a grey card covers at most.
-      pretrain, finetune: steps of training (`configs/quickstart.py` has batch sizes and the rest).
+      pretrain: steps of pre-training (`configs/quickstart.py` has the rest). Fine-tuning is the
+        same in all worlds.
     """
 
     kinds: tuple[str, ...]
     train: int
     pretrain: int = 2100
-    finetune: int = 2400
     grey: tuple[int, int] | None = None
     noise: float = 0.0
     hidden: float = 0.0
@@ -102,8 +102,8 @@ WORLDS = {
     # Chosen so that the pre-trained model picks the true caption of a new scene in 75 to 80 % of
     # the choices (79 measured), and a linear probe on its features overfits: existence 67 % on new
     # scenes, 87 % on training scenes.
-    "hard": World(SHAPES, train=1000, grey=(140, 236), noise=8.0, hidden=0.3, finetune=3000),
-    "many": World(tuple(SHAPE_OF), train=12000, pretrain=5000, finetune=3000),
+    "hard": World(SHAPES, train=1000, grey=(140, 236), noise=8.0, hidden=0.3),
+    "many": World(tuple(SHAPE_OF), train=12000, pretrain=5000),
 }
 
 # Every caption here is affirmative: the pre-training never sees a word of negation.
