@@ -17,6 +17,7 @@ _CAPITALS = {
 }  # fmt: skip
 # A glass of water, a piece of cake; "a dog of the neighbours" is a sentence.
 _PORTION = re.compile(r"\w+(?: \w+)? of \w+(?: \w+)?")
+_QUALITY = re.compile(r"\w+(?:ful|ous|ible|able|less)")  # "beautiful"
 
 
 def object_name(text: str) -> str | None:
@@ -31,12 +32,16 @@ def object_name(text: str) -> str | None:
         return None
     name = singular(" ".join(map(_spelled, bare.split(" "))))
     head = name.partition(" of ")[0].rpartition(" ")[2]
-    words = {word.lower() for word in re.split(r"[ -]", name) if len(word) > 1}  # "t-shirt"
+    parts = re.split(r"[ -]", re.sub(r"\b(?:one|two|three|four)-", "", name))  # "one-way sign"
+    words = {word.lower() for word in parts if len(word) > 1}  # "t-shirt"
+    words -= {"can"} if name.endswith(" can") else set()  # "trash can"
     sentence = words & (STOP - {"of"}) or (" of " in name and not _PORTION.fullmatch(name))
-    short = len(name) < 3 and name != "tv" and not name.isupper()
+    short = len(name) < 3 and not (name == "tv" or name.isupper() or wordnet.is_thing(name))  # "ox"
     if short or sentence or name in ABSTRACT or head in _NEVER:
         return None
     if is_participle(head) and not (wordnet.is_thing(head) or wordnet.is_thing(name)):
+        return None
+    if _QUALITY.fullmatch(head) and not (wordnet.is_known(head) or concepts(head)):
         return None
     known = name.lower()
     return name if head in PLURAL_ONLY or canonical(known) == known else canonical(known)

@@ -22,6 +22,12 @@ from negclip_jax.language.names import object_name
         ("kids' toys", "kids' toy"),
         ("T-shirts", "shirt"),
         ("dumplings", "dumpling"),
+        ("oxen", "ox"),
+        ("SUVs", "SUV"),
+        ("trash cans", "trash can"),
+        ("one-way signs", "one-way sign"),
+        ("vegetables", "vegetable"),
+        ("cables", "cable"),
         ("scaffolding", "scaffolding"),
         ("reading glasses", "reading glasses"),
         ("sleeping bag", "sleeping bag"),
@@ -37,7 +43,7 @@ def test_names(written, name):
     "written",
     ["", "sky", "a blue sky", "surfing", "people walking", "a dog and a cat", "the dog of the man",
      "I think it is a dog", "7", "x", "I'm sorry", "cat, dog", "<b>dog</b>", "a\u202edog",
-     "a tree that has lost its leaves"],
+     "a tree that has lost its leaves", "beautiful", "can", "go to", "is-a"],
 )  # fmt: skip
 def test_no_names(written):
     assert object_name(written) is None
