@@ -78,11 +78,6 @@ class TextConfig(TowerConfig):
         """
         return not self.causal or self.pooling == "last"
 
-    @property
-    def packs(self) -> bool:
-        """Whether captions may share rows: not where the padding after them is read."""
-        return self.pooling != "last"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):

@@ -238,7 +238,7 @@ def _of_family(
 ) -> tuple[str, bool, tuple[str, ...]]:
     """These three keys of the configuration: what is not set follows from the model's family."""
     loss = check_objective(objective or model.objective, abstract)
-    packs = model.text.packs if packing is None else packing
+    packs = not model.text.reads_padding if packing is None else packing
     frozen = patterns.freeze_of(abstract, freeze)
     chosen = [f"train.objective={loss}"] if objective is None else []
     chosen += [f"data.packing={packs}"] if packing is None else []
