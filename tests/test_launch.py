@@ -2,15 +2,18 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from absl import flags
 from absl.testing import flagsaver
 from processes import environment
+from safetensors.torch import load_file
 from tiny_runs import ROOT, checkpoint_steps, read_metrics
 
 import launch
@@ -189,6 +192,35 @@ def test_settings_are_checked_before_benchmarks_are_read(run_launch):
     changes = ["--config.eval.benchmarks=pope", "--config.eval.data=absent"]
     status, err = run_launch(f"{CONFIG}:vit_b_32", "--workdir=runs/x", *changes)
     assert status == 1 and "config.data.pairs is not set" in err
+
+
+_WITHOUT_TORCH = """
+import importlib.abc, runpy, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.argv = ["launch.py", *sys.argv[1:]]
+runpy.run_path("launch.py", run_name="__main__")
+"""
+
+
+def test_the_first_real_command_without_torch(short_run, tiny_checkpoint, tmp_path):
+    """`pytorch_model.bin`, as the README's checkpoint is published, where `import torch` fails."""
+    folder = tmp_path / "published"
+    shutil.copytree(tiny_checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    changes = short_run | {"model.checkpoint": str(folder), "train.total": "2 steps"}
+    changes |= {"eval.every": "2 steps", "runtime.compilation_cache": ""}
+    overrides = [f"--config.{k}={v}" for k, v in changes.items() if v is not None]
+    argv = [CONFIG + ":vit_b_32", f"--workdir={tmp_path / 'run'}", *overrides]
+    command = [sys.executable, "-c", _WITHOUT_TORCH, *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(1))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "done: 2 steps" in done.stderr and checkpoint_steps(tmp_path / "run")[-1] == 2
 
 
 def test_help_is_quick_and_knows_nothing_of_jax():

@@ -1,21 +1,16 @@
 """The tensors of checkpoint files: safetensors, PyTorch's pickles and TorchScript archives.
 
 They are opened lazily and read one at a time, so that no second copy of a checkpoint is ever held.
-Pickles go through torch's weights-only loader, TorchScript through a reader of its own that needs
-no torch: neither runs the code of a file.
+PyTorch's files are read by `torch_archives`, which needs no torch and runs nothing.
 """
 
-import functools
-import pickle
 import posixpath
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-import ml_dtypes
-import numpy as np
+import ml_dtypes  # noqa: F401 registers bfloat16 with numpy
 from safetensors import SafetensorError, safe_open
 
 from negclip_jax.common import extras
@@ -30,7 +25,14 @@ from negclip_jax.interop.files import (
     problem_report,
     read_json,
 )
-from negclip_jax.interop.torchscript import activation_in_code, is_torchscript, torchscript_tensors
+from negclip_jax.interop.torch_archives import (
+    activation_in_code,
+    damaged,
+    is_torchscript,
+    saved_content,
+    state_tensors,
+    torchscript_tensors,
+)
 
 # Where training scripts keep the model's state dict, and what wrappers put before or into names.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "clip_model", "clip", "net")
@@ -48,8 +50,7 @@ FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 def open_weights(directory: Path) -> dict[str, StoredTensor]:
     """Opens a checkpoint's tensors, keyed by name (see `open_file`); nothing is read yet.
 
-    Reads one safetensors file, shards with an index, and the same two of `pytorch_model.bin`
-    (those only through torch's weights-only unpickler, which runs no code).
+    Reads one safetensors file, shards with an index, and the same two of `pytorch_model.bin`.
 
     Raises:
       CheckpointError: no weights, damaged files, an index that does not fit its shards.
@@ -122,9 +123,9 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
         opened = torchscript_tensors(path)
         origin = activation_in_code(path) or "bare"
     else:
-        content = _unpickle(path)
+        content = saved_content(path)
         state = _state_dict(path, content)
-        opened = _state_tensors(path, state)
+        opened = state_tensors(path, state)
         origin = "bare" if state is content else "wrapped"
     names = _plain_names(list(opened))
     if origin == "bare" and (not names or any(name != short for name, short in names.items())):
@@ -154,7 +155,8 @@ def _state_dict(path: Path, content: object) -> object:
     Raises:
       CheckpointError: several of them, of which none has a usual name.
     """
-    while isinstance(content, Mapping):
+    depth = 0
+    while isinstance(content, Mapping) and (depth := depth + 1) < 10:  # a dict may hold itself
         dicts = {k: v for k, v in content.items() if isinstance(v, Mapping) and _leads_to(v)}
         known = [key for key in _STATE_KEYS if key in dicts]
         # Beside one of an unusual name no tensor may stand: it could be a part of the model.
@@ -171,9 +173,7 @@ def _state_dict(path: Path, content: object) -> object:
 
 
 def _holds_tensors(value: Mapping) -> bool:
-    import torch
-
-    return any(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    return any(isinstance(tensor, StoredTensor) for tensor in value.values())
 
 
 def _leads_to(value: Mapping) -> bool:
@@ -185,7 +185,7 @@ def _leads_to(value: Mapping) -> bool:
 def _open_one(path: Path) -> dict[str, StoredTensor]:
     if ".safetensors" in path.name:
         return _open_safetensors(path)
-    return _state_tensors(path, _unpickle(path))
+    return state_tensors(path, saved_content(path))
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -193,7 +193,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         file = safe_open(path, framework="numpy")
         names = list(file.keys())
     except (SafetensorError, OSError, MemoryError) as error:
-        raise CheckpointError(_damaged(path, error)) from error
+        raise CheckpointError(damaged(path, error)) from error
 
     def stored(name: str) -> StoredTensor:
         header = file.get_slice(name)
@@ -203,53 +203,11 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     return {name: stored(name) for name in names}
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"{path} cannot be read: {error.strerror}"
-    with path.open("rb") as file:
-        if file.read(20).startswith(b"version https://git-"):
-            return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there"
-    size = path.stat().st_size
-    said = "".join(c for c in (str(error).splitlines() or [""])[0] if c.isprintable())
-    return f"{path} ({size:,} bytes) is damaged or incomplete: {said}; download it again"
-
-
-def _state_tensors(path: Path, state: object) -> dict[str, StoredTensor]:
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
-    import torch
-
-    def is_plain(value: object) -> bool:
-        """Whether it is a tensor with elements in memory: not sparse, quantized, nested or meta."""
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            return False
-        odd = value.is_nested or value.is_quantized or value.layout is not torch.strided
-        return not odd and value.device.type == "cpu"
-
-    def array(tensor: torch.Tensor) -> np.ndarray:
-        if tensor.dtype != torch.bfloat16:
-            return tensor.numpy()
-        # numpy has no bfloat16 of its own: hand the bits over.
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-
-    others = [str(n) for n, v in state.items() if not (isinstance(n, str) and is_plain(v))]
-    if others:
-        raise CheckpointError(f"{path} holds values that are not tensors: {first(others)}")
-    return {
-        name: StoredTensor(
-            tuple(tensor.shape),
-            str(tensor.dtype).removeprefix("torch."),
-            functools.partial(array, tensor.detach()),
-        )
-        for name, tensor in state.items()
-    }
-
-
 def import_torch(why: str) -> ModuleType:
-    """torch, which only files in its own format need.
+    """torch, which writing its own format needs.
 
     Args:
-      why: the message's first words, e.g. "x.pt is a pickle, and reading it safely needs".
+      why: the message's first words, e.g. "a file for OpenAI's clip needs".
 
     Raises:
       CheckpointError: it is not installed.
@@ -258,40 +216,6 @@ def import_torch(why: str) -> ModuleType:
         import torch
     except ImportError as error:
         raise CheckpointError(
-            f"{why} PyTorch: {extras.install('torch')}; or use model.safetensors, which "
-            "transformers' save_pretrained writes"
+            f"{why} PyTorch: {extras.install('torch')}; or write --layout=huggingface or open_clip"
         ) from error
     return torch
-
-
-def _unpickle(path: Path) -> object:
-    torch = import_torch(f"{path} is a pickle, and reading it safely needs")
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        # CVE-2025-32434: before 2.6 `weights_only=True` could still run code.
-        raise CheckpointError(
-            f"{path} is a pickle, and PyTorch {torch.__version__} cannot read one safely: "
-            f"{extras.install('torch')}"
-        )
-    try:
-        # Only the zip format (torch >= 1.6) can be mapped instead of read whole.
-        mapped, packed = zipfile.is_zipfile(path), []
-        if mapped:
-            with zipfile.ZipFile(path) as archive:
-                parts = archive.infolist()
-            packed = [p.filename for p in parts if p.compress_type != zipfile.ZIP_STORED]
-        if packed:  # torch.save packs nothing: it was done by hand, and may become any size
-            raise CheckpointError(f"{path} is refused: it holds compressed parts: {first(packed)}")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        # torch's own text advises to load it all the same. Only what was found is taken from it.
-        found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
-        raise CheckpointError(
-            f"{path} is refused: torch's weights-only loader found something else than tensors "
-            f"in it{f' ({found[1]})' if found else ''}, and loading it otherwise could run code. "
-            "Convert it to safetensors where it came from, or save its state dict alone there: "
-            "torch.save(model.state_dict(), ...)"
-        ) from error
-    except Exception as error:  # on a damaged file torch raises nearly every type
-        raise CheckpointError(_damaged(path, error)) from error

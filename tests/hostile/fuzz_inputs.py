@@ -122,6 +122,11 @@ def _weights() -> tuple[list[bytes], list[bytes], list[bytes]]:
         buffer = io.BytesIO()
         torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
         pickled.append(buffer.getvalue())
+    buffer = io.BytesIO()  # of a training script
+    transposed = torch.nn.Parameter(torch.ones(4, 2).bfloat16().t())
+    beside = {"epoch": 1, "args": {"seen": {1, 2}}, "raw": b"abc"}
+    torch.save(beside | {"model": {"module.a": transposed}}, buffer)
+    pickled.append(buffer.getvalue())
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

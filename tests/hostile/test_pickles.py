@@ -23,7 +23,7 @@ from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.interop.config import read_config
 from negclip_jax.interop.readers import read_any
 from negclip_jax.interop.tensors import open_file, open_weights
-from negclip_jax.interop.torchscript import torchscript_tensors
+from negclip_jax.interop.torch_archives import torchscript_tensors
 
 
 def in_folder(reader):
@@ -68,7 +68,7 @@ def test_a_pickle_is_refused_at_every_door(name, protocol, tmp_path):
 def test_a_pickle_among_tensors_is_refused(zipped, tmp_path):
     state = {"a": torch.zeros(2), "b": Evil(tmp_path / "ran")}
     torch.save(state, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match="weights-only loader found something else"):
+    with pytest.raises(InputError, match=r"asks for something else than tensors \(posix\.mkdir\)"):
         open_file(tmp_path / "state.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -138,8 +138,8 @@ def test_packed_tensors_are_not_unpacked(tmp_path):
     path = archive(
         tmp_path / "m.pt", module(("w", TENSOR)) + b".", zipfile.ZIP_DEFLATED, a=bytes(16)
     )
-    with pytest.raises(InputError, match=r"its tensor m/data/a is compressed"):
-        torchscript_tensors(path)["w"].read()
+    with pytest.raises(InputError, match=r"compressed parts: m/data\.pkl, m/data/a"):
+        torchscript_tensors(path)
     torch.save({"a": torch.zeros(1000)}, tmp_path / "plain.pt")
     with (
         zipfile.ZipFile(tmp_path / "plain.pt") as old,
@@ -162,7 +162,7 @@ def test_a_large_pickle_is_not_unpacked(tmp_path):
 
 def test_a_number_in_an_archive_takes_no_memory(tmp_path):
     path = archive(tmp_path / "m.pt", b"\x80\x02Nr\xff\xff\xff\x3f.")
-    setup = "from negclip_jax.interop.torchscript import torchscript_tensors; import pathlib"
+    setup = "from negclip_jax.interop.torch_archives import torchscript_tensors; import pathlib"
     code = f"result = len(torchscript_tensors(pathlib.Path({str(path)!r})))"
     result, before, after = child.measured(setup, code)
     assert result == 0 and after - before < 20

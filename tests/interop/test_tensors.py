@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -91,20 +90,6 @@ def test_pickle_with_code_is_refused_and_not_run(zipped, tmp_path):
     with pytest.raises(CheckpointError, match=r"refused.*could run code.*safetensors"):
         open_weights(tmp_path)
     assert not marker.exists()
-
-
-def test_pickle_without_torch(tmp_path, monkeypatch):
-    write(tmp_path / "pytorch_model.bin", TENSORS)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CheckpointError, match=r"pip install -e '\.\[torch\]'.*save_pretrained"):
-        open_weights(tmp_path)
-
-
-def test_pickle_with_a_torch_that_could_run_code(tmp_path, monkeypatch):
-    write(tmp_path / "pytorch_model.bin", TENSORS)
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    with pytest.raises(CheckpointError, match=r"PyTorch 2\.5\.1\+cpu cannot read one safely"):
-        open_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
