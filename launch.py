@@ -13,6 +13,7 @@ MPI; elsewhere with HOST:PORT of the first, .num_processes and .process_id. They
 
 import gc
 import logging
+import os
 import re
 import shlex
 import sys
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"unexpected argument {argv[1]!r}; settings look like --config.KEY=VALUE"
         )
+    if _CONFIG.value.runtime.deterministic:  # XLA reads it once, when JAX is first used
+        flag = "--xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     # Heavy imports wait until the flags are known to be right: --help stays instant, and a worker
     # process of the data loader, which imports this file too, starts no JAX.
     gc.disable()  # what imports make stays: searching it for garbage took a fifth of their time

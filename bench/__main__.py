@@ -20,7 +20,7 @@ COMMANDS = {
     "loader": [],
     "images": [],
     "encode": ["--texts=256", "--images=64"],
-    "finetune": ["--arch=vit_b_32", "--batch-size=256"],
+    "finetune": ["--arch=vit_b_32", "--batch-size=128"],
 }
 
 

@@ -4,7 +4,9 @@
 
 Both sides start from the same random weights and train on the same batches of the same photos and
 captions, in turns, each in a process of its own. Our first epoch fills the feature cache and later
-ones read it; the published recipe does in every epoch what it does in the first.
+ones read it; the published recipe does in every epoch what it does in the first. Figures are
+medians of the rounds, with their range. `--budget` bounds all of it: however fast a device is,
+photos are made, both libraries start and compile, and PyTorch decodes every photo in every round.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import contextlib
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,8 @@ ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
-    """Runs both sides in turns."""
+    """Runs both sides in turns, as many as asked for or as the budget has room for."""
+    began, longest = time.monotonic(), 0.0
     if not args.no_reference:
         extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
     settings = _material(args, scratch)
@@ -46,6 +50,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         theirs = None if args.no_reference else stack.enter_context(Side(*reference))
         pairs, rounds = args.steps * args.batch_size, []
         for n in range(args.repetitions):  # one turn of each side, on the same steps
+            turn_began = time.monotonic()
+            if rounds and turn_began + longest - began > args.budget:
+                print(
+                    f"{n} of {args.repetitions} rounds: another one of up to {longest:.0f} s would "
+                    f"not fit into --budget={args.budget:g} s",
+                    file=sys.stderr,
+                )
+                break
             steps = (n * args.steps, (n + 1) * args.steps)
             cache, before = ours("fill_cache"), ours("matmul_rate")
             turn = {"ours": ours("epoch", *steps), "cache": cache, "flops": ours("flops", *steps)}
@@ -58,6 +70,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
                 said += f", published recipe {pairs / turn['reference']['seconds']:.2f}"
             print(f"{said} pairs/s", file=sys.stderr, flush=True)
             rounds.append(turn)
+            longest = max(longest, time.monotonic() - turn_began)
         device = ours("device")
     result = summary(args, rounds) | {
         "arch": args.arch,
@@ -66,16 +79,26 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         "device": device,
         "rounds": rounds,
     }
-    title = f"{args.arch}, batch {args.batch_size}, {args.dtype}, {device}"
+    rounds_of = f"median (range) of {len(rounds)} rounds"
+    title = f"{args.arch}, batch {args.batch_size}, {args.dtype}, {device}; {rounds_of}"
     return result, title, [table(result)]
 
 
 def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds; ratios are taken within a round, where the machine was the same."""
-    pairs = args.steps * args.batch_size
+    """Medians over the rounds; ratios are taken within a round, where the machine was the same.
 
-    def median(of: Callable[[dict[str, Any]], float]) -> float:
-        return float(statistics.median(of(r) for r in rounds))
+    `range` has the least and the largest of the figures that are pairs a second or ratios.
+    """
+    pairs, ranges = args.steps * args.batch_size, {}
+
+    def median(of: Callable[[dict[str, Any]], float], name: str | None = None) -> float:
+        values = [of(r) for r in rounds]
+        if name is not None:
+            ranges[name] = [min(values), max(values)]
+        return float(statistics.median(values))
+
+    def named(**figures: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+        return {name: median(of, name) for name, of in figures.items()}
 
     def share(count: str, side: str) -> float:
         """Our FLOP/s as a share of what a side's library reaches in large matrix products."""
@@ -87,8 +110,12 @@ def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str,
         return r["ours"]["seconds"] + r["cache"]["seconds"] * photos / r["cache"]["images"]
 
     result: dict[str, Any] = {
-        "pairs_per_second_later_epochs": median(lambda r: pairs / r["ours"]["seconds"]),
-        "pairs_per_second_first_epoch": median(lambda r: pairs / first_epoch(r)),
+        "range": ranges,
+        "rounds_measured": len(rounds),
+        **named(
+            pairs_per_second_later_epochs=lambda r: pairs / r["ours"]["seconds"],
+            pairs_per_second_first_epoch=lambda r: pairs / first_epoch(r),
+        ),
         "flops_share_of_matmul": share("model", "ours"),
         "flops_share_of_matmul_read_only": share("read", "ours"),
         "text_tokens_computed_per_real": median(
@@ -111,10 +138,12 @@ def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str,
     if args.dtype == "float32":  # the published recipe's type, in which its matmul is measured
         result["flops_share_of_reference_matmul"] = share("model", "reference")
     return result | {
-        "ratio_later_epochs": median(lambda r: r["reference"]["seconds"] / r["ours"]["seconds"]),
-        "ratio_first_epoch": median(lambda r: r["reference"]["seconds"] / first_epoch(r)),
+        **named(
+            ratio_later_epochs=lambda r: r["reference"]["seconds"] / r["ours"]["seconds"],
+            ratio_first_epoch=lambda r: r["reference"]["seconds"] / first_epoch(r),
+            reference_pairs_per_second=lambda r: pairs / r["reference"]["seconds"],
+        ),
         "loss_max_rel_diff": float(np.max(np.abs(losses[0] / losses[1] - 1))),
-        "reference_pairs_per_second": median(lambda r: pairs / r["reference"]["seconds"]),
     }
 
 
@@ -126,10 +155,16 @@ def table(result: dict[str, Any]) -> harness.Table:
     ) -> list[str]:
         keys = (ours, reference, ratio)
         forms = (form, form, "{:.2f} x" if ours else form)
-        cells = [
-            f.format(result[k]) if k in result else "" for k, f in zip(keys, forms, strict=True)
-        ]
+        cells = [cell(k, f) if k in result else "" for k, f in zip(keys, forms, strict=True)]
         return [name, *cells]
+
+    def cell(key: str, form: str) -> str:
+        """The median; with the range of more than one round."""
+        shown = form.format(result[key])
+        if key not in result["range"] or result["rounds_measured"] == 1:
+            return shown
+        number = form.removesuffix(" x")
+        return f"{shown} ({' to '.join(number.format(x) for x in result['range'][key])})"
 
     later, first, their = (
         "pairs_per_second_later_epochs",
@@ -184,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
     add("--batch-size", type=int, default=256, help="pairs a step (default 256)")
     add("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
-    add("--repetitions", type=int, default=2, help="turns of each side (default 2)")
+    add("--repetitions", type=int, default=5, help="turns of each side (default 5)")
+    add("--budget", type=float, default=540, help="seconds, after which no turn begins (540)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type of ours")
     add("--pairs", type=Path, help="pairs file; default: made captions of NegBench's lengths")
     add("--images", type=Path, help="its photos; default: made photos of COCO's size")

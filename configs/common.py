@@ -190,5 +190,13 @@ def _how_it_runs(config: ConfigDict) -> None:
     runtime.timeout = 600.0
     runtime.heartbeat_timeout = 60.0
     runtime.compilation_cache = "{workdir}/compilation_cache"  # "": off
+    # GPUs: XLA unrolls every loop of the training step, its blocks (and train.microbatches) among
+    # them, as model.scan=False does, in a program that the compilation cache keeps. Not measured:
+    # there was no GPU where this was added. If a run crashes with it (jax issue 31149), leave it.
+    runtime.unroll_blocks = False
+    # GPUs: sums in a fixed order and no choice of kernels by trial, so that equal runs on equal
+    # devices are equal to the last bit (--xla_gpu_deterministic_ops in XLA_FLAGS, for all programs
+    # of launch.py). Slower; by how much, and whether cuDNN's attention allows it, was not measured.
+    runtime.deterministic = False
     # Continue a run although keys that change its result differ from those it was started with.
     runtime.allow_config_change = False

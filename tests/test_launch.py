@@ -86,6 +86,23 @@ def test_every_key_can_be_set(run_launch, given):
     assert config.data.packing is None
 
 
+def test_deterministic_reaches_all_programs_before_jax_is_used(run_launch, given, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_disable_metadata=false")
+    assert run_launch(CONFIG, "--workdir=x") == (0, "")
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_disable_metadata=false"
+    assert run_launch(CONFIG, "--workdir=x", "--config.runtime.deterministic=True") == (0, "")
+    flags = "--xla_dump_disable_metadata=false --xla_gpu_deterministic_ops=true"
+    assert os.environ["XLA_FLAGS"] == flags
+    command = "import jax; print(jax.jit(lambda x: x + 1)(1.0))"  # XLA knows it, also on a CPU
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("2.0\n", 0)
+
+
 @pytest.mark.parametrize("form", ["--config.data.packing=False", "--noconfig.data.packing"])
 def test_what_follows_from_the_family_can_be_set(run_launch, given, form):
     words = ("--config.optim.freeze=()", form)

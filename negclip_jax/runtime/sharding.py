@@ -44,6 +44,11 @@ def all_devices() -> list[jax.Device]:
     return jax.devices()
 
 
+def is_gpu(mesh: Mesh) -> bool:
+    """Whether GPUs compute."""
+    return mesh.devices.flat[0].platform == "gpu"
+
+
 def fast_dtype(mesh: Mesh) -> str:
     """The compute type that the devices are made for, "bfloat16" or "float32".
 

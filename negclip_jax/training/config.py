@@ -77,6 +77,7 @@ _OF_ONE_HOST += ("runtime.compilation_cache", "data.text_nouns", "data.sources")
 
 # What a run did whose `config.json` is older than the key.
 ADDED_KEYS = {"data.truncated": "keep", "data.statements": None, "data.true_texts": 1}
+ADDED_KEYS |= {"runtime.unroll_blocks": False, "runtime.deterministic": False}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
 ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}

@@ -165,7 +165,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **keeping)
     of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
     step = make_train_step(objective, tx, schedule=schedule, **of_step)
-    train_step = CompiledStep(step, state, frozen, mesh)
+    train_step = CompiledStep(step, state, frozen, mesh, unroll=config.runtime.unroll_blocks)
     # Compiled now, for a batch of the right shapes: what does not fit fails before the first step.
     blank = loader.blank_batch(int(state.step), sharding.local_rows(mesh, loader.batch_size))
     train_step.compiled_for(state, frozen, sharding.to_global(mesh, blank))

@@ -283,6 +283,10 @@ def make_train_step(
     return train_step
 
 
+# `DebugOptions.WhileLoopUnrolling` of XLA (xla.proto): its pass for GPUs, after layouts are chosen.
+_UNROLL = {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_FULL_UNROLL"}
+
+
 class CompiledStep:
     """The train step, compiled once for each of the few shapes that packed batches have.
 
@@ -296,7 +300,11 @@ class CompiledStep:
 
     memory = ""
 
-    def __init__(self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh):
+    def __init__(
+        self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh, *, unroll: bool = False
+    ):
+        """`unroll`: on GPUs the compiler unrolls loops, see `runtime.unroll_blocks`."""
+        self._options = _UNROLL if unroll and sharding.is_gpu(mesh) else None
         placements = jax.tree.map(lambda x: x.sharding, state)
         # The state that goes in is given away: its memory becomes that of the one that comes out.
         self.jitted = jax.jit(
@@ -312,7 +320,7 @@ class CompiledStep:
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in self._compiled:
             started = time.monotonic()
-            compiled = self.jitted.lower(state, frozen, batch).compile()
+            compiled = self.jitted.lower(state, frozen, batch).compile(self._options)
             seconds, memory = time.monotonic() - started, compiled.memory_analysis()
             is_packed = isinstance(batch["text"], dict)
             ids = batch["text"]["ids"] if is_packed else batch["text"]

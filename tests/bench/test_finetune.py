@@ -55,6 +55,51 @@ def test_a_table_without_the_other_side(result):
     assert rows[0][1:] == [f"{result['pairs_per_second_later_epochs']:.1f}", "", ""]
 
 
+class StandIn:
+    """A side that answers at once; ours takes 1, 2, ... seconds, the other ten times as long."""
+
+    def __init__(self, make: str, *args):
+        self._factor, self._rounds = (1 if make == "bench.ours:Ours" else 10), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __call__(self, method: str, *args):
+        if method == "epoch":
+            self._rounds += 1
+            seconds = self._factor * self._rounds
+            return {"seconds": seconds, "waited": 0.0, "losses": [1.0], "memory": 2**30}
+        return {
+            "device": "none",
+            "batches": [],
+            "matmul_rate": 1.0,
+            "fill_cache": {"seconds": 1.0, "images": 1},
+            "flops": {"model": 1.0, "read": 1.0, "computed": 2.0, "tokens": 1.0},
+        }[method]
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [("540", 5), ("0", 1)])
+def test_median_and_range_of_five_rounds_or_of_what_the_budget_has_room_for(
+    monkeypatch, tmp_path, capsys, budget, rounds
+):
+    monkeypatch.setattr(finetune, "Side", StandIn)
+    path = tmp_path / "x.json"
+    flags = ["--arch=tiny", "--batch-size=60", f"--budget={budget}", f"--json={path}"]
+    finetune.main(flags)
+    result, (out, err) = json.loads(path.read_text()), capsys.readouterr()
+    assert len(result["rounds"]) == result["rounds_measured"] == rounds
+    middle = (rounds + 1) / 2
+    assert result["pairs_per_second_later_epochs"] == pytest.approx(60 / middle)
+    assert result["range"]["pairs_per_second_later_epochs"] == [60 / rounds, 60]
+    assert result["range"]["ratio_later_epochs"] == [10, 10]
+    assert f"median (range) of {rounds} rounds" in out
+    assert ("20.0 (12.0 to 60.0)" in out) is (rounds == 5)
+    assert ("1 of 5 rounds: another one of" in err) is (rounds == 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from negclip_jax.runtime import sharding
+from negclip_jax.training import step as step_module
 from negclip_jax.training.step import CompiledStep, TrainState
 
 TX = optax.sgd(1.0)
@@ -67,3 +68,30 @@ def test_the_state_is_given_away(setting):
     compiled, state, frozen = setting
     compiled(state, frozen, padded(4, 8))
     assert state.params["w"].is_deleted() and not frozen["v"].is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("unroll", "on_gpu", "expected"),
+    [
+        (True, True, {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_FULL_UNROLL"}),
+        (True, False, None),
+        (False, True, None),
+    ],
+)
+def test_the_compiler_unrolls_where_it_is_asked_to_on_a_gpu(
+    setting, monkeypatch, unroll, on_gpu, expected
+):
+    """XLA refuses an option or a value that it does not know, also where it has no effect."""
+    _, state, frozen = setting
+    mesh, given, compile = state.params["w"].sharding.mesh, [], jax.stages.Lowered.compile
+    monkeypatch.setattr(sharding, "is_gpu", lambda mesh: on_gpu)
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda self, x=None: given.append(x) or compile(self, x)
+    )
+    CompiledStep(step, state, frozen, mesh, unroll=unroll).compiled_for(state, frozen, padded(4, 8))
+    assert given == [expected]
+    if expected:
+        monkeypatch.setattr(step_module, "_UNROLL", {next(iter(expected)): "FULL"})
+        wrong = CompiledStep(step, state, frozen, mesh, unroll=True)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="'FULL' is not a valid enum value"):
+            wrong.compiled_for(state, frozen, padded(4, 8))
