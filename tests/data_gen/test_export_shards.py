@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from fault_server import POOL, FaultServer, arguments, world
 from PIL import Image
 from tiny_runs import ROOT, assert_equal
 
+from data_gen import export as module
 from data_gen.cli import main
 from data_gen.export import export, export_shards
 from negclip_jax.common.errors import InputError
@@ -222,6 +224,19 @@ def test_only_what_would_differ_is_written_again(run, form, whole, tmp_path):
     assert [path.name for path in to.glob("pairs-*")] == [first]
 
 
+@pytest.mark.parametrize("pairs", range(4, 40, 7))
+def test_an_export_of_a_run_that_has_grown(run, form, whole, tmp_path, monkeypatch, pairs):
+    """The last shard of the shorter one is not full: it is written again."""
+    to = tmp_path / "again"
+    with monkeypatch.context() as patch:
+        every = module._accepted
+        patch.setattr(module, "_accepted", lambda *a: itertools.islice(every(*a), pairs))
+        export_shards(run, spec_of(form, to), size=SIZE[form])
+    assert written(to) != written(whole)
+    export_shards(run, spec_of(form, to), size=SIZE[form])
+    assert written(to) == written(whole)
+
+
 def test_photos_without_a_suffix_and_photos_that_are_gone(run, tmp_path, capsys):
     """Photos from Parquet are called by numbers; in tars they get the suffix of their format."""
     photos = tmp_path / "photos"
@@ -251,11 +266,8 @@ def test_a_suffix_by_content(run, tmp_path, monkeypatch):
         read=lambda name: encoded.getvalue(), identity=lambda name: [name]
     )
     monkeypatch.setattr("data_gen.export.open_images", lambda spec: source)
-    pair = "data_gen.export._pair"
-    from data_gen import export as module
-
     made = module._pair
-    monkeypatch.setattr(pair, lambda *a: made(*a).__class__(**_fields(made(*a))))
+    monkeypatch.setattr(module, "_pair", lambda *a: made(*a).__class__(**_fields(made(*a))))
     done = export_shards(run, spec_of("wds", tmp_path))
     assert read_pairs(done.training["pairs"])[0].image == "pairs-000000.tar/000000000.png"
 
