@@ -158,6 +158,9 @@ def _first_words() -> dict[str, list[str]]:
     return found
 
 
+_TOWARDS = {"at", "for", "into", "toward", "towards"}
+
+
 def named_things(caption: str) -> dict[str, str]:
     """What a caption names, with the words for it: {"person": "men", "street": "street"}.
 
@@ -181,7 +184,9 @@ def named_things(caption: str) -> dict[str, str]:
                 phrase.pop()
             first, last = phrase[0], phrase[-1]
             begins = not first or tokens[first].mark or words[first - 1] in _BEFORE_NOUNS
-            if begins and last not in spans and words[last] not in _NO_THINGS:
+            # "Two dogs looking up at a camera": it is not in the photo.
+            poses = words[last] == "camera" and words[max(first - 2, 0)] in _TOWARDS
+            if begins and not poses and last not in spans and words[last] not in _NO_THINGS:
                 pair = " ".join(words[max(first, last - 1) : last + 1])
                 for text in dict.fromkeys((pair, words[last])):  # "clock tower", not any tower
                     name = object_name(text) if wordnet.is_thing(singular(text)) else None

@@ -83,6 +83,9 @@ def test_categories_are_named_by_their_own_names():
          {"person": "children", "bell tower": "bell tower"}),
         ("A girl in red, happily riding to the old barns", {"person": "girl", "barn": "barns"}),
         ("An orange cat in a blue sky", {"cat": "cat"}),
+        ("Two dogs looking up at a camera", {"dog": "dogs"}),
+        ("A man with a camera", {"person": "man", "camera": "camera"}),
+        ("Some sort of toy", {"toy": "toy"}),
     ],
 )  # fmt: skip
 def test_what_a_caption_names(caption, things):
