@@ -18,10 +18,10 @@ import json
 import re
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import ftfy
 import numpy as np
@@ -39,6 +39,7 @@ _ALGORITHM = 1  # changes with the code, where that changes the ids of any text
 # Bounds of the word cache: at most ~30 MB, and no word long enough to matter alone.
 _CACHED_WORDS, _CACHED_WORD_LENGTH = 100_000, 64
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_OTHER_MODELS = ("Unigram", "WordPiece", "WordLevel")  # than byte pairs, in a tokenizer.json
 _OTHER_KEYS = ("tokenizer_kwargs", "tokenizer_mode")  # of open_clip: captions are cleaned otherwise
 
 # OpenAI's pattern without its two special tokens (see above). IGNORECASE on lower-cased text is
@@ -68,6 +69,14 @@ def clean(text: str) -> str:
     """OpenAI's cleaning: ftfy, HTML entities twice, single spaces, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def _whitespace(text: str) -> str:
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def _canonicalized(text: str) -> str:
+    return _without_punctuation(_whitespace(text).replace("_", " "))
 
 
 def split_words(text: str) -> list[str]:
@@ -285,6 +294,13 @@ def _check_vocabulary(vocab, merges, specials, source) -> None:
         )
 
 
+def _kind_of_model(path: Path) -> str | None:
+    """Type of the model that a tokenizer.json holds."""
+    model = read_json(path, dict, TokenizerError).get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def _merge_pair(merge, where: str) -> tuple[str, str]:
     given = merge.split(" ") if isinstance(merge, str) else merge
     pair = tuple(given) if isinstance(given, list) else ()
@@ -297,7 +313,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, dict]:
     """Vocabulary, and merges by their place in the file."""
     content = read_json(path, dict, TokenizerError)
     kind = content["model"].get("type") if isinstance(content.get("model"), dict) else None
-    if kind in ("Unigram", "WordPiece", "WordLevel"):
+    if kind in _OTHER_MODELS:
         raise TokenizerError(
             f"{path} is a {kind} tokenizer, and only byte-pair ones as CLIP's are read: tokenize "
             "with transformers' AutoTokenizer and give the ids."
@@ -311,6 +327,88 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, dict]:
             "has: copy the tokenizer files from the checkpoint that the weights came from."
         ) from None
     return vocab, {f"{path}, merge {i}": merge for i, merge in enumerate(merges)}
+
+
+class JsonTokenizer(Tokenizer):
+    """Any other tokenizer (SentencePiece's, BERT's), as its `tokenizer.json` describes it.
+
+    The special tokens before and after a caption are those of the file's own template, and the
+    padding that of the settings beside it. A caption cannot place one.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        context_length: int,
+        clean: Callable[[str], str] = str,
+        *,
+        strips_separator: bool = False,
+    ):
+        """Reads a checkpoint directory, without network.
+
+        Args:
+          directory, context_length: where it is, and positions of the text tower.
+          clean: what is done to a caption first: nothing in transformers, more in open_clip.
+          strips_separator: whether 0 stands for the last special token (`strip_sep_token`).
+
+        Raises TokenizerError for a file that is no tokenizer, or one that ends captions with no
+        token.
+        """
+        directory, settings = Path(directory), _settings(Path(directory))
+        path, tokenizer = directory / "tokenizer.json", _open_json(directory)
+        self.context_length, self.vocab_size = context_length, tokenizer.get_vocab_size()
+
+        def ids_of(text: str, *, special: bool) -> list[int]:
+            return tokenizer.encode(text, add_special_tokens=special).ids
+
+        plain, whole = ids_of("a", special=False), ids_of("a", special=True)
+        found = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        before, after = whole[: found[0]], whole[found[0] + len(plain) :]
+        # Transformers' classes for Llama and Gemma add these two themselves.
+        for key, name, place in (("bos", "<s>", before), ("eos", "</s>", after)):
+            token = tokenizer.token_to_id(_name(settings, f"{key}_token", name))
+            if settings.get(f"add_{key}_token") is True and token not in (None, *place):
+                place.append(token)
+            elif settings.get(f"add_{key}_token") is False and token in place:
+                place.remove(token)
+        if len(after) != 1:
+            raise TokenizerError(f"{path} ends captions with {len(after)} special tokens, not one.")
+        pad = tokenizer.token_to_id(_name(settings, "pad_token", "<pad>"))
+        specials = {*before, *after, pad}
+        if strips_separator:
+            after[-1] = 0
+        self._start, self.eos_id, self.pad_id = tuple(before), after[-1], pad or 0
+        self.special_tokens = len(before) + len(after)
+        self._check_length(context_length)
+        read = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = getattr(clean, "__name__", "")
+        self.fingerprint = _digest("json", context_length, before, after, self.pad_id, name, read)
+        # Unigrams have their special tokens among the pieces that a text is cut into.
+        self._encode = lambda text: [
+            i for i in ids_of(clean(text), special=False) if i not in specials
+        ]
+
+    def _check_length(self, length: int) -> None:
+        if not self.special_tokens < length <= self.context_length:
+            raise TokenizerError(
+                f"A token length of {length} cannot be used: it must hold {self.special_tokens} "
+                f"special tokens and be at most the context length, {self.context_length}."
+            )
+
+
+def _open_json(directory: Path) -> Any:
+    """The tokenizer of the package tokenizers that a folder's `tokenizer.json` describes."""
+    import tokenizers  # transformers' engine; a tenth of a second to import
+
+    path = directory / "tokenizer.json"
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for every bad file
+        raise TokenizerError(f"{path} cannot be read: {error}.") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # captions come from files that others wrote
+    return tokenizer
 
 
 class SigLIPTokenizer(Tokenizer):
@@ -340,16 +438,8 @@ class SigLIPTokenizer(Tokenizer):
             )
 
     def _read_json(self, directory: Path) -> None:
-        import tokenizers  # transformers' engine; a tenth of a second to import
-
         path, settings = directory / "tokenizer.json", _settings(directory)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception for every bad file
-            raise TokenizerError(f"{path} cannot be read: {error}.") from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # captions come from files that others wrote
+        tokenizer = _open_json(directory)
         is_first = str(settings.get("tokenizer_class", "")).startswith("SiglipTokenizer")
         clean = _without_punctuation if is_first else str.lower
         names = [_name(settings, key, "</s>") for key in ("eos_token", "pad_token")]
@@ -392,6 +482,10 @@ def _without_punctuation(text: str) -> str:
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
+# What open_clip does to captions before a tokenizer of transformers, by its `clean`.
+_CLEANINGS = {"whitespace": _whitespace, "lower": clean, "canonicalize": _canonicalized}
+
+
 def _settings(directory: Path) -> dict:
     path = directory / "tokenizer_config.json"
     return read_json(path, dict, TokenizerError) if path.is_file() else {}
@@ -408,28 +502,49 @@ def _name(settings: dict, key: str, default: str) -> str:
 def load_tokenizer(
     directory: str | Path, context_length: int = 77, *, always_pads: bool = False
 ) -> Tokenizer:
-    """The tokenizer of a checkpoint directory: CLIP's or SigLIP's, without network.
+    """The tokenizer of a checkpoint directory: CLIP's, SigLIP's or its own, without network.
 
     `always_pads` fills each caption up to `context_length`, for models that read the padding.
 
     Raises TokenizerError if there is none, the files are unusable, or a configuration of open_clip
-    beside them says that captions are cleaned in another way first.
+    beside them says that captions are cleaned in a way that is not known.
     """
-    directory = Path(directory)
+    directory, said = Path(directory), _said_by_open_clip(Path(directory))
+    path, options = directory / "open_clip_config.json", dict(said.get("tokenizer_kwargs") or {})
+    read = {"clean", "strip_sep_token"} if said.get("hf_tokenizer_name") else set()
+    clean, strips = options.get("clean", "whitespace"), options.get("strip_sep_token", False)
+    if options.keys() - read or said.get("tokenizer_mode") or clean not in _CLEANINGS:
+        unread = [f"{key} {said[key]!r}" for key in _OTHER_KEYS if said.get(key)]
+        raise TokenizerError(
+            f"{path}: text_cfg has {' and '.join(unread)}, which this tokenizer does not do: "
+            "tokenize with open_clip and give the ids."
+        )
+    is_json = (directory / "tokenizer.json").is_file()
     kind = str(_settings(directory).get("tokenizer_class", ""))
-    if kind.startswith(("Siglip", "Gemma")) or (directory / "spiece.model").is_file():
+    if is_json and said.get("hf_tokenizer_name") and not kind.startswith("CLIP"):
+        clean = _CLEANINGS[clean]
+        tokenizer = JsonTokenizer(directory, context_length, clean, strips_separator=bool(strips))
+    elif options:
+        raise TokenizerError(
+            f"{path}: text_cfg has tokenizer_kwargs {options!r}, which belong to the tokenizer "
+            f"{said.get('hf_tokenizer_name')!r}: put its tokenizer.json into the folder."
+        )
+    elif kind.startswith(("Siglip", "Gemma")) or (directory / "spiece.model").is_file():
         return SigLIPTokenizer(directory, context_length)
-    path = directory / "open_clip_config.json"
-    if path.is_file():
-        raw = read_json(path, dict, TokenizerError)
-        model = raw.get("model_cfg", raw)
-        text = model.get("text_cfg") if isinstance(model, dict) else None
-        text = text if isinstance(text, dict) else {}
-        said = [f"{key} {text[key]!r}" for key in _OTHER_KEYS if text.get(key)]
-        if said:
-            raise TokenizerError(
-                f"{path}: text_cfg has {' and '.join(said)}, which this tokenizer does not do: "
-                "tokenize with open_clip and give the ids."
-            )
-    tokenizer = CLIPTokenizer.from_directory(directory, context_length)
+    elif is_json and _kind_of_model(directory / "tokenizer.json") in _OTHER_MODELS:
+        tokenizer = JsonTokenizer(directory, context_length)
+    else:
+        tokenizer = CLIPTokenizer.from_directory(directory, context_length)
     return tokenizer.padding() if always_pads else tokenizer
+
+
+def _said_by_open_clip(directory: Path) -> dict:
+    """What a configuration of open_clip, if there is one, says of the text side."""
+    path = directory / "open_clip_config.json"
+    raw = read_json(path, dict, TokenizerError) if path.is_file() else {}
+    model = raw.get("model_cfg", raw)
+    text = model.get("text_cfg") if isinstance(model, dict) else None
+    text = text if isinstance(text, dict) else {}
+    if not isinstance(text.get("tokenizer_kwargs") or {}, dict):
+        raise TokenizerError(f"{path}: text_cfg.tokenizer_kwargs is not an object.")
+    return text
