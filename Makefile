@@ -16,7 +16,7 @@ help:
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
 	@echo "make bench       speed against PyTorch on this machine, in under 10 minutes -> runs/bench/report.md"
 	@echo "make docs        the documentation, its notebooks run -> docs/_build/index.html"
-	@echo "make lint        ruff check and format check"
+	@echo "make lint        ruff check and format check, types of the public modules"
 	@echo "make format      let ruff fix and format"
 
 setup: $(VENV)/.installed
@@ -58,6 +58,7 @@ docs: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

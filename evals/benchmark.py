@@ -76,7 +76,7 @@ class Metric:
         for metric, ids in zip(both, items, strict=True):
             if len(np.unique(ids)) < len(ids):
                 raise ValueError(f"{metric.name}: an item occurs twice, so items cannot be paired")
-        common, rows, own_rows = np.intersect1d(*items, return_indices=True)
+        common, rows, own_rows = np.intersect1d(items[0], items[1], return_indices=True)
         if not len(common):
             raise ValueError(f"{self.name}: the two models have no item in common")
         return statistics.compare(

@@ -29,6 +29,7 @@ from PIL import Image
 from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.data.images import Preprocessor, is_one_image
 from negclip_jax.data.packing import Ragged
+from negclip_jax.data.shard_images import ShardImages
 from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 from negclip_jax.data.tokenizer import Tokenizer, load_tokenizer
 from negclip_jax.embeddings.encoder import compiled
@@ -257,6 +258,7 @@ def _with_shards_opened(image: Any) -> Iterator[Any]:
         yield image
         return
     source = open_images(image)
+    assert isinstance(source, ShardImages)  # of these kinds
     yield from (source.open(name) for name in source.names())
 
 

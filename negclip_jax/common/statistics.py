@@ -41,7 +41,7 @@ class Share(NamedTuple):
         return cls(k, n, k / n, min(low, k / n), max(high, k / n))
 
     def __str__(self) -> str:
-        if self.rate is None:
+        if self.rate is None or self.low is None or self.high is None:
             return "none to judge"
         low, high = percent(self.low), percent(self.high)
         return f"{percent(self.rate)} % [{low}, {high}] ({self.k} of {self.n})"

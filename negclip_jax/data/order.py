@@ -88,7 +88,10 @@ def drawn(
         blocks = range(start, -(-places.stop // _AHEAD))
         parts = [_computed(n, seed, epoch, block, original_fraction, shuffle) for block in blocks]
         within = slice(places.start - start * _AHEAD, places.stop - start * _AHEAD)
-        return tuple(np.concatenate(part)[within] for part in zip(*parts, strict=True))
+        order, shows_original, bits = (
+            np.concatenate(part)[within] for part in zip(*parts, strict=True)
+        )
+        return order, shows_original, bits
     order, shows_original, bits = _kept(n, seed, original_fraction)(epoch)
     if shuffle:
         pairs = order[places]

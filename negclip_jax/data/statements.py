@@ -22,6 +22,7 @@ import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -229,9 +230,10 @@ def read_statements(
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its rows.
     """
-    options = {"true_texts": true_texts, "false_texts": false_texts, "truncated": truncated}
     if storage.is_remote(path):
-        with remote.copied(path) as copy:
+        options: dict[str, Any] = {"true_texts": true_texts, "false_texts": false_texts}
+        options["truncated"] = truncated
+        with remote.copied(str(path)) as copy:
             return read_statements(copy, images, tokenizer, **options)
     path = Path(path)
     if not path.is_file():
