@@ -1,7 +1,7 @@
 """Scores models on negation benchmarks, each by its own rules, with intervals and controls.
 
-    python -m evals --model=before=DIR_OR_HUB_ID --model=after=runs/b32 \\
-        --benchmarks=valse,negrefcocog,negbench_mcq --data=DIR --out=runs/eval
+    python -m evals --model=before=openai/clip-vit-base-patch32 --model=after=runs/b32 \\
+        --benchmarks=valse,negrefcocog,negbench_mcq --data=data --out=runs/eval
 
 A model is a Hugging Face directory or hub id, a training workdir (its best checkpoint; @last or
 @STEP for another, +ema for the moving average), an OpenAI .pt or an open_clip checkpoint.

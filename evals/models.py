@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from negclip_jax.common.arguments import split_name
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer
@@ -136,14 +137,6 @@ def load_all(texts: list[str], **arguments: Any) -> list[Model]:
                 "one of them is read wrongly. Weights that come from OpenAI's need quick_gelu"
             )
     return models
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """`NAME=PATH` to its parts; the name of a bare path is its last part."""
-    name, equals, path = text.partition("=")
-    if equals and name and path and "/" not in name:
-        return name, path
-    return text.rstrip("/").rpartition("/")[2], text
 
 
 def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Preprocessor) -> None:

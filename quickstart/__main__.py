@@ -61,7 +61,7 @@ def commands(
         ]
 
     def export(variant: str, name: str) -> list[str]:
-        module = ["-m", "negclip_jax.interop.export", f"--workdir={out}/{variant}"]
+        module = ["-m", "negclip_jax.interop.export", f"--model={out}/{variant}"]
         return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
 
     hold_out = f"--config.rewrite.hold_out={','.join(HOLD_OUT)}"

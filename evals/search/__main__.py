@@ -1,7 +1,7 @@
 """Ranks a folder of photos by their similarity with a text, before and after fine-tuning.
 
-    python -m evals.search --base=openai/clip-vit-base-patch32 --model=runs/b32 \\
-        --images=PHOTOS "a dog without a leash" "a street with no cars"
+    python -m evals.search --model=base=openai/clip-vit-base-patch32 --model=tuned=runs/b32 \\
+        --images=photos "a dog without a leash" "a street with no cars"
 
 Prints the first photos with their cosines and writes report.html, a page that shows them side by
 side, and results.json into --out. Embeddings are kept there and found again by the content of a
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import command_line
+from negclip_jax.common.arguments import warn_renamed
 from negclip_jax.common.errors import InputError, one_line, say
 from negclip_jax.common.problems import first
 from negclip_jax.common.tables import aligned
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     folder = photos_of(args.images)
     cache = command_line.embedding_cache(args)
     sources = [args.base] if args.base else []
+    if args.base:
+        warn_renamed("--base", "the first --model")
     loaded = command_line.load_models([*sources, *args.model], args)
     queries = list(dict.fromkeys(args.queries))
     kept, scores = ranking.rank(loaded, folder, queries, cache=cache)
@@ -105,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.search", __doc__)
     add = parser.add_argument
     add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
-    help_ = "as in python -m evals; may be repeated"
+    help_ = "as in python -m evals; may be repeated: later ones are compared with the first"
     add("--model", action="append", required=True, metavar="[NAME=]PATH", help=help_)
-    add("--base", metavar="[NAME=]PATH", help="model to show beside it")
+    add("--base", help=argparse.SUPPRESS)  # what the first of two --model was called before
     help_ = "folder of photos, or wds:TARS, parquet:FILES, arrayrecord:FILES"
     add("--images", required=True, metavar="PHOTOS", help=help_)
     add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")

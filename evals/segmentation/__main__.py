@@ -1,7 +1,7 @@
 """Scores CLIPSeg with its own text tower and with a tuned one in its place.
 
-    python -m evals.segmentation --base=CIDAS/clipseg-rd64-refined --model=tuned=runs/b16 \\
-        --data=PHRASECUT --out=runs/segmentation
+    python -m evals.segmentation --clipseg=CIDAS/clipseg-rd64-refined --model=tuned=runs/b16 \\
+        --data=phrasecut --out=runs/segmentation
 
 The tower has to be that of ViT-B/16, which CLIPSeg was built on; decoder and vision tower stay as
 they are. Phrases with masks are read from PhraseCut (refer_test.json), RefCOCO, RefCOCO+ and
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)))
     sets = load_sets(args.phrases, SOURCES, roots, split=args.split, allow_subset=args.allow_subset)
-    clipseg = CLIPSeg(args.base, size=args.size, device=args.device)
+    clipseg = CLIPSeg(args.clipseg, size=args.size, device=args.device)
     tuned = models.load_all(args.model, tokenizer=args.tokenizer, activation=args.activation)
     if scoring.OWN in [model.name for model in tuned]:
         raise InputError(
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     for text in warnings:
         logging.warning(text)
     document = {
-        "settings": {"models": scoring.described(args.base, clipseg, tuned), "size": args.size},
+        "settings": {"models": scoring.described(args.clipseg, clipseg, tuned), "size": args.size},
         "seed": args.seed,
         "environment": environment("torch", "transformers"),
         "protocol": scoring.protocol(args.size),
@@ -97,8 +97,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.segmentation", __doc__)
+    parser.renamed = {"--base": "--clipseg"}
     add = parser.add_argument
-    add("--base", required=True, metavar="DIR_OR_HUB_ID", help="CLIPSeg as transformers saves it")
+    add(
+        "--clipseg", required=True, metavar="DIR_OR_HUB_ID", help="CLIPSeg as transformers saves it"
+    )
     add(
         "--model",
         action="append",

@@ -1,6 +1,6 @@
 """Draws negation prompts with a pipeline's own text encoder and with a tuned one, and judges both.
 
-    python -m evals.text_to_image --base=stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+    python -m evals.text_to_image --pipeline=stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --model=runs/l14 --prompts=prompts_with_questions.json --judge=http://HOST:8000/v1 \\
         --out=runs/pictures
 
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals import command_line
+from negclip_jax.common.arguments import split_name
 from negclip_jax.common.errors import InputError, say
 
 _LIBRARIES = ("diffusers", "torch", "transformers")
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         )
     texts = [prompt.text for prompt in prompts]
     options = ("device", "dtype", "encoder", "steps", "guidance", "size", "activation")
-    pipelines = Pipelines(args.base, args.model, **{n: getattr(args, n) for n in options})
+    pipelines = Pipelines(args.pipeline, args.model, **{n: getattr(args, n) for n in options})
     pipelines.check_prompts(texts)
     if file.name == PUBLISHED and len(prompts) != PUBLISHED_SIZE:
         pipelines.notes.append(
@@ -111,12 +112,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.text_to_image", __doc__)
+    parser.renamed = {"--base": "--pipeline"}
     add = parser.add_argument
-    add("--base", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
+    add("--pipeline", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
     add(
         "--model",
         required=True,
-        metavar="PATH",
+        metavar="[NAME=]PATH",
+        type=lambda text: split_name(text)[1],
         help="checkpoint with the tuned text tower: a run, a Hugging Face directory, a .pt, ...",
     )
     command_line.add_shared(parser, "--out")

@@ -69,8 +69,9 @@ def read_slots(directory: Path) -> tuple[str, list[Slot], int]:
     index = directory / "model_index.json"
     if not index.is_file():
         raise InputError(
-            f"{directory} has no model_index.json: --base is the directory of a diffusers pipeline "
-            "(Stable Diffusion 1.x or SDXL), as its save_pretrained or a download writes it"
+            f"{directory} has no model_index.json: --pipeline is the directory of a diffusers "
+            "pipeline (Stable Diffusion 1.x or SDXL), as its save_pretrained or a "
+            "download writes it"
         )
     raw = read_json(index)
     kind = raw.get("_class_name")

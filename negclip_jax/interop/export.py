@@ -1,12 +1,13 @@
 """Writes CLIP weights in a layout that other software reads.
 
-    python -m negclip_jax.interop.export --workdir=runs/b32 --layout=huggingface --out=exported/b32
-    python -m negclip_jax.interop.export --checkpoint=negationclip.pt --layout=open_clip --out=oc
+    python -m negclip_jax.interop.export --model=runs/b32 --layout=huggingface --out=exported/b32
+    python -m negclip_jax.interop.export --model=negationclip.pt --layout=open_clip --out=oc
 
-With `--checkpoint` instead of `--workdir` it converts a checkpoint of any layout and needs no run,
-and with `--push-to-hub=NAME` the export is uploaded to the Hugging Face Hub as well.
-What was written is read back and compared, and a model card beside it records where it came from
-and how to load it, before any of it appears under its name.
+A model is a training run (its best checkpoint; @last or @STEP for another, +ema for the moving
+average), a Hugging Face directory or hub id, or a checkpoint of another layout, which is converted.
+With --push-to-hub=NAME the export is uploaded to the Hugging Face Hub as well. What was written is
+read back and compared, and a model card beside it records where it came from and how to load it,
+before any of it appears under its name.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from negclip_jax.common import signals, storage
-from negclip_jax.common.arguments import Parser
+from negclip_jax.common.arguments import Parser, split_name, warn_renamed
 from negclip_jax.common.errors import InputError, device_errors, say
 from negclip_jax.common.page.template import plural
 from negclip_jax.interop import (
@@ -71,7 +72,7 @@ def outputs(one_tower: str, config: clip.CLIPConfig) -> tuple[str, ...]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, or 1 after a one-line message on stderr."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         with device_errors():
             export(args)
@@ -82,19 +83,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m negclip_jax.interop.export",
-        description="Write CLIP weights in a layout that other software reads.",
+    parser = Parser("python -m negclip_jax.interop.export", __doc__)
+    parser.add_argument(
+        "--model",
+        metavar="[NAME=]PATH[@STEP][+ema]",
+        help="a run, a Hugging Face or open_clip directory, a hub id, a .pt of OpenAI's clip or of "
+        "NegationCLIP, a state dict of open_clip; NAME is the title of the model card",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", metavar="DIR", help="directory of a training run")
-    source.add_argument(
-        "--checkpoint",
-        metavar="PATH_OR_HUB_ID",
-        help="what to convert instead: a Hugging Face or open_clip directory, a .pt of OpenAI's "
-        "clip or of NegationCLIP, a state dict of open_clip, a run's WORKDIR@STEP",
-    )
-    parser.add_argument("--out", metavar="DIR", required=True, help="where to write")
+    parser.add_argument("--out", metavar="DIR", help="where to write")
+    # What --model was called before.
+    for old in ("--workdir", "--checkpoint"):
+        parser.add_argument(old, help=argparse.SUPPRESS)
+    parser.add_argument("--step", default="best", help=argparse.SUPPRESS)
+    parser.add_argument("--ema", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s"
     )
@@ -104,15 +105,6 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="class to write it as; default: the whole model. Of --layout=huggingface, one tower; "
         "of --layout=open_clip, CustomTextCLIP, whose text tower's names begin with text.",
-    )
-    parser.add_argument(
-        "--step",
-        default="best",
-        metavar="best|last|N",
-        help="checkpoint of the run; default: the best, or the last where nothing was evaluated",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
     )
     parser.add_argument(
         "--alpha",
@@ -149,8 +141,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The parsed command line; `--model` as `workdir`, `step` and `ema`, or as `checkpoint`."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    old = [f"--{n}" for n in ("workdir", "checkpoint", "ema") if getattr(args, n)]
+    old += ["--step"] if args.step != "best" else []
+    if (args.model and old) or (args.workdir and args.checkpoint):
+        parser.error(f"{', '.join(old)}: --model=PATH@STEP+ema says it alone")
+    missing = ["--model"] if not (args.model or args.workdir or args.checkpoint) else []
+    if missing := [*missing, *([] if args.out else ["--out"])]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    for flag in old:
+        new = {"--step": "--model=PATH@STEP", "--ema": "--model=PATH+ema"}.get(flag, "--model=PATH")
+        warn_renamed(flag, new)
+    args.title = ""
+    if args.model:
+        name, path = split_name(args.model)
+        args.title = name if path != args.model else ""
+        args.ema, path = path.endswith("+ema"), path.removesuffix("+ema")
+        run, mark, step = path.rpartition("@")
+        if mark and readers.is_workdir(run) and not storage.path(path).exists():
+            args.workdir, args.step = run, step
+        elif readers.is_workdir(path):
+            args.workdir = path
+        else:
+            args.checkpoint = path
+    return args
+
+
 def export(args: argparse.Namespace) -> None:
-    """Writes, reads back and reports; see `_parser` for the arguments.
+    """Writes, reads back and reports; see `_arguments` for the arguments.
 
     Raises:
       InputError: no such run, step or checkpoint, a model that the layout cannot hold, an
@@ -212,7 +233,7 @@ def export(args: argparse.Namespace) -> None:
         if is_run:
             scores = model_card.scores_of_run(info.path, info.step) | scores
         card = {
-            "title": out.expanduser().resolve().name,
+            "title": args.title or out.expanduser().resolve().name,
             "layout": args.layout,
             "source": info.label,
             "base_model": base_model or args.base or ("" if is_run else info.label),
@@ -244,19 +265,19 @@ def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Chec
     base_model = ""
     if args.workdir:
         if args.activation:
-            raise InputError("a run knows its activation: --activation goes with --checkpoint")
+            raise InputError("a run knows its activation: --activation is for other checkpoints")
         source = readers.read_workdir(args.workdir, args.step, ema=args.ema)
         base_model = model_card.base_of_run(source[2].path)
     else:
         if args.ema or args.step != "best":
             raise InputError(
-                "--step and --ema choose in a run: they need --workdir, not --checkpoint"
+                f"@STEP and +ema choose in a training run, and {args.checkpoint} is none"
             )
         options = {"activation": args.activation, "base": args.base, "tower_class": one_tower}
         source = readers.read_any(args.checkpoint, **options)
         if args.base and args.alpha is None and not source[2].uses_base:
             raise InputError(
-                "--base goes with --alpha, or with a --checkpoint of one tower or of weights alone"
+                "--base goes with --alpha, or with a checkpoint of one tower or of weights alone"
             )
     if args.alpha is None:
         return source, base_model

@@ -267,6 +267,6 @@ def describe_end(state: TrainState, workdir: str, seconds: float) -> str:
     """The last line of a run: what was done, and what to do with it."""
     return (
         f"done: {int(state.step)} steps in {human_seconds(seconds)}; export with\n"
-        f"  python -m negclip_jax.interop.export --workdir={workdir} --layout=huggingface "
+        f"  python -m negclip_jax.interop.export --model={workdir} --layout=huggingface "
         f"--out=exported/{workdir.rstrip('/').rsplit('/', 1)[-1]}"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.common.arguments import Parser
+from negclip_jax.common.arguments import Parser, split_name
 
 
 def test_an_unknown_argument_is_quoted_without_control_characters(capsys):
@@ -10,3 +10,30 @@ def test_an_unknown_argument_is_quoted_without_control_characters(capsys):
         Parser(prog="x").parse_args(["\x1b[31mred\u202e"])
     error = capsys.readouterr().err
     assert r"unrecognized arguments: \x1b[31mred\u202e" in error and "\x1b" not in error
+
+
+def test_a_renamed_flag_works_with_a_warning(capsys):
+    parser = Parser(prog="x")
+    parser.renamed = {"--old": "--new"}
+    parser.add_argument("--new", required=True)
+    parser.add_argument("rest", nargs="*")
+    for words in (["--old=a=b", "c"], ["--old", "a=b", "c"]):
+        args = parser.parse_args(words)
+        assert (args.new, args.rest) == ("a=b", ["c"])
+        told = "warning: --old is now --new; the old flag works until the next release\n"
+        assert capsys.readouterr().err == told
+    assert parser.parse_args(["--new=--old", "c"]).new == "--old"
+    assert not capsys.readouterr().err and "--old" not in parser.format_help()
+
+
+def test_help_begins_with_what_it_does():
+    parser = Parser("x", "What it does.\n\n    x --flag=1\n")
+    parser.add_argument("--flag")
+    shown = parser.format_help()
+    assert shown.startswith("What it does.\n\n    x --flag=1\n\nusage: x [-h] [--flag FLAG]")
+    assert shown == parser.format_help() and shown.count("What it does") == 1
+
+
+def test_names_of_models():
+    assert split_name("a=runs/b@last+ema") == ("a", "runs/b@last+ema")
+    assert split_name("runs/b=c/d/") == ("d", "runs/b=c/d/")

@@ -28,11 +28,11 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     ],
     "evals.search.__main__": [[NAME, "--model=x", "--images={0}/none", "--out={0}/out"]],
     "evals.segmentation.__main__": [
-        ["--base={0}", "--model=x", "--data={0}", "--out={0}/out"],
-        ["--base=x", "--model=x", "--data={0}", "--out={0}/out", f"--phrases={NAME}"],
+        ["--clipseg={0}", "--model=x", "--data={0}", "--out={0}/out"],
+        ["--clipseg=x", "--model=x", "--data={0}", "--out={0}/out", f"--phrases={NAME}"],
     ],
     "evals.text_to_image.__main__": [
-        ["--base=x", "--model=x", "--out={0}/out", "--prompts={0}/none.txt"],
+        ["--pipeline=x", "--model=x", "--out={0}/out", "--prompts={0}/none.txt"],
     ],
     "evals.catalogue": [[NAME]],
     "evals.frames": [["--videos={0}/none", "--out={0}/out"], ["--videos={0}", "--out={0}/out"]],
@@ -45,10 +45,11 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "data_gen.from_annotations": [
         ["--captions={0}/captions.json", "--instances={0}/none.json", "--out={0}/out.json"]
     ],
+    "negclip_jax.__main__": [[NAME]],
     "negclip_jax.interop.export": [
-        ["--checkpoint={0}", "--out={0}/out"],
-        ["--checkpoint={0}/none", "--out={0}/out"],
-        ["--workdir={0}", "--out={0}/out"],
+        ["--model={0}", "--out={0}/out"],
+        ["--model={0}/none", "--out={0}/out"],
+        ["--model={0}@last", "--out={0}/out"],
     ],
     "quickstart.__main__": [],
     "quickstart.tiny_clip": [["--out={0}/file"]],

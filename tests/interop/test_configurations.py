@@ -239,7 +239,7 @@ def test_metaclip_2_in_open_clips_form_goes_round(name, tmp_path, capsys):
     source = written(tmp_path / "source", small)
     save_file(state, source / open_clip.WEIGHTS[0])
     out = tmp_path / "out"
-    assert export.main([f"--checkpoint={source}", "--layout=open_clip", f"--out={out}"]) == 0
+    assert export.main([f"--model={source}", "--layout=open_clip", f"--out={out}"]) == 0
     text = json.loads((out / open_clip.CONFIG).read_text())["model_cfg"]["text_cfg"]
     for key in ("pool_type", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs"):
         assert text.get(key) == small["text_cfg"].get(key)
@@ -248,7 +248,7 @@ def test_metaclip_2_in_open_clips_form_goes_round(name, tmp_path, capsys):
         again = theirs.encode_text(torch.tensor(inputs[1])).numpy()
     assert tiny.difference(again, expected[1]) < 2e-5 * np.abs(expected[1]).max()
     capsys.readouterr()
-    flags = [f"--checkpoint={source}", f"--out={tmp_path / 'hf'}"]
+    flags = [f"--model={source}", f"--out={tmp_path / 'hf'}"]
     if "tokenizer_kwargs" in small["text_cfg"]:
         assert export.main(flags) == 1
         assert "tokenizer_kwargs change a caption's token ids" in capsys.readouterr().err

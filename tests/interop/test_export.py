@@ -35,6 +35,7 @@ def run(base, tmp_path, monkeypatch):
     """A training run without the training: its base files, and parameters moved by the step."""
     workdir = tmp_path / "runs" / "b32"
     copy_non_weights(base, workdir / "base")
+    (workdir / "checkpoints").mkdir()
     _, params = tiny.load(base)
 
     def restore_params(directory, step="best", *, ema=False):
@@ -57,16 +58,18 @@ def scale_of(directory):
 
 
 @pytest.mark.parametrize(
-    ("flags", "scale", "label"),
+    ("choice", "scale", "label"),
     [
-        ([], 20, "step 20 of"),
-        (["--step=last"], 30, "step 30 of"),
-        (["--step=7", "--ema"], 7.5, "step 7 of .*, moving average"),
+        ("", 20, "step 20 of"),
+        ("@last", 30, "step 30 of"),
+        ("+ema", 20.5, "step 20 of .*, moving average"),
+        ("@7+ema", 7.5, "step 7 of .*, moving average"),
     ],
 )
-def test_from_a_run(flags, scale, label, run, tmp_path, capsys):
+def test_from_a_run(choice, scale, label, run, tmp_path, capsys):
     out = tmp_path / "exported" / "b32"
-    status = export.main([f"--workdir={run}", "--layout=huggingface", f"--out={out}", *flags])
+    flags = ["--layout=huggingface", f"--out={out}"]
+    status = export.main([f"--model={run}{choice}", *flags])
     printed = capsys.readouterr()
     assert status == 0 and not printed.err
     assert scale_of(out) == scale
@@ -75,8 +78,32 @@ def test_from_a_run(flags, scale, label, run, tmp_path, capsys):
     assert "differ by at most 0.0e+00" in printed.out
 
 
+@pytest.mark.parametrize(
+    ("flags", "scale", "renamed"),
+    [
+        (["--workdir={run}"], 20, ["--workdir"]),
+        (["--workdir={run}", "--step=7", "--ema"], 7.5, ["--workdir", "--ema", "--step"]),
+        (["--checkpoint={run}@last"], 30, ["--checkpoint"]),
+    ],
+)
+def test_the_old_flags_work_with_a_warning(flags, scale, renamed, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export.main([*(flag.format(run=run) for flag in flags), f"--out={out}"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" is now --model=PATH")[0] for line in said] == [
+        f"warning: {flag}" for flag in renamed
+    ]
+    assert scale_of(out) == scale
+
+
+def test_a_name_is_the_title_of_the_card(run, tmp_path):
+    out = tmp_path / "out"
+    assert export.main([f"--model=My CLIP={run}@last", f"--out={out}"]) == 0
+    assert "\n# My CLIP\n" in (out / "README.md").read_text() and scale_of(out) == 30
+
+
 def test_printed_code_loads_the_export(base, tmp_path, capsys):
-    assert export.main([f"--checkpoint={base}", f"--out={tmp_path / 'out'}"]) == 0
+    assert export.main([f"--model={base}", f"--out={tmp_path / 'out'}"]) == 0
     code = capsys.readouterr().out.split("load it with\n\n")[1]
     code = "\n".join(line for line in code.splitlines() if "Processor.from" not in line)
     names = {}
@@ -86,7 +113,7 @@ def test_printed_code_loads_the_export(base, tmp_path, capsys):
 
 def test_converts_dtype_and_says_what_it_costs(base, tmp_path, capsys):
     out = tmp_path / "out"
-    assert export.main([f"--checkpoint={base}", f"--out={out}", "--dtype=bfloat16"]) == 0
+    assert export.main([f"--model={base}", f"--out={out}", "--dtype=bfloat16"]) == 0
     difference = float(re.search(r"at most (\S+)", capsys.readouterr().out).group(1))
     assert 1e-4 < difference < 0.5
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
@@ -102,21 +129,21 @@ def test_export_that_reads_back_differently_is_an_error(base, tmp_path, monkeypa
         huggingface.write(stage, dataclasses.replace(what, params=other))
 
     monkeypatch.setitem(export.LAYOUTS, "huggingface", broken)
-    assert export.main([f"--checkpoint={base}", f"--out={tmp_path / 'out'}"]) == 1
+    assert export.main([f"--model={base}", f"--out={tmp_path / 'out'}"]) == 1
     assert "does not read back" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--workdir={tmp}"], "has no base/.*not the --workdir of a run"),
-        (["--workdir={tmp}/gone"], "there is no directory .*gone"),
-        (["--workdir={run}", "--step=99"], "no checkpoint of step 99; there are: 20, 30"),
-        (["--checkpoint={tmp}"], r"has no config\.json"),
-        (["--checkpoint=./gone"], "there is no checkpoint directory"),
-        (["--checkpoint={base}", "--ema"], "need --workdir, not --checkpoint"),
-        (["--checkpoint={base}", "--out={base}", "--overwrite"], "must not contain each other"),
-        (["--checkpoint={base}", "--out={run}"], "is not empty"),
+        (["--model={tmp}/gone/"], "there is no checkpoint directory .*gone"),
+        (["--model={run}@99"], "no checkpoint of step 99; there are: 20, 30"),
+        (["--model={tmp}"], r"has no config\.json"),
+        (["--model=./gone"], "there is no checkpoint directory"),
+        (["--model={base}+ema"], "@STEP and .ema choose in a training run, and .* is none"),
+        (["--model={base}@7"], "@STEP and the moving average choose in a training run"),
+        (["--model={base}", "--out={base}", "--overwrite"], "must not contain each other"),
+        (["--model={base}", "--out={run}"], "is not empty"),
     ],
 )
 def test_errors_are_sentences(flags, reason, base, run, tmp_path, capsys):
@@ -131,10 +158,12 @@ def test_errors_are_sentences(flags, reason, base, run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--out=x"], "one of the arguments --workdir --checkpoint is required"),
-        (["--workdir=a", "--checkpoint=b", "--out=x"], "not allowed with"),
-        (["--workdir=a"], "required: --out"),
-        (["--workdir=a", "--out=x", "--layout=keras"], "invalid choice"),
+        ([], "the following arguments are required: --model, --out"),
+        (["--out=x"], "the following arguments are required: --model"),
+        (["--model=a"], "required: --out"),
+        (["--workdir=a", "--model=b", "--out=x"], "--workdir: --model=PATH@STEP+ema says it alone"),
+        (["--workdir=a", "--checkpoint=b", "--out=x"], "--workdir, --checkpoint: --model=PATH"),
+        (["--model=a", "--out=x", "--layout=keras"], "invalid choice"),
     ],
 )
 def test_wrong_flags(flags, reason, capsys):
@@ -146,7 +175,7 @@ def test_wrong_flags(flags, reason, capsys):
 def test_as_a_command():
     command = [sys.executable, "-m", "negclip_jax.interop.export", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--workdir" in done.stdout and "best|last|N" in done.stdout
+    assert "[NAME=]PATH[@STEP][+ema]" in done.stdout and "--workdir" not in done.stdout
 
 
 def params_of(directory):
@@ -155,7 +184,7 @@ def params_of(directory):
 
 def test_interpolation_with_the_base(base, tmp_path, capsys):
     tuned = tiny.saved(tmp_path / "tuned", tiny.torch_clip(std=0.3))
-    flags = [f"--checkpoint={tuned}", f"--base={base}"]
+    flags = [f"--model={tuned}", f"--base={base}"]
     for alpha in ("0", "0.25", "1"):
         out = tmp_path / alpha
         assert export.main([*flags, f"--alpha={alpha}", f"--out={out}"]) == 0
@@ -174,16 +203,16 @@ def test_interpolation_with_the_base(base, tmp_path, capsys):
 def test_interpolation_of_a_run_with_what_it_started_from(run, base, tmp_path):
     (run / "config.json").write_text(json.dumps({"model": {"checkpoint": str(base)}}))
     out = tmp_path / "out"
-    assert export.main([f"--workdir={run}", "--alpha=0.5", f"--out={out}"]) == 0
+    assert export.main([f"--model={run}", "--alpha=0.5", f"--out={out}"]) == 0
     assert scale_of(out) == pytest.approx((20 + scale_of(base)) / 2)
 
 
 def test_single_towers_and_their_way_back(base, tmp_path, capsys):
     text, whole = tmp_path / "text", tmp_path / "whole"
     flags = ["--architecture=CLIPTextModelWithProjection"]
-    assert export.main([f"--checkpoint={base}", f"--out={text}", *flags]) == 0
+    assert export.main([f"--model={base}", f"--out={text}", *flags]) == 0
     assert "differ by at most 0.0e+00" in capsys.readouterr().out
-    assert export.main([f"--checkpoint={text}", f"--base={base}", f"--out={whole}"]) == 0
+    assert export.main([f"--model={text}", f"--base={base}", f"--out={whole}"]) == 0
     tiny.assert_equal_params(params_of(whole), params_of(base))
 
 
@@ -199,7 +228,7 @@ def test_one_tower_needs_no_base(source, flags, base, tmp_path, capsys):
     """What transformers saved of one tower, in the names of its version."""
     getattr(transformers, source).from_pretrained(base).save_pretrained(tmp_path / "tower")
     out = tmp_path / "out"
-    assert export.main([f"--checkpoint={tmp_path / 'tower'}", f"--out={out}", *flags]) == 0
+    assert export.main([f"--model={tmp_path / 'tower'}", f"--out={out}", *flags]) == 0
     written = load_file(next(out.rglob("model.safetensors")))
     expected = load_file(base / "model.safetensors")
     assert written and all(np.array_equal(expected[name], x) for name, x in written.items())
@@ -208,7 +237,7 @@ def test_one_tower_needs_no_base(source, flags, base, tmp_path, capsys):
     assert ("| vision tower |" in card) == ("Vision" in source)
     assert ("| features |" in card) == (flags != ["--architecture=CLIPTextModel"])
     capsys.readouterr()
-    assert export.main([f"--checkpoint={tmp_path / 'tower'}", f"--out={tmp_path / 'x'}"]) == 1
+    assert export.main([f"--model={tmp_path / 'tower'}", f"--out={tmp_path / 'x'}"]) == 1
     assert re.search("tower alone; give a full CLIPModel", capsys.readouterr().err)
 
 
@@ -218,7 +247,7 @@ def test_half_stays_half_through_all_layouts(dtype, tmp_path):
     directory = tiny.saved(tmp_path / "first", model)
     for i, layout in enumerate(("openai", "open_clip", "huggingface")):
         out = tmp_path / str(i)
-        assert export.main([f"--checkpoint={directory}", f"--layout={layout}", f"--out={out}"]) == 0
+        assert export.main([f"--model={directory}", f"--layout={layout}", f"--out={out}"]) == 0
         directory = out
     written, first = (
         safetensors.torch.load_file(d / "model.safetensors")
@@ -228,7 +257,7 @@ def test_half_stays_half_through_all_layouts(dtype, tmp_path):
         assert written[name].dtype == tensor.dtype == getattr(torch, dtype)
         assert torch.equal(written[name], tensor)
     mixed = tmp_path / "mixed"
-    flags = [f"--checkpoint={directory}", f"--base={tmp_path / 'first'}", "--alpha=0.5"]
+    flags = [f"--model={directory}", f"--base={tmp_path / 'first'}", "--alpha=0.5"]
     assert export.main([*flags, "--layout=open_clip", f"--out={mixed}"]) == 0
     stored = safetensors.torch.load_file(mixed / "open_clip_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
@@ -239,7 +268,7 @@ def test_a_checkpoint_is_not_replaced_by_its_own_export(openai_file, tmp_path, c
     folder.mkdir()
     shutil.copy(openai_file, folder / "model.pt")
     (folder / "config.json").write_text("{}")
-    flags = [f"--checkpoint={folder / 'model.pt'}", f"--out={folder}", "--overwrite"]
+    flags = [f"--model={folder / 'model.pt'}", f"--out={folder}", "--overwrite"]
     assert export.main(flags) == 1
     assert "must not contain each other" in capsys.readouterr().err
     assert (folder / "model.pt").is_file()
@@ -257,7 +286,7 @@ def openai_file(tmp_path_factory):
 
 def test_converts_a_lone_state_dict(openai_file, tiny_vocabulary, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = [f"--checkpoint={openai_file}", f"--out={out}", "--layout=huggingface"]
+    flags = [f"--model={openai_file}", f"--out={out}", "--layout=huggingface"]
     assert export.main(flags) == 0
     printed = capsys.readouterr().out
     assert "no tokenizer came along" in printed and "AutoProcessor" not in printed
@@ -270,7 +299,7 @@ def test_converts_a_lone_state_dict(openai_file, tiny_vocabulary, tmp_path, caps
 
 
 def test_diffusers_says_what_fits(base, tmp_path, capsys):
-    flags = [f"--checkpoint={base}", "--layout=diffusers", f"--out={tmp_path / 'out'}"]
+    flags = [f"--model={base}", "--layout=diffusers", f"--out={tmp_path / 'out'}"]
     assert export.main(flags) == 0
     assert "text tower 32 wide: fits neither Stable Diffusion" in capsys.readouterr().out
 
@@ -280,40 +309,42 @@ def test_card_of_a_run(run, tmp_path):
     (run / "metrics.jsonl").write_text('{"step": 20, "loss": 1, "val/loss": 0.25}\n')
     (run / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     out = tmp_path / "out"
-    assert export.main([f"--workdir={run}", f"--out={out}"]) == 0
+    assert export.main([f"--model={run}", f"--out={out}"]) == 0
     card = (out / "README.md").read_text()
     for words in ("license: mit", "base_model: a/b", "| seed | 3 |", "0.25", "step 20 of"):
         assert words in card
     assert (out / "README.base.md").read_text().startswith("---\nlicense: mit")
-    assert export.main([f"--workdir={run}", f"--out={out}", "--overwrite", "--license=x"]) == 0
+    assert export.main([f"--model={run}", f"--out={out}", "--overwrite", "--license=x"]) == 0
     assert "license: x" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--checkpoint={base}", "--alpha=1.5"], "--alpha=1.5 is not between 0"),
+        (["--model={base}", "--alpha=1.5"], "--alpha=1.5 is not between 0"),
         (
-            ["--checkpoint={base}", "--alpha=0.5"],
+            ["--model={base}", "--alpha=0.5"],
             "does not say what it was tuned from: give",
         ),
-        (["--checkpoint={base}", "--layout=openai"], "OpenAI's clip cannot run this model: .*head"),
+        (["--model={base}", "--layout=openai"], "OpenAI's clip cannot run this model: .*head"),
         (
-            ["--checkpoint={base}", "--layout=openai", "--architecture=CLIPTextModel"],
+            ["--model={base}", "--layout=openai", "--architecture=CLIPTextModel"],
             "of --layout=hug",
         ),
-        (["--checkpoint={base}", "--activation=gelu"], "says quick_gelu, not gelu"),
-        (["--checkpoint={base}", "--alpha=0.5", "--base={file}"], "different models and cannot"),
-        (["--checkpoint={base}", "--scores={base}/config.json"], r"is no results\.json"),
-        (["--checkpoint={base}", "--tokenizer={tmp}"], r"has no vocab\.json"),
-        (["--checkpoint={base}", "--base={base}"], "--base goes with --alpha"),
-        (["--workdir={tmp}", "--activation=gelu"], "a run knows its activation"),
-        (["--checkpoint={file}", "--activation=relu"], "unknown activation 'relu'"),
+        (["--model={base}", "--activation=gelu"], "says quick_gelu, not gelu"),
+        (["--model={base}", "--alpha=0.5", "--base={file}"], "different models and cannot"),
+        (["--model={base}", "--scores={base}/config.json"], r"is no results\.json"),
+        (["--model={base}", "--tokenizer={tmp}"], r"has no vocab\.json"),
+        (["--model={base}", "--base={base}"], "--base goes with --alpha"),
+        (["--model={run}", "--activation=gelu"], "a run knows its activation"),
+        (["--model={file}", "--activation=relu"], "unknown activation 'relu'"),
     ],
 )
-def test_errors_of_conversions_are_sentences(flags, reason, base, openai_file, tmp_path, capsys):
+def test_errors_of_conversions_are_sentences(
+    flags, reason, base, run, openai_file, tmp_path, capsys
+):
     out = tmp_path / "out"
-    places = {"base": base, "file": openai_file, "tmp": tmp_path}
+    places = {"base": base, "run": run, "file": openai_file, "tmp": tmp_path}
     flags = [flag.format(**places) for flag in flags]
     assert export.main([*flags, f"--out={out}"]) == 1
     printed = capsys.readouterr()

@@ -74,7 +74,7 @@ def test_printed_lines_give_the_same_logits(layout, flags, base, batch, tmp_path
     model, directory = base
     if layout != "huggingface":
         libraries.load({"openai": "clip", "open_clip": "open_clip"}[layout])
-    flags = [f"--checkpoint={directory}", f"--layout={layout}", *flags]
+    flags = [f"--model={directory}", f"--layout={layout}", *flags]
     code = printed(capsys, *flags, f"--out={tmp_path / 'out'}")
     assert len(code.splitlines()) == 3
     names = ran(code)
@@ -94,7 +94,7 @@ def test_printed_lines_give_the_same_logits(layout, flags, base, batch, tmp_path
 )
 def test_printed_lines_of_one_tower(architecture, base, batch, tmp_path, capsys):
     model, directory = base
-    flags = [f"--checkpoint={directory}", f"--out={tmp_path / 'out'}"]
+    flags = [f"--model={directory}", f"--out={tmp_path / 'out'}"]
     code = printed(capsys, *flags, f"--architecture={architecture}")
     tower = ran(code)["model"]
     images, texts = tiny.torch_features(model, *batch)
@@ -145,7 +145,7 @@ def test_printed_lines_put_the_encoder_into_stable_diffusion(base, tmp_path, cap
     model, directory = base
     monkeypatch.chdir(tmp_path)
     tiny_pipeline(directory, width=64)
-    flags = [f"--checkpoint={directory}", "--layout=diffusers", f"--out={tmp_path / 'out'}"]
+    flags = [f"--model={directory}", "--layout=diffusers", f"--out={tmp_path / 'out'}"]
     code = printed(capsys, *flags)
     pipeline = ran(code)["pipeline"]
     pipeline.set_progress_bar_config(disable=True)
@@ -185,7 +185,7 @@ def test_the_quick_gelu_trap(base, batch, tmp_path, capsys):
     assert tiny.difference(expected, tiny.torch_logits(model, *batch)) > 1e-3
     for layout in ("huggingface", "open_clip"):
         out = tmp_path / layout
-        code = printed(capsys, f"--checkpoint={gelu}", f"--layout={layout}", f"--out={out}")
+        code = printed(capsys, f"--model={gelu}", f"--layout={layout}", f"--out={out}")
         assert tiny.difference(logits(layout, ran(code), *batch), expected) < 1e-4
-    assert export.main([f"--checkpoint={gelu}", "--layout=openai", f"--out={tmp_path / 'x'}"]) == 1
+    assert export.main([f"--model={gelu}", "--layout=openai", f"--out={tmp_path / 'x'}"]) == 1
     assert "activation is gelu where its code has quick_gelu" in capsys.readouterr().err

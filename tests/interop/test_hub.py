@@ -76,7 +76,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint, out, *flags, layout="huggingface"):
-    return export.main([f"--checkpoint={checkpoint}", f"--out={out}", f"--layout={layout}", *flags])
+    return export.main([f"--model={checkpoint}", f"--out={out}", f"--layout={layout}", *flags])
 
 
 def test_the_export_is_there_byte_by_byte_with_a_card_that_loads_it(

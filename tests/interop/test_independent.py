@@ -59,7 +59,7 @@ def test_a_misreading_does_not_confirm_itself(by_hand, layouts, tmp_path, monkey
     folder, *_ = layouts
     if by_hand:
         monkeypatch.setattr(independent, "import_torch", without_torch)
-    flags = [f"--checkpoint={folder / 'open_clip' / 'open_clip_model.safetensors'}"]
+    flags = [f"--model={folder / 'open_clip' / 'open_clip_model.safetensors'}"]
     flags += ["--layout=open_clip", f"--out={tmp_path / 'out'}"]
     assert export.main(flags) == 0
     printed = capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_images_need_features(saved):
 
 def test_export_leaves_the_vision_half_alone(saved, tmp_path, capsys):
     model, folder = saved
-    flags = [f"--checkpoint={folder}", f"--out={tmp_path / 'out'}"]
+    flags = [f"--model={folder}", f"--out={tmp_path / 'out'}"]
     assert export.main([*flags, "--layout=open_clip", "--dtype=float16"]) == 0
     assert "the export as open_clip" in capsys.readouterr().out
     before, after = (load_file(d / open_clip.WEIGHTS[0]) for d in (folder, tmp_path / "out"))

@@ -22,7 +22,7 @@ def run(clipseg_directory, tuned_tower, annotated, tmp_path):
     """Function of flags to the exit status; results lie in `run.out`."""
 
     def call(*flags: str, data=annotated, model=f"tuned={tuned_tower}") -> int:
-        base, out = f"--base={clipseg_directory}", f"--out={call.out}"
+        base, out = f"--clipseg={clipseg_directory}", f"--out={call.out}"
         return segmentation.main([base, f"--model={model}", f"--data={data}", out, *flags])
 
     call.out = tmp_path / "out"

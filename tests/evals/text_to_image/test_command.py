@@ -23,7 +23,7 @@ def command(sd, prompt_file, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
 
     def run(*more, base=sd, model=tiny_checkpoint, count=2):
-        arguments = [f"--base={base}", f"--model={model}", f"--out={run.out}", "--device=cpu"]
+        arguments = [f"--pipeline={base}", f"--model={model}", f"--out={run.out}", "--device=cpu"]
         if not any(text.startswith(("--prompts", "--data")) for text in more):
             arguments.append(f"--prompts={prompt_file}")
         arguments += ["--steps=2", f"--images-per-prompt={count}", "--judge-tries=2"]
@@ -211,7 +211,7 @@ def test_prose_fails_is_counted_and_shown(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base=nowhere"], "nowhere has no model_index.json: --base is the directory of"),
+        (["--pipeline=nowhere"], "nowhere has no model_index.json: --pipeline is the directory of"),
         (["--model=nowhere"], "nowhere"),
         (["--prompts=nowhere.json"], "nowhere.json cannot be read"),
         (["--data=."], "prompts_with_questions.json is not below .: get it from github.com/sep"),
@@ -255,7 +255,7 @@ def sd_of_width_48(sd, tmp_path):
 
 
 def test_without_prompts_it_says_where_they_are(sd, tiny_checkpoint, tmp_path, capsys):
-    arguments = [f"--base={sd}", f"--model={tiny_checkpoint}", f"--out={tmp_path}"]
+    arguments = [f"--pipeline={sd}", f"--model={tiny_checkpoint}", f"--out={tmp_path}"]
     assert text_to_image.main(arguments) == 1
     assert "github.com/sepehrkr/SpaceVLM" in capsys.readouterr().err
 

@@ -179,7 +179,9 @@ def test_pipelines_that_cannot_be_used(sd, tmp_path, file, changes, message):
 
 
 def test_no_pipeline(tmp_path):
-    with pytest.raises(InputError, match=r"has no model_index\.json: --base is the directory of"):
+    with pytest.raises(
+        InputError, match=r"has no model_index\.json: --pipeline is the directory of"
+    ):
         read_slots(tmp_path)
 
 

@@ -10,7 +10,7 @@ from tiny_runs import ROOT
 from evals.text_to_image import __main__ as text_to_image
 from negclip_jax.common.errors import InputError
 
-NEEDED = ["--base=b", "--model=m", "--out=runs/o"]
+NEEDED = ["--pipeline=b", "--model=m", "--out=runs/o"]
 
 
 def test_help_is_instant_and_needs_neither_jax_nor_torch():
