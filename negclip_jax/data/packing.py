@@ -203,11 +203,11 @@ class Packing:
             but not which caption took another's place elsewhere, agree on both.
           rows: of each shard, where a shard elsewhere needs more than the ones here.
 
-        Returns int32 arrays:
-          ids, positions, segments `[R, L]`: token, its position in its caption, and the number of
-            the caption in its row from 1; 0 where no caption is.
-          ends `[R, Q]`: column of the end token of each caption of the row; 0 where unused.
-          slots `[S, B / S]`: where a caption's end is among the `R / S * Q` of its shard.
+        Returns:
+          int32 arrays: `ids`, `positions`, `segments` `[R, L]`, a token, its place in its caption,
+          and the number of the caption in its row from 1, 0 where no caption is; `ends` `[R, Q]`,
+          the column of the end token of each caption of the row, 0 where unused; `slots`
+          `[S, B / S]`, where a caption's end is among the `R / S * Q` of its shard.
         """
         lengths = texts.lengths_of(index_B)
         reserved_B = lengths if reserved_B is None else reserved_B

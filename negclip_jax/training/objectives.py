@@ -86,7 +86,7 @@ def contrastive_loss(
     """Each true text of an image against false ones, in softmaxes.
 
     With T_i the true and F_i the false texts of image i, S the logits, and the cross-entropy
-    l(a, N) = log(1 + sum_{n in N} exp(S_n - S_a)) of choosing a among N, it is the mean over i of
+    l(a, N) = log(1 + sum_{n in N} exp(S_n - S_a)) of choosing a among N, it is the mean over i of::
 
         1/2 sum_{a in T_i} l(S_ia, N_i)                    the image chooses among texts
       + 1/2 l(S_i,i0, {S_j,i0 : j != i})                   its caption chooses among images
