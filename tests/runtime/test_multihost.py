@@ -1,12 +1,18 @@
 """What the processes of a run agree on, with two of them as threads of this one."""
 
 import concurrent.futures
+import contextlib
+import http.server
+import os
+import subprocess
+import sys
 import threading
 
 import jax
 import pytest
 from coordinators import connected
 from etils import epath
+from tiny_runs import ROOT
 
 from negclip_jax.common import signals
 from negclip_jax.common.errors import InputError
@@ -279,3 +285,66 @@ def test_joining_gives_up_with_a_message(monkeypatch, capsys):
     with pytest.raises(InputError, match=r"cannot be joined at 'auto': no cluster here\. JAX"):
         multihost.join("auto", process_id=None, num_processes=None, timeout=5.0)
     jax.config.update("jax_enable_preemption_service", True)
+
+
+METADATA = {
+    "worker-network-endpoints": "unused:1:127.0.0.1,unused:2:127.0.0.1",
+    "tpu-env": "ACCELERATOR_TYPE: 'v5litepod-16'\nTYPE: 'V5LITE_POD'\n",
+}
+ON_A_POD = """
+import os
+from jax._src.clusters import cloud_tpu_cluster
+
+cloud_tpu_cluster.running_in_cloud_tpu_vm = True  # what JAX finds out from libtpu and the TPU
+os.environ.pop("TPU_SKIP_MDS_QUERY", None)  # elsewhere JAX sets it
+from negclip_jax.runtime import multihost
+
+multihost.join("auto", process_id=None, num_processes=None, timeout=60.0)
+import jax
+
+print("place", jax.process_index(), jax.process_count(), jax.device_count(), flush=True)
+multihost.barrier("joined")
+multihost.leave(0)
+"""
+
+
+def test_the_vms_of_a_pod_find_each_other_through_their_metadata():
+    """Two processes with a metadata server each, which answers as that of a TPU VM does."""
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            prefix, _, key = self.path.rpartition("/")
+            assert prefix == "/computeMetadata/v1/instance/attributes"
+            known = METADATA | {"agent-worker-number": str(self.server.number)}
+            self.send_response(200 if key in known else 404)
+            self.end_headers()
+            self.wfile.write(known.get(key, "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    started = []
+    with contextlib.ExitStack() as stack:
+        for number in range(2):
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+            server.number = number
+            stack.callback(server.server_close)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            place = {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
+            one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+            process = subprocess.Popen(
+                [sys.executable, "-c", ON_A_POD],
+                env=os.environ | place | one_device,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.kill)
+            started.append(process)
+        ended = [process.communicate(timeout=120) for process in started]
+    for number, (out, err) in enumerate(ended):
+        assert f"place {number} 2 2\n" in out, err
+    assert [process.returncode for process in started] == [0, 0]
