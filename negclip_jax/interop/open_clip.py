@@ -83,6 +83,15 @@ class OtherVision:
     described: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def beside(cls, file: Path) -> "OtherVision":
+        """What the configuration beside a file says, which may be one of open_clip's own by name.
+
+        Those (`model_configs/NAME.json`) are what a folder's configuration has as `model_cfg`.
+        """
+        raw = read_json(file.parent / CONFIG)
+        return cls(raw if "model_cfg" in raw else {"model_cfg": raw, "preprocess_cfg": {}})
+
     def with_tensors(self, stored: Mapping[str, StoredTensor], where: Path) -> "OtherVision":
         """The same with those of a file, if it holds any.
 

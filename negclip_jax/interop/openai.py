@@ -94,12 +94,14 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
       CheckpointError: no CLIP, one with a ResNet, or shapes that fit no vision transformer.
     """
     shapes = {name: tensor.shape for name, tensor in stored.items()}
-    if "visual.layer1.0.conv1.weight" in shapes:
-        raise CheckpointError(f"{where}: its vision tower is a ResNet; only transformers are read")
-    if any(name.startswith("visual.trunk.") for name in shapes):
+    other = [name for name in shapes if name.startswith(("visual.trunk.", "visual.layer1."))]
+    if other:
+        tower = "timm's" if other[0].startswith("visual.trunk.") else "a ResNet"
         raise CheckpointError(
-            f"{where}: its vision tower is timm's, which is not read under these names; a SigLIP "
-            "is read in transformers' form (model_type siglip)"
+            f"{where}: its vision tower is {tower}, whose text tower is read with a configuration "
+            "alone: put its open_clip_config.json beside it (or under that name the "
+            "model_configs/NAME.json of open_clip); a SigLIP is also read in transformers' "
+            "form (model_type siglip)"
         )
     try:
         text_width, vision_width = shapes["ln_final.weight"][0], shapes["visual.ln_post.weight"][0]

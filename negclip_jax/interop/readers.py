@@ -418,7 +418,7 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             preprocessor_source=str(described),
             base=base,
             tokenizer_keys=tokenizer_keys,
-            other_vision=open_clip.OtherVision(read_json(described)) if not config.vision else None,
+            other_vision=None if config.vision else open_clip.OtherVision.beside(file),
         )
     if is_clip:
         config = huggingface.read_config(folder)

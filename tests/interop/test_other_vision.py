@@ -125,6 +125,20 @@ def test_the_text_half_alone_needs_the_rest(saved, tmp_path):
         readers.read_any(tmp_path / "tuned.safetensors")
 
 
+def test_a_configuration_of_open_clips_own_by_name(saved, tmp_path):
+    """`model_configs/NAME.json` in the place of a folder's; without any, what to do is said."""
+    weights = tmp_path / open_clip.WEIGHTS[0]
+    weights.write_bytes((saved[1] / open_clip.WEIGHTS[0]).read_bytes())
+    with pytest.raises(
+        InputError, match=r"is a ResNet, .*put its open_clip_config\.json beside it"
+    ):
+        readers.read_any(weights)
+    (tmp_path / open_clip.CONFIG).write_text(json.dumps(MODEL))
+    config, params, info = readers.read_any(tmp_path)
+    out = open_clip.save(tmp_path / "out", config, params, other_vision=info.other_vision)
+    libraries.load("open_clip").create_model(f"local-dir:{out}")
+
+
 @pytest.mark.parametrize("pooling", clip.POOLINGS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_packed_captions_have_the_features_of_padded_ones(pooling, causal):
