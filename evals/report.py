@@ -66,12 +66,35 @@ def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
         out / PAGE,
         Path(__file__).with_name("report.html"),
         models=document["settings"]["models"],
+        verdict=verdict(document),
         summary=summary,
         sections=sections,
         interpolation=interpolation,
         interpolation_text=interpolation and best_alpha_text(interpolation),
         environment=document["environment"],
     )
+
+
+def verdict(document: Mapping[str, Any]) -> list[str]:
+    """What rose, what fell and what cannot be told apart, from the first model to the last one.
+
+    A sentence about the benchmarks of negation and one about those of retention, by the first
+    headline number of each, in points; none of one model alone.
+    """
+    models, sentences = list(document["settings"]["models"]), []
+    for kind in ("Negation", "Retention"):
+        found: dict[str, list[str]] = {"rose": [], "fell": [], "cannot be told apart": []}
+        for entry in document["benchmarks"].values():
+            pair = entry["comparisons"].get(f"{models[0]} -> {models[-1]}", {})
+            change = pair.get("metrics", {}).get(next(iter(headlines(entry)), None))
+            if change and bool(entry.get("retention")) == (kind == "Retention"):
+                rose = "rose" if change["difference"] > 0 else "fell"
+                points = f"{entry['title']} ({100 * change['difference']:+.1f})"
+                found[rose if change["separable"] else "cannot be told apart"].append(points)
+        told = [f"{how}: {', '.join(titles)}" for how, titles in found.items() if titles]
+        if told:
+            sentences.append(f"{kind} {'; '.join(told)}.")
+    return sentences
 
 
 def metric_row(

@@ -103,7 +103,7 @@ class Results:
     def begin(self, benchmark: Benchmark, problem: Problem) -> None:
         """Describes a benchmark; rows of an earlier command stay until new ones replace them."""
         entry = self.document["benchmarks"].setdefault(benchmark.name, {})
-        described = ("title", "task", "source", "licence", "download", "size")
+        described = ("title", "task", "source", "licence", "download", "size", "retention")
         new = {key: getattr(benchmark, key) for key in described}
         new |= {key: getattr(problem, key) for key in ("file", "total", "scored")}
         new |= {

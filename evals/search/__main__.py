@@ -94,7 +94,8 @@ def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
 
     def cell(row: dict[str, Any]) -> str:
         name = one_line(row["name"])
-        short = name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
+        half = _NAME // 2  # both ends are kept: the folder, and the number with the suffix
+        short = name if len(name) <= _NAME else f"{name[: half - 1]}…{name[-half:]}"
         moved = f" (was {row['was']:,})" if row["was"] else ""
         return f"{row['score']:.3f} {short}{moved}"
 

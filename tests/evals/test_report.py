@@ -162,3 +162,24 @@ def test_it_is_drawn(browsed):
     pixels = browsed[1].astype(np.int32) @ [1 << 16, 1 << 8, 1]
     for part in (pixels[:, : WIDTHS[0]], pixels[:, WIDTHS[0] :]):
         assert len(np.unique(part)) > 500  # colours of photos, plots and text
+
+
+def test_the_verdict_says_what_rose_fell_and_cannot_be_told_apart():
+    def entry(title: str, difference: float, separable: bool, retention: bool = False) -> dict:
+        change = {"difference": difference, "separable": separable}
+        rows = {"a": {"metrics": {"accuracy": {"headline": True}}}}
+        pair = {"a -> c": {"metrics": {"accuracy": change}}}
+        return {"title": title, "retention": retention, "rows": rows, "comparisons": pair}
+
+    entries = [entry("V", 0.123, True), entry("W", -0.05, True), entry("X", 0.02, False)]
+    entries.append(entry("I", -0.01, False, retention=True))
+    document = {
+        "settings": {"models": dict.fromkeys("abc")},
+        "benchmarks": {str(i): each for i, each in enumerate(entries)},
+    }
+    assert report.verdict(document) == [
+        "Negation rose: V (+12.3); fell: W (-5.0); cannot be told apart: X (+2.0).",
+        "Retention cannot be told apart: I (-1.0).",
+    ]
+    document["settings"]["models"] = {"a": None}
+    assert report.verdict(document) == []

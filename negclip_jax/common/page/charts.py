@@ -27,20 +27,21 @@ def intervals(
     published: Sequence[Mapping[str, Any]] = (),
 ) -> Markup:
     """One interval and dot per model on 0 to 100 %, chance dashed, published values as ticks."""
-    width, height = 240, 14 + _ROW * len(found)
-    marks = [_line(0, height - 5, width, height - 5)]
+    pad, width, height = 5, 240, 14 + _ROW * len(found)  # a dot at 0 or 100 % is whole
+    span = width - 2 * pad
+    marks = [_line(pad, height - 5, width - pad, height - 5)]
     if chance is not None:
-        x = chance * width
+        x = pad + chance * span
         title = _mark("title", "chance")
         dashed = {"stroke": "var(--soft)", "stroke_dasharray": "2 3"}
         marks.append(_mark("line", title, x1=x, x2=x, y1=0, y2=height - 4, **dashed))
     for value in published:
         title = f"{value['model']}: {100 * value['value']:.1f} ({value['source']})"
-        tick = f"M{value['value'] * width:.1f} {height - 12}l-4 7h8z"
+        tick = f"M{pad + value['value'] * span:.1f} {height - 12}l-4 7h8z"
         marks.append(_mark("path", _mark("title", title), d=tick, fill="var(--soft)"))
     for place, estimate in enumerate(found):
         if estimate is not None:
-            marks += _interval(estimate, place, 6 + _ROW * place, 0, width)
+            marks += _interval(estimate, place, 6 + _ROW * place, pad, span)
     return _svg(width, height, marks)
 
 

@@ -20,13 +20,22 @@ def numbers(svg: ET.Element, tag: str, attribute: str) -> list[float]:
 
 
 def test_intervals_stand_where_the_numbers_say():
+    """On an axis with room at both ends, so that a dot at 0 or 100 % is not cut."""
     svg = parse(charts.intervals([estimate(0.5), None, estimate(0.75)], chance=0.25))
     width = float(svg.get("viewBox").split()[2])
-    assert numbers(svg, "circle", "cx") == [0.5 * width, 0.75 * width]
+    axis = next(svg.iter("line"))
+    start, end = (float(axis.get(x)) for x in ("x1", "x2"))
+    radius = max(numbers(svg, "circle", "r"))
+    assert start >= radius and end <= width - radius
+
+    def at(share: float) -> float:
+        return start + share * (end - start)
+
+    assert numbers(svg, "circle", "cx") == [at(0.5), at(0.75)]
     colours = [node.get("fill") for node in svg.iter("circle")]
     assert colours == ["var(--m0)", "var(--m2)"]
     dashed = [node for node in svg.iter("line") if node.get("stroke-dasharray")]
-    assert [float(node.get("x1")) for node in dashed] == [0.25 * width]
+    assert [float(node.get("x1")) for node in dashed] == [at(0.25)]
 
 
 def test_published_values_are_ticks_with_their_source():

@@ -164,3 +164,11 @@ def test_help_needs_neither_jax_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--top" in done.stdout, done.stderr
+
+
+def test_a_long_name_keeps_both_ends_in_the_terminal():
+    name = f"folder/{'x' * 60}0123.jpg"
+    shown = search.table_text("q", {"m": [{"rank": 1, "score": 0.5, "name": name, "was": None}]})
+    assert "folder/xxx" in shown and "xxx0123.jpg" in shown and "…" in shown and name not in shown
+    short = shown.splitlines()[-1].split()[-1]
+    assert len(short) == 44
