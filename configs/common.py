@@ -61,6 +61,9 @@ def _what_is_computed(config: ConfigDict) -> None:
     # image directory, or as for pairs; images are then named SHARD/MEMBER or FILE/ROW. Required
     # unless pairs are "wds:..." or "parquet:..." that hold their images.
     data.images = placeholder(str)
+    # Image features that another library computed, in place of images: a Parquet, safetensors or
+    # npy file, or a pattern, see negclip_jax/data/feature_files.py. The vision tower stays frozen.
+    data.features = placeholder(str)
     # Where the parts of a pair are called otherwise, "caption=title,foils=wrong_1,foils=wrong_2": a
     # column, a key (OUTER.INNER inside), of tars the suffix of a member ("txt", "json.KEY").
     data.fields = ""

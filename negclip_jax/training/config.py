@@ -81,6 +81,7 @@ ADDED_KEYS |= {"runtime.unroll_blocks": False, "runtime.deterministic": False}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
 ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
+ADDED_KEYS |= {"data.features": None}
 ADDED_KEYS |= {"optim.lora_rank": None, "optim.lora_alpha": None}
 ADDED_KEYS |= {"optim.lora_matrices": ["text/blocks/.*"]}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
@@ -96,8 +97,11 @@ def check_settings(settings: Settings) -> None:
             raise InputError(f"config.{key} is not set: pass --config.{key}=...")
     if sources and settings["data.pairs"] is not None:
         raise InputError("config.data.pairs is set beside data.sources: make it one of the sources")
+    if sources and settings["data.features"] is not None:
+        raise InputError("config.data.features is of one source: it does not go with data.sources")
     for name, source in (sources or {"": {"pairs": settings["data.pairs"]}}).items():
         holds_images = kind_of(source["pairs"])[0] in ("wds", "parquet")
+        holds_images |= settings["data.features"] is not None
         if (source.get("images") or settings["data.images"]) is None and not holds_images:
             where = f"data.sources: {name} has no images=..., and " if name else ""
             raise InputError(f"{where}config.data.images is not set: pass --config.data.images=...")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from jax.sharding import Mesh
 
 from negclip_jax.common import linear_probe, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.feature_files import ImageFeatures
+from negclip_jax.data.images import ImageSource
 from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.embeddings import encoder
 from negclip_jax.models.clip import CLIPConfig
@@ -43,9 +46,12 @@ def use_cache(
 
     Raises InputError where more images cannot be read than `max_bad_images` allows.
     """
+    loader = loaders[0]
+    if isinstance(loader.images, ImageFeatures):
+        cached = _of_file(loader.images, loader.examples.photos, model[0].projection_dim)
+        return [dataclasses.replace(x, cached=cached) for x in loaders]
     if not cache_features:
         return loaders
-    loader = loaders[0]
     names = loader.examples.photos
     features, unreadable = encoder.image_features(
         names,
@@ -63,6 +69,38 @@ def use_cache(
         )
     cached = CachedFeatures(features, unreadable)
     return [dataclasses.replace(x, cached=cached) for x in loaders]
+
+
+def check_source(source: ImageSource, checkpoint: str, *, is_frozen: bool) -> None:
+    """InputError where features of a file are to be trained; a warning of another model's name."""
+    if not isinstance(source, ImageFeatures):
+        return
+    if not is_frozen:
+        raise InputError(
+            "data.features holds what a frozen vision tower computed: optim.freeze must hold the "
+            "whole vision tower and its projection"
+        )
+    if source.model and source.model.rstrip("/") != checkpoint.rstrip("/"):
+        logging.warning(
+            "%s: features of the model %s, and model.checkpoint=%s: they must be the same model's",
+            *(source.path, source.model, checkpoint),
+        )
+
+
+def _of_file(source: ImageFeatures, names: Sequence[str], width: int) -> CachedFeatures:
+    """Features of images out of a file; InputError where they are not as wide as the text's."""
+    found = source.features.shape[1]
+    if found != width:
+        raise InputError(
+            f"{source.path} holds features of {found} numbers, and the model's texts have {width}: "
+            f"they are of another model{f', {source.model}' if source.model else ''}"
+        )
+    rows = source.rows(names)
+    logging.info(
+        "image features of %s images come from %s, of the model %s",
+        *(f"{len(rows):,}", source.path, source.model or "that it does not name"),
+    )
+    return CachedFeatures(source.features[rows], source.unusable[rows])
 
 
 def show_opposites(loaders: list[PairLoader], weight: float) -> list[PairLoader]:

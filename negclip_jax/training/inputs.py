@@ -25,6 +25,7 @@ from negclip_jax.data.examples import (
     tokenize_pairs,
     without_truncated,
 )
+from negclip_jax.data.feature_files import ImageFeatures
 from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.mixture import MixedImages, Mixture, Source, parse
@@ -52,6 +53,7 @@ def read_data(
     examples_dir: epath.Path,
     tokenizer: Tokenizer,
     fields: str = "",
+    features: str | None = None,
 ) -> tuple[Prepared, np.ndarray, ImageSource]:
     """Prepared pairs, which of them have an image (int, ascending), and where images are.
 
@@ -59,8 +61,8 @@ def read_data(
     """
     shown = {"caption_mode": caption_mode, "foils": foils}
     kept = _prepared(pairs, fields, examples_dir, tokenizer, **shown)
-    images = pairs if images is None else images
-    source = open_images(images)
+    images = features or (pairs if images is None else images)
+    source = ImageFeatures(features) if features else open_images(images)
     missing = _missing(kept, source, images, examples_dir)
     named = [kept.images[i] for i in missing[:_SHOWN]]
     multihost.require_same("set of missing images", {"count": len(missing), "first of them": named})
@@ -238,8 +240,8 @@ def loaders(
     Args:
       sources, original_fraction, text_nouns, true_texts, false_texts, truncated, foils, packing,
         workers, threads, kept_pixels_mib, max_bad_images: keys of the section `data`.
-      of_source: its keys pairs, images, fields, caption_mode, statements, validation_fraction,
-        split_by, split_seed; and examples_dir, where prepared pairs are kept.
+      of_source: its keys pairs, images, features, fields, caption_mode, statements,
+        validation_fraction, split_by, split_seed; and examples_dir, where prepared pairs are kept.
       seed: of order and choice of captions.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
@@ -324,12 +326,14 @@ def _read(
     validation_fraction: float,
     split_by: str,
     split_seed: int,
+    features: str | None = None,
     **said: Any,
 ) -> _Source:
     """Reads and divides the pairs of a source, "" where there is but one; `said`: of `_Source`."""
     kept, rows, opened = read_data(
         pairs=pairs,
         images=images,
+        features=features,
         fields=fields,
         caption_mode=caption_mode,
         foils=foils,

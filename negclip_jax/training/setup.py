@@ -158,6 +158,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     whole = (model_config, fold(patterns.merge(frozen, state.params)), dtype)
     keeping |= {"resumes": resumes, "is_frozen": image_features.are_constant(trainable)}
     loaders = [loader, *held_out.values()]
+    image_features.check_source(loader.images, weights, is_frozen=keeping["is_frozen"])
     if keeping["is_frozen"]:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
     loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)

@@ -16,6 +16,7 @@ SOURCES = sorted(
 
 PARQUET = (
     "negclip_jax/data/pair_tables.py",
+    "negclip_jax/data/feature_files.py",
     "negclip_jax/data/parquet_images.py",
     "data_gen/records.py",  # of a run of data_gen, which is the user's own
 )
