@@ -17,13 +17,6 @@ OPTIONAL = ("torch", "torchvision", "diffusers", "open_clip", "clip", "wandb", "
 OPTIONAL += ("sentencepiece", "gcsfs", "s3fs")
 
 
-def pickled_weights(tmp_path: Path) -> None:
-    from negclip_jax.interop.readers import read_any
-
-    (tmp_path / "model.pt").write_bytes(b"\x80\x02}.")
-    read_any(tmp_path / "model.pt", activation="gelu")
-
-
 def openai_layout(tmp_path: Path) -> None:
     from negclip_jax.interop import openai
     from negclip_jax.models.clip import CLIPConfig
@@ -76,7 +69,6 @@ def vllm(tmp_path: Path) -> None:
 
 # package that is hidden, extra that the message has to name, call that needs it
 CALLS = [
-    ("torch", "torch", pickled_weights),
     ("torch", "torch", openai_layout),
     ("torch", "torch", segmentation),
     ("torch", "diffusers", text_to_image),

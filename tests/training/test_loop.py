@@ -115,7 +115,7 @@ def test_the_last_line_says_what_to_do_next(finished_run):
     text = loop.describe_end(finished_run.state, "runs/b32/", 3725.0)
     assert text == (
         "done: 20 steps in 1:02:05; export with\n"
-        "  python -m negclip_jax.interop.export --workdir=runs/b32/ --layout=huggingface "
+        "  python -m negclip_jax.interop.export --model=runs/b32/ --layout=huggingface "
         "--out=exported/b32"
     )
 
