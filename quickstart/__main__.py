@@ -61,8 +61,8 @@ def commands(
         ]
 
     def export(variant: str, name: str) -> list[str]:
-        module = ["-m", "negclip_jax.interop.export", f"--model={out}/{variant}"]
-        return [*module, "--layout=huggingface", "--step=last", f"--out={out}/{name}"]
+        module = ["-m", "negclip_jax.interop.export", f"--model={out}/{variant}@last"]
+        return [*module, "--layout=huggingface", f"--out={out}/{name}"]
 
     hold_out = f"--config.rewrite.hold_out={','.join(HOLD_OUT)}"
     rows = 2 * WORLDS[kind].train  # two thirds of the pairs, as a scene has three captions

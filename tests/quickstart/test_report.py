@@ -5,6 +5,7 @@ import re
 import pytest
 from PIL import Image
 
+from negclip_jax.interop import export
 from quickstart import __main__ as driver
 from quickstart.questions import HOLD_OUT, REQUIRED, ROWS
 from quickstart.report import RUNS, write_report, write_summary
@@ -121,6 +122,18 @@ def test_every_command_of_a_hard_run_is_in_its_world():
     assert all(words[-1] == "--world=hard" for words in made)
     assert len(changed) == 3, "one recipe for all worlds"
     assert nouns[1:3] == ["data_gen", "nouns"] and "--rows=2000" in nouns
+
+
+def test_exports_miss_nothing_but_the_run(tmp_path, capsys):
+    """Each is refused for the run that is not there, and for no flag."""
+    folder = tmp_path / "run"
+    commands = [words for _, words in driver.commands(str(folder))]
+    exports = [words[2:] for words in commands if words[1] == "negclip_jax.interop.export"]
+    assert len(exports) == 3
+    for arguments in exports:
+        assert export.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert str(folder) in said and "usage:" not in said
 
 
 def test_another_seed_has_other_texts_and_runs_on_the_same_base():
