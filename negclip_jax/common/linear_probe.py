@@ -68,3 +68,9 @@ def means(images: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarr
             for kind in (present, ~present)
         )
     return shown, lacking
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length one in float64 `[N, D]`; `models.normalisation` is for the model's float32."""
+    rows = np.asarray(rows, np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

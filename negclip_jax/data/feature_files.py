@@ -8,7 +8,9 @@ FILE.npy           `[N, D]`, with `{"names": [...], "model": ...}` in FILE.json 
 A pattern of several files is one set. The values are kept in memory as float32.
 """
 
+import functools
 import glob
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,6 +62,13 @@ class ImageFeatures(ImageSource):
             bad = first([names[i] for i in np.flatnonzero(self.unusable)])
             count = int(self.unusable.sum())
             logging.warning("%s: %d features are not finite and left out: %s", path, count, bad)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any name or value."""
+        sha = hashlib.sha256("\n".join(self._row).encode())
+        sha.update(np.ascontiguousarray(self.features).data)
+        return sha.hexdigest()[:16]
 
     def rows(self, names: Iterable[str]) -> np.ndarray:
         """Which rows are those of these images, int64; KeyError for one that is not there."""

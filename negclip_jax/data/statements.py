@@ -158,6 +158,8 @@ class Statements:
           bits: uint64 of the same shape, which choose among the images.
         """
         image, key = self._by_text_and_truth
+        if not len(image):  # nothing is said of any of these images
+            return np.full(chosen.shape, -1)
         wanted = 2 * self.text[chosen] + ~self.truth[chosen]
         first, end = (np.searchsorted(key, wanted, side) for side in ("left", "right"))
         there = (chosen >= 0) & (first < end)
@@ -167,14 +169,13 @@ class Statements:
     @functools.cached_property
     def _by_text_and_truth(self) -> tuple[np.ndarray, np.ndarray]:
         """Of statements about `opposite_images`, in this order: the image, `2 * text + truth`."""
-        key = 2 * self.text + self.truth
-        order = np.argsort(key, kind="stable")
         images = np.arange(len(self.offsets) - 1, dtype=np.int32)
-        images = np.repeat(images, np.diff(self.offsets))[order]
+        images, key = np.repeat(images, np.diff(self.offsets)), 2 * self.text + self.truth
         if self.opposite_images is not None:
-            kept = self.opposite_images[images]
-            images, order = images[kept], order[kept]
-        return images, key[order]
+            is_among = self.opposite_images[images]
+            images, key = images[is_among], key[is_among]
+        order = np.argsort(key, kind="stable")
+        return images[order], key[order]
 
     def followed_by(self, other: "Statements", first: int) -> "Statements":
         """These statements and others about further images, the texts of which begin at `first`.

@@ -154,7 +154,9 @@ def image_choice_probe(loader: PairLoader) -> float | None:
         )
         if fitted_of.min() < _LEAST_OF_KIND or not asked_of.min():
             continue
-        fitted, asked = (_unit(stored.features[image[rows]]) for rows in (is_fitted, is_asked))
+        fitted, asked = (
+            linear_probe.unit(stored.features[image[rows]]) for rows in (is_fitted, is_asked)
+        )
         weights_Dx1, _ = linear_probe.fit(fitted, is_there[is_fitted][:, None])
         found.append(linear_probe.choice_accuracy(asked @ weights_Dx1[:, 0], is_there[is_asked]))
         weights.append(len(is_asked))
@@ -167,8 +169,3 @@ def image_choice_probe(loader: PairLoader) -> float | None:
         *(len(found), 100 * mean),
     )
     return mean
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float64)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

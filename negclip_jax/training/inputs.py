@@ -414,6 +414,12 @@ def _text_rows(
     return tokenize_pairs(pairs, names, tokenizer, **(texts | {"statements": known}))
 
 
+def of_data(loader: PairLoader) -> str:
+    """`fingerprint` of its examples, and of features that it reads in place of photos."""
+    found, images = fingerprint(loader.examples), loader.images
+    return content_hash([found, images.digest])[:16] if isinstance(images, ImageFeatures) else found
+
+
 def fingerprint(examples: Examples | Mixture, *, brief: bool = False) -> str:
     """16 hexadecimal digits that change with any image name or token of the examples.
 

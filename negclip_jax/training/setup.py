@@ -124,7 +124,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         tokenizer=tokenizer,
         preprocess=preprocess,
     )
-    description = config.to_dict() | {"data_fingerprint": inputs.fingerprint(loader.examples)}
+    description = config.to_dict() | {"data_fingerprint": inputs.of_data(loader)}
     description["train"]["objective"], description["optim"]["freeze"] = loss, freeze
     description["data"]["packing"], description["model"]["dtype"] = data["packing"], dtype
     description["base_files"] = base_files

@@ -19,6 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.linear_probe import unit
 from negclip_jax.data.examples import stand_in_text
 from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.data.packing import Joined, Ragged
@@ -53,9 +54,9 @@ class StandIns:
         return len(self.lender_S)
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-        moved = self.slope * (_unit(self.text[index]) - self.mean_text)
+        moved = self.slope * (unit(self.text[index]) - self.mean_text)
         made = self.mean_image + moved + self.residual_NxD[self.lender_S[index]]
-        return _unit(made).astype(np.float32)
+        return unit(made).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +127,8 @@ def use_stand_ins(
     text, of_captions = (
         dataclasses.replace(kept, places=places) for places in np.split(kept.places, [len(texts)])
     )
-    of_captions = _unit(of_captions[:])
-    image = _unit(loader.cached.features[examples.image_of[sample]])
+    of_captions = unit(of_captions[:])
+    image = unit(loader.cached.features[examples.image_of[sample]])
     lender = least_in_common(listed, captions, loader.seed)
     made, slope = stand_ins(text, of_captions, image, lender)
     gap = np.linalg.norm(image.mean(axis=0) - of_captions.mean(axis=0))
@@ -179,8 +180,3 @@ def least_in_common(texts: Ragged, captions: Ragged, seed: int) -> np.ndarray:
 
 def _spans(texts: Ragged) -> zip:
     return zip(texts.offsets[:-1].tolist(), texts.offsets[1:].tolist(), strict=True)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float64)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

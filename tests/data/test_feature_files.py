@@ -88,3 +88,13 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
         source = ImageFeatures(str(written(tmp_path, ".npy", features=bad)))
     assert source.unusable.tolist() == [False, True, False]
     assert "1 features are not finite and left out: a/c.png" in caplog.text
+
+
+def test_a_changed_file_is_other_data(tmp_path):
+    """A resume would else go on with other features in silence."""
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    digests = set()
+    for names, scale in ((["a", "b"], 1), (["a", "c"], 1), (["a", "b"], 2)):
+        feature_files.write(tmp_path / "f.parquet", names, rows * scale, "x")
+        digests.add(ImageFeatures(str(tmp_path / "f.parquet")).digest)
+    assert len(digests) == 3

@@ -171,6 +171,8 @@ def test_opposites_of_one_part_only(names, tokenizer, tmp_path):
     assert set(found[statement % 2 == 0]) == {1, 5} and set(found[statement % 2 == 1]) == {0, 2}
     alone = known.compared_among(np.array([1, 3])).opposites(statement, chance)
     assert (alone[statement % 2 == 1] == -1).all(), "it is true of none of them"
+    nowhere = known.compared_among(np.array([len(names) - 1])).opposites(statement, chance)
+    assert (nowhere == -1).all(), "nothing is said of this one"
     # Text rows, which come behind the photos, are compared among themselves as before.
     more = part.followed_by(known, first=100)
     assert set(more.opposites(8 + statement, chance)) == set(range(len(names), len(names) + 8))
