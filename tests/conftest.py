@@ -75,6 +75,18 @@ _LONGEST_FILES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """A command that a test runs in this process sets up logging; the next test has its own."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if handler not in before and type(handler).__module__ != "_pytest.logging":
+            root.removeHandler(handler)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """What importing makes stays: searching it for garbage took half the time of collection."""

@@ -18,10 +18,14 @@ from negclip_jax.common.errors import printable, say
 from negclip_jax.runtime.timing import human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0
-_LIBRARIES = ("absl", "jax", "orbax", "grain", "tensorboardX", "httpx", "asyncio")
-_LIBRARIES += ("fsspec", "gcsfs", "google")
+_OURS = {"root", "__main__", "launch", "negclip_jax", "evals", "data_gen", "bench", "quickstart"}
 
 _stderr = Console(stderr=True, highlight=False)
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """The libraries below us narrate at INFO (each request of an HTTP client); warnings pass."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS
 
 
 class LogFile(logging.Handler):
@@ -33,6 +37,7 @@ class LogFile(logging.Handler):
 
     def __init__(self, path: epath.Path):
         super().__init__()
+        self.addFilter(_is_ours_or_a_warning)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._file = storage.LineFile(path)
         self._lines: list[str] = []
@@ -82,10 +87,9 @@ def set_up_logging(*, only_warnings: bool = False) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
     root.setLevel(logging.WARNING if only_warnings else logging.INFO)
-    # The libraries below us narrate at INFO; their warnings still pass.
-    for library in _LIBRARIES:
-        logging.getLogger(library).setLevel(logging.WARNING)
-    root.addHandler(_ConsoleHandler())
+    handler = _ConsoleHandler()
+    handler.addFilter(_is_ours_or_a_warning)
+    root.addHandler(handler)
 
 
 def log_to_file(directory: epath.Path) -> LogFile:

@@ -39,13 +39,10 @@ def log(monkeypatch):
     """The root logger as launch.py sets it up; put back afterwards."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
-    libraries = {name: logging.getLogger(name).level for name in ("absl", "jax", "orbax")}
     console.set_up_logging()
     yield root
     root.handlers[:] = before
     root.setLevel(level)
-    for name, library_level in libraries.items():
-        logging.getLogger(name).setLevel(library_level)
 
 
 def test_without_a_terminal_there_are_plain_lines_now_and_then(screen, log, tmp_path):
@@ -98,6 +95,7 @@ def test_messages_reach_console_and_file_but_libraries_only_warn(screen, log, tm
     file = console.log_to_file(epath.Path(tmp_path))
     logging.info("80 pairs [of] images")  # brackets are no markup
     logging.getLogger("orbax").info("chatter")
+    logging.getLogger("httpx2").info("HTTP Request: POST ...")  # what huggingface_hub stands on
     logging.getLogger("orbax").warning("trouble")
     file.detach()
     logging.info("after the run")
