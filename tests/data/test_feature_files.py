@@ -7,12 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
+from fake_bucket import bucket, served
 from safetensors.numpy import save_file
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import feature_files
 from negclip_jax.data.feature_files import ImageFeatures
+
+__all__ = ["bucket", "served"]  # fixtures
 
 NAMES = ["b.jpg", "a/c.png", "é.jpg"]
 
@@ -69,7 +73,7 @@ def test_damaged_files_are_named(tmp_path, suffix):
 
 
 def test_what_does_not_fit_is_said(tmp_path, caplog):
-    with pytest.raises(InputError, match=r"there is no file .*none\.npy"):
+    with pytest.raises(InputError, match=r"image features: .*there is no .*none\.npy"):
         ImageFeatures(str(tmp_path / "none.npy"))
     (tmp_path / "x.csv").touch()
     with pytest.raises(InputError, match=r"is none of \.parquet, \.safetensors, \.npy"):
@@ -88,6 +92,11 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
         source = ImageFeatures(str(written(tmp_path, ".npy", features=bad)))
     assert source.unusable.tolist() == [False, True, False]
     assert "1 features are not finite and left out: a/c.png" in caplog.text
+    bad[1], bad[2] = 1, 0
+    source = ImageFeatures(str(written(tmp_path, ".npy", features=bad)))
+    assert source.unusable.tolist() == [False, False, True]
+    assert "1 features are all 0 and left out: é.jpg" in caplog.text
+    assert [source.usable(name) for name in ("b.jpg", "é.jpg", "none")] == [True, False, False]
 
 
 def test_a_changed_file_is_other_data(tmp_path):
@@ -98,3 +107,72 @@ def test_a_changed_file_is_other_data(tmp_path):
         feature_files.write(tmp_path / "f.parquet", names, rows * scale, "x")
         digests.add(ImageFeatures(str(tmp_path / "f.parquet")).digest)
     assert len(digests) == 3
+
+
+def test_a_folder_is_all_of_its_files_or_an_error(tmp_path):
+    """What one of several machines has not written yet would else be images that are missing."""
+    for number, part in enumerate(("ab", "c")):
+        name = f"features-{number:05d}-of-00002.parquet"
+        feature_files.write(tmp_path / name, list(part), rows()[: len(part)], "m")
+    assert ImageFeatures(str(tmp_path)).names == ["a", "b", "c"]
+    (tmp_path / "features-00000-of-00002.parquet").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 files are not there yet.*features-00000-of-0000"):
+        ImageFeatures(str(tmp_path))
+    assert ImageFeatures(str(tmp_path / "features-*.parquet")).names == ["c"]  # asked for
+    with pytest.raises(InputError, match=r"image features: .* match no file"):
+        ImageFeatures(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".safetensors", ".npy"])
+def test_files_in_a_bucket_are_read(tmp_path, bucket, suffix):
+    written(tmp_path, suffix)
+    for file in tmp_path.iterdir():
+        bucket.objects["b", f"set/{file.name}"] = (file.read_bytes(), 1)
+    name = "gs://b/set" if suffix == ".parquet" else f"gs://b/set/x{suffix}"
+    source = ImageFeatures(name)
+    assert source.names == NAMES and source.model == "a/model"
+    np.testing.assert_array_equal(source.features, rows())
+    with pytest.raises(InputError, match=r"there is no gs://b/none"):
+        ImageFeatures("gs://b/none.npy")
+    feature_files.write(epath.Path("gs://b/new.parquet"), NAMES, rows(), "x", {"by": "y"})
+    assert feature_files.said_by(epath.Path("gs://b/new.parquet")) == {"model": "x", "by": "y"}
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([1.0, 2.0], "its column feature holds double, not lists"),
+        (["a", "b"], "its column feature holds string, not lists"),
+        ([["a"], ["b"]], r"its column feature holds list<.*string>, not lists"),
+        ([[1.0], None], "some images have none"),
+        ([[], []], "holds no features"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(tmp_path, column, said):
+    kind = pa.list_(pa.float32()) if column == [[], []] else None
+    pq.write_table(
+        pa.table({"image": ["a", "b"], "feature": pa.array(column, kind)}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(InputError, match=said):
+        ImageFeatures(str(tmp_path / "x.parquet"))
+    pq.write_table(
+        pa.table({"name": ["a", "b"], "feature": [[1.0], [2.0]]}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(InputError, match="it has no column image"):
+        ImageFeatures(str(tmp_path / "x.parquet"))
+
+
+def test_a_header_that_claims_more_than_its_file_takes_no_memory(tmp_path):
+    file = written(tmp_path, ".npy")
+    content = file.read_bytes().replace(b"(3, 5), ", b"(9999999999, 5), ", 1)
+    file.write_bytes(content[:200])
+    with pytest.raises(InputError, match=r"x\.npy cannot be read as image features"):
+        ImageFeatures(str(file))
+
+
+def test_a_process_reads_a_file_once_until_it_changes(tmp_path):
+    file = written(tmp_path, ".parquet")
+    first = feature_files.open_features(str(file))
+    assert feature_files.open_features(str(file)) is first
+    feature_files.write(file, NAMES, 2 * rows(), "other")
+    assert feature_files.open_features(str(file)).model == "other"

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,27 @@ def _weights() -> tuple[list[bytes], list[bytes], list[bytes]]:
     return [save(arrays)], pickled, [buffer.getvalue()]
 
 
+def _features() -> dict[str, list[bytes]]:
+    """Image features of two images, in every form that lies in one file."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    from negclip_jax.data import feature_files
+
+    rows, names = np.arange(1, 7, dtype=np.float32).reshape(2, 3), ["a/1.jpg", "b.jpg"]
+    tables = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in (np.float32, np.float16):
+            feature_files.write(Path(folder) / "f.parquet", names, rows.astype(kind), "x")
+            tables.append((Path(folder) / "f.parquet").read_bytes())
+    made = save({"features": rows}, {"names": json.dumps(names), "model": "x"})
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    said = _json({"names": names, "model": "x"})
+    made = {".parquet": tables, ".safetensors": [made], ".npy": [buffer.getvalue()]}
+    return made | {".json": [said]}
+
+
 def _vocabulary() -> bytes:
     from negclip_jax.data.tokenizer import byte_symbols
 
@@ -198,12 +220,25 @@ def annotation_kinds() -> dict[str, Kind]:
 
 
 def binary_kinds() -> dict[str, Kind]:
-    """Weights and images."""
+    """Weights, images and their features."""
+    from negclip_jax.data.feature_files import ImageFeatures
     from negclip_jax.data.images import Preprocessor, decode
 
     def image(path: Path) -> None:
         for exact in (True, False):
             Preprocessor(size=32, resize=32, exif=True, exact=exact).uint8(decode(path))
+
+    kept = _features()
+
+    def features(path: Path) -> None:
+        beside = {".npy": ".json", ".json": ".npy"}.get(path.suffix)
+        if beside:
+            path.with_suffix(beside).write_bytes(kept[beside][0])
+        try:
+            ImageFeatures(str(path.with_suffix(".npy") if beside else path))
+        finally:
+            if beside:
+                path.with_suffix(beside).unlink()
 
     safetensors, pickled, scripts = _weights()
     kinds = {
@@ -211,4 +246,6 @@ def binary_kinds() -> dict[str, Kind]:
         "torch": Kind("m.pt", pickled, _read_all),
         "TorchScript": Kind("s.pt", scripts, _read_all),
     }
+    for form, samples in kept.items():
+        kinds[f"features, {form}"] = Kind(f"f{form}", samples, features)
     return kinds | {form: Kind(f"a.{form}", samples, image) for form, samples in _photos().items()}
