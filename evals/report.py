@@ -24,7 +24,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.page import charts
 from negclip_jax.common.page.template import write_page
 from negclip_jax.common.page.thumbnails import thumbnail
-from negclip_jax.common.statistics import ties_text
+from negclip_jax.common.statistics import percent, ties_text
 
 PAGE = "report.html"
 _GALLERY_MODELS = 3  # first, second and last: more do not fit a phone
@@ -100,11 +100,17 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
 def metric_row(
     name: str, entry: Mapping[str, Any], metric: str, models: Sequence[str]
 ) -> dict[str, Any]:
-    """One line of a table: a value per model, its change, published values and a plot."""
+    """One line of a table: a value per model, its change, published values and a plot.
+
+    Also the strict value where it differs from the official one.
+    """
     found = [entry["rows"].get(m, {}).get("metrics", {}).get(metric) for m in models]
     compared = [entry["comparisons"].get(f"{models[0]} -> {m}", {}) for m in models]
     published = [p for p in entry["published"] if p["metric"] == metric]
     chance = next((value["chance"] for value in found if value), None)
+    strict = [entry["rows"].get(m, {}).get("metrics", {}).get(f"{metric}_strict") for m in models]
+    size = entry.get("size") or entry["total"]
+    published_of = size if published and entry["scored"] != size else None
     return {
         "anchor": name,
         "entry": entry,
@@ -113,7 +119,14 @@ def metric_row(
         "found": found,
         "changes": [comparison.get("metrics", {}).get(metric) for comparison in compared],
         "published": published,
-        "plot": charts.intervals(found, chance=chance, published=published),
+        "published_of": published_of,  # items, where others were scored
+        "strict": [  # where it differs as shown
+            s["value"] if s and v and percent(s["value"]) != percent(v["value"]) else None
+            for s, v in zip(strict, found, strict=True)
+        ],
+        "plot": charts.intervals(
+            found, chance=chance, published=published, published_of=published_of
+        ),
     }
 
 

@@ -22,7 +22,7 @@ from negclip_jax.common.page.thumbnails import thumbnail
 PAGE = "report.html"
 THRESHOLD = 0.3  # of the masks that are drawn and compared
 _SIDE = 300  # pixels of the longer side of a picture
-_TINTS = ((138, 143, 152), (230, 126, 34), (36, 80, 200), (122, 63, 176))  # about the page's --m0..
+_TINT = (230, 126, 34)  # one for all models: a paler mask would look like a smaller one
 _TINTED = 0.55
 _RIM, _EDGE = (255, 255, 255), (0, 0, 0)  # of the true outline
 
@@ -129,6 +129,6 @@ def _shown(
     ]
     for place, iou in zip((0, len(names) - 1), ious, strict=True):
         mask = drawn[names[place]][0] > THRESHOLD
-        picture = thumbnail(overlay(image, truth, mask, _TINTS[place % len(_TINTS)]), _SIDE)
+        picture = thumbnail(overlay(image, truth, mask, _TINT), _SIDE)
         pictures.append({"caption": names[place], "place": place, "iou": iou, "url": picture})
     return {"phrase": phrase, "pictures": pictures}

@@ -4,12 +4,11 @@ import html
 import json
 import re
 import shutil
-import subprocess
 
+import browser
 import numpy as np
 import pytest
 import tiny_benchmark
-from PIL import Image
 from tiny_benchmark import HTML
 
 from evals import registry, report
@@ -17,7 +16,6 @@ from evals.images import DataRoots
 from evals.results import Results
 from negclip_jax.common.statistics import change_text
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAPTION = "<img src=x onerror=\"document.title='taken over'\"> & 'no' dog"
 
 
@@ -123,45 +121,80 @@ def test_photos_that_are_gone_are_named(evaluated, tmp_path, page):
     assert "is not there" in (out / "report.html").read_text() and "is not there" not in page
 
 
-WIDTHS = (390, 1100)  # a phone and a desk, as frames of one page
-PROBE = """<script>addEventListener('load', () => {
-document.title = JSON.stringify([...document.querySelectorAll('iframe')].map(frame => {
-  const page = frame.contentDocument;
-  return {title: page.title, scroll: page.documentElement.scrollWidth,
-          photos: [...page.images].map(image => image.naturalWidth)} })) })</script>"""
+def test_it_fits_shows_its_photos_and_runs_no_caption(evaluated):
+    """On a phone the contents are folded at the top, on a desk they stand at the side."""
+    script = """{title: page.title, scroll: page.documentElement.scrollWidth,
+      photos: [...page.images].map(image => image.naturalWidth),
+      contents: [...page.querySelectorAll('.contents')].map(e => e.getBoundingClientRect()),
+      open: page.querySelector('details.contents').open,
+      main: page.querySelector('main').getBoundingClientRect().left}"""
+    found, pixels = browser.measure(evaluated[0] / "report.html", script, height=1500)
+    phone, desk = found
+    for each, width in zip(found, browser.WIDTHS, strict=True):
+        assert each["title"] == "negclip_jax evaluation"
+        assert each["scroll"] == width, "wider than the screen"
+        assert len(each["photos"]) == 8 and min(each["photos"]) > 0
+    side, top = phone["contents"]
+    assert side["width"] == 0 and 300 < top["width"] < 390 and top["height"] < 60
+    assert not phone["open"]
+    side, top = desk["contents"]
+    assert top["width"] == 0 and 0 < side["right"] < desk["main"] and side["top"] < 60
+    colours = pixels.astype(np.int32) @ [1 << 16, 1 << 8, 1]
+    for part in (colours[:, : browser.WIDTHS[0]], colours[:, browser.WIDTHS[0] :]):
+        assert len(np.unique(part)) > 500  # of photos, plots and text
 
 
-@pytest.fixture(scope="module")
-def browsed(evaluated, tmp_path_factory):
-    """What a browser makes of the page in frames of `WIDTHS`: the document and a picture."""
-    if BROWSER is None:
-        pytest.skip("no Chromium here")
-    folder = tmp_path_factory.mktemp("browser")
-    page = (evaluated[0] / "report.html").read_text().replace(' loading="lazy"', "")
-    (folder / "page.html").write_text(page)
-    frame = '<iframe src="page.html" style="border:0; height:1500px; width:{}px"></iframe>'
-    frames = "".join(map(frame.format, WIDTHS))
-    (folder / "frames.html").write_text(f'<body style="margin:0; display:flex">{frames}{PROBE}')
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}"]
-    command += [f"--window-size={sum(WIDTHS)},1500", f"--screenshot={folder / 'shot.png'}"]
-    command += ["--dump-dom", (folder / "frames.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, np.asarray(Image.open(folder / "shot.png").convert("RGB"))
+def test_the_page_fits_in_both_schemes(evaluated):
+    browser.check_fit(evaluated[0] / "report.html")
 
 
-def test_it_fits_shows_its_photos_and_runs_no_caption(browsed):
-    title = re.search(r"<title>(.*?)</title>", browsed[0])[1]
-    for found, width in zip(json.loads(html.unescape(title)), WIDTHS, strict=True):
-        assert found["title"] == "negclip_jax evaluation"
-        assert found["scroll"] == width, "wider than the screen"
-        assert len(found["photos"]) == 8 and min(found["photos"]) > 0
+def test_contents_name_every_section(page):
+    listed = re.findall(r'<li><a href="#([^"]*)">(.*?)</a>', page)
+    assert len(listed) == 2 * 4 and ("tiny", "Tiny") in [(i, t[:4]) for i, t in listed]
+    assert {anchor for anchor, _ in listed} == set(re.findall(r'<h2 id="([^"]*)"', page))
 
 
-def test_it_is_drawn(browsed):
-    pixels = browsed[1].astype(np.int32) @ [1 << 16, 1 << 8, 1]
-    for part in (pixels[:, : WIDTHS[0]], pixels[:, WIDTHS[0] :]):
-        assert len(np.unique(part)) > 500  # colours of photos, plots and text
+def row(scored: int, size: int | None, official: float, strict: float) -> dict:
+    """A `metric_row` of two models, the second without a strict number."""
+    values = {"low": 0, "high": 1, "n": scored, "chance": 0.5, "ties": 0}
+    metrics = {"accuracy": {"value": official, **values}}
+    both = metrics | {"accuracy_strict": {"value": strict, **values}}
+    entry = {
+        "rows": {"a": {"metrics": both}, "b": {"metrics": metrics}},
+        "comparisons": {},
+        "published": [{"model": "CLIP", "metric": "accuracy", "value": 0.7, "source": "s"}],
+        "scored": scored,
+        "total": scored,
+        "size": size,
+    }
+    return report.metric_row("x", entry, "accuracy", ["a", "b"])
+
+
+def test_the_strict_number_stands_beside_the_official_one_where_they_differ():
+    assert row(10, None, 0.5, 0.45)["strict"] == [0.45, None]
+    assert row(10, None, 0.5, 0.50001)["strict"] == [None, None]
+
+
+def test_published_values_of_a_larger_set_are_marked():
+    whole, part = row(534, 534, 0.5, 0.5), row(505, 534, 0.5, 0.5)
+    assert whole["published_of"] is None and part["published_of"] == 534
+    assert "for all 534 items" in part["plot"] and "for all" not in whole["plot"]
+
+
+def test_the_summary_shows_strict_numbers_and_marks_published_ones(evaluated, tmp_path):
+    out = shutil.copytree(evaluated[0], tmp_path / "copy")
+    document = json.loads((out / "results.json").read_text())
+    entry = document["benchmarks"]["tiny"]
+    metrics = entry["rows"]["before"]["metrics"]
+    metrics["accuracy_strict"]["value"] = metrics["accuracy"]["value"] + 0.123
+    entry["size"] = 4321
+    (out / "results.json").write_text(json.dumps(document))
+    report.write(out, evaluated[1], gallery=0)
+    seen = text_of((out / "report.html").read_text())
+    summary = seen.partition("0 to 100 % ")[2].partition(" Dashed: ")[0]
+    strict = 100 * metrics["accuracy_strict"]["value"]
+    assert f"strict {strict:.1f} %" in summary and summary.count("strict ") == 1
+    assert "published for all 4,321 items : somebody's 75.0" in summary
 
 
 def test_the_verdict_says_what_rose_fell_and_cannot_be_told_apart():

@@ -2,6 +2,7 @@ import html.parser
 import json
 import re
 
+import browser
 import pytest
 from PIL import Image
 
@@ -81,7 +82,7 @@ def test_the_page_needs_no_network(page):
     parsed = Page(page)
     assert not {"link", "script", "iframe"} & set(parsed.tags)
     links = [value for key, value in parsed.attributes if key in ("src", "href", "srcset")]
-    assert links and all(value.startswith("data:image/jpeg;base64,") for value in links)
+    assert links and all(value.startswith(("data:image/jpeg;base64,", "#")) for value in links)
     assert not re.search(r"https?://|@import|url\(", page)
 
 
@@ -91,6 +92,10 @@ def test_the_page_shows_numbers_curves_and_a_phone_layout(page):
     assert "existence <b>61.0</b>" in page and "(training scenes 99.0)" in page
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_the_page_fits_in_both_schemes(page, tmp_path):
+    browser.check_fit(tmp_path / "report.html")
 
 
 def test_results_json(page, tmp_path):

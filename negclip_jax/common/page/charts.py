@@ -25,8 +25,13 @@ def intervals(
     *,
     chance: float | None = None,
     published: Sequence[Mapping[str, Any]] = (),
+    published_of: int | None = None,
 ) -> Markup:
-    """One interval and dot per model on 0 to 100 %, chance dashed, published values as ticks."""
+    """One interval and dot per model on 0 to 100 %, chance dashed, published values as triangles.
+
+    These are hollow with `published_of`, the number of items of the published set, where it is not
+    the set that the models were asked.
+    """
     pad, width, height = 5, 240, 14 + _ROW * len(found)  # a dot at 0 or 100 % is whole
     span = width - 2 * pad
     marks = [_line(pad, height - 5, width - pad, height - 5)]
@@ -37,8 +42,10 @@ def intervals(
         marks.append(_mark("line", title, x1=x, x2=x, y1=0, y2=height - 4, **dashed))
     for value in published:
         title = f"{value['model']}: {100 * value['value']:.1f} ({value['source']})"
+        title += f", for all {published_of:,} items" if published_of else ""
         tick = f"M{pad + value['value'] * span:.1f} {height - 12}l-4 7h8z"
-        marks.append(_mark("path", _mark("title", title), d=tick, fill="var(--soft)"))
+        fill = "none" if published_of else "var(--soft)"
+        marks.append(_mark("path", _mark("title", title), d=tick, fill=fill, stroke="var(--soft)"))
     for place, estimate in enumerate(found):
         if estimate is not None:
             marks += _interval(estimate, place, 6 + _ROW * place, pad, span)
@@ -52,7 +59,7 @@ def breakdown(groups: Mapping[str, Mapping[str, Estimate]], models: Sequence[str
       groups: {group: {model: estimate}}.
       models: in the order of their colours.
     """
-    width, label_width, axis = 340, 104, 18
+    width, label_width, axis = 380, 146, 18
     band, span = _ROW * len(models) + 8, width - label_width - 8
     height = band * len(groups) + axis
     marks = []
@@ -65,7 +72,8 @@ def breakdown(groups: Mapping[str, Mapping[str, Estimate]], models: Sequence[str
         n = max((estimate["n"] for estimate in estimates.values()), default=0)
         count = _mark("tspan", f"n={n:,}", opacity=0.7)
         label = name if len(name) <= 15 else name[:14] + "…"
-        marks.append(_text(Markup("{} {}").format(label, count), 0, top + band // 2))
+        whole = _mark("title", name)
+        marks.append(_text(Markup("{} {}{}").format(label, count, whole), 0, top + band // 2))
         for place, model in enumerate(models):
             if model in estimates:
                 y = top + 4 + _ROW * place

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from negclip_jax.common import statistics, storage
 from negclip_jax.common.errors import printable
@@ -17,6 +18,8 @@ from negclip_jax.common.page import charts
 
 # What names from outside may hold: control characters, marks that turn the direction of text, and
 # bytes of no encoding.
+_SECTION = re.compile(r'<h2(?: id="([^"]*)")?>(.*?)</h2>', re.DOTALL)
+_BADGE = re.compile(r'<span class="badge">.*?</span>', re.DOTALL)
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -30,8 +33,8 @@ def write_page(path: Path, template: Path, **values: Any) -> Path:
 def render(template: Path, **values: Any) -> str:
     """The page of a template file with its values.
 
-    Templates know the filters `percent` ("12.3"), `number` ("1,234") and `plural` ("2 photos"), and
-    as globals `charts`, `change_text`, `interval_text` and `ties_text`.
+    Templates know the filters `percent` ("12.3"), `number` ("1,234"), `plural` ("2 photos") and
+    `shortened`, and as globals `charts`, `change_text`, `interval_text` and `ties_text`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
@@ -43,6 +46,8 @@ def render(template: Path, **values: Any) -> str:
         "number": "{:,}".format,
         "percent": statistics.percent,
         "plural": plural,
+        "sections": sections,
+        "shortened": shortened,
     }
     environment.globals |= {
         "change_text": statistics.change_text,
@@ -51,6 +56,26 @@ def render(template: Path, **values: Any) -> str:
         "ties_text": statistics.ties_text,
     }
     return environment.get_template(template.name).render(**values)
+
+
+def sections(content: str) -> tuple[Markup, list[tuple[str, str]]]:
+    """HTML whose h2 headings all have an id, and the id and text of each, without its badges."""
+    listed: list[tuple[str, str]] = []
+
+    def named(found: re.Match[str]) -> str:
+        name = found[1] or f"section-{len(listed) + 1}"
+        listed.append((name, Markup(_BADGE.sub("", found[2])).striptags()))
+        return f'<h2 id="{name}">{found[2]}</h2>'
+
+    return Markup(_SECTION.sub(named, content)), listed
+
+
+def shortened(text: str, most: int = 28) -> str:
+    """A text of at most `most` characters with both of its ends: "IMG_2041…night_final.jpg"."""
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:

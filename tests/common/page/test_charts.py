@@ -45,6 +45,24 @@ def test_published_values_are_ticks_with_their_source():
     assert parse(markup).find(".//path/title").text == "<b>CLIP</b>: 40.0 (a & b)"
 
 
+def test_published_values_of_another_set_are_hollow():
+    published = {"model": "CLIP", "value": 0.4, "source": "a paper"}
+    for size, fill in ((None, "var(--soft)"), (1234, "none")):
+        chart = charts.intervals([estimate(0.5)], published=[published], published_of=size)
+        (tick,) = parse(chart).iter("path")
+        assert tick.get("fill") == fill and tick.get("stroke") == "var(--soft)"
+        assert ("for all 1,234 items" in tick.find("title").text) == (size is not None)
+
+
+def test_dots_at_the_ends_are_whole_and_names_clear_of_bars():
+    groups = {"a very long name of a group": {"a": estimate(0, 0, 12345), "b": estimate(1, 0)}}
+    svg = parse(charts.breakdown(groups, ["a", "b"]))
+    width, radius = float(svg.get("viewBox").split()[2]), numbers(svg, "circle", "r")[0]
+    low, high = numbers(svg, "circle", "cx")
+    label = "".join(next(svg.iter("text")).itertext()).partition("a very long name")[0]
+    assert high + radius <= width and low - radius > 5.8 * len(label)  # at 11 px a letter is 5.8
+
+
 def test_a_breakdown_has_a_line_a_group_and_a_mark_a_model():
     groups = {
         "<no>": {"a": estimate(0.2, n=1234), "b": estimate(0.9)},
@@ -52,7 +70,7 @@ def test_a_breakdown_has_a_line_a_group_and_a_mark_a_model():
     }
     markup = charts.breakdown(groups, ["a", "b"])
     svg = parse(markup)
-    texts = ["".join(node.itertext()) for node in svg.iter("text")]
+    texts = [node.text + (node.findtext("tspan") or "") for node in svg.iter("text")]
     assert "<no> n=1,234" in texts and "a very long na… n=10" in texts
     assert [node.get("fill") for node in svg.iter("circle")] == [
         "var(--m0)",

@@ -6,7 +6,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from negclip_jax.common.page.template import plural, render, write_page
+from negclip_jax.common.page import charts
+from negclip_jax.common.page.template import plural, render, sections, shortened, write_page
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,6 +53,54 @@ def test_a_page_replaces_the_former_one_whole(template, tmp_path):
     with pytest.raises(jinja2.UndefinedError):
         write_page(out, template("{{ text }}"))
     assert r"a\udcff.jpg" in out.read_text() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_sections_are_named_and_listed_without_badges():
+    content = '<h2 id="a">A <i>b</i> &amp; c <span class="badge">1 of 2</span></h2><h2>Next</h2>'
+    html, listed = sections(content)
+    assert listed == [("a", "A b & c"), ("section-2", "Next")]
+    assert html == content.replace("<h2>", '<h2 id="section-2">')
+
+
+def test_a_page_of_many_sections_has_contents_and_one_of_few_has_none(template):
+    few, many = (render(template("<h2>&lt;b&gt;</h2>" * n)) for n in (3, 4))
+    assert 'class="contents"' not in few and '<h2 id="section-3">' in few
+    assert many.count('<a href="#section-4">&lt;b&gt;</a>') == 2  # at the side and folded
+    assert '<details class="contents"><summary>' in many and 'class="listed"' in many
+
+
+def test_a_shortened_text_keeps_both_ends():
+    assert shortened("IMG_2041.jpg") == "IMG_2041.jpg"
+    text = shortened("IMG_20240102_night_in_the_city_final.jpg", 28)
+    assert text == "IMG_20240102_…city_final.jpg" and len(text) == 28
+    assert shortened("abcdef", 5) == "ab…ef" and shortened("abcdef", 4) == "a…ef"
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2 contrast of two colours."""
+    lights = []
+    for colour in (one, other):
+        digits = colour.lstrip("#")
+        digits = digits if len(digits) == 6 else "".join(2 * d for d in digits)
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        lights.append(0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_texts_and_charts_are_readable_in_both_schemes():
+    css = (ROOT / "negclip_jax" / "common" / "page" / "page.css").read_text()
+    light, dark = css.split("prefers-color-scheme: dark")
+    for part in (light, dark.partition("* {")[0]):
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]+)", part))
+        assert len(colours) == 16
+        for back in ("page", "card", "rightbg", "wrongbg", "warnbg"):
+            assert contrast(colours["ink"], colours[back]) > 7, back
+            assert contrast(colours["soft"], colours[back]) > 4.5, back
+        for place in range(charts.COLOURS):
+            assert contrast(colours[f"m{place}"], colours["card"]) > 3, place
+        assert contrast(colours["right"], colours["rightbg"]) > 4.5
+        assert contrast(colours["wrong"], colours["wrongbg"]) > 4.5
 
 
 def test_plural():

@@ -1,5 +1,9 @@
 """The page holds the photos, marks what moved and escapes whatever a file or query is called."""
 
+import re
+from pathlib import Path
+
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +35,18 @@ def test_the_first_photos_of_each_model_with_their_former_rank(folder):
         ("b <i>.jpg", 2, None),
     ]
     assert tuned[0]["score"] == pytest.approx(0.3)
+
+
+def test_long_names_keep_both_ends_and_the_page_fits(folder, tmp_path):
+    name = "IMG_20240102_" + "x" * 60 + "_final.jpg"
+    Path(folder.root, "a.jpg").rename(Path(folder.root, name))
+    found = PhotoFolder(Path(folder.root))
+    (tmp_path / "out").mkdir()
+    queries = {"a dog": page.shown(found, [0, 1, 2], SCORES, 3)}
+    path = page.write(tmp_path / "out", found, MODELS, queries, photos=3)
+    assert re.search(r'name">IMG_20240102_x+…x+_final.jpg<', path.read_text())
+    assert f'title="{name}"' in path.read_text()
+    browser.check_fit(path)
 
 
 def test_the_page_is_whole_and_escaped(folder, tmp_path):

@@ -33,6 +33,18 @@ def test_worst_losses_come_before_best_wins():
     assert page.choose({"d": ROWS["d"]}, "own", "tuned", 4) == []
 
 
+def test_masks_of_all_models_have_one_colour(monkeypatch):
+    """Two models with the same mask look the same."""
+    mask = np.zeros((10, 10))
+    mask[2:5] = 1
+    drawn = {name: [mask] for name in ("own", "middle", "tuned")}
+    look = Image.new("RGB", (60, 60), "white"), [mask > 0], drawn
+    monkeypatch.setattr(page.scoring, "look", lambda *_: look)
+    truth, first, last = page._shown(None, (0.1, 0.2), None, None)["pictures"]
+    assert first["url"] == last["url"] != truth["url"]
+    assert (first["place"], last["place"]) == (0, 2)
+
+
 def test_an_overlay_tints_the_mask_and_outlines_the_truth():
     photo = Image.new("RGB", (40, 20), (100, 100, 100))
     truth, mask = np.zeros((80, 160), bool), np.zeros((10, 10), bool)

@@ -3,6 +3,7 @@
 import json
 import re
 
+import browser
 import pytest
 from PIL import Image
 
@@ -52,7 +53,7 @@ def test_pictures_stand_side_by_side_with_their_verdicts(written, drawn):
     text = written(VQA, verdicts)
     assert text.count('<section class="prompt">') == 3
     assert "<h1>Right pictures: base 0.0 %, tuned 100.0 %</h1>" in text
-    assert text.index("<h2>Pictures</h2>") < text.index("<h2>Models</h2>")
+    assert text.index(">Pictures</h2>") < text.index(">Models</h2>")
     assert text.count('class="right"') == 6 and text.count('class="wrong"') == 6
     assert text.count(">there ✓<") == 12
     assert text.count(">absent ✓<") == text.count(">absent ✗<") == 6
@@ -67,6 +68,12 @@ def test_pictures_stand_side_by_side_with_their_verdicts(written, drawn):
         and "100.0 %" in text
         and "+100.0 [+100.0, +100.0] (6 up, 0 down)" in text
     )
+
+
+def test_the_page_fits_in_both_schemes(written, drawn):
+    out, pictures = drawn
+    written(VQA, {p: verdict(True, p.model == "tuned") for p in pictures})
+    browser.check_fit(out / scores.PAGE)
 
 
 def test_losses_come_first(written, drawn, prompts):
