@@ -59,15 +59,20 @@ _BASE = "base=, or --base of the export command"
 _OTHER_MODELS = {
     "clip_text_model": _ALONE.format("text", "CLIPModel", _BASE),
     "clip_vision_model": _ALONE.format("vision", "CLIPModel", _BASE),
-    "metaclip_2_text_model": "it holds the text tower alone; give the full MetaClip2Model",
-    "metaclip_2_vision_model": "it holds the vision tower alone; give the full MetaClip2Model",
-    "siglip2": "SigLIP 2 of flexible resolution (NaFlex) takes patches instead of pixels; those "
-    "of fixed resolution, whose model_type is 'siglip', are read",
     "blip": "BLIP has other towers",
     "clipseg": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
     "altclip": "its text tower is an XLM-RoBERTa",
-    "chinese_clip": "its text tower is a BERT",
+    **dict.fromkeys(("align", "chinese_clip", "flava"), "its text tower is a BERT"),
+    "aimv2": "its towers are gated, with a root mean square norm",
+    "groupvit": "its projections are networks with a batch norm",
+    **dict.fromkeys(("owlvit", "owlv2"), "it finds objects in a photo"),
+    "vision-text-dual-encoder": "its towers are two other models",
     "xclip": "it reads videos",
+}
+_OTHER_MODELS |= {
+    f"{family}_{tower}_model": f"it holds the {tower} tower alone; give the full {name}Model"
+    for family, name in (("metaclip_2", "MetaClip2"), ("siglip", "Siglip"), ("siglip2", "Siglip2"))
+    for tower in ("text", "vision")
 }
 
 
@@ -85,8 +90,9 @@ def read_config(directory: Path | str) -> CLIPConfig:
 
     Follows transformers: absent values have its defaults (ViT-B/32), `text_config_dict` overrides
     `text_config`, the top-level `projection_dim` rules over those of the towers. A `model_type` of
-    "metaclip_2" is a CLIP whose end token is a token, whatever its id; SigLIP 2 of fixed resolution
-    has SigLIP's architecture and `model_type`.
+    "metaclip_2" is a CLIP whose end token is a token, whatever its id. SigLIP 2 of fixed resolution
+    has SigLIP's architecture and `model_type`; of flexible resolution (NaFlex, "siglip2"), which
+    takes patches instead of pixels, the text tower alone is read: `vision` is None.
 
     Raises:
       CheckpointError: no such file, bad JSON, another architecture, a value of the wrong type.
@@ -94,7 +100,7 @@ def read_config(directory: Path | str) -> CLIPConfig:
     path = Path(directory) / "config.json"
     raw = read_json(path)
     kind = raw.get("model_type", "clip")
-    if kind not in (*CLIP_TYPES, "siglip"):
+    if kind not in (*CLIP_TYPES, "siglip", "siglip2"):
         reason = _OTHER_MODELS.get(str(kind), "it has another architecture")
         raise CheckpointError(f"{path}: model_type is {kind!r}, not 'clip': {reason}")
     sections = []
@@ -106,8 +112,8 @@ def read_config(directory: Path | str) -> CLIPConfig:
             raise CheckpointError(f"{path}: {name} is {sections[-1]!r}, not an object")
     text, vision = sections
     with errors_of(path):
-        if kind == "siglip":
-            return _siglip_config(text, vision)
+        if kind in ("siglip", "siglip2"):
+            return _siglip_config(text, vision, is_read=kind == "siglip")
         return CLIPConfig(
             text=text_config(text, "text_config.", legacy=kind == "clip"),
             vision=vision_config(vision, "vision_config."),
@@ -115,7 +121,7 @@ def read_config(directory: Path | str) -> CLIPConfig:
         )
 
 
-def _siglip_config(text: dict[str, Any], vision: dict[str, Any]) -> SigLIPConfig:
+def _siglip_config(text: dict[str, Any], vision: dict[str, Any], *, is_read: bool) -> SigLIPConfig:
     if not vision.get("vision_use_head", True) or vision.get("num_channels", 3) != 3:
         raise ValueError("vision_config must have vision_use_head true and num_channels 3")
     of_text = fields(text, _SIGLIP_TEXT_KEYS, "text_config.", SigLIPTextConfig())
@@ -123,9 +129,10 @@ def _siglip_config(text: dict[str, Any], vision: dict[str, Any]) -> SigLIPConfig
     tower = SigLIPTextConfig(**of_text)
     # What older versions of transformers do not write: the text tower's own width.
     projection = text.get("projection_size") or tower.width
-    return SigLIPConfig(
+    config = SigLIPConfig(
         text=tower, vision=SigLIPVisionConfig(**of_vision), projection_dim=projection
     )
+    return config if is_read else dataclasses.replace(config, vision=None)
 
 
 def text_config(section: dict[str, Any], where: str = "", *, legacy: bool = True) -> TextConfig:
@@ -271,6 +278,7 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
 def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
     """Preprocessing of a base directory; the family's own where it has none or there is no base."""
     size = config.vision.image_size if config.vision else 224
+    base = base if config.vision else None  # the tower's own library prepares its images
     own = Preprocessor(size=size, resize=size)
     if isinstance(config, SigLIPConfig):
         own = dataclasses.replace(own, mean=SIGLIP_MEAN, std=SIGLIP_STD, squash=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,44 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherVision:
+    """What a checkpoint says and holds of a vision tower that is not read.
+
+    Attributes:
+      described: content of its open_clip_config.json; None where transformers wrote it, whose
+        config.json lies in the model's base.
+      tensors: under the library's names, all of which begin with `prefix`.
+    """
+
+    described: Mapping[str, Any] | None = None
+    tensors: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str:
+        """What the library's names of a vision tower begin with."""
+        return "vision_model." if self.described is None else "visual."
+
+    @property
+    def file(self) -> str:
+        """Name of the file in a run's base/ that keeps the tensors."""
+        kind = "other" if self.described is None else "open_clip"
+        return f"{kind}_vision.safetensors"
+
+    def with_tensors(self, stored: Mapping[str, StoredTensor], where: Path) -> "OtherVision":
+        """The same with those of a file, if it holds any.
+
+        Raises CheckpointError where neither does.
+        """
+        of_vision = {name: t for name, t in stored.items() if name.startswith(self.prefix)}
+        if not (of_vision or self.tensors):
+            raise CheckpointError(
+                f"{where} holds the text half of a model alone: give the whole model, or base= "
+                "(--base of the export command), a checkpoint that holds its vision tower"
+            )
+        return OtherVision(self.described, of_vision or self.tensors)
 
 
 def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], advice: str) -> str:

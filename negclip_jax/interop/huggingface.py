@@ -15,6 +15,7 @@ as a random encoder without an error. Both kinds are read, and written is the pr
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,15 @@ from flax import traverse_util
 from negclip_jax.interop import config as configs
 from negclip_jax.interop import parameters, writing
 from negclip_jax.interop.config import read_config, write_config
-from negclip_jax.interop.files import CheckpointError, StoredTensor, find_weights, read_json
+from negclip_jax.interop.files import (
+    CheckpointError,
+    OtherVision,
+    StoredTensor,
+    find_weights,
+    read_json,
+)
 from negclip_jax.interop.parameters import CONV, LINEAR, Key, encoder_blocks, linear, norm
-from negclip_jax.interop.tensors import open_weights
+from negclip_jax.interop.tensors import FLOAT_TYPES, open_weights
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig
 
@@ -146,14 +153,23 @@ def load_params(
       CheckpointError: unreadable files, or tensors that are missing, unknown, of the wrong shape
         or type, or hold NaN or infinity: all of them in one message.
     """
+    stored = _without_buffers(open_weights(Path(directory)) if stored is None else stored)
+    others = () if config.vision else OtherVision().prefix
     return parameters.read_params(
-        _without_buffers(open_weights(Path(directory)) if stored is None else stored),
-        SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS,
+        {name: tensor for name, tensor in stored.items() if not name.startswith(others)},
+        keys_of(config),
         config,
         where=directory,
         authority="config.json",
         advice=_LOAD_ADVICE,
     )
+
+
+def keys_of(config: CLIPConfig) -> tuple[Key, ...]:
+    """The tensors of a whole model, without those of a vision tower that is not read."""
+    keys = SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
+    others = () if config.vision else OtherVision().prefix
+    return tuple(key for key in keys if not key.name.startswith(others))
 
 
 def _without_buffers(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -277,6 +293,8 @@ def write(stage: Path, export: writing.Export) -> None:
     float32 weights, and the tokenizer of a text tower, or the preprocessor of a vision tower, taken
     from the base.
 
+    A vision tower that is not read (SigLIP 2 NaFlex) is written as it was, in its own type.
+
     Above `export.shard_bytes`, shards with an index are written. Refused are a base of another
     shape and an unknown architecture; see `writing.saver`.
     """
@@ -285,8 +303,18 @@ def write(stage: Path, export: writing.Export) -> None:
         raise CheckpointError(f"architecture {export.architecture!r} is not one of {known}")
     beside = _beside_tower if export.architecture in ARCHITECTURES else _beside_whole
     places, take, dtypes = beside(stage, export)
-    sizes = {name: slot.size for name, slot in places.items()}
-    writing.write_weights(stage, sizes, dtypes, take, export.shard_bytes)
+    sizes, other, kept = {name: slot.size for name, slot in places.items()}, export.other_vision, {}
+    if other is not None and other.described is None:
+        kept = dict(other.tensors)
+    for name, tensor in kept.items():
+        sizes[name] = math.prod(tensor.shape)
+        is_float = tensor.dtype in FLOAT_TYPES.values()
+        dtypes[name] = tensor.dtype if is_float else str(tensor.read().dtype)
+
+    def fetch(name: str) -> np.ndarray:
+        return kept[name].read() if name in kept else take(name)
+
+    writing.write_weights(stage, sizes, dtypes, fetch, export.shard_bytes)
 
 
 save = writing.saver(write)
@@ -294,12 +322,13 @@ save = writing.saver(write)
 
 def _beside_whole(stage: Path, export: writing.Export) -> tuple[dict, Callable, dict[str, str]]:
     """Writes what stands beside a whole model's weights; they as slots, getter and types."""
-    config, base = export.config, export.base
-    configs.require_words(config)
+    config, base, other = export.config, export.base, export.other_vision
+    is_kept = other is not None and other.described is None  # whose words are those of the base
+    if base is None or not is_kept:
+        configs.require_words(config)
     if base is not None and read_config(base) != config:
         raise CheckpointError(f"{base}/config.json does not describe the model to be saved")
-    keys = SIGLIP_KEYS if isinstance(config, SigLIPConfig) else KEYS
-    places, take = parameters.export_tensors(export.params, config, keys)
+    places, take = parameters.export_tensors(export.params, config, keys_of(config))
     dtypes = dict.fromkeys(places, export.dtype or "float32")
     if export.dtype is None and base is not None and find_weights(base):
         stored = _without_buffers(open_weights(base))
@@ -320,7 +349,7 @@ def _beside_tower(stage: Path, export: writing.Export) -> tuple[dict, Callable, 
     config, base, dtype = export.config, export.base, export.dtype or "float32"
     tower, projected = ARCHITECTURES[export.architecture]
     described = config  # by a text tower alone the vision tower need not be known
-    if tower is TEXT and config.vision is None:
+    if tower is TEXT and config.vision is None and not isinstance(config, SigLIPConfig):
         described = dataclasses.replace(config, vision=VisionConfig())
     parameters.require_clip(described, export.architecture)
     section = configs.config_dict(described, dtype)[f"{tower.name}_config"]

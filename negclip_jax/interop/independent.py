@@ -21,6 +21,7 @@ from negclip_jax.models.transformer import ACTIVATIONS
 Features = tuple[np.ndarray, ...]
 # Of transformers, by the model_type of config.json.
 CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
+CLASSES |= {"siglip2": "Siglip2Model"}
 _ALONE = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pt")
 _OPENAI_WIDTHS = (768, 1024)  # vision towers of OpenAI's, of whose code heads of 64 are right
 # transformers' names, part by part, to OpenAI's, which open_clip has too.
@@ -101,7 +102,8 @@ def _of_transformers(torch: Any, folder: Path, nchw: Any, tokens: Any, architect
         out = model(tokens if "Text" in architecture else nchw)
         names = ("text_embeds", "image_embeds", "pooler_output")
         return next(out[key] for key in names if key in out), name
-    found = model.get_image_features(nchw), model.get_text_features(tokens)
+    images = () if nchw is None else (model.get_image_features(nchw),)
+    found = *images, model.get_text_features(tokens)
     return *(getattr(x, "pooler_output", x) for x in found), name
 
 

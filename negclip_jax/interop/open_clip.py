@@ -32,15 +32,13 @@ from negclip_jax.interop.config import (
     typed,
     write_config,
 )
-from negclip_jax.interop.files import CheckpointError, StoredTensor, read_json
+from negclip_jax.interop.files import CheckpointError, OtherVision, StoredTensor, read_json
 from negclip_jax.interop.parameters import Key, export_tensors, linear, require_clip
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig, SigLIPTextConfig
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Of a run whose model has a vision tower of another library: its tensors, in the run's base/.
-OTHER_VISION = "open_clip_vision.safetensors"
 
 # What is read, with open_clip's defaults (CLIPTextCfg, CLIPVisionCfg).
 _TOWER = {"mlp_ratio": 4.0, "norm_kwargs": None, "act_kwargs": None, "layers": 12}
@@ -71,39 +69,13 @@ _PIPELINE = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest
 _CLIP_VOCABULARY, _XLM_V = 49408, (901629, "facebook/xlm-v-base")
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherVision:
-    """What a checkpoint of open_clip says and holds of a vision tower that is not read.
+def other_vision(folder: Path) -> OtherVision:
+    """What a folder's configuration says, which may be one of open_clip's own by name.
 
-    Attributes:
-      described: content of its open_clip_config.json.
-      tensors: under open_clip's names, all of which begin with `visual.`.
+    Those (`model_configs/NAME.json`) are what a folder's configuration has as `model_cfg`.
     """
-
-    described: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def beside(cls, file: Path) -> "OtherVision":
-        """What the configuration beside a file says, which may be one of open_clip's own by name.
-
-        Those (`model_configs/NAME.json`) are what a folder's configuration has as `model_cfg`.
-        """
-        raw = read_json(file.parent / CONFIG)
-        return cls(raw if "model_cfg" in raw else {"model_cfg": raw, "preprocess_cfg": {}})
-
-    def with_tensors(self, stored: Mapping[str, StoredTensor], where: Path) -> "OtherVision":
-        """The same with those of a file, if it holds any.
-
-        Raises CheckpointError where neither does.
-        """
-        visual = {name: tensor for name, tensor in stored.items() if name.startswith("visual.")}
-        if not (visual or self.tensors):
-            raise CheckpointError(
-                f"{where} holds the text half of a model alone: give the whole model, or base= "
-                "(--base of the export command), a checkpoint that holds its vision tower"
-            )
-        return OtherVision(self.described, visual or self.tensors)
+    raw = read_json(folder / CONFIG)
+    return OtherVision(raw if "model_cfg" in raw else {"model_cfg": raw, "preprocess_cfg": {}})
 
 
 def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor, dict[str, Any]]:
@@ -360,6 +332,11 @@ def write(stage: Path, export: writing.Export) -> None:
     model that open_clip cannot express is refused.
     """
     config, dtype, other = export.config, export.dtype or "float32", export.other_vision
+    if other is not None and other.described is None:
+        raise CheckpointError(
+            "the model has a vision tower of transformers, kept as it stood in its file: write it "
+            "with --layout=huggingface"
+        )
     custom_text = export.architecture == "CustomTextCLIP"
     if other is None:
         images = export.preprocessor or preprocessor_of(export.base, config)

@@ -233,7 +233,8 @@ def require_clip(config: clip.CLIPConfig, layout: str) -> None:
     if config.vision is None:
         raise CheckpointError(
             f"{layout} holds whole models, and the vision tower of this one is another library's, "
-            "kept as it stood in its file: write it with --layout=open_clip"
+            "kept as it stood in its file: write it with --layout=open_clip, or in the layout that "
+            "it came in"
         )
     if isinstance(config, SigLIPConfig):
         raise CheckpointError(

@@ -29,12 +29,13 @@ from negclip_jax.interop.config import (
 from negclip_jax.interop.files import (
     WEIGHT_FILES,
     CheckpointError,
+    OtherVision,
     StoredTensor,
     find_weights,
     read_json,
     resolve,
 )
-from negclip_jax.interop.tensors import open_file
+from negclip_jax.interop.tensors import open_file, open_weights
 from negclip_jax.interop.writing import copy_file, copy_non_weights, write_file
 from negclip_jax.models.clip import CLIPConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -82,7 +83,7 @@ class CheckpointInfo:
     base: Path | None = None
     step: int | None = None
     tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    other_vision: open_clip.OtherVision | None = None
+    other_vision: OtherVision | None = None
     uses_base: bool = False
 
     @property
@@ -110,7 +111,8 @@ class CheckpointInfo:
 
 def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -> CheckpointInfo:
     """What a directory in Hugging Face's layout says about its model."""
-    named = [directory / f"{kind}_config.json" for kind in ("processor", "preprocessor")]
+    kinds = ("processor", "preprocessor") if config.vision else ()
+    named = [directory / f"{kind}_config.json" for kind in kinds]
     own = "SigLIP's own" if isinstance(config, SigLIPConfig) else "CLIP's own"
     return CheckpointInfo(
         path=directory,
@@ -122,6 +124,7 @@ def of_directory(directory: Path, config: CLIPConfig, layout: str, label: str) -
         preprocessor=preprocessor_of(directory, config),
         preprocessor_source=str(next((path for path in named if path.is_file()), own)),
         base=directory,
+        other_vision=None if config.vision else OtherVision(),
     )
 
 
@@ -201,9 +204,10 @@ def read_any(
         return _agreed(_read_file(file, name, activation, base), activation)
     directory = tower or place
     config = huggingface.read_config(directory)
-    params = huggingface.load_params(directory, config)
+    stored = open_weights(directory)
+    params = huggingface.load_params(directory, config, stored)
     info = of_directory(directory, config, "huggingface", name)
-    return _agreed((config, params, info), activation)
+    return _agreed((config, params, _with_vision(info, stored, directory)), activation)
 
 
 def is_workdir(path: str | Path) -> bool:
@@ -255,35 +259,45 @@ def copy_base(name: str | Path, folder: Path) -> None:
     """
     place = resolve(name)
     file = _lone_file(place)
-    described = file and _described(file, str(name))
-    if described is None:
-        copy_non_weights(place, folder)  # of transformers
-        return
-    config, info = described
-    if info.layout != "open_clip" or info.base is not None:
+    info = file and _described(file, str(name))
+    if info is None:  # of transformers
+        copy_non_weights(place, folder)
+        if not (folder / "config.json").is_file():
+            return
+        info = of_directory(folder, huggingface.read_config(folder), "huggingface", str(name))
+    elif info.layout != "open_clip" or info.base is not None:
         copy_non_weights(info.base or place, folder)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    copy_file(place, open_clip.CONFIG, folder / open_clip.CONFIG)
-    if info.tokenizer is not None:
-        copy_tokenizer(info.tokenizer, folder)
-    if config.vision is None:
-        other = info.other_vision.with_tensors(open_file(file)[0], file)
-        tensors = {name: tensor.read() for name, tensor in other.tensors.items()}
-        write_file(folder / open_clip.OTHER_VISION, tensors)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        copy_file(place, open_clip.CONFIG, folder / open_clip.CONFIG)
+        if info.tokenizer is not None:
+            copy_tokenizer(info.tokenizer, folder)
+    if info.config.vision is None:
+        other = _with_vision(info, open_file(file)[0] if file else open_weights(place), place)
+        tensors = {name: tensor.read() for name, tensor in other.other_vision.tensors.items()}
+        write_file(folder / other.other_vision.file, tensors)
 
 
 def read_base(folder: Path, label: str = "") -> tuple[CLIPConfig, CheckpointInfo]:
     """Model and origin by the files that `copy_base` left in a run."""
-    if not (folder / open_clip.CONFIG).is_file():
-        config = huggingface.read_config(folder)
-        return config, of_directory(folder, config, "huggingface", label)
-    file = folder / open_clip.OTHER_VISION
-    config, info = _described(file, label)
-    if config.vision is None:
-        other = info.other_vision.with_tensors(open_file(file)[0], file)
-        info = dataclasses.replace(info, other_vision=other)
-    return config, info
+    if (folder / open_clip.CONFIG).is_file():
+        info = _described(folder / open_clip.WEIGHTS[0], label)
+    else:
+        info = of_directory(folder, huggingface.read_config(folder), "huggingface", label)
+    if info.other_vision is not None:
+        file = folder / info.other_vision.file
+        info = _with_vision(info, open_file(file)[0], file)
+    return info.config, info
+
+
+def _with_vision(
+    info: CheckpointInfo, stored: Mapping[str, StoredTensor], where: Path
+) -> CheckpointInfo:
+    """The same with what a file holds of a vision tower that is not read."""
+    if info.other_vision is None:
+        return info
+    other = info.other_vision.with_tensors(stored, where)
+    return dataclasses.replace(info, other_vision=other)
 
 
 def _of_tower(info: CheckpointInfo, config: CLIPConfig, name: str, source: str) -> CheckpointInfo:
@@ -346,14 +360,14 @@ def _read_file(
     described = None if held else _described(file, label)
     if len(held) == 2 and (file.parent / "config.json").is_file():
         config = huggingface.read_config(file.parent)
-        described = config, of_directory(file.parent, config, "huggingface", label)
+        described = of_directory(file.parent, config, "huggingface", label)
     authority = "its configuration" if described else "the model"
     if described is None and base is not None:
         config, params, info = read_any(base, activation=activation)
         if len(held) == 1:
             params = huggingface.merge_stored(file, held[0], stored, config, params)
             return config, params, _of_tower(info, config, label, info.activation_source)
-        described = config, dataclasses.replace(info, path=file, label=label, uses_base=True)
+        described = dataclasses.replace(info, path=file, label=label, uses_base=True)
         authority = str(base)
     elif described is None and held:
         what = "a whole CLIP" if len(held) == 2 else f"the {held[0].name} tower of a CLIP"
@@ -364,9 +378,8 @@ def _read_file(
             "tokenizer of its repository beside it and give the folder; or give base= (--base of "
             f"the export command), a checkpoint of the same architecture{beside}"
         )
-    config, info = described or _undescribed(file, label, stored, origin, activation)
-    if config.vision is None:
-        info = dataclasses.replace(info, other_vision=info.other_vision.with_tensors(stored, file))
+    info = described or _undescribed(file, label, stored, origin, activation)
+    info, config = _with_vision(info, stored, file), info.config
     if held:
         return config, huggingface.load_params(file, config, stored), info
     # Reads OpenAI's names as well, which open_clip kept.
@@ -392,7 +405,7 @@ def _require_a_clip_alone(file: Path, names: list[str]) -> None:
         )
 
 
-def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | None:
+def _described(file: Path, label: str) -> CheckpointInfo | None:
     """Model and origin by a configuration beside the file, or None where there is none."""
     folder = file.parent
     described, config_json = folder / open_clip.CONFIG, folder / "config.json"
@@ -407,7 +420,7 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
                 other = huggingface.read_config(folder)
                 if open_clip.agree(other, config):
                     config, base = other, folder
-        return config, CheckpointInfo(
+        return CheckpointInfo(
             path=file,
             label=label,
             layout="open_clip",
@@ -418,11 +431,11 @@ def _described(file: Path, label: str) -> tuple[CLIPConfig, CheckpointInfo] | No
             preprocessor_source=str(described),
             base=base,
             tokenizer_keys=tokenizer_keys,
-            other_vision=None if config.vision else open_clip.OtherVision.beside(file),
+            other_vision=None if config.vision else open_clip.other_vision(folder),
         )
     if is_clip:
         config = huggingface.read_config(folder)
-        return config, dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
+        return dataclasses.replace(of_directory(folder, config, "openai", label), path=file)
     return None
 
 
@@ -432,7 +445,7 @@ def _undescribed(
     stored: Mapping[str, StoredTensor],
     origin: str,
     activation: str | None,
-) -> tuple[CLIPConfig, CheckpointInfo]:
+) -> CheckpointInfo:
     """Model and origin of a file that stands alone, by the rules of the code that wrote it."""
     custom = open_clip.has_custom_text(stored)
     names = {name.removeprefix("text."): tensor for name, tensor in stored.items()}
@@ -454,7 +467,7 @@ def _undescribed(
             text=dataclasses.replace(config.text, hidden_act=activation or named),
             vision=dataclasses.replace(config.vision, hidden_act=activation or named),
         )
-    return config, CheckpointInfo(
+    return CheckpointInfo(
         path=file,
         label=label,
         layout="openai" if is_openai and not custom else "open_clip",

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.interop.files import CheckpointError
+from negclip_jax.interop.files import CheckpointError, OtherVision
 from negclip_jax.models.clip import CLIPConfig
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -54,8 +54,8 @@ class Export:
       preprocessor: of a model without a base, or instead of the base's.
       dtype: of the weights; None for the layout's own rule.
       tokenizer_keys: what a configuration of open_clip says of the tokenizer.
-      other_vision: of a model whose vision tower is not read, what its file holds of it
-        (`open_clip.OtherVision`), for open_clip's layout.
+      other_vision: of a model whose vision tower is not read, what its file holds of it, for the
+        layout of the library that wrote it.
       architecture: class to write it as, where the layout has several.
       shard_bytes: greatest size of one weight file of Hugging Face's.
     """
@@ -67,7 +67,7 @@ class Export:
     preprocessor: Preprocessor | None = None
     dtype: str | None = None
     tokenizer_keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    other_vision: Any = None
+    other_vision: OtherVision | None = None
     architecture: str = ""
     shard_bytes: int = SHARD_BYTES
 

@@ -71,7 +71,7 @@ def test_reads_what_transformers_reads(case, tmp_path):
 
 
 REFUSED = {
-    "siglip": ({"model_type": "siglip2"}, "model_type is 'siglip2', not 'clip': SigLIP 2 of fle"),
+    "align": ({"model_type": "align"}, "'align', not 'clip': its text tower is a BERT"),
     "text tower alone": ({"model_type": "clip_text_model"}, "the text tower alone; give a full"),
     "unheard of": ({"model_type": "bert"}, "'bert', not 'clip': it has another architecture"),
     "no name": ({"model_type": ["clip"]}, "another architecture"),

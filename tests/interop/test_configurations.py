@@ -15,6 +15,7 @@ import torch
 import transformers
 from interop import libraries, tiny
 from safetensors.torch import save_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import load_tokenizer
@@ -314,21 +315,112 @@ def test_metaclip_2_of_transformers(case, tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
+# Of transformers, the towers' keys each with a value other than its default.
+KEYS = {
+    "vocab_size": 90, "hidden_size": 20, "intermediate_size": 50, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "max_position_embeddings": 9, "hidden_act": "gelu",
+    "layer_norm_eps": 0.01, "attention_dropout": 0.5, "initializer_range": 0.5,
+    "initializer_factor": 2.0, "pad_token_id": 5, "bos_token_id": 5, "eos_token_id": 7,
+    "projection_dim": 9, "projection_size": 9, "image_size": 8, "patch_size": 8, "num_channels": 1,
+    "vision_use_head": False, "num_patches": 4,
+}  # fmt: skip
+READ = ("CLIP", "MetaClip2", "Siglip", "Siglip2")
+HF_CASES = [
+    (kind, section, key)
+    for kind in READ
+    for section in ("Text", "Vision")
+    for key in [*getattr(transformers, f"{kind}{section}Config").__annotations__, "is_causal"]
+    if key not in ("model_type", "base_config_key")
+    and (kind, section) != ("MetaClip2", "Vision")  # which is CLIP's
+]
+
+
+@pytest.mark.parametrize(("kind", "section", "key"), HF_CASES)
+def test_no_key_of_transformers_changes_numbers_in_silence(kind, section, key, tmp_path):
+    """Every key that its classes declare, one at a time: read as it does, or refused by name."""
+    is_siglip = "iglip" in kind
+    text, vision = dict(tiny.SIGLIP_TEXT if is_siglip else tiny.TEXT), dict(tiny.VISION)
+    common = {} if is_siglip else {"projection_dim": 24}
+    if kind == "Siglip2":
+        del vision["image_size"]
+    (text if section == "Text" else vision)[key] = KEYS.get(key, False)
+    if (section, key) == ("Vision", "hidden_size") and is_siglip:
+        text["projection_size"] = KEYS[key]  # one without the other makes no model
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=common | text, vision_config=common | vision, **common
+    )
+    config.save_pretrained(tmp_path)
+    try:
+        ours = huggingface.read_config(tmp_path)
+    except CheckpointError as error:
+        assert key in str(error) or key == "projection_size"
+        assert "\n" not in str(error)
+        return
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    ids = captions(7, ours.text.vocab_size - 1)[:, : ours.text.context_length]
+    with torch.no_grad():
+        texts = model.get_text_features(torch.tensor(ids)).pooler_output.numpy()
+    ours, params, info = read_any(tmp_path)
+    assert tiny.difference(tiny.our_texts(ours, params, ids), texts) < 1e-5
+    assert (ours.vision is None) == (info.other_vision is not None) == (kind == "Siglip2")
+    if section == "Vision" and ours.vision is not None:
+        size = ours.vision.image_size
+        pixels = np.random.default_rng(1).standard_normal((2, size, size, 3)).astype(np.float32)
+        with torch.no_grad():
+            images = model.get_image_features(torch.tensor(pixels).permute(0, 3, 1, 2))
+        found = tiny.our_images(ours, params, pixels)
+        assert tiny.difference(found, images.pooler_output.numpy()) < 1e-5
+
+
 FAMILY = {
-    "AltCLIPConfig": "its text tower is an XLM-RoBERTa",
-    "ChineseCLIPConfig": "its text tower is a BERT",
-    "XCLIPConfig": "it reads videos",
-    "CLIPSegConfig": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
-    "Siglip2Config": "takes patches instead of pixels",
-    "CLIPTextConfig": "it holds the text tower alone; give a full CLIPModel",
-    "CLIPVisionConfig": "it holds the vision tower alone; give a full CLIPModel",
-    "MetaClip2TextConfig": "it holds the text tower alone; give the full MetaClip2Model",
-    "MetaClip2VisionConfig": "it holds the vision tower alone; give the full MetaClip2Model",
+    "align": "its text tower is a BERT",
+    "altclip": "its text tower is an XLM-RoBERTa",
+    "chinese_clip": "its text tower is a BERT",
+    "xclip": "it reads videos",
+    "clipseg": "CLIPSeg is a decoder around CLIP; give the CLIPModel inside it",
+    "groupvit": "its projections are networks with a batch norm",
+    "owlvit": "it finds objects in a photo",
+    "owlv2": "it finds objects in a photo",
+    "aimv2": "its towers are gated, with a root mean square norm",
+    "flava": "its text tower is a BERT",
+    "vision-text-dual-encoder": "its towers are two other models",
+    "blip": "BLIP has other towers",
+    "clip_text_model": "it holds the text tower alone; give a full CLIPModel",
+    "clip_vision_model": "it holds the vision tower alone; give a full CLIPModel",
+    "metaclip_2_text_model": "it holds the text tower alone; give the full MetaClip2Model",
+    "metaclip_2_vision_model": "it holds the vision tower alone; give the full MetaClip2Model",
+    "siglip_text_model": "it holds the text tower alone; give the full SiglipModel",
+    "siglip_vision_model": "it holds the vision tower alone; give the full SiglipModel",
+    "siglip2_text_model": "it holds the text tower alone; give the full Siglip2Model",
+    "siglip2_vision_model": "it holds the vision tower alone; give the full Siglip2Model",
 }
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_rest_of_transformers_family_is_refused(name, tmp_path):
-    getattr(transformers, name)().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=FAMILY[name]):
+    transformers.AutoConfig.for_model(name, **OWN.get(name, {})).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=FAMILY[name]) as caught:
         huggingface.read_config(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# What has no defaults.
+OWN = {
+    "vision-text-dual-encoder": {
+        "text_config": {"model_type": "bert"}, "vision_config": {"model_type": "vit"}
+    },
+}  # fmt: skip
+
+
+def test_no_other_model_type_of_transformers_is_read(tmp_path):
+    """Nor one that is spelled like a known one: what is not on the list has a reason."""
+    kinds = {*CONFIG_MAPPING_NAMES, "CLIP", "clip ", "siglip3", "metaclip"}
+    for kind in kinds - {"clip", "metaclip_2", "siglip", "siglip2"}:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(CheckpointError, match="not 'clip': "):
+            huggingface.read_config(tmp_path)

@@ -106,7 +106,7 @@ def test_a_run_keeps_what_an_export_needs(saved, tmp_path):
     readers.copy_base(folder, tmp_path / "base")
     config, info = readers.read_base(tmp_path / "base", "a run")
     assert config == readers.read_any(folder)[0] and info.tokenizer == tmp_path / "base"
-    kept = load_file(tmp_path / "base" / open_clip.OTHER_VISION)
+    kept = load_file(tmp_path / "base" / info.other_vision.file)
     expected = {n: t for n, t in load_file(folder / open_clip.WEIGHTS[0]).items() if "visual" in n}
     assert set(kept) == set(expected) == set(info.other_vision.tensors)
     assert all(torch.equal(kept[n], t) for n, t in expected.items())

@@ -144,7 +144,10 @@ REFUSED = {
     "projection": ({"text_config": {"projection_size": 9}}, "projects to 9, but features of the"),
     "section": ({"text_config": "big"}, "text_config is 'big', not an object"),
     "type": ({"text_config": {"hidden_size": "x"}}, "text_config.hidden_size is 'x', which is"),
-    "NaFlex": ({"model_type": "siglip2"}, "flexible resolution"),
+    "NaFlex": (
+        {"model_type": "siglip2", "vision_config": {"hidden_size": 60}},
+        "projects to 768, but features of the vision tower have 60 numbers",
+    ),
 }
 
 
