@@ -119,7 +119,11 @@ def _what_is_computed(config: ConfigDict) -> None:
     train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
     # Of the choice of each statement between an image of which it is true and one of which it is
     # false: more learnt of the same texts. For a frozen vision tower, whose features are cached.
+    # None: as much as the run's own photos ask for, `image_features.image_choice_weight`.
+    train.image_choice_weight = placeholder(float)
     train.image_choice_weight = 0.0
+    # Its factor on cosines is at most this one, that of the other terms is the model's.
+    train.image_choice_scale_max = placeholder(float)
     train.foil_weight = 1.0  # of the choice between an image's true texts and its own false ones
     # Against forgetting, for original captions: of the squared distance of their features from the
     # base's, and of the divergence from its softmax over the batch. 3 or 2 held retrieval to one

@@ -48,6 +48,7 @@ _RANGES = {
     "train.anchor_weight": NOT_NEGATIVE,
     "train.distill_weight": NOT_NEGATIVE,
     "train.image_choice_weight": NOT_NEGATIVE,
+    "train.image_choice_scale_max": POSITIVE,
     "train.ema_decay": SHARE,
     "optim.lr": NOT_NEGATIVE,
     "optim.end_lr": NOT_NEGATIVE,
@@ -81,7 +82,7 @@ ADDED_KEYS |= {"runtime.unroll_blocks": False, "runtime.deterministic": False}
 ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
 ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
-ADDED_KEYS |= {"data.features": None}
+ADDED_KEYS |= {"data.features": None, "train.image_choice_scale_max": None}
 ADDED_KEYS |= {"optim.lora_rank": None, "optim.lora_alpha": None}
 ADDED_KEYS |= {"optim.lora_matrices": ["text/blocks/.*"]}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}

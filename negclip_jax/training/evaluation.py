@@ -4,7 +4,7 @@ The loop knows one itself, the loss on validation pairs; `launch.py` hands it th
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import SupportsFloat
 
 import jax
@@ -17,7 +17,6 @@ from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import sharding
-from negclip_jax.training.image_features import image_choice_probe
 from negclip_jax.training.objectives import TIE
 from negclip_jax.training.step import Objective, affirmative
 
@@ -46,9 +45,10 @@ class ValidationLoss:
     allow, `image_features.image_choice_probe`, is the same at each evaluation.
     """
 
-    def __init__(self, loader: PairLoader, objective: Objective, mesh: Mesh):
-        self._loader, self._mesh = loader, mesh
-        self._probe = image_choice_probe(loader)
+    def __init__(
+        self, loader: PairLoader, objective: Objective, mesh: Mesh, probe: float | None = None
+    ):
+        self._loader, self._mesh, self._probe = loader, mesh, probe
 
         def score(params: dict, batch: dict) -> tuple[dict, dict, tuple]:
             features = objective.features(params, batch)
@@ -117,16 +117,21 @@ class MixedValidation:
 
 
 def validation_of(
-    loaders: Mapping[str, PairLoader],
+    sources: Iterable[str],
+    loaders: Iterable[PairLoader],
+    probes: Iterable[float | None],
     objective: Objective,
     mesh: Mesh,
     shares: Mapping[str, SupportsFloat],
 ) -> Evaluator | None:
     """The validation of a run; None where nothing is held out.
 
-    `loaders`: by source, "" where there is one that has no name; `shares`: of those with names.
+    Args:
+      sources: names, "" where there is one that has none; with `loaders` and `probes` in order.
+      shares: of those with names.
     """
-    losses = {name: ValidationLoss(x, objective, mesh) for name, x in loaders.items()}
+    held_out = zip(sources, loaders, probes, strict=True)
+    losses = {name: ValidationLoss(x, objective, mesh, probe) for name, x, probe in held_out}
     return MixedValidation(losses, shares) if losses and shares else losses.get("")
 
 

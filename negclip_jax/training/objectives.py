@@ -198,6 +198,7 @@ def image_choice_loss(
     counts_BxM: Array,
     logit_scale: Array,
     mask_B: Array,
+    scale_max: float | None = None,
 ) -> tuple[Array, Array]:
     """Each text chooses between its image and one of which it has the other truth.
 
@@ -212,6 +213,8 @@ def image_choice_loss(
       counts_BxM: False where there is no other image.
       logit_scale: scalar, natural logarithm of the factor on cosine similarities.
       mask_B: False for padding rows.
+      scale_max: upper bound of that factor, here. Two images are soon told apart by a large one:
+        then only those are learnt from that are decided wrongly.
 
     Returns:
       The loss, and the share of texts that score higher on the right image, ties counting half;
@@ -223,6 +226,8 @@ def image_choice_loss(
     lead_BxM *= truth_BxM
     counts_BxM &= (truth_BxM != 0) & mask_B[:, None]
     scale = jnp.exp(logit_scale.astype(jnp.float32))
+    if scale_max is not None:
+        scale = jnp.minimum(scale, scale_max)
     choice_BxM = jnp.where(counts_BxM, jax.nn.softplus(-scale * lead_BxM), 0)
     loss_B = choice_BxM.sum(axis=1) / jnp.maximum(counts_BxM.sum(axis=1), 1)
     # A tie is told with the tolerance of the other accuracies.

@@ -47,7 +47,8 @@ from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
 _REPEATED = ("eval", "checkpoint", "log")  # sections with a key `every`
-_OF_OBJECTIVE = ("microbatches", "logit_block_mib", "foil_weight", "image_choice_weight")
+_OF_OBJECTIVE = ("microbatches", "logit_block_mib", "foil_weight", "image_choice_scale_max")
+_OF_STEP = ("logit_scale_max", "ema_decay")
 
 
 @dataclasses.dataclass
@@ -138,10 +139,8 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     units = StepUnits(train.batch_size, loader.steps_per_epoch)
     units = dataclasses.replace(units, total_steps=units.steps(train.total, "train.total"))
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
-    options = {key: train[key] for key in _OF_OBJECTIVE}
+    options = {k: train[k] for k in _OF_OBJECTIVE} | {"mesh": mesh, "name": loss, **keeping}
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
-    options |= {"mesh": mesh, "name": loss, "sources": tuple(shares), **keeping}
-    objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
     section = config.optim.to_dict() | {"freeze": freeze}
     alpha = section.pop("lora_alpha")
     abstract, trainable, schedule, tx = _optimizer(abstract, units, **section)
@@ -162,10 +161,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     if keeping["is_frozen"]:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
     loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
-    loaders = image_features.show_opposites(loaders, train.image_choice_weight)
+    loaders, probes, weight = image_features.show_opposites(loaders, train.image_choice_weight)
     loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **keeping)
-    of_step = {key: train[key] for key in ("logit_scale_max", "ema_decay")}
-    step = make_train_step(objective, tx, schedule=schedule, **of_step)
+    options |= {"sources": tuple(shares), "image_choice_weight": weight}
+    objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
+    step = make_train_step(objective, tx, schedule=schedule, **{k: train[k] for k in _OF_STEP})
     train_step = CompiledStep(step, state, frozen, mesh, unroll=config.runtime.unroll_blocks)
     # Compiled now, for a batch of the right shapes: what does not fit fails before the first step.
     blank = loader.blank_batch(int(state.step), sharding.local_rows(mesh, loader.batch_size))
@@ -182,7 +182,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         step_flops=StepFlops.of(model_config, trainable),
         state=state,
         frozen=frozen,
-        validation=validation_of(dict(zip(held_out, others, strict=True)), objective, mesh, shares),
+        validation=validation_of(held_out, others, probes, objective, mesh, shares),
         dtype=dtype,
         context=EvalContext(graphdef, mesh, preprocess, tokenizer),
     )

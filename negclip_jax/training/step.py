@@ -144,7 +144,8 @@ class Objective:
       foil_weight: see `objectives.contrastive_loss`.
       anchor_weight, distill_weight: of `objectives.anchor_loss` and `distillation_loss`, for the
         original captions among the texts; with a weight batches hold `base_text`.
-      image_choice_weight: of `objectives.image_choice_loss`, for batches that hold `opposite`.
+      image_choice_weight, image_choice_scale_max: of `objectives.image_choice_loss`, for batches
+        that hold `opposite`.
       name: key of `objectives.OBJECTIVES`.
       sources: names of those that batches come from, where these hold `source`.
     """
@@ -159,6 +160,7 @@ class Objective:
     anchor_weight: float = 0.0
     distill_weight: float = 0.0
     image_choice_weight: float = 0.0
+    image_choice_scale_max: float | None = None
     name: str = "contrastive"
     sources: tuple[str, ...] = ()
 
@@ -216,6 +218,7 @@ class Objective:
                 batch["has_opposite"],
                 params["logit_scale"],
                 batch.get("mask", jnp.ones(len(image_BxD), bool)),
+                self.image_choice_scale_max,
             )
             loss += self.image_choice_weight * term
         if self.anchor_weight or self.distill_weight:

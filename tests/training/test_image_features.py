@@ -242,6 +242,13 @@ def test_tars_are_read_in_their_own_order_and_give_the_features_of_the_folder(
     use_cache((config, params, one_thread), tmp_path / "folder")  # the same photos
 
 
+@dataclasses.dataclass
+class Loader:
+    examples: SimpleNamespace
+    cached: CachedFeatures
+    shows_opposites: bool = False
+
+
 def test_what_the_image_side_allows(tmp_path, tiny_vocabulary, caplog):
     """Of one object features tell, of another they do not; a third is on too few photos."""
     rng = np.random.default_rng(0)
@@ -265,14 +272,12 @@ def test_what_the_image_side_allows(tmp_path, tiny_vocabulary, caplog):
         truncated="drop",
     ).compared_among(np.flatnonzero(is_held))
 
-    def probe(features, unreadable=None, *, shows_opposites=True):
+    def loader(features, unreadable=None):
         unreadable = np.zeros(count, bool) if unreadable is None else unreadable
-        loader = SimpleNamespace(
-            examples=SimpleNamespace(statements=known),
-            cached=CachedFeatures(features, unreadable),
-            shows_opposites=shows_opposites,
-        )
-        return image_features.image_choice_probe(loader)
+        return Loader(SimpleNamespace(statements=known), CachedFeatures(features, unreadable))
+
+    def probe(*args):
+        return image_features.image_choice_probe(loader(*args))
 
     caplog.set_level(logging.INFO)
     found = probe(features)
@@ -289,4 +294,12 @@ def test_what_the_image_side_allows(tmp_path, tiny_vocabulary, caplog):
     assert 0.65 < probe(broken, np.arange(count) % 7 == 0) < 0.8
     is_dog = there["dog"] & ~is_held
     assert probe(features, is_dog) is not None and probe(features, ~is_held) is None
-    assert probe(features, shows_opposites=False) is None
+    # The weight that a configuration leaves open follows from it.
+    loaders = [loader(features), loader(features), loader(features, ~is_held)]
+    shown, probes, weight = image_features.show_opposites(loaders, None)
+    assert probes == [found, None] and weight == round(9 - 8 * found, 1) > 2.5
+    assert f"image_choice_weight is {weight} by what the images allow" in caplog.text
+    assert all(x.shows_opposites for x in shown)
+    assert image_features.show_opposites(loaders, 0.5)[1:] == ([found, None], 0.5)
+    assert image_features.show_opposites(loaders, 0.0) == (loaders, [None, None], 0.0)
+    assert image_features.show_opposites(loaders[:1], None)[2] == 1.0

@@ -370,6 +370,10 @@ def test_each_text_chooses_between_two_images(features):
     loss, accuracy = image_choice_loss(*arrays, jnp.float32(LOG_SCALE), keep)
     np.testing.assert_allclose(loss, total / keep.sum(), rtol=1e-5)
     np.testing.assert_allclose(accuracy, np.mean(points), rtol=1e-6)
+    softer = image_choice_loss(*arrays, jnp.float32(LOG_SCALE), keep, np.exp(LOG_SCALE) / 2)
+    bounded = image_choice_loss(*arrays, jnp.float32(LOG_SCALE - np.log(2)), keep, 1e3)
+    np.testing.assert_allclose(softer, bounded, rtol=1e-6)
+    assert abs(softer[0] - loss) > 1e-3 and softer[1] == accuracy
     same = np.broadcast_to(features["image"][:, None], others.shape)
     loss, accuracy = image_choice_loss(*arrays[:2], same, *arrays[3:], jnp.float32(3.0), keep)
     assert accuracy == 0.5, "two images that are alike share the point"

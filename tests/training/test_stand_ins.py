@@ -94,7 +94,7 @@ def config(make_config, rows, tiny_pairs, tmp_path_factory):
         "data.caption_mode": "mix",
         "train.objective": "truth",
         "train.anchor_weight": 1.0,
-        "train.image_choice_weight": 1.0,
+        "train.image_choice_weight": None,  # of no probes: 1
         "train.total": "8 steps",
         "optim.lr": 1e-3,
         "optim.eps": 1e-3,  # large, so that updates are smooth in the gradient
