@@ -46,13 +46,15 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
     from evals import interpolate, models, report, runner
     from evals.images import DataRoots, photos_at
     from evals.results import Results, table_text
+    from negclip_jax.data.feature_files import open_features
     from negclip_jax.runtime.timing import human_seconds
     from negclip_jax.runtime.workdir import environment
 
     if is_main:
         command_line.require_writable(args.out)
     registry.add_files(args.benchmark_file)
-    roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)))
+    args.features = open_features(args.features) if args.features else None
+    roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)), features=args.features)
     loaded = runner.load_problems(
         args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
     )
@@ -108,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--benchmark-file",
         "--data",
         "--images",
+        "--features",
         "--out",
         "--allow-subset",
         "--overwrite",

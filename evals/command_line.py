@@ -30,6 +30,11 @@ _FLAGS: dict[str, dict[str, Any]] = {
     ),
     "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
     "--images": dict(action="append", default=[], metavar="PHOTOS", help=_PHOTOS),
+    "--features": dict(
+        metavar="FILE",
+        help="of the images, that another library computed: a file, folder or pattern of what "
+        "negclip_jax.interop.image_features writes; no photo is then opened",
+    ),
     "--out": dict(required=True, type=Path, metavar="DIR", help="folder to write into"),
     "--allow-subset": dict(action="store_true", help="score the items whose photos are there"),
     "--overwrite": dict(action="store_true", help="replace results of other models in --out"),
@@ -148,8 +153,11 @@ def embedding_cache(args: argparse.Namespace) -> Path:
 
 
 def load_models(sources: Sequence[str], args: argparse.Namespace) -> "list[Model]":
-    """The models of [NAME=]PATH sources, by --dtype, --crop, --tokenizer and --activation."""
+    """The models of [NAME=]PATH sources, by --dtype, --crop, --tokenizer and --activation.
+
+    A command that has --features has read them into `args.features`.
+    """
     from evals import models
 
-    names = ("dtype", "crop", "tokenizer", "activation")
-    return models.load_all(sources, **{name: getattr(args, name) for name in names})
+    names = ("dtype", "crop", "tokenizer", "activation", "features")
+    return models.load_all(sources, **{name: vars(args)[name] for name in names if name in args})

@@ -18,7 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,12 +27,14 @@ from evals.scoring import mean_directions
 from negclip_jax.common.decoding import ImageError, opened, read_file
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES, name_key
+from negclip_jax.data.feature_files import ImageFeatures
 from negclip_jax.data.images import ImageRef, ImageSource, decode
 from negclip_jax.data.shard_images import ShardImages
 from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 
 __all__ = ["DataRoots", "FileMissing", "ImageRef", "ProblemImages"]
 
+_T = TypeVar("_T")
 # Folders whose name does not say which data set a photo is of, and the least of one that does.
 _ANY_FOLDER = {"photos", "photo", "pictures", "images", "image", "imgs", "img", "jpegimages"}
 _ANY_FOLDER |= {"data", "datasets", "frames", "train", "val", "test", "validation", "training"}
@@ -72,11 +74,13 @@ class DataRoots(ImageSource):
       data: searched for annotation files, in this order: an earlier folder wins.
       images: more folders of photos, searched before `data`, and as strings shards, searched last.
       unreadable: photos, as a benchmark calls them, that count as missing although they are there.
+      features: of the photos, which then need not be there: those without a feature are missing.
     """
 
     data: tuple[Path, ...]
     images: tuple[Path | str, ...] = ()
     unreadable: frozenset[str] = frozenset()
+    features: ImageFeatures | None = None
 
     def __post_init__(self):
         for folder in self._folders:
@@ -149,6 +153,8 @@ class DataRoots(ImageSource):
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that are not there, each once and in order."""
         distinct = dict.fromkeys(paths)
+        if self.features is not None:
+            return [p for p in distinct if self.feature_of(p) is None]
         absent = [p for p in distinct if not _TFDS.fullmatch(p) and self._found(p) is None]
         gone = set(absent)
         elsewhere = [p for p in absent if _key(PurePosixPath(p).name) in self._photos]
@@ -160,6 +166,37 @@ class DataRoots(ImageSource):
                 *(f"{len(elsewhere):,}", other, elsewhere[0]),
             )
         return [p for p in distinct if p in self.unreadable or p in gone]
+
+    @property
+    def where(self) -> str:
+        """Where photos are looked for, for messages."""
+        return f"in {self.features.path}" if self.features else "below the data folders"
+
+    @property
+    def given(self) -> tuple[ImageFeatures, Callable[[str], str | None]] | None:
+        """What `embeddings.encoder.Encoder` takes in place of photos."""
+        return (self.features, self.feature_of) if self.features else None
+
+    def feature_of(self, path: str) -> str | None:
+        """The name that `features` have for a photo: its own, or one found as photos in shards are.
+
+        None where it has no feature that can be used. Raises InputError where several agree equally
+        and differ.
+        """
+        if path in self._feature_names:
+            return self._feature_names[path]
+        found = [path] if self.features.usable(path) else []
+        if not found:
+            named = self._by_key.get(_key(PurePosixPath(path.replace("\\", "/")).name), [])
+            found = [n for n in _best(named, PurePosixPath, path) if self.features.usable(n)]
+        rows = self.features.features[self.features.rows(found)]
+        if len(found) > 1 and (rows != rows[0]).any():
+            raise InputError(
+                f"{path} may be {found[0]} or {found[1]} in {self.features.path}, which differ: "
+                "give the features of the right photos alone"
+            )
+        self._feature_names[path] = found[0] if found else None
+        return self._feature_names[path]
 
     def size(self, path: str) -> tuple[int, int]:
         """Width and height of a photo, from its header."""
@@ -221,13 +258,8 @@ class DataRoots(ImageSource):
         """As `resolve`, in shards too."""
         if (file := self.resolve(path)) is not None or not self._in_shards:
             return file
-        wanted = PurePosixPath(path.replace("\\", "/"))
-        found = self._in_shards.get(_key(wanted.name), [])
-        if not _COCO.fullmatch(name_key(wanted.name)):
-            above = wanted.parent
-            found = [p for p in found if not _is_of_another_folder("", p.called.parent, above)]
-        best = max((_agreement(p.called, wanted) for p in found), default=0)
-        found = [p for p in found if _agreement(p.called, wanted) == best]
+        named = self._in_shards.get(_key(PurePosixPath(path.replace("\\", "/")).name), [])
+        found = _best(named, lambda photo: photo.called, path)
         content = [p.source.read(p.name) for p in found] if len(found) > 1 else []
         different = [p for p, read in zip(found, content, strict=False) if read != content[0]]
         if different:
@@ -236,6 +268,18 @@ class DataRoots(ImageSource):
                 "shards of the right photos alone"
             )
         return found[0] if found else None
+
+    @functools.cached_property
+    def _feature_names(self) -> dict[str, str | None]:
+        return {}  # what `feature_of` found before
+
+    @functools.cached_property
+    def _by_key(self) -> dict[str, list[str]]:
+        """Names that have features by the name that benchmarks may call them."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for name in self.features.names:
+            names[_key(PurePosixPath(name).name)].append(name)
+        return dict(names)
 
     @functools.cached_property
     def _folders(self) -> tuple[Path, ...]:
@@ -355,6 +399,18 @@ def _key(name: str) -> str:
     name = name_key(name)
     coco = _COCO.fullmatch(name)
     return coco[1] if coco else name
+
+
+def _best(found: Sequence[_T], called: Callable[[_T], PurePosixPath], path: str) -> list[_T]:
+    """Of photos of one name those whose folders agree most with `path`, none of another data set.
+
+    `called`: how a user calls a photo.
+    """
+    wanted = PurePosixPath(path.replace("\\", "/"))
+    if not _COCO.fullmatch(name_key(wanted.name)):
+        found = [p for p in found if not _is_of_another_folder("", called(p).parent, wanted.parent)]
+    best = max((_agreement(called(p), wanted) for p in found), default=0)
+    return [p for p in found if _agreement(called(p), wanted) == best]
 
 
 def _is_of_another_folder(root: str, folder: Path, wanted: PurePosixPath) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from negclip_jax.common.arguments import split_name
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.feature_files import ImageFeatures
 from negclip_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocessor
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.encoder import TOWERS, fingerprint
@@ -27,6 +28,7 @@ _PRECISION = {
     "float32": "float32 weights and arithmetic",
     "bfloat16": "bfloat16 arithmetic on float32 weights",
 }
+_HUB_ID = re.compile(r"(?!timm/)[\w.-]+/[\w.-]+")
 _OPENAI = re.compile(r"openai/clip-vit-|openai/clip\b", re.IGNORECASE)
 
 
@@ -41,6 +43,7 @@ class Model:
       tokenizer: texts to ids.
       dtype: of the computation, "float32" or "bfloat16".
       facts: what its numbers depend on, {name: words}.
+      features: of its images, where a file has them.
     """
 
     name: str
@@ -50,12 +53,14 @@ class Model:
     tokenizer: Tokenizer
     dtype: str
     facts: dict[str, str]
+    features: ImageFeatures | None = None
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of all that an "image" and a "text" embedding depend on but the item itself."""
         model = (self.config, self.params, self.dtype, self.preprocess)
-        return {kind: fingerprint(kind, *model) for kind in TOWERS}
+        given = {"image": self.features.digest} if self.features else {}
+        return {kind: given.get(kind) or fingerprint(kind, *model) for kind in TOWERS}
 
 
 def load(
@@ -65,6 +70,7 @@ def load(
     crop: str = "openai",
     tokenizer: str | None = None,
     activation: str | None = None,
+    features: ImageFeatures | None = None,
 ) -> Model:
     """Loads what `--model` names.
 
@@ -74,6 +80,7 @@ def load(
       dtype: of the computation.
       crop: centre-crop convention, see `negclip_jax.data.images`.
       tokenizer, activation: for a model that does not bring or say its own.
+      features: of the images, in place of the model's own vision tower, if it has one.
 
     Raises InputError for what cannot be read and for combinations known to be wrong.
     """
@@ -102,16 +109,20 @@ def load(
         else f"shortest side to {preprocess.resize} px by {filtered} {preprocess.resample}, centre "
         f"crop of {size} px ({preprocess.crop} rounding)"
     )
+    if features is not None:
+        _check_features(features, config, info)
     facts = {
         "weights": f"{info.label} ({info.layout})",
         "training": _training(info),
         "activation": f"{info.activation} ({info.activation_source})",
         "pooling": f"state at {info.pooling}",
-        "preprocessing": f"{pixels}, {colours}; from {info.preprocessor_source}",
+        "preprocessing": f"{pixels}, {colours}; from {info.preprocessor_source}"
+        if features is None
+        else f"image features of {features.model or 'a model without a name'} in {features.path}",
         "precision": _PRECISION[dtype],
     }
     kept = {key: value for key, value in facts.items() if value}
-    return Model(name, config, params, preprocess, loaded, dtype, kept)
+    return Model(name, config, params, preprocess, loaded, dtype, kept, features)
 
 
 def load_all(texts: list[str], **arguments: Any) -> list[Model]:
@@ -164,6 +175,24 @@ def check_arithmetic(config: CLIPConfig, info: CheckpointInfo, preprocess: Prepr
         raise InputError(
             f"{info.label}: the model reads images of {config.vision.image_size} pixels and "
             f"{info.preprocessor_source} makes {preprocess.size}: correct its size"
+        )
+
+
+def _check_features(features: ImageFeatures, config: CLIPConfig, info: CheckpointInfo) -> None:
+    """Raises InputError for features that cannot be the model's, by width or by the run's base."""
+    features.require_width(config.projection_dim)
+    written = info.path / "config.json"
+    if info.layout != "workdir" or not written.is_file():
+        return
+    run = read_json(written)
+    base = str(run.get("model", {}).get("checkpoint", ""))
+    if run.get("data", {}).get("features") or features.model.rstrip("/") == base.rstrip("/"):
+        return  # which of them the run was trained on, its log has said
+    # Names of published models; those of folders, and copies of others' weights, tell nothing.
+    if all(_HUB_ID.fullmatch(name.rstrip("/")) for name in (features.model, base)):
+        raise InputError(
+            f"{features.path} holds features of the model {features.model}, and {info.label} was "
+            f"trained from {base}: they must be the same model's"
         )
 
 

@@ -78,6 +78,7 @@ def load_available(
     allow_subset: bool,
     items: tuple[str, str] = ("items", "items"),
     skip_subsets: bool = False,
+    where: str = "below the data folders",
 ) -> dict[str, Any]:
     """What is scored, from several published files: everything wrong comes in one message.
 
@@ -89,6 +90,7 @@ def load_available(
       allow_subset: score the items whose photos are there where others are not.
       items: what they are called in the plural, and in "FILE holds no ...".
       skip_subsets: whether AVAILABLE leaves out a set that lacks photos, or complains of it.
+      where: photos were looked for.
 
     Raises InputError with one line for each set that cannot be scored.
     """
@@ -111,11 +113,11 @@ def load_available(
             complaint = f"{title}: {found.file} holds no {items[1]}"
             if found.missing and not found.scored:
                 listed = first(found.missing)
-                complaint = f"{title}: none of its photos is below the data folders: {listed}"
+                complaint = f"{title}: none of its photos is {where}: {listed}"
             elif found.missing:
                 complaint = (
-                    f"{title}: {len(found.missing):,} photos are not below the data folders, so "
-                    f"that {found.total - found.scored:,} of {found.total:,} {items[0]} cannot be "
+                    f"{title}: {len(found.missing):,} photos are not {where}, so that "
+                    f"{found.total - found.scored:,} of {found.total:,} {items[0]} cannot be "
                     f"scored: {first(found.missing)}. Add them, or give --allow-subset to score "
                     "the others, marked as a subset"
                 )

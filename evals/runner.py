@@ -44,7 +44,8 @@ def load_problems(
         return {name: problem}
 
     try:
-        loaded = load_available(names, registry.BENCHMARKS, load, allow_subset=allow_subset)
+        options = {"allow_subset": allow_subset, "where": roots.where}
+        loaded = load_available(names, registry.BENCHMARKS, load, **options)
     finally:
         if missing and out is not None and sharding.is_main_process():
             out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def run(
     for model in models:
         with contextlib.closing(encoder_of(model, loaded, roots, cache=cache)) as encoder:
             towers = (encoder.images, encoder.texts)
-            left = [f"{t.pending:,} of {t.distinct:,} {t.inputs.name}" for t in towers]
+            left = [f"{t.pending:,} of {t.distinct:,} {t.name}" for t in towers]
             logging.info("%s: %s to encode", model.name, " and ".join(left))
             if encoder.truncated:
                 logging.warning(
@@ -116,6 +117,8 @@ def scored(
     try:
         return problem, problem.score(*encoder.features(problem.images, problem.texts))
     except InputError as error:
+        if roots.features is not None:  # no photo is at fault
+            raise
         unreadable = {}
         for ref in encoder.unusable_images(problem.images):
             try:
@@ -145,4 +148,4 @@ def encoder_of(model: Model, loaded: Loaded, roots: DataRoots, **options: Any) -
     """An encoder of all images and texts of the benchmarks, in the order of need."""
     images = [ref for _, problem in loaded.values() for ref in problem.images]
     texts = [text for _, problem in loaded.values() for text in problem.texts]
-    return Encoder(model, images, texts, roots, **options)
+    return Encoder(model, images, texts, roots, given=roots.given, **options)

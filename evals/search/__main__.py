@@ -7,7 +7,7 @@ Prints the first photos with their cosines and writes report.html, a page that s
 side, and results.json into --out. Embeddings are kept there and found again by the content of a
 photo and the weights, so that the next search encodes what is new. Photos are looked for at any
 depth, hidden folders aside; what cannot be read is listed and left out, and links that lead out of
-the folder are not followed.
+the folder are not followed. With --features=FILE no photo is encoded, and none need be there.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from evals.search import ranking
     from evals.search.folder import photos_of
     from negclip_jax.common import storage
+    from negclip_jax.data.feature_files import open_features
     from negclip_jax.runtime.timing import human_seconds
 
     started = time.monotonic()
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             f"{path} is not of a search and would be replaced: give another --out"
         ) from None
-    folder = photos_of(args.images)
+    args.features = open_features(args.features) if args.features else None
+    folder = photos_of(args.images, args.features)
     cache = command_line.embedding_cache(args)
     sources = [args.base] if args.base else []
     if args.base:
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", action="append", required=True, metavar="[NAME=]PATH", help=help_)
     add("--base", help=argparse.SUPPRESS)  # what the first of two --model was called before
     help_ = "folder of photos, or wds:TARS, parquet:FILES, arrayrecord:FILES"
-    add("--images", required=True, metavar="PHOTOS", help=help_)
+    add("--images", metavar="PHOTOS", help=help_)
     add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")
     add(
         "--out",
@@ -122,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write into; default: %(default)s",
     )
-    shared = ("--cache", "--dtype", "--crop", "--activation", "--tokenizer")
+    shared = ("--features", "--cache", "--dtype", "--crop", "--activation", "--tokenizer")
     command_line.add_shared(parser, *shared)
     return parser
 

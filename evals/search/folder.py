@@ -1,21 +1,17 @@
-"""All photos below a folder or in shards, as the encoder takes them."""
+"""All photos below a folder, in shards or with features, as the encoder takes them."""
 
 import os
 import urllib.parse
 from pathlib import Path
 
 from evals.images import ImageRef
-from negclip_jax.common.decoding import ImageError, opened
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.thumbnails import file_thumbnail
 from negclip_jax.common.photos import PHOTO_SUFFIXES
-from negclip_jax.data.images import ImageDirectory, ImageSource
-from negclip_jax.data.records import unsafe_name
+from negclip_jax.data.feature_files import ImageFeatures
+from negclip_jax.data.images import ImageDirectory, ImageSource, photos_below
 from negclip_jax.data.shard_images import ShardImages
 from negclip_jax.data.sources import is_folder, open_images
-
-# Photos in formats that are not read, which are named rather than passed over.
-_NOT_READ = {".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 
 
 class PhotoFolder(ImageDirectory):
@@ -27,14 +23,15 @@ class PhotoFolder(ImageDirectory):
         the folder above all. Linked folders are not entered.
     """
 
+    given = None
+
     def __init__(self, root: Path):
         """Lists the folder; no photo is opened. Raises InputError where there is none in it."""
         if not root.is_dir():
             what = "is not a folder" if root.exists() else "does not exist"
             raise InputError(f"--images={root} {what}: give a folder with photos")
         super().__init__(root)
-        self.skipped: dict[str, str] = {}
-        names = sorted(name for name in self._walk() if self._is_inside(name))
+        names, self.skipped = photos_below(root)
         self.refs = [ImageRef(name) for name in names]
         if not names:
             more = ""
@@ -59,35 +56,11 @@ class PhotoFolder(ImageDirectory):
         """Changes whenever the photo's file does."""
         return [os.path.abspath(self.root), *super().identity(path)]
 
-    def _walk(self) -> list[str]:
-        names = []
-        for folder, folders, files in os.walk(self.root):
-            here = Path(folder).relative_to(self.root)
-            for name in [f for f in folders if (Path(folder) / f).is_symlink()]:
-                self.skipped[(here / name).as_posix()] = "a link to a folder is not followed"
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            for file in (f for f in files if not f.startswith(".")):
-                name, suffix = (here / file).as_posix(), Path(file).suffix.lower()
-                if suffix in PHOTO_SUFFIXES or (not suffix and _is_photo(Path(folder, file))):
-                    names.append(name)
-                elif suffix in _NOT_READ:
-                    self.skipped[name] = f"photos of the type {suffix} are not read"
-        return names
-
-    def _is_inside(self, name: str) -> bool:
-        real, root = os.path.realpath(os.path.join(self.root, name)), os.path.realpath(self.root)
-        reason = unsafe_name(name) or ""
-        if os.path.commonpath((real, root)) != root:
-            reason = "a link leads out of the folder"
-        elif not os.path.isfile(real):
-            reason = "it is no file"
-        if reason:
-            self.skipped[name] = reason
-        return not reason
-
 
 class PhotoShards(ImageSource):
     """Photos in tars, Parquet or ArrayRecord, see `data.sources`; as `PhotoFolder`."""
+
+    given = None
 
     def __init__(self, spec: str):
         """Lists the shards; no photo is opened. Raises InputError where there is none."""
@@ -108,15 +81,35 @@ class PhotoShards(ImageSource):
         return file_thumbnail(self._source.read(ref.path)), ""
 
 
-def photos_of(spec: str) -> PhotoFolder | PhotoShards:
-    """What `--images` names. Raises InputError."""
-    return PhotoFolder(Path(spec)) if is_folder(spec) else PhotoShards(spec)
+class FeatureList(ImageSource):
+    """Photos of which another library computed features; as `PhotoFolder`.
+
+    Attributes:
+      given: what `embeddings.encoder.Encoder` takes in place of photos.
+    """
+
+    def __init__(self, features: ImageFeatures, photos: PhotoFolder | PhotoShards | None):
+        """`photos` are those to rank; None: all that have features, and none of them is shown."""
+        self.root, self._photos = photos.root if photos else features.path, photos
+        self.refs = photos.refs if photos else [ImageRef(name) for name in features.names]
+        self.skipped = dict(photos.skipped) if photos else {}
+        self.given = (features, lambda name: name if features.usable(name) else None)
+        source = photos or features
+        self.open, self.read, self.missing = source.open, source.read, source.missing
+        self.identity = source.identity
+
+    def shown(self, ref: ImageRef, out: Path) -> tuple[str, str]:
+        """As that of the photos, if there are any."""
+        return self._photos.shown(ref, out) if self._photos else ("", "")
 
 
-def _is_photo(path: Path) -> bool:
-    """Whether a file without a suffix is one by its first bytes."""
-    try:
-        with opened(path):
-            return not path.is_symlink()
-    except ImageError:
-        return False
+def photos_of(
+    spec: str | None, features: ImageFeatures | None = None
+) -> PhotoFolder | PhotoShards | FeatureList:
+    """What `--images` names, with the features of `--features`. Raises InputError."""
+    if spec is None and features is None:
+        raise InputError("give --images=PHOTOS, or --features=FILE of photos that are elsewhere")
+    photos = None
+    if spec is not None:
+        photos = PhotoFolder(Path(spec)) if is_folder(spec) else PhotoShards(spec)
+    return photos if features is None else FeatureList(features, photos)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evals.models import Model
-from evals.search.folder import PhotoFolder, PhotoShards
+from evals.search.folder import FeatureList, PhotoFolder, PhotoShards
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import write_page
 from negclip_jax.embeddings.encoder import Encoder
@@ -22,7 +22,7 @@ PAGE = "report.html"
 
 def rank(
     models: Sequence[Model],
-    folder: PhotoFolder | PhotoShards,
+    folder: PhotoFolder | PhotoShards | FeatureList,
     queries: Sequence[str],
     *,
     cache: Path,
@@ -36,7 +36,7 @@ def rank(
     found = []
     for model in models:
         with contextlib.closing(
-            Encoder(model, folder.refs, queries, folder, cache=cache)
+            Encoder(model, folder.refs, queries, folder, cache=cache, given=folder.given)
         ) as encoder:
             pending = encoder.images.pending
             logging.info("%s: %s of %s photos to encode", model.name, pending, len(folder.refs))
@@ -61,7 +61,7 @@ def rank(
 
 
 def shown(
-    folder: PhotoFolder | PhotoShards,
+    folder: PhotoFolder | PhotoShards | FeatureList,
     kept: Sequence[int],
     scores: Mapping[str, np.ndarray],
     top: int,
@@ -91,7 +91,7 @@ def shown(
 
 def write(
     out: Path,
-    folder: PhotoFolder | PhotoShards,
+    folder: PhotoFolder | PhotoShards | FeatureList,
     models: Mapping[str, Mapping[str, Any]],
     queries: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     *,

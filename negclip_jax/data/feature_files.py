@@ -91,6 +91,14 @@ class ImageFeatures(ImageSource):
         """Whether an image has a feature that can be used."""
         return name in self._row and not self.unusable[self._row[name]]
 
+    def require_width(self, width: int) -> None:
+        """Raises InputError where texts, of `width` numbers, are of another model."""
+        if (found := self.features.shape[1]) != width:
+            raise InputError(
+                f"{self.path} holds features of {found} numbers, and the model's texts have "
+                f"{width}: they are of another model{f', {self.model}' if self.model else ''}"
+            )
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that have no feature, each once and in order."""
         return [name for name in dict.fromkeys(names) if name not in self._row]

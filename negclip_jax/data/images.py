@@ -26,13 +26,15 @@ import cykooz_resizer
 import numpy as np
 from PIL import Image
 
-from negclip_jax.common.decoding import ImageError, decode, read_file, to_rgb, upright
-from negclip_jax.common.photos import find_file
+from negclip_jax.common.decoding import ImageError, decode, opened, read_file, to_rgb, upright
+from negclip_jax.common.photos import PHOTO_SUFFIXES, find_file
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.records import unsafe_name
 
 RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CROPS = ("openai", "transformers")
+# Photos in formats that are not read, which are named rather than passed over.
+_NOT_READ = {".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 LARGEST_SIDE = 2**13  # pixels; a checkpoint's file may name any number
 
 # A longer side than this is never made: 22 MB at 224 pixels, where a 1x5000 image would need
@@ -286,6 +288,46 @@ class ImageDirectory(ImageSource):
         if reason:
             raise ImageError(f"The image name {name!r} {reason}: refused.")
         return name
+
+
+def photos_below(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Names of the photos at any depth below a folder, sorted; hidden files and folders left out.
+
+    Returns as well names that look like photos and are not read, with the reason: links that lead
+    out of the folder above all. Linked folders are not entered. No photo is opened, unless its name
+    has no suffix.
+    """
+    names, skipped, real_root = list[str](), dict[str, str](), os.path.realpath(root)
+    for folder, folders, files in os.walk(root):
+        here = Path(folder).relative_to(root)
+        for name in [f for f in folders if (Path(folder) / f).is_symlink()]:
+            skipped[(here / name).as_posix()] = "a link to a folder is not followed"
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for file in (f for f in files if not f.startswith(".")):
+            name, suffix = (here / file).as_posix(), Path(file).suffix.lower()
+            if suffix in PHOTO_SUFFIXES or (not suffix and _is_photo(Path(folder, file))):
+                real = os.path.realpath(os.path.join(root, name))
+                reason = unsafe_name(name) or ""
+                if os.path.commonpath((real, real_root)) != real_root:
+                    reason = "a link leads out of the folder"
+                elif not os.path.isfile(real):
+                    reason = "it is no file"
+                if reason:
+                    skipped[name] = reason
+                else:
+                    names.append(name)
+            elif suffix in _NOT_READ:
+                skipped[name] = f"photos of the type {suffix} are not read"
+    return sorted(names), skipped
+
+
+def _is_photo(path: Path) -> bool:
+    """Whether a file without a suffix is one by its first bytes."""
+    try:
+        with opened(path):
+            return not path.is_symlink()
+    except ImageError:
+        return False
 
 
 def _files(folder: str) -> set[str]:

@@ -31,6 +31,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.feature_files import ImageFeatures
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
@@ -125,6 +126,7 @@ class Tower:
 
     Attributes:
       distinct: how many items differ in bytes or in token ids.
+      name: of the items, "images" or "texts".
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Tower:
             process 0 has. In a shared one an item that has no embedding is not tried again, and
             batches have one size whatever is left: what a killed run continues has the same bits.
         """
-        self.inputs, self.store, self.label = inputs, store, label
+        self.inputs, self.store, self.label, self.name = inputs, store, label, inputs.name
         config, params, dtype = model
         graphdef, _ = clip.abstract(config, dtype=dtype)
         self._encode = functools.partial(compiled(inputs.encode, graphdef, mesh), params)
@@ -192,12 +194,12 @@ class Tower:
         bad = {i: None for i, k in zip(items, keys, strict=True) if k.tobytes() in unusable}
         if bad:
             reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
-            raise InputError(f"{len(bad)} {self.inputs.name} cannot be used: {'; '.join(reasons)}")
+            raise InputError(f"{len(bad)} {self.name} cannot be used: {'; '.join(reasons)}")
         rows = self.store.rows(keys)
         zero = np.flatnonzero(~rows.any(axis=1))
         if len(zero):
             raise InputError(
-                f"{len(zero)} {self.inputs.name} cannot be used: {items[zero[0]]!r}: all of its "
+                f"{len(zero)} {self.name} cannot be used: {items[zero[0]]!r}: all of its "
                 "features are 0, which have no direction"
             )
         return l2_normalise(rows)
@@ -266,6 +268,47 @@ def _agree(store: EmbeddingStore, keys: np.ndarray, shared: bool) -> None:
         store.add([key.tobytes() for key in keys[known]], rows[known])
 
 
+class GivenImages:
+    """Images whose features a file holds, in place of a `Tower` that would compute them."""
+
+    name, pending = "images", 0
+
+    def __init__(
+        self,
+        images: Sequence[ImageRef],
+        features: ImageFeatures,
+        name_of: Callable[[str], str | None],
+    ):
+        """`name_of` a path is what the file calls the image; None where it has no feature."""
+        self.distinct, self._file, self._name_of = len(images), features, name_of
+        if not multihost.is_single_process():
+            described = {f"digest of {features.path}": features.digest}
+            multihost.require_same("image features", described)
+
+    def features(self, items: Sequence[ImageRef]) -> np.ndarray:
+        """As `Tower.features`."""
+        if bad := self.unusable(items):
+            reasons = "; ".join(list(bad.values())[:_BAD_SHOWN])
+            raise InputError(f"{len(bad)} {self.name} cannot be used: {reasons}")
+        rows = self._file.rows(self._name_of(ref.path) for ref in items)
+        return l2_normalise(self._file.features[rows])
+
+    def unusable(self, items: Sequence[ImageRef]) -> dict[ImageRef, str]:
+        """What is wrong with those that have none."""
+        found, path = {}, self._file.path
+        for ref in items:
+            if ref.box is not None:
+                found[ref] = (
+                    f"{ref.path}: {path} holds features of whole photos, not of their parts"
+                )
+            elif self._name_of(ref.path) is None:
+                found[ref] = f"{ref.path} has no feature in {path}"
+        return found
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Encoder:
     """Unit features of the images and texts of several benchmarks under one model.
 
@@ -284,6 +327,7 @@ class Encoder:
         cache: Path,
         in_memory: dict[str, EmbeddingStore] | None = None,
         mesh: Mesh | None = None,
+        given: tuple[ImageFeatures, Callable[[str], str | None]] | None = None,
     ):
         """Finds out what is left to encode; nothing is computed yet.
 
@@ -294,8 +338,13 @@ class Encoder:
           cache: folder of the stores and of the images' digests.
           in_memory: where given, stores are kept in this dict and not on disk.
           mesh: that the parameters lie on; None where they are NumPy arrays.
+          given: features of the images, see `GivenImages`, of which none is then opened.
+
+        Raises InputError where the model has no vision tower and nothing is given in its place.
         """
         params = model.params
+        if images and given is None and model.config.vision is None:
+            raise InputError(clip.NO_VISION)
         if mesh is None:
             mesh = sharding.make_mesh(data=-1, fsdp=1)
             everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
@@ -312,9 +361,12 @@ class Encoder:
             parts, label = (model.config, params, model.dtype), f"{model.name}: {inputs.name}"
             return Tower(inputs, store, parts, mesh, label=label, per_device=per_device)
 
-        distinct = list(dict.fromkeys(texts))
-        refs = Images(list(dict.fromkeys(images)), source, model.preprocess, cache)
-        self.images = tower(refs, IMAGES_PER_DEVICE)
+        distinct, refs = list(dict.fromkeys(texts)), list(dict.fromkeys(images))
+        self.images: Tower | GivenImages
+        if given is None:
+            self.images = tower(Images(refs, source, model.preprocess, cache), IMAGES_PER_DEVICE)
+        else:
+            self.images = GivenImages(refs, *given)
         self.texts = tower(Texts(distinct, model.tokenizer), TEXTS_PER_DEVICE)
         self.truncated = self.texts.inputs.truncated
 

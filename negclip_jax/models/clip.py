@@ -36,7 +36,8 @@ POOLINGS = ("argmax", "first_eos", "first", "last")
 PROJECTIONS = ("linear", "bias", "none")
 NO_VISION = (
     "the vision tower of this model is none that is read here (it is kept as it stands in the "
-    "file, for an export in the same layout): give image features that its own library computed"
+    "file, for an export in the same layout): give image features that its own library computed, "
+    "as data.features of a run or --features of a command"
 )
 
 

@@ -90,12 +90,7 @@ def check_source(source: ImageSource, checkpoint: str, *, is_frozen: bool) -> No
 
 def _of_file(source: ImageFeatures, names: Sequence[str], width: int) -> CachedFeatures:
     """Features of images out of a file; InputError where they are not as wide as the text's."""
-    found = source.features.shape[1]
-    if found != width:
-        raise InputError(
-            f"{source.path} holds features of {found} numbers, and the model's texts have {width}: "
-            f"they are of another model{f', {source.model}' if source.model else ''}"
-        )
+    source.require_width(width)
     rows = source.rows(names)
     logging.info(
         "image features of %s images come from %s, of the model %s",

@@ -1,15 +1,19 @@
 """The whole command, on tiny models: terminal, page, cache, bad input in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_shards import write_parquet, write_records
 from tiny_tars import write_photos
 
 from evals.search import __main__ as search
+from negclip_jax.data import feature_files
+from negclip_jax.pretrained import CLIP
 
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
@@ -172,3 +176,43 @@ def test_a_long_name_keeps_both_ends_in_the_terminal():
     assert "folder/xxx" in shown and "xxx0123.jpg" in shown and "…" in shown and name not in shown
     short = shown.splitlines()[-1].split()[-1]
     assert len(short) == 44
+
+
+def test_features_of_another_library_rank_as_the_photos_do(run, tiny_checkpoint, photos, tmp_path):
+    """With the photos for the page, without them, and without some of the features."""
+    model = CLIP.from_pretrained(tiny_checkpoint)
+    files = sorted((photos.data / "photos").iterdir())
+    names = [f"photos/{file.name}" for file in files]
+    features = np.array(model.encode_image(model.preprocess(files)))
+    feature_files.write(tmp_path / "f.parquet", names, features, "x")
+
+    def ranked(*flags: str) -> tuple[dict, list]:
+        shutil.rmtree(run.out, ignore_errors=True)
+        flags = ("a cat", f"--model=tuned={tiny_checkpoint}", f"--out={run.out}", *flags)
+        assert search.main([*flags]) == 0
+        found = json.loads((run.out / "results.json").read_text())
+        rows = found["queries"]["a cat"]["tuned"]
+        return {row["name"]: row["score"] for row in rows}, found
+
+    expected, _ = ranked(f"--images={photos.data}")
+    given = f"--features={tmp_path / 'f.parquet'}"
+    for flags, shown in (((given,), 0), ((given, f"--images={photos.data}"), 12)):
+        found, _ = ranked(*flags)
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert not (run.out / "embeddings" / "digests.bin").exists()
+        page = (run.out / "report.html").read_text()
+        assert page.count("data:image/jpeg;base64") == shown
+    features[3] = 0
+    feature_files.write(tmp_path / "f.parquet", names[1:], features[1:], "x")
+    found, document = ranked(given, f"--images={photos.data}")
+    assert found.keys() == expected.keys() - {names[0], names[3]}
+    assert document["skipped"].keys() == {names[0], names[3]}
+    assert "has no feature in" in document["skipped"][names[0]]
+
+
+def test_photos_or_features_have_to_be_named(tiny_checkpoint, tmp_path, capsys):
+    flags = ["a cat", f"--model={tiny_checkpoint}", f"--out={tmp_path / 'out'}"]
+    assert search.main(flags) == 1
+    assert "error: give --images=PHOTOS, or --features=FILE" in capsys.readouterr().err
+    assert search.main([*flags, f"--features={tmp_path / 'none.parquet'}"]) == 1
+    assert "there is no" in capsys.readouterr().err
