@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-long | fuzz | bench | docs | lint | format | clean
+# make setup | quickstart | demo | test | test-long | fuzz | bench | docs | lint | format | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Modules are compiled once, also where the environment says not to keep that.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help setup quickstart test test-long fuzz bench docs lint format clean
+.PHONY: help setup quickstart demo test test-long fuzz bench docs lint format clean
 
 help:
 	@echo "make setup       create $(VENV) and install"
 	@echo "make quickstart  the whole paper in small, offline, in 6 to 7 minutes -> runs/quickstart/report.html"
+	@echo "make demo        ask its models in the browser, queries and captions; runs the quickstart first where that is not done"
 	@echo "make test        install the test extra, check style, run the tests"
 	@echo "make test-long   the longest randomised and largest runs of the tests"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
@@ -34,6 +35,18 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 quickstart: setup
 	$(BIN)/python -m quickstart --out=runs/quickstart
+
+# On the quickstart's held-out photos. PORT=0 takes a free port.
+PORT ?= 8765
+demo: setup runs/quickstart/results.json
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m evals.search --serve --open --port=$(PORT) --model=base=runs/quickstart/base \
+		--model=tuned=runs/quickstart/tuned --images=runs/quickstart/world/heldout/images \
+		--out=runs/demo "a red star" "no star" "a circle but no square" "a house without a moon"
+
+runs/quickstart/results.json:
+	@echo "There is no runs/quickstart: making it, which takes 6 to 7 minutes"
+	$(MAKE) quickstart
 
 test: $(VENV)/.installed-test lint
 	$(PYTEST)

@@ -2,12 +2,16 @@
 
     python -m evals.search --model=base=openai/clip-vit-base-patch32 --model=tuned=runs/b32 \\
         --images=photos "a dog without a leash" "a street with no cars"
+    python -m evals.search --serve --model=base=openai/clip-vit-base-patch32 \\
+        --model=tuned=runs/b32 --images=photos     # the same as a page that answers at once
 
 Prints the first photos with their cosines and writes report.html, a page that shows them side by
 side, and results.json into --out. Embeddings are kept there and found again by the content of a
 photo and the weights, so that the next search encodes what is new. Photos are looked for at any
 depth, hidden folders aside; what cannot be read is listed and left out, and links that lead out of
 the folder are not followed. With --features=FILE no photo is encoded, and none need be there.
+--serve opens a page on this machine instead: type a query, drop a photo to rank captions of it, mix
+the weights of two models.
 """
 
 import argparse
@@ -46,10 +50,23 @@ def run(args: argparse.Namespace) -> None:
     from negclip_jax.runtime.timing import human_seconds
 
     started = time.monotonic()
-    if not all(query.strip() for query in args.queries):
-        raise InputError("a query is empty: say what to look for, in quotes")
     if args.top < 1:
         raise InputError(f"--top={args.top}: at least one photo has to be shown")
+    if args.base:
+        warn_renamed("--base", "the first --model")
+        args.model.insert(0, args.base)
+    if args.serve:
+        from negclip_jax.common import extras
+
+        extras.require("starlette", extra="serve", why="the live page")
+        extras.require("uvicorn", extra="serve", why="the live page")
+        from evals.search import serve
+
+        return serve.run(args)
+    if not args.queries:
+        raise InputError("there is no query: say what to look for, in quotes, or give --serve")
+    if not all(query.strip() for query in args.queries):
+        raise InputError("a query is empty: say what to look for, in quotes")
     command_line.require_writable(args.out)
     path = args.out / RESULTS
     try:
@@ -61,10 +78,7 @@ def run(args: argparse.Namespace) -> None:
     args.features = open_features(args.features) if args.features else None
     folder = photos_of(args.images, args.features)
     cache = command_line.embedding_cache(args)
-    sources = [args.base] if args.base else []
-    if args.base:
-        warn_renamed("--base", "the first --model")
-    loaded = command_line.load_models([*sources, *args.model], args)
+    loaded = command_line.load_models(args.model, args)
     queries = list(dict.fromkeys(args.queries))
     kept, scores = ranking.rank(loaded, folder, queries, cache=cache)
     found = {}
@@ -110,7 +124,8 @@ def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.search", __doc__)
     add = parser.add_argument
-    add("queries", nargs="+", metavar="TEXT", help="what to look for, each in quotes")
+    help_ = "what to look for, each in quotes; examples on the page of --serve"
+    add("queries", nargs="*", metavar="TEXT", help=help_)
     help_ = "as in python -m evals; may be repeated: later ones are compared with the first"
     add("--model", action="append", required=True, metavar="[NAME=]PATH", help=help_)
     add("--base", help=argparse.SUPPRESS)  # what the first of two --model was called before
@@ -124,6 +139,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write into; default: %(default)s",
     )
+    page = parser.add_argument_group("live page")
+    add = page.add_argument
+    add("--serve", action="store_true", help="answer on a page in the browser until Ctrl-C")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="other than loopback: seen by others; default: %(default)s",
+    )
+    add("--port", type=int, default=8765, help="0 for a free one; default: %(default)s")
+    add("--open", action="store_true", help="open the page in the browser")
     shared = ("--features", "--cache", "--dtype", "--crop", "--activation", "--tokenizer")
     command_line.add_shared(parser, *shared)
     return parser

@@ -29,9 +29,26 @@ def rank(
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """Scores the photos that can be read by their cosine with each query, under each model.
 
+    Args and errors are those of `encoded`. Returns places in `folder.refs` of the photos that were
+    scored, and by model their scores, float32 `[queries, photos]`.
+    """
+    kept, features = encoded(models, folder, queries, cache=cache)
+    return kept, {name: texts @ images.T for name, (images, texts) in features.items()}
+
+
+def encoded(
+    models: Sequence[Model],
+    folder: PhotoFolder | PhotoShards | FeatureList,
+    queries: Sequence[str],
+    *,
+    cache: Path,
+) -> tuple[list[int], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Unit features of the photos that can be read and of queries under each model.
+
     What cannot be read is added to the folder's `skipped`, what `cache` holds is not encoded again.
-    Returns places in `folder.refs` of the photos that were scored, and by model their scores,
-    float32 `[queries, photos]`. Raises InputError where no photo can be read.
+    Returns places in `folder.refs` of the photos that were encoded, and by model their features,
+    float32 `[photos, D]`, and the queries', `[queries, D]`. Raises InputError where no photo can
+    be read.
     """
     found = []
     for model in models:
@@ -53,11 +70,10 @@ def rank(
             f"--images={folder.root}: none of its {len(refs):,} photos can be read; {name}: "
             f"{reason}"
         )
-    scores = {}
+    features = {}
     for model, (encoder, texts) in zip(models, found, strict=True):
-        images, _ = encoder.features([refs[i] for i in kept], [])
-        scores[model.name] = texts @ images.T
-    return kept, scores
+        features[model.name] = encoder.features([refs[i] for i in kept], [])[0], texts
+    return kept, features
 
 
 def shown(

@@ -115,7 +115,7 @@ def test_every_template_stands_on_the_base_and_switches_no_escaping_off():
         for room in ("evals", "data_gen", "quickstart", "negclip_jax")
         for path in (ROOT / room).rglob("*.html")
     ]
-    assert len(templates) == 10
+    assert len(templates) == 11
     for path in templates:
         text = path.read_text()
         if path.parent != ROOT / "negclip_jax" / "common" / "page":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from negclip_jax.common.page.thumbnails import file_thumbnail, jpeg_url, thumbnail
+from negclip_jax.common.page.thumbnails import file_jpeg, file_thumbnail, jpeg_url, thumbnail
 
 
 def opened(url: str) -> Image.Image:
@@ -28,6 +28,17 @@ def test_a_file_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (400, 100)).save(tmp_path / "turned.jpg", exif=exif)
     assert opened(file_thumbnail(tmp_path / "turned.jpg", 160)).size == (40, 160)
+
+
+def test_where_a_photo_was_taken_and_what_was_noted_is_left_out(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    exif.get_ifd(0x8825)[1] = "N"
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 30)).save(path, exif=exif, comment=b"at home")
+    assert Image.open(path).info["comment"] == b"at home" and Image.open(path).getexif()
+    small = Image.open(io.BytesIO(file_jpeg(path, 20)))
+    assert small.size == (20, 15) and not small.getexif() and "comment" not in small.info
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image", b"GIF89a"])
