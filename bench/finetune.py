@@ -5,8 +5,9 @@
 Both sides start from the same random weights and train on the same batches of the same photos and
 captions, in turns, each in a process of its own. Our first epoch fills the feature cache and later
 ones read it; the published recipe does in every epoch what it does in the first. Figures are
-medians of the rounds, with their range. `--budget` bounds all of it: however fast a device is,
-photos are made, both libraries start and compile, and PyTorch decodes every photo in every round.
+medians of the rounds, with their range. `--lora-rank=4` also measures ours with adapters of that
+rank, in turns with the others. `--budget` bounds all of it: however fast a device is, photos are
+made, both libraries start and compile, and PyTorch decodes every photo in every round.
 """
 
 import argparse
@@ -48,6 +49,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(Side("bench.ours:Ours", settings, str(scratch / "run")))
         theirs = None if args.no_reference else stack.enter_context(Side(*reference))
+        lora = None
+        if args.lora_rank:
+            adapted = settings | {"optim.lora_rank": args.lora_rank}
+            lora = stack.enter_context(Side("bench.ours:Ours", adapted, str(scratch / "lora")))
+            lora("fill_cache")
         pairs, rounds = args.steps * args.batch_size, []
         for n in range(args.repetitions):  # one turn of each side, on the same steps
             turn_began = time.monotonic()
@@ -62,6 +68,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
             cache, before = ours("fill_cache"), ours("matmul_rate")
             turn = {"ours": ours("epoch", *steps), "cache": cache, "flops": ours("flops", *steps)}
             turn["matmul_rate"] = {"ours": max(before, ours("matmul_rate"))}
+            if lora is not None:
+                turn["lora"] = lora("epoch", *steps)
             rate = pairs / turn["ours"]["seconds"]
             said = f"round {n + 1} of {args.repetitions}: ours {rate:.2f}"
             if theirs is not None:
@@ -81,7 +89,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     }
     rounds_of = f"median (range) of {len(rounds)} rounds"
     title = f"{args.arch}, batch {args.batch_size}, {args.dtype}, {device}; {rounds_of}"
-    return result, title, [table(result)]
+    return result, title, [table(result), *([lora_table(result)] if args.lora_rank else [])]
 
 
 def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,6 +140,11 @@ def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str,
             ),
             f"{prefix}peak_memory_gib": max(r[side]["memory"] for r in rounds) / 2**30,
         }
+    if args.lora_rank:
+        result |= named(lora_step_ratio=lambda r: r["lora"]["seconds"] / r["ours"]["seconds"])
+        for side in ("lora", "ours"):
+            result[f"{side}_peak_memory_gib"] = max(r[side]["memory"] for r in rounds) / 2**30
+            result[f"{side}_trained_millions"] = rounds[0][side]["trained"] / 1e6
     if args.no_reference:
         return result
     losses = [np.array([r[side]["losses"] for r in rounds]) for side in sides]
@@ -185,6 +198,22 @@ def table(result: dict[str, Any]) -> harness.Table:
     return ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"], rows
 
 
+def lora_table(result: dict[str, Any]) -> harness.Table:
+    """Ours with adapters beside ours, which trains the parameters themselves."""
+    least, most = result["range"]["lora_step_ratio"]
+    rows = [
+        ["time of a step", "1", f"{result['lora_step_ratio']:.2f} ({least:.2f} to {most:.2f})"],
+        *(
+            [name, *(f"{result[f'{side}_{key}']:{form}}" for side in ("ours", "lora"))]
+            for name, key, form in (
+                ("trained parameters, millions", "trained_millions", ".2f"),
+                ("peak memory, GiB", "peak_memory_gib", ".2f"),
+            )
+        ),
+    ]
+    return ["fine-tuning", "all of the text tower", "adapters"], rows
+
+
 def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Writes what is not given; returns the settings of our run."""
     from bench import material
@@ -227,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
     add("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
     add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
+    add("--lora-rank", type=int, help="measure ours with LoRA adapters of this rank as well")
     add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
     harness.run(parser, measure, argv)
 

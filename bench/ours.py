@@ -80,6 +80,7 @@ class Ours:
             "waited": waited,
             "losses": [float(loss) for loss in losses],
             "memory": _peak_memory(),
+            "trained": sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
         }
 
     def flops(self, start: int, stop: int) -> dict[str, float]:

@@ -60,6 +60,8 @@ class StandIn:
 
     def __init__(self, make: str, *args):
         self._factor, self._rounds = (1 if make == "bench.ours:Ours" else 10), 0
+        if isinstance(args[0], dict) and args[0].get("optim.lora_rank"):
+            self._factor = 0.5
 
     def __enter__(self):
         return self
@@ -71,7 +73,8 @@ class StandIn:
         if method == "epoch":
             self._rounds += 1
             seconds = self._factor * self._rounds
-            return {"seconds": seconds, "waited": 0.0, "losses": [1.0], "memory": 2**30}
+            said = {"waited": 0.0, "losses": [1.0], "memory": 2**30, "trained": 4_000_000}
+            return {"seconds": seconds} | said
         return {
             "device": "none",
             "batches": [],
@@ -98,6 +101,18 @@ def test_median_and_range_of_five_rounds_or_of_what_the_budget_has_room_for(
     assert f"median (range) of {rounds} rounds" in out
     assert ("20.0 (12.0 to 60.0)" in out) is (rounds == 5)
     assert ("1 of 5 rounds: another one of" in err) is (rounds == 1)
+
+
+def test_adapters_take_turns_with_the_rest(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(finetune, "Side", StandIn)
+    path = tmp_path / "x.json"
+    flags = ["--arch=tiny", "--batch-size=60", "--lora-rank=4", f"--json={path}"]
+    finetune.main([*flags, "--no-reference"])
+    result = json.loads(path.read_text())
+    assert result["lora_step_ratio"] == 0.5 and len(result["rounds"]) == 5
+    assert [round["lora"]["seconds"] for round in result["rounds"]] == [0.5, 1, 1.5, 2, 2.5]
+    out = capsys.readouterr().out
+    assert "0.50 (0.50 to 0.50)" in out and "trained parameters, millions | 4.00" in out
 
 
 @pytest.mark.parametrize(
