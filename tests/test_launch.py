@@ -218,8 +218,9 @@ class Blocked(importlib.abc.MetaPathFinder):
         if name.split(".")[0] in ("torch", "torchvision"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
-sys.argv = ["launch.py", *sys.argv[1:]]
-runpy.run_path("launch.py", run_name="__main__")
+sys.argv, target = sys.argv[1:], sys.argv[1]
+run = runpy.run_path if target.endswith(".py") else runpy.run_module
+run(target, run_name="__main__")
 """
 
 
@@ -234,10 +235,18 @@ def test_the_first_real_command_without_torch(short_run, tiny_checkpoint, tmp_pa
     changes |= {"eval.every": "2 steps", "runtime.compilation_cache": ""}
     overrides = [f"--config.{k}={v}" for k, v in changes.items() if v is not None]
     argv = [CONFIG + ":vit_b_32", f"--workdir={tmp_path / 'run'}", *overrides]
-    command = [sys.executable, "-c", _WITHOUT_TORCH, *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(1))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "done: 2 steps" in done.stderr and checkpoint_steps(tmp_path / "run")[-1] == 2
+
+    def run(*argv):
+        command = [sys.executable, "-c", _WITHOUT_TORCH, *argv]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(1))
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    assert "done: 2 steps" in run("launch.py", *argv).stderr
+    assert checkpoint_steps(tmp_path / "run")[-1] == 2
+    flags = [f"--model={tmp_path / 'run'}@last", f"--out={tmp_path / 'out'}"]
+    said = run("negclip_jax.interop.export", *flags).stdout
+    assert "the export as NumPy, straight from the files reads it" in said
 
 
 def test_help_is_quick_and_knows_nothing_of_jax():

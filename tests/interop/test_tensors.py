@@ -72,6 +72,53 @@ def test_parameters_that_require_gradients(tmp_path):
     np.testing.assert_array_equal(open_weights(tmp_path)["a"].read(), [1, 1])
 
 
+# Names of a whole CLIP, or a tower of one, as each library has them.
+LAYOUTS = {
+    "OpenAI": ("positional_embedding", "ln_final.weight", "visual.proj"),
+    "CustomTextCLIP": ("logit_scale", "text.ln_final.weight", "visual.trunk.stem.weight"),
+    "transformers": (
+        "logit_scale",
+        "text_model.final_layer_norm.weight",
+        "visual_projection.weight",
+    ),
+    "text tower": ("text_model.final_layer_norm.weight", "text_projection.weight"),
+    "text tower of transformers 5.6": (
+        "encoder.layers.0.layer_norm1.weight",
+        "embeddings.token_embedding.weight",
+    ),
+}
+PREFIXES = (
+    "",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "clip_model.",
+    "module._orig_mod.",
+    "model.clip.",
+)
+SHAPES = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    "model": lambda state: {"model": state, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "loss": torch.tensor(1.0)},
+    "epoch": lambda state: {"epoch_5": state},
+    "both": lambda state: {"model": {"state_dict": state}, "model_ema": {"x": torch.ones(1)}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_prefix_in_every_shape(shape, layout, tmp_path):
+    names = LAYOUTS[layout]
+    for prefix in PREFIXES:
+        state = {f"{prefix}{name}": torch.full((2,), i) for i, name in enumerate(names)}
+        torch.save(SHAPES[shape](state), tmp_path / "a.pth")
+        opened, origin = tensors.open_file(tmp_path / "a.pth")
+        assert [opened[name].read()[0] for name in names] == list(range(len(names))), prefix
+        assert set(opened) == set(names)
+        assert origin == ("bare" if (prefix, shape) == ("", "bare") else "wrapped")
+
+
 class Evil:
     """Unpickling it would create a file."""
 
