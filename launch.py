@@ -1,8 +1,8 @@
 """Fine-tunes CLIP on negation pairs.
 
     python launch.py --config=configs/negationclip.py:vit_b_32 --workdir=runs/b32 \\
-        --config.model.checkpoint=DIR_OR_HUB_ID \\
-        --config.data.pairs=pairs.json --config.data.images=DIR
+        --config.model.checkpoint=openai/clip-vit-base-patch32 \\
+        --config.data.pairs=pairs.json --config.data.images=train2014
 
 Any key of configs/common.py can be set with --config.SECTION.KEY=VALUE. The same command started
 again continues from the newest checkpoint in --workdir.
@@ -134,6 +134,8 @@ def _reason(error: Exception) -> str:
     if "Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]
     text = " ".join(text.replace("\\'", "'").split())
+    if missing := re.findall(r"Flag (--\w+) must have a value other than None", text):
+        return f"the following flags are required: {', '.join(missing)}"
     unknown = _UNKNOWN_KEY.fullmatch(text)
     if unknown:
         hint = f"did you mean {unknown[2]!r}?" if unknown[2] else "configs/common.py has them all"

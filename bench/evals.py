@@ -1,6 +1,6 @@
 """What an evaluation costs beyond encoding: the whole command against encoding alone.
 
-    python -m bench.evals --data=DIR --tokenizer=DIR --json=runs/bench/evals.json
+    python -m bench.evals --data=data --tokenizer=openai-clip --json=runs/bench/evals.json
 
 Encoding alone means: load a random model, compile, encode each distinct image and text of all
 benchmarks whose files are there, once, with nothing kept. The command does the same and finds the

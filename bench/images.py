@@ -1,6 +1,6 @@
 """JPEG files to normalised tensors: ours against PyTorch's DataLoader with Pillow.
 
-    python -m bench.images --images=DIR --json=runs/bench/images.json
+    python -m bench.images --images=val2017 --json=runs/bench/images.json
 
 Images per second of processor time, all threads counted, so that the figure is per core and does
 not depend on what else the machine does. Ours decodes and resizes to uint8 in the loader's threads

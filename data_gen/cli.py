@@ -45,6 +45,25 @@ FLAGS = {
     "--mllm-model": ("mllm.model", "its model's name"),
     "--seed": ("seed", "another seed draws other objects and templates"),
 }
+# What the help of each command shows, and the flags of which it needs one.
+_COCO = "--captions=captions_train2014.json"
+_BOXES = f"{_COCO} --instances=instances_train2014.json"
+_URLS = "--llm-url=http://localhost:8000/v1 --mllm-url=http://localhost:8001/v1"
+EXAMPLES = dict.fromkeys(("status", "report", "export"), "--out=runs/gen") | {
+    "probe": _URLS,
+    "plan": f"{_COCO} --images=train2014 {_URLS}",
+    "run": f"{_BOXES} --out=runs/gen",
+    "retry": f"--only=server_error {_BOXES} --out=runs/gen",
+    "audit": "--instances=instances_train2014.json --out=runs/gen",
+    "statements": "--pairs=pairs.json --instances=instances_train2014.json --to=runs/statements",
+    "nouns": f"{_COCO} --to=runs/nouns",
+    "batch-export": f"{_COCO} --images=train2014 --out=runs/gen",
+    "batch-import": "--out=runs/gen batch_output.jsonl",
+}
+NEEDED = dict.fromkeys(("run", "batch-export"), (("--captions", "--config"),)) | {
+    "retry": (("--only", "--stage"), ("--captions", "--config")),
+    "nouns": (("--nouns", "--captions"),),
+}
 _OVERRIDE = re.compile(r"--config\.([\w.]+)=(.*)", re.DOTALL)
 
 
@@ -105,7 +124,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable, summary: str, *, out: bool, inputs: bool = False):
-        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        shown = (
+            f"{summary[0].upper()}{summary[1:]}.\n\n    python -m data_gen {name} {EXAMPLES[name]}"
+        )
+        sub = commands.add_parser(name, help=summary, description=shown, allow_abbrev=False)
+        sub.needed = NEEDED.get(name, ())
         sub.set_defaults(command=command, name=name)
         if out:
             sub.add_argument("--out", type=Path, required=True, help="the run's directory")

@@ -1,5 +1,10 @@
-"""The quickstart's former command, for one release: `python -m data_gen run --config=:quickstart`,
-and what it accepted as one COCO JSON."""
+"""The quickstart's former command, for one release, now `python -m data_gen run`.
+
+    python -m data_gen.from_annotations --captions=captions.json --instances=instances.json \\
+        --out=pairs.json
+
+runs `data_gen run --config=:quickstart` and writes what it accepted as one COCO JSON.
+"""
 
 import json
 import sys
@@ -19,7 +24,7 @@ COLUMNS |= {"foils": "foils", "cue": "cue", "position": "cue_position"}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m data_gen.from_annotations")
+    parser = Parser("python -m data_gen.from_annotations", __doc__)
     for flag in ("--captions", "--instances", "--out"):
         parser.add_argument(flag, type=Path, required=True)
     for flag in ("--seed", "--foils", "--before", "--hold-out", "--random-objects"):

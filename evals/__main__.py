@@ -97,6 +97,7 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals", __doc__)
     parser.epilog = "benchmarks: " + ", ".join(registry.BENCHMARKS)
+    parser.needed = (("--model", "--interpolate"),)
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]PATH", help="may be repeated")
     add(

@@ -1,7 +1,9 @@
 """Every benchmark's source, file, protocol and known traps, as its own file tells them.
 
-python -m evals.catalogue            # all
-python -m evals.catalogue valse pope
+    python -m evals.catalogue            # all
+    python -m evals.catalogue valse pope
+
+The text is Markdown.
 """
 
 import argparse

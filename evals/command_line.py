@@ -65,7 +65,7 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+def parser(module: str, description: str | None) -> Parser:
     """A parser that shows a module's docstring as it stands, and takes a flag's value once."""
     parser = Parser(f"python -m {module}", description)
     for name in (None, "store"):  # the default action and its name

@@ -1,6 +1,6 @@
 """Ask models the questions of a held-out world and count right answers, with 95 % intervals.
 
-    python -m quickstart.evaluate --model=base=DIR --model=tuned=DIR \
+    python -m quickstart.evaluate --model=base=exported/base --model=tuned=exported/tuned \\
         --world=runs/quickstart/world/heldout --out=runs/quickstart/evaluation.json
 
 A model is a Hugging Face CLIP directory. Every image and every distinct caption is encoded once.

@@ -1,5 +1,7 @@
 """Render a world of coloured shapes as JPEGs with COCO-style captions and instances.
 
+    python -m quickstart.world --out=runs/quickstart/world
+
 A scene holds two or three objects of different kinds, each with a colour: "a red star and a blue
 moon". The kind is the COCO category; the colour is the instance's `attributes.colour`. `train/`
 and `heldout/` share kinds and colours but no combination: a set of coloured objects that occurs in

@@ -129,8 +129,9 @@ def test_a_key_that_was_renamed_can_be_set_by_its_old_name(run_launch, given, fo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([CONFIG], r"Flag --workdir must have a value"),
-        (["--workdir=x"], r"Flag --config must have a value"),
+        ([CONFIG], r"flags are required: --workdir\n"),
+        (["--workdir=x"], r"flags are required: --config\n"),
+        ([], r"flags are required: --config, --workdir\n"),
         ([f"{CONFIG}:vit_b_31", "--workdir=x"], r"unknown variant 'vit_b_31'; choose one of: vit"),
         (["--config=configs/none.py", "--workdir=x"], r"configs/none\.py"),
         ([CONFIG, "--workdir=x", "--wordkir=y"], r"Unknown command line flag 'wordkir'. Did you"),
@@ -143,10 +144,10 @@ def test_a_key_that_was_renamed_can_be_set_by_its_old_name(run_launch, given, fo
         (["--config.log.tensorboard=maybe"], r"flag --config\.log\.tensorboard=maybe"),
         (["--config.optim=3"], r"flag --config\.optim=3: .*is not a dict"),
     ],
-    ids=lambda value: value[-1].partition("=")[0] if isinstance(value, list) else "",
+    ids=lambda value: "".join(value[-1:]).partition("=")[0] if isinstance(value, list) else "",
 )
 def test_a_wrong_flag_is_a_sentence(run_launch, given, arguments, message):
-    if arguments[0].startswith("--config."):
+    if arguments and arguments[0].startswith("--config."):
         arguments = [CONFIG, "--workdir=x", *arguments]
     status, err = run_launch(*arguments)
     assert status == 2 and given == []

@@ -123,6 +123,7 @@ def table_text(query: str, columns: dict[str, Sequence[dict[str, Any]]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.search", __doc__)
+    parser.needed = (("--images", "--features"), ("TEXT", "--serve"))
     add = parser.add_argument
     help_ = "what to look for, each in quotes; examples on the page of --serve"
     add("queries", nargs="*", metavar="TEXT", help=help_)

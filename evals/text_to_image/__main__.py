@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.text_to_image", __doc__)
     parser.renamed = {"--base": "--pipeline"}
+    parser.needed = (("--prompts", "--data"),)
     add = parser.add_argument
     add("--pipeline", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
     add(

@@ -13,13 +13,17 @@ class Parser(argparse.ArgumentParser):
 
     `--help` begins with the description, whose line breaks are kept: with what the command does and
     an example of it. `renamed` has the flags that are called otherwise now; the old ones work.
+    `needed` has flags of which a command needs one: they are named with the required ones that are
+    missing, and that none is there is for the command to say.
     """
 
     renamed: Mapping[str, str] = {}
+    needed: Sequence[Sequence[str]] = ()
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter} | options
         super().__init__(prog, description=description, **options)
+        self._lacks: list[str] = []
 
     def format_help(self) -> str:
         """The description, then the usage and the flags."""
@@ -40,10 +44,16 @@ class Parser(argparse.ArgumentParser):
             if flag in self.renamed:
                 warn_renamed(flag, self.renamed[flag])
                 words[place] = f"{self.renamed[flag]}{equals}{value}"
+        given = {word.partition("=")[0].partition(".")[0] for word in words}
+        if any(not word.startswith("-") for word in given):  # also what names no flag
+            given |= {name for names in self.needed for name in names if name[0] != "-"}
+        self._lacks = [" or ".join(flags) for flags in self.needed if given.isdisjoint(flags)]
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 and the message, made `printable`."""
+        if message.startswith("the following arguments are required: "):
+            message = ", ".join([message, *self._lacks])
         super().error(printable(message))
 
 

@@ -93,9 +93,12 @@ _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]+)\s
 def check_settings(settings: Settings) -> None:
     """InputError for the first value that is missing or makes no sense; None may switch off."""
     sources = mixture.parse(settings["data.sources"]) if settings["data.sources"] else {}
-    for key in _REQUIRED:
-        if settings[key] is None and not (sources and key == "data.pairs"):
-            raise InputError(f"config.{key} is not set: pass --config.{key}=...")
+    missing = [k for k in _REQUIRED if settings[k] is None and not (sources and k == "data.pairs")]
+    if missing:
+        if "data.pairs" in missing and settings["data.images"] is settings["data.features"] is None:
+            missing.append("data.images")
+        told = [f"config.{key} is not set: pass --config.{key}=..." for key in missing]
+        raise InputError("; ".join(told))
     if sources and settings["data.pairs"] is not None:
         raise InputError("config.data.pairs is set beside data.sources: make it one of the sources")
     if sources and settings["data.features"] is not None:

@@ -26,6 +26,24 @@ def test_a_renamed_flag_works_with_a_warning(capsys):
     assert not capsys.readouterr().err and "--old" not in parser.format_help()
 
 
+def test_flags_of_which_one_is_needed_are_named_with_what_is_missing(capsys):
+    parser = Parser(prog="x")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--a")
+    parser.add_argument("--b")
+    parser.add_argument("texts", nargs="*")
+    parser.needed = (("--a", "--b"), ("TEXT", "--a"))
+    for words, told in (
+        ([], "--out, --a or --b, TEXT or --a"),
+        (["--b=1", "x"], "--out"),
+        (["--a.c=1"], "--out"),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words) if words != ["--a.c=1"] else parser.parse_known_args(words)
+        assert capsys.readouterr().err.endswith(f"required: {told}\n")
+    assert parser.parse_args(["--out=x"]).out == "x"  # the command says what it needs
+
+
 def test_help_begins_with_what_it_does():
     parser = Parser("x", "What it does.\n\n    x --flag=1\n")
     parser.add_argument("--flag")

@@ -3,12 +3,15 @@
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from negclip_jax.common.arguments import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "a\x1b[31mred\x07\u202egpj\nb"
@@ -63,6 +66,97 @@ ARGUMENTS: dict[str, list[list[str]]] = {
 # The first rewrites this repository's own tables, from the data set that it is given; the second is
 # the process that `bench.paper` starts in place of launch.py.
 NO_COMMANDS = {"negclip_jax.language.extract_wordnet", "bench.timed_launch"}
+
+
+def programs() -> list[list[str]]:
+    """Module and subcommand of every command."""
+    names = [[module] for module in ARGUMENTS if module != "data_gen.__main__"]
+    subcommands = (*SUBCOMMANDS, "statements", "nouns")
+    return [*names, *(["data_gen.__main__", name] for name in subcommands)]
+
+
+class Parsed(Exception):
+    """A command line was taken: `args` are the namespace and the words that it does not know."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Function of a module and words to what `main` does with them, up to the work itself."""
+    depth, original = [0], Parser.parse_known_args
+
+    def stop(*arguments, **options):
+        depth[0] += 1
+        try:
+            found = original(*arguments, **options)
+        finally:
+            depth[0] -= 1
+        if depth[0]:  # of a subcommand
+            return found
+        raise Parsed(*found)
+
+    monkeypatch.setattr(Parser, "parse_known_args", stop)
+    monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
+    return lambda module, words: importlib.import_module(module).main(words)
+
+
+@pytest.mark.parametrize("program", programs(), ids=" ".join)
+def test_help_begins_with_an_example_that_runs(program, parse, capsys):
+    module, *sub = program
+    with pytest.raises(SystemExit, match="0"):
+        parse(module, [*sub, "--help"])
+    top = capsys.readouterr().out.split("usage: ")[0]
+    called = module.removesuffix(".__main__").replace("negclip_jax.__main__", "negclip_jax")
+    if module == "negclip_jax.__main__":
+        return assert_lists(top)
+    example = re.search(r"^    (python -m (?:[^\n\\#]|\\\n)*)", top, re.MULTILINE)[1]
+    words = shlex.split(example.replace("\\\n", " "))
+    assert words[: 3 + len(sub)] == ["python", "-m", called, *sub]
+    assert len(top[: top.index(example)]) < 200
+    assert not [word for word in words if re.search(r"=[A-Z_]{3,}$", word)]  # no DIR to fill in
+    with pytest.raises(Parsed) as taken:
+        parse(module, words[3:])
+    assert not taken.value.args[1]
+
+
+def assert_lists(top: str) -> None:
+    """The list of commands is no example of one, and names them."""
+    assert "python -m quickstart " in top and "python launch.py" in top
+
+
+@pytest.mark.parametrize("program", programs(), ids=" ".join)
+def test_missing_flags_are_named_all_at_once(program, parse, capsys):
+    """Once all that the first message names are given, none is missing."""
+    module, *sub = program
+    with pytest.raises((SystemExit, Parsed)) as end:
+        parse(module, sub)
+    told = capsys.readouterr().err.partition("the following arguments are required: ")[2]
+    assert end.type is Parsed or told or module == "data_gen.__main__"
+    given = [name.partition(" or ")[0] for name in told.strip().split(", ") if told]
+    words = [f"{name}=a=b" if name.startswith("--") else "x" for name in given]
+    with pytest.raises(Parsed) as taken:
+        parse(module, [*sub, *words])
+    assert not taken.value.args[1]
+
+
+MISSING = {
+    "evals.__main__": "--data, --out, --model or --interpolate",
+    "evals.search.__main__": "--model, --images or --features, TEXT or --serve",
+    "evals.segmentation.__main__": "--clipseg, --model, --data, --out",
+    "evals.text_to_image.__main__": "--pipeline, --model, --out, --prompts or --data",
+    "negclip_jax.interop.export": "--model, --out",
+    "data_gen.__main__ run": "--out, --captions or --config",
+    "data_gen.__main__ retry": "--out, --only or --stage, --captions or --config",
+    "data_gen.__main__ batch-import": "--out, files",
+    "data_gen.__main__ nouns": "--to, --nouns or --captions",
+}
+
+
+@pytest.mark.parametrize("program", MISSING)
+def test_flags_of_which_one_is_needed_are_named_too(program, capsys):
+    module, *sub = program.split()
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(module).main(sub)
+    assert capsys.readouterr().err.endswith(f" are required: {MISSING[program]}\n")
 
 
 @pytest.fixture

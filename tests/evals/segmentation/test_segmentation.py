@@ -54,6 +54,18 @@ def test_base_and_tuned_side_by_side(run, annotated, capsys):
     assert run("--size=64") == 0 and (run.out / "phrases.jsonl").read_bytes() == lines
 
 
+def test_the_old_flag_works_with_a_warning(run, clipseg_directory, tuned_tower, annotated, capsys):
+    """What was --base is --clipseg: the same command, which finds its own results."""
+    assert run("--size=32") == 0
+    new, _ = document(run.out), capsys.readouterr()
+    flags = [f"--model=tuned={tuned_tower}", f"--data={annotated}", f"--out={run.out}", "--size=32"]
+    for base in ([f"--base={clipseg_directory}"], ["--base", str(clipseg_directory)]):
+        assert segmentation.main([*base, *flags]) == 0
+        assert document(run.out)["benchmarks"] == new["benchmarks"]
+        told = "warning: --base is now --clipseg; the old flag works until the next release\n"
+        assert capsys.readouterr().err.startswith(told)
+
+
 def test_an_untuned_tower_changes_nothing(run, same_tower):
     assert run("--size=32", model=f"same={same_tower}") == 0
     change = document(run.out)["benchmarks"]["categories"]["comparisons"]["CLIPSeg -> same"]

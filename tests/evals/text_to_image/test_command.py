@@ -52,6 +52,18 @@ def tuned_is_better(wanted):
     return script
 
 
+def test_the_old_flag_works_with_a_warning(command, capsys):
+    """What was --base is --pipeline: the same command, which finds its own pictures."""
+    assert command() == 0
+    drawn, content = pictures(command.out), results(command.out)
+    capsys.readouterr()
+    old = [argument.replace("--pipeline=", "--base=") for argument in command.arguments]
+    assert old != command.arguments and text_to_image.main(old) == 0
+    assert pictures(command.out) == drawn and results(command.out)["models"] == content["models"]
+    told = "warning: --base is now --pipeline; the old flag works until the next release\n"
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_a_published_list_that_was_cut_is_told(command, caplog):
     file = command.out.parent / "prompts_with_questions.json"
     questions = {"Question1": "Is this a room?", "Question2": "Is there a window?"}
