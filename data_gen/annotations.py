@@ -37,6 +37,9 @@ _PLACED = 4  # times as likely is a thing whose place a caption tells to be said
 _LOOKALIKES = {name: frozenset(words.split()) for name, words in tables.rows("lookalikes")}
 _BROAD = "?"
 _LARGE = 0.05  # share of the photo from which a box needs no caption that names it
+_PLAIN = 0.002  # and from which one who looks at the photo finds what a caption names
+# Categories whose boxes leave the absence of another in doubt: a laptop has a keyboard.
+_HIDES = {name: frozenset(boxed.split(", ")) for name, boxed in tables.rows("doubts")}
 SCENES = [
     (frozenset(objects.split(", ")), frozenset(words.split()))
     for _, objects, words in tables.rows("scenes")
@@ -46,7 +49,9 @@ _TELLS = {
     name: 1 / sum(name in objects for objects, _ in SCENES)
     for name in sorted(frozenset().union(*(objects for objects, _ in SCENES)) - {"person"})
 }
-_ALIKE = 0.7  # of the best scene's weight: a photo may be of several scenes
+# Of the best scene's weight: a photo may be of several scenes; more of them where all that is in
+# the first ones is there, but for less than `_LEFT`.
+_ALIKE, _LEFT = (0.7, 0.5, 0.3, 0.2, 0.1, 0.0), 2
 
 
 class InstanceVerifier:
@@ -86,13 +91,18 @@ class InstanceVerifier:
         image_id = identity(image.image_id)
         return certain(sorted(self.visible[image_id]), image.texts, self.large[image_id])
 
+    def doubted(self, image_id: str) -> frozenset[str]:
+        """The categories that have no box in an image that the file knows, and may be there."""
+        there = self.present[image_id]
+        return frozenset(name for name, boxed in _HIDES.items() if boxed & there) - there
+
     def verdict(self, image_id: str | int, obj: str) -> tuple[str, float]:
         """("absent" | "present" | "unsure", probability that it is present: 0, 1 or 0.5).
 
         An object is `absent` only if the file annotates its class, or a wider one, and there is no
         instance in the image. It is `unsure` when the image is not in the file, the class is not
-        annotated, the instances are only crowds or tiny, or the object is a kind of an annotated
-        class that is there ("kitten", where a cat is).
+        annotated, the instances are only crowds or tiny, the object is a kind of an annotated
+        class that is there ("kitten", where a cat is), or its absence is `doubted`.
         """
         image_id = identity(image_id)
         annotated = self.present.get(image_id)
@@ -100,7 +110,7 @@ class InstanceVerifier:
         classes = _classes(name, self.names)
         if annotated is None or not classes:
             return UNSURE, 0.5
-        if not annotated.intersection(classes):
+        if not annotated.union(self.doubted(image_id)).intersection(classes):
             return ABSENT, 0.0
         if name in self.visible[image_id]:
             return PRESENT, 1.0
@@ -150,8 +160,8 @@ def _table_of(
                 more = np.zeros((4, 1 + image // 4, table.shape[2]), np.uint8)
                 table = np.concatenate([table, more], axis=1)
         byte, mask = bit[row.category] // 8, 1 << bit[row.category] % 8
-        is_plain = coco.is_plain(row, pixels[image])
-        is_large = is_plain and coco.share(row, pixels[image]) >= _LARGE
+        share = coco.share(row, pixels[image])
+        is_plain, is_large = (not row.crowd and share >= least for least in (_PLAIN, _LARGE))
         told = (True, is_plain, is_large, row.crowd)
         for kind, is_so in enumerate(told):
             if is_so:
@@ -278,9 +288,14 @@ def expected(present: frozenset[str], captions: tuple[str, ...]) -> frozenset[st
         sum(_TELLS.get(name, 0) for name in objects & present) + len(words & told)
         for objects, told in SCENES
     ]
-    least = max(_ALIKE * max(weights), min(_TELLS.values()))
-    chosen = (objects for (objects, _), w in zip(SCENES, weights, strict=True) if w >= least)
-    return frozenset().union(*chosen)
+    around: frozenset[str] = frozenset()
+    for alike in _ALIKE:
+        least = max(alike * max(weights), min(_TELLS.values()))
+        chosen = (objects for (objects, _), w in zip(SCENES, weights, strict=True) if w >= least)
+        around = frozenset().union(*chosen)
+        if len(around - present) >= _LEFT:
+            break
+    return around
 
 
 def unsaid(present: Sequence[str], caption: str) -> tuple[list[str], bool]:

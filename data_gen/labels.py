@@ -114,14 +114,15 @@ def _of_boxes(image_id: str, boxes: InstanceVerifier) -> list[Label]:
     present = boxes.present.get(known)
     if present is None:
         return []
-    labels = []
+    labels, doubted = [], boxes.doubted(known)
     for name in boxes.names:
         key, size = canonical(name.lower()), None
         if name in present:
             size = CROWD if name in boxes.crowds[known] else TINY
             size = PLAIN if name in boxes.visible[known] else size
             size = LARGE if name in boxes.large[known] else size
-        state, p = (PRESENT, 1.0) if name in present else (ABSENT, 0.0)
+        state = PRESENT if name in present else UNSURE if name in doubted else ABSENT
+        p = _PROBABILITY[state]
         labels.append(Label(image_id, key, name, state, "boxes", p, size))
     return labels
 

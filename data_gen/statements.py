@@ -30,7 +30,6 @@ from negclip_jax.language.grammar import (
     Grammar,
     Shape,
     Template,
-    as_caption,
 )
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
@@ -231,10 +230,10 @@ class Pen:
         """What a pair without its caption says is there, and where: "a cat on a sofa, no dog"."""
         if template is None or template.position == ALONE:
             return None
-        own, absent, caption = pair["negated_caption"], noun(pair["object"]), pair["caption"]
+        own, absent, caption = pair["negated_caption"], pair["object"], pair["caption"]
         for name in present:
-            for place in (place_of(name, caption), ""):  # older runs told no place
-                if template.fill(as_caption(name, caption, place), absent) == own:
+            for place in (place_of(name, caption), "", None):  # older runs told less
+                if template.contrast(name, absent, caption, place) == own:
                     return name, place
         return None
 
@@ -324,7 +323,7 @@ class Pen:
             said += [(others[0], absent, True), (present, others[0], False)]
         for i, (first, last, truth) in enumerate(said):
             where = place if i < 2 else ""
-            text = template.fill(as_caption(first, like, where), noun(last))
+            text = template.contrast(first, last, like, where)
             yield form, text, truth, BOTH, (first, last)
 
 

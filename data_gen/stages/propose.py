@@ -183,12 +183,14 @@ class CooccurrenceProposer:
         present = self.boxes.present.get(image_id)
         if present is None:
             return [Candidate("", "cooccurrence", reject_reason=NOT_ANNOTATED)]
-        there = self.boxes.certain(image)
+        there, doubted = self.boxes.certain(image), self.boxes.doubted(image_id)
         drawn, found = collections.Counter[str](), []
         for caption in image.captions:
             said, alone = sayable(there, caption.text)
             key = f"{self.seed}/{image.image_id}/{caption.id}"
-            names = self.statistics.propose(present, image.texts, self.number, key, alone)
+            number = self.number + len(doubted)
+            names = self.statistics.propose(present, image.texts, number, key, alone)
+            names = [name for name in names if name not in doubted]
             full = len(drawn) >= self.number
             free = (n for n in names if drawn[n] < self.times and (drawn[n] or not full))
             if name := next(free, None):

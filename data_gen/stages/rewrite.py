@@ -15,13 +15,10 @@ from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
 from negclip_jax.language.grammar import (
     NATURAL,
-    NOT_OF_A_THING,
-    NOT_OF_PEOPLE,
     NOT_OF_TWO,
     THING,
     Grammar,
     Template,
-    as_caption,
 )
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
@@ -156,17 +153,16 @@ class TemplateWriter:
         caption, candidate = assignment.caption, assignment.candidate
         key = f"{self.seed}/{caption.id}/{candidate.question or candidate.object}"
         if candidate.question is None:
-            base, there, shape = caption.text, assignment.there, None
-            if there is not None and self.grammar.style == "natural":
-                place = place_of(there, base)
-                base, shape = as_caption(there, base, place), THING
-                bare = NOT_OF_PEOPLE if there == "person" else NOT_OF_A_THING
-                avoid = (*avoid, *NOT_OF_TWO, *(() if place else bare))
-            written = self.grammar.rewrite(base, candidate.object, key, avoid, shape)
+            base, there = caption.text, assignment.there
+            of_two = there is not None and self.grammar.style == "natural"
+            about = ((*avoid, *NOT_OF_TWO), THING) if of_two else (avoid, None)
+            written = self.grammar.rewrite(base, candidate.object, key, *about)
             if written is None:
                 return Draft("", "template", problem="held_out")
             text, template = written
-            holds_caption = base == caption.text and template.position != ALONE
+            if of_two and template.position != ALONE:
+                text = template.contrast(there, candidate.object, base, place_of(there, base))
+            holds_caption = not of_two and template.position != ALONE
             name = f"template:{template.name}"
             return Draft(text, name, template=template, is_statement=not holds_caption)
         text = merge_question(caption.text, candidate.question)

@@ -69,31 +69,41 @@ class Template:
 
     def affirm(self, caption: str, obj: Noun) -> str:
         """The caption in the same form saying that the object is there; "" where it has none."""
-        return self.affirmed and in_style(caption, self.affirmed, **_spoken(obj).slots)
+        spoken = _spoken(obj).slots
+        slots = obj.slots | {slot: spoken[slot] for slot in ("xs", "are")}  # there may be but one
+        return self.affirmed and in_style(caption, self.affirmed, **slots)
+
+    def contrast(self, there: str, absent: str, like: str = "", place: str | None = "") -> str:
+        """That one object is there, at its place if that is told, and another is not.
+
+        "A cat on a sofa, but no dog", "There is a cat in the picture, but no dog", in the style of
+        the caption `like`. Without a place (None) as earlier versions wrote: "A cat, but no dog".
+        """
+        known = noun(there)
+        thing = f"there {known.is_} {known.some} in the picture"
+        if place is None:
+            thing = _spoken(known).some
+        elif place:
+            thing = f"{known.some} {place}"
+        elif "{o}" in self.text:
+            thing = known.some
+        return self.fill(in_style(like, "{thing}", thing=thing), noun(absent))
 
 
 def _spoken(obj: Noun) -> Noun:
-    """The forms in which one speaks of it: "no people in sight", not "no person"."""
+    """The forms in which one speaks of its absence: "no people in sight", not "no person"."""
     return Noun("people", "people", "any people", is_="are") if obj.many == "people" else obj
 
 
 TEMPLATES = tuple(Template(*row[:4], int(row[4]), *row[5:]) for row in tables.rows("templates"))
 BY_NAME = {template.name: template for template in TEMPLATES}
 # Templates that are not for a text about two objects: "without any ovens around, a spoon" is what
-# nobody writes, and of two things that are exchanged one may be no human.
-NOT_OF_TWO = tuple(t.name for t in TEMPLATES if t.people or t.text.startswith("with"))
-
-
-# Templates that few people would use after a thing of which no more is said: "a zebra, and there
-# aren't any birds".
-NOT_OF_A_THING = tuple(
+# nobody writes, of two things that are exchanged one may be no human, and what is more than a
+# spoon is not "just a spoon".
+NOT_OF_TWO = tuple(
     t.name
     for t in TEMPLATES
-    if t.position == AFTER and t.text[0] == "{" and t.name not in ("but-no", "no-in-sight")
-)
-# And those that few would use of people alone: "no stop sign, just people" is what one says.
-NOT_OF_PEOPLE = tuple(
-    t.name for t in TEMPLATES if not t.text.endswith((", just {p}", ", only {p}"))
+    if t.people or t.text.startswith("with") or t.text.endswith((", just {p}", ", only {p}"))
 )
 
 
@@ -125,7 +135,7 @@ _PICTURE = re.compile(
 _SEVERAL = re.compile(r"[.;:]\s")
 
 
-THING = Shape(phrase=True, sentence=False, picture=False)  # of what `as_caption` returns
+THING = Shape(phrase=True, sentence=False, picture=False)  # of what `contrast` says is there
 
 
 @lru_cache(maxsize=4096)
@@ -150,14 +160,11 @@ def in_style(caption: str, text: str, **slots: str) -> str:
     if re.match(r"[A-Z][a-z]|A\b", base):  # "TV on a table" and "I see" stay as they are
         base = base[0].lower() + base[1:]
     filled = text.format(c=base, p=base, o=base, s=base, **slots).rstrip()
+    if words.isupper() and " " in words:  # "A MAN ON A SOFA": all of it
+        filled = filled.upper()
     if capital:
         filled = filled[0].upper() + filled[1:]
     return f"{filled}." if words.endswith(".") else filled
-
-
-def as_caption(name: str, caption: str, place: str = "") -> str:
-    """An object, and where it is, as a caption in the style of another caption."""
-    return in_style(caption, "{some} {place}", some=_spoken(noun(name)).some, place=place)
 
 
 def pick(options: Sequence[T], seed_key: str, purpose: str) -> T:

@@ -108,7 +108,8 @@ def article(name: str) -> str:
     word = first.lower()
     if f"={word}" in _ARTICLES:
         return _ARTICLES[f"={word}"]
-    if len(first) > 1 and first.isupper() and not wordnet.is_known(word):  # letter by letter
+    spells = len(first) > 1 and first.isupper() and not wordnet.is_known(singular(word))
+    if spells:  # letter by letter
         return "an" if first[0] in _VOWELS_SPOKEN else "a"
     for end in range(len(word), 0, -1):
         if word[:end] in _ARTICLES:

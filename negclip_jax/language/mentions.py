@@ -34,6 +34,8 @@ _BEFORE_NOUNS = frozenset({"and", "or"}).union(
     *map(tables.words, ("determiner", "preposition", "number", "article", "place"))
 )
 _WITHOUT = ("-free", "less")
+# What people do that hints at a thing, and names none: "a man skiing" may have skis.
+_DOING = {name: words.split() for name, words in tables.rows("doings")}
 
 
 @cache
@@ -115,7 +117,7 @@ def _forms(obj: str, sense: str) -> _Forms:
         known |= wordnet.kinds(obj, senses=2) | wordnet.wider(obj)
     # "A ball" may be the tennis ball, but "a dog" is no hot dog.
     head = () if obj in _INDIVISIBLE else (obj.rpartition(" ")[2],)
-    return _Forms({*known, *wider(obj), *head}, verbs)
+    return _Forms({*known, *wider(obj), *head, *_DOING.get(obj, ())}, verbs)
 
 
 def _more_kinds(obj: str) -> frozenset[str]:

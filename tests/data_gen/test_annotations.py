@@ -7,9 +7,11 @@ import pytest
 
 from data_gen.annotations import Cooccurrence, InstanceVerifier
 from negclip_jax.common.errors import InputError
+from negclip_jax.language import tables
+from negclip_jax.language.vocabulary import CATEGORIES
 
 NAMES = ["person", "cat", "couch", "laptop", "keyboard", "hot dog"]
-SIZES = {"large": 2000, "tiny": 100}
+SIZES = {"large": 2000, "tiny": 500}
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +50,21 @@ def verifier(tmp_path_factory):
         (3, "computer", "unsure", 0.5),  # no laptop, maybe another computer
         (2, "computer", "unsure", 0.5),
         (3, "umbrella", "unsure", 0.5),  # not annotated
+        (2, "keyboard", "unsure", 0.5),  # that of the laptop
+        (1, "keyboard", "absent", 0.0),
         (3, "dog", "unsure", 0.5),  # a hot dog is none
         (9, "cat", "unsure", 0.5),  # not in the file
     ],
 )
 def test_verdicts(verifier, image, obj, verdict, p_yes):
     assert verifier.verdict(image, obj) == (verdict, p_yes)
+
+
+def test_what_a_box_hides_is_not_said_to_be_absent(verifier):
+    assert "keyboard" in verifier.doubted("2") and "laptop" not in verifier.doubted("2")
+    assert verifier.doubted("3") == frozenset()
+    hidden = {name for name, boxed in tables.rows("doubts") for name in (name, *boxed.split(", "))}
+    assert hidden <= CATEGORIES.keys()
 
 
 def test_what_is_present_counts_however_small(verifier):

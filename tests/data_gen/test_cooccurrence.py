@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from data_gen.annotations import SCENES, Cooccurrence, certain, unsaid
+from data_gen.annotations import SCENES, Cooccurrence, certain, expected, unsaid
 from negclip_jax.language.vocabulary import CATEGORIES
 
 NAMES = ["cat", "couch", "dog", "kite"]
@@ -80,6 +80,10 @@ def test_a_scene_lacks_what_belongs_to_it():
         for name in statistics.draw(frozenset(["person"]), 9, rng, captions=told)
     }
     assert "microwave" in by_words and not by_words & {"bed", "tennis racket", "zebra"}
+    # Where all of the scene is there, it is what is near to it, not just anything.
+    kitchen = next(objects for objects, _ in SCENES if "oven" in objects)
+    near = expected(kitchen - {"cat"}, told) - kitchen
+    assert "fork" in near and "tennis racket" not in near
 
 
 def test_every_category_belongs_to_a_scene():

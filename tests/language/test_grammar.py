@@ -10,12 +10,10 @@ from data_gen.rules import check
 from negclip_jax.language.grammar import (
     BY_NAME,
     NATURAL,
-    NOT_OF_A_THING,
-    NOT_OF_PEOPLE,
+    NOT_OF_TWO,
     TEMPLATES,
     THING,
     Grammar,
-    as_caption,
     held_out,
     pick,
     shape_of,
@@ -51,6 +49,8 @@ def rewrite(caption, obj, key, grammar=NATURAL, avoid=()):
         ("there-is-no-alone", "", "wine glass", "there is no wine glass"),
         ("isnt-there-alone", "A bus.", "bench", "The bench isn't there."),
         ("with-no", "a {x} sign", "dog", "a {x} sign with no dog"),
+        ("but-no", "A BUS ON A ROAD", "dog", "A BUS ON A ROAD, BUT NO DOG"),
+        ("but-no", "TV", "dog", "TV, but no dog"),
         ("nowhere-but", "A bus is red.", "cow", "A cow is nowhere to be seen, but a bus is red."),
     ],
 )
@@ -242,11 +242,31 @@ def test_a_form_that_nobody_writes_comes_behind_another_place():
     assert {t.position for t in drawn} == {AFTER} and all(t.weight for t in drawn)
 
 
-def test_a_thing_and_its_place_as_a_caption():
-    assert as_caption("cat", "A cat on a sofa.", "on a sofa") == "A cat on a sofa."
-    assert as_caption("person", "a man") == "people"
-    assert {t.name for t in TEMPLATES if t.text[0] == "{"} >= set(NOT_OF_A_THING)
-    assert not {"but-no", "no-in-sight", "no-just"} & set(NOT_OF_A_THING)
-    assert {t.name for t in TEMPLATES} - set(NOT_OF_PEOPLE) == {
-        "no-just", "no-only", "no-here-just", "no-visible-only", "not-just", "nobody-just"
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("template", "there", "like", "place", "text"),
+    [
+        ("but-no", "cat", "A cat on a sofa.", "on a sofa", "A cat on a sofa, but no dog."),
+        ("but-no", "cat", "A cat", "", "There is a cat in the picture, but no dog"),
+        ("but-no", "cat", "A cat", None, "A cat, but no dog"),
+        ("there-is-no-in", "cat", "a cat", "", "there is no dog in this picture of a cat"),
+        ("no-in-sight", "skis", "", "", "there are skis in the picture, with no dog in sight"),
+        ("but-no", "person", "a man", "", "there is a person in the picture, but no dog"),
+        ("but-no", "person", "A MAN", "ON A SOFA", "A PERSON ON A SOFA, BUT NO DOG"),
+    ],
+)
+def test_a_thing_that_is_there_and_one_that_is_not(template, there, like, place, text):
+    assert BY_NAME[template].contrast(there, "dog", like, place) == text
+
+
+def test_what_is_one_of_several_things_is_not_all_there_is():
+    assert {"no-just", "no-only", "no-visible-only", "nobody-just"} <= set(NOT_OF_TWO)
+    assert not {"but-no", "there-is-no-in"} & set(NOT_OF_TWO)
+
+
+def test_what_is_affirmed_may_be_one_alone():
+    texts = [
+        t.affirm("a bus is on a road", noun("dog")) for t in TEMPLATES if "as for" not in t.text
+    ]
+    assert not [text for text in texts if "dogs" in text]
+    assert BY_NAME["no-many-alone"].affirm("", noun("person")) == "there is a person in this photo"
+    assert BY_NAME["no-many-alone"].fill("", noun("person")) == "there are no people in this photo"

@@ -55,6 +55,7 @@ from negclip_jax.language.text import tokenize
         ("orange", "an orange cat", False, False, False),
         ("orange", "an orange and white bus", False, False, False),
         ("orange", "an orange and a banana", True, True, True),
+        ("skis", "a man skiing down a hill", False, False, True),
     ],
 )
 def test_mentions(obj, text, same, kind, mention):
