@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
             if not sharding.is_main_process():
                 console.set_up_logging(only_warnings=True)
         with multihost.end_together():
+            if config.runtime.made_scenes:
+                _make_scenes(config, workdir)
             state = train(config, workdir, _benchmarks(config, workdir))
     except InputError as error:
         console.fail(str(error))
@@ -77,6 +79,32 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + stopped.signum)
     if sharding.is_main_process():
         say(describe_end(state, workdir, time.monotonic() - started), sys.stderr)
+
+
+def _make_scenes(config, workdir: str) -> None:
+    """Scenes and weights of `runtime.made_scenes`, made once; for what the configuration lacks."""
+    import subprocess
+
+    from negclip_jax.common import storage
+    from negclip_jax.common.errors import InputError
+    from negclip_jax.runtime import multihost, sharding
+
+    made = os.path.abspath(os.path.join(workdir, "made"))
+    if storage.is_remote(workdir):
+        raise InputError("runtime.made_scenes makes files: give it a --workdir on a disk")
+    if sharding.is_main_process() and not os.path.isdir(made):
+        logging.info("making %d scenes and a tiny CLIP in %s", config.runtime.made_scenes, made)
+        words = ("quickstart.few_scenes", f"--out={made}", f"--scenes={config.runtime.made_scenes}")
+        command, root = [sys.executable, "-m", *words], os.path.dirname(os.path.abspath(__file__))
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"runtime.made_scenes: {(done.stderr.splitlines() or ['killed'])[-1]}")
+    multihost.barrier("scenes made")
+    files = {"pairs": "pairs.jsonl", "images": "images"}
+    for section, of_section in ((config.data, files), (config.model, {"checkpoint": "checkpoint"})):
+        for key, name in of_section.items():
+            if section[key] is None:
+                section[key] = os.path.join(made, name)
 
 
 def _benchmarks(config, workdir: str) -> dict:

@@ -111,6 +111,8 @@ def _what_is_computed(config: ConfigDict) -> None:
     config.train = train = ConfigDict()
     train.batch_size = 512  # pairs a step, over all devices; the loss contrasts all of them
     train.total = "15 epochs"
+    # Every step trains on the first batch: a model that can learn brings the loss to near zero.
+    train.overfit_batch = False
     # The loss, by its name in negclip_jax/training/objectives.py. None: the one that the model was
     # made with, "contrastive" (InfoNCE) for CLIP and "sigmoid" for SigLIP. "truth" contrasts each
     # true text of an image with all that are known to be false of it: for data.statements.
@@ -179,6 +181,8 @@ def _how_it_runs(config: ConfigDict) -> None:
     log.every = "10 steps"  # one read of the device and one progress line per window
     log.tensorboard = True
     log.wandb = placeholder(str)  # project name
+    # "11-13" or "11", counted from 1: trace these steps, for TensorBoard and Perfetto.
+    log.profile_steps = placeholder(str)
 
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # devices along the batch; -1: all that fsdp leaves
@@ -205,5 +209,12 @@ def _how_it_runs(config: ConfigDict) -> None:
     # devices are equal to the last bit (--xla_gpu_deterministic_ops in XLA_FLAGS, for all programs
     # of launch.py). Slower; by how much, and whether cuDNN's attention allows it, was not measured.
     runtime.deterministic = False
+    # So many scenes of the quickstart's world, with negated captions, and a tiny CLIP with random
+    # weights, made by launch.py in {workdir}/made, in place of data.pairs, data.images and
+    # model.checkpoint: configs/debug.py. 0: none.
+    runtime.made_scenes = 0
+    # Where a loss, gradient or parameter is not finite, name the operation that made it so, and its
+    # line. Each step is waited for and the state before it is kept: slower, for finding faults.
+    runtime.debug_nans = False
     # Continue a run although keys that change its result differ from those it was started with.
     runtime.allow_config_change = False

@@ -65,12 +65,13 @@ ARCHITECTURES = {
     "quickstart:pretrain": clip.CLIPConfig(),
     "quickstart:published": clip.CLIPConfig(),
     "quickstart:finetune": clip.CLIPConfig(),
+    "debug": clip.CLIPConfig(),
 }
 
 
 def build(name: str):
     module, _, variant = name.partition(":")
-    return importlib.import_module(f"configs.{module}").get_config(variant)
+    return importlib.import_module(f"configs.{module}").get_config(*([variant] if variant else []))
 
 
 def describe(name: str) -> str:
@@ -138,7 +139,7 @@ def span(layers: list[int]) -> str:
 def test_every_variant_has_a_table():
     variants = [f"negationclip:{name}" for name in negationclip.VARIANTS]
     variants += [f"truth:{name}" for name in truth.VARIANTS]
-    variants += [f"quickstart:{name}" for name in quickstart._VARIANTS]
+    variants += [f"quickstart:{name}" for name in quickstart._VARIANTS] + ["debug"]
     assert sorted(variants) == sorted(ARCHITECTURES)
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
     files -= {"__init__", "common", "data_gen"}  # the last is about generation, not training
@@ -225,7 +226,7 @@ def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
     config.update_from_flattened_dict(
         {key: short_run[key] for key in settings}
         | {"train.total": "2 steps", "runtime.compilation_cache": None}
-        | {"data.validation_fraction": 0.0, "log.tensorboard": False}
+        | {"data.validation_fraction": 0.0, "log.tensorboard": False, "log.profile_steps": None}
         | ({"data.foils": 1} if build(name).train.objective == "truth" else {})
     )
     state = train(config, str(tmp_path))

@@ -103,6 +103,37 @@ def test_deterministic_reaches_all_programs_before_jax_is_used(run_launch, given
     assert (done.stdout, done.returncode) == ("2.0\n", 0)
 
 
+def test_debug_runs_from_nothing_and_again(run_launch, tmp_path, one_device):
+    """No file is given: it makes its own, once, and ends with a checkpoint and a trace."""
+    words = [f"--config={ROOT}/configs/debug.py", f"--workdir={tmp_path}/run"]
+    words += ["--config.train.total=14 steps", "--config.runtime.compilation_cache="]
+    status, err = run_launch(*words)
+    assert status == 0 and "done: 14 steps in " in err, err
+    assert checkpoint_steps(tmp_path / "run")[-1] == 14
+    assert read_metrics(tmp_path / "run")[14]["loss"] < read_metrics(tmp_path / "run")[1]["loss"]
+    assert len(list((tmp_path / "run" / "profile").rglob("process_0.*"))) == 2
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "made").rglob("*")}
+    assert len(made) > 96
+    status, err = run_launch(*words, "--config.train.total=16 steps")
+    assert status == 0 and "done: 16 steps in " in err, err
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "made").rglob("*")}
+
+
+def test_made_scenes_stay_behind_files_of_the_user(run_launch, given, tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    words = [f"--config={ROOT}/configs/debug.py", f"--workdir={tmp_path}"]
+    assert run_launch(*words, "--config.data.pairs=mine.json") == (0, "")
+    ((config, _),) = given
+    assert config.data.pairs == "mine.json"
+    assert config.data.images == f"{tmp_path}/made/images"
+    assert config.model.checkpoint == f"{tmp_path}/made/checkpoint"
+
+
+def test_made_scenes_need_a_disk(run_launch, given):
+    status, err = run_launch(f"--config={ROOT}/configs/debug.py", "--workdir=gs://bucket/run")
+    assert status == 1 and "runtime.made_scenes makes files: give it a --workdir on a disk" in err
+
+
 @pytest.mark.parametrize("form", ["--config.data.packing=False", "--noconfig.data.packing"])
 def test_what_follows_from_the_family_can_be_set(run_launch, given, form):
     words = ("--config.optim.freeze=()", form)

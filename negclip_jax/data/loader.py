@@ -81,6 +81,7 @@ class PairLoader:
         term of the loss compares with them.
       shows_opposites: whether batches hold features of images of which the statements shown have
         the other truth; with cached features only.
+      repeats_first: whether every batch is the first one, its texts too.
     """
 
     examples: Examples | Mixture
@@ -98,6 +99,7 @@ class PairLoader:
     cached: CachedFeatures | None = None
     base_text: np.ndarray | None = None
     shows_opposites: bool = False
+    repeats_first: bool = False
     # Names of bad images, over all passes: validation reads the same images again and again.
     _reported: set[str] = dataclasses.field(default_factory=set, init=False, compare=False)
     # With cached features, of a pair whose image is bad: the pair that takes its place, or -1.
@@ -165,6 +167,7 @@ class PairLoader:
 
         int64, int64 and uint64 `[B]`.
         """
+        step = 0 if self.repeats_first else step
         if isinstance(self.examples, Mixture):
             return self.examples.pairs_at(step)
         epoch, batch = divmod(step, self.steps_per_epoch)

@@ -22,6 +22,7 @@ from negclip_jax.data.examples import CAPTION_MODES, TRUNCATED
 from negclip_jax.data.images import CROPS
 from negclip_jax.data.sources import kind_of
 from negclip_jax.runtime import multihost, sharding, workdir
+from negclip_jax.runtime.profiling import parse_steps
 from negclip_jax.runtime.writers import WandbWriter
 
 Settings = Mapping[str, Any]
@@ -39,6 +40,7 @@ _RANGES = {
     "data.foils": NOT_NEGATIVE,
     "data.true_texts": NOT_NEGATIVE,
     "data.false_texts": NOT_NEGATIVE,
+    "runtime.made_scenes": NOT_NEGATIVE,
     "data.max_bad_images": SHARE,
     "data.workers": NOT_NEGATIVE,
     "data.threads": POSITIVE,
@@ -83,6 +85,7 @@ ADDED_KEYS |= {"data.kept_pixels_mib": 0.0, "data.false_texts": 3}
 ADDED_KEYS |= {"data.fields": "", "data.sources": "", "train.image_choice_weight": 0.0}
 ADDED_KEYS |= {"data.examples_dir": "{workdir}/examples"}
 ADDED_KEYS |= {"data.features": None, "train.image_choice_scale_max": None}
+ADDED_KEYS |= {"train.overfit_batch": False, "runtime.debug_nans": False, "runtime.made_scenes": 0}
 ADDED_KEYS |= {"optim.lora_rank": None, "optim.lora_alpha": None}
 ADDED_KEYS |= {"optim.lora_matrices": ["text/blocks/.*"]}
 ADDED_KEYS |= {"data.text_nouns": None, "train.anchor_weight": 0.0, "train.distill_weight": 0.0}
@@ -127,6 +130,7 @@ def check_settings(settings: Settings) -> None:
     for key in ("train.total", "eval.every", "checkpoint.every", "log.every", "optim.warmup"):
         # Whether it can be read, before anything is known that it depends on.
         StepUnits(1, 1, None if key == "train.total" else 1).steps(settings[key], key)
+    parse_steps(settings["log.profile_steps"])
     if settings["log.wandb"] is not None:
         WandbWriter.package()
 

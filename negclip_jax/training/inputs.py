@@ -229,6 +229,7 @@ def loaders(
     max_bad_images: float,
     seed: int,
     keeps_originals: bool,
+    repeats_first: bool,
     batch_sizes: tuple[int, int],
     shards: int,
     tokenizer: Tokenizer,
@@ -245,6 +246,7 @@ def loaders(
       seed: of order and choice of captions.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
+      repeats_first: see `PairLoader`; of training.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
       tokenizer, preprocess: of the model.
@@ -303,7 +305,13 @@ def loaders(
     if sources:
         examples, fraction = Mixture(train, batch_sizes[0], seed), 0.0
         _log_shares(examples)
-    made = loader(examples, batch_sizes[0], workers=workers, original_fraction=fraction)
+    options = {"original_fraction": fraction, "repeats_first": repeats_first}
+    made = loader(examples, batch_sizes[0], workers=workers, **options)
+    if repeats_first:
+        shown = len(set(made.examples.image_of[made.pairs_at(0)[0]].tolist()))
+        message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
+        shared = "; captions of one image cannot be told apart, and hold the loss up"
+        logging.info(message, made.batch_size, shown, shared if shown < made.batch_size else "")
     held = {name: loader(x, batch_sizes[1], shuffle=False) for name, x in validation.items()}
     used = [made.examples, *validation.values()]
     prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]

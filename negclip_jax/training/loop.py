@@ -16,6 +16,7 @@ from negclip_jax.common.signals import Interrupted, StopSignal
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
+from negclip_jax.runtime.profiling import Profile, parse_steps
 from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
 from negclip_jax.runtime.workdir import create as create_workdir
 from negclip_jax.runtime.workdir import disk_errors
@@ -30,7 +31,7 @@ from negclip_jax.runtime.writers import (
 from negclip_jax.training import patterns
 from negclip_jax.training.evaluation import EvalContext, Evaluator
 from negclip_jax.training.setup import Run, prepare
-from negclip_jax.training.step import TrainState
+from negclip_jax.training.step import CHECKED, TrainState
 
 
 def train(
@@ -78,14 +79,21 @@ def train(
         if run.validation is not None:
             built = {"val": run.validation} | built
         progress = TrainingProgress(start=start, total=run.units.total_steps, enabled=is_main)
+        steps, total = parse_steps(config.log.profile_steps), run.units.total_steps
+        profile = Profile(steps, run.workdir, start=start, total=total)
+        stack.callback(profile.close)
         with StopSignal() as stop, progress:
             device = run.mesh.devices.flat[0].device_kind
             peak = peak_flops(device, run.mesh.size, run.dtype)
-            return _loop(run, StepLog(run, writers, timing, progress, peak), built, stop)
+            return _loop(run, StepLog(run, writers, timing, progress, peak), built, stop, profile)
 
 
 def _loop(
-    run: Run, log: "StepLog", evaluators: dict[str, Evaluator], stop: StopSignal
+    run: Run,
+    log: "StepLog",
+    evaluators: dict[str, Evaluator],
+    stop: StopSignal,
+    profile: Profile,
 ) -> TrainState:
     """Step, then look and save: `step` always counts the updates that `state` has seen."""
     state, total = run.state, run.units.total_steps
@@ -128,7 +136,10 @@ def _loop(
     rows = sharding.local_rows(run.mesh, size)  # this process loads these of each batch
     with contextlib.closing(run.loader.batches(start, total, rows)) as batches:
         for step in range(start + 1, total + 1):
-            with log.chrono.waiting(), multihost.within_time(f"the input of step {step}"):
+            profile.begin(step, state)
+            waiting = jax.profiler.TraceAnnotation("wait for data")
+            within = multihost.within_time(f"the input of step {step}")
+            with log.chrono.waiting(), waiting, within:
                 batch = next(batches)
             # Other processes have as many pairs of the batch as this one.
             log.chrono.work(step, run.step_flops(batch) * size / len(rows))
@@ -136,8 +147,13 @@ def _loop(
             # The call returns before the step is done. Whatever reads a result makes the host wait,
             # and then the device, which has nothing to do until the next batch comes.
             with jax.transfer_guard_device_to_host("disallow"):
-                state, metrics = run.train_step(state, run.frozen, batch)
+                try:
+                    state, metrics = run.train_step(state, run.frozen, batch)
+                except FloatingPointError as error:  # of `runtime.debug_nans`
+                    log.flush()
+                    raise InputError(f"step {step}: {error}; {log.stopped}") from None
             log.push(step, metrics)
+            profile.end(step, state)
             best = look_and_save(step, state)
     run.checkpoints.wait()
     return state
@@ -178,6 +194,13 @@ class StepLog:
     def checksum(self) -> int | None:
         """Of the metrics that were flushed; None where this process writes none."""
         return self._writers.checksum
+
+    @property
+    def stopped(self) -> str:
+        """What is left of a run that cannot go on."""
+        last = self._run.checkpoints.latest_step
+        saved = "no checkpoint was saved"
+        return f"stopped, {saved if last is None else f'the last checkpoint is step {last}'}"
 
     def evaluate(
         self, step: int, state: TrainState, evaluators: dict[str, Evaluator], stop: StopSignal
@@ -220,19 +243,15 @@ class StepLog:
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
             numbers = {name: float(value) for name, value in metrics.items()}
-            # param_norm: what the update left behind, which only the next loss would show.
-            checked = ("loss", "grad_norm", "param_norm")
-            bad = [n for n in checked if not math.isfinite(numbers[n])]
+            bad = [n for n in CHECKED if not math.isfinite(numbers[n])]
             if bad:
                 self._writers.flush()
-                last = self._run.checkpoints.latest_step
-                saved = "no checkpoint was saved"
-                saved = saved if last is None else f"the last checkpoint is step {last}"
                 raise InputError(
                     f"{bad[0]} is {numbers[bad[0]]} at step {step} (learning rate "
-                    f"{numbers['lr']:.2e}, logit scale {numbers['logit_scale']:.3f}); stopped, "
-                    f"{saved}. Try a smaller optim.lr, optim.clip_norm=1.0 or "
-                    "train.logit_scale_max=4.6052"
+                    f"{numbers['lr']:.2e}, logit scale {numbers['logit_scale']:.3f}); "
+                    f"{self.stopped}. Try a smaller optim.lr, optim.clip_norm=1.0 or "
+                    "train.logit_scale_max=4.6052; --config.runtime.debug_nans=True names the "
+                    "operation"
                 )
             # NaN is left what nothing in this batch has: a foil, or an original caption.
             self._writers.write(step, {k: x for k, x in numbers.items() if not math.isnan(x)})

@@ -120,6 +120,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         **data,
         seed=config.seed,
         keeps_originals=any(keeping.values()),
+        repeats_first=train.overfit_batch,
         batch_sizes=sizes,
         shards=mesh.size * train.microbatches,
         tokenizer=tokenizer,
@@ -166,14 +167,13 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     options |= {"sources": tuple(shares), "image_choice_weight": weight}
     objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
     step = make_train_step(objective, tx, schedule=schedule, **{k: train[k] for k in _OF_STEP})
-    train_step = CompiledStep(step, state, frozen, mesh, unroll=config.runtime.unroll_blocks)
+    of_runtime = {"unroll": config.runtime.unroll_blocks, "names_nans": config.runtime.debug_nans}
+    train_step = CompiledStep(step, state, frozen, mesh, **of_runtime)
     # Compiled now, for a batch of the right shapes: what does not fit fails before the first step.
     blank = loader.blank_batch(int(state.step), sharding.local_rows(mesh, loader.batch_size))
     train_step.compiled_for(state, frozen, sharding.to_global(mesh, blank))
     return Run(
-        workdir=path,
-        mesh=mesh,
-        units=units,
+        *(path, mesh, units),
         **every,
         best=config.checkpoint.best,
         loader=loader,

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from negclip_jax.models.lora import fold
 from negclip_jax.models.normalisation import normalise_pixels
-from negclip_jax.runtime import sharding
+from negclip_jax.runtime import nans, sharding
 from negclip_jax.training import patterns
 from negclip_jax.training.objectives import (
     OBJECTIVES,
@@ -33,6 +33,9 @@ from negclip_jax.training.objectives import (
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+# Metrics that say whether an update is sound; param_norm: what it left behind, which only the next
+# loss would show.
+CHECKED = ("loss", "grad_norm", "param_norm")
 Rows = TypeVar("Rows")
 Features = TypeVar("Features")
 
@@ -304,19 +307,40 @@ class CompiledStep:
     memory = ""
 
     def __init__(
-        self, step: Callable, state: TrainState, frozen: dict, mesh: Mesh, *, unroll: bool = False
+        self,
+        step: Callable,
+        state: TrainState,
+        frozen: dict,
+        mesh: Mesh,
+        *,
+        unroll: bool = False,
+        names_nans: bool = False,
     ):
-        """`unroll`: on GPUs the compiler unrolls loops, see `runtime.unroll_blocks`."""
+        """`unroll`, `names_nans`: see `runtime.unroll_blocks` and `runtime.debug_nans`."""
         self._options = _UNROLL if unroll and sharding.is_gpu(mesh) else None
+        self._step, self._names_nans = step, names_nans
         placements = jax.tree.map(lambda x: x.sharding, state)
         # The state that goes in is given away: its memory becomes that of the one that comes out.
+        donated = {} if names_nans else {"donate_argnums": 0}
         self.jitted = jax.jit(
-            step, donate_argnums=0, out_shardings=(placements, sharding.replicated(mesh))
+            step, **donated, out_shardings=(placements, sharding.replicated(mesh))
         )
         self._compiled: dict[tuple, Callable] = {}
 
     def __call__(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
-        return self.compiled_for(state, frozen, batch)(state, frozen, batch)
+        """With `names_nans` FloatingPointError that says what made a number that is not finite."""
+        after, metrics = self.compiled_for(state, frozen, batch)(state, frozen, batch)
+        if self._names_nans:
+            checked = jax.device_get({name: metrics[name] for name in CHECKED})
+            if bad := [name for name, x in checked.items() if not math.isfinite(x)]:
+
+                def numbers(state: TrainState, frozen: dict, batch: dict) -> list[Array]:
+                    return [self._step(state, frozen, batch)[1][name] for name in bad]
+
+                made = nans.origin(numbers, state, frozen, batch)
+                made = made or "no operation that runs by itself but the compiler's fusion of some"
+                raise FloatingPointError(f"{bad[0]} is {checked[bad[0]]}; its cause is {made}")
+        return after, metrics
 
     def compiled_for(self, state: TrainState, frozen: dict, batch: dict) -> Callable:
         """The program for a batch of these shapes."""

@@ -204,6 +204,12 @@ def test_worker_processes_and_kept_features_change_nothing(loader):
         assert np.array_equal(batch["text"]["ids"], whole[step]["text"]["ids"])
 
 
+def test_the_first_batch_of_a_mixture_may_be_every_batch(loader):
+    (first,) = loader.batches(0, 1)
+    for batch in dataclasses.replace(loader, repeats_first=True).batches(3, 6):
+        assert same(batch, first)
+
+
 def test_a_bad_image_is_replaced_within_its_source(loader):
     pairs = loader.pairs_at(0)[0]
     bad = np.zeros(40, bool)

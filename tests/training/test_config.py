@@ -43,6 +43,8 @@ def test_the_defaults_pass():
         ("optim.lr", math.nan, r"config\.optim\.lr is nan; it must be at least 0"),
         ("optim.beta2", 2.0, r"config\.optim\.beta2 is 2\.0; it must be between 0 and 1"),
         ("optim.clip_norm", -1.0, r"config\.optim\.clip_norm is -1\.0; it must be at least 0"),
+        ("log.profile_steps", "3-1", r"log\.profile_steps: cannot read '3-1'"),
+        ("runtime.made_scenes", -1, r"config\.runtime\.made_scenes is -1; it must be at least 0"),
         ("checkpoint.keep", 0, r"config\.checkpoint\.keep is 0; it must be at least 1"),
     ],
 )

@@ -164,6 +164,7 @@ def half_by_two(forked, settings, tmp_path_factory) -> Path:
     """Workdir of half a run of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     changes = {"train.total": f"{HALF} steps", "mesh.fsdp": 4}
+    changes |= {"log.profile_steps": "2-3", "runtime.debug_nans": True}  # change no number
     events = {i: {"tiny_benchmark": True} for i in range(2)}
     assert_all_well(
         forked.run(settings | changes, workdir, processes=2, devices=2, events=events, seconds=120)
@@ -181,6 +182,14 @@ def test_two_processes_equal_one(half_by_two, alone):
             np.testing.assert_allclose(
                 numbers[name], theirs[step][name], 1e-6, 1e-6, err_msg=f"{step} {name}"
             )
+
+
+def test_each_process_traces_its_steps(half_by_two):
+    folder = half_by_two / "profile" / "plugins" / "profile" / "steps_2-3"
+    suffixes = ("perfetto_trace.json.gz", "xplane.pb")
+    assert {p.name for p in folder.iterdir()} == {
+        f"process_{i}.{suffix}" for i in range(2) for suffix in suffixes
+    }
 
 
 def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, tmp_path):
