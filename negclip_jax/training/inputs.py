@@ -308,10 +308,7 @@ def loaders(
     options = {"original_fraction": fraction, "repeats_first": repeats_first}
     made = loader(examples, batch_sizes[0], workers=workers, **options)
     if repeats_first:
-        shown = len(set(made.examples.image_of[made.pairs_at(0)[0]].tolist()))
-        message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
-        shared = "; captions of one image cannot be told apart, and hold the loss up"
-        logging.info(message, made.batch_size, shown, shared if shown < made.batch_size else "")
+        _log_repeated(made)
     held = {name: loader(x, batch_sizes[1], shuffle=False) for name, x in validation.items()}
     used = [made.examples, *validation.values()]
     prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]
@@ -383,6 +380,13 @@ def _keep_apart(read: dict[str, _Source]) -> None:
         if not len(kept):
             raise InputError(f"source {name}: other sources hold out all of its images")
         read[name] = dataclasses.replace(source, parts=[kept, source.parts[1]])
+
+
+def _log_repeated(loader: PairLoader) -> None:
+    shown = len(set(loader.examples.image_of[loader.pairs_at(0)[0]].tolist()))
+    message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
+    shared = "; captions of one image cannot be told apart, and hold the loss up"
+    logging.info(message, loader.batch_size, shown, shared if shown < loader.batch_size else "")
 
 
 def _log_shares(mixture: Mixture) -> None:
