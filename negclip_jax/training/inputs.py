@@ -307,8 +307,7 @@ def loaders(
         _log_shares(examples)
     options = {"original_fraction": fraction, "repeats_first": repeats_first}
     made = loader(examples, batch_sizes[0], workers=workers, **options)
-    if repeats_first:
-        _log_repeated(made)
+    _log_repeated(made)
     held = {name: loader(x, batch_sizes[1], shuffle=False) for name, x in validation.items()}
     used = [made.examples, *validation.values()]
     prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]
@@ -383,6 +382,8 @@ def _keep_apart(read: dict[str, _Source]) -> None:
 
 
 def _log_repeated(loader: PairLoader) -> None:
+    if not loader.repeats_first:
+        return
     shown = len(set(loader.examples.image_of[loader.pairs_at(0)[0]].tolist()))
     message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
     shared = "; captions of one image cannot be told apart, and hold the loss up"
