@@ -28,17 +28,20 @@ COMMANDS = {
         "python -m evals.text_to_image": "draw with a tuned text tower",
     },
     "Use elsewhere": {
+        "python -m negclip_jax.interop.image_features": "features, by PyTorch",
         "python -m negclip_jax.interop.export": "for transformers, open_clip, ...",
     },
     "Measure speed": {
         "python -m bench": "against PyTorch, on this machine",
     },
 }
+_WIDEST = 38
 
 
 def text() -> str:
     """The list, of at most 80 columns."""
-    width = max(len(command) for group in COMMANDS.values() for command in group)
+    lengths = [len(command) for group in COMMANDS.values() for command in group]
+    width = max(length for length in lengths if length <= _WIDEST)  # a longer one sticks out
     lines = [
         "Each says with --help what it does, and begins with an example. A model is",
         "--model=[NAME=]PATH[@STEP][+ema] in all of them: a training run (its best",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import ImageError, decode
-from negclip_jax.common.photos import name_key
+from negclip_jax.common.photos import PHOTO_SUFFIXES, name_key
 from negclip_jax.data.images import ImageSource
 from negclip_jax.data.records import unsafe_name
 
@@ -45,6 +45,11 @@ class BucketImages(ImageSource):
         """Size and the bucket's own checksum, of the time when this object was made."""
         info = self._listed.get(self._spelled(self._checked(name)))
         return [] if info is None else [info["size"], remote.checksum(info)]
+
+    def names(self) -> list[str]:
+        """Of the photos at any depth, sorted; hidden objects and folders left out."""
+        shown = (name for name in self._listed if not any(p[:1] == "." for p in name.split("/")))
+        return sorted(x for x in shown if posixpath.splitext(x)[1].lower() in PHOTO_SUFFIXES)
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""

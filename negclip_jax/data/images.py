@@ -15,6 +15,7 @@ long side would pass 32,768 pixels (thinner than 1:146 at 224) only the part und
 resized, which rounds differently between Pillow's two passes: a level or two in smooth parts.
 """
 
+import logging
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from PIL import Image
 
 from negclip_jax.common.decoding import ImageError, decode, opened, read_file, to_rgb, upright
 from negclip_jax.common.photos import PHOTO_SUFFIXES, find_file
+from negclip_jax.common.problems import first
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.records import unsafe_name
 
@@ -183,6 +185,9 @@ class ImageSource(Protocol):
         """The identity of each name, all at once."""
         return [self.identity(name) for name in names]
 
+    def names(self) -> list[str]:
+        """Of all images that are there."""
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""
 
@@ -266,6 +271,14 @@ class ImageDirectory(ImageSource):
                 "copy the file, or use the directory that it lies in as the image directory."
             )
         return path
+
+    def names(self) -> list[str]:
+        """Of the photos at any depth, sorted; what `photos_below` does not read is logged."""
+        names, skipped = photos_below(Path(self.root))
+        if skipped:
+            told = first([f"{name}: {reason}" for name, reason in skipped.items()], separator="; ")
+            logging.warning("%d left out in %s: %s", len(skipped), self.root, told)
+        return names
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not files, each once and in order.

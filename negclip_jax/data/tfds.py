@@ -70,6 +70,10 @@ class TfdsImages(ImageSource):
         """Data set, version and row: prepared data sets are not edited."""
         return [*map(str, self._where), self._source.dataset_info.full_name, self._index()[name]]
 
+    def names(self) -> list[str]:
+        """Of all images, in the order of the split."""
+        return list(self._index())
+
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that the split does not hold, each once and in order."""
         rows = self._index()

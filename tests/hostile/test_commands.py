@@ -20,6 +20,8 @@ PACKAGES = ("negclip_jax", "data_gen", "evals", "quickstart", "bench")
 SUBCOMMANDS = ("probe", "plan", "run", "status", "retry", "report", "audit", "export")
 SUBCOMMANDS += ("batch-export", "batch-import")
 
+_FEATURES = ("--library=transformers", "--model={0}", "--out={0}/out")
+
 # Arguments that lead a command to words about names in the folder {0}, by its module. Each command
 # is also given an argument that it does not know, which argparse would quote as it stands.
 ARGUMENTS: dict[str, list[list[str]]] = {
@@ -49,6 +51,12 @@ ARGUMENTS: dict[str, list[list[str]]] = {
         ["--captions={0}/captions.json", "--instances={0}/none.json", "--out={0}/out.json"]
     ],
     "negclip_jax.__main__": [[NAME]],
+    "negclip_jax.interop.image_features": [
+        [*_FEATURES, "--images={0}/none"],
+        [*_FEATURES, "--images={0}"],
+        [*_FEATURES, "--images={0}", "--pairs={0}/captions.json"],
+        [*_FEATURES, "--images={0}", f"--shard={NAME}"],
+    ],
     "negclip_jax.interop.export": [
         ["--model={0}", "--out={0}/out"],
         ["--model={0}/none", "--out={0}/out"],

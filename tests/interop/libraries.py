@@ -2,15 +2,19 @@
 
 Both import torchvision for their picture transforms alone, and torchvision has no build for
 every torch. Their models, which the tests compare with, do not need it: a stand-in takes its place
-while they are imported. OpenAI's package also wants `pkg_resources`, which setuptools has dropped.
+while they are imported, with those transforms that preprocess an image, written with Pillow.
+OpenAI's package also wants `pkg_resources`, which setuptools has dropped.
 """
 
 import importlib
 import sys
 import types
 
+import numpy as np
 import packaging.version
 import pytest
+import torch
+from PIL import Image
 
 _STAND_INS = tuple(
     f"torchvision{part}"
@@ -34,9 +38,62 @@ class _Transform(metaclass=_AnyName):
         pass
 
 
+class Compose:
+    """Transforms of torchvision that preprocess a PIL image, as torchvision has them."""
+
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, image):
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
+class Resize(_Transform):
+    """Shorter side, or both sides."""
+
+    def __init__(self, size, interpolation, antialias=None):
+        self.size, self.how = size, getattr(Image.Resampling, str(interpolation).upper())
+
+    def __call__(self, image):
+        size = self.size
+        if isinstance(size, int):
+            size = [size if n == min(image.size) else int(size * n / min(image.size))
+                    for n in image.size[::-1]]  # fmt: skip
+        return image.resize(tuple(size)[::-1], self.how)
+
+
+class CenterCrop(_Transform):
+    def __init__(self, size):
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+
+    def __call__(self, image):
+        (width, height), (high, wide) = image.size, self.size
+        left, top = round((width - wide) / 2), round((height - high) / 2)
+        return image.crop((left, top, left + wide, top + high))
+
+
+class ToTensor(_Transform):
+    def __call__(self, image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+class Normalize(_Transform):
+    def __init__(self, mean, std):
+        self.mean, self.std = (torch.tensor(x)[:, None, None] for x in (mean, std))
+
+    def __call__(self, tensor):
+        return (tensor - self.mean) / self.std
+
+
+_REAL = {kind.__name__: kind for kind in (Compose, Resize, CenterCrop, ToTensor, Normalize)}
+_REAL["to_tensor"] = ToTensor()
+
+
 def _stand_in(name: str) -> types.ModuleType:
     module = types.ModuleType(name)
-    module.__getattr__ = lambda _: _Transform
+    module.__getattr__ = lambda attribute: _REAL.get(attribute, _Transform)
     return module
 
 
@@ -51,6 +108,9 @@ def load(name: str) -> types.ModuleType:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # RuntimeError: built for another torch
         stand_ins |= {module: _stand_in(module) for module in _STAND_INS}
+        for module in _STAND_INS[1:]:
+            parent, _, attribute = module.rpartition(".")
+            setattr(stand_ins[parent], attribute, stand_ins[module])
     sys.modules.update(stand_ins)
     try:
         return importlib.import_module(name)
