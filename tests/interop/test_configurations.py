@@ -306,6 +306,12 @@ def test_metaclip_2_of_transformers(case, tmp_path):
     inputs = pixels, captions(config.text_config.eos_token_id, 98)
     expected = tiny.torch_features(model, *inputs)
     assert_features(ours, params, inputs, expected)
+    flags = [f"--model={base}", f"--out={tmp_path / 'oc'}", "--layout=open_clip"]
+    assert export.main(flags) == 0
+    again = open_clip_package.create_model(f"local-dir:{tmp_path / 'oc'}").eval()
+    with torch.no_grad():
+        texts = again.encode_text(torch.tensor(inputs[1])).numpy()
+    assert tiny.difference(texts, expected[1]) < 1e-5
     out = huggingface.save(tmp_path / "out", ours, params, base=base)
     if case == "end token 2":
         with pytest.raises(Exception, match="load this model with AutoModel or MetaClip2Model"):

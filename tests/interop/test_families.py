@@ -116,7 +116,7 @@ def ten_steps(config, params, features, ids):
     tx = optax.adamw(1e-3, eps=1e-3, weight_decay=0.0)
     frozen = {k: v for k, v in params.items() if k in ("vision", "visual_projection")}
     trained = {k: v for k, v in params.items() if k not in frozen}
-    if is_large(config.text.vocab_size):
+    if is_large(config.text.vocab_size * config.text.width):
         text = dict(trained["text"])
         frozen["text"] = {"token_embedding": jax.numpy.asarray(text.pop("token_embedding"))}
         trained["text"] = text
@@ -129,16 +129,16 @@ def ten_steps(config, params, features, ids):
     return losses, patterns.merge(frozen, jax.device_get(state.params))
 
 
-def is_large(vocabulary):
-    """Whether a vocabulary stays as it was: the optimizer of MetaCLIP 2's would take 15 GB."""
-    return vocabulary > 300_000
+def is_large(numbers):
+    """Whether a token embedding stays as it was: training MetaCLIP 2's would take 15 GB."""
+    return numbers > 250e6
 
 
 def their_ten_steps(model, encode, features, ids):
     """Losses of the same of another library's text tower, with open_clip's losses."""
     images = torch.nn.functional.normalize(torch.tensor(features), dim=-1)
     for name, parameter in model.named_parameters():
-        large = "token_embedding" in name and is_large(len(parameter))
+        large = "token_embedding" in name and is_large(parameter.numel())
         parameter.requires_grad_(not (name.startswith(VISION) or large))
     trained = [p for p in model.parameters() if p.requires_grad]
     tx = torch.optim.AdamW(trained, 1e-3, eps=1e-3, weight_decay=0.0)

@@ -107,6 +107,18 @@ def test_a_run_trains_the_sigmoid_loss_and_keeps_the_rest(run, base):
     assert params["logit_scale"] != before["logit_scale"]
 
 
+def test_adapters_go_to_transformers_merged(run, base, make_config, tmp_path, one_device):
+    """Each kernel of attention and MLP moves, and the token embedding does not."""
+    settings = {"model.checkpoint": str(base[1]), "data.images": None, "optim.lr": 1e-2}
+    settings |= {"data.features": str(run.parent / "f.parquet"), "optim.lora_rank": 2}
+    train(make_config(settings | {"train.total": "2 steps"}), str(tmp_path / "lora"))
+    assert export.main([f"--model={tmp_path / 'lora'}@last", f"--out={tmp_path / 'out'}"]) == 0
+    before, after = (load_file(d / "model.safetensors") for d in (base[1], tmp_path / "out"))
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    kernels = {n for n in before if n.startswith("text_model.enc") and n.endswith("weight")}
+    assert moved == {name for name in kernels if "norm" not in name}
+
+
 def test_the_export_loads_in_transformers_with_its_own_vision_tower(run, base, tmp_path, capsys):
     model, folder = base
     shutil.copytree(run, tmp_path / "moved")  # a run is whole without the checkpoint
