@@ -1,10 +1,15 @@
 """Three models of which the second was tuned in its text tower alone, the third in both."""
 
+import contextlib
 import dataclasses
+import socket
+import threading
 
 import numpy as np
 import pytest
+import uvicorn
 
+from evals.search import serve
 from evals.search.folder import PhotoFolder
 from evals.search.live import Live
 
@@ -28,3 +33,27 @@ def live(three_models, photos, tmp_path_factory):
         use_one_device(patch)
         cache = tmp_path_factory.mktemp("live")
         yield Live(three_models, PhotoFolder(photos.data), cache=cache)
+
+
+@pytest.fixture(scope="session")
+def served():
+    """Function of a `Live`, and of a port, to a context in which the page has this address."""
+
+    @contextlib.contextmanager
+    def serving(live, port: int = 0):
+        server = serve.Server(live, 6, ["a cat", "no <b>cat</b>"], is_loopback=True)
+        options = {"lifespan": "off", "log_config": None, "timeout_graceful_shutdown": 1}
+        running = uvicorn.Server(uvicorn.Config(server.app, **options))
+        with socket.socket() as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", port))
+            bound.listen()
+            thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]}, daemon=True)
+            thread.start()
+            try:
+                yield f"http://localhost:{bound.getsockname()[1]}/"
+            finally:
+                running.should_exit = True
+                thread.join(30)
+
+    return serving

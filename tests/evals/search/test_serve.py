@@ -1,16 +1,21 @@
 """What the live page's server answers, and what it refuses."""
 
+import concurrent.futures
 import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -20,7 +25,11 @@ from evals.search import __main__ as search
 from evals.search import ranking, serve
 from evals.search.folder import PhotoFolder
 from evals.search.live import Live
+from quickstart import __main__ as quickstart
+from quickstart import world
 
+ROOT = Path(__file__).resolve().parents[3]
+OF_QUERIES = {"a", "no", "but", "without"}  # words that are no kind and no colour
 pytestmark = pytest.mark.usefixtures("one_device_mesh")
 
 
@@ -243,6 +252,53 @@ def test_an_error_of_ours_is_one_line_for_the_page(client, monkeypatch):
     monkeypatch.setattr(Live, "_texts", lambda *_: 1 / 0)
     answer = client.get("/api/search?q=another")
     assert answer.status_code == 500 and "its terminal says where" in answer.json()["error"]
+
+
+def test_requests_wait_in_turn_and_one_that_was_given_up_is_not_computed(live, served, monkeypatch):
+    begun, asked, inside = threading.Event(), [], []
+    answered, released = live.search, threading.Event()
+
+    def search_slowly(query, *arguments):
+        inside.append(query)
+        assert len(inside) == 1, "two requests at a time in one model"
+        asked.append(query)
+        begun.set()
+        assert query != "first" or released.wait(60)
+        inside.clear()
+        return answered(query, *arguments)
+
+    monkeypatch.setattr(live, "search", search_slowly)
+    with served(live) as url, concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def get(query: str) -> int:
+            with urllib.request.urlopen(f"{url}api/search?q={query}", timeout=60) as answer:
+                return answer.status
+
+        first = pool.submit(get, "first")
+        assert begun.wait(60)
+        address = ("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))
+        with socket.create_connection(address) as given_up:
+            given_up.sendall(b"GET /api/search?q=given-up HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.3)  # until the server waits for its turn
+        last = pool.submit(get, "last")
+        time.sleep(0.3)
+        released.set()
+        assert first.result(60) == last.result(60) == 200
+    assert asked == ["first", "last"]
+
+
+def test_make_demo_shows_what_the_quickstart_writes():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    command = re.search(r"python -m (evals\.search .*)", makefile)[1].replace("$(PORT)", "8765")
+    args = search._parser().parse_args(shlex.split(command)[1:])
+    assert args.serve and len(args.queries) > 2
+    written = [word for _, words in quickstart.commands("runs/quickstart") for word in words]
+    for model in args.model:
+        assert f"--out={model.partition('=')[2]}" in written
+    assert args.images == "runs/quickstart/world/heldout/images"
+    assert "--world=runs/quickstart/world/heldout" in written
+    words = " ".join(args.queries).split()
+    assert {word for word in words if word not in OF_QUERIES} <= {*world.KINDS, *world.COLOURS}
 
 
 def test_the_command_prints_its_address_answers_and_stops_on_ctrl_c(

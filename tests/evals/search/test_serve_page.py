@@ -1,18 +1,12 @@
 """The live page in a browser: typing, captions, mixtures, keys, a phone, and what goes wrong."""
 
 import asyncio
-import contextlib
 import json
-import socket
-import threading
 import time
 
 import live_browser
 import pytest
-import uvicorn
 from browser import BROWSER
-
-from evals.search import serve
 
 pytestmark = [
     pytest.mark.usefixtures("one_device_mesh"),
@@ -37,45 +31,25 @@ DROP = """(() => {{
 }})()"""
 
 
-@contextlib.contextmanager
-def served(live, port: int = 0):
-    """The address of the page while the block runs."""
-    server = serve.Server(live, 6, ["a cat", "no <b>cat</b>"], is_loopback=True)
-    config = uvicorn.Config(
-        server.app, lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
-    running = uvicorn.Server(config)
-    with socket.socket() as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", port))
-        bound.listen()
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://localhost:{bound.getsockname()[1]}/"
-        finally:
-            running.should_exit = True
-            thread.join(30)
-
-
 def drop(content: bytes, name: str) -> str:
     array = f"new Uint8Array({list(content)})"
     return DROP.format(content=array, name=json.dumps(name))
 
 
-def driven(live, tmp_path, drive) -> None:
-    """Runs `drive(page, url)` on a new page; the console must stay silent."""
+@pytest.fixture
+def driven(live, served, tmp_path):
+    """Function of `drive(page, url)`, which it runs on a new page; the console must stay silent."""
 
-    async def run() -> None:
+    async def run(drive) -> None:
         with served(live) as url:
             async with live_browser.opened(tmp_path / "profile") as page:
                 await drive(page, url)
                 assert not [p for p in page.problems if "status of" not in p], page.problems
 
-    asyncio.run(run())
+    return lambda drive: asyncio.run(run(drive))
 
 
-def test_typing_shows_two_columns_and_keys_lead_through_them(live, tmp_path):
+def test_typing_shows_columns_and_keys_lead_through_them(driven, live):
     async def drive(page, url):
         await page.goto(url)
         assert "Type what to look for" in await page.value("byId('status').textContent")
@@ -111,10 +85,10 @@ def test_typing_shows_two_columns_and_keys_lead_through_them(live, tmp_path):
         await page.until(f"{SETTLED} && ({HITS}).join() === '6,6,6'")
         assert await page.value("byId('query').value") == "no <b>cat</b>"
 
-    driven(live, tmp_path, drive)
+    driven(drive)
 
 
-def test_the_newest_query_wins(live, tmp_path, monkeypatch):
+def test_the_newest_query_wins(driven, live, monkeypatch):
     answered = live.search
 
     def slow(query, *arguments):
@@ -125,18 +99,20 @@ def test_the_newest_query_wins(live, tmp_path, monkeypatch):
 
     async def drive(page, url):
         await page.goto(url)
-        await page.type("slow")
-        await page.until("!!running")
-        await page.value("byId('query').value = 'quick'; schedule(0)")
-        await page.until(f"{SETTLED} && ({HITS})[0] === 6")
+        await page.value("shows = 0; show = (inner => (...x) => { shows++; inner(...x); })(show)")
+        ask = "byId('query').value = '{}'; schedule(0);"
+        await page.value(ask.format("slow"))
+        await page.value(f"setTimeout(() => {{ {ask.format('quick')} }}, 200) && 0")
+        await page.until(f"byId('query').value === 'quick' && {SETTLED} && ({HITS})[0] === 6")
         await asyncio.sleep(0.7)  # by now the slow one would have come
         wanted = [row["name"] for row in answered("quick", [20, 20], 6)["columns"][1]["rows"]]
         assert (await page.value(NAMES))[1] == wanted
+        assert await page.value("shows") == 1
 
-    driven(live, tmp_path, drive)
+    driven(drive)
 
 
-def test_a_slider_mixes_and_at_0_the_columns_are_the_same(live, tmp_path):
+def test_a_slider_mixes_and_at_0_the_columns_are_the_same(driven):
     async def drive(page, url):
         await page.goto(url)
         await page.type("a dog")
@@ -150,11 +126,11 @@ def test_a_slider_mixes_and_at_0_the_columns_are_the_same(live, tmp_path):
         first, second, third = await page.value(NAMES)
         assert first == third != second
 
-    driven(live, tmp_path, drive)
+    driven(drive)
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_on_a_phone_nothing_is_wider_than_the_screen(live, tmp_path, dark):
+def test_on_a_phone_nothing_is_wider_than_the_screen(driven, dark):
     async def drive(page, url):
         await page.goto(url, width=390, height=844, dark=dark)
         widths = "[document.documentElement.scrollWidth, innerWidth]"
@@ -171,10 +147,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(live, tmp_path, dark):
         )
         assert (int(shade) < 80) == dark
 
-    driven(live, tmp_path, drive)
+    driven(drive)
 
 
-def test_photos_are_dropped_and_those_that_are_none_are_told(live, photos, tmp_path):
+def test_photos_are_dropped_and_those_that_are_none_are_told(driven, live, photos):
     async def drive(page, url):
         await page.goto(url)
         await page.value("byId('texts').value = 'a cat\\nno cat'")
@@ -195,10 +171,10 @@ def test_photos_are_dropped_and_those_that_are_none_are_told(live, photos, tmp_p
         await page.until("byId('problem').hidden")
         assert "Drop a photo" in await page.value("byId('status').textContent")
 
-    driven(live, tmp_path, drive)
+    driven(drive)
 
 
-def test_a_server_that_is_gone_is_told_and_found_again(live, tmp_path):
+def test_a_server_that_is_gone_is_told_and_found_again(live, served, tmp_path):
     async def run() -> None:
         async with live_browser.opened(tmp_path / "profile") as page:
             with served(live) as url:
