@@ -263,6 +263,8 @@ def compute(args: argparse.Namespace) -> None:
     if shard is None or not int(shard[1]) < int(shard[2]):
         raise InputError(f"--shard={args.shard}: write I/N with I from 0 to N - 1, e.g. 0/4")
     index, shards = map(int, shard.groups())
+    if args.library not in LIBRARIES:
+        raise InputError(f"--library={args.library} is none of {', '.join(LIBRARIES)}")
     if args.batch < 1 or args.images_per_file < 1:
         raise InputError("--batch and --images-per-file are at least 1")
     source = open_images(args.images)
@@ -408,7 +410,8 @@ def _encoded(
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m negclip_jax.interop.image_features", __doc__)
     add = parser.add_argument
-    add("--library", required=True, choices=LIBRARIES, help="timm's towers are open_clip's here")
+    help_ = "timm's towers are those of open_clip here"
+    add("--library", required=True, metavar="|".join(LIBRARIES), help=help_)
     help_ = "a hub id or folder; of open_clip also a name of its list"
     add("--model", required=True, metavar="MODEL", help=help_)
     add("--pretrained", metavar="TAG", help="weights of a name of open_clip: a tag or a file")

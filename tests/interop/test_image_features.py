@@ -298,6 +298,7 @@ def test_what_cannot_be_used_is_told_in_one_line(
     assert "goes with a name of open_clip" in said("open_clip", open_clip_folder, "--pretrained=x")
     assert "transformers takes --model alone" in said("transformers", "x/y", "--pretrained=x")
     assert "transformers cannot load" in said("transformers", tmp_path)
+    assert "--library=x is none of open_clip, transformers" in said("x", clip_folder)
     assert "write I/N" in said("transformers", clip_folder, "--shard=4/4")
     (tmp_path / "empty").mkdir()
     assert "holds no image" in said("transformers", clip_folder, f"--images={tmp_path / 'empty'}")
