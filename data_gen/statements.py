@@ -311,7 +311,8 @@ class Pen:
     ) -> Iterator[tuple[_Form, str, bool, str, tuple[str, str]]]:
         """ "A dog but no cat" and "a cat but no dog", of which one is true, in the style of `like`.
 
-        `place`: where both are said to be.
+        `place`: where both are said to be. In the plain style, whose captions are no sentences, a
+        thing without a place is none either.
 
         Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
         whatever affirms a thing that is there would be true.
@@ -321,8 +322,9 @@ class Pen:
         if others:
             self.balances[False, False].count(absent, others[0])
             said += [(others[0], absent, True), (present, others[0], False)]
+        nowhere = None if self.grammar.style == "plain" else ""
         for i, (first, last, truth) in enumerate(said):
-            where = place if i < 2 else ""
+            where = place if i < 2 and place != "" else nowhere
             text = template.contrast(first, last, like, where)
             yield form, text, truth, BOTH, (first, last)
 

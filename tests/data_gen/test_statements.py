@@ -247,3 +247,15 @@ def test_a_doubt_beside_a_box_is_not_what_a_statement_rests_on():
     found = write(pair("A sofa", "A sofa, with no dog in sight"), labels)
     rests = {rest for s in found for rest in s.label}
     assert rests == {"dog=absent@boxes", "cat=present@boxes"}
+
+
+def test_the_plain_style_names_a_thing_where_the_natural_one_says_that_it_is_there():
+    """ "A dog but no cat", as captions are there; of photos people rather write sentences."""
+    row = pair("a cat and a bird", "there is no dog", rewriter="template:no-alone")
+    labels = [*LABELS, label("bird", "present")]
+    said = {
+        style: [s.text for s in write(row, labels, Grammar(style)) if len(s.objects) == 2]
+        for style in ("plain", "natural")
+    }
+    assert said["plain"] and not any("picture" in text for text in said["plain"])
+    assert said["natural"] and all("picture" in text for text in said["natural"])
