@@ -24,6 +24,7 @@ import numpy as np
 
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors
+from negclip_jax.common.progress import told
 from negclip_jax.common.provenance import cores, package_versions
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
@@ -160,7 +161,7 @@ class Side:
 
 def turns(sides: Sequence[Side], rounds: int, method: str, *args: Any) -> list[list[Any]]:
     """What a method of each side returns, for each round; a busy machine slows both in turn."""
-    return [[side(method, *args) for side in sides] for _ in range(rounds)]
+    return [[side(method, *args) for side in sides] for _ in told(range(rounds), "rounds")]
 
 
 def peak_memory() -> int:

@@ -19,6 +19,7 @@ from data_gen.annotations import ABSENT, PRESENT
 from data_gen.settings import Settings
 from data_gen.statements import Facts, Statement, grammar_of, pen_of, write
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 from negclip_jax.data.pairs import Pair, PairError, read_pairs, write_pairs
 from negclip_jax.language.grammar import Grammar, pick
 from negclip_jax.language.inflection import noun, singular
@@ -65,7 +66,7 @@ def write_text_rows(
     pen, grammar, pairs = pen_of(config), grammar_of(config), list[Pair]()
 
     def written() -> Iterator[list[Statement] | None]:
-        for number in range(rows):
+        for number in told(range(rows), "text rows"):
             row, facts, listed = _row(number, names, config.seed, grammar)
             if row is not None:
                 for _, found in pen.write([row], facts, [listed]):

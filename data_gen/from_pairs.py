@@ -16,6 +16,7 @@ from data_gen.records import Caption, ImageItem
 from data_gen.statements import Facts, Pen, Statement, write
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Texts
+from negclip_jax.common.progress import told
 from negclip_jax.data.pairs import Pair, PairError, iter_pairs
 from negclip_jax.language.grammar import NATURAL
 from negclip_jax.language.inflection import singular
@@ -58,7 +59,7 @@ def write_statements(
 
     def written() -> Iterator[list[Statement] | None]:
         nonlocal unparsed
-        ordered = map(int, images.order())
+        ordered = map(int, told(images.order(), "pairs"))
         for _, group in itertools.groupby(ordered, key=images.__getitem__):
             rows = [row_of(number) for number in group]
             captions = [row["caption"] for row in rows]

@@ -36,6 +36,7 @@ from negclip_jax.common import extras, storage
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.journal import Journal
+from negclip_jax.common.progress import human_seconds
 from negclip_jax.common.provenance import (
     content_hash,
     file_facts,
@@ -255,10 +256,10 @@ async def _run_shards(
 
     def progress(runner: LocalRunner) -> None:
         if total:
-            rate = runner.images_done / max(time.monotonic() - started, 1e-9)
-            say(
-                f"{runner.images_done}/{total} images, {runner.accepted} pairs, {rate:.1f} images/s"
-            )
+            done, seconds = runner.images_done, max(time.monotonic() - started, 1e-9)
+            eta = f", ETA {human_seconds(seconds / done * (total - done))}" if done else ""
+            rate = f"{done / seconds:.1f} images/s{eta}"
+            say(f"{done}/{total} images, {runner.accepted} pairs, {rate}")
 
     runner = await job.make(todo, models, cache, out, progress)
     if cache is not None:

@@ -23,6 +23,7 @@ from data_gen.labels import LARGE, Label, of_part, settled
 from data_gen.records import read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 from negclip_jax.language.grammar import (
     BY_NAME,
     NOT_OF_TWO,
@@ -390,7 +391,7 @@ def written(
 
     One shard of the tables at a time is in memory. `kept`: whether to use a row of "pairs".
     """
-    for part in table_paths(run, "items"):
+    for part in told(list(table_paths(run, "items")), "shards"):
         captions, pairs = collections.defaultdict(list), collections.defaultdict(list)
         labels = collections.defaultdict(list)
         items = read_table(run, "items", ["image_id", "caption"], part.name).to_pylist()

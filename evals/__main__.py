@@ -46,8 +46,8 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
     from evals import interpolate, models, report, runner
     from evals.images import DataRoots, photos_at
     from evals.results import Results, table_text
+    from negclip_jax.common.progress import human_seconds
     from negclip_jax.data.feature_files import open_features
-    from negclip_jax.runtime.timing import human_seconds
     from negclip_jax.runtime.workdir import environment
 
     if is_main:

@@ -21,6 +21,7 @@ from evals import command_line
 from evals.images import ImageRef
 from negclip_jax.common import atomic_files, extras
 from negclip_jax.common.errors import InputError, say
+from negclip_jax.common.progress import told
 
 FRAMES = 4
 # By its content a file may be a playlist, whatever it is called, and name files and addresses.
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if not videos:
         raise InputError(f"{args.videos} holds no video ({', '.join(SUFFIXES)}).")
     args.out.mkdir(parents=True, exist_ok=True)
-    for video in videos:
+    for video in told(videos, "videos"):
         extract(video, args.out)
     say(f"{len(videos)} videos, {FRAMES} frames each, in {args.out}")
 

@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw
 
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import say
+from negclip_jax.common.progress import told
 from negclip_jax.language.inflection import noun
 
 COLOURS = {
@@ -389,7 +390,7 @@ def write_split(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     ids = {kind: i for i, kind in enumerate(world.kinds, start=1)}
     images, captions, instances = [], [], []
-    for image_id, names in enumerate(combinations, start=1):
+    for image_id, names in enumerate(told(combinations, "scenes"), start=1):
         rng = np.random.default_rng([*seed, image_id])
         things = place(names, rng, world)
         file_name = f"{image_id:06d}.jpg"
@@ -423,8 +424,8 @@ def write_split(
     contents["instances"] = {"categories": kinds, "annotations": instances}
     known = [row for row in kinds if row["name"] not in UNANNOTATED]
     numbers = {row["id"] for row in known}
-    told = [row for row in instances if row["category_id"] in numbers]
-    contents["annotated"] = {"categories": known, "annotations": told}
+    shown = [row for row in instances if row["category_id"] in numbers]
+    contents["annotated"] = {"categories": known, "annotations": shown}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(head | content), encoding="utf-8")
 

@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
     from evals.search import ranking
     from evals.search.folder import photos_of
     from negclip_jax.common import storage
+    from negclip_jax.common.progress import human_seconds
     from negclip_jax.data.feature_files import open_features
-    from negclip_jax.runtime.timing import human_seconds
 
     started = time.monotonic()
     if args.top < 1:

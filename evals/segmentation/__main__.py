@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from evals.segmentation.clipseg import CLIPSeg
     from evals.segmentation.sources import NEGATED, SOURCES, load_sets
     from negclip_jax.common import storage
-    from negclip_jax.runtime.timing import human_seconds
+    from negclip_jax.common.progress import human_seconds
     from negclip_jax.runtime.workdir import environment
 
     started = time.monotonic()

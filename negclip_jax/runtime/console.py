@@ -15,7 +15,7 @@ from rich.text import Text
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import printable, say
-from negclip_jax.runtime.timing import human_seconds
+from negclip_jax.common.progress import estimate, human_seconds
 
 _PLAIN_EVERY_SECONDS = 10.0
 _OURS = {"root", "__main__", "launch", "negclip_jax", "evals", "data_gen", "bench", "quickstart"}
@@ -104,7 +104,7 @@ class Bar:
 
     def __init__(self, what: str, total: int, *columns: Any, done: int = 0, enabled: bool = True):
         """`columns` of rich, instead of the usual ones; `done` of the `total` items already."""
-        self._what, self._total, self._done = what, total, done
+        self._what, self._total, self._done, self._before = what, total, done, done
         self._is_shown = enabled and _stderr.is_terminal
         self._progress = Progress(*columns, console=_stderr, disable=not self._is_shown)
         label = escape(printable(what))  # a name may hold what rich takes for markup
@@ -123,9 +123,9 @@ class Bar:
         self._done += count
         self._progress.advance(self._task, count)
         if self._takes_line():
-            eta = (self._last_line - self._started) / self._done * (self._total - self._done)
-            done = f"{self._done:,} of {self._total:,}"
-            logging.info("%s: %s, ETA %s", self._what, done, human_seconds(eta))
+            seconds = self._last_line - self._started
+            told = estimate(self._done, self._total, seconds, self._before)
+            logging.info("%s: %s", self._what, told)
 
     def _takes_line(self, *, at_once: bool = False) -> bool:
         """Whether a line is due, which is then the last one."""

@@ -104,10 +104,3 @@ class Chrono:
         self._work = [(s, f) for s, f in self._work if s > step]
         self.begin(step)
         return timing
-
-
-def human_seconds(seconds: float) -> str:
-    """ "1:02:03" or "2:03"; days are written as hours."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from negclip_jax.checkpoints import orbax_internals
 from negclip_jax.common.errors import InputError, device_errors
+from negclip_jax.common.progress import human_seconds
 from negclip_jax.common.signals import Interrupted, StopSignal
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import multihost, sharding
 from negclip_jax.runtime.console import TrainingProgress, log_to_file
 from negclip_jax.runtime.profiling import Profile, parse_steps
-from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
+from negclip_jax.runtime.timing import Chrono, peak_flops
 from negclip_jax.runtime.workdir import create as create_workdir
 from negclip_jax.runtime.workdir import disk_errors
 from negclip_jax.runtime.writers import (

@@ -2,6 +2,7 @@
 
 import collections
 import random
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -181,6 +182,25 @@ def exported(shared_data, tmp_path_factory):
     assert main(["run", *inputs, f"--out={out}", "--config.shard_images=100"]) == 0
     assert main(["export", f"--out={out}"]) == 0
     return out
+
+
+def test_commands_that_take_long_say_how_long(shared_data, exported, tmp_path, monkeypatch, capsys):
+    """As if each item took ten seconds."""
+    monkeypatch.setattr("negclip_jax.common.progress.EVERY_SECONDS", 0.0)
+    coco, to = shared_data / "coco", f"--to={tmp_path}"
+    commands = {
+        "shards": [["export", f"--out={exported}", to], ["report", f"--out={exported}"]],
+        "pairs": [["statements", f"--pairs={coco}/negation_pairs.json", to]],
+        "text rows": [["nouns", f"--captions={coco}/captions.json", to, "--rows=40"]],
+    }
+    for what, words in commands.items():
+        for command in words:
+            assert main(command) == 0
+            lines = capsys.readouterr().err.splitlines()
+            assert re.fullmatch(rf"{what}: 1 of [\d,]+, ETA [\d:]+", lines[0]), command
+    inputs = [f"--{name}={coco}/{name}.json" for name in ("captions", "instances")]
+    assert main(["run", *inputs, f"--out={tmp_path}/run", "--limit=20"]) == 0
+    assert re.search(r"20/20 images, .* images/s, ETA 0:00\n", capsys.readouterr().err)
 
 
 def test_exported_statements_are_what_the_boxes_say(shared_data, exported):

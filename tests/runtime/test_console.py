@@ -83,6 +83,15 @@ def test_a_plain_bar_says_now_and_then_how_long_it_takes(screen, log, monkeypatc
     assert stream.getvalue().splitlines() == ["images: 1,000 of 4,000, ETA 0:36"]
 
 
+def test_the_estimate_of_what_continues_leaves_out_what_was_there(screen, log, monkeypatch):
+    stream, now = screen(terminal=False), [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Bar("images", 2000, done=900) as bar:
+        now[0] += 10
+        bar.advance(100)
+    assert stream.getvalue().splitlines() == ["images: 1,000 of 2,000, ETA 1:40"]
+
+
 def test_other_processes_show_nothing(screen, log):
     stream = screen(terminal=False)
     with console.TrainingProgress(start=0, total=40, enabled=False) as progress:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from negclip_jax.runtime.timing import Chrono, human_seconds, peak_flops
+from negclip_jax.runtime.timing import Chrono, peak_flops
 
 
 class Clock:
@@ -72,14 +72,6 @@ def test_the_rate_of_the_estimate_is_smoothed(chrono, clock):
     clock.now += 0.1
     timing = chrono.window(22, total_steps=100)  # 320 pairs a second, for once
     assert timing["eta_seconds"] == pytest.approx(78 * 32 / (0.7 * 32 + 0.3 * 320))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3723, "1:02:03"), (100_000, "27:46:40")],
-)
-def test_seconds_for_a_person(seconds, shown):
-    assert human_seconds(seconds) == shown
 
 
 def test_operations_count_in_the_window_of_their_step(clock):

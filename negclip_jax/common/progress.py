@@ -1,0 +1,35 @@
+"""How far long work is and how long it takes still, as lines on stderr."""
+
+import sys
+import time
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
+from negclip_jax.common.errors import say
+
+EVERY_SECONDS = 10.0
+T = TypeVar("T")
+
+
+def told(items: Collection[T], what: str) -> Iterator[T]:
+    """The items; after each ten seconds "WHAT: 1,000 of 4,000, ETA 0:36"."""
+    started = last = time.monotonic()
+    for number, item in enumerate(items):
+        now = time.monotonic()
+        if number and now - last >= EVERY_SECONDS:
+            last = now
+            say(f"{what}: {estimate(number, len(items), now - started)}", sys.stderr)
+        yield item
+
+
+def estimate(done: int, total: int, seconds: float, before: int = 0) -> str:
+    """ "1,000 of 4,000, ETA 0:36": by the rate at which all but the `before` were done."""
+    eta = seconds / max(done - before, 1) * (total - done)
+    return f"{done:,} of {total:,}, ETA {human_seconds(eta)}"
+
+
+def human_seconds(seconds: float) -> str:
+    """ "1:02:03" or "2:03"; days are written as hours."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
