@@ -24,6 +24,7 @@ _ARTICLES = {word: a for a, words in tables.rows("articles") for word in words.s
 _COMPOUND = re.compile(r"(\w{3,})(shelf|knife|wife|child|leaf|wolf|person|foot|tooth)")
 # Stuffs, whatever they are made of: "driftwood", "dinnerware", "sawdust".
 _STUFF = re.compile(r"\w{2,}(wood|ware|wear|stuff|dust|meal|bread|grass|water|soil|flour|sauce)")
+_SAID = re.compile(r"([^aeiou][aeiou][^aeiou]{1,2}[aeiou])")  # letters that make a word: "NASA"
 _VOWELS_SPOKEN = "AEFHILMNORSX"  # letters whose names begin with a vowel: "an RV", but "a UFO"
 
 # Words in -s that are singular, and those in -ies that only lose an s.
@@ -109,7 +110,7 @@ def article(name: str) -> str:
     if f"={word}" in _ARTICLES:
         return _ARTICLES[f"={word}"]
     spells = len(first) > 1 and first.isupper() and not wordnet.is_known(singular(word))
-    if spells:  # letter by letter
+    if spells and not _SAID.match(word):  # letter by letter
         return "an" if first[0] in _VOWELS_SPOKEN else "a"
     for end in range(len(word), 0, -1):
         if word[:end] in _ARTICLES:

@@ -9,7 +9,7 @@ from negclip_jax.language.vocabulary import ABSTRACT, STOP, canonical, concepts,
 # "A blue sky" is nothing to look for either, but a traffic light is.
 _NEVER = ABSTRACT - tables.words("concrete_head")
 # Words of letters, or of capitals and digits: "MP3 player", "3D printer".
-_WORD = r"(?:[A-Z]+\d+|\d+[A-Z]+|[^\W\d_]+(?:['’][^\W\d_]*)?)"
+_WORD = r"(?:[A-Z]+\d+|\d+[A-Z]+|St\.|[^\W\d_]+(?:['’][^\W\d_]*)?)"
 _NAME = re.compile(rf"{_WORD}(?:[ -]{_WORD}){{0,3}}")
 _LEAD = re.compile(r"^(?:an?|the|some|any|no|one|two|three|several|many|other|another)\s+", re.I)
 _CAPITALS = {
@@ -17,7 +17,7 @@ _CAPITALS = {
 }  # fmt: skip
 # A glass of water, a piece of cake; "a dog of the neighbours" is a sentence.
 _PORTION = re.compile(r"\w+(?: \w+)? of \w+(?: \w+)?")
-_QUALITY = re.compile(r"\w+(?:ful|ous|ible|able|less)")  # "beautiful"
+_QUALITY = re.compile(r"\w+(?:ful|ous|ible|able|less|ness|ity|ly)")  # "beautiful", "quickly"
 
 
 def object_name(text: str) -> str | None:
@@ -32,7 +32,8 @@ def object_name(text: str) -> str | None:
         return None
     name = singular(" ".join(map(_spelled, bare.split(" "))))
     head = name.partition(" of ")[0].rpartition(" ")[2]
-    parts = re.split(r"[ -]", re.sub(r"\b(?:one|two|three|four)-", "", name))  # "one-way sign"
+    # "One-way sign", "mother-in-law": what hyphens hold together is no sentence.
+    parts = re.split(r"[ -]", re.sub(r"\b(?:one|two|three|four)-|-\w{2,3}(?=-)", "", name))
     words = {word.lower() for word in parts if len(word) > 1}  # "t-shirt"
     words -= {"can"} if name.endswith(" can") else set()  # "trash can"
     sentence = words & (STOP - {"of"}) or (" of " in name and not _PORTION.fullmatch(name))
@@ -53,7 +54,7 @@ def _spelled(word: str) -> str:
     owner, mark, rest = re.match(r"([^'’]*)(['’]?)(.*)", word).groups()
     if mark and rest == "s":
         return f"{_spelled(owner)}{mark}{rest}"  # "Rubik's cube", "bird's nest"
-    if re.search(r"[a-z][A-Z]|\d", word):  # "GoPro", "MP3"
+    if re.search(r"[a-z][A-Z]|\d|\.", word):  # "GoPro", "MP3", "St. Bernard"
         return word
     plain = low if low in _CAPITALS else low.removesuffix("s")
     if plain in _CAPITALS:

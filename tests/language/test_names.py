@@ -33,6 +33,10 @@ from negclip_jax.language.names import object_name
         ("sleeping bag", "sleeping bag"),
         ("glasses of water", "glass of water"),
         ("remote control toy cars", "remote control toy car"),
+        ("Starbucks Cups", "Starbucks cup"),
+        ("St. Bernard", "St. Bernard"),
+        ("mother-in-law", "mother-in-law"),
+        ("loaves", "loaf"),
     ],
 )
 def test_names(written, name):
@@ -43,7 +47,7 @@ def test_names(written, name):
     "written",
     ["", "sky", "a blue sky", "surfing", "people walking", "a dog and a cat", "the dog of the man",
      "I think it is a dog", "7", "x", "I'm sorry", "cat, dog", "<b>dog</b>", "a\u202edog",
-     "a tree that has lost its leaves", "beautiful", "can", "go to", "is-a"],
+     "a tree that has lost its leaves", "beautiful", "quickly", "sadness", "can", "go to", "is-a"],
 )  # fmt: skip
 def test_no_names(written):
     assert object_name(written) is None
