@@ -80,12 +80,17 @@ def named_in(captions: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def unsaid_by_others(image: ImageItem, number: int, seed: int) -> list[str]:
+def unsaid_by_others(
+    image: ImageItem, number: int, seed: int, boxes: InstanceVerifier | None = None
+) -> list[str]:
     """Up to `number` things that captions name and others do not, for as many others as can be.
 
-    Seen to be there, they can be affirmed beside the captions that leave them unsaid.
+    Seen to be there, they can be affirmed beside the captions that leave them unsaid. What `boxes`
+    tell of the photo is left out.
     """
     left = shuffled(sorted(named_in(image.texts)), seed, image.image_id)
+    if boxes is not None:
+        left = [name for name in left if boxes.verdict(image.image_id, name)[0] == UNSURE]
     silent = {
         name: {c.id for c in image.captions if not mentioned(name, [c.text])} for name in left
     }

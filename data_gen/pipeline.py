@@ -175,11 +175,10 @@ class ImagePipeline:
                 if usable <= self.config.propose.number or candidate.reject_reason is not None:
                     candidates.append(candidate)
         usable = any(candidate.reject_reason is None for candidate in candidates)
-        is_known = self.boxes is not None and identity(image.image_id) in self.boxes.present
-        if not self.present or not usable or is_known:
+        if not self.present or not usable:
             return candidates
         # What captions name is never said to be absent, but asked about for its label.
-        named = labels.unsaid_by_others(image, self.present, self.config.seed)
+        named = labels.unsaid_by_others(image, self.present, self.config.seed, self.boxes)
         return candidates + [Candidate(name, NAMED, reject_reason="mentioned") for name in named]
 
     async def _verdicts(
