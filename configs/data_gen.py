@@ -88,7 +88,7 @@ def _stages(config: ConfigDict) -> None:
     config.propose.number = 6  # objects (or questions) an image
     # Things that are there, an image, proposals counted: for the others a model is asked about
     # what one caption names and others leave unsaid. Where one request asks all, as many as are
-    # proposed. Where boxes know the photo, none is asked.
+    # proposed. What boxes tell of the photo is not asked.
     config.propose.present = 4
     # Objects an image that captions of other photos name, asked about in turns with the LLM's: what
     # is never there is truly absent without a look at the photo. 0: the LLM's alone.
@@ -102,10 +102,11 @@ def _stages(config: ConfigDict) -> None:
 
     config.verify = ConfigDict()
     config.verify.by = "auto"  # "mllm", "instances"; auto: mllm if there is one
-    # "logprobs", "choice", "text": one question a call, by the best that the server can.
-    # "multi": all questions about an image in one call; auto where neither probabilities nor a
-    # prefix cache are seen. "substring": the published rule, by which every answer without "yes"
-    # is an absence.
+    # "multi": all questions about an image in one call, with a probability for each answer where
+    # the server tells them; what is unsure is asked alone. auto where the server was seen to answer
+    # several. "logprobs", "choice", "text": one question a call, about four times the calls; auto:
+    # the best that the server can. "substring": the published rule, by which every answer without
+    # "yes" is an absence.
     config.verify.method = "auto"
     config.verify.absent_at = 0.8  # p_no / (p_yes + p_no) from which an object is absent
     config.verify.present_at = 0.5  # p_yes / (p_yes + p_no) from which it is present

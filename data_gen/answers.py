@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from negclip_jax.common.chat.messages import ChatResult
 from negclip_jax.language.names import object_name
 
 _LABEL = re.compile(
@@ -57,6 +58,7 @@ _POLITE = re.compile(
     re.IGNORECASE,
 )
 _QUESTION = re.compile(r"^[^\S\n]*([A-Z][^?\n]{5,120}\?)\s*$", re.MULTILINE)
+_NUMBERED = re.compile(r"^[^\S\n]*(\d{1,3})[.):][^\S\n]+(.*\S)[^\S\n]*$", re.MULTILINE)
 _SHORT_NAME = re.compile(r"[A-Za-z-]+(?: [A-Za-z-]+)?")
 _AROUND = " \t\r\n\u0120\u010a\u2581\"'`*.,:!。"
 _ENDS = ".,;:!。、\n"
@@ -190,14 +192,33 @@ def numbered_schema(count: int, options: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def numbered(text: str, count: int) -> list[str | None] | None:
-    """Answers 1..count of a JSON object or list, None for those that are not strings.
+    """Answers 1..count of a JSON object or list or of numbered lines, None for those that are not
+    strings.
 
-    None where the answer is neither, or a list of another length.
+    None where the answer is none of these, or a list of another length.
     """
     content = json_answer(text)
+    rows = _NUMBERED.findall(text) if content is None else []
+    if rows and [number for number, _ in rows] == [str(i) for i in range(1, count + 1)]:
+        content = dict(rows)
     if isinstance(content, list) and len(content) == count:
         content = {str(i): item for i, item in enumerate(content, 1)}
     if not isinstance(content, dict):
         return None
     items = [content.get(str(i)) for i in range(1, count + 1)]
     return [item if isinstance(item, str) else None for item in items]
+
+
+def many_masses(result: ChatResult, count: int) -> list[tuple[float, float] | None]:
+    """Probabilities of "yes" and of "no" in the answers 1..count to several questions.
+
+    From the alternatives of each answer's first token where the server told them, else 1 and 0 by
+    the text; None for what could not be read.
+    """
+    items = None if result.error else numbered(result.text, count)
+    found: list[tuple[float, float] | None] = []
+    for i, item in enumerate(items or [None] * count, 1):
+        answer, top = item and yes_or_no(item), (result.values or {}).get(str(i))
+        masses = yes_no_mass(top) if top else (float(answer == "yes"), float(answer == "no"))
+        found.append(masses if answer else None)
+    return found

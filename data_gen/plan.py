@@ -120,7 +120,7 @@ def _assumed(
         share = ASKED_SHARE if config.verify.questions_per_round else 1.0
         one_by_one = asked * share  # and what captions name, where too few of these are there
         one_by_one += max(config.propose.present - one_by_one * (1 - ABSENT_SHARE), 0)
-        calls = images if config.verify.method == "multi" else images * one_by_one
+        calls = images if config.verify.method in ("auto", "multi") else images * one_by_one
         prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
         stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
     if roles.rewrite == "llm":

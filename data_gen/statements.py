@@ -180,8 +180,14 @@ class Pen:
         denied = [p["object"] for p in pairs if not p["question"]]
         denied = [name for name in dict.fromkeys(denied) if canonical(name) in absent]
         rests = {name: rests[canonical(name)] for name in denied} | rests
-        # What else one half-expects there may stand in for an object that the balance refuses.
+        # What else one half-expects there may stand in for an object that the balance refuses. What
+        # a model alone sees, and no caption names, is a wrong answer more often than not elsewhere.
         around = expected(frozenset(present), tuple(captions))
+        present = [
+            name
+            for name in present
+            if name in around or not rests[name].endswith("@mllm") or mentioned(name, captions)
+        ]
         spare = [name for name in absent if name in around and not mentioned(name, captions)]
         found = collections.defaultdict(list)
         forms = [

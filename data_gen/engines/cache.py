@@ -69,7 +69,11 @@ class Cache:
             return None
         values = dict(zip(_FIELDS, found, strict=True))
         if values["top"] is not None:
-            values["top"] = [tuple(pair) for pair in json.loads(values["top"])]
+            top = json.loads(values["top"])
+            if isinstance(top, dict):
+                values["values"] = {n: [tuple(pair) for pair in v] for n, v in top["values"].items()}
+                top = top["top"]
+            values["top"] = top and [tuple(pair) for pair in top]
         return ChatResult(**values, permanent=values["error"] is not None)
 
     def put(self, request: ChatRequest, result: ChatResult) -> None:
@@ -80,7 +84,8 @@ class Cache:
         if self._mode != "write" or (result.error and not result.permanent):
             return
         values = {name: getattr(result, name) for name in _FIELDS}
-        values["top"] = None if result.top is None else json.dumps(result.top)
+        top = result.top if not result.values else {"top": result.top, "values": result.values}
+        values["top"] = None if top is None else json.dumps(top)
         about = (request.key, request.stage, request.model)
         self._pending[request.key] = (*about, *values.values(), time.time())
         if len(self._pending) >= _COMMIT_ROWS:

@@ -8,16 +8,16 @@ freely. What a run will ask is asked once in earnest: a question about a picture
 import asyncio
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from PIL import Image, ImageDraw
 
 from data_gen import rules
-from data_gen.answers import clean, yes_no_mass, yes_or_no
+from data_gen.answers import clean, many_masses, numbered_schema, yes_no_mass, yes_or_no
 from data_gen.images import encode
-from data_gen.prompts import Prompt, quoted
+from data_gen.prompts import Prompt, lines, quoted
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
 from negclip_jax.common.chat.messages import (
     CHOICE_DIALECTS,
@@ -29,6 +29,8 @@ from negclip_jax.common.chat.messages import (
 )
 
 TOP_LOGPROBS = 20
+_TOP_OF_EACH = 5  # where each token of an answer has its own
+_ANSWERS = ("yes", "no", "unsure")  # a schema must leave a way to be unsure: it is asked again
 _ENOUGH_MASS = 0.5  # of "yes" and "no" together, for a token to be an answer
 _OPTIONS = ("zebra-7", "quartz-4")
 _SCHEMA = {
@@ -40,6 +42,7 @@ _SCHEMA = {
 _HELLO = (("user", "Say hello."),)
 _TURNS = (("user", "Say A."), ("assistant", "A"), *_HELLO)
 _QUESTION = "Is there a red circle in this image?"  # there is
+_SEVERAL = (_QUESTION, "Is there a dog in this image?", "Are there people in this image?")
 _CAPTION, _OBJECT = "A man rides a horse on a beach.", "umbrella"
 # Rules that a usable model may break once; a rewrite that breaks another one is none.
 _FORGIVEN = {"grammar", "invented", "lost", "double_negation", "too_long"}
@@ -56,6 +59,7 @@ class Capabilities:
       logprobs: it returned the alternatives of a token.
       choice: dialect in which it keeps to a list of answers, "" for none.
       schema: it kept to a JSON schema.
+      many: it answered several questions about a photo in one request.
       prefix_cache: it reported cached tokens for a repeated prefix.
       system: it takes a system turn; the chat templates of some models refuse one.
       turns: it takes earlier turns of user and assistant.
@@ -74,6 +78,7 @@ class Capabilities:
     logprobs: bool = False
     choice: str = ""
     schema: bool = False
+    many: bool = False
     prefix_cache: bool = False
     system: bool = True
     turns: bool = True
@@ -94,6 +99,20 @@ class Capabilities:
     ) -> ChatRequest:
         """A request to this model; `options` of `ChatRequest`."""
         return ChatRequest(stage, self.model, messages, image, extra=self.extra_body, **options)
+
+    def request_many(
+        self, stage: str, prompt: Prompt, questions: Sequence[str], image: ChatImage | None
+    ) -> ChatRequest:
+        """One request with several questions about a photo, read by `answers.many_masses`."""
+        count = len(questions)
+        return self.request(
+            stage,
+            prompt.fill(questions=lines(questions, numbered=True)),
+            image,
+            max_tokens=12 * count + 10 + self.blank_tokens,
+            schema=numbered_schema(count, _ANSWERS) if self.schema else None,
+            top_logprobs=_TOP_OF_EACH if self.logprobs else 0,
+        )
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -199,6 +218,9 @@ async def probe(
     )
     if looks:
         can = await _looking(ask, require, can, can.fitting(prompts["verify"]), max_tokens)
+        many = can.request_many("probe", can.fitting(prompts["verify_many"]), _SEVERAL, _picture())
+        answers = many_masses(await engine.generate(many), len(_SEVERAL))
+        can = replace(can, many=None not in answers)
     if writes:
         prompt = can.fitting(prompts["rewrite"])
         messages = prompt.fill(
@@ -221,12 +243,17 @@ async def probe(
     return can
 
 
-async def _looking(ask, require, can: Capabilities, prompt: Prompt, limit: int) -> Capabilities:
-    """One question about a picture in the ways of a run: whether it sees and what that costs."""
+def _picture() -> ChatImage:
+    """A red circle."""
     picture, drawn = Image.new("RGB", (640, 480), "white"), io.BytesIO()
     ImageDraw.Draw(picture).ellipse((170, 90, 470, 390), fill="red")
     picture.save(drawn, "JPEG", quality=60)
-    photo, messages = encode(drawn.getvalue(), "probe.jpg", 672), prompt.fill(question=_QUESTION)
+    return encode(drawn.getvalue(), "probe.jpg", 672)
+
+
+async def _looking(ask, require, can: Capabilities, prompt: Prompt, limit: int) -> Capabilities:
+    """One question about a picture in the ways of a run: whether it sees and what that costs."""
+    photo, messages = _picture(), prompt.fill(question=_QUESTION)
     plain, seen = await asyncio.gather(
         ask(messages, max_tokens=limit), ask(messages, photo, max_tokens=limit)
     )
@@ -262,6 +289,7 @@ def describe(role: str, can: Capabilities) -> str:
     ]
     if can.images:
         cached = "yes" if can.prefix_cache else "not reported"
+        known.append(f"several questions in one request {'yes' if can.many else 'no'}")
         known += [f"{can.image_tokens} tokens a photo", f"prefix cache {cached}"]
     known += [] if can.system else ["no system turn"]
     known += [] if can.turns else ["no earlier turns"]

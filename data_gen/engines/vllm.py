@@ -43,6 +43,7 @@ class VLLMEngine:
             logprobs=True,
             choice="structured_outputs",
             schema=True,
+            many=True,
             prefix_cache=True,
         )
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from data_gen.annotations import NOT_ANNOTATED, InstanceVerifier, is_category, unsaid
-from data_gen.answers import REFUSAL, numbered, numbered_schema, yes_no_mass, yes_or_no
+from data_gen.annotations import NOT_ANNOTATED, UNSURE, InstanceVerifier, is_category, unsaid
+from data_gen.answers import REFUSAL, many_masses, yes_no_mass, yes_or_no
 from data_gen.engines.probe import TOP_LOGPROBS, Capabilities, Engine
 from data_gen.images import Photo
-from data_gen.prompts import Prompt, lines
+from data_gen.prompts import Prompt
 from data_gen.records import NAMED, Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.records import identity
@@ -23,7 +23,6 @@ from negclip_jax.language.inflection import noun
 from negclip_jax.language.vocabulary import CATEGORIES
 
 _OPTIONS = ("yes", "no")
-_ANSWERS = (*_OPTIONS, "unsure")  # a schema must leave a way to be unsure: it is asked again
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,11 @@ def question_of(candidate: Candidate) -> str:
 def method_for(wished: str, can: Capabilities) -> str:
     """The method of a run: the wished one, or the best that the server was seen to support.
 
-    Where only text can be read and no prefix is kept, one look at the photo answers all.
+    One request for all questions about a photo, where the server answers several in one.
     """
     if wished != "auto":
         return wished
-    single = single_method(can)
-    return "multi" if single == "text" and not can.prefix_cache else single
+    return "multi" if can.many else single_method(can)
 
 
 def single_method(can: Capabilities) -> str:
@@ -127,10 +125,11 @@ class ModelVerifier:
 
 @dataclass(frozen=True)
 class ManyVerifier:
-    """All questions about an image in one request: for servers that keep no prefix.
+    """All questions about an image in one request.
 
-    Answers may influence each other and have an order: the order is shuffled by a hash, and what
-    cannot be read is asked again, one by one, of `single`. `prompt`: "verify_many".
+    Answers may influence each other and have an order: the order is shuffled by a hash. What cannot
+    be read, or is unsure by the probabilities that the server tells, is asked again, one by one, of
+    `single`. `prompt`: "verify_many".
     """
 
     engine: Engine
@@ -147,23 +146,15 @@ class ManyVerifier:
             return await self.single.verify(image, photo, candidates)
         order = shuffled(candidates, self.seed, image.image_id)
         questions = [question_of(candidate) for candidate in order]
-        request = self.can.request(
-            "verify",
-            self.prompt.fill(questions=lines(questions, numbered=True)),
-            photo,
-            max_tokens=12 * len(order) + 10,
-            schema=numbered_schema(len(order), _ANSWERS) if self.can.schema else None,
-        )
+        request = self.can.request_many("verify", self.prompt, questions, photo)
         result = await self.engine.generate(request)
-        items = None if result.error else numbered(result.text, len(order))
-        answers = [item and yes_or_no(item) for item in items or [None] * len(order)]
         verdicts, open_ = [], []
-        for candidate, answer in zip(order, answers, strict=True):
-            if answer is None:
+        for candidate, masses in zip(order, many_masses(result, len(order)), strict=True):
+            verdict = masses and _asked(candidate, *masses, self, "multi", request, result)
+            if verdict is None or verdict.verdict == UNSURE:
                 open_.append(candidate)
             else:
-                p_yes, p_no = float(answer == "yes"), float(answer == "no")
-                verdicts.append(_asked(candidate, p_yes, p_no, self, "multi", request, result))
+                verdicts.append(verdict)
         return verdicts + await self.single.verify(image, photo, open_)
 
 

@@ -6,6 +6,8 @@ each body, never through a JSON encoder.
 """
 
 import base64
+import bisect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -52,6 +54,7 @@ _THOUGHT_ENDS = re.compile(
 )
 _SPECIAL_END = re.compile(r"\s*(?:<\|\w{1,30}\|>\s*)+$")
 _BLANK = " \t\r\n\u0120\u010a\u2581"  # with the marks that tokenizers write for space and line end
+_TEXT_VALUE = re.compile(r'"([^"\\]{1,40})"\s*:\s*"(?=[^"])')
 _UNSUPPORTED = re.compile(
     r"unsupported|n(?:o|')t support|unknown|unrecognized|unexpected|extra (?:inputs|fields)|"
     r"not (?:permitted|allowed)|forbidden|deprecated|cannot (?:both|find field)|only the default",
@@ -156,6 +159,8 @@ class ChatResult:
       top: (token, log probability) of the alternatives of the answer's first token that is not
         blank, behind a thought; None if not given.
       position: of that token.
+      values: where the answer is a JSON object of texts, alternatives of the first token of each
+        value, by its name; None if not given.
       thinks: whether there were thoughts, which are not in `text`.
       error: code of a failure (`permanent` if asking again would fail again), with `detail`.
       latency_ms, attempts, host: of the last call.
@@ -168,6 +173,7 @@ class ChatResult:
     cached_tokens: int = 0
     top: Sequence[tuple[str, float]] | None = None
     position: int = 0
+    values: Mapping[str, Sequence[tuple[str, float]]] | None = None
     thinks: bool = False
     error: str | None = None
     detail: str | None = None
@@ -289,6 +295,7 @@ def result_of(body: Mapping[str, Any]) -> ChatResult:
             cached_tokens=int(details.get("cached_tokens") or 0),
             top=top,
             position=position,
+            values=_first_of_values(choice.get("logprobs")),
             thinks=thinks,
             error=error,
             detail=detail,
@@ -320,6 +327,23 @@ def _first_token(logprobs: Any) -> tuple[int, tuple[tuple[str, float], ...] | No
         return place, tuple((str(entry["token"]), float(entry["logprob"])) for entry in top)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return 0, None
+
+
+def _first_of_values(
+    logprobs: Any,
+) -> Mapping[str, tuple[tuple[str, float], ...]] | None:
+    """Alternatives of the first token of each text in a JSON object, by the names of the texts."""
+    try:
+        tokens = logprobs["content"]
+        texts = [str(entry["token"]) for entry in tokens]
+        said, ends = "".join(texts), list(itertools.accumulate(map(len, texts)))
+        found = {}
+        for match in _TEXT_VALUE.finditer(said):  # a token may hold the quotation mark as well
+            top = tokens[bisect.bisect_right(ends, match.end())]["top_logprobs"]
+            found[match[1]] = tuple((str(e["token"]), float(e["logprob"])) for e in top)
+        return found or None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def valid(text: str) -> str:

@@ -161,8 +161,9 @@ def test_the_best_method_that_the_server_knows():
     assert method_for("auto", CAN) == "logprobs"
     assert method_for("auto", Capabilities("m", choice="regex")) == "choice"
     assert method_for("auto", Capabilities("m", prefix_cache=True)) == "text"
-    assert method_for("auto", Capabilities("m")) == "multi"
-    assert method_for("text", Capabilities("m")) == "text"
+    assert method_for("auto", Capabilities("m")) == "text"
+    assert method_for("auto", Capabilities("m", many=True, logprobs=True)) == "multi"
+    assert method_for("text", Capabilities("m", many=True)) == "text"
     assert method_for("multi", CAN) == "multi"
 
 
