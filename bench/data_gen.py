@@ -76,7 +76,9 @@ def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
 def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cache: bool) -> dict:
     """Calls, tokens and seconds of one variant; the published order of calls is sequential."""
     sequential = variant == "per_caption"
-    with LoopbackServer(shows, POOL, latency=latency, prefix_cache=prefix_cache) as server:
+    with LoopbackServer(
+        shows, POOL, latency=latency, prefix_cache=prefix_cache, many=True
+    ) as server:
         changes = {"llm.url": server.url, "mllm.url": server.url}
         changes |= {"input.captions": str(folder / "captions.json")}
         changes |= {"input.images": str(folder / "photos")}

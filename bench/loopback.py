@@ -28,6 +28,8 @@ _REWRITE = re.compile(
 )
 _MERGE = re.compile(rf"Caption: (?P<caption>{_QUOTED})\s+Question: (?P<question>{_QUOTED})")
 _PUBLISHED = re.compile(rf"absence of the (?P<object>.+?) to the caption (?P<caption>{_QUOTED})")
+_TOKEN = re.compile(r"\s*\w+|\s*\W")
+_LISTED = re.compile(r"^\d+\. (.+)$", re.MULTILINE)
 _OBJECT = re.compile(r"there (?:an? |any |)(.+?)(?: in this image)?\?")
 
 
@@ -62,15 +64,18 @@ class LoopbackServer:
         logprobs: bool = True,
         choice: bool = False,
         prefix_cache: bool = False,
+        many: bool = False,
         model: str = "loopback",
     ):
         """`shows`: SHA-256 of a photo as it is sent, to what it shows; `pool`: what it proposes.
 
         `latency`: seconds of each answer. `logprobs`, `choice`: what the server honours; what it
-        does not, it ignores in silence, as some do.
+        does not, it ignores in silence, as some do. `many`: whether it answers a probe's several
+        questions in one request; those about a photo that it knows it answers anyway.
         """
         self._shows, self._pool = shows, pool
         self._latency, self._logprobs, self._choice = latency, logprobs, choice
+        self._many = many
         self._model = model
         self._prefixes: set[tuple] | None = set() if prefix_cache else None
         self.counts = Counts()
@@ -152,10 +157,12 @@ class LoopbackServer:
             "finish_reason": "length" if len(words) > length else "stop",
         }
         if self._logprobs and body.get("logprobs"):
-            word = words[0] if words else ""
-            other = "no" if word == "yes" else "yes"
-            top = [{"token": word, "logprob": -0.05}, {"token": other, "logprob": -3.2}]
-            choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top}]}
+            tokens, said = [], choice["message"]["content"]
+            for token in _TOKEN.findall(said) if said.startswith("{") else words[:1] or [""]:
+                other = "no" if token == "yes" else "yes"
+                top = [{"token": token, "logprob": -0.05}, {"token": other, "logprob": -3.2}]
+                tokens.append(top[0] | {"top_logprobs": top})
+            choice["logprobs"] = {"content": tokens}
         return {"model": self._model, "choices": [choice], "usage": usage}
 
     def _text(self, body: dict[str, Any]) -> tuple[str, str]:
@@ -164,7 +171,10 @@ class LoopbackServer:
         if self._choice and photo is None and "structured_outputs" in body:
             return body["structured_outputs"]["choice"][0], "probe"
         if photo is not None:
-            return self._look(text, self._shows.get(_digest(photo), frozenset())), "verify"
+            shown = self._shows.get(_digest(photo))
+            if shown is None and not self._many and _LISTED.search(text):
+                return "One question at a time, please.", "verify"
+            return self._look(text, shown or frozenset()), "verify"
         if "Say hello" in text or "in this image" in text:
             return "Hello there", "probe"
         if match := _PUBLISHED.search(text):
@@ -193,7 +203,7 @@ class LoopbackServer:
             match = _OBJECT.search(question)
             return "yes" if (match[1] if match else _last_word(question)) in shown else "no"
 
-        asked = re.findall(r"^\d+\. (.+)$", text, re.MULTILINE)
+        asked = _LISTED.findall(text)
         if not asked:
             return answer(text)
         return json.dumps({str(i): answer(question) for i, question in enumerate(asked, 1)})

@@ -36,7 +36,7 @@ from negclip_jax.common.page.template import plural, write_page
 from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
-FIRST, GALLERY, DOUBTFUL, EXAMPLES, TOP = 3, 60, 30, 5, 25
+FIRST, GALLERY, DOUBTFUL, EXAMPLES, TOP = 2, 60, 30, 5, 25
 # Columns that are read, and those of which values are counted.
 _COUNTED = ("object", "cue", "cue_position")
 _PAIR = ("pair_id", "file_name", "caption_id", "caption", "question", "negated_caption")

@@ -71,7 +71,9 @@ class Cache:
         if values["top"] is not None:
             top = json.loads(values["top"])
             if isinstance(top, dict):
-                values["values"] = {n: [tuple(pair) for pair in v] for n, v in top["values"].items()}
+                values["values"] = {
+                    n: [tuple(pair) for pair in v] for n, v in top["values"].items()
+                }
                 top = top["top"]
             values["top"] = top and [tuple(pair) for pair in top]
         return ChatResult(**values, permanent=values["error"] is not None)

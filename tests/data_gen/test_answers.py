@@ -1,8 +1,11 @@
 """From what models answer to captions and object names."""
 
+import math
+
 import pytest
 
-from data_gen.answers import CHATTER, MARKUP, REFUSAL, clean, normalise_object
+from data_gen.answers import CHATTER, MARKUP, REFUSAL, clean, many_masses, normalise_object
+from negclip_jax.common.chat.messages import ChatResult
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,14 @@ def test_what_is_no_markup():
     for text in ("A dog & a cat", "A man's R&B record; no cat", 'A "stop" sign (no dog) at 8:25',
                  "A $5 bill - no dog, 100 % wool", "A cat/dog sign with no dog"):  # fmt: skip
         assert not MARKUP.search(text)
+
+
+def test_several_answers_with_their_probabilities():
+    said = '{"1": "no", "2": "Yes.", "3": "unsure"}'
+    values = {"1": [("no", math.log(0.7)), ("yes", math.log(0.2))]}
+    found = many_masses(ChatResult(said, values=values), 3)
+    assert found[0] == pytest.approx((0.2, 0.7)) and found[1:] == [(1.0, 0.0), None]
+    lines = "1. No, there is not.\n2. Yes, there is a dog.\n3. I cannot tell."
+    assert many_masses(ChatResult(lines), 3) == [(0.0, 1.0), (1.0, 0.0), None]
+    assert many_masses(ChatResult(lines), 2) == [None, None]
+    assert many_masses(ChatResult(said, error="timeout"), 1) == [None]

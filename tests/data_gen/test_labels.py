@@ -258,3 +258,12 @@ def test_things_are_asked_about_that_other_captions_leave_unsaid():
     assert set(found[:2]) == {"bench", "dog"}  # between them no caption is left without one
     assert found[2] == "street" and "person" not in found  # all of them name people
     assert unsaid_by_others(image, 9, 0)[3:] == ["person"]
+
+
+def test_what_boxes_tell_is_not_asked(boxes):
+    image = ImageItem(
+        "1", "1.jpg", (Caption("1", "A man with a dog on a street."), Caption("2", ""))
+    )
+    asked = unsaid_by_others(image, 9, 0)
+    told = {name for name in asked if boxes.verdict("1", name)[0] != "unsure"}
+    assert told and set(unsaid_by_others(image, 9, 0, boxes)) == set(asked) - told

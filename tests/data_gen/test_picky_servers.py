@@ -124,7 +124,7 @@ def test_the_answer_is_the_first_token_that_is_not_blank(scene, calm, tmp_path, 
 def test_probabilities_of_no_answer_are_not_used(scene, tmp_path):
     with serve(scene, tokens=lambda text: [("<think>", -0.001)]) as server:
         assert main(arguments(scene[0], tmp_path / "run", server)) == 0
-    assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {"multi"}
+    assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {"text"}
 
 
 def test_a_run_stops_after_useless_answers_and_goes_on_after_a_repair(

@@ -100,7 +100,7 @@ def test_no_more_objects_than_asked_for(photos):
     assert [r["source"] for r in rows.candidates[3:]] == ["caption", "caption"]
 
 
-def test_no_question_for_labels_alone_where_boxes_know_or_nothing_was_proposed(photos, tmp_path):
+def test_no_question_about_what_boxes_tell_or_where_nothing_was_proposed(photos, tmp_path):
     rows, _ = process(lambda r: "[]" if r.stage == "propose" else answer(r), photos)
     assert rows.verdicts == [] and {r["state"] for r in rows.labels} == {"unsure"}
     categories = [{"id": i, "name": name} for i, name in enumerate(("dog", "car", "bus"), 1)]
@@ -109,10 +109,17 @@ def test_no_question_for_labels_alone_where_boxes_know_or_nothing_was_proposed(p
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(content | {"annotations": boxes}))
     rows, engine = process(answer, photos, input__instances=str(path))
-    assert not any(r.stage == "verify" for r in engine.requests)
-    assert {r["object"]: (r["state"], r["source"]) for r in rows.labels} == {
+    asked = [r.messages[-1][1] for r in engine.requests if r.stage == "verify"]
+    assert sorted(text.split(" in ")[0] for text in asked) == [
+        "Is there a horse",
+        "Is there a person",
+    ]
+    found = {
+        r["object"]: (r["state"], r["source"]) for r in rows.labels if r["source"] != "caption"
+    }
+    assert found == {
         "dog": ("absent", "boxes"), "car": ("present", "boxes"), "bus": ("absent", "boxes"),
-        "person": ("unsure", "caption"), "horse": ("unsure", "caption"),
+        "person": ("absent", "mllm"), "horse": ("absent", "mllm"),
     }  # fmt: skip
 
 

@@ -61,6 +61,21 @@ def test_an_llm_s_sentence_gets_its_twins():
     assert foils(pair("", text), found, affirm=True) == [own[2].text, own[1].text]
 
 
+@pytest.mark.parametrize(
+    ("source", "captions", "is_said"),
+    [
+        ("mllm", ["A room with a sofa."], False),
+        ("mllm", ["A room with a sofa.", "A surfboard in a room."], True),
+        ("boxes", ["A room with a sofa."], True),
+    ],
+)
+def test_what_a_model_alone_sees_needs_a_caption_or_a_scene(source, captions, is_said):
+    row = pair("A room with a sofa.", "A room with a sofa, but no dogs are visible.")
+    facts = Facts.of([label("dog", "absent"), label("surfboard", "present", source)])
+    ((_, found),) = Pen(Grammar(), 0).write([row], facts, captions)
+    assert any("surfboard" in s.objects for s in found) == is_said
+
+
 def test_a_template_s_sentence_keeps_its_form():
     row = pair("A sofa", "A sofa, with no dog in sight", rewriter="template:no-in-sight")
     own = [s.text for s in write(row) if s.form == "no-in-sight"]

@@ -104,6 +104,23 @@ def test_an_answer_with_everything():
 
 
 @pytest.mark.parametrize(
+    "tokens",
+    [
+        ['{"', "1", '":', ' "', "no", '",', ' "', "2", '":', ' "', "yes", '"}'],
+        ["```json\n", '{"1"', ": ", '"no', '", "2": "', "yes", '"}', "\n```"],
+    ],
+)
+def test_the_first_token_of_each_text_in_an_object(tokens):
+    content = [
+        {"token": t, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": -0.1}]}
+        for t in tokens
+    ]
+    result = result_of(completion({"content": "".join(tokens)}, logprobs={"content": content}))
+    found = {name: top[0][0].strip('"') for name, top in result.values.items()}
+    assert found == {"1": "no", "2": "yes"}
+
+
+@pytest.mark.parametrize(
     ("content", "text"),
     [(None, ""), ([{"type": "text", "text": "a"}], "a"), (5, ""), ("half \ud800 é", "half ? é")],
 )

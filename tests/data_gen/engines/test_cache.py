@@ -1,6 +1,7 @@
 """Answers on disk: found again, nothing asked twice; a full disk or too many errors end the run."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -42,6 +43,11 @@ def test_everything_of_an_answer_comes_back(tmp_path, flush):
         cache.flush()
     assert cache.get(request(1)) == RESULT
     assert cache.get(request(2)) is None
+    each = dataclasses.replace(RESULT, top=None, values={"1": [("no", -0.2)], "2": [("yes", 0.0)]})
+    cache.put(request(3), each)
+    if flush:
+        cache.flush()
+    assert cache.get(request(3)) == each
 
 
 def test_modes(tmp_path):
