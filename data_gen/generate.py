@@ -222,13 +222,15 @@ def run(
 async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
     asks = job.roles.needs_llm or job.roles.needs_mllm
     cache = Cache(out / "cache.sqlite", job.config.engine.cache) if asks else None
-    started, status, pending = time.time(), "failed", 0
+    started, status, pending, ended = time.time(), "failed", 0, {}
     try:
         async with connected(job.config, job.roles, job.prompts, cache, out) as models:
             pending = await _run_shards(job, models, cache, out, say)
         status = "pending" if pending else "done"
     except BaseException as error:
         status = type(error).__name__
+        if isinstance(error, InputError):  # the report says why there is no more
+            ended = {"message": str(error)[:1000]}
         raise
     finally:
         if cache is not None:
@@ -236,7 +238,7 @@ async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         line |= {"host": socket.gethostname(), "pid": os.getpid(), "status": status}
         line["seconds"] = round(time.time() - started, 3)
-        Journal(out / "sessions.jsonl").append(line)
+        Journal(out / "sessions.jsonl").append(line | ended)
     return Outcome(manifest.counts(out), pending)
 
 

@@ -94,13 +94,15 @@ def status(run: Path) -> str:
 
 
 def sessions(run: Path) -> list[dict[str, Any]]:
-    """`status`, `time` and `seconds` of the sessions that ended, in order, but of damaged lines."""
+    """`status`, `time`, `seconds` and, of an error, `message` of the sessions that ended, in order,
+    but of damaged lines."""
     ended = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run / "sessions.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                ended.append({key: row[key] for key in ("status", "time", "seconds")})
+                known = {key: row[key] for key in ("status", "time", "seconds")}
+                ended.append(known | {"message": row.get("message")})
     return ended
 
 

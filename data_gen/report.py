@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from data_gen.annotations import NOT_ANNOTATED
+from data_gen.engines.cache import read_statistics
 from data_gen.images import PhotoFolder
 from data_gen.label_sheet import RATES, SAMPLE, sample, write_sample
 from data_gen.manifest import (
@@ -27,7 +29,7 @@ from data_gen.manifest import (
     sessions,
     why_no_pair,
 )
-from data_gen.records import NAMED, read_rows, table_paths
+from data_gen.records import NAMED, read_rows, read_table, table_paths
 from data_gen.rules import REASONS
 from data_gen.texts import SOURCES, texts
 from negclip_jax.common import strict_json
@@ -285,6 +287,24 @@ class RunSummary:
         why = step["note"].partition(": ")[2] or why_no_pair(self.run)
         return f"none of the captions came to “{step['name']}”; {why}"
 
+    def stopped_by(self) -> str | None:
+        """The error that ended the last session, where it did not get to its end."""
+        return next((row["message"] for row in sessions(self.run)[-1:]), None)
+
+    def without_boxes(self) -> int:
+        """Photos that were judged although the box file of the run does not know them."""
+        if "instances" not in self.manifest["inputs"]:
+            return 0
+        number = 0
+        for path in table_paths(self.run, "items"):
+            images = {image for (image,) in read_rows(self.run, "items", ["image_id"], path.name)}
+            if table_paths(self.run, "labels", path.name):
+                rows = read_table(self.run, "labels", ["image_id", "source"], path.name)
+                boxed = rows.filter(pc.equal(rows["source"], "boxes"))["image_id"]
+                images -= set(pc.unique(boxed).to_pylist())
+            number += len(images)
+        return number
+
     def filter_reasons(self) -> list[tuple[str, int]]:
         """Why candidates were not asked about, most frequent first."""
         return self.asked.not_asked.most_common()
@@ -354,7 +374,9 @@ class RunSummary:
     def calls(self) -> list[dict[str, Any]]:
         """Each stage's calls, tokens, latencies and cost, from the request cache's statistics."""
         prices, found = self.manifest["config"]["prices"], []
-        for stage, numbers in self.manifest["calls"].items():
+        # The manifest of a run that was stopped has none yet.
+        calls = self.manifest["calls"] or read_statistics(self.run / "cache.sqlite")
+        for stage, numbers in calls.items():
             role = "mllm" if stage.startswith("verify") else "llm"
             cost = numbers["prompt_tokens"] * prices[f"{role}_input"]
             cost += numbers["completion_tokens"] * prices[f"{role}_output"]

@@ -221,25 +221,26 @@ async def probe(
         many = can.request_many("probe", can.fitting(prompts["verify_many"]), _SEVERAL, _picture())
         answers = many_masses(await engine.generate(many), len(_SEVERAL))
         can = replace(can, many=None not in answers)
-    if writes:
-        prompt = can.fitting(prompts["rewrite"])
-        messages = prompt.fill(
-            caption=quoted(_CAPTION), object=quoted(_OBJECT), style='use "with no"'
+    return await _writing(ask, can, can.fitting(prompts["rewrite"])) if writes else can
+
+
+async def _writing(ask, can: Capabilities, prompt: Prompt) -> Capabilities:
+    """One rewrite as a run asks for it: whether it is a caption."""
+    messages = prompt.fill(caption=quoted(_CAPTION), object=quoted(_OBJECT), style='use "with no"')
+    found = await ask(messages, max_tokens=120, temperature=0.7, top_p=0.95)
+    text = clean(found.text)
+    broken = (
+        [found.error]
+        if found.error
+        else rules.check(
+            text, caption=_CAPTION, obj=_OBJECT, count_tokens=lambda text: len(text.split())
         )
-        found = await ask(messages, max_tokens=120, temperature=0.7, top_p=0.95)
-        text = clean(found.text)
-        broken = (
-            [found.error]
-            if found.error
-            else rules.check(
-                text, caption=_CAPTION, obj=_OBJECT, count_tokens=lambda text: len(text.split())
-            )
-        )
-        can = replace(can, thinks=can.thinks or found.thinks)
-        can.answers["rewrite"] = text + (f" ({', '.join(broken)})" if broken else "")
-        if set(broken) - _FORGIVEN:
-            said = found.detail or f"{found.text[:200]!r} breaks the rules {', '.join(broken)}"
-            can = replace(can, problems=(*can.problems, f"its rewrite is no caption: {said}"))
+    )
+    can = replace(can, thinks=can.thinks or found.thinks)
+    can.answers["rewrite"] = text + (f" ({', '.join(broken)})" if broken else "")
+    if set(broken) - _FORGIVEN:
+        said = found.detail or f"{found.text[:200]!r} breaks the rules {', '.join(broken)}"
+        can = replace(can, problems=(*can.problems, f"its rewrite is no caption: {said}"))
     return can
 
 

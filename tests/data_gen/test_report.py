@@ -149,6 +149,23 @@ def test_photos_unknown_to_the_boxes_failed_requests_and_what_is_not_done_are_sh
     assert "not_annotated 3" in text
 
 
+def test_what_stopped_a_run_and_photos_without_boxes_are_said(tmp_path):
+    run = make_run(tmp_path)
+    line = {"time": "", "status": "InputError", "seconds": 1.0, "message": "20 of 20 <requests>"}
+    (run / "sessions.jsonl").write_text(json.dumps(line) + "\n")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["inputs"].pop("instances", None)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    text = seen(run)
+    assert "The last session stopped: 20 of 20 <requests>" in text and "The box file" not in text
+    manifest["inputs"]["instances"] = {"path": "i.json", "sha256": "x"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    labels = read_table(run, "labels").to_pylist()
+    boxed = {row["image_id"] for row in labels if row["source"] == "boxes"}
+    lacking = {row["image_id"] for row in read_table(run, "items").to_pylist()} - boxed
+    assert (f"The box file knows nothing of {len(lacking)} photo" in seen(run)) == bool(lacking)
+
+
 def test_an_early_stop_is_no_loss(tmp_path):
     run = make_run(tmp_path)
     rows = read_table(run, "candidates").to_pylist()
@@ -177,7 +194,7 @@ def test_it_fits_and_the_first_example_is_above_the_fold(run):
       Math.max(...[...page.querySelectorAll(".flow > .card, .facts > .card")].map(
         card => card.offsetHeight))]"""
     (narrow, wide), _ = browser.measure(run / "report.html", script)
-    assert wide[0] < 900
+    assert wide[0] < 900 and narrow[0] < 900
     assert max(wide[1], narrow[1]) < 400, "a tall card with little in it"
     browser.check_fit(run / "report.html")
 
