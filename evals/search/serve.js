@@ -150,7 +150,7 @@ async function take(file) {
     if (running !== mine) return;
     say("");
     const gone = "the server does not answer, or closed the connection";
-    fail(`${file.name}: ${error instanceof Refused ? error.message : gone}`);
+    fail(`${file.name}: ${error instanceof Refused ? error.message.replace(/^this file: /, "") : gone}`);
   }
 }
 
