@@ -64,6 +64,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     ],
     "quickstart.__main__": [],
     "quickstart.tiny_clip": [["--out={0}/file"]],
+    "quickstart.few_scenes": [],
     "quickstart.world": [],
     "quickstart.evaluate": [["--model=x={0}", "--world={0}", "--out={0}/out.json"]],
     **{f"bench.{name}": [] for name in ("__main__", "startup", "loader", "images", "evals")},
