@@ -119,7 +119,8 @@ def _benchmarks(config, workdir: str) -> dict:
 
     check_settings(flatten_dict(config.to_dict(), sep="."))  # what is wrong is said before
     keys = ("benchmarks", "benchmark_files", "data", "allow_subset")
-    return in_training.configured(workdir=workdir, **{key: section[key] for key in keys})
+    chosen = {key: section[key] for key in keys}
+    return in_training.configured(workdir=workdir, features=config.data.features, **chosen)
 
 
 def _say_how_to_continue(what: str) -> None:

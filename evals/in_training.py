@@ -22,6 +22,7 @@ from evals.models import Model
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.statistics import ties_text
+from negclip_jax.data.feature_files import open_features
 from negclip_jax.embeddings.store import EmbeddingStore
 
 NAME = "bench"
@@ -46,6 +47,8 @@ def evaluators(
 
         def evaluate(params: dict) -> dict[str, float]:
             module = nnx.merge(context.graphdef, params)
+            if roots.features is not None:
+                roots.features.require_width(module.config.projection_dim)
             model = Model(
                 name="training",
                 config=module.config,
@@ -55,6 +58,7 @@ def evaluators(
                 tokenizer=context.tokenizer,
                 dtype=module.dtype.name,
                 facts={},
+                features=roots.features,
             )
             numbers: dict[str, float] = {}
             options = {"cache": cache, "in_memory": stores, "mesh": context.mesh}
@@ -89,11 +93,13 @@ def configured(
     allow_subset: bool,
     workdir: str,
     benchmark_files: str = "",
+    features: str | None = None,
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
     """`evaluators` from the keys of the configuration's section `eval`.
 
     `benchmarks`, `data` and `benchmark_files` are names, folders and Python files with commas
-    between them; the images' digests are kept in the folder `evals` of `workdir`.
+    between them; the images' digests are kept in the folder `evals` of `workdir`. Images are looked
+    up by name in `features`, the key of the section `data`, if it has all of them, else as photos.
     """
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
     if names and not data:
@@ -103,4 +109,19 @@ def configured(
     registry.add_files(Path(file.strip()) for file in benchmark_files.split(",") if file.strip())
     roots = DataRoots(tuple(Path(folder) for folder in data.split(",")) if data else ())
     cache = remote.folder_for(storage.path(workdir)) / "evals"
-    return evaluators(names, roots, cache=cache, allow_subset=allow_subset)
+    options = {"cache": cache, "allow_subset": allow_subset}
+    if not (names and features):
+        return evaluators(names, roots, **options)
+    given = dataclasses.replace(roots, features=open_features(features))
+    try:
+        return evaluators(names, given, **options)
+    except InputError as error:
+        try:  # photos, as without data.features, for a model that has its own vision tower
+            built = evaluators(names, roots, **options)
+        except InputError:
+            raise InputError(
+                f"{error}\nbenchmarks are evaluated on data.features, which takes a pattern or a "
+                "folder of several files: add the features of their images"
+            ) from None
+        logging.info("benchmarks are evaluated on the photos in eval.data: %s", error)
+        return built

@@ -25,7 +25,7 @@ from negclip_jax.data.examples import (
     tokenize_pairs,
     without_truncated,
 )
-from negclip_jax.data.feature_files import ImageFeatures
+from negclip_jax.data.feature_files import ImageFeatures, open_features
 from negclip_jax.data.images import ImageSource, Preprocessor
 from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.mixture import MixedImages, Mixture, Source, parse
@@ -62,7 +62,7 @@ def read_data(
     shown = {"caption_mode": caption_mode, "foils": foils}
     kept = _prepared(pairs, fields, examples_dir, tokenizer, **shown)
     images = features or (pairs if images is None else images)
-    source = ImageFeatures(features) if features else open_images(images)
+    source = open_features(features) if features else open_images(images)
     missing = _missing(kept, source, images, examples_dir)
     named = [kept.images[i] for i in missing[:_SHOWN]]
     multihost.require_same("set of missing images", {"count": len(missing), "first of them": named})

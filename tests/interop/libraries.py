@@ -103,6 +103,7 @@ def load(name: str) -> types.ModuleType:
         return sys.modules[name]
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+    importlib.import_module("transformers")  # which asks whether there is a torchvision
     stand_ins = {"pkg_resources": types.SimpleNamespace(packaging=packaging)}
     try:
         importlib.import_module("torchvision")
