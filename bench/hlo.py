@@ -15,6 +15,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
 _INSTRUCTION = re.compile(rf"^\s+(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
+_TABLE = re.compile(r"^(\d+) (?:\"(.*)\"|\{(.*)\})$")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 # How much of its result's size each of n devices sends in a collective, by the bandwidth-optimal
 # algorithms (rings; Thakur et al., 2005, https://doi.org/10.1177/1094342005051521): a gather sends
@@ -54,6 +55,27 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Operation:
+    """One instruction of a program, with what is fused into it.
+
+    Attributes:
+      kinds: XLA's names of what it computes, its own and those of the fused ones.
+      shape: of its result, () of a tuple.
+      name: path of JAX's primitives that it comes from, "jit(train_step)/transpose(jvp())/...".
+      frames: names of the functions and files that called it, "FILE:FUNCTION", innermost first.
+      is_batched: whether it is a matrix product with batch dimensions.
+      flops: of its matrix products.
+    """
+
+    kinds: frozenset[str]
+    shape: tuple[int, ...]
+    name: str
+    frames: tuple[str, ...]
+    is_batched: bool
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
     type: str
@@ -69,9 +91,14 @@ class Program:
         """`devices` is how many run it: groups of a collective that are not named are all."""
         self._devices = devices
         self._computations: dict[str, list[_Instruction]] = {}
-        self._entry, current = "", []
+        self._tables: dict[str, dict[str, str]] = {}
+        self._entry, current, table = "", [], {}
         for line in text.splitlines():
-            if begin := _COMPUTATION.match(line):
+            if line.isalpha():  # FileNames, FunctionNames, FileLocations, StackFrames
+                table = self._tables.setdefault(line, {})
+            elif row := _TABLE.match(line):
+                table[row[1]] = row[2] or row[3]
+            elif begin := _COMPUTATION.match(line):
                 current = self._computations.setdefault(begin[2], [])
                 self._entry = begin[2] if begin[1] else self._entry
             elif match := _INSTRUCTION.match(line):
@@ -102,14 +129,41 @@ class Program:
         """Floating-point operations of all matrix products: two for each multiplication."""
         total = 0.0
         for name, times, _ in self._runs():
-            types = {i.name: i.type for i in self._computations[name]}
-            dots = [i for i in self._computations[name] if i.kind == "dot"]
-            for dot in dots:
-                (_, left), (_, result) = _arrays(types[dot.operands[0]])[0], _arrays(dot.type)[0]
-                axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.rest)
-                contracted = [left[int(axis)] for axis in axes[1].split(",") if axis]
-                total += times * 2.0 * math.prod(result) * math.prod(contracted)
+            total += times * _flops(self._computations[name])
         return total
+
+    def operations(self) -> dict[str, Operation]:
+        """Every instruction by its name."""
+        return {i.name: self._operation(i, c) for c in self._computations.values() for i in c}
+
+    def _operation(self, instruction: _Instruction, beside: list[_Instruction]) -> Operation:
+        inside, flops = [instruction], 0.0
+        for called in _CALLED.findall(instruction.rest) if instruction.kind == "fusion" else ():
+            inside += self._computations[called]
+            flops += _flops(self._computations[called])
+        if instruction.kind == "dot":
+            flops = _flops(beside, instruction)
+        found = re.search(r'op_name="([^"]*)"', instruction.rest)
+        frame = re.search(r"stack_frame_id=(\d+)", instruction.rest)
+        shapes = [shape for _, shape in _arrays(instruction.type)]
+        return Operation(
+            kinds=frozenset(i.kind for i in inside) - {"fusion", "parameter", "constant"},
+            shape=shapes[0] if len(shapes) == 1 else (),
+            name=found[1] if found else "",
+            frames=tuple(self._frames(frame[1])) if frame else (),
+            is_batched=any(i.kind == "dot" and "lhs_batch_dims={" in i.rest for i in inside),
+            flops=flops,
+        )
+
+    def _frames(self, number: str) -> Iterator[str]:
+        """The stack of calls; `parent_frame_id` is one more than the row's number, 1 has none."""
+        while row := self._tables.get("StackFrames", {}).get(number):
+            location, parent = re.findall(r"=(\d+)", row)
+            fields = dict(re.findall(r"(\w+)=(\d+)", self._tables["FileLocations"][location]))
+            file = self._tables["FileNames"][fields["file_name_id"]]
+            name = self._tables["FunctionNames"][fields["function_name_id"]]
+            yield f"{file}:{name}"
+            number = str(int(parent) - 1)
 
     @functools.cached_property
     def largest_array(self) -> int:
@@ -134,6 +188,17 @@ class Program:
                     rounds = int(turns[1])
                 for called in _CALLED.findall(instruction.rest):
                     waiting.append((called, times * rounds, loops + is_loop))
+
+
+def _flops(instructions: list[_Instruction], only: _Instruction | None = None) -> float:
+    """Operations of the matrix products of a computation, or of one of them."""
+    types, total = {i.name: i.type for i in instructions}, 0.0
+    for dot in [i for i in instructions if i.kind == "dot"] if only is None else [only]:
+        (_, left), (_, result) = _arrays(types[dot.operands[0]])[0], _arrays(dot.type)[0]
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.rest)
+        contracted = [left[int(axis)] for axis in axes[1].split(",") if axis]
+        total += 2.0 * math.prod(result) * math.prod(contracted)
+    return total
 
 
 def _arrays(type_: str) -> list[tuple[float, tuple[int, ...]]]:

@@ -13,7 +13,7 @@ import jax
 
 from negclip_jax.common.errors import InputError
 
-_NEWEST_JAX = "0.11"
+_NEWEST_JAX = "0.12"
 _ROOT = "negclip_jax"
 _WAITING = ("blocking_key_value_get", "wait_at_barrier")
 _LATE = re.compile(r"timed out task names:((?:\s*\d+)+)")

@@ -78,7 +78,7 @@ def _origin(
 def _inside(eqn: Any, operands: Sequence, is_bad: IsBad) -> str | None:
     """What made the bad result in the function that this operation calls or repeats."""
     if eqn.primitive.name == "scan":
-        return _inside_loop(eqn.params, operands, is_bad)
+        return _inside_loop(eqn, operands, is_bad)
     if eqn.primitive.name == "cond":
         called = eqn.params["branches"][int(operands[0])]
         return _origin(called.jaxpr, called.consts, operands[1:], is_bad)
@@ -89,9 +89,15 @@ def _inside(eqn: Any, operands: Sequence, is_bad: IsBad) -> str | None:
     return _origin(closed.jaxpr, closed.consts, operands, is_bad)
 
 
-def _inside_loop(parameters: dict, operands: Sequence, is_bad: IsBad) -> str | None:
-    body, carried = parameters["jaxpr"], parameters["num_carry"]
-    cut = parameters["num_consts"]
+def _inside_loop(eqn: Any, operands: Sequence, is_bad: IsBad) -> str | None:
+    parameters, body = eqn.params, eqn.params["jaxpr"]
+    # Operands are constants, what is carried, and rows; versions of JAX count them differently, but
+    # what a turn takes or returns of rows has one axis less.
+    pairs = list(zip(eqn.invars, body.jaxpr.invars, strict=True))
+    rows = sum(v.aval.ndim > inner.aval.ndim for v, inner in pairs)
+    results = zip(eqn.outvars, body.jaxpr.outvars, strict=True)
+    carried = sum(v.aval.ndim == inner.aval.ndim for v, inner in results)
+    cut = len(operands) - rows - carried
     consts, carry, rows = operands[:cut], operands[cut : cut + carried], operands[cut + carried :]
     turn = jax.jit(core.jaxpr_as_fun(body))
     turns = range(parameters["length"])
