@@ -102,7 +102,8 @@ def loader_of(keys: dict, vocabulary: Path, kept: Path):
     given |= {"caption_mode": "mix", "original_fraction": 0.5, "foils": 1, "text_nouns": None}
     given |= {"true_texts": 1, "false_texts": 1, "truncated": "keep", "validation_fraction": 0.2}
     given |= {"split_by": "image", "split_seed": 42, "max_bad_images": 0.0, "packing": True}
-    given |= {"threads": 2, "kept_pixels_mib": 0.0, "seed": 3, "keeps_originals": False} | keys
+    given |= {"threads": 2, "kept_pixels_mib": 0.0, "seed": 3, "keeps_originals": False}
+    given |= {"repeats_first": False} | keys
     return inputs.loaders(
         **given,
         examples_dir=epath.Path(kept),
