@@ -2,7 +2,7 @@
 
 Built by open_clip, from its own configurations, and by transformers with random weights. Width and
 vocabulary are cut here; with `PUBLISHED=1`, `-m ""` and `--junitxml=FILE` all but the depth is as
-published, and FILE has the differences. Memory: six times a model's token embedding.
+published, and FILE has the differences. Memory: up to 16 GiB, for MetaCLIP 2's vocabulary.
 """
 
 import copy
