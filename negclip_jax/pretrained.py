@@ -27,6 +27,8 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from negclip_jax.common.errors import InputError, device_errors
+from negclip_jax.common.problems import first
+from negclip_jax.data.feature_files import open_features
 from negclip_jax.data.images import Preprocessor, is_one_image
 from negclip_jax.data.packing import Ragged
 from negclip_jax.data.shard_images import ShardImages
@@ -222,13 +224,38 @@ class CLIP:
             raise InputError("texts is empty: give at least one text")
         return l2_normalise(self._encode_texts(texts))
 
-    def similarity(self, images: Any, texts: str | Sequence[str]) -> np.ndarray:
+    def similarity(
+        self, images: Any, texts: str | Sequence[str], *, features: str | None = None
+    ) -> np.ndarray:
         """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`.
 
-        Raises InputError for no image or text, and for what is neither.
+        Args:
+          images: what `embed_images` takes; with `features` names in it, or None for all.
+          texts: one or a sequence.
+          features: file, folder or pattern of image features that another library computed, see
+            `data.feature_files`. No photo is then opened, and no vision tower is needed.
+
+        Raises InputError for no image or text, for what is neither, and for features of another
+        width or that an image does not have.
         """
         of_texts = self.embed_texts(texts)  # a wrong one is told before photos are opened
-        return self.embed_images(images) @ of_texts.T
+        if features is None:
+            return self.embed_images(images) @ of_texts.T
+        return self._kept_features(images, features) @ of_texts.T
+
+    def _kept_features(self, names: Any, path: str) -> np.ndarray:
+        """Unit vectors of images by their names in a file of features, float32 `[N, D]`."""
+        stored = open_features(str(path))
+        stored.require_width(self.config.projection_dim)
+        names = stored.names if names is None else [names] if isinstance(names, str) else names
+        names = list(map(str, _checked(names, "images", "a name in the file of features")))
+        if not names:
+            raise InputError("images is empty: give at least one name")
+        if unknown := [name for name in names if not stored.usable(name)]:
+            raise InputError(
+                f"{path} has no feature that can be used of {len(unknown)} images: {first(unknown)}"
+            )
+        return l2_normalise(stored.features[stored.rows(names)])
 
     def __repr__(self) -> str:
         text, vision = self.config.text, self.config.vision

@@ -15,6 +15,7 @@ from tiny_tars import write_photos
 
 from negclip_jax import CLIP, pretrained
 from negclip_jax.common.errors import InputError
+from negclip_jax.data.feature_files import write as write_features
 from negclip_jax.data.packing import Packing, Ragged
 from negclip_jax.interop import huggingface, open_clip
 
@@ -66,6 +67,30 @@ def test_shards_are_their_images_in_the_order_of_storage(model, tiny_pairs, tmp_
     assert len(mixed) == 41
     with pytest.raises(InputError, match="match no file"):
         model.similarity(f"wds:{tmp_path}/gone.tar", "a dog")
+
+
+def test_features_in_place_of_photos(model, images, tmp_path):
+    texts, names = ["a dog", "no dog"], ["a.jpg", "b.jpg", "c.jpg", "broken.jpg"]
+    rows = np.concatenate([3 * model.embed_images(images), np.zeros((1, 40), np.float32)])
+    write_features(tmp_path / "rows.parquet", names, rows, "theirs")
+    path, expected = str(tmp_path / "rows.parquet"), model.similarity(images, texts)
+    towerless = dataclasses.replace(model, config=dataclasses.replace(model.config, vision=None))
+    found = towerless.similarity(["c.jpg", "a.jpg"], texts, features=path)
+    np.testing.assert_allclose(found, expected[[2, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        model.similarity("b.jpg", texts, features=path), expected[[1]], atol=1e-6
+    )
+    for asked, told in (
+        (None, "of 1 images: broken.jpg"),
+        (["d.jpg", "a.jpg"], "has no feature that can be used of 1 images: d.jpg"),
+        ([], "images is empty"),
+        (3, "images is 3, not a name in the file of features"),
+    ):
+        with pytest.raises(InputError, match=told):
+            model.similarity(asked, texts, features=path)
+    write_features(tmp_path / "wide.parquet", names[:1], np.ones((1, 7), np.float32), "other")
+    with pytest.raises(InputError, match=r"features of 7 numbers, .* 40: .* another model, other"):
+        model.similarity(None, texts, features=str(tmp_path / "wide.parquet"))
 
 
 def test_similarity_encodes_in_batches(model, images, monkeypatch):
