@@ -427,6 +427,7 @@ class SigLIPTokenizer(Tokenizer):
         if context_length < 1:
             raise TokenizerError(f"context_length is {context_length}: it must be at least 1.")
         self.context_length, directory = context_length, Path(directory)
+        _require_padding_at_the_end(directory)
         if (directory / "tokenizer.json").is_file():
             self._read_json(directory)
         elif (directory / "spiece.model").is_file():
@@ -535,7 +536,20 @@ def load_tokenizer(
         tokenizer = JsonTokenizer(directory, context_length)
     else:
         tokenizer = CLIPTokenizer.from_directory(directory, context_length)
-    return tokenizer.padding() if always_pads else tokenizer
+    if not always_pads:
+        return tokenizer
+    _require_padding_at_the_end(directory)
+    return tokenizer.padding()
+
+
+def _require_padding_at_the_end(directory: Path) -> None:
+    """Raises TokenizerError where a caption of a model that reads its padding follows it."""
+    if (side := _settings(directory).get("padding_side", "right")) != "right":
+        raise TokenizerError(
+            f"{directory / 'tokenizer_config.json'}: padding_side is {side!r}, and this model "
+            "reads its padding, which is put behind captions here: tokenize with transformers and "
+            "give the ids."
+        )
 
 
 def _said_by_open_clip(directory: Path) -> dict:

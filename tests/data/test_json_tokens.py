@@ -77,6 +77,15 @@ def test_ids_are_open_clips(case, tmp_path):
     assert set(np.diff(offsets)) == {16}
 
 
+def test_padding_before_captions_is_refused_where_it_is_read(tmp_path):
+    xlm(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    load_tokenizer(tmp_path, 16)  # a causal tower: nothing pads
+    with pytest.raises(TokenizerError, match="padding_side is 'left', and this model"):
+        load_tokenizer(tmp_path, 16, always_pads=True)
+
+
 def test_ids_are_transformers_where_open_clip_says_nothing(tmp_path):
     xlm(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

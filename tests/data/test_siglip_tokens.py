@@ -1,6 +1,7 @@
 """SigLIP's tokenizers against those of transformers, on tiny vocabularies made here."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -124,3 +125,12 @@ def test_what_cannot_be_used(first, second, tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}}')
     with pytest.raises(TokenizerError, match="has no token '<end>'"):
         SigLIPTokenizer(tmp_path)
+
+
+def test_padding_before_captions_is_refused(second, tmp_path):
+    shutil.copytree(second, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["padding_side"] == "right"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: padding_side is 'left'"):
+        load_tokenizer(tmp_path, 16)
