@@ -229,7 +229,7 @@ def loaders(
     max_bad_images: float,
     seed: int,
     keeps_originals: bool,
-    repeats_first: bool,
+    repeats_first: bool = False,
     batch_sizes: tuple[int, int],
     shards: int,
     tokenizer: Tokenizer,

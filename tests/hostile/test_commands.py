@@ -71,6 +71,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     **{f"bench.{name}": [] for name in ("scaling", "finetune", "data_gen", "encode", "prepared")},
     "bench.generation": [["--captions=x"]],
     "bench.paper": [],
+    "bench.profile": [],
 }
 # The first rewrites this repository's own tables, from the data set that it is given; the second is
 # the process that `bench.paper` starts in place of launch.py.
