@@ -309,5 +309,5 @@ def bucket(served) -> Iterator[Bucket]:
     yield served.bucket
     found, served.bucket.violations = served.bucket.violations, []
     served.bucket.refuse, served.bucket.delay = (lambda method, name: None), 0.0
-    assert not found
+    assert not found, found
     assert not list(served.here.iterdir()), "a local folder was made for a remote one"

@@ -24,7 +24,7 @@ def three_models(tiny_model, other_model):
     return [base, dataclasses.replace(base, name="text <b>tuned</b>", params=params), other_model]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the patch lasts as long
 def live(three_models, photos, tmp_path_factory):
     """They, and 12 photos."""
     from tiny_runs import use_one_device
