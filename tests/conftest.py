@@ -57,6 +57,7 @@ flags.FLAGS.mark_as_parsed()
 # A worker takes whole files (`--dist=loadfile`), so that their fixtures are made once; those that
 # take longest come first, so that no worker is left with one of them at the end.
 _LONGEST_FILES = (
+    "interop/test_image_features.py",
     "training/test_failing_processes.py",
     "training/test_many_processes.py",
     "test_killed_anywhere.py",
