@@ -121,7 +121,7 @@ def _what_is_computed(config: ConfigDict) -> None:
     train.logit_block_mib = 64.0  # of logits a device holds at a time; beyond it, in blocks of rows
     # Of the choice of each statement between an image of which it is true and one of which it is
     # false: more learnt of the same texts. For a frozen vision tower, whose features are cached.
-    # None: as much as the run's own photos ask for, `image_features.image_choice_weight`.
+    # None: as much as the run's own photos ask for, `image_features.show_opposites`.
     train.image_choice_weight = placeholder(float)
     train.image_choice_weight = 0.0
     # Its factor on cosines is at most this one, that of the other terms is the model's.

@@ -59,7 +59,7 @@ _TIMM = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class LibraryModel:
     """A model of another library.
 
     Attributes:
@@ -73,7 +73,7 @@ class Encoder:
     encode: Callable[[dict[str, Any]], Any]
 
 
-def of_open_clip(model: str, pretrained: str | None, device: str) -> Encoder:
+def of_open_clip(model: str, pretrained: str | None, device: str) -> LibraryModel:
     """A model of open_clip: a name of its list with `pretrained`, a folder, or a hub id.
 
     Raises InputError for what it does not know or cannot load.
@@ -114,14 +114,14 @@ def of_open_clip(model: str, pretrained: str | None, device: str) -> Encoder:
     elif is_listed:
         name = pretrained
     loaded.eval()
-    return Encoder(
+    return LibraryModel(
         name,
         lambda image: {"image": preprocess(image)[None]},
         lambda batch: loaded.encode_image(batch["image"]),
     )
 
 
-def of_transformers(model: str, pretrained: str | None, device: str) -> Encoder:
+def of_transformers(model: str, pretrained: str | None, device: str) -> LibraryModel:
     """A model of transformers with image and text features: a folder or a hub id.
 
     Raises InputError for what it cannot load, and for a model that is not of this kind.
@@ -162,12 +162,12 @@ def of_transformers(model: str, pretrained: str | None, device: str) -> Encoder:
         found = loaded.get_image_features(**batch)
         return getattr(found, "pooler_output", found)
 
-    return Encoder(
+    return LibraryModel(
         model, lambda image: dict(processor(images=[image], return_tensors="pt")), encode
     )
 
 
-def of_timm(model: str, pretrained: str | None, device: str) -> Encoder:
+def of_timm(model: str, pretrained: str | None, device: str) -> LibraryModel:
     """Raises InputError: why not, and which models of open_clip have the tower."""
     same: list[str] = []
     with contextlib.suppress(InputError):  # where it is not installed
@@ -336,7 +336,7 @@ def _parts(
     plan: Plan,
     left: Sequence[int],
     source: ImageSource,
-    encoder: Encoder,
+    encoder: LibraryModel,
     size: int,
     threads: int,
     device: tuple[str, str],
@@ -391,7 +391,7 @@ def _parts(
 
 
 def _encoded(
-    encoder: Encoder, items: Sequence[dict[str, Any]], device: str, dtype: str
+    encoder: LibraryModel, items: Sequence[dict[str, Any]], device: str, dtype: str
 ) -> np.ndarray:
     """Features float32 `[B, D]` of preprocessed images. Raises InputError for other shapes."""
     torch = extras.require("torch", extra="features", why="image features")

@@ -48,24 +48,25 @@ def use_cache(
     Raises InputError where more images cannot be read than `max_bad_images` allows.
     """
     loader = loaders[0]
+    names, failed = loader.examples.photos, "could not be read"
     if isinstance(loader.images, ImageFeatures):
-        cached = _of_file(loader.images, loader.examples.photos, model[0].projection_dim)
-        return [dataclasses.replace(x, cached=cached) for x in loaders]
-    if not cache_features:
+        features, unreadable = _of_file(loader.images, names, model[0].projection_dim)
+        failed = f"have no feature in {loader.images.path} that can be used"
+    elif cache_features:
+        features, unreadable = encoder.image_features(
+            names,
+            *(loader.images, loader.preprocess),
+            storage.path(cache_dir.format(workdir=workdir)),
+            model,
+            mesh,
+            threads=loader.threads,
+        )
+    else:
         return loaders
-    names = loader.examples.photos
-    features, unreadable = encoder.image_features(
-        names,
-        *(loader.images, loader.preprocess),
-        storage.path(cache_dir.format(workdir=workdir)),
-        model,
-        mesh,
-        threads=loader.threads,
-    )
     bad = [names[i] for i in np.flatnonzero(unreadable)]
     if len(bad) > loader.max_bad_images * len(names):
         raise InputError(
-            f"{len(bad)} of {len(names)} images could not be read, more than "
+            f"{len(bad)} of {len(names)} images {failed}, more than "
             f"data.max_bad_images={loader.max_bad_images} allows: {', '.join(bad[:5])}"
         )
     cached = CachedFeatures(features, unreadable)
@@ -88,15 +89,20 @@ def check_source(source: ImageSource, checkpoint: str, *, is_frozen: bool) -> No
         )
 
 
-def _of_file(source: ImageFeatures, names: Sequence[str], width: int) -> CachedFeatures:
-    """Features of images out of a file; InputError where they are not as wide as the text's."""
+def _of_file(
+    source: ImageFeatures, names: Sequence[str], width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of images out of a file, and which cannot be used.
+
+    Raises InputError where they are not as wide as the text's.
+    """
     source.require_width(width)
     rows = source.rows(names)
     logging.info(
         "image features of %s images come from %s, of the model %s",
         *(f"{len(rows):,}", source.path, source.model or "that it does not name"),
     )
-    return CachedFeatures(source.features[rows], source.unusable[rows])
+    return source.features[rows], source.unusable[rows]
 
 
 def show_opposites(

@@ -5,10 +5,10 @@ import html
 import io
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
+from browser import BROWSER
 from handmade_run import NASTY, make_run
 
 from data_gen.audit import audit
@@ -18,7 +18,6 @@ from data_gen.records import read_table, write_table
 from data_gen.texts import texts
 from negclip_jax.common.errors import InputError
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAME = '"><img src=x onerror="document.title=\'taken over\'">.jpg'
 ROWS = [
     {"pair_id": f"p{i}", "caption": f"a bus {i}", "negated_caption": "=no()", "rewriter": "llm"}

@@ -87,4 +87,9 @@ def test_what_is_missing_or_of_another_model_is_said(features, make_config, tmp_
         run({"optim.freeze": ()})
     with pytest.raises(InputError, match=r"does not go with data\.sources"):
         run({"data.pairs": None, "data.sources": "a: pairs=x images=y weight=1"})
+    damaged = source.features.copy()
+    damaged[[0, 5, 9]] = np.nan
+    with pytest.raises(InputError, match=r"3 of 40 images have no feature in .*f\.parquet"):
+        run({"data.max_bad_images": 0.05}, features=damaged)
+    run({"data.max_bad_images": 0.1}, features=damaged)
     assert "features of the model x/other, and model.checkpoint=" in run()
