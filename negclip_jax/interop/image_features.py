@@ -265,6 +265,8 @@ def compute(args: argparse.Namespace) -> None:
     index, shards = map(int, shard.groups())
     if args.library not in LIBRARIES:
         raise InputError(f"--library={args.library} is none of {', '.join(LIBRARIES)}")
+    if args.model.startswith(("/", ".")) and not Path(args.model).exists():
+        raise InputError(f"--model={args.model} does not exist: give a folder, or a hub id")
     if args.batch < 1 or args.images_per_file < 1:
         raise InputError("--batch and --images-per-file are at least 1")
     source = open_images(args.images)
