@@ -11,6 +11,7 @@ of the time; shares and rates are medians over the steps, with their range.
 
 import argparse
 import collections
+import itertools
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -140,11 +141,14 @@ def _turn(file: Path, operations: dict[str, Operation], tokens: int) -> dict[str
                 # Products may go on in other threads after the call that began them.
                 elif (name := event.name.removeprefix("end: ")) in operations:
                     ended[name].append(event.start_ns)
+    # A thread may tell that it ended after the step did, and after the trace.
+    last = max(itertools.chain(*begun.values(), *ended.values()), default=0.0)
     events: list[Event] = []
     flops: dict[str, float] = collections.defaultdict(float)
     for name, starts in begun.items():
         if (part := part_of(operations[name], tokens)) is not None:
-            pairs = zip(sorted(starts), sorted(ended[name]), strict=True)
+            ends = sorted(ended[name]) + [last] * (len(starts) - len(ended[name]))
+            pairs = zip(sorted(starts), ends, strict=True)
             events += [(start, end, part) for start, end in pairs]
             flops[part] += len(starts) * operations[name].flops
     found = attributed(events)

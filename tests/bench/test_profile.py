@@ -1,6 +1,8 @@
 """The profile of a step by part: every operation of its trace is found, and time is shared out."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,3 +79,14 @@ def test_all_products_of_a_step_are_in_its_trace(tmp_path, capsys):
 def test_a_batch_of_none_is_refused():
     with pytest.raises(SystemExit, match=r"bench\.profile: --batch-size must be 1 or more"):
         profile.main(["--batch-size=0"])
+
+
+def test_an_end_that_comes_after_the_trace(monkeypatch):
+    named = [("dot.1", 0), ("dot.2", 4), ("end: dot.1", 6), ("add", 7), ("end: add", 9)]
+    events = [SimpleNamespace(name=name, start_ns=float(at)) for name, at in named]
+    data = SimpleNamespace(planes=[SimpleNamespace(lines=[SimpleNamespace(events=events)])])
+    monkeypatch.setattr(profile.jax.profiler.ProfileData, "from_file", lambda path: data)
+    dot = operation("dot", frames=LINEAR, flops=5.0)
+    found = profile._turn(Path("x"), {"dot.1": dot, "dot.2": dot, "add": operation("add")}, 60)
+    assert found["flops"] == {"linear layers, forward": 10.0, "embedding and the rest": 0.0}
+    assert sum(found["nanoseconds"].values()) == 9
