@@ -108,9 +108,10 @@ class PoolingHead(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Pools `[B, T, W]` to `[B, W]`."""
-        probe = jnp.broadcast_to(self.probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
-        pooled = self.attn(probe, x, None)
-        return (pooled + self.mlp(self.ln(pooled)))[:, 0]
+        batch, _, width = x.shape
+        probe = jnp.broadcast_to(self.probe[0].astype(x.dtype), (batch, width))
+        pooled = self.attn(probe, x.reshape(-1, width), None, batch)
+        return pooled + self.mlp(self.ln(pooled))
 
 
 class SigLIPVisionTower(VisionTower):

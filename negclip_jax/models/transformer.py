@@ -65,7 +65,10 @@ Mask = Array | str | None
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with biases; softmax in float32."""
+    """Multi-head self-attention with biases; softmax in float32.
+
+    Takes and returns rows `[N, W]`, those of `batch` sequences one after the other.
+    """
 
     def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.heads
@@ -75,10 +78,11 @@ class Attention(nnx.Module):
         self.value = linear(config.width, config.width, std, dtype, rngs)
         self.out = linear(config.width, config.width, residual_std(config), dtype, rngs)
 
-    def __call__(self, queries: Array, x: Array, mask: Mask) -> Array:
-        # Heads apart: [B, T, W] to [B, T, heads, W / heads].
+    def __call__(self, queries: Array, x: Array, mask: Mask, batch: int) -> Array:
+        # Sequences and heads apart: [B * T, W] to [B, T, heads, W / heads].
+        head = x.shape[1] // self.heads
         projected = self.query(queries), self.key(x), self.value(x)
-        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1) for x in projected)
+        q, k, v = (x.reshape(batch, -1, self.heads, head) for x in projected)
         is_array = not (mask is None or isinstance(mask, str))
         kernel = attention_kernel(q, k, jax.devices()[0], has_mask=is_array)
         sees = {"mask": mask[:, None]} if is_array else {"is_causal": mask == CAUSAL}
@@ -127,17 +131,23 @@ class Block(nnx.Module):
         if config.layer_scale:  # Touvron et al., 2021, https://arxiv.org/abs/2103.17239
             self.ls_1, self.ls_2 = (nnx.Param(jnp.full(config.width, 1e-5)) for _ in range(2))
 
-    def __call__(self, x: Array, mask: Mask, read_positions: Array | None = None) -> Array:
-        """Transforms `[B, T, W]`; given `read_positions`, int `[B, Q]`, returns only those columns.
+    def __call__(
+        self, x: Array, mask: Mask, batch: int, read_positions: Array | None = None
+    ) -> Array:
+        """Transforms the states `[B * T, W]` of `batch` sequences.
 
-        `mask` says which columns a row attends to: all (None), those before it (`CAUSAL`), or bool
+        Given `read_positions`, int `[B, Q]`, only those columns are returned, `[B * Q, W]`. `mask`
+        says which columns a column attends to: all (None), those before it (`CAUSAL`), or bool
         `[B, Q or T, T]`.
         """
         normalised = self.ln_1(x)
         queries = normalised
         if read_positions is not None:
-            queries, x = take(normalised, read_positions), take(x, read_positions)
-        attended = self.attn(queries, normalised, mask)
+            queries, x = (
+                take(y.reshape(batch, -1, y.shape[1]), read_positions).reshape(-1, y.shape[1])
+                for y in (normalised, x)
+            )
+        attended = self.attn(queries, normalised, mask, batch)
         if self.has_scales:
             attended = attended * self.ls_1.astype(x.dtype)
         x = x + attended
@@ -206,9 +216,14 @@ def run_blocks(
       `[B, Q, W]`.
     """
     graphdef, params = nnx.split(blocks)
+    batch, _, width = x.shape
+    # Sequences and columns are one axis throughout: of the gradient of a weight, a sum over two
+    # axes, XLA on a CPU would first write an operand anew, transposed (7 % of a step). A reshape
+    # around each product is not enough: XLA moves it away.
+    x = x.reshape(-1, width)
 
     def block(x, layer, mask, read_positions=None):
-        return nnx.merge(graphdef, layer)(x, mask, read_positions)
+        return nnx.merge(graphdef, layer)(x, mask, batch, read_positions)
 
     def body(x, layer):
         return block(x, layer, mask), None
@@ -221,7 +236,8 @@ def run_blocks(
         body = jax.checkpoint(body, policy=kept, prevent_cse=not scan)
     x, _ = jax.lax.scan(body, x, jax.tree.map(lambda p: p[:-1], params), unroll=not scan)
     last = jax.tree.map(lambda p: p[-1], params)
-    return block(x, last, mask if read_positions is None else read_mask, read_positions)
+    x = block(x, last, mask if read_positions is None else read_mask, read_positions)
+    return x.reshape(batch, -1, width)
 
 
 def take(x: Array, columns: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def test_scan_equals_a_loop_over_the_blocks(model, params, inputs):
         x = params["token_embedding"][ids] + params["position_embedding"][: ids.shape[1]]
         for layer in range(tower.config.layers):
             block = nnx.merge(graphdef, jax.tree.map(lambda p: p[layer], params["blocks"]))  # noqa: B023
-            x = block(x, clip.CAUSAL)
+            x = block(x.reshape(-1, x.shape[-1]), clip.CAUSAL, len(ids)).reshape(x.shape)
         return x
 
     with matmul_precision(jnp.dtype("float32")):
@@ -94,6 +95,21 @@ def test_scan_equals_a_loop_over_the_blocks(model, params, inputs):
     pooled = tower.ln_final(x)[np.arange(len(ids)), tower.end_positions(ids)]
     with matmul_precision(jnp.dtype("float32")):
         np.testing.assert_allclose(jax.jit(tower)(ids), pooled, atol=1e-5)
+
+
+def test_gradients_of_weights_need_no_transposed_copy(model, params, inputs):
+    """XLA on a CPU writes an operand anew where a product sums over two axes."""
+    _, ids = inputs
+    graphdef, _ = nnx.split(model.text)
+
+    def loss(params):
+        return nnx.merge(graphdef, params)(ids).sum()
+
+    program = jax.jit(jax.grad(loss)).lower(params["text"]).compile().as_text()
+    width = model.text.config.width
+    products = re.findall(rf"f32\[{width},\d+\]\S* dot\(.*jvp", program)
+    assert len(products) >= 6, "a gradient of each linear layer's weights"
+    assert all("lhs_contracting_dims={0}, rhs_contracting_dims={0}" in p for p in products)
 
 
 def test_patches_equal_a_strided_convolution(model, inputs):
