@@ -27,6 +27,7 @@ from bench.hlo import Operation, Program
 from bench.material import ARCHITECTURES, caption_lengths
 from bench.virtual_steps import Case, step_of
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 from negclip_jax.data.packing import Packing, Ragged
 
 # Kinds that only hold other operations, whose time is theirs.
@@ -107,7 +108,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     turns = []
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    for number in range(args.steps):
+    for number in told(range(args.steps), "steps traced"):
         rate = _matmul_rate()
         folder = scratch / str(number)
         with jax.profiler.trace(str(folder), profiler_options=options):

@@ -25,6 +25,7 @@ from bench.harness import Side
 from bench.hlo import Collective
 from bench.material import ARCHITECTURES
 from bench.virtual_steps import Case, flops_per_pair
+from negclip_jax.common.progress import told
 from negclip_jax.common.provenance import package_versions
 from negclip_jax.models import flops
 from negclip_jax.models.transformer import TowerConfig
@@ -127,7 +128,7 @@ def measure(devices: int, cases: Sequence[Case]) -> list[Result]:
     """Compiles these steps in a process with so many virtual devices."""
     results = []
     with Side("bench.virtual_steps:with_devices", devices) as side:
-        for case in cases:
+        for case in told(cases, f"{devices} devices: steps compiled"):
             print(f"{devices} devices: {case}", file=sys.stderr, flush=True)
             results.append(side("measure", case))
     return results

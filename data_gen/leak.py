@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from negclip_jax.common import extras
+from negclip_jax.common.progress import told
 from negclip_jax.common.statistics import Share
 
 TOLERATED = 0.05  # above chance
@@ -65,7 +66,8 @@ def measure(texts: Sequence[Text]) -> dict[str, Any] | None:
     counts = vectorizer.fit_transform([text.text for text in texts])
     truth = np.array([text.truth for text in texts])
     score = np.zeros(len(texts))  # log-odds of being true, by a model that never saw the image
-    for learned, held in GroupKFold(FOLDS).split(counts, groups=[text.image for text in texts]):
+    folds = list(GroupKFold(FOLDS).split(counts, groups=[text.image for text in texts]))
+    for learned, held in told(folds, "folds of a classifier of texts"):
         model = MultinomialNB(fit_prior=False).fit(counts[learned], truth[learned])
         score[held] = np.subtract(*model.predict_log_proba(counts[held]).T[::-1])
 

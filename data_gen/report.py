@@ -35,6 +35,7 @@ from data_gen.texts import SOURCES, texts
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import plural, write_page
+from negclip_jax.common.progress import told
 from negclip_jax.common.statistics import Share, percent
 
 THUMBNAIL = 160  # pixels, the longer side
@@ -67,9 +68,9 @@ def write_report(run: str | os.PathLike) -> Path:
         for name in thumbnails if folder else ():
             thumbnails[name] = folder.thumbnail(name, THUMBNAIL)
     found = ((pair["pair_id"], rows) for pair, rows in texts(summary.run))
-    told = {name: rows for name, rows in found if name in shown}
+    chosen = {name: rows for name, rows in found if name in shown}
     # What has a false text beside it shows more of what a pair is.
-    bare = {name for name, rows in told.items() if all(row["truth"] for row in rows)}
+    bare = {name for name, rows in chosen.items() if all(row["truth"] for row in rows)}
     gallery.sort(key=lambda row: row["pair_id"] in bare)
     page = write_page(
         summary.run / "report.html",
@@ -83,7 +84,7 @@ def write_report(run: str | os.PathLike) -> Path:
         first=FIRST,
         gallery=gallery,
         doubtful=doubtful,
-        texts=told,
+        texts=chosen,
         thumbnails=thumbnails,
     )
     write_sample(summary.rewrites.drawn, summary.run / "audit_sample.csv")
@@ -108,7 +109,7 @@ class _Rewrites:
         self.reasons: dict[str, tuple[int, list[Row]]] = {}
         self.counts = {name: collections.Counter[str]() for name in (*_COUNTED, "rewriter")}
         self.lengths, self._texts = array("d"), bytearray()
-        for part in table_paths(run, "pairs"):
+        for part in told(list(table_paths(run, "pairs")), "shards of pairs"):
             rows = read_rows(run, "pairs", _PAIR, part.name)
             caption_ids = set()
             while batch := [

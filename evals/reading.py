@@ -17,6 +17,7 @@ from negclip_jax.common import records, strict_json
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
+from negclip_jax.common.progress import told
 from negclip_jax.common.strict_json import parse_json, read_text
 
 # What pandas writes for an empty cell, and how it shortens one of more than 50 characters.
@@ -97,7 +98,7 @@ def load_available(
     skips = list(names) == [AVAILABLE]
     loaded: dict[str, Any] = {}
     problems, absent = [], []
-    for name in every if skips else names:
+    for name in told(list(every if skips else names), "files that are read"):
         try:
             sets = load(name)
         except InputError as error:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from evals.benchmark import COLUMNS, Benchmark, Metric, Problem, Result
 from negclip_jax.common import atomic_files, storage, strict_json
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 from negclip_jax.common.statistics import change_text, interval_text, ties_text
 from negclip_jax.common.tables import aligned
 
@@ -130,7 +131,7 @@ class Results:
             "metrics": {
                 metric.name: dataclasses.asdict(metric.estimate(seed=self._seed))
                 | {"chance": metric.chance, "headline": metric.headline, **result.ties(metric)}
-                for metric in metrics
+                for metric in told(metrics, f"{row} on {benchmark}: intervals")
             },
         }
         entry["errors"].pop(row, None)
@@ -148,7 +149,8 @@ class Results:
             for column in result.breakdowns:
                 groups = np.array([str(value) for value in result.predictions[column]])
                 names = np.unique(groups)
-                for name in names if len(names) <= _MAX_GROUPS else ():
+                shown_names = list(names) if len(names) <= _MAX_GROUPS else []
+                for name in told(shown_names, f"{row} on {benchmark}: intervals by {column}"):
                     metric = Metric(column, right[groups == name], clusters=images[groups == name])
                     shown = entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})
                     ties = Metric(column, strict[groups == name]).ties
@@ -160,7 +162,7 @@ class Results:
                 if name == benchmark and before != row:
                     changes = {
                         m.name: dataclasses.asdict(m.compare(others[m.name], seed=self._seed))
-                        for m in metrics
+                        for m in told(metrics, f"{before} against {row} on {benchmark}: intervals")
                         if m.name in others
                     }
                     names = {"before": before, "after": row, "metrics": changes}

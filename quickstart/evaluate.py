@@ -20,6 +20,7 @@ import numpy as np
 from negclip_jax.common import linear_probe
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import device_errors, say
+from negclip_jax.common.progress import told
 from negclip_jax.common.statistics import wilson
 from negclip_jax.common.tables import aligned
 from negclip_jax.language.inflection import noun
@@ -27,6 +28,7 @@ from quickstart.questions import ROWS, Question, Scene, build, describe, distinc
 
 # Scores (file name, caption) pairs: higher means a better match; float [N].
 Scorer = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+_AT_A_TIME = {"image": 256, "text": 2048}  # whole batches, after each of which progress is told
 
 
 def credit(scores: Sequence[float]) -> float:
@@ -87,7 +89,8 @@ class Encoder:
     def __init__(self, directory: str | Path, images: Path):
         from negclip_jax import CLIP  # here, so that scoring rules can be used without jax
 
-        self._model, self._folder = CLIP.from_pretrained(str(directory)), images
+        self._name, self._folder = str(directory), images
+        self._model = CLIP.from_pretrained(self._name)
         self._known: dict[str, dict[str, np.ndarray]] = {"image": {}, "text": {}}
 
     def images(self, files: Sequence[str]) -> np.ndarray:
@@ -107,8 +110,12 @@ class Encoder:
         if new := [name for name in dict.fromkeys(names) if name not in known]:
             is_text = kind == "text"
             embed = self._model.embed_texts if is_text else self._model.embed_images
-            rows = embed(new if is_text else [self._folder / name for name in new])
-            known |= zip(new, rows.astype(np.float64), strict=True)
+            size = _AT_A_TIME[kind]
+            what = f"{self._name}: batches of {size} {kind}s"
+            for start in told(range(0, len(new), size), what):
+                part = new[start : start + size]
+                rows = embed(part if is_text else [self._folder / name for name in part])
+                known |= zip(part, rows.astype(np.float64), strict=True)
         return np.stack([known[name] for name in names])
 
 

@@ -22,6 +22,7 @@ from negclip_jax.common.chat.messages import (
     result_of,
 )
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 
 MAX_LINES, MAX_BYTES = 50_000, 95_000_000  # a file; the stricter of the services' limits
 
@@ -78,7 +79,7 @@ def import_answers(cache: Cache, files: list[Path]) -> dict[str, int]:
     custom_id of ours). Raises InputError for a file that is no JSONL.
     """
     counts = {"imported": 0, "failed": 0, "unknown": 0}
-    for path in files:
+    for path in told(files, "files of answers"):
         for entry in _entries(path):
             stage, _, key = str(entry.get("custom_id", "")).partition("-")
             if len(key) != 32:

@@ -7,23 +7,29 @@ from typing import TypeVar
 
 from negclip_jax.common.errors import say
 
-EVERY_SECONDS = 10.0
+FIRST_SECONDS, EVERY_SECONDS = 5.0, 10.0
 T = TypeVar("T")
 
 
 def told(items: Collection[T], what: str) -> Iterator[T]:
-    """The items; after each ten seconds "WHAT: 1,000 of 4,000, ETA 0:36"."""
-    started = last = time.monotonic()
+    """The items; after five seconds, and then each ten, "WHAT: 1,000 of 4,000, ETA 0:36"."""
+    started = time.monotonic()
+    due = started + FIRST_SECONDS
     for number, item in enumerate(items):
         now = time.monotonic()
-        if number and now - last >= EVERY_SECONDS:
-            last = now
+        if number and now >= due:
+            due = now + EVERY_SECONDS
             say(f"{what}: {estimate(number, len(items), now - started)}", sys.stderr)
         yield item
 
 
-def estimate(done: int, total: int, seconds: float, before: int = 0) -> str:
-    """ "1,000 of 4,000, ETA 0:36": by the rate at which all but the `before` were done."""
+def estimate(done: int, total: int | None, seconds: float, before: int = 0) -> str:
+    """ "1,000 of 4,000, ETA 0:36": by the rate at which all but the `before` were done.
+
+    "1,000" where the total is not known.
+    """
+    if total is None:
+        return f"{done:,}"
     eta = seconds / max(done - before, 1) * (total - done)
     return f"{done:,} of {total:,}, ETA {human_seconds(eta)}"
 

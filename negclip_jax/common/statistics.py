@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from negclip_jax.common.progress import told
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 _CHUNK = 4_000_000  # counts drawn at once: 32 MB
@@ -225,7 +227,7 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
     n, rng = len(sums), np.random.default_rng(seed)
     per_chunk = max(1, _CHUNK // len(kinds))
     means = []
-    for start in range(0, RESAMPLES, per_chunk):
+    for start in told(range(0, RESAMPLES, per_chunk), "parts of a bootstrap"):
         size = min(per_chunk, RESAMPLES - start)
         total = rng.multinomial(n, counts / n, size=size) @ kinds
         means.append(total[:, 0] / total[:, 1])

@@ -113,6 +113,17 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
             row += 1
 
 
+def row_count(path: Path) -> int | None:
+    """Rows that a file says it has; None for what cannot be read, which its reader tells."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError, ValueError, MemoryError):
+        return None
+
+
 def holds_bytes(kind: Any) -> bool:
     """Whether values of an Arrow type are encoded images: bytes, or a struct with `bytes`."""
     from pyarrow import types

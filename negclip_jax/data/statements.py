@@ -28,6 +28,7 @@ import numpy as np
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.problems import Problems
+from negclip_jax.common.progress import told
 from negclip_jax.data import pair_tables
 from negclip_jax.data.order import random_bits
 from negclip_jax.data.packing import Ragged
@@ -247,7 +248,7 @@ def read_statements(
     image = known[columns["image"].codes]
     ids, offsets, is_cut = [], [np.zeros(1, np.int64)], []
     room = tokenizer.context_length - tokenizer.special_tokens
-    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+    for start in told(range(0, len(texts), _TOKENIZED_AT_ONCE), "parts of the statements"):
         part = texts[start : start + _TOKENIZED_AT_ONCE].to_pylist()
         part_ids, part_offsets = tokenizer.encode_ragged(part)
         ids.append(part_ids)

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from negclip_jax.common import signals, storage
 from negclip_jax.common.arguments import Parser, split_name, warn_renamed
 from negclip_jax.common.errors import InputError, device_errors, say
 from negclip_jax.common.page.template import plural
+from negclip_jax.common.progress import told
 from negclip_jax.interop import (
     diffusers,
     hub,
@@ -186,12 +188,14 @@ def export(args: argparse.Namespace) -> None:
         one_tower = ""
     if args.private and not args.push_to_hub:
         raise InputError("--private goes with --push-to-hub=NAME")
-    # Before the weights are read, which may take a minute.
+    # Before the weights are read, which may take a minute as each of these steps may.
+    steps = told(("read", "write", "read back", "compare"), "export, steps")
     if args.push_to_hub:
         if storage.is_remote(args.out):
             raise InputError(f"--push-to-hub uploads a folder of this machine, not {args.out}")
         hub.check(args.push_to_hub)
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
+    next(steps)
     source, base_model = _read_source(args, one_tower)
     config, params, info = source
     dtype, whole = args.dtype, not one_tower and args.alpha is None
@@ -220,10 +224,11 @@ def export(args: argparse.Namespace) -> None:
     )
     keep = info.base or info.path
     with writing.export_directory(out, overwrite=args.overwrite, keep=keep) as stage:
+        next(steps)
         LAYOUTS[args.layout](stage, what)
         exact = args.dtype in (None, "float32")
         source_path = info.path if converted and not info.uses_base else None
-        check = _check(config, params, source_path, stage, one_tower, exact=exact)
+        check = _check(config, params, source_path, stage, one_tower, steps, exact=exact)
         files = [path for path in stage.rglob("*") if path.is_file()]
         weights = [path for path in files if path.suffix in (".safetensors", ".pt")]
         megabytes = sum(path.stat().st_size for path in weights) / 1e6
@@ -319,10 +324,13 @@ def _check(
     source: Path | None,
     stage: Path,
     one_tower: str,
+    steps: Iterator[str],
     *,
     exact: bool,
 ) -> str:
     """Reads an export back, and it and its source with other software as well.
+
+    `steps` is told when it reads back, and when it compares.
 
     Returns:
       What to say of the readings, a line for each: the greatest differences of a feature.
@@ -338,6 +346,7 @@ def _check(
     ids = np.random.default_rng(1).integers(0, text.vocab_size, (2, length), np.int32)
     last = text.vocab_size - 1  # SigLIP has no end token, and a smaller vocabulary than CLIP's id
     ids[0, [length // 3, 2 * length // 3]] = min(text.eos_token_id, last), last
+    next(steps)
     written = readers.read_any(stage, tower_class=one_tower)
     expected, again = (
         jax.device_get(_encode(clip.abstract(c)[0], outputs(one_tower, c), p, pixels, ids))
@@ -349,6 +358,7 @@ def _check(
             f"what was written does not read back as it was (features differ by {difference:.1e}): "
             "check the disk. Nothing was written"
         )
+    next(steps)
     lines = [f"read back: features of a random batch differ by at most {difference:.1e}"]
     encoder = stage / diffusers.ENCODER
     export = encoder if encoder.is_dir() else stage

@@ -15,9 +15,8 @@ from rich.text import Text
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import printable, say
-from negclip_jax.common.progress import estimate, human_seconds
+from negclip_jax.common.progress import EVERY_SECONDS, FIRST_SECONDS, estimate, human_seconds
 
-_PLAIN_EVERY_SECONDS = 10.0
 _OURS = {"root", "__main__", "launch", "negclip_jax", "evals", "data_gen", "bench", "quickstart"}
 
 _stderr = Console(stderr=True, highlight=False)
@@ -100,16 +99,25 @@ def log_to_file(directory: epath.Path) -> LogFile:
 
 
 class Bar:
-    """A bar for long work; where there is no terminal, a line every 10 s. A context manager."""
+    """A bar for long work; where there is no terminal, a line after 5 s and then every 10.
 
-    def __init__(self, what: str, total: int, *columns: Any, done: int = 0, enabled: bool = True):
-        """`columns` of rich, instead of the usual ones; `done` of the `total` items already."""
+    A context manager.
+    """
+
+    def __init__(
+        self, what: str, total: int | None, *columns: Any, done: int = 0, enabled: bool = True
+    ):
+        """`columns` of rich, instead of the usual ones; `done` of the `total` items already.
+
+        `total`: None where it is not known.
+        """
         self._what, self._total, self._done, self._before = what, total, done, done
         self._is_shown = enabled and _stderr.is_terminal
         self._progress = Progress(*columns, console=_stderr, disable=not self._is_shown)
         label = escape(printable(what))  # a name may hold what rich takes for markup
         self._task = self._progress.add_task(label, total=total, completed=done, status="")
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._last_line = self._started + FIRST_SECONDS - EVERY_SECONDS
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -130,7 +138,7 @@ class Bar:
     def _takes_line(self, *, at_once: bool = False) -> bool:
         """Whether a line is due, which is then the last one."""
         now = time.monotonic()
-        is_due = at_once or now - self._last_line >= _PLAIN_EVERY_SECONDS
+        is_due = at_once or now - self._last_line >= EVERY_SECONDS
         if self._is_shown or not is_due:
             return False
         self._last_line = now

@@ -15,6 +15,7 @@ from etils import epath
 
 from negclip_jax.common import atomic_files, remote, storage
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.progress import told
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data import prepared
 from negclip_jax.data.examples import (
@@ -31,13 +32,13 @@ from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.mixture import MixedImages, Mixture, Source, parse
 from negclip_jax.data.order import MOST_KEPT
 from negclip_jax.data.packing import Packing
-from negclip_jax.data.pairs import content_of, iter_pairs, read_pairs
+from negclip_jax.data.pairs import about_how_many, content_of, iter_pairs, read_pairs
 from negclip_jax.data.prepared import Prepared
 from negclip_jax.data.records import JoinedNames, held_out
 from negclip_jax.data.sources import SUFFIXES, kind_of, open_images
 from negclip_jax.data.statements import read_statements
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.runtime import multihost, sharding
+from negclip_jax.runtime import console, multihost, sharding
 
 _NAMES = 2**18  # whose images are looked for at a time
 _SHOWN = 5
@@ -88,7 +89,7 @@ def _missing(
             if sorted({i for i in found if 0 <= i < len(kept.images)}) == found:
                 return found
     found = []
-    for start in range(0, len(kept.images), _NAMES):
+    for start in told(range(0, len(kept.images), _NAMES), "parts of the list of images"):
         names = kept.images[start : start + _NAMES]
         if absent := set(source.missing(names)):
             found += [start + i for i, name in enumerate(names) if name in absent]
@@ -140,9 +141,12 @@ def _prepared(
             far = storage.is_remote(place)
             writing = remote.uploaded(place) if far else atomic_files.whole_directory(where)
             with writing as folder:
-                read = iter_pairs(pairs, **reading)
-                for count in prepared.write(read, folder, what, tokenizer, **shown):
-                    multihost.from_main("prepared examples", count)  # no process waits too long
+                read, done = iter_pairs(pairs, **reading), 0
+                with console.Bar("pairs checked and tokenized", about_how_many(pairs)) as bar:
+                    for count in prepared.write(read, folder, what, tokenizer, **shown):
+                        bar.advance(count - done)
+                        done = count
+                        multihost.from_main("prepared examples", count)  # no process waits too long
         if known.get(described) != [version, content]:
             storage.write_json(memo, known | {described: [version, content]})
         multihost.from_main("prepared examples", None)

@@ -18,9 +18,10 @@ def test_the_estimate_leaves_out_what_was_done_before():
     assert estimate(1000, 4000, 12.0) == "1,000 of 4,000, ETA 0:36"
     assert estimate(1000, 2000, 10.0, before=900) == "1,000 of 2,000, ETA 1:40"
     assert estimate(0, 10, 5.0).startswith("0 of 10")
+    assert estimate(1000, None, 5.0) == "1,000"
 
 
-def test_a_line_comes_every_ten_seconds_on_stderr(monkeypatch, capsys):
+def test_a_line_comes_after_five_seconds_and_then_every_ten_on_stderr(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     seen = []
@@ -29,7 +30,7 @@ def test_a_line_comes_every_ten_seconds_on_stderr(monkeypatch, capsys):
         now[0] += 6
     assert seen == ["a", "b", "c", "d", "e"]
     printed = capsys.readouterr()
-    assert printed.err == "photos: 2 of 5, ETA 0:18\nphotos: 4 of 5, ETA 0:06\n"
+    assert printed.err == "photos: 1 of 5, ETA 0:24\nphotos: 3 of 5, ETA 0:12\n"
     assert not printed.out
 
 

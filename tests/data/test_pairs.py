@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from negclip_jax.data import pair_tables
-from negclip_jax.data.pairs import Pair, PairError, read_pairs, split_pairs, write_pairs
+from negclip_jax.data.pairs import (
+    Pair,
+    PairError,
+    about_how_many,
+    read_pairs,
+    split_pairs,
+    write_pairs,
+)
 from negclip_jax.data.records import FIELDS
 
 DATA = Path(
@@ -92,6 +99,15 @@ def test_round_trip(tmp_path, name):
     assert read_pairs(tmp_path / name, require_negated=False) == [*PAIRS, odd]
     assert read_pairs(tmp_path / name) == [*WITH_NEGATED, odd]
     assert [p.name for p in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+    assert about_how_many(tmp_path / name) == len(PAIRS) + 1
+
+
+def test_how_many_there_are_is_not_asked_of_shards_and_damaged_files(tmp_path):
+    (tmp_path / "p.csv").write_text("filepath,title\na.jpg,a cat\nb.jpg,a dog\n")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 and nothing more")
+    assert about_how_many(tmp_path / "p.csv") == 3  # with its head: for an estimate
+    assert about_how_many(tmp_path / "p.parquet") is None
+    assert about_how_many("wds:cc12m-{0000..1242}.tar") is None
 
 
 def test_jsonl_defaults(tmp_path):

@@ -201,7 +201,7 @@ def exported(shared_data, tmp_path_factory):
 
 def test_commands_that_take_long_say_how_long(shared_data, exported, tmp_path, monkeypatch, capsys):
     """As if each item took ten seconds."""
-    monkeypatch.setattr("negclip_jax.common.progress.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("negclip_jax.common.progress.FIRST_SECONDS", 0.0)
     coco, to = shared_data / "coco", f"--to={tmp_path}"
     commands = {
         "shards": [["export", f"--out={exported}", to], ["report", f"--out={exported}"]],

@@ -191,6 +191,20 @@ def test_the_table_for_the_terminal(filled):
     assert change.strip() == "+50.0 (2 up, 0 down, not separable)"
 
 
+def test_intervals_say_how_long_they_take(tmp_path, monkeypatch, capsys):
+    """As if each took ten seconds."""
+    monkeypatch.setattr("negclip_jax.common.progress.FIRST_SECONDS", 0.0)
+    found = opened(tmp_path)
+    found.begin(BENCHMARK, PROBLEM)
+    again = dataclasses.replace(result([0, 1, 0, 0]).metrics[0], name="again")
+    for model in ("a", "b"):
+        both = result([0, 1, 0, 0])
+        found.add("x", model, PROBLEM, dataclasses.replace(both, metrics=[*both.metrics, again]))
+    lines = [line.partition(": 1 of 2, ETA ")[0] for line in capsys.readouterr().err.splitlines()]
+    of_each = [f"{model} on x: intervals{by}" for model in "ab" for by in ("", " by cue")]
+    assert lines == [*of_each, "a against b on x: intervals"]
+
+
 def test_one_process_writes(tmp_path):
     found = opened(tmp_path / "out", writes=False)
     found.begin(BENCHMARK, PROBLEM)

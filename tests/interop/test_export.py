@@ -350,3 +350,13 @@ def test_errors_of_conversions_are_sentences(
     printed = capsys.readouterr()
     assert re.match(f"error: .*{reason}", printed.err, re.DOTALL) and not printed.out
     assert not out.exists()
+
+
+def test_it_says_how_long_it_takes(run, tmp_path, monkeypatch, capsys):
+    """As if each step took ten seconds."""
+    monkeypatch.setattr("negclip_jax.common.progress.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("negclip_jax.common.progress.EVERY_SECONDS", 0.0)
+    assert export.main([f"--model={run}", f"--out={tmp_path / 'out'}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    told = [re.fullmatch(r"export, steps: (\d) of 4, ETA \d+:\d\d", line)[1] for line in lines]
+    assert told == ["1", "2", "3"]

@@ -243,17 +243,21 @@ def test_no_unseen_cue_is_asked_as_a_seen_one(questions):
     assert not unseen & set(NEW_WORDS)
 
 
-def test_the_command_writes_all_rows(world, tmp_path, capsys):
-    from quickstart.tiny_clip import write_tiny_clip
-
+def test_the_command_writes_all_rows_and_says_how_long_it_takes(
+    world, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("negclip_jax.common.progress.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(evaluate, "_AT_A_TIME", {"image": 30, "text": 200})
     write_tiny_clip(tmp_path / "clip", seed=0)
     out = tmp_path / "new" / "evaluation.json"
     evaluate.main([f"--model=base={tmp_path}/clip", f"--world={world}", f"--out={out}"])
     results = json.loads(out.read_text())
     assert list(results["models"]["base"]["rows"]) == list(ROWS)
     assert results["models"]["base"]["rows"]["affirmative"]["n"] == 48
-    shown = capsys.readouterr().out
-    assert all(row in shown for row in ROWS)
+    shown = capsys.readouterr()
+    assert all(row in shown.out for row in ROWS)
+    for what in ("30 images", "200 texts"):
+        assert re.search(rf"/clip: batches of {what}: 1 of \d+, ETA \d+:\d\d\n", shown.err)
 
 
 @pytest.mark.parametrize("model", ["base=/no/such/clip", "nameless"])

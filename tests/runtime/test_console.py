@@ -80,7 +80,12 @@ def test_a_plain_bar_says_now_and_then_how_long_it_takes(screen, log, monkeypatc
         for _ in range(3):
             now[0] += 6
             bar.advance(500)
-    assert stream.getvalue().splitlines() == ["images: 1,000 of 4,000, ETA 0:36"]
+    lines = ["images: 500 of 4,000, ETA 0:42", "images: 1,500 of 4,000, ETA 0:30"]
+    assert stream.getvalue().splitlines() == lines
+    with console.Bar("images", None) as bar:
+        now[0] += 6
+        bar.advance(500)
+    assert stream.getvalue().splitlines()[-1] == "images: 500"
 
 
 def test_the_estimate_of_what_continues_leaves_out_what_was_there(screen, log, monkeypatch):

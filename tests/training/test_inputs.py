@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -48,6 +49,18 @@ def test_missing_images_are_left_out_and_listed(gappy, read, caplog, monkeypatch
     assert len(names) == 74 and not {"007.png", "011.png", "031.png"} & set(names)
     assert "3 of 40 images are not in" in caplog.text
     assert "007.png, 011.png, 031.png; their pairs are left out" in caplog.text
+
+
+def test_the_first_check_of_pairs_says_how_long_it_takes(tiny_pairs, read, caplog, monkeypatch):
+    """As if each part took ten seconds."""
+    caplog.set_level("INFO")
+    for name in ("FIRST_SECONDS", "EVERY_SECONDS"):
+        monkeypatch.setattr(f"negclip_jax.runtime.console.{name}", 0.0)
+    monkeypatch.setattr("negclip_jax.data.prepared._CHUNK", 30)
+    places = {"pairs": str(tiny_pairs / "pairs.json"), "images": str(tiny_pairs / "images")}
+    read(**places, caption_mode="negated", max_bad_images=0.0)
+    told = re.findall(r"pairs checked and tokenized: (\d+) of 80, ETA \d+:\d\d", caplog.text)
+    assert told[:3] == ["30", "60", "80"]
 
 
 def test_pairs_are_prepared_once_and_again_where_they_must(tiny_pairs, read, tmp_path, caplog):
