@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import say
 
-# Of a clone's root: a wheel holds the library, and of these the export alone.
+# Of a clone: a wheel holds the library, and of these those of negclip_jax.interop alone.
 COMMANDS = {
     "Try": {
         "python -m quickstart": "the whole paper in small, offline",
@@ -57,6 +58,8 @@ def text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the list; returns the exit status."""
     Parser("python -m negclip_jax", text()).parse_args(argv)
+    if not (Path(__file__).parents[1] / "launch.py").exists():
+        say("This is the library alone: but for negclip_jax.interop, commands are of a clone.\n")
     say(text())
     return 0
 
