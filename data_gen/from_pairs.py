@@ -5,10 +5,13 @@ are none from what the captions of the photo name.
 """
 
 import itertools
+import json
 import os
+import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_gen.annotations import ABSENT, PRESENT, InstanceVerifier
 from data_gen.labels import of_image
@@ -40,28 +43,58 @@ def write_statements(
 
     Raises InputError for files that cannot be read, and where no statement can be written.
     """
-    columns = [Texts() for _ in range(5)]
-    try:
-        for pair in iter_pairs(pairs_file):
-            values = (pair.image, pair.image_id, pair.caption, pair.negated, pair.object or "")
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-    except PairError as error:
-        raise InputError(str(error)) from None
-    images, image_ids, captions_of, negated, objects = columns
-    asked = zip(image_ids, images, strict=True)
-    boxes = InstanceVerifier(instances, asked) if instances else None
-    pen, unparsed = Pen(NATURAL, seed), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        pairs = _Pairs(pairs_file, file)
+        boxes = InstanceVerifier(instances, pairs.asked()) if instances else None
+        return _write(pairs, boxes, Pen(NATURAL, seed), path, pairs_file)
 
-    def row_of(number: int) -> dict[str, Any]:
-        about, named = (captions_of[number], negated[number]), objects[number] or None
-        return _row(number, Pair(images[number], *about, (), named, image_id=image_ids[number]))
+
+class _Pairs:
+    """The pairs of a file, kept in another one: in memory are names of images and places alone."""
+
+    def __init__(self, pairs_file: str | os.PathLike, kept: BinaryIO):
+        self._file, self._images, self._starts = kept, Texts(), array("q")
+        try:
+            for pair in iter_pairs(pairs_file):
+                self._images.append(pair.image)
+                self._starts.append(kept.tell())
+                row = [pair.image, pair.caption, pair.negated, pair.object, pair.image_id]
+                kept.write(json.dumps(row).encode() + b"\n")
+        except PairError as error:
+            raise InputError(str(error)) from None
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> Pair:
+        self._file.seek(self._starts[number])
+        image, caption, negated, named, image_id = json.loads(self._file.readline())
+        return Pair(image, caption, negated, (), named, image_id=image_id)
+
+    def asked(self) -> Iterator[tuple[str, str]]:
+        """Id and name of the image of each pair."""
+        return ((pair.image_id, pair.image) for pair in map(self.__getitem__, range(len(self))))
+
+    def of_images(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of one image after another, sorted by its name."""
+        ordered = map(int, told(self._images.order(), "pairs"))
+        for _, group in itertools.groupby(ordered, key=self._images.__getitem__):
+            yield [_row(number, self[number]) for number in group]
+
+
+def _write(
+    pairs: _Pairs,
+    boxes: InstanceVerifier | None,
+    pen: Pen,
+    path: Path,
+    pairs_file: str | os.PathLike,
+) -> dict[str, int]:
+    unparsed = 0
 
     def written() -> Iterator[list[Statement] | None]:
         nonlocal unparsed
-        ordered = map(int, told(images.order(), "pairs"))
-        for _, group in itertools.groupby(ordered, key=images.__getitem__):
-            rows = [row_of(number) for number in group]
+        for rows in pairs.of_images():
             captions = [row["caption"] for row in rows]
             usable = [row for row in rows if row["object"] is not None]
             unparsed += len(rows) - len(usable)
@@ -75,7 +108,7 @@ def write_statements(
 
     texts = write(path, written())
     return {
-        "pairs": len(images), "unparsed": unparsed, "units": pen.units,
+        "pairs": len(pairs), "unparsed": unparsed, "units": pen.units,
         "unbalanced": pen.unbalanced, "texts": texts,
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from negclip_jax.language.inflection import HUMANS, article, noun, plural, singu
 from negclip_jax.language.mentions import Span, find_kinds, find_same, mentioned
 from negclip_jax.language.negation import PEOPLE, VERB, Cue, find_cues, governs
 from negclip_jax.language.text import Token, tokenize
-from negclip_jax.language.vocabulary import concepts, content, is_content, related
+from negclip_jax.language.vocabulary import concepts, content, is_content, is_participle, related
 from negclip_jax.language.wordnet import is_thing
 
 REASONS = {
@@ -39,6 +39,11 @@ REASONS = {
 _QUANTITY, _OWNER, _MEN, _WOMEN = map(tables.words, ("quantity", "owner", "man", "woman"))
 # "A castle" in a rewrite is a thing that the caption must have, "a backdrop" is none.
 _COUNTED, _VAGUE = {"a", "an", "two", "three", "four"}, tables.words("vague")
+_HAVING = {
+    *("having", "wearing", "using", "holding", "carrying", "showing", "containing", "including"),
+    *("featuring", "displaying", "needing"),
+}
+_SIDES = {"left", "right", "other", "far", "near", "opposite"}
 _END = Token("", 0, 0, ".")
 # What a rewrite has from its caption or not at all.
 _PRECISE = (tables.words("colour") - {"bright", "dark"}) | (
@@ -75,6 +80,8 @@ def check(
     cues = find_cues(tokens)
     captions = (caption, *other_captions)
     found = _negation(tokens, cues, obj) | _faithfulness(tokens, captions, obj)
+    if _denies_more(tokens, cues, obj, caption):
+        found.add("lost")
     if REFUSAL.search(rewrite):
         found.add("refusal")
     for reason, pattern in (("chatter", CHATTER), ("markup", MARKUP)):
@@ -125,6 +132,11 @@ def _restricts(cue: Cue, tokens: Sequence[Token], span: Span) -> bool:
     if not governs(cue, tokens, first, last) or first <= cue.last:
         return False
     before, behind = tokens[first - 1], [token.word for token in tokens[last + 1 : last + 4]]
+    done = (token.word for token in tokens[cue.last + 1 : first])
+    if any(is_participle(word) and word not in _HAVING for word in done):
+        return True  # "without looking at the cars", but "without wearing a hat"
+    if behind[:1] in (["on"], ["at"]) and behind[1:2] == ["the"] and _SIDES.issuperset(behind[2:]):
+        return True  # "no cars on the left"
     if cue.last + 1 < first and (
         before.word in _QUANTITY  # "not many cars", "no other cars"
         or (cue.kind == VERB and before.word in _OWNER)  # "does not open his umbrella"
@@ -136,6 +148,21 @@ def _restricts(cue: Cue, tokens: Sequence[Token], span: Span) -> bool:
         behind[0] in ("except", "besides", "save")
         or behind[:2] in (["other", "than"], ["apart", "from"], ["but", "one"])
     )
+
+
+def _denies_more(tokens: Sequence[Token], cues: Sequence[Cue], obj: str, caption: str) -> bool:
+    """Whether the object is denied together with what the caption says: "no bench or fountain"."""
+    own = set(content(caption)) - set(content(obj))
+    for first, last in find_same(obj, tokens):
+        before = next((c for c in cues if c.last < first and governs(c, tokens, first, last)), None)
+        if before is not None:
+            listed = [token.word for token in tokens[before.last + 1 : last + 4]]
+            ors = [i for i, word in enumerate(listed) if word in ("or", "nor")]
+            if any(
+                own.intersection(listed[max(i - 2, 0) : i] + listed[i + 1 : i + 3]) for i in ors
+            ):
+                return True
+    return False
 
 
 def _disagrees(tokens: Sequence[Token], span: Span, obj: str) -> bool:

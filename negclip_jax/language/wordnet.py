@@ -40,11 +40,31 @@ def is_known(word: str) -> bool:
     return word.lower() in _graph().senses
 
 
+@cache
+def _unseen() -> frozenset[str]:
+    every = (word for (words,) in tables.rows("unseen") for word in words.split())
+    return frozenset(every) - tables.words("seen")
+
+
+def is_unseen(word: str) -> bool:
+    """Whether texts mostly use a word, singular, for an act, a state or the like: "trick"."""
+    return word.lower() in _unseen()
+
+
 def is_thing(word: str) -> bool:
     """Whether a word, singular, first of all names something with a place in a photo."""
     graph = _graph()
+    if is_unseen(word):
+        return False
     solid = ("animal", "artifact", "food", "object", "person", "phenomenon", "plant", "substance")
     return any(graph.classes[i] in solid for i in graph.senses.get(word.lower(), ())[:1])
+
+
+def is_stuff(name: str) -> bool:
+    """Whether a name of several words first of all names a substance: "tear gas"."""
+    graph, name = _graph(), name.lower()
+    first = [graph.senses.get(text, ())[:1] for text in (name, name.rpartition(" ")[2])]
+    return " " in name and all(s and graph.classes[s[0]] == "substance" for s in first)
 
 
 def is_person(word: str) -> bool:

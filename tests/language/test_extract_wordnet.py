@@ -1,6 +1,6 @@
 """The table of nouns is extracted from WordNet's files."""
 
-from negclip_jax.language.extract_wordnet import extract
+from negclip_jax.language.extract_wordnet import extract, unseen
 
 LEXNAMES = "00\tnoun.Tops\t1\n01\tnoun.artifact\t1\n02\tnoun.act\t1\n"
 DATA = """\
@@ -36,3 +36,19 @@ def test_extraction_ranks_the_visible_senses_and_leaves_latin_families_out(tmp_p
         "artifact\that*\t1",  # the act is no sense that a photo shows, a third one is left out
         "Tops\ttaxonomic group\t-",
     ]
+
+
+SENSES = """\
+trick%1:02:00:: 00000001 1 5
+trick%1:01:00:: 00000002 2 3
+trick%2:01:00:: 00000003 1 9
+drain%1:02:00:: 00000004 1 2
+drain%1:01:00:: 00000005 2 2
+vanity%1:02:00:: 00000006 1 0
+"""
+
+
+def test_words_that_are_mostly_used_for_acts(tmp_path):
+    (tmp_path / "lexnames").write_text(LEXNAMES)
+    (tmp_path / "index.sense").write_text(SENSES)
+    assert list(unseen(tmp_path)) == ["trick"]  # half is not most, and no place says nothing

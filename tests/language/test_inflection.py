@@ -159,6 +159,13 @@ def test_forms_share_a_stem(forms):
         ("glasses of water", "glass of water", "glasses of water"),
         ("bird's nests", "bird's nest", "bird's nests"),
         ("LEDs", "LED", "LEDs"),
+        ("aquaria", "aquarium", "aquariums"),
+        ("appendices", "appendix", "appendices"),
+        ("chateaux", "chateau", "chateaus"),
+        ("sisters-in-law", "sister-in-law", "sisters-in-law"),
+        ("rhinoceros", "rhinoceros", "rhinoceroses"),
+        ("boxes", "box", "boxes"),
+        ("pizzas", "pizza", "pizzas"),
     ],
 )
 def test_a_plural_is_cut_to_a_word_that_there_is(written, one, many):
@@ -183,6 +190,11 @@ def test_a_plural_is_cut_to_a_word_that_there_is(written, one, many):
         ("VR headset", "a VR headset"),
         ("XML file", "an XML file"),
         ("Christmas tree", "a Christmas tree"),
+        ("LP record", "an LP record"),
+        ("VHS tape", "a VHS tape"),
+        ("duct tape", "any duct tape"),
+        ("tear gas", "any tear gas"),
+        ("toilet roll", "a toilet roll"),
         ("piñata", "a piñata"),
     ],
 )

@@ -1,5 +1,7 @@
 """By which words a caption names an object, and by which it does not."""
 
+from pathlib import Path
+
 import pytest
 
 from negclip_jax.language.mentions import (
@@ -87,6 +89,9 @@ def test_categories_are_named_by_their_own_names():
         ("Two dogs looking up at a camera", {"dog": "dogs"}),
         ("A man with a camera", {"person": "man", "camera": "camera"}),
         ("Some sort of toy", {"toy": "toy"}),
+        ("A man does a trick on a ramp", {"person": "man", "ramp": "ramp"}),
+        ("A closeup of a kiss at a wedding", {}),
+        ("A cat at an intersection", {"cat": "cat", "intersection": "intersection"}),
     ],
 )  # fmt: skip
 def test_what_a_caption_names(caption, things):
@@ -108,3 +113,14 @@ def test_what_a_caption_names(caption, things):
 )
 def test_kinds_that_wordnet_puts_elsewhere(obj, caption):
     assert mentioned(obj, [caption])
+
+
+def test_lists_of_mentions_that_were_drawn_up_before():
+    """Of a word in another sense the answer is mostly yes, as an object that may be there is not
+    denied; another word is another thing."""
+    lines = Path(__file__).with_name("mentions.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if not line.startswith("#")]
+    there = [mentioned(name, [caption]) for name, caption, truth in rows if truth == "1"]
+    other = [mentioned(name, [caption]) for name, caption, truth in rows if truth == "0"]
+    assert there.count(True) >= 0.9 * len(there)
+    assert other.count(True) <= 0.34 * len(other)

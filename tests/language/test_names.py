@@ -1,7 +1,10 @@
 """Names of things as models write them."""
 
+from pathlib import Path
+
 import pytest
 
+from negclip_jax.language.inflection import noun
 from negclip_jax.language.names import object_name
 
 
@@ -37,6 +40,13 @@ from negclip_jax.language.names import object_name
         ("St. Bernard", "St. Bernard"),
         ("mother-in-law", "mother-in-law"),
         ("loaves", "loaf"),
+        ("a pair of scissors", "scissors"),
+        ("pairs of flip-flops", "flip-flop"),
+        ("a group of tourists", "tourist"),
+        ("PA speaker", "PA speaker"),
+        ("Post-it notes", "post-it note"),
+        ("a can of paint", "can of paint"),
+        ("tibetan prayer flags", "Tibetan prayer flag"),
     ],
 )
 def test_names(written, name):
@@ -68,3 +78,21 @@ def test_no_names(written):
 )
 def test_names_with_digits_and_capitals_inside(text, name):
     assert object_name(text) == name
+
+
+def _is_right(written: str, one: str, many: str, determiner: str) -> bool:
+    name = object_name(written)
+    if name is None or one == "-":
+        return (name is None) == (one == "-")
+    forms = noun(name)
+    determined = forms.a.partition(" ")[0]
+    found = zip((forms.one, forms.many, determined), (one, many, determiner), strict=True)
+    return all(form in right.split("/") for form, right in found)
+
+
+def test_lists_of_names_that_were_drawn_up_before():
+    lines = Path(__file__).with_name("object_names.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[:4] for line in lines if not line.startswith("#")]
+    wrong = [row for row in rows if not _is_right(*row)]
+    assert len(rows) > 300
+    assert len(wrong) <= 0.06 * len(rows), wrong

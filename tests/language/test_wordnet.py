@@ -41,3 +41,15 @@ def test_unknown_words_have_no_kinds():
 def test_people_are_those_named_in_every_sense():
     assert wordnet.is_person("plumber")
     assert not wordnet.is_person("cutter")  # also a ship
+
+
+def test_acts_and_states_are_no_things_though_a_rare_sense_may_be():
+    assert not any(map(wordnet.is_thing, ("trick", "kiss", "celebration")))
+    assert wordnet.is_known("kiss")  # a sweet
+    assert wordnet.is_thing("drain")
+
+
+def test_stuffs_of_several_words():
+    assert wordnet.is_stuff("tear gas")
+    assert not wordnet.is_stuff("gas")
+    assert not wordnet.is_stuff("toilet roll")
