@@ -79,7 +79,8 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     """What rose, what fell and what cannot be told apart, from the first model to the last one.
 
     A sentence about the benchmarks of negation and one about those of retention, by the first
-    headline number of each, in points; none of one model alone.
+    headline number of each, in points, and whether there is none of retention; nothing of one
+    model alone.
     """
     models, sentences = list(document["settings"]["models"]), []
     for kind in ("Negation", "Retention"):
@@ -94,6 +95,8 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
         told = [f"{how}: {', '.join(titles)}" for how, titles in found.items() if titles]
         if told:
             sentences.append(f"{kind} {'; '.join(told)}.")
+        elif sentences:  # a rise of negation alone is half of the story
+            sentences.append("No benchmark of retention was scored.")
     return sentences
 
 

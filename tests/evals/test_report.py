@@ -214,5 +214,7 @@ def test_the_verdict_says_what_rose_fell_and_cannot_be_told_apart():
         "Negation rose: V (+12.3); fell: W (-5.0); cannot be told apart: X (+2.0).",
         "Retention cannot be told apart: I (-1.0).",
     ]
+    del document["benchmarks"]["3"]
+    assert report.verdict(document)[1:] == ["No benchmark of retention was scored."]
     document["settings"]["models"] = {"a": None}
     assert report.verdict(document) == []
