@@ -220,7 +220,7 @@ def table_text(result: dict[str, Any]) -> str:
             for key, what in label_sheet.RATES.items()
             if row[key]["n"]
         ]
-        lines.append(f"hand labels, {row['name']}: {'; '.join(told)}")
+        lines.append(f"hand labels, {row['name']}: {'; '.join(told) or 'none'}")
     lines += result.get("notes", [])
     if "judged" not in result:
         return "\n".join([*lines, "the verifier is measured against --instances=FILE"])

@@ -239,7 +239,8 @@ class Pen:
             return None
         own, absent, caption = pair["negated_caption"], pair["object"], pair["caption"]
         for name in present:
-            for place in (place_of(name, caption), "", None):  # older runs told less
+            places = [place_of(name, caption, sure) for sure in (True, False)]
+            for place in (*places, "", None):  # older runs told less, or more
                 if template.contrast(name, absent, caption, place) == own:
                     return name, place
         return None

@@ -94,19 +94,22 @@ def _of_picture(tokens: list[Token]) -> list[Token]:
     return tokens
 
 
-def place_of(name: str, caption: str) -> str:
+def place_of(name: str, caption: str, sure: bool = True) -> str:
     """Where a caption says that a thing is: "in tall grass" for "a giraffe standing in tall grass".
 
-    "" where it does not, or where what it says is not sure to be about the thing.
+    "" where it does not, or where what it says is not sure to be about the thing. `sure`: in "a boy
+    with a cap sitting on a bench" it may be the boy who sits there.
     """
     tokens = tokenize(caption)
-    for _, last in find_kinds(name, tokens)[:1]:
+    for start, last in find_kinds(name, tokens)[:1]:
         near = range(last + 1, min(last + _AWAY + 2, len(tokens)))
         first = next((i for i in near if tokens[i].word in _PLACES), None)
         if first is None or any(t.mark for t in tokens[last + 1 : first + 1]):
             return ""
         between = [token.word for token in tokens[last + 1 : first]]
         if not all(is_participle(w) or w in _BE or w in _SETTLED for w in between):
+            return ""
+        if sure and between and any(_leads_to_another(token.word) for token in tokens[:start]):
             return ""
         end = first + 1
         while end < len(tokens) and not tokens[end].mark and not _leaves(tokens[end].word):
@@ -116,6 +119,11 @@ def place_of(name: str, caption: str) -> str:
         if clean and 2 <= len(phrase) <= _LONGEST and is_thing(singular(phrase[-1].word)):
             return caption[phrase[0].start : phrase[-1].end]
     return ""
+
+
+def _leads_to_another(word: str) -> bool:
+    """Whether what follows a word is not what its sentence is about: "a boy with a cap"."""
+    return word in ("with", "by", *_PLACES) or is_participle(word)
 
 
 def _leaves(word: str) -> bool:

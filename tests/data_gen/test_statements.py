@@ -212,7 +212,7 @@ def test_commands_that_take_long_say_how_long(shared_data, exported, tmp_path, m
         for command in words:
             assert main(command) == 0
             lines = capsys.readouterr().err.splitlines()
-            assert re.fullmatch(rf"{what}: 1 of [\d,]+, ETA [\d:]+", lines[0]), command
+            assert re.fullmatch(rf"{what}( of pairs)?: 1 of [\d,]+, ETA [\d:]+", lines[0]), command
     inputs = [f"--{name}={coco}/{name}.json" for name in ("captions", "instances")]
     assert main(["run", *inputs, f"--out={tmp_path}/run", "--limit=20"]) == 0
     assert re.search(r"20/20 images, .* images/s, ETA 0:00\n", capsys.readouterr().err)

@@ -126,6 +126,9 @@ def test_what_a_picture_is_of_is_no_part_of_the_denial():
         ("cat", "A dog on a street", ""),
         ("pizza", "A pizza on a plate with a fork", ""),  # who has the fork is not sure
         ("pizza", "A pizza on a plate and a fork", "on a plate"),
+        ("toothbrush", "A boy with a toothbrush sitting on a toilet", ""),  # the boy sits
+        ("umbrella", "A girl with an umbrella on a train", "on a train"),
+        ("dog", "A man and a dog sitting on a bench", "on a bench"),
     ],
 )
 def test_where_a_caption_says_that_a_thing_is(name, caption, place):
