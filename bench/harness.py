@@ -31,6 +31,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 # What `--json` holds, what was measured in a few words, and tables of it.
 Measured = tuple[dict[str, Any], str, list[Table]]
 
+SIDE = 2048  # of the matrices that a CPU multiplies
 _SMALLER = "try a smaller --batch-size or --arch"
 
 
@@ -202,7 +203,7 @@ def matmul_rate(
         constants draw less power and run faster than any model's.
       platform: JAX's name of what multiplies; accelerators need larger matrices to be busy.
     """
-    side = 2048 if platform == "cpu" else 8192
+    side = SIDE if platform == "cpu" else 8192
     operand = make(np.random.default_rng(0).standard_normal((side, side), np.float32))
     multiply(operand, operand)
     seconds = []

@@ -80,7 +80,7 @@ def tables(questions: Sequence[Question], points: np.ndarray) -> dict[str, Any]:
     return {"rows": {row: tally(rows[row]) for row in ROWS if row in rows}, "groups": dict(nested)}
 
 
-class Encoder:
+class CosineScorer:
     """Unit features of a CLIP read from a directory; called, it scores pairs by their cosine.
 
     Every image and every distinct text is encoded once. Raises what reading the directory raises.
@@ -119,7 +119,7 @@ class Encoder:
         return np.stack([known[name] for name in names])
 
 
-def retrieval(scenes: Sequence[Scene], encoder: Encoder) -> dict[str, list[float]]:
+def retrieval(scenes: Sequence[Scene], encoder: CosineScorer) -> dict[str, list[float]]:
     """Points of each scene and of each affirmative caption that is looked for among its group.
 
     As in `recall_at_1` a first place that several share is shared.
@@ -135,7 +135,7 @@ def retrieval(scenes: Sequence[Scene], encoder: Encoder) -> dict[str, list[float
     return points
 
 
-def axes(scenes: Sequence[Scene], encoder: Encoder) -> dict[str, float]:
+def axes(scenes: Sequence[Scene], encoder: CosineScorer) -> dict[str, float]:
     """alpha, beta and gamma of "there is an X" and "there is no X", means over kinds.
 
     See `evals.polarity`.
@@ -165,7 +165,7 @@ def probe(directory: str | Path, train: Path, heldout: Path, seed: int) -> dict[
     scenes, features = {}, {}
     for split, folder in (("train", train), ("heldout", heldout)):
         scenes[split] = read_scenes(folder / "instances.json", seed)
-        encoder = Encoder(directory, folder / "images")
+        encoder = CosineScorer(directory, folder / "images")
         features[split] = encoder.images([scene.image for scene in scenes[split]])
     kinds, present = _kinds(scenes["train"])
     weights, thresholds = linear_probe.fit(features["train"], present)
@@ -227,7 +227,7 @@ def evaluate(
     """
     scenes = read_scenes(world / "instances.json", seed)
     questions = build(scenes)
-    scorers = {name: Encoder(directory, world / "images") for name, directory in models.items()}
+    scorers = {name: CosineScorer(where, world / "images") for name, where in models.items()}
     results = {}
     for name, encoder in scorers.items():
         results[name] = tables(questions, answer(questions, encoder))

@@ -114,6 +114,15 @@ def shared_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """Starts processes that have imported what training needs: the nursery of `processes.py`."""
+    from processes import nursery
+
+    with nursery(tmp_path_factory.mktemp("logs")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """A CLIP of two blocks and width 32 with every size different from every other."""
     from negclip_jax.models import clip
@@ -184,7 +193,13 @@ def short_run(tiny_checkpoint, tiny_pairs) -> dict:
 @pytest.fixture(scope="session")
 def make_config(short_run):
     """Function of {"section.key": value} to the configuration of a `short_run` with changes."""
+    from traced_once import of_equal_settings
+
     from configs import common
+    from negclip_jax.training import setup
+
+    # For good, like JAX's own caches: a second run of the same settings takes a third of the time.
+    setup.make_train_step = of_equal_settings(setup.make_train_step)
 
     def make(changes: dict | None = None):
         config = common.base()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import environment
+from processes import Forked, Nursery, environment
 from tiny_runs import ROOT
 
 _POLL_SECONDS = 0.001
@@ -33,10 +33,12 @@ class Site:
     Attributes:
       root: the commands' working directory; they write to `run` and `exported`.
       settings: of the run, as {"section.key": value}.
+      forked: what starts the processes: much sooner, but they have imported everything.
     """
 
     root: Path
     settings: dict
+    forked: Nursery | None = None
 
     @property
     def workdir(self) -> Path:
@@ -47,25 +49,29 @@ class Site:
         """The command that trains."""
         config = f"--config={ROOT}/configs/negationclip.py"
         overrides = [f"--config.{k}={v}" for k, v in self.settings.items() if v is not None]
-        return [sys.executable, str(ROOT / "launch.py"), config, "--workdir=run", *overrides]
+        return [str(ROOT / "launch.py"), config, "--workdir=run", *overrides]
 
     @property
     def export(self) -> list[str]:
         """The command that exports."""
         module = "negclip_jax.interop.export"
-        return [sys.executable, "-m", module, "--workdir=run", "--out=exported"]
+        return ["-m", module, "--workdir=run", "--out=exported"]
 
-    def start(self, command: list[str]) -> subprocess.Popen:
+    def start(self, command: list[str]) -> subprocess.Popen | Forked:
         """A process in a session of its own, whose output is kept in `output.txt`."""
+        # Without Git: the revision may change between two processes.
+        without_git = {"GIT_DIR": os.devnull}
+        if self.forked is not None:
+            log = self.root / "output.txt"
+            return self.forked.start(command, log, devices=1, cwd=self.root, env=without_git)
         with (self.root / "output.txt").open("w") as output:
             return subprocess.Popen(
-                command,
+                [sys.executable, *command],
                 cwd=self.root,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # Without Git: the revision may change between two processes.
-                env=environment(devices=None) | {"GIT_DIR": os.devnull},
+                env=environment(devices=None) | without_git,
             )
 
     def finish(self, command: list[str]) -> str:
@@ -105,7 +111,7 @@ class Victim:
     """
 
     site: Site
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     log_start: int
 
     @property
@@ -189,7 +195,7 @@ def kill(site: Site, command: list[str], phase: str, rng: random.Random | None) 
     if rng is not None:
         time.sleep(rng.uniform(0, PHASES[phase][1]))
     os.killpg(victim.process.pid, signal.SIGKILL)
-    assert victim.process.wait() == -signal.SIGKILL, f"ended in {phase}: {site.output}"
+    assert victim.process.wait(_STOP_SECONDS) == -signal.SIGKILL, f"ended in {phase}: {site.output}"
     if command == site.export:
         return {"export"} if victim.is_exporting() else set()
     return {name for name, (seen, _) in PHASES.items() if name != "export" and seen(victim)}

@@ -1,15 +1,15 @@
-"""Forks processes of one `launch.py` command, from a process that has imported what they need.
+"""Forks processes from one that has imported what training needs.
 
     python nursery.py < requests > replies
 
-A request is a line of JSON: `processes`, for each its arguments (`argv`) and what happens to it
-(`events`, names and values as in EVENTS); `devices` of each; `log`, a path with `{}` for the
-number of the process; and `seconds`, after which those that are left are killed. The reply is a
-line: for each process its exit `status` (negative for a signal, None where it had to be killed) and
-the `seconds` that it ran.
+Requests and replies are lines of JSON. One that starts a process gives its arguments (`argv`, as
+behind `python`), the `devices` that it has, the file of its output (`log`), `cwd`, what its
+environment has besides (`env`) and what happens to it (`events`, names and values as in EVENTS):
+the reply is its `pid`. `{"poll": PID}` is replied to with its exit `status`, negative for a signal,
+or null as long as it runs. At the end of the requests, those that are left are killed.
 
-Nothing of JAX has started when a process is forked, and each runs the real `launch.py`. Importing
-costs most of the time of a tiny run, so many runs become affordable.
+Nothing of JAX has started when a process is forked; each is in a session of its own and runs the
+real command. Importing takes most of the time of a tiny run, so many runs become affordable.
 """
 
 import atexit
@@ -38,48 +38,40 @@ assert loop.train  # what it imports is what takes time
 
 def main() -> None:
     gc.freeze()  # the children share what was imported as long as nothing writes to it
+    running = set()
     for line in sys.stdin:
         request = json.loads(line)
-        started = time.monotonic()
-        children = {}
-        for number, process in enumerate(request["processes"]):
+        if (pid := request.get("poll")) is None:
             pid = os.fork()
             if pid == 0:
-                become(process, request["devices"], request["log"].format(number))
+                become(request)
                 return
-            children[pid] = number
-        ends = wait(children, started, request["seconds"])
-        print(json.dumps([ends[number] for number in range(len(ends))]), flush=True)
+            running.add(pid)
+            reply = {"pid": pid}
+        else:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            running.discard(ended)
+            reply = {"status": os.waitstatus_to_exitcode(status) if ended else None}
+        print(json.dumps(reply), flush=True)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
-def wait(children: dict[int, int], started: float, seconds: float) -> dict[int, dict]:
-    """Ends of the children by number; those that are left in the end are killed."""
-    ends = {}
-    for last_chance in (False, True):
-        if last_chance:
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-        while children and (last_chance or time.monotonic() < started + seconds):
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                time.sleep(0.02)
-                continue
-            code = None if last_chance else os.waitstatus_to_exitcode(status)
-            ends[children.pop(pid)] = {"status": code, "seconds": time.monotonic() - started}
-    return ends
-
-
-def become(process: dict, devices: int, log: str) -> None:
+def become(request: dict) -> None:
     """Runs the command in this process, to its end; what follows is an orderly exit."""
+    os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for fd, target in ((null, 0), (out, 1), (out, 2)):
         os.dup2(fd, target)
-    jax.config.update("jax_num_cpu_devices", devices)
-    sys.argv = process["argv"]
-    for name, value in process["events"].items():
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    jax.config.update("jax_num_cpu_devices", request["devices"])
+    for name, value in request["events"].items():
         EVENTS[name](value)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    module, *sys.argv = request["argv"] if request["argv"][0] == "-m" else ["", *request["argv"]]
+    run = runpy.run_module if module else runpy.run_path
+    run(sys.argv[0], run_name="__main__", **({"alter_sys": True} if module else {}))
 
 
 def at_step(number: int, act: Callable[[], None]) -> None:

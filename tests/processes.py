@@ -1,13 +1,15 @@
-"""Several processes of the same `launch.py` command on loopback, for tests of training.
+"""Processes of real commands, for tests of training: one, or several of `launch.py` on loopback.
 
 They are started by a nursery (see `nursery.py`), write a log each, and none outlives its time.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -30,8 +32,32 @@ class Ended:
     seconds: float
 
 
+class Forked:
+    """A process of a nursery, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, nursery: "Nursery", pid: int):
+        self._nursery, self.pid = nursery, pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._nursery.ask(poll=self.pid)["status"]
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
 class Nursery:
-    """Starts groups of processes, one group at a time."""
+    """Starts processes that have imported what training needs."""
 
     def __init__(self, folder: Path):
         """`folder` receives the logs."""
@@ -45,6 +71,28 @@ class Nursery:
             env=environment(devices=None),
         )
 
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The reply to a request; see `nursery.py`."""
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self,
+        argv: Sequence[Any],
+        log: Path,
+        *,
+        devices: int = 8,
+        cwd: Path = ROOT,
+        env: dict[str, str] | None = None,
+        events: dict[str, Any] | None = None,
+    ) -> Forked:
+        """Starts one process; `argv` is what a command line has behind `python`."""
+        argv, places = [str(each) for each in argv], {"log": str(log), "cwd": str(cwd)}
+        env = environment(devices=None) | (env or {})
+        request = {"argv": argv, "devices": devices, "env": env, "events": events or {}}
+        return Forked(self, self.ask(**request, **places)["pid"])
+
     def run(
         self,
         settings: dict[str, Any],
@@ -57,7 +105,7 @@ class Nursery:
         started: Sequence[int] | None = None,
         seconds: float = 60.0,
     ) -> list[Ended]:
-        """Runs the command as several processes, to the end of all.
+        """Runs `launch.py` as several processes, to the end of all.
 
         Args:
           settings: {"section.key": value}.
@@ -68,32 +116,67 @@ class Nursery:
           started: numbers of those that are started at all; default: all.
           seconds: after which what is left is killed.
         """
-        self._groups += 1
-        log = str(self._folder / f"{self._groups}-{{}}.log")
         argvs = commands(settings, workdir, processes, differing or {})
         numbers = range(processes) if started is None else started
-        request = {
-            "processes": [{"argv": argvs[i], "events": (events or {}).get(i, {})} for i in numbers],
-            "devices": devices,
-            "log": log,
-            "seconds": seconds,
+        return self.finish(
+            [argvs[i] for i in numbers],
+            devices=devices,
+            events=[(events or {}).get(i, {}) for i in numbers],
+            seconds=seconds,
+        )
+
+    def finish(
+        self,
+        argvs: Sequence[Sequence[Any]],
+        *,
+        devices: int = 8,
+        events: Sequence[dict[str, Any]] = (),
+        seconds: float = 200.0,
+    ) -> list[Ended]:
+        """Runs these commands at once, to the end of all; see `run`."""
+        self._groups += 1
+        logs = [self._folder / f"{self._groups}-{i}.log" for i in range(len(argvs))]
+        began, ends = time.monotonic(), {}
+        running = {
+            i: self.start(argv, log, devices=devices, events=event)
+            for i, (argv, log, event) in enumerate(
+                itertools.zip_longest(argvs, logs, events, fillvalue={})
+            )
         }
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        ends = json.loads(self._process.stdout.readline())
-        return [
-            Ended(end["status"], Path(log.format(i)).read_text(), end["seconds"])
-            for i, end in enumerate(ends)
-        ]
+        while running:
+            time.sleep(0.01)
+            now = time.monotonic() - began
+            for i, process in list(running.items()):
+                if process.poll() is not None or now > seconds:
+                    ends[i] = (process.returncode, now)
+                    del running[i]
+                    if process.returncode is None:
+                        process.kill()
+                        process.wait(10)
+        return [Ended(ends[i][0], log.read_text(), ends[i][1]) for i, log in enumerate(logs)]
 
     def close(self) -> None:
-        """Ends the nursery, which has no children then."""
+        """Ends the nursery and whatever it started."""
         self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
+
+
+def train_and_be_killed(
+    forked: Nursery, changes: dict, file: Path, workdir: Path, nth: int
+) -> None:
+    """Runs `training/killed_run.py`, which kills itself at its nth evaluation.
+
+    Args:
+      changes: settings of the run, which are written to `file`.
+    """
+    file.write_text(json.dumps(changes))
+    script = ROOT / "tests" / "training" / "killed_run.py"
+    (end,) = forked.finish([[script, file, workdir, nth]])
+    assert end.status == -signal.SIGKILL, end.output
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +97,24 @@ def settings(plan, short_run, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(settings, tmp_path_factory) -> Site:
-    site = Site(tmp_path_factory.mktemp("undisturbed"), settings)
+def make_site(plan, settings, forked, tmp_path_factory) -> Callable[[str], Site]:
+    """Function of a name; processes that import are killed as they do by the long plan."""
+    forks = None if plan is LONG else forked
+    return lambda name: Site(tmp_path_factory.mktemp(name), settings, forks)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_site) -> Site:
+    site = make_site("undisturbed")
     site.finish(site.train)
     site.finish(site.export)
     return site
 
 
 @pytest.fixture(scope="module")
-def killed(plan, settings, tmp_path_factory) -> Site:
+def killed(plan, make_site) -> Site:
     """The same, killed in every phase; what lay about after each kill is in `site.litter`."""
-    site = Site(tmp_path_factory.mktemp("killed"), settings)
+    site = make_site("killed")
     rng = random.Random(SEED) if plan.shuffled else None
     kills = list(plan.kills)
     if rng is not None:
@@ -163,9 +171,9 @@ CONTINUE = r"; to continue:\n  python \S*launch\.py --config=\S+ --workdir=run "
 
 
 @pytest.fixture(scope="module")
-def stopped(plan, settings, tmp_path_factory) -> Site:
+def stopped(plan, make_site) -> Site:
     """The same, preempted in every phase; how it ended each time is checked here."""
-    site = Site(tmp_path_factory.mktemp("stopped"), settings)
+    site = make_site("stopped")
     term = 128 + signal.SIGTERM
     for phase in plan.early_stops:
         assert stop(site, site.train, phase, signal.SIGTERM) == term, site.output

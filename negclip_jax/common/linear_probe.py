@@ -1,7 +1,6 @@
 """What features tell about objects in a linear way: probes fitted on photos and asked of others."""
 
 import numpy as np
-import scipy.stats
 
 # Of the largest eigenvalue: less than the least of them only fits noise.
 _RIDGES = 10.0 ** np.arange(-4, 1.5, 0.5)
@@ -54,7 +53,9 @@ def choice_accuracy(scores: np.ndarray, present: np.ndarray) -> float:
       scores: `[N]`.
       present: bool `[N]`, not all alike.
     """
-    ranks = scipy.stats.rankdata(scores)
+    from scipy import stats  # a second of importing, which training does without
+
+    ranks = stats.rankdata(scores)
     shown = int(present.sum())
     above = ranks[present].sum() - shown * (shown + 1) / 2
     return float(above / (shown * (len(present) - shown)))

@@ -4,6 +4,7 @@ The loop knows one itself, the loss on validation pairs; `launch.py` hands it th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import SupportsFloat
 
@@ -36,6 +37,30 @@ class EvalContext:
     tokenizer: Tokenizer
 
 
+@functools.lru_cache(16)
+def _scorer(objective: Objective, mesh: Mesh) -> Callable[[dict, dict], tuple[dict, dict, tuple]]:
+    """Metrics of a batch, how many images each counts, and unit features; one for all sources."""
+
+    def score(params: dict, batch: dict) -> tuple[dict, dict, tuple]:
+        features = objective.features(params, batch)
+        value, metrics = objective.loss_of(params, features, batch)
+        text_BxD, has_original_B = affirmative(features[1], batch)
+        metrics, weights = metrics | {"loss": value}, {}
+        for name in metrics:  # each is a mean over the images that it counts
+            counts_B = batch["mask"]
+            if name == "foil_accuracy":
+                counts_B &= (batch["truth"] < 0).any(axis=1)
+            elif name == "image_choice_accuracy":
+                counts_B &= batch["has_opposite"].any(axis=1)
+            elif name in ("anchor", "distill"):
+                counts_B = has_original_B
+            weights[name] = counts_B.sum()
+        unit = l2_normalise(features[0]), l2_normalise(text_BxD)
+        return metrics, weights, (*unit, has_original_B)
+
+    return jax.jit(score, out_shardings=sharding.replicated(mesh))
+
+
 class ValidationLoss:
     """The training objective on held-out pairs: `loss`, its metrics, and retrieval of originals.
 
@@ -49,25 +74,7 @@ class ValidationLoss:
         self, loader: PairLoader, objective: Objective, mesh: Mesh, probe: float | None = None
     ):
         self._loader, self._mesh, self._probe = loader, mesh, probe
-
-        def score(params: dict, batch: dict) -> tuple[dict, dict, tuple]:
-            features = objective.features(params, batch)
-            value, metrics = objective.loss_of(params, features, batch)
-            text_BxD, has_original_B = affirmative(features[1], batch)
-            metrics, weights = metrics | {"loss": value}, {}
-            for name in metrics:  # each is a mean over the images that it counts
-                counts_B = batch["mask"]
-                if name == "foil_accuracy":
-                    counts_B &= (batch["truth"] < 0).any(axis=1)
-                elif name == "image_choice_accuracy":
-                    counts_B &= batch["has_opposite"].any(axis=1)
-                elif name in ("anchor", "distill"):
-                    counts_B = has_original_B
-                weights[name] = counts_B.sum()
-            unit = l2_normalise(features[0]), l2_normalise(text_BxD)
-            return metrics, weights, (*unit, has_original_B)
-
-        self._score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+        self._score = _scorer(objective, mesh)
 
     def __call__(self, params: dict) -> dict[str, float]:
         size = self._loader.batch_size

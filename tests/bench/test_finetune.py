@@ -3,16 +3,32 @@
 import contextlib
 import io
 import json
+import logging
 
 import pytest
+from bench_in_process import InProcess
 
-from bench import finetune
+from bench import finetune, harness
+from bench.harness import Side
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory) -> dict:
+def ours_in_process(make: str, *args) -> InProcess | Side:
+    """The side of PyTorch has a process of its own, and with it its memory."""
+    return (InProcess if make == "bench.ours:Ours" else Side)(make, *args)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[ours_in_process, pytest.param(Side, marks=pytest.mark.long)],
+    ids=lambda side: side.__name__,
+)
+def result(request, tmp_path_factory) -> dict:
     path, said = tmp_path_factory.mktemp("bench") / "results" / "finetune.json", io.StringIO()
-    with contextlib.redirect_stdout(said):
+    root = logging.getLogger()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(root, "level", root.level)  # which our side sets
+        patch.setattr(finetune, "Side", request.param)
+        patch.setattr(harness, "SIDE", 256)
         finetune.main(["--arch=tiny", "--batch-size=16", "--repetitions=1", f"--json={path}"])
     return json.loads(path.read_text()) | {"said": said.getvalue()}
 
@@ -123,7 +139,8 @@ def test_adapters_take_turns_with_the_rest(monkeypatch, tmp_path, capsys):
         (["--arch=tiny", "--steps=0"], "--steps"),
     ],
 )
-def test_bad_flags_exit_with_a_one_line_message(flags, said):
+def test_bad_flags_exit_with_a_one_line_message(flags, said, monkeypatch):
+    monkeypatch.setattr(finetune, "Side", InProcess)
     with pytest.raises(SystemExit) as stopped:
         finetune.main([*flags, "--arch=tiny", "--batch-size=8"])
     assert said in str(stopped.value)

@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from bench_in_process import InProcess
 
-from bench import images, loader, material, prepared, startup
+from bench import harness, images, loader, material, prepared, startup
+from bench.harness import Side
 from negclip_jax.data.tokenizer import load_tokenizer
+from negclip_jax.training import inputs
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,11 @@ def test_made_photos_and_captions_are_sized_like_real_ones(tmp_path):
     assert abs(lengths.mean() - 22.4) < 0.3 and abs(lengths.std() - 3.6) < 0.3
 
 
-def test_prepared_starts_twice_and_keeps_what_it_read(tmp_path, capsys):
+@pytest.mark.parametrize("side", [InProcess, pytest.param(Side, marks=pytest.mark.long)])
+def test_prepared_starts_twice_and_keeps_what_it_read(side, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inputs, "open_images", inputs.open_images)  # which a side replaces
+    monkeypatch.setattr(harness, "Side", side)
+    monkeypatch.setattr(prepared, "_STEPS", 5)
     path = tmp_path / "prepared.json"
     prepared.main(["--pairs=1500", "--repetitions=1", f"--json={path}"])
     found, said = json.loads(path.read_text()), capsys.readouterr().out

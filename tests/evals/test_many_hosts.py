@@ -1,38 +1,28 @@
 """Two processes with two devices each and no disk in common evaluate together."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import environment, free_port
+from processes import free_port
 from tiny_benchmark import write_items
 
 from evals import __main__ as command_line
 
 
 @pytest.fixture(scope="module")
-def hosts(tiny_checkpoint, photos, tmp_path_factory) -> Path:
+def hosts(tiny_checkpoint, photos, forked, tmp_path_factory) -> Path:
     """Folder with `INDEX.json` and the output folder `INDEX` of both."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
     (data / "photos").symlink_to(photos.data / "photos")
     (data / "bad.png").write_bytes(b"no image")
     write_items(data, images=12)
-    command = [sys.executable, Path(__file__).with_name("host.py")]
-    arguments = [str(free_port()), tiny_checkpoint, data, out]
-    processes = [
-        subprocess.Popen(
-            [*command, str(i), *arguments],
-            env=environment(devices=2),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    script, port = Path(__file__).with_name("host.py"), free_port()
     # A batch that only one of them runs would keep it waiting for ever.
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    ends = forked.finish(
+        [[script, i, port, tiny_checkpoint, data, out] for i in range(2)], devices=2, seconds=120
+    )
+    assert [end.status for end in ends] == [0, 0], ends
     return out
 
 

@@ -1,7 +1,8 @@
 """A training process that kills itself: `killed_run.py CHANGES.json WORKDIR EVALUATIONS`.
 
 The configuration is `make_config` of conftest.py with the changes of a JSON file. The process
-sends itself SIGKILL at its n-th evaluation, most likely with a checkpoint half written.
+sends itself SIGKILL at its n-th evaluation, most likely with a checkpoint half written. A nursery
+starts it, with the devices and the flags of conftest.py: the same program, bit for bit.
 """
 
 import json
@@ -10,18 +11,12 @@ import pathlib
 import signal
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-import conftest  # for devices and compilation cache: the same program, bit for bit
 import jax
 from tiny_runs import EVALUATORS
 
 from configs import common
 from negclip_jax.runtime import sharding
 from negclip_jax.training.loop import train
-
-assert conftest.ROOT
 
 
 def main(changes: str, workdir: str, evaluations: str) -> None:

@@ -6,13 +6,8 @@ server on the loopback interface, which has no folders, renames or appends; see 
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +16,7 @@ import optax
 import pytest
 import tiny_benchmark
 from fake_bucket import bucket, served
+from processes import train_and_be_killed
 from tiny_benchmark import write_items
 from tiny_runs import EVALUATORS, assert_equal, use_one_device
 
@@ -57,21 +53,12 @@ def settings(served, finished_run, tiny_checkpoint, tiny_pairs) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(served, settings, short_run, make_config, tmp_path_factory):
+def run(served, settings, short_run, make_config, forked, tmp_path_factory):
     """The run of `finished_run` in the bucket: killed, then without storage, then finished."""
     bucket = served.bucket
     of_process = {"runtime.compilation_cache": "{workdir}/compilation_cache"}
     file = tmp_path_factory.mktemp("bucket_run") / "changes.json"
-    file.write_text(json.dumps(short_run | settings | of_process))
-    script = Path(__file__).with_name("killed_run.py")
-    killed = subprocess.run(
-        [sys.executable, script, file, RUN, "3"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-        timeout=200,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    train_and_be_killed(forked, short_run | settings | of_process, file, RUN, 3)
     with pytest.MonkeyPatch.context() as patch:
         use_one_device(patch)
         stopped = "run/checkpoints/15/"

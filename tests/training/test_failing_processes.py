@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from processes import Ended, Nursery, commands, nursery, run_alone
+from processes import Ended, Nursery, commands, run_alone
 from tiny_runs import checkpoint_steps, read_metrics
 
 TIMEOUT, SILENCE = 20.0, 10.0
@@ -21,12 +21,6 @@ CHANGES = {
     "runtime.timeout": TIMEOUT,
     "runtime.heartbeat_timeout": SILENCE,
 }
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    with nursery(tmp_path_factory.mktemp("logs")) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import nursery
+from processes import train_and_be_killed
 from tiny_runs import read_metrics
 from tiny_shards import write_parquet, write_records
 from tiny_tars import write_photos
@@ -102,20 +101,12 @@ def specs(tiny_pairs, tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_killed_and_started_again(
-    source, specs, finished_run, short_run, make_config, tmp_path, one_device
+    source, specs, finished_run, short_run, make_config, forked, tmp_path, one_device
 ):
     """The features of images are kept here; the run that nothing disturbed read the folder."""
     changes = finished_run.changes | specs[source]
-    (tmp_path / "changes.json").write_text(json.dumps(short_run | changes))
-    workdir = tmp_path / "run"
-    killed = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killed_run.py"), tmp_path / "changes.json",
-         workdir, "3"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    workdir, file = tmp_path / "run", tmp_path / "changes.json"
+    train_and_be_killed(forked, short_run | changes, file, workdir, 3)
     evaluators = {"custom": lambda _: lambda params: {"scale": float(params["logit_scale"])}}
     train(make_config(changes), str(workdir), evaluators)
     ours, theirs = (w / "metrics.jsonl" for w in (workdir, finished_run.workdir))
@@ -130,19 +121,18 @@ def by_one(make_config, tmp_path_factory) -> dict:
     return read_metrics(workdir)
 
 
-@pytest.fixture(scope="module")
-def run(specs, short_run, tmp_path_factory):
+@pytest.fixture
+def run(specs, short_run, forked):
     """Function of source, number of processes and workdir to how they ended; has four devices."""
-    with nursery(tmp_path_factory.mktemp("logs")) as opened:
 
-        def run(source: str, processes: int, workdir: Path, **more) -> list[int]:
-            cached = source.endswith("wds") == (processes == 2)
-            changes = CHANGES | specs.get(source, {}) | {"data.cache_features": cached}
-            options = {"processes": processes, "devices": 4 // processes, "seconds": 180}
-            ends = opened.run(short_run | changes, workdir, **options, **more)
-            return [end.status for end in ends]
+    def run(source: str, processes: int, workdir: Path, **more) -> list[int]:
+        cached = source.endswith("wds") == (processes == 2)
+        changes = CHANGES | specs.get(source, {}) | {"data.cache_features": cached}
+        options = {"processes": processes, "devices": 4 // processes, "seconds": 180}
+        ends = forked.run(short_run | changes, workdir, **options, **more)
+        return [end.status for end in ends]
 
-        yield run
+    return run
 
 
 LONG = [

@@ -1,16 +1,13 @@
 """Stopped and continued equals uninterrupted, to the bit; onto another mesh, to 1e-6."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import train_and_be_killed
 from tiny_runs import EVALUATORS, assert_equal, checkpoint_steps, read_metrics, use_one_device
 
 from negclip_jax.checkpoints.restore import restore_params
@@ -90,18 +87,11 @@ def test_onto_another_mesh(finished_run, stopped_at_12, make_config, tmp_path):
     np.testing.assert_allclose(ours[20]["val/loss"], theirs[20]["val/loss"], rtol=1e-6)
 
 
-def test_killed_and_started_again(finished_run, short_run, make_config, tmp_path, one_device):
-    changes = tmp_path / "changes.json"
-    changes.write_text(json.dumps(short_run | finished_run.changes))
-    workdir = tmp_path / "run"
-    script = Path(__file__).with_name("killed_run.py")
-    killed = subprocess.run(
-        [sys.executable, script, changes, workdir, "4"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_killed_and_started_again(
+    finished_run, short_run, make_config, forked, tmp_path, one_device
+):
+    workdir, changes = tmp_path / "run", short_run | finished_run.changes
+    train_and_be_killed(forked, changes, tmp_path / "changes.json", workdir, 4)
     assert 0 < checkpoint_steps(workdir)[-1] < 15
     assert max(read_metrics(workdir)) < 15  # the fourth evaluation is at step 15
     state = train(make_config(finished_run.changes), str(workdir), EVALUATORS)

@@ -3,16 +3,13 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import nursery
+from processes import train_and_be_killed
 from tiny_runs import read_metrics
 from tiny_tars import write_photos
 
@@ -77,18 +74,11 @@ def test_losses_and_shares_are_logged_apart(by_one):
     assert re.search(r"source negated: 50 pairs of 25 images: 40 to train on, 10 to validate", log)
 
 
-def test_killed_and_started_again(make_config, sources, short_run, tmp_path, one_device):
+def test_killed_and_started_again(make_config, sources, short_run, forked, tmp_path, one_device):
     changes = CHANGES | {"data.sources": sources, "data.cache_features": False}
     train(make_config(changes), str(tmp_path / "whole"))
-    (tmp_path / "changes.json").write_text(json.dumps(short_run | changes))
-    killed = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killed_run.py"), tmp_path / "changes.json",
-         tmp_path / "run", "3"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    workdir, file = tmp_path / "run", tmp_path / "changes.json"
+    train_and_be_killed(forked, short_run | changes, file, workdir, 3)
     train(make_config(changes), str(tmp_path / "run"))
     whole, again = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     for numbers in again.values():
@@ -97,12 +87,6 @@ def test_killed_and_started_again(make_config, sources, short_run, tmp_path, one
     other = CHANGES | {"data.sources": sources.replace("0.3", "0.4"), "data.cache_features": False}
     with pytest.raises(InputError, match="data_fingerprint"):
         train(make_config(other), str(tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    with nursery(tmp_path_factory.mktemp("logs")) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from traced_once import of_equal_settings
 
 from negclip_jax.runtime import sharding
 from negclip_jax.training import step as step_module
 from negclip_jax.training.step import CompiledStep, TrainState
 
 TX = optax.sgd(1.0)
+RGB = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
 
 def step(state, frozen, batch):
@@ -95,3 +98,26 @@ def test_the_compiler_unrolls_where_it_is_asked_to_on_a_gpu(
         wrong = CompiledStep(step, state, frozen, mesh, unroll=True)
         with pytest.raises(jax.errors.JaxRuntimeError, match="'FULL' is not a valid enum value"):
             wrong.compiled_for(state, frozen, padded(4, 8))
+
+
+def test_equal_settings_are_traced_once(monkeypatch):
+    """What makes the tests of runs quick; other settings, and other code, are other steps."""
+    made = of_equal_settings(step_module.make_train_step)
+
+    def steps_of(rate: float, decay: float | None = None):
+        objective = step_module.Objective(nnx.graphdef(nnx.Linear(1, 1, rngs=nnx.Rngs(0))), *RGB)
+        schedule = optax.linear_schedule(rate, 0.0, 10)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+        kinds = {"schedule": schedule, "logit_scale_max": 4.6, "ema_decay": decay}
+        return made(objective, optimizer, **kinds)
+
+    first = steps_of(1e-3)
+    assert steps_of(1e-3) is first
+    assert steps_of(1e-4) is not first and steps_of(1e-3, 0.9) is not first
+    monkeypatch.setitem(step_module.OBJECTIVES, "contrastive", None)
+    assert steps_of(1e-3) is not first
+    monkeypatch.undo()
+    monkeypatch.setattr(step_module.Objective, "features", None)
+    assert steps_of(1e-3) is not first
+    monkeypatch.undo()
+    assert steps_of(1e-3) is first

@@ -139,7 +139,7 @@ def test_stopped_and_started_again_it_makes_the_same(command, monkeypatch, capsy
 def test_killed_without_warning_it_draws_what_is_missing(command, tmp_path):
     """SIGKILL in the middle of drawing, in a process of its own."""
     (tmp_path / "one.txt").write_text("a man with no hat\n")
-    more = (f"--prompts={tmp_path}/one.txt", "--steps=20")
+    more = (f"--prompts={tmp_path}/one.txt", "--steps=8")
     assert command(*more, count=5) == 0
     whole, command.out = pictures(command.out), tmp_path / "killed"
     arguments = [*command.arguments[:2], f"--out={command.out}", *command.arguments[3:]]
