@@ -4,11 +4,11 @@ Cells are run by the documentation's build, those of the guides to an own benchm
 `test_own_folder.py` as well. What else stands in a fence is parsed here, or `NOT_RUN` says why not.
 """
 
+import contextlib
 import importlib
+import io
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -70,9 +70,13 @@ def fenced(page: str) -> list[tuple[str, str]]:
 
 
 @cache
-def help_of(*words: str) -> str:
-    command = [sys.executable, *words, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+def help_of(module: str, *words: str) -> str:
+    if (ROOT / module.replace(".", "/")).is_dir():
+        module += ".__main__"
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        importlib.import_module(module).main([*words, "--help"])
+    return out.getvalue()
 
 
 def test_pages_are_found():
@@ -100,7 +104,7 @@ def test_commands_have_these_flags(page):
             continue  # pip, pytest: not ours
         sub = [w for w in words[words.index("-m") + 2 :] if re.fullmatch("[a-z-]+", w)][:1]
         sub = sub if module == "data_gen" else []
-        shown = help_of("-m", module, *sub)
+        shown = help_of(module, *sub)
         assert shown, f"{page}: {shlex.join(words)}"
         for word in names:
             is_known = re.search(rf"{re.escape(word)}\b", shown) or word.startswith("--config.")
