@@ -57,22 +57,23 @@ flags.FLAGS.mark_as_parsed()
 # A worker takes whole files (`--dist=loadfile`), so that their fixtures are made once; those that
 # take longest come first, so that no worker is left with one of them at the end.
 _LONGEST_FILES = (
-    "interop/test_image_features.py",
     "training/test_failing_processes.py",
     "training/test_many_processes.py",
     "test_killed_anywhere.py",
     "training/test_resume.py",
-    "training/test_bucket_run.py",
     "training/test_loop.py",
-    "data_gen/test_ray_runner.py",
-    "test_long_life.py",
-    "bench/test_finetune.py",
-    "bench/test_others.py",
-    "training/test_same_result.py",
-    "training/test_step_microbatches.py",
-    "training/test_large_batch.py",
-    "evals/test_many_hosts.py",
     "evals/text_to_image/test_command.py",
+    "interop/test_image_features.py",
+    "data_gen/test_generate_on_ray.py",
+    "training/test_bucket_run.py",
+    "test_long_life.py",
+    "bench/test_paper.py",
+    "training/test_same_result.py",
+    "training/test_large_batch.py",
+    "training/test_step_microbatches.py",
+    "training/test_image_sources.py",
+    "training/test_sources.py",
+    "bench/test_finetune.py",
 )
 
 
@@ -101,6 +102,7 @@ def pytest_collection():
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {ROOT / "tests" / file: i for i, file in enumerate(_LONGEST_FILES)}
+    assert all(file.exists() for file in rank), "_LONGEST_FILES has one that is gone"
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 

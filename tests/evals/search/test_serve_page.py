@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 
-import live_browser
+import browser
 import pytest
 from browser import BROWSER
 
@@ -42,7 +42,7 @@ def driven(live, served, tmp_path):
 
     async def run(drive) -> None:
         with served(live) as url:
-            async with live_browser.opened(tmp_path / "profile") as page:
+            async with browser.opened(tmp_path / "profile") as page:
                 await drive(page, url)
                 assert not [p for p in page.problems if "status of" not in p], page.problems
 
@@ -176,7 +176,7 @@ def test_photos_are_dropped_and_those_that_are_none_are_told(driven, live, photo
 
 def test_a_server_that_is_gone_is_told_and_found_again(live, served, tmp_path):
     async def run() -> None:
-        async with live_browser.opened(tmp_path / "profile") as page:
+        async with browser.opened(tmp_path / "profile") as page:
             with served(live) as url:
                 await page.goto(url)
             await page.type("a dog")
