@@ -7,6 +7,9 @@ at positions, so that a scorer that knows nothing lands on chance wherever the a
 
 Scores are inner products taken in float64 and rounded to float32, so that what is equal on paper
 is equal here, whatever the order of summation; a score that is not a number loses.
+
+Shape letters: N items, K options of an item, of which A are true and B false; I images, T texts;
+Q queries, G entries of a gallery; D feature dimensions; R rows of any kind.
 """
 
 import dataclasses
@@ -14,14 +17,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int
 
 ROWS = 512  # queries scored at once against a whole gallery
 
 
 def inner(
-    images: np.ndarray, image_rows: np.ndarray, texts: np.ndarray, text_rows: np.ndarray
-) -> np.ndarray:
-    """Scores of pairs of rows of `images` `[I, D]` and `texts` `[T, D]`, float32 `[N]`."""
+    images: Float[np.ndarray, "I D"],
+    image_rows: Int[np.ndarray, " N"],
+    texts: Float[np.ndarray, "T D"],
+    text_rows: Int[np.ndarray, " N"],
+) -> Float32[np.ndarray, " N"]:
+    """Scores of pairs of rows of `images` and `texts`."""
     scores = np.empty(len(image_rows), np.float32)
     for start in range(0, len(image_rows), 1 << 13):  # bounded memory
         part = slice(start, start + (1 << 13))
@@ -30,11 +37,13 @@ def inner(
     return _comparable(scores)
 
 
-def credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Strict points, float64 `[N]`: 1 over the number of best options if the answer is among them.
+def credit(
+    scores: Float[np.ndarray, "N K"], answers: Int[np.ndarray, " N"]
+) -> Float64[np.ndarray, " N"]:
+    """Strict points: 1 over the number of best options if the answer is among them.
 
-    `scores` float `[N, K]`, padded with NaN where an item has fewer than K options; `answers` int
-    `[N]`, each the index of a real option.
+    `scores` are padded with NaN where an item has fewer than K options; each of `answers` is the
+    index of a real option.
     """
     real = ~np.isnan(scores)
     best = np.max(scores, axis=1, where=real, initial=-np.inf)
@@ -42,8 +51,10 @@ def credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return tied[np.arange(len(scores)), answers] / tied.sum(1)
 
 
-def official(scores: np.ndarray, answers: np.ndarray, rule: str) -> np.ndarray:
-    """Official points, float64 `[N]` of 0 and 1; arguments as `credit`.
+def official(
+    scores: Float[np.ndarray, "N K"], answers: Int[np.ndarray, " N"], rule: str
+) -> Float64[np.ndarray, " N"]:
+    """Official points, 0 or 1; arguments as `credit`.
 
     Rules: "argmax" takes the first of the best options, as `np.argmax` and `torch.argmax` do, so
     that a tie is right or wrong by position; "greater" wants the answer above every other option,
@@ -60,10 +71,12 @@ def official(scores: np.ndarray, answers: np.ndarray, rule: str) -> np.ndarray:
     raise ValueError(f"there is no rule {rule!r}: argmax or greater")
 
 
-def all_above(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Strict points for "every true score above every false one", float64 `[N]`.
+def all_above(
+    true: Float[np.ndarray, "N A"], false: Float[np.ndarray, "N B"]
+) -> Float64[np.ndarray, " N"]:
+    """Strict points for "every true score above every false one".
 
-    `true` `[N, A]`, `false` `[N, B]`. Where a true ones and b false ones tie at the boundary, the
+    Where a true ones and b false ones tie at the boundary, the
     chance that random order puts all a first is a! b! / (a + b)!.
     """
     low, high = true.min(1), false.max(1)
@@ -75,33 +88,33 @@ def all_above(true: np.ndarray, false: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Where the best positive of each query stands in its gallery; all arrays `[Q]`.
+    """Where the best positive of each query stands in its gallery.
 
     Attributes:
       better: entries that score higher.
       tied, tied_positives: entries, and positives among them, that score as high.
       stable: rank, from 0, in a stable sort by falling score.
-      score: of the best positive, float32.
+      score: of the best positive.
       rival, rival_score: the best entry that is no positive (-1 and -inf where there is none).
     """
 
-    better: np.ndarray
-    tied: np.ndarray
-    tied_positives: np.ndarray
-    stable: np.ndarray
-    score: np.ndarray
-    rival: np.ndarray
-    rival_score: np.ndarray
+    better: Int[np.ndarray, " Q"]
+    tied: Int[np.ndarray, " Q"]
+    tied_positives: Int[np.ndarray, " Q"]
+    stable: Int[np.ndarray, " Q"]
+    score: Float32[np.ndarray, " Q"]
+    rival: Int[np.ndarray, " Q"]
+    rival_score: Float32[np.ndarray, " Q"]
 
-    def recall(self, k: int) -> np.ndarray:
-        """Official recall@k: 1 where a positive is among the first k, float64 `[Q]`.
+    def recall(self, k: int) -> Float64[np.ndarray, " Q"]:
+        """Official recall@k: 1 where a positive is among the first k.
 
         The published scripts leave ties to their sort; here the gallery's order decides.
         """
         return (self.stable < k).astype(np.float64)
 
-    def recall_strict(self, k: int) -> np.ndarray:
-        """Chance that random order among ties puts a positive into the first k, float64 `[Q]`."""
+    def recall_strict(self, k: int) -> Float64[np.ndarray, " Q"]:
+        """Chance that random order among ties puts a positive into the first k."""
         places = np.clip(k - self.better, 0, self.tied)
         return np.array(
             [
@@ -126,8 +139,12 @@ class Ranks:
         }
 
 
-def rank(queries: np.ndarray, gallery: np.ndarray, positives: Sequence[Sequence[int]]) -> Ranks:
-    """Ranks `[Q, D]` against `[G, D]`; `positives[q]` are the right rows of the gallery.
+def rank(
+    queries: Float[np.ndarray, "Q D"],
+    gallery: Float[np.ndarray, "G D"],
+    positives: Sequence[Sequence[int]],
+) -> Ranks:
+    """Ranks the gallery for each query; `positives[q]` are its right rows.
 
     The score matrix is never held as a whole.
     """
@@ -166,8 +183,10 @@ def chance_of_recall(size: int, positives: Sequence[int], k: int) -> float:
     return float(1 - np.mean(missed))
 
 
-def mean_directions(features: np.ndarray, count: int) -> np.ndarray:
-    """Unit mean of every `count` consecutive unit rows: `[N * count, D]` to float32 `[N, D]`.
+def mean_directions(
+    features: Float[np.ndarray, "R D"], count: int
+) -> Float32[np.ndarray, "R//{count} D"]:
+    """Unit mean of every `count` consecutive unit rows.
 
     How CLIP joins the prompts of a class and NegBench the frames of a video.
     """
@@ -176,5 +195,5 @@ def mean_directions(features: np.ndarray, count: int) -> np.ndarray:
     return (mean / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def _comparable(scores: np.ndarray) -> np.ndarray:
+def _comparable(scores: Float32[np.ndarray, "*N"]) -> Float32[np.ndarray, "*N"]:
     return np.where(np.isnan(scores), np.float32(-np.inf), scores)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int, Int8, Int64, UInt8, UInt64
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.order import MOST_KEPT, random_bits
@@ -34,20 +35,20 @@ class Shown:
     """The texts that examples show, M each: caption, fixed texts, true and false statements.
 
     Attributes:
-      index_BxM: int64, index into `Examples.tokens`.
-      truth_BxM: int8: true (1) or false (-1) of the example's image, else 0: there is no text, or
+      index_BxM: index into `Examples.tokens`.
+      truth_BxM: true (1) or false (-1) of the example's image, else 0: there is no text, or
         it has no part in the loss.
-      holds_caption_BxM: bool: holds a caption of the image, and so is false of other images.
-      is_affirmative_BxM: bool: is the original caption.
-      opposite_BxM: int64, for a statement an image of which it has the other truth; -1 where none
+      holds_caption_BxM: holds a caption of the image, and so is false of other images.
+      is_affirmative_BxM: is the original caption.
+      opposite_BxM: for a statement an image of which it has the other truth; -1 where none
         is known, and for other texts.
     """
 
-    index_BxM: np.ndarray
-    truth_BxM: np.ndarray
-    holds_caption_BxM: np.ndarray
-    is_affirmative_BxM: np.ndarray
-    opposite_BxM: np.ndarray
+    index_BxM: Int64[np.ndarray, "B M"]
+    truth_BxM: Int8[np.ndarray, "B M"]
+    holds_caption_BxM: Bool[np.ndarray, "B M"]
+    is_affirmative_BxM: Bool[np.ndarray, "B M"]
+    opposite_BxM: Int64[np.ndarray, "B M"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,9 +61,9 @@ class Examples:
 
     Attributes:
       images: names of distinct images, U.
-      image_of: integer `[N]`, the image of each example.
+      image_of: the image of each example.
       tokens: token ids of all texts; one of no token at all stands for a foil that there is not.
-      first_text: integer `[N]`, the first text of each example.
+      first_text: the first text of each example.
       captions: which of its texts an example may show as its caption, C: one or (negated,
         original).
       fixed: which of its texts it shows besides, K: foils, then the original caption where it is
@@ -77,9 +78,9 @@ class Examples:
     """
 
     images: Sequence[str]
-    image_of: np.ndarray
+    image_of: Int[np.ndarray, " N"]
     tokens: Ragged
-    first_text: np.ndarray
+    first_text: Int[np.ndarray, " N"]
     captions: tuple[int, ...] = (0,)
     fixed: tuple[int, ...] = ()
     original: int | None = None
@@ -90,7 +91,9 @@ class Examples:
     digest: str | None = None
 
     @classmethod
-    def of_captions(cls, images: Sequence[str], image_of: np.ndarray, tokens: Ragged) -> "Examples":
+    def of_captions(
+        cls, images: Sequence[str], image_of: Int[np.ndarray, " N"], tokens: Ragged
+    ) -> "Examples":
         """Examples that show one caption each, in the order of `tokens`."""
         return cls(images, image_of, tokens, np.arange(len(image_of)))
 
@@ -129,16 +132,18 @@ class Examples:
         return 1 + len(self.fixed) + (chosen or 0)
 
     @property
-    def original_index_N(self) -> np.ndarray:
-        """Of each example's original caption, where it is shown at all: int64, into `tokens`."""
+    def original_index_N(self) -> Int64[np.ndarray, " N"]:
+        """Of each example's original caption, where it is shown at all: into `tokens`."""
         return self.first_text.astype(np.int64) + [*self.captions, *self.fixed[-1:]][self.original]
 
-    def fixed_texts(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fixed_texts(
+        self, pairs: Int[np.ndarray, " B"]
+    ) -> tuple[Int64[np.ndarray, "B K"], Int8[np.ndarray, "B K"]]:
         """Fixed texts of these examples.
 
         Returns:
-          int64 `[B, K]`, indices into `tokens`; int8 `[B, K]`, -1 for a foil, 0 for the original
-          caption, and where an example has fewer foils.
+          Indices into `tokens`; and -1 for a foil, 0 for the original caption, and where an example
+          has fewer foils.
         """
         index = self.first_text[pairs].astype(np.int64)[:, None] + np.array(self.fixed, np.int64)
         is_foil = self.tokens.lengths_of(index) > 0
@@ -147,13 +152,13 @@ class Examples:
             is_foil[:, -1] = False
         return index, -is_foil.astype(np.int8)
 
-    def lengths_of(self, pairs: np.ndarray) -> np.ndarray:
-        """Tokens of the captions and fixed texts of these examples, int64 `[B, C + K]`."""
+    def lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
+        """Tokens of the captions and fixed texts of these examples."""
         captions = self.first_text[pairs].astype(np.int64)[:, None] + np.array(self.captions)
         index = np.concatenate([captions, self.fixed_texts(pairs)[0]], axis=1)
         return self.tokens.lengths_of(index)
 
-    def reserved_lengths_of(self, pairs: np.ndarray) -> np.ndarray:
+    def reserved_lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
         """Tokens that packing reserves for captions and fixed texts, as `lengths_of`.
 
         Never less than a few short examples need: one of them can take the place of any other
@@ -167,10 +172,13 @@ class Examples:
         return self._sizes[1]
 
     @functools.cached_property
-    def _sizes(self) -> tuple[np.ndarray, int]:
-        """Tokens that the shortest examples need, int64 `[C + K]`; tokens of the longest text."""
+    def _sizes(self) -> tuple[Int64[np.ndarray, " C_plus_K"], int]:
+        """Tokens that the shortest examples need; tokens of the longest text."""
         count = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self)))
-        of_size, longest = np.zeros(0, np.int64), int(self.tokens.lengths_of(self.empty))
+        of_size, longest = (
+            np.zeros(0, np.int64),
+            int(self.tokens.lengths_of(np.array([self.empty]))[0]),
+        )
         for lengths in self._blocks():
             longest = max(longest, int(lengths.max()))
             found = np.bincount(lengths.sum(axis=1), minlength=len(of_size))
@@ -196,8 +204,8 @@ class Examples:
             yield self.lengths_of(np.arange(start, min(start + _BLOCK, len(self))))
 
     @functools.cached_property
-    def planned_lengths(self) -> np.ndarray:
-        """Tokens that packing reserves for the texts of batches, int64 `[L]`, a fair sample."""
+    def planned_lengths(self) -> Int64[np.ndarray, " L"]:
+        """Tokens that packing reserves for the texts of batches, a fair sample."""
         if self.statements is None and len(self) <= MOST_KEPT:
             return np.maximum(np.concatenate(list(self._blocks())), self._sizes[0]).ravel()
         pairs = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
@@ -207,9 +215,9 @@ class Examples:
         return self.reserved_of(pairs, first, self.shown(pairs, first, bits)).ravel()
 
     def reserved_of(
-        self, pairs: np.ndarray, caption_choice_B: np.ndarray, shown: Shown
-    ) -> np.ndarray:
-        """Tokens that packing reserves for what these examples show, int64 `[B, M]`."""
+        self, pairs: Int[np.ndarray, " B"], caption_choice_B: Int[np.ndarray, " B"], shown: Shown
+    ) -> Int64[np.ndarray, "B M"]:
+        """Tokens that packing reserves for what these examples show."""
         reserved, count = self.reserved_lengths_of(pairs), len(self.captions)
         caption = reserved[np.arange(len(pairs)), caption_choice_B][:, None]
         # An example that takes another's place shows none of its statements, but empty texts.
@@ -217,14 +225,17 @@ class Examples:
         return np.concatenate([caption, reserved[:, count:], chosen], axis=1)
 
     def shown(
-        self, pairs: np.ndarray, caption_choice_B: np.ndarray, bits_B: np.ndarray | None
+        self,
+        pairs: Int[np.ndarray, " B"],
+        caption_choice_B: Int[np.ndarray, " B"],
+        bits_B: UInt64[np.ndarray, " B"] | None,
     ) -> Shown:
         """The texts of these examples.
 
         Args:
-          pairs: int `[B]`, examples.
-          caption_choice_B: int, which of its C captions each shows.
-          bits_B: uint64, random bits of each, which choose its statements; None: it shows none.
+          pairs: examples.
+          caption_choice_B: which of its C captions each shows.
+          bits_B: random bits of each, which choose its statements; None: it shows none.
         """
         place = np.array(self.captions)[caption_choice_B]
         caption = (self.first_text[pairs].astype(np.int64) + place)[:, None]
@@ -271,7 +282,7 @@ def without_truncated(
 
 def losses_by_cut(
     pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int
-) -> tuple[np.ndarray, list[tuple[int, str]]]:
+) -> tuple[UInt8[np.ndarray, " N"], list[tuple[int, str]]]:
     """Whose captions say something else once they are cut.
 
     A model reads the first tokens of a caption, 77 for CLIP. A negation behind them is lost, and
@@ -281,7 +292,7 @@ def losses_by_cut(
       pairs, tokenizer, caption_mode, foils: as for `tokenize_pairs`.
 
     Returns:
-      uint8 `[N]`: 0 for a pair whose texts are all whole, 1 for one with a text that is cut, 2 for
+      0 for a pair whose texts are all whole, 1 for one with a text that is cut, 2 for
       one that loses a negation by it, or the difference between two of its texts; and of the first
       of these the number and the first text.
     """
@@ -314,9 +325,9 @@ def losses_by_cut(
 
 
 def kept_of(
-    losses: np.ndarray, context_length: int, truncated: str, example: str | None
-) -> np.ndarray:
-    """Which pairs are kept, bool `[N]`.
+    losses: UInt8[np.ndarray, " N"], context_length: int, truncated: str, example: str | None
+) -> Bool[np.ndarray, " N"]:
+    """Which pairs are kept.
 
     Args:
       losses: see `losses_by_cut`.
@@ -416,9 +427,9 @@ def ragged_of(texts: Sequence[str | None], tokenizer: Tokenizer) -> Ragged:
 
 def examples_of(
     images: Sequence[str],
-    image_of: np.ndarray,
+    image_of: Int[np.ndarray, " N"],
     tokens: Ragged,
-    first_text: np.ndarray,
+    first_text: Int[np.ndarray, " N"],
     *,
     caption_mode: str,
     foils: int,

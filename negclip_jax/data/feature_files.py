@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
+from jaxtyping import Float16, Float32, Int64
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -83,8 +84,8 @@ class ImageFeatures(ImageSource):
         sha.update(np.ascontiguousarray(self.features).data)
         return sha.hexdigest()[:16]
 
-    def rows(self, names: Iterable[str]) -> np.ndarray:
-        """Which rows are those of these images, int64; KeyError for one that is not there."""
+    def rows(self, names: Iterable[str]) -> Int64[np.ndarray, " N"]:
+        """Which rows are those of these images; KeyError for one that is not there."""
         return np.array([self._row[name] for name in names], np.int64)
 
     def usable(self, name: str) -> bool:
@@ -148,8 +149,8 @@ def _files(path: str) -> list[Shard]:
     return found
 
 
-def _read(address: str) -> tuple[list[str], np.ndarray, str]:
-    """Names, float32 rows and the model of one file, on a disk or in a bucket."""
+def _read(address: str) -> tuple[list[str], Float32[np.ndarray, "N D"], str]:
+    """Names, rows and the model of one file, on a disk or in a bucket."""
     reader = _READERS.get(Path(address).suffix)
     if reader is None:
         raise InputError(f"{address} is none of {', '.join(_READERS)}")
@@ -225,15 +226,13 @@ def said_by(file: epath.Path | Path) -> dict[str, str]:
 def write(
     file: epath.Path | Path,
     names: list[str],
-    features: np.ndarray,
+    features: Float16[np.ndarray, "N D"] | Float32[np.ndarray, "N D"],
     model: str,
     beside: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `FILE.parquet` as `ImageFeatures` reads it, whole or not at all.
 
-    Args:
-      features: float32 or float16 `[N, D]`.
-      beside: texts for the file's metadata, by name.
+    `beside` are texts for the file's metadata, by name.
     """
     flat = pa.array(np.ascontiguousarray(features).ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import cykooz_resizer
 import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image
 
 from negclip_jax.common.decoding import ImageError, decode, opened, read_file, to_rgb, upright
@@ -97,8 +98,8 @@ class Preprocessor:
                 "value for red, green and blue, and std must be above 0."
             )
 
-    def uint8(self, image: Image.Image) -> np.ndarray:
-        """Resized and cropped pixels, uint8 `[size, size, 3]`; see `exact`."""
+    def uint8(self, image: Image.Image) -> UInt8[np.ndarray, "{self.size} {self.size} 3"]:
+        """Resized and cropped pixels; see `exact`."""
         image = to_rgb(upright(image) if self.exif else image)
         if self.squash:
             return np.asarray(self._resized(image, self.size, self.size))
@@ -118,8 +119,8 @@ class Preprocessor:
             image = image.resize((self.size, self.size), RESAMPLES[self.resample], box=box)
         return np.asarray(image)
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 `[..., 3]` to float32 `(pixels / 255 - mean) / std`, in OpenAI's order.
+    def normalise(self, pixels: Shaped[np.ndarray, "*B 3"]) -> Float32[np.ndarray, "*B 3"]:
+        """Bytes to `(pixels / 255 - mean) / std`, in OpenAI's order.
 
         On the host, bit-equal to the references; `models.normalisation` does it on the device,
         where XLA may turn the divisions into products.
@@ -132,8 +133,8 @@ class Preprocessor:
         scaled /= np.array(self.std, np.float32)
         return scaled
 
-    def __call__(self, images) -> np.ndarray:
-        """Model input float32 `[B, size, size, 3]` from one image or a sequence of them.
+    def __call__(self, images) -> Float32[np.ndarray, "B {self.size} {self.size} 3"]:
+        """Model input from one image or a sequence of them.
 
         An image is a PIL image, a path, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; an
         array `[B, H, W, 3]` is B images. Raises ImageError for anything else.
@@ -191,8 +192,8 @@ class ImageSource(Protocol):
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not there, each once and in order."""
 
-    def storage_order(self, names: Sequence[str]) -> np.ndarray:
-        """Indices int64 `[N]` of names in the order in which all of them are read fastest."""
+    def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
+        """Indices of names in the order in which all of them are read fastest."""
         return np.arange(len(names))
 
     def version(self) -> str | None:

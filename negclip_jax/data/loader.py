@@ -27,13 +27,14 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import ImageSource, Preprocessor
-from negclip_jax.data.mixture import Mixture
+from negclip_jax.data.mixture import Mixture, Planned
 from negclip_jax.data.packing import Packing
 
 Batch = dict[str, Any]
@@ -48,13 +49,13 @@ class CachedFeatures:
     """Image features that stand for pixels, or pixels that were decoded before.
 
     Attributes:
-      features: float32 `[U, D]`, one row per distinct image; an array, or what is indexed like one
-        (`embeddings.store.MappedRows`). Of pixels uint8 `[U, H, W, 3]`.
-      unreadable: bool `[U]`, images that have none.
+      features: one row per distinct image; an array, or what is indexed like one
+        (`embeddings.store.MappedRows`).
+      unreadable: images that have none.
     """
 
-    features: np.ndarray
-    unreadable: np.ndarray
+    features: Float32[Any, "U D"] | UInt8[Any, "U H W 3"]
+    unreadable: Bool[np.ndarray, " U"]
 
 
 # Without a repr, which grain would print with every token.
@@ -77,8 +78,8 @@ class PairLoader:
       max_bad_images: share of the distinct images that may fail before the run is stopped.
       packing: several captions a row; None pads each to the longest of all.
       cached: image features, which batches then hold instead of pixels.
-      base_text: the base's features of each example's original caption, float32 `[N, D]`, where a
-        term of the loss compares with them.
+      base_text: the base's features of each example's original caption, where a term of the loss
+        compares with them.
       shows_opposites: whether batches hold features of images of which the statements shown have
         the other truth; with cached features only.
       repeats_first: whether every batch is the first one, its texts too.
@@ -97,7 +98,7 @@ class PairLoader:
     max_bad_images: float = 0.0
     packing: Packing | None = None
     cached: CachedFeatures | None = None
-    base_text: np.ndarray | None = None
+    base_text: Float32[np.ndarray, "N D"] | None = None
     shows_opposites: bool = False
     repeats_first: bool = False
     # Names of bad images, over all passes: validation reads the same images again and again.
@@ -122,7 +123,9 @@ class PairLoader:
         n, b = len(self.examples), self.batch_size
         return n // b if self.shuffle else -(-n // b)
 
-    def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[Batch]:
+    def batches(
+        self, start: int, stop: int, rows: Int[np.ndarray, " R"] | None = None
+    ) -> Iterator[Batch]:
         """Batches `start` to `stop - 1`, each a dict of arrays for R elements of the batch.
 
         Keys: `image` uint8 `[R, H, W, 3]`, or with cached features `feature` float32 `[R, D]`;
@@ -162,11 +165,8 @@ class PairLoader:
             if self.workers:
                 gc.collect()
 
-    def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of a batch (-1: padding), which caption each shows, and its random bits.
-
-        int64, int64 and uint64 `[B]`.
-        """
+    def pairs_at(self, step: int) -> Planned:
+        """Pairs of a batch (-1: padding), which caption each shows, and its random bits."""
         step = 0 if self.repeats_first else step
         if isinstance(self.examples, Mixture):
             return self.examples.pairs_at(step)
@@ -201,7 +201,7 @@ class PairLoader:
         blank = np.zeros((self.preprocess.size, self.preprocess.size, 3), np.uint8)
         return {"image": blank, "pair": np.int64(-1), "bad": np.int64(bad)}
 
-    def blank_batch(self, step: int, rows: np.ndarray) -> Batch:
+    def blank_batch(self, step: int, rows: Int[np.ndarray, " R"]) -> Batch:
         """A batch of the right shapes, for the compiler: no image is read."""
         if self.cached is not None:
             batch = self._whole(rows, step)
@@ -212,7 +212,9 @@ class PairLoader:
         del batch["bad"]
         return batch
 
-    def _read(self, start: int, stop: int, rows: np.ndarray, is_whole: bool) -> grain.IterDataset:
+    def _read(
+        self, start: int, stop: int, rows: Int[np.ndarray, " R"], is_whole: bool
+    ) -> grain.IterDataset:
         """Images with `pair` and `bad` in batches; with `is_whole`, complete batches."""
         if is_whole:
             complete = functools.partial(self._whole, rows)
@@ -232,11 +234,11 @@ class PairLoader:
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
         return single.batch(size).to_iter_dataset(ahead).mp_prefetch(processes, _start_worker)
 
-    def _of_pixels(self, rows: np.ndarray, number: int) -> Batch:
+    def _of_pixels(self, rows: Int[np.ndarray, " R"], number: int) -> Batch:
         step, row = divmod(int(number), len(rows))
         return self.load(int(self.pairs_at(step)[0][rows[row]]))
 
-    def _whole(self, rows: np.ndarray, step: int) -> Batch:
+    def _whole(self, rows: Int[np.ndarray, " R"], step: int) -> Batch:
         """A complete batch whose images are cached features, or else kept pixels."""
         planned, image_of = self.pairs_at(step)[0][rows], self.examples.image_of
         stored = self.cached or self._kept
@@ -252,7 +254,7 @@ class PairLoader:
 
     @functools.cached_property
     def _kept(self) -> CachedFeatures:
-        """Pixels of all images in place of features, uint8 `[U, H, W, 3]`."""
+        """Pixels of all images in place of features."""
         names, size = self.examples.images, self.preprocess.size
         pixels = np.zeros((len(names), size, size, 3), np.uint8)
         unreadable = np.zeros(len(names), bool)
@@ -268,7 +270,7 @@ class PairLoader:
             list(threads.map(decode, range(len(names))))
         return CachedFeatures(pixels, unreadable)
 
-    def _with_captions(self, images: Batch, step: int, rows: np.ndarray) -> Batch:
+    def _with_captions(self, images: Batch, step: int, rows: Int[np.ndarray, " R"]) -> Batch:
         """Everything that a batch holds: images, and the captions of the pairs they belong to.
 
         `images` holds `image` or `feature`, and `pair`, those that were read: int64 `[R]`, -1 where
@@ -340,8 +342,10 @@ class PairLoader:
             yield from found
             count -= len(found)
 
-    def _instead_of(self, planned: np.ndarray, unreadable: np.ndarray) -> np.ndarray:
-        """The pair that `load` would take for each planned one, int64 `[R]`; -1 if there is none.
+    def _instead_of(
+        self, planned: Int64[np.ndarray, " R"], unreadable: Bool[np.ndarray, " U"]
+    ) -> Int64[np.ndarray, " R"]:
+        """The pair that `load` would take for each planned one; -1 if there is none.
 
         The same choice as from pixels: a run with cached features sees the same pairs.
         """
@@ -356,7 +360,7 @@ class PairLoader:
             chosen[row] = self._replacement[pair]
         return chosen
 
-    def _check_bad(self, bad: np.ndarray) -> None:
+    def _check_bad(self, bad: Int64[np.ndarray, " R"]) -> None:
         """Names each failed image once and stops the run when there are too many."""
         allowed = int(self.max_bad_images * len(self.examples.images))
         for pair in bad[bad >= 0]:

@@ -27,6 +27,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64, UInt64
 from PIL import Image
 
 from negclip_jax.common.decoding import ImageError
@@ -42,6 +43,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _RESERVED = ("text", "loss", "share")  # of stand-ins and of metrics
 _RECENT = 8  # steps whose places are kept
 _lock = threading.Lock()
+# Of a batch its pairs, which caption each shows, and random bits.
+Planned = tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"], UInt64[np.ndarray, " B"]]
 
 
 def parse(text: str) -> dict[str, dict[str, Any]]:
@@ -207,13 +210,13 @@ class Mixture:
         return next((known for known in found if known is not None), None)
 
     @property
-    def original_index_N(self) -> np.ndarray:
+    def original_index_N(self) -> Int64[np.ndarray, " N"]:
         """As `Examples.original_index_N`."""
         parts = zip(self.sources, self.tokens.starts, strict=False)
         return np.concatenate([s.examples.original_index_N + first for s, first in parts])
 
     @functools.cached_property
-    def planned_lengths(self) -> np.ndarray:
+    def planned_lengths(self) -> Int64[np.ndarray, " L"]:
         """As `Examples.planned_lengths`: of each source as many as its share of a large batch."""
         samples = []
         for source, share in zip(self.sources, self.shares, strict=True):
@@ -224,16 +227,16 @@ class Mixture:
             samples.append(np.zeros(padding * max(1, round(share * 20_000)), np.int64))
         return np.concatenate(samples)
 
-    def source_of(self, pairs: np.ndarray) -> np.ndarray:
-        """Number of the source of each example, int32."""
+    def source_of(self, pairs: Int[np.ndarray, " B"]) -> Int32[np.ndarray, " B"]:
+        """Number of the source of each example."""
         return (np.searchsorted(self.starts, pairs, "right") - 1).astype(np.int32)
 
     def neighbours(self, pair: int) -> tuple[int, int]:
         """First and last example, exclusively, of the source of an example."""
-        source = int(self.source_of(np.array(pair)))
+        source = int(self.source_of(np.array([pair]))[0])
         return int(self.starts[source]), int(self.starts[source + 1])
 
-    def pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def pairs_at(self, step: int) -> Planned:
         """As `loader.PairLoader.pairs_at`."""
         with _lock:
             if step not in self._recent:
@@ -242,7 +245,7 @@ class Mixture:
                     del self._recent[next(iter(self._recent))]
             return self._recent[step]
 
-    def _pairs_at(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pairs_at(self, step: int) -> Planned:
         found = []
         for number, source in enumerate(self.sources):
             first, stop = self.count(number, step), self.count(number, step + 1)
@@ -281,7 +284,10 @@ class Mixture:
         return steps
 
     def shown(
-        self, pairs: np.ndarray, caption_choice_B: np.ndarray, bits_B: np.ndarray | None
+        self,
+        pairs: Int[np.ndarray, " B"],
+        caption_choice_B: Int[np.ndarray, " B"],
+        bits_B: UInt64[np.ndarray, " B"] | None,
     ) -> Shown:
         """As `Examples.shown`."""
         size = len(pairs), self.texts
@@ -301,8 +307,8 @@ class Mixture:
         return found
 
     def reserved_of(
-        self, pairs: np.ndarray, caption_choice_B: np.ndarray, shown: Shown
-    ) -> np.ndarray:
+        self, pairs: Int[np.ndarray, " B"], caption_choice_B: Int[np.ndarray, " B"], shown: Shown
+    ) -> Int64[np.ndarray, "B M"]:
         """As `Examples.reserved_of`."""
         reserved = np.zeros(shown.index_BxM.shape, np.int64)
         for examples, first, start, at in self._by_source(pairs):
@@ -310,21 +316,23 @@ class Mixture:
             own["index_BxM"] = own["index_BxM"] - start
             choice = caption_choice_B[at]
             found = examples.reserved_of(pairs[at] - first, choice, Shown(**own))
-            reserved[at] = examples.tokens.lengths_of(np.array(examples.empty))
+            reserved[at] = examples.tokens.lengths_of(np.array([examples.empty]))
             reserved[at, : examples.texts] = found
         return reserved
 
-    def lengths_of(self, pairs: np.ndarray) -> np.ndarray:
+    def lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
         """As `Examples.lengths_of`, of examples of one source."""
         ((examples, first, _, _),) = self._by_source(pairs)
         return examples.lengths_of(pairs - first)
 
-    def reserved_lengths_of(self, pairs: np.ndarray) -> np.ndarray:
+    def reserved_lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
         """As `Examples.reserved_lengths_of`, of examples of one source."""
         ((examples, first, _, _),) = self._by_source(pairs)
         return examples.reserved_lengths_of(pairs - first)
 
-    def _by_source(self, pairs: np.ndarray) -> list[tuple[Examples, int, int, np.ndarray]]:
+    def _by_source(
+        self, pairs: Int[np.ndarray, " B"]
+    ) -> list[tuple[Examples, int, int, Bool[np.ndarray, " B"]]]:
         """Of each source among these examples: its own, its first example and text, and where."""
         number = self.source_of(pairs)
         return [
@@ -377,7 +385,7 @@ class MixedImages(ImageSource):
             absent |= {names[i] for i, name in zip(at, own, strict=True) if name in lacking}
         return [name for name in names if name in absent]
 
-    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+    def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         """Indices of names, source by source, each in its own order."""
         parts = [np.array(at)[s.storage_order(own)] for s, at, own in self._by_source(names)]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)

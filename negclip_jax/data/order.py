@@ -10,19 +10,23 @@ go, of the distance of neighbours, and between epochs), two fail them.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int, Int64, Integer, UInt64
 
 MOST_KEPT = 2**22  # examples
 _ROUNDS = 6  # even: the halves then end where they began
 _AHEAD = 2**16  # places that are computed at a time
+# Pairs, whether they show their original caption, random bits.
+Drawn = tuple[Int64[np.ndarray, " B"], Bool[np.ndarray, " B"], UInt64[np.ndarray, " B"]]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # increment of SplitMix64
 
 
-def random_bits(seed: np.ndarray, number: np.ndarray) -> np.ndarray:
+def random_bits(seed: UInt64[Any, "*#B"], number: Integer[Any, "*#B"]) -> UInt64[Any, "..."]:
     """Output of these numbers of SplitMix64 (Steele, Lea and Flood, 2014) with these seeds.
 
-    Both uint64 or non-negative, of shapes that broadcast; returns uint64.
+    Numbers are taken modulo 2**64. Shapes broadcast, those of NumPy's scalars too.
     """
     z = seed + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -30,16 +34,18 @@ def random_bits(seed: np.ndarray, number: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _key(*parts: int) -> np.ndarray:
-    """A seed, uint64 `[1]`, of integers: each changes all of it."""
+def _key(*parts: int) -> UInt64[np.ndarray, "1"]:
+    """A seed of integers: each changes all of it."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = random_bits(key, np.array([part % 2**64], np.uint64))
     return key
 
 
-def permuted(place: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
-    """Where a random permutation of 0..n-1 takes these places: int64, of the shape of `place`."""
+def permuted(
+    place: Int[np.ndarray, "*B"], n: int, seed: int, epoch: int = 0
+) -> Int64[np.ndarray, "*B"]:
+    """Where a random permutation of 0..n-1 takes these places."""
     bits = max(2, (n - 1).bit_length())
     widths = [bits // 2, bits - bits // 2]
     keys = random_bits(_key(seed, epoch, 0), np.arange(_ROUNDS))
@@ -57,8 +63,8 @@ def permuted(place: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray
     return found.astype(np.int64)
 
 
-def held_out(n: int, count: int, seed: int) -> np.ndarray:
-    """Which of n things are the `count` that a seed chooses, bool `[n]`."""
+def held_out(n: int, count: int, seed: int) -> Bool[np.ndarray, " {n}"]:
+    """Which of n things are the `count` that a seed chooses."""
     if n > MOST_KEPT:
         blocks = (np.arange(start, min(start + _AHEAD, n)) for start in range(0, n, _AHEAD))
         return np.concatenate([permuted(block, n, seed) < count for block in blocks])
@@ -71,7 +77,7 @@ def held_out(n: int, count: int, seed: int) -> np.ndarray:
 
 def drawn(
     n: int, seed: int, epoch: int, places: slice, original_fraction: float, *, shuffle: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Drawn:
     """Of consecutive places of an epoch: their pairs, which show their original, random bits.
 
     Args:
@@ -81,7 +87,7 @@ def drawn(
       original_fraction: share of pairs that show their original caption.
       shuffle: else place i is pair i, and -1 beyond them.
 
-    Returns int64, bool and uint64, one for each place. Bits are of the pair, not of the place.
+    Returns one of each for each place. Bits are of the pair, not of the place.
     """
     if n > MOST_KEPT:
         start = places.start // _AHEAD
@@ -102,13 +108,11 @@ def drawn(
 
 
 @functools.lru_cache(maxsize=32)
-def _kept(
-    n: int, seed: int, original_fraction: float
-) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _kept(n: int, seed: int, original_fraction: float) -> Callable[[int], Drawn]:
     """A function of an epoch, which keeps the last two: its order, and what `drawn` returns."""
 
     @functools.lru_cache(maxsize=2)
-    def of_epoch(epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def of_epoch(epoch: int) -> Drawn:
         order, original, bits = np.random.Philox(key=[seed, epoch]).random_raw(3 * n).reshape(3, n)
         return np.argsort(order, kind="stable"), _is_chosen(original, original_fraction), bits
 
@@ -118,7 +122,7 @@ def _kept(
 @functools.lru_cache(maxsize=32)
 def _computed(
     n: int, seed: int, epoch: int, block: int, original_fraction: float, shuffle: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Drawn:
     place = np.arange(block * _AHEAD, (block + 1) * _AHEAD)
     pairs = np.where(place < n, place, -1)
     if shuffle:
@@ -127,6 +131,6 @@ def _computed(
     return pairs, _is_chosen(original, original_fraction), bits
 
 
-def _is_chosen(bits: np.ndarray, share: float) -> np.ndarray:
+def _is_chosen(bits: UInt64[np.ndarray, " B"], share: float) -> Bool[np.ndarray, " B"]:
     # The upper 53 bits as a float in [0, 1), which is what every generator does.
     return (bits >> np.uint64(11)) * 2.0**-53 < share

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int, Int32, Int64, Integer
 
 # Rows that take three or four captions can be filled well. Longer ones save three per cent of the
 # tokens and cost more than that in attention, whose scores grow with the square of a row.
@@ -30,26 +31,26 @@ class Ragged:
     """Token ids of N captions, each with its start and end token, one after the other.
 
     Attributes:
-      ids: int32, or uint16 in a file; all captions.
-      offsets: int64 `[N + 1]`; caption i is `ids[offsets[i]:offsets[i + 1]]`.
+      ids: of all captions; int32, or what a file has.
+      offsets: caption i is `ids[offsets[i]:offsets[i + 1]]`.
     """
 
-    ids: np.ndarray
-    offsets: np.ndarray
+    ids: Integer[np.ndarray, " I"]
+    offsets: Int64[np.ndarray, " N_plus_1"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each caption, int64 `[N]`."""
+    def lengths(self) -> Int64[np.ndarray, " N"]:
+        """Tokens of each caption."""
         return np.diff(self.offsets)
 
-    def lengths_of(self, index: np.ndarray) -> np.ndarray:
-        """Tokens of the captions with these indices, int64 of their shape; reads no others."""
+    def lengths_of(self, index: Int[np.ndarray, "*B"]) -> Int64[np.ndarray, "*B"]:
+        """Tokens of the captions with these indices; reads no others."""
         return self.offsets[index + 1] - self.offsets[index]
 
-    def taken(self, index_B: np.ndarray) -> "Ragged":
+    def taken(self, index_B: Int[np.ndarray, " B"]) -> "Ragged":
         """The captions with these indices, int32."""
         lengths = self.lengths_of(index_B)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -61,8 +62,10 @@ class Ragged:
         offsets = np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]])
         return Ragged(np.concatenate([self.ids, other.ids]), offsets)
 
-    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
-        """Captions with these indices, one a row and zeros after it: int32 `[B, T]`."""
+    def padded(
+        self, index_B: Int[np.ndarray, " B"], length: int
+    ) -> Int32[np.ndarray, "B {length}"]:
+        """Captions with these indices, one a row and zeros after it."""
         column = np.arange(length)
         inside = column < self.lengths_of(index_B)[:, None]
         token = self.offsets[index_B][:, None] + column
@@ -80,15 +83,14 @@ class Joined:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+    def lengths_of(self, index: Int[np.ndarray, "*B"]) -> Int64[np.ndarray, "*B"]:
         """As `Ragged.lengths_of`."""
-        index = np.asarray(index)
         lengths = np.zeros(index.shape, np.int64)
         for part, start, at in self._by_part(index):
             lengths[at] = part.lengths_of(index[at] - start)
         return lengths
 
-    def taken(self, index_B: np.ndarray) -> Ragged:
+    def taken(self, index_B: Int[np.ndarray, " B"]) -> Ragged:
         """As `Ragged.taken`."""
         lengths = self.lengths_of(index_B)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -99,7 +101,9 @@ class Joined:
             ids[np.arange(len(own.ids)) + np.repeat(first, own.lengths)] = own.ids
         return Ragged(ids, offsets)
 
-    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
+    def padded(
+        self, index_B: Int[np.ndarray, " B"], length: int
+    ) -> Int32[np.ndarray, "B {length}"]:
         """As `Ragged.padded`."""
         return self.taken(index_B).padded(np.arange(len(index_B)), length)
 
@@ -120,24 +124,26 @@ class Chosen:
 
     Attributes:
       texts: all captions.
-      index: int `[N]`, which these are.
+      index: which these are.
     """
 
     texts: Ragged | Joined
-    index: np.ndarray
+    index: Int[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def lengths_of(self, index: np.ndarray) -> np.ndarray:
+    def lengths_of(self, index: Int[np.ndarray, "*B"]) -> Int64[np.ndarray, "*B"]:
         """As `Ragged.lengths_of`."""
         return self.texts.lengths_of(self.index[index])
 
-    def taken(self, index_B: np.ndarray) -> Ragged:
+    def taken(self, index_B: Int[np.ndarray, " B"]) -> Ragged:
         """As `Ragged.taken`."""
         return self.texts.taken(self.index[index_B])
 
-    def padded(self, index_B: np.ndarray, length: int) -> np.ndarray:
+    def padded(
+        self, index_B: Int[np.ndarray, " B"], length: int
+    ) -> Int32[np.ndarray, "B {length}"]:
         """As `Ragged.padded`."""
         return self.texts.padded(self.index[index_B], length)
 
@@ -162,7 +168,7 @@ class Packing:
 
     @classmethod
     def suited_to(
-        cls, lengths: np.ndarray, batch_size: int, shards: int, longest: int = 0
+        cls, lengths: Int64[np.ndarray, " N"], batch_size: int, shards: int, longest: int = 0
     ) -> "Packing":
         """Sizes for batches of `batch_size` captions drawn from captions of these lengths.
 
@@ -181,30 +187,30 @@ class Packing:
         # One row more than any trial took: few batches, if any, then need the larger shape.
         return dataclasses.replace(packing, rows=rows + 1, row_step=step)
 
-    def rows_needed(self, lengths: np.ndarray) -> int:
-        """Rows of each shard for captions of these lengths, int `[B]`, in batch order."""
+    def rows_needed(self, lengths: Int64[np.ndarray, " B"]) -> int:
+        """Rows of each shard for captions of these lengths, in batch order."""
         parts = lengths.reshape(-1, self.per_shard)
         return self._rows([_assign(part, self)[0] for part in parts])
 
     def pack(
         self,
         texts: Ragged | Joined,
-        index_B: np.ndarray,
-        reserved_B: np.ndarray | None = None,
+        index_B: Int[np.ndarray, " B"],
+        reserved_B: Int64[np.ndarray, " B"] | None = None,
         rows: int | None = None,
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Int32[np.ndarray, "_ _"]]:
         """Packs the captions with these indices.
 
         Args:
           texts: all captions.
-          index_B: int, the captions to pack.
-          reserved_B: int, tokens to keep for each, at least its length, which is the default. They
+          index_B: the captions to pack.
+          reserved_B: tokens to keep for each, at least its length, which is the default. They
             alone decide the shape and the places, so that processes which know what was planned,
             but not which caption took another's place elsewhere, agree on both.
           rows: of each shard, where a shard elsewhere needs more than the ones here.
 
         Returns:
-          int32 arrays: `ids`, `positions`, `segments` `[R, L]`, a token, its place in its caption,
+          `ids`, `positions`, `segments` `[R, L]`, a token, its place in its caption,
           and the number of the caption in its row from 1, 0 where no caption is; `ends` `[R, Q]`,
           the column of the end token of each caption of the row, 0 where unused; `slots`
           `[S, B / S]`, where a caption's end is among the `R / S * Q` of its shard.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int64
 
 from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
@@ -31,15 +32,15 @@ class Coded:
     """A column as its distinct values and, for each row, which of them: memory for each once.
 
     Attributes:
-      codes: int64 `[S]`, index into `values`; -1 where a row has none.
+      codes: index into `values`; -1 where a row has none.
       values: a `pyarrow.Array`, without repetitions.
     """
 
-    codes: np.ndarray
+    codes: Int64[np.ndarray, " S"]
     values: Any
 
-    def of_values(self, flags: Sequence[bool]) -> np.ndarray:
-        """Flags of the values as flags of the rows, bool `[S]`; False where a row has none."""
+    def of_values(self, flags: Sequence[bool]) -> Bool[np.ndarray, " S"]:
+        """Flags of the values as flags of the rows; False where a row has none."""
         return np.append(np.asarray(flags, bool), False)[self.codes]
 
 

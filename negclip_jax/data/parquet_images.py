@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt64
 
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
 from negclip_jax.data.pair_tables import holds_bytes, refuse_claims
@@ -104,10 +105,10 @@ class ParquetImages(ShardImages):
         column = self._file(shard).column
         return self._read(shard, None, column.path).to_pylist() if column.path else []
 
-    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+    def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         return numbers(names, self._counts[shard])
 
-    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def _listed(self, shard: int) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
         paths = self._paths(shard)
         rows = np.flatnonzero([bool(path) for path in paths])
         return hashed([paths[i] for i in rows]), rows

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Int32, Shaped, UInt8
 
 from negclip_jax.common import strict_json
 from negclip_jax.common.provenance import content_hash
@@ -61,8 +62,8 @@ KINDS |= {"tokens": "<u2", "text_offsets": "<i8"}
 class Names(Sequence):
     """Names in a file, those with some numbers of them; strings are made of what is asked for."""
 
-    def __init__(self, folder: Path, chosen: np.ndarray | None = None):
-        """`chosen`: int `[U]`, numbers of the names; None: all."""
+    def __init__(self, folder: Path, chosen: Int[np.ndarray, " U"] | None = None):
+        """`chosen`: numbers of the names; None: all."""
         self._folder, self._chosen = folder, chosen
         self._letters, self._ends = (_mapped(folder, n, KINDS[n]) for n in ("names", "name_ends"))
 
@@ -81,11 +82,11 @@ class Names(Sequence):
     def __reduce__(self) -> tuple:
         return Names, (self._folder, self._chosen)
 
-    def only(self, chosen: np.ndarray) -> "Names":
+    def only(self, chosen: Int[np.ndarray, " U"]) -> "Names":
         """Those with these numbers of all names of the file."""
         return Names(self._folder, chosen)
 
-    def _of(self, number: np.ndarray) -> list[str]:
+    def _of(self, number: Int[np.ndarray, " N"]) -> list[str]:
         number = number if self._chosen is None else self._chosen[number]
         if not len(number):
             return []
@@ -129,9 +130,9 @@ class Prepared:
       folder: where they are.
       digest: of all arrays.
       images: names of the distinct images, sorted.
-      image_of: int32 `[N]`.
-      id_of: int32 `[N]`, equal for pairs of one image id; None where ids are names of images.
-      losses: uint8 `[N]`, see `examples.losses_by_cut`.
+      image_of: the image of each pair.
+      id_of: equal for pairs of one image id; None where ids are names of images.
+      losses: see `examples.losses_by_cut`.
       tokens: texts of each pair one after the other, and the empty text at the end.
       texts: how many each pair has.
       lost: numbers of some pairs that lose a negation, and their texts.
@@ -140,9 +141,9 @@ class Prepared:
     folder: Path
     digest: str
     images: Names
-    image_of: np.ndarray
-    id_of: np.ndarray | None
-    losses: np.ndarray
+    image_of: Int32[np.ndarray, " N"]
+    id_of: Int32[np.ndarray, " N"] | None
+    losses: UInt8[np.ndarray, " N"]
     tokens: Ragged
     texts: int
     lost: list[tuple[int, str]]
@@ -150,15 +151,15 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.image_of)
 
-    def first_text(self, rows: np.ndarray) -> np.ndarray:
+    def first_text(self, rows: Int[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
         """Of each of these pairs the first text, in four bytes where these are enough."""
         is_small = len(self) * self.texts < 2**31
         return rows * (np.int32 if is_small else np.int64)(self.texts)
 
-    def groups(self, rows: np.ndarray) -> np.ndarray:
+    def groups(self, rows: Int[np.ndarray, " R"]) -> Int32[np.ndarray, " R"]:
         """For the split by image: the least image that shares a file or an id with each of `rows`.
 
-        Int32 `[R]`. Pairs that share an image file or an image id, directly or through others of
+        Pairs that share an image file or an image id, directly or through others of
         `rows`, are of one group.
         """
         image = self.image_of[rows]
@@ -306,7 +307,7 @@ class _Column:
         self._dtype, self._crc, self._sha = np.dtype(kind), 0, hashlib.sha256()
         self._path = _file_of(folder, name, kind)
 
-    def append(self, array: np.ndarray) -> None:
+    def append(self, array: Shaped[np.ndarray, " N"]) -> None:
         content = np.ascontiguousarray(array, self._dtype).data
         self._file.write(content)
         self._crc = zlib.crc32(content, self._crc)
@@ -329,7 +330,7 @@ def _file_of(folder: Path, name: str, kind: str) -> Path:
     return folder / f"{name}.{kind[1:]}"
 
 
-def _check(folder: Path, name: str, described: list) -> np.ndarray:
+def _check(folder: Path, name: str, described: list) -> Shaped[np.ndarray, " N"]:
     """Maps an array. Raises ValueError where its file is not what the head says, or OSError."""
     kind, count, crc, _ = described
     file = _file_of(folder, name, kind)
@@ -344,7 +345,7 @@ def _check(folder: Path, name: str, described: list) -> np.ndarray:
     return _mapped(folder, name, kind)
 
 
-def _mapped(folder: Path, name: str, kind: str) -> np.ndarray:
+def _mapped(folder: Path, name: str, kind: str) -> Shaped[np.ndarray, " N"]:
     file = _file_of(folder, name, kind)
     if not file.stat().st_size:  # NumPy maps no empty file
         return np.zeros(0, kind)

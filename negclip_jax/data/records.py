@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
@@ -113,11 +114,16 @@ def split_pairs(
 
 
 def held_out(
-    groups: np.ndarray | None, n: int, *, validation_fraction: float, by: str, seed: int
-) -> np.ndarray:
-    """Which of n pairs are for validation, bool `[n]`; see `split_pairs`.
+    groups: Int[np.ndarray, " {n}"] | None,
+    n: int,
+    *,
+    validation_fraction: float,
+    by: str,
+    seed: int,
+) -> Bool[np.ndarray, " {n}"]:
+    """Which of n pairs are for validation; see `split_pairs`.
 
-    `groups`: for a split by image, non-negative integers `[n]`, equal for pairs of one image and
+    `groups`: for a split by image, non-negative integers, equal for pairs of one image and
     ordered as the names of images are; for one by caption None.
     """
     if by not in ("image", "caption"):

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int64, UInt64
 from PIL import Image
 
 from negclip_jax.common import remote, storage
@@ -63,11 +64,11 @@ class ShardImages(ImageSource):
     def _prepare(self) -> None:
         self._lock, self._known = threading.Lock(), None
 
-    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
-        """Rows of the names in a shard, int64 `[N]`, -1 where there is none."""
+    def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
+        """Rows of the names in a shard, -1 where there is none."""
 
-    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of the names of a shard's images, uint64 `[M]`, and their rows, int64 `[M]`."""
+    def _listed(self, shard: int) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
+        """Hashes of the names of a shard's images, and their rows."""
 
     def _content(self, shard: int, row: int) -> bytes:
         """The bytes of an image; raises ImageError."""
@@ -118,15 +119,15 @@ class ShardImages(ImageSource):
         """Of all shards: nothing else decides which images there are."""
         return content_hash([list(shard) for shard in self.shards.found])
 
-    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+    def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         """Indices of names, shard by shard in the order of bytes."""
         starts = range(0, len(names), _AT_ONCE)
         places = [self.find(names[start : start + _AT_ONCE]) for start in starts]
         shards, rows = np.concatenate([np.zeros((0, 2), np.int64), *places]).T
         return np.lexsort((rows, shards))
 
-    def find(self, names: Sequence[str]) -> np.ndarray:
-        """Shard and row of each image, int64 `[N, 2]`, -1 where there is none.
+    def find(self, names: Sequence[str]) -> Int64[np.ndarray, "N 2"]:
+        """Shard and row of each image, -1 where there is none.
 
         Raises ImageError for a name without its shard that several shards have.
         """
@@ -156,8 +157,8 @@ class ShardImages(ImageSource):
         places[left[same]] = found[at[same]]
         return places
 
-    def _alone(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all names without their shards, ascending, and int64 `[M, 2]` for each.
+    def _alone(self) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, "M 2"]]:
+        """Hashes of all names without their shards, ascending, and shard and row of each.
 
         Made when such a name is first asked for: 24 bytes an image.
         """
@@ -199,8 +200,8 @@ class ShardImages(ImageSource):
         self._prepare()
 
 
-def numbers(names: Sequence[str], count: int) -> np.ndarray:
-    """Names that are numbers below `count` as these, int64 `[N]`, others as -1."""
+def numbers(names: Sequence[str], count: int) -> Int64[np.ndarray, " N"]:
+    """Names that are numbers below `count` as these, others as -1."""
     found = [int(x) if x.isascii() and x.isdigit() and len(x) < 20 else -1 for x in names]
     return np.array([number if number < count else -1 for number in found], np.int64)
 
@@ -234,13 +235,13 @@ class TarImages(ShardImages):
             found += [f"{shard.name}/{name}" for name in shown]
         return found
 
-    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+    def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         return self.shards.index(shard).find(names)
 
     def _row(self, shard: int, name: str) -> int:
         return self.shards.index(shard).find_one(name)
 
-    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def _listed(self, shard: int) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
         index = self.shards.index(shard)
         rows = index.members.astype(np.int64)
         are_photos = index.are_photos()[rows]
@@ -284,10 +285,10 @@ class RecordImages(ShardImages):
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_counts": self._counts}
 
-    def _rows(self, shard: int, names: Sequence[str]) -> np.ndarray:
+    def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         return numbers(names, self._counts[shard])
 
-    def _listed(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def _listed(self, shard: int) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
 
     def _content(self, shard: int, row: int) -> bytes:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64, UInt64
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.problems import Problems
@@ -49,31 +50,32 @@ class Statements:
     Attributes:
       true_texts, false_texts: how many an example shows, T and F.
       tokens: token ids of the distinct texts.
-      offsets: int64 `[U + 1]`; those about image u are `offsets[u]` to `offsets[u + 1] - 1`.
-      text: int64 `[S]`, index into `tokens`.
-      truth, holds_caption: bool `[S]`; a text that holds its image's caption is false of others.
-      polarity: int64 `[S]`, index into POLARITIES.
-      unit, form: int64 `[S]`, equal for statements that share one; -1 where not known.
-      object: int64 `[S]`, equal for those that are about one object, the same, and no other; -1 for
-        all else.
-      opposite_images: bool `[U]`, those that `opposites` chooses from; None: all.
+      offsets: those about image u are `offsets[u]` to `offsets[u + 1] - 1`.
+      text: index into `tokens`.
+      truth, holds_caption: a text that holds its image's caption is false of others.
+      polarity: index into POLARITIES.
+      unit, form: equal for statements that share one; -1 where not known.
+      object: equal for those that are about one object, the same, and no other; -1 for all else.
+      opposite_images: those that `opposites` chooses from; None: all.
     """
 
     true_texts: int
     false_texts: int
     tokens: Ragged
-    offsets: np.ndarray
-    text: np.ndarray
-    truth: np.ndarray
-    holds_caption: np.ndarray
-    polarity: np.ndarray
-    unit: np.ndarray
-    form: np.ndarray
-    object: np.ndarray
-    opposite_images: np.ndarray | None = None
+    offsets: Int64[np.ndarray, " U_plus_1"]
+    text: Int64[np.ndarray, " S"]
+    truth: Bool[np.ndarray, " S"]
+    holds_caption: Bool[np.ndarray, " S"]
+    polarity: Int64[np.ndarray, " S"]
+    unit: Int64[np.ndarray, " S"]
+    form: Int64[np.ndarray, " S"]
+    object: Int64[np.ndarray, " S"]
+    opposite_images: Bool[np.ndarray, " U"] | None = None
 
-    def choose(self, image_B: np.ndarray, bits_B: np.ndarray) -> np.ndarray:
-        """Statements that examples show, int64 `[B, T + F]`, -1 where an image has too few.
+    def choose(
+        self, image_B: Int[np.ndarray, " B"], bits_B: UInt64[np.ndarray, " B"]
+    ) -> Int64[np.ndarray, "B {self.true_texts}+{self.false_texts}"]:
+        """Statements that examples show, -1 where an image has too few.
 
         True ones first. Both kinds are drawn alike, so that neither a polarity nor a form of words
         tells the truth: the polarities that an image has take turns in random order, and within one
@@ -81,8 +83,8 @@ class Statements:
         of its unit and form as far as there is one.
 
         Args:
-          image_B: int, images.
-          bits_B: uint64, random bits of each example.
+          image_B: images.
+          bits_B: random bits of each example.
         """
         starts = self.offsets[image_B]
         counts = self.offsets[image_B + 1] - starts
@@ -128,7 +130,7 @@ class Statements:
             return self
         return dataclasses.replace(self, offsets=np.pad(self.offsets, (first, after), "edge"))
 
-    def compared_among(self, image_P: np.ndarray) -> "Statements":
+    def compared_among(self, image_P: Int[np.ndarray, " P"]) -> "Statements":
         """The same, of which `opposites` are some of these images, so that none is of another part.
 
         Training would else learn on the images that validation holds out.
@@ -137,10 +139,12 @@ class Statements:
         is_among[image_P] = True
         return dataclasses.replace(self, opposite_images=is_among)
 
-    def presence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def presence(
+        self,
+    ) -> tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
         """What is known to be in which image: of each image and object, in this order, one fact.
 
-        Read from the statements about one object. int64 `[P]`, images and objects, and bool.
+        Read from the statements about one object. Images, objects, and whether it is there.
         """
         owner = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         affirms, denies = (self.polarity == POLARITIES.index(p) for p in ("affirms", "denies"))
@@ -149,14 +153,16 @@ class Statements:
         first = says[np.unique(key, return_index=True)[1]]
         return owner[first], self.object[first], self.truth[first] == affirms[first]
 
-    def opposites(self, chosen: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """For each statement an image of which its text is known to have the other truth, int64.
+    def opposites(
+        self, chosen: Int[np.ndarray, "*B"], bits: UInt64[np.ndarray, "*B"]
+    ) -> Int64[np.ndarray, "*B"]:
+        """For each statement an image of which its text is known to have the other truth.
 
         -1 where there is none, or no statement.
 
         Args:
-          chosen: int, statements, -1 for none.
-          bits: uint64 of the same shape, which choose among the images.
+          chosen: statements, -1 for none.
+          bits: which choose among the images.
         """
         image, key = self._by_text_and_truth
         if not len(image):  # nothing is said of any of these images
@@ -168,7 +174,7 @@ class Statements:
         return np.where(there, image[np.where(there, place, 0)], -1)
 
     @functools.cached_property
-    def _by_text_and_truth(self) -> tuple[np.ndarray, np.ndarray]:
+    def _by_text_and_truth(self) -> tuple[Int32[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
         """Of statements about `opposite_images`, in this order: the image, `2 * text + truth`."""
         images = np.arange(len(self.offsets) - 1, dtype=np.int32)
         images, key = np.repeat(images, np.diff(self.offsets)), 2 * self.text + self.truth
@@ -206,7 +212,7 @@ class Statements:
         )
 
 
-def _rank(groups: np.ndarray) -> np.ndarray:
+def _rank(groups: Int[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
     """Place of each element among its equals, which stand together."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int64, UInt8, UInt64
 
 from negclip_jax.common import remote, storage, strict_json
 from negclip_jax.common.errors import InputError
@@ -71,19 +72,19 @@ class Index(NamedTuple):
     """The members of one tar, N of them, memory-mapped. No two have one hash.
 
     Attributes:
-      hashes: uint64 `[N]`, of the names, ascending.
-      members: uint64 `[N]`, the member that each hash is of.
-      offsets, sizes: uint64 `[N]`, of the members' content, in the order of the tar.
-      ends: uint64 `[N]`, where each name ends in `names`.
-      names: uint8, UTF-8.
+      hashes: of the names, ascending.
+      members: the member that each hash is of.
+      offsets, sizes: of the members' content, in the order of the tar.
+      ends: where each name ends in `names`.
+      names: UTF-8.
     """
 
-    hashes: np.ndarray
-    members: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    ends: np.ndarray
-    names: np.ndarray
+    hashes: UInt64[np.ndarray, " N"]
+    members: UInt64[np.ndarray, " N"]
+    offsets: UInt64[np.ndarray, " N"]
+    sizes: UInt64[np.ndarray, " N"]
+    ends: UInt64[np.ndarray, " N"]
+    names: UInt8[np.ndarray, " L"]
 
     def listed(self) -> Iterator[Member]:
         """Members in the order of the tar."""
@@ -93,8 +94,8 @@ class Index(NamedTuple):
             yield Member(names[start:end].decode(), offset, size)
             start = end
 
-    def find(self, names: Sequence[str]) -> np.ndarray:
-        """Which members have these names, int64 `[M]`, -1 where none has."""
+    def find(self, names: Sequence[str]) -> Int64[np.ndarray, " M"]:
+        """Which members have these names, -1 where none has."""
         if not len(self.hashes):
             return np.full(len(names), -1)
         wanted = hashed(names)
@@ -106,8 +107,8 @@ class Index(NamedTuple):
         place = search(self.hashes, name)
         return -1 if place < 0 else int(self.members[place])
 
-    def are_photos(self) -> np.ndarray:
-        """Bool `[N]`, which members are photos by the suffixes of their names."""
+    def are_photos(self) -> Bool[np.ndarray, " N"]:
+        """Which members are photos by the suffixes of their names."""
         found = np.zeros(len(self.ends), bool)
         lengths = np.diff(self.ends.astype(np.int64), prepend=0)
         for suffix in PHOTO_SUFFIXES:
@@ -119,8 +120,8 @@ class Index(NamedTuple):
         return found
 
 
-def hashed(names: Sequence[str]) -> np.ndarray:
-    """Hashes of names, uint64 `[M]`."""
+def hashed(names: Sequence[str]) -> UInt64[np.ndarray, " M"]:
+    """Hashes of names."""
     parts = []
     for start in range(0, len(names), _HASHED):
         content = [name.encode("utf-8", "surrogatepass") for name in names[start : start + _HASHED]]
@@ -129,8 +130,8 @@ def hashed(names: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
-def search(hashes: np.ndarray, name: str) -> int:
-    """The first place of a name's hash among ascending ones, uint64 `[N]`, or -1."""
+def search(hashes: UInt64[np.ndarray, " N"], name: str) -> int:
+    """The first place of a name's hash among ascending ones, or -1."""
     total, power = 0, _FACTOR
     for byte in name.encode("utf-8", "surrogatepass"):
         total += (byte + 1) * power
@@ -140,7 +141,9 @@ def search(hashes: np.ndarray, name: str) -> int:
     return place if place < len(hashes) and hashes[place] == wanted else -1
 
 
-def _hashes(content: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _hashes(
+    content: UInt8[np.ndarray, " L"], ends: Int64[np.ndarray, " M"]
+) -> UInt64[np.ndarray, " M"]:
     starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
     lengths = ends.astype(np.int64) - starts
     powers = np.full(lengths.max(initial=0), np.uint64(_FACTOR)).cumprod(dtype=np.uint64)

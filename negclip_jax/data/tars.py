@@ -17,6 +17,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 from negclip_jax.common import storage
 from negclip_jax.common.problems import first
@@ -85,16 +86,16 @@ class TarShards(Shards):
             sample[suffix] = member
         yield from found.items()
 
-    def find(self, names: Sequence[str]) -> np.ndarray:
-        """Shard and member of each name `SHARD/MEMBER`, int64 `[N, 2]`, -1 where there is none."""
+    def find(self, names: Sequence[str]) -> Int64[np.ndarray, "N 2"]:
+        """Shard and member of each name `SHARD/MEMBER`, -1 where there is none."""
         places = np.full((len(names), 2), -1)
         for shard, (rows, members) in self.by_shard(names).items():
             places[rows, 1] = self.index(shard).find(members)
             places[rows, 0] = np.where(places[rows, 1] < 0, -1, shard)
         return places
 
-    def locate(self, names: Sequence[str]) -> np.ndarray:
-        """Where members `SHARD/MEMBER` are: int64 `[N, 3]`, shard, offset and size; -1 for none."""
+    def locate(self, names: Sequence[str]) -> Int64[np.ndarray, "N 3"]:
+        """Where members `SHARD/MEMBER` are: shard, offset and size; -1 for none."""
         places = np.pad(self.find(names), ((0, 0), (0, 1)), constant_values=-1)
         for shard in np.unique(places[places[:, 0] >= 0, 0]).tolist():
             rows, index = np.flatnonzero(places[:, 0] == shard), self.index(shard)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 from negclip_jax.common import strict_json
@@ -79,7 +80,7 @@ class TfdsImages(ImageSource):
         rows = self._index()
         return [name for name in dict.fromkeys(names) if name not in rows]
 
-    def storage_order(self, names: Sequence[str]) -> np.ndarray:
+    def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         """Indices of names in the order of the split."""
         rows = self._index()
         return np.argsort([rows.get(name, -1) for name in names], kind="stable")

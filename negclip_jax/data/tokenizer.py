@@ -26,6 +26,7 @@ from typing import Any, Self
 import ftfy
 import numpy as np
 import regex
+from jaxtyping import Int32, Int64
 
 from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
@@ -120,8 +121,8 @@ class Tokenizer:
 
     def encode_ragged(
         self, texts: str | Sequence[str], length: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all captions one after the other, int32, and their offsets int64 `[N + 1]`.
+    ) -> tuple[Int32[np.ndarray, " I"], Int64[np.ndarray, " N_plus_1"]]:
+        """Ids of all captions one after the other, and their offsets.
 
         Caption i is `ids[offsets[i] : offsets[i + 1]]`, special tokens included, of SigLIP padding
         as well. It is cut before its end token where it is longer than `length`, T by default.
@@ -146,8 +147,10 @@ class Tokenizer:
         padded.fingerprint = _digest("padded", self.fingerprint)
         return padded
 
-    def __call__(self, texts: str | Sequence[str], length: int | None = None) -> np.ndarray:
-        """Padded ids int32 `[N, length]`, by default `[N, T]`; longer captions are cut.
+    def __call__(
+        self, texts: str | Sequence[str], length: int | None = None
+    ) -> Int32[np.ndarray, "N L"]:
+        """Padded ids; L is `length`, by default the context length T. Longer captions are cut.
 
         Raises TokenizerError for a text that is not a string, and for a length outside 2..T, of
         SigLIP for any other than T.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from negclip_jax.common import storage
 from negclip_jax.data.images import ImageSource
@@ -31,8 +32,8 @@ _AT_ONCE = 2**17  # images whose names and identities are objects at a time
 
 def image_digests(
     source: ImageSource, names: Sequence[str], folder: epath.Path | Path, shared: bool = False
-) -> np.ndarray:
-    """SHA-256 of each image, uint8 `[N, 32]`; those that `folder` knows are not read again.
+) -> UInt8[np.ndarray, "N 32"]:
+    """SHA-256 of each image; those that `folder` knows are not read again.
 
     Where all processes see one folder (`shared`), each reads its share and process 0 writes.
     """

@@ -29,6 +29,7 @@ import PIL
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float32
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.feature_files import ImageFeatures
@@ -36,7 +37,7 @@ from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.inputs import Images, PhotoNames, Texts
-from negclip_jax.embeddings.keys import first_of_equals
+from negclip_jax.embeddings.keys import Rows, first_of_equals
 from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import l2_normalise
@@ -46,6 +47,7 @@ IMAGES_PER_DEVICE, TEXTS_PER_DEVICE = 64, 256
 _TRAINING_IMAGES_PER_DEVICE = 32
 _BAD_SHOWN = 5
 # SigLIP's vision tower has no projection after it.
+Features = Float32[jax.Array, "B D"]
 TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_projection")}
 
 
@@ -102,20 +104,20 @@ def of_tower(tower: str, tree: dict) -> dict:
 
 @functools.lru_cache(16)
 def compiled(
-    encode: Callable[[clip.CLIP, Any], jax.Array], graphdef: nnx.GraphDef, mesh: Mesh | None = None
-) -> Callable[[dict, Any], jax.Array]:
+    encode: Callable[[clip.CLIP, Any], Features], graphdef: nnx.GraphDef, mesh: Mesh | None = None
+) -> Callable[[dict, Any], Features]:
     """Compiled `encode(model, batch)` as a function of parameters and batch.
 
     One for all models of one architecture. The parameters are an argument: closed over, they would
     be copied into the program as constants, and could not be split over hosts.
 
     Args:
-      encode: traced; returns float32 `[B, D]`.
+      encode: traced.
       graphdef: static half of the model.
       mesh: the result is then whole on every device.
     """
 
-    def run(params: dict, batch: Any) -> jax.Array:
+    def run(params: dict, batch: Any) -> Features:
         return encode(nnx.merge(graphdef, sharding.whole(mesh, params)), batch)
 
     return jax.jit(run) if mesh is None else jax.jit(run, out_shardings=sharding.replicated(mesh))
@@ -172,15 +174,15 @@ class Tower:
         self._batches = inputs.batches(self._left, self._size, mesh)
         self._resources.callback(self._batches.close)
         self._started = self._done = 0
-        self._running: collections.deque[jax.Array] = collections.deque()
+        self._running: collections.deque[Features] = collections.deque()
 
     @property
     def pending(self) -> int:
         """Items that are not encoded yet."""
         return len(self._left) - self._done
 
-    def features(self, items: Sequence[Hashable]) -> np.ndarray:
-        """Unit rows float32 `[N, D]`; encodes up to the last of these items.
+    def features(self, items: Sequence[Hashable]) -> Float32[np.ndarray, "N D"]:
+        """Unit rows; encodes up to the last of these items.
 
         Raises InputError that names items without an embedding; others can still be asked for.
         """
@@ -247,8 +249,8 @@ def _batch_size(items: int, devices: int, per_device: int) -> int:
     return max(1, math.ceil(items / (batches * devices))) * devices
 
 
-def _agree(store: EmbeddingStore, keys: np.ndarray, shared: bool) -> None:
-    """Gives every process what the main process's store holds of these keys, uint8 `[N, 16]`.
+def _agree(store: EmbeddingStore, keys: Rows, shared: bool) -> None:
+    """Gives every process what the main process's store holds of these keys.
 
     Processes whose items differ would run batches of other shapes, and wait for each other.
     """
@@ -285,7 +287,7 @@ class GivenImages:
             described = {f"digest of {features.path}": features.digest}
             multihost.require_same("image features", described)
 
-    def features(self, items: Sequence[ImageRef]) -> np.ndarray:
+    def features(self, items: Sequence[ImageRef]) -> Float32[np.ndarray, "N D"]:
         """As `Tower.features`."""
         if bad := self.unusable(items):
             reasons = "; ".join(list(bad.values())[:_BAD_SHOWN])
@@ -372,8 +374,8 @@ class Encoder:
 
     def features(
         self, images: Sequence[ImageRef], texts: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Unit rows float32 `[N, D]` and `[M, D]`.
+    ) -> tuple[Float32[np.ndarray, "N D"], Float32[np.ndarray, "M D"]]:
+        """Unit rows of N images and M texts.
 
         Raises InputError that names images which cannot be read; others can still be asked for.
         """
@@ -401,7 +403,7 @@ def image_features(
     mesh: Mesh,
     *,
     threads: int,
-) -> tuple[MappedRows, np.ndarray]:
+) -> tuple[MappedRows, Bool[np.ndarray, " U"]]:
     """Features of a frozen tower for training; what `root` does not hold is computed into it.
 
     Images are read in the order in which they are stored, whatever order `names` come in. All
@@ -416,7 +418,7 @@ def image_features(
       threads: that decode.
 
     Returns:
-      Unnormalised float32 `[U, D]`, memory-mapped, and bool `[U]`: images without features.
+      Unnormalised, memory-mapped, and which images have none.
     """
     order = source.storage_order(names)
     inputs = Images(
@@ -437,7 +439,7 @@ def text_features(
     *,
     computes: bool,
 ) -> MappedRows:
-    """Features of texts for training, unnormalised float32 `[N, D]`, memory-mapped.
+    """Features of texts for training, unnormalised and memory-mapped.
 
     Args:
       tokens: token ids of the texts, N.
@@ -457,7 +459,7 @@ def _kept(
     mesh: Mesh,
     per_device: int,
     computes: bool = True,
-) -> tuple[MappedRows, np.ndarray]:
+) -> tuple[MappedRows, Bool[np.ndarray, " U"]]:
     """Features of all items in the store at `path`, and which have none, as `image_features`."""
     multihost.require_same("feature cache", {"name": path.name})
 

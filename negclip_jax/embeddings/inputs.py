@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Float32, Int64
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Chosen, Joined, Packing, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.digests import image_digests
-from negclip_jax.embeddings.keys import KEY_BYTES
+from negclip_jax.embeddings.keys import KEY_BYTES, Rows
 from negclip_jax.embeddings.store import key
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import normalise_pixels
@@ -39,8 +40,8 @@ _AT_ONCE = 2**16  # texts whose token ids are in memory
 Batch = dict[str, np.ndarray]
 
 
-def as_rows(keys: Iterable[bytes]) -> np.ndarray:
-    """Keys, one by one, as uint8 `[N, 16]`."""
+def as_rows(keys: Iterable[bytes]) -> Rows:
+    """Keys, taken one by one, as one array."""
     joined = bytearray()
     for part in keys:
         joined += part
@@ -49,30 +50,30 @@ def as_rows(keys: Iterable[bytes]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeImages:
-    """Features `[B, D]` of a batch of `Images`, NaN where bad."""
+    """Features of a batch of `Images`, NaN where bad."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> Float32[jax.Array, "B D"]:
         features = model.encode_image(normalise_pixels(batch["pixels"], self.mean, self.std))
         return jnp.where(batch["bad"][:, None], jnp.nan, features)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeTexts:
-    """Features `[B, D]` of a batch of `Texts`."""
+    """Features of a batch of `Texts`."""
 
     packed: bool
 
-    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, model: clip.CLIP, batch: dict[str, jax.Array]) -> Float32[jax.Array, "B D"]:
         return model.encode_text(batch if self.packed else batch["ids"])
 
 
 class PhotoNames(Sequence):
     """Whole images by their names, in another order; each is made when it is asked for."""
 
-    def __init__(self, names: Sequence[str], order: np.ndarray):
+    def __init__(self, names: Sequence[str], order: Int64[np.ndarray, " N"]):
         self.names, self.order = names, order
 
     def __len__(self) -> int:
@@ -102,10 +103,10 @@ class _Items:
     """Items by their rows."""
 
     items: Sequence[Hashable]
-    keys: np.ndarray
+    keys: Rows
 
-    def rows_of(self, items: Sequence[Hashable]) -> np.ndarray:
-        """Rows of these items, int64."""
+    def rows_of(self, items: Sequence[Hashable]) -> Int64[np.ndarray, " M"]:
+        """Rows of these items."""
         return np.array([self._row[item] for item in items], np.int64)
 
     @functools.cached_property
@@ -153,7 +154,7 @@ class Images(_Items):
             for i, box in zip(row, boxes, strict=True)
         )
 
-    def batches(self, rows_N: np.ndarray, size: int, mesh: Mesh) -> Iterator[Batch]:
+    def batches(self, rows_N: Int64[np.ndarray, " N"], size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's rows of each batch: `pixels` uint8 `[r, H, W, 3]`, `bad` bool `[r]`.
 
         Bad are images that cannot be read, noted in `unreadable`, and the rows that fill up the
@@ -231,7 +232,7 @@ class Texts(_Items):
             for first, end in itertools.pairwise(part.offsets.tolist()):
                 yield part.ids[first:end].tobytes()
 
-    def batches(self, rows_N: np.ndarray, size: int, mesh: Mesh) -> Iterator[Batch]:
+    def batches(self, rows_N: Int64[np.ndarray, " N"], size: int, mesh: Mesh) -> Iterator[Batch]:
         """This process's share of each batch, packed as `data.packing` says or `ids` `[r, T]`.
 
         The last batch is filled up with its last text.

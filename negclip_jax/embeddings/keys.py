@@ -4,22 +4,26 @@ A key is 16 bytes of a SHA-256 (`embeddings.store.key`). A dictionary takes some
 these arrays 24.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Int, Int64, UInt8, UInt64
 
 KEY_BYTES = 16
 MISSING = -2  # number of a key that is not there; a store has -1 for what is in no file yet
+Rows = UInt8[np.ndarray, "N 16"]
 _RECENT = 2**18  # keys that wait to be sorted in, and no more than an eighth of all
 
 
-def as_array(keys: list[bytes] | np.ndarray) -> np.ndarray:
-    """Keys as uint8 `[N, 16]`."""
+def as_array(keys: Sequence[bytes] | Rows) -> Rows:
+    """Keys as one array."""
     if isinstance(keys, np.ndarray):
         return keys
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
 
 
-def first_of_equals(keys: np.ndarray) -> np.ndarray:
-    """For each key the first row that has the same one, int64 `[N]`; `keys`: uint8 `[N, 16]`."""
+def first_of_equals(keys: Rows) -> Int64[np.ndarray, " N"]:
+    """For each key the first row that has the same one."""
     front, back = _halves(keys)
     order = np.lexsort((back, front))  # stable
     starts = np.ones(len(order), bool)
@@ -30,7 +34,7 @@ def first_of_equals(keys: np.ndarray) -> np.ndarray:
 
 
 class KeyIndex:
-    """Numbers, int64, by key. The last one that is added under a key counts."""
+    """Numbers by key. The last one that is added under a key counts."""
 
     def __init__(self) -> None:
         self._front, self._back = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
@@ -40,8 +44,8 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._numbers) + len(self._recent)
 
-    def add(self, keys: list[bytes] | np.ndarray, numbers: np.ndarray) -> None:
-        """Keeps numbers int `[N]` under these keys."""
+    def add(self, keys: Sequence[bytes] | Rows, numbers: Int[np.ndarray, " N"]) -> None:
+        """Keeps numbers under these keys."""
         keys, numbers = as_array(keys), np.asarray(numbers, np.int64)
         is_many = len(keys) > _RECENT
         if is_many:
@@ -61,8 +65,8 @@ class KeyIndex:
         if len(self._recent) > max(_RECENT, len(self._numbers) // 8):
             self._sort_in_recent()
 
-    def find(self, keys: list[bytes] | np.ndarray) -> np.ndarray:
-        """The number of each key, int64 `[N]`, `MISSING` where there is none."""
+    def find(self, keys: Sequence[bytes] | Rows) -> Int64[np.ndarray, " N"]:
+        """The number of each key, `MISSING` where there is none."""
         keys = as_array(keys)
         place = self._place(keys)
         found = np.full(len(keys), MISSING)
@@ -74,8 +78,8 @@ class KeyIndex:
                 found[i] = self._recent.get(key, MISSING)
         return found
 
-    def _place(self, keys: np.ndarray) -> np.ndarray:
-        """Where keys are in the sorted arrays, int64 `[N]`, -1 for those that are not."""
+    def _place(self, keys: Rows) -> Int64[np.ndarray, " N"]:
+        """Where keys are in the sorted arrays, -1 for those that are not."""
         front, back = _halves(keys)
         if not len(self._front):
             return np.full(len(front), -1)
@@ -97,7 +101,7 @@ class KeyIndex:
         keys, self._recent = as_array(list(self._recent)), {}
         self._sort_in(keys, numbers)
 
-    def _sort_in(self, keys: np.ndarray, numbers: np.ndarray) -> None:
+    def _sort_in(self, keys: Rows, numbers: Int64[np.ndarray, " N"]) -> None:
         """Adds keys that are not there yet, each once."""
         front, back = _halves(keys)
         self._front = np.concatenate([self._front, front])
@@ -108,6 +112,6 @@ class KeyIndex:
         self._numbers = self._numbers[order]
 
 
-def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _halves(keys: Rows) -> tuple[UInt64[np.ndarray, " N"], UInt64[np.ndarray, " N"]]:
     front, back = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2).T
     return np.ascontiguousarray(front), np.ascontiguousarray(back)

@@ -26,10 +26,11 @@ from typing import BinaryIO
 
 import numpy as np
 from etils import epath
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 
 from negclip_jax.common import remote, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.embeddings.keys import KEY_BYTES, MISSING, KeyIndex, as_array
+from negclip_jax.embeddings.keys import KEY_BYTES, MISSING, KeyIndex, Rows, as_array
 
 PART = 512  # records of an object in a bucket: what a kill loses at most
 _BLOCK = 4096  # records that are read at a time
@@ -42,30 +43,39 @@ def key(*parts: bytes) -> bytes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MappedRows:
-    """Float32 `[U, D]` in a file: indexed like an array, read when it is.
+    """U rows in a file: indexed like an array `[U, D]`, read when it is.
 
     Attributes:
-      rows: float32 `[M, D]`, all of the file.
-      places: int64 `[U]`, which of them these are.
+      rows: all of the file.
+      places: which of them these are.
     """
 
-    rows: np.ndarray
-    places: np.ndarray
+    rows: Float32[np.ndarray, "M D"]
+    places: Int64[np.ndarray, " U"]
 
     @property
     def shape(self) -> tuple[int, int]:
         """U and D."""
         return len(self.places), self.rows.shape[1]
 
-    def __getitem__(self, index: np.ndarray | int | slice) -> np.ndarray:
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the rows."""
+        return self.rows.dtype
+
+    def __getitem__(
+        self, index: Shaped[np.ndarray, "..."] | int | slice
+    ) -> Float32[np.ndarray, "*B D"]:
         return self.rows[self.places[index]]
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(
+        self, dtype: np.dtype | None = None, copy: bool | None = None
+    ) -> Shaped[np.ndarray, "U D"]:
         return np.asarray(self[:], dtype)
 
 
 class EmbeddingStore:
-    """Embeddings float32 `[D]` by key; those of items that have none are kept as NaN.
+    """Embeddings of D numbers by key; those of items that have none are kept as NaN.
 
     Several processes may add to one file, each under a lock. Where the file system has no locks,
     records that two write at the same moment can be lost, and are computed again.
@@ -104,8 +114,8 @@ class EmbeddingStore:
     def __contains__(self, key: bytes) -> bool:
         return bool(self.has([key])[0])
 
-    def has(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """Which of these keys, or rows of uint8 `[N, 16]`, are there: bool `[N]`."""
+    def has(self, keys: Sequence[bytes] | Rows) -> Bool[np.ndarray, " N"]:
+        """Which of these keys are there."""
         if self.path is None:
             listed = [key.tobytes() if isinstance(key, np.ndarray) else key for key in keys]
             return np.array([key in self._in_memory for key in listed], bool)
@@ -114,14 +124,14 @@ class EmbeddingStore:
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
 
-    def rows(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
-        """Embeddings of these keys, float32 `[N, D]`; KeyError for one that is not there."""
+    def rows(self, keys: Sequence[bytes] | Rows) -> Float32[np.ndarray, "N {self.dim}"]:
+        """Embeddings of these keys; KeyError for one that is not there."""
         if self.path is not None:
             return self.mapped(keys)[:]
         rows = [self._in_memory[key.tobytes()] for key in as_array(keys)]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def mapped(self, keys: Sequence[bytes] | np.ndarray) -> MappedRows:
+    def mapped(self, keys: Sequence[bytes] | Rows) -> MappedRows:
         """The same, memory-mapped; for a file, in a bucket after `finish`."""
         places = self._places.find(keys)
         if (lacking := np.flatnonzero(places == MISSING)).size:
@@ -135,8 +145,8 @@ class EmbeddingStore:
             self._map = np.zeros((0, self.dim), "<f4") if records is None else records["row"]
         return MappedRows(self._map, places)
 
-    def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Keeps float32 `[N, D]` under these keys; in the file when this returns.
+    def add(self, keys: Sequence[bytes], rows: Float[np.ndarray, "N {self.dim}"]) -> None:
+        """Keeps rows under these keys; in the file when this returns.
 
         A row that is not finite is kept as NaN. A bucket receives `PART` records at a time.
         """

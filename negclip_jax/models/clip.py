@@ -5,6 +5,10 @@ a model once into a graph definition and a nested dict of arrays (`split`), and 
 inside the traced function, where it is free.
 
 The blocks themselves are in `models.transformer`.
+
+Shape letters: B captions or images, T tokens of a caption, W a tower's width, D feature dimensions.
+Packed are R rows of L tokens with up to Q captions each, in S shards of N captions. Images have
+Y x X pixels of C channels.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int, Int32
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.models.transformer import (
@@ -138,8 +143,8 @@ class TextTower(nnx.Module):
         self.blocks = stacked_blocks(config, dtype, rngs)
         self.ln_final = layer_norm(config, dtype, rngs)
 
-    def __call__(self, ids: Array) -> Array:
-        """Encodes int `[B, T]` to `[B, width]`.
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B W"]:
+        """Encodes captions, one a row.
 
         T is up to the context length, and exactly that where the padding is read
         (`TextConfig.reads_padding`): shorter rows would be another input. Else ValueError.
@@ -163,15 +168,21 @@ class TextTower(nnx.Module):
         return self._run(x, CAUSAL, ends, sees)[:, 0]
 
     def packed(
-        self, ids: Array, positions: Array, segments: Array, ends: Array, slots: Array
-    ) -> Array:
-        """Encodes rows that hold several captions (see `data.packing`) to `[B, width]`.
+        self,
+        ids: Int[Array, "R L"],
+        positions: Int[Array, "R L"],
+        segments: Int[Array, "R L"],
+        ends: Int[Array, "R Q"],
+        slots: Int[Array, "S N"],
+    ) -> Float[Array, "S*N W"]:
+        """Encodes rows that hold several captions (see `data.packing`).
 
         Args:
-          ids, positions, segments: int `[R, L]`: token, position in its caption, number of the
-            caption in the row from 1.
-          ends: int `[R, Q]`: column of each caption's end token; 0 where a row has fewer than Q.
-          slots: int `[S, B / S]`: where each caption's end is among those of its shard.
+          ids: tokens.
+          positions, segments: of each token, position in its caption and number of the caption in
+            the row from 1.
+          ends: column of each caption's end token; 0 where a row has fewer than Q.
+          slots: where each caption's end is among those of its shard.
 
         Captions whose padding is read have it here as well (`TextConfig.reads_padding`), and their
         state is read where the rule of pooling says, which need not be their last token.
@@ -198,13 +209,15 @@ class TextTower(nnx.Module):
         width = state_RxQxW.shape[-1]
         return take(state_RxQxW.reshape(len(slots), -1, width), slots).reshape(-1, width)
 
-    def _run(self, x: Array, mask: Mask, ends: Array, mask_of_ends: Mask) -> Array:
+    def _run(
+        self, x: Float[Array, "B T W"], mask: Mask, ends: Int[Array, "B Q"], mask_of_ends: Mask
+    ) -> Float[Array, "B Q W"]:
         read = {"read_positions": ends, "read_mask": mask_of_ends}
         options = {"remat": self.remat, "scan": self.scan}
         return self.ln_final(run_blocks(self.blocks, x.astype(self.dtype), mask, **read, **options))
 
-    def end_positions(self, ids: Array) -> Array:
-        """Position whose state is a row's feature, int32 `[B]`; see `TextConfig`."""
+    def end_positions(self, ids: Int[Array, "B T"]) -> Int32[Array, " B"]:
+        """Position whose state is a row's feature; see `TextConfig`."""
         if self.config.pooling == "argmax":
             return jnp.argmax(ids, axis=-1)
         if self.config.pooling == "last":
@@ -230,8 +243,8 @@ class VisionTower(nnx.Module):
         self.blocks = stacked_blocks(config, dtype, rngs)
         self.ln_post = layer_norm(config, dtype, rngs)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
+    def __call__(self, pixels: Float[Array, "B Y X C"]) -> Float[Array, "B W"]:
+        """Encodes normalised pixels."""
         patches = self._embed_patches(pixels)
         class_token = jnp.broadcast_to(
             self.class_embedding.astype(self.dtype), (len(pixels), 1, self.config.width)
@@ -244,7 +257,7 @@ class VisionTower(nnx.Module):
         )
         return self.ln_post(x[:, 0])
 
-    def _embed_patches(self, pixels: Array) -> Array:
+    def _embed_patches(self, pixels: Float[Array, "B Y X C"]) -> Float[Array, "B T W"]:
         size = self.config.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise ValueError(
@@ -306,10 +319,12 @@ class CLIP(nnx.Module):
             width = config.vision.width
             self.visual_projection = normal(rngs, (width, d), width**-0.5)
 
-    def encode_text(self, text: Array | dict[str, Array]) -> Array:
-        """Projected, unnormalised text features, float32 `[B, D]`.
+    def encode_text(
+        self, text: Int[Array, "B T"] | dict[str, Int[Array, "..."]]
+    ) -> Float32[Array, "B D"]:
+        """Projected, unnormalised text features.
 
-        `text` is one caption a row, int `[B, T]`, or what `data.packing` made, see `packed`.
+        `text` is one caption a row, or what `data.packing` made, see `TextTower.packed`.
         """
         with matmul_precision(self.dtype):
             pooled = self.text.packed(**text) if isinstance(text, dict) else self.text(text)
@@ -319,8 +334,8 @@ class CLIP(nnx.Module):
                 pooled = pooled @ self.text_projection.astype(self.dtype)
             return pooled.astype(jnp.float32)
 
-    def encode_image(self, pixels: Array) -> Array:
-        """Projected, unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`.
+    def encode_image(self, pixels: Float[Array, "B Y X C"]) -> Float32[Array, "B D"]:
+        """Projected, unnormalised image features.
 
         Raises InputError where the model has no vision tower.
         """

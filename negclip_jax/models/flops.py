@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float64, Int
 
 from negclip_jax.models.clip import CLIPConfig, TextConfig, TowerConfig
 
@@ -58,8 +59,8 @@ class StepFlops:
         return total
 
 
-def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
-    """One forward pass of captions with these numbers of tokens, int `[N]`."""
+def text_forward(config: TextConfig, projection: int, lengths: Int[np.ndarray, " N"]) -> float:
+    """One forward pass of N captions with these numbers of tokens."""
     n = lengths.astype(np.float64)
     attended = _attended(config, n)
     return config.layers * (
@@ -67,7 +68,7 @@ def text_forward(config: TextConfig, projection: int, lengths: np.ndarray) -> fl
     ) + 2 * config.width * projection * len(n)
 
 
-def text_forward_read(config: TextConfig, projection: int, lengths: np.ndarray) -> float:
+def text_forward_read(config: TextConfig, projection: int, lengths: Int[np.ndarray, " N"]) -> float:
     """The same less what is never read: queries and MLP of the last block before the end token."""
     n = lengths.astype(np.float64)
     width = config.width
@@ -79,7 +80,7 @@ def text_forward_read(config: TextConfig, projection: int, lengths: np.ndarray) 
     return without_last + keys_and_values + at_ends
 
 
-def _attended(config: TextConfig, n: np.ndarray) -> float:
+def _attended(config: TextConfig, n: Float64[np.ndarray, " N"]) -> float:
     """Pairs of tokens of which one attends to the other: of a causal model, those before it."""
     return float((n * (n + 1) / 2 if config.causal else n**2).sum())
 

@@ -6,12 +6,15 @@ from typing import TypeVar
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, UInt8
 
-Rows = TypeVar("Rows", np.ndarray, Array)
+Rows = TypeVar("Rows", Float[np.ndarray, "*B D"], Float[Array, "*B D"])
 
 
-def normalise_pixels(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    """uint8 `[..., 3]` to the model's input, float32 `(pixels / 255 - mean) / std`.
+def normalise_pixels(
+    pixels: UInt8[Array, "*B 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float32[Array, "*B 3"]:
+    """Bytes to the model's input, `(pixels / 255 - mean) / std`.
 
     Called under `jax.jit`, so that bytes travel to the device, a quarter of what floats take.
     """

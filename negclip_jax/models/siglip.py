@@ -7,6 +7,8 @@ https://arxiv.org/abs/2502.14786. The blocks are CLIP's. What differs:
 - vision: no class token, no LayerNorm before the blocks, a bias in the patches, and instead of the
   class token a head in which one learned query attends to all patches; no projection after it;
 - logits have a bias beside their scale, for the sigmoid loss (`training.objectives.sigmoid_loss`).
+
+Shape letters as in `models.clip`.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.models.clip import (
@@ -106,8 +109,8 @@ class PoolingHead(nnx.Module):
         self.ln = layer_norm(config, dtype, rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """Pools `[B, T, W]` to `[B, W]`."""
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B W"]:
+        """One state of those of all positions."""
         batch, _, width = x.shape
         probe = jnp.broadcast_to(self.probe[0].astype(x.dtype), (batch, width))
         pooled = self.attn(probe, x.reshape(-1, width), None, batch)
@@ -130,8 +133,8 @@ class SigLIPVisionTower(VisionTower):
         self.ln_post = layer_norm(config, dtype, rngs)
         self.head = PoolingHead(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, pixels: Array) -> Array:
-        """Encodes normalised float `[B, H, W, 3]` to `[B, width]`; H and W are the image size."""
+    def __call__(self, pixels: Float[Array, "B Y X C"]) -> Float[Array, "B W"]:
+        """Encodes normalised pixels."""
         added = (self.patch_bias + self.position_embedding).astype(self.dtype)
         x = self._embed_patches(pixels) + added
         x = run_blocks(self.blocks, x, None, remat=self.remat, scan=self.scan)
@@ -147,14 +150,16 @@ class SigLIP(CLIP):
         super()._add_projections(dataclasses.replace(config, vision=None), rngs)
         self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init, jnp.float32))
 
-    def encode_text(self, text: Array | dict[str, Array]) -> Array:
-        """Unnormalised text features, float32 `[B, D]`, of int `[B, context length]`."""
+    def encode_text(
+        self, text: Int[Array, "B T"] | dict[str, Int[Array, "..."]]
+    ) -> Float32[Array, "B D"]:
+        """Unnormalised text features; T is the context length."""
         if isinstance(text, dict):
             raise InputError("SigLIP reads the padding of its captions: set data.packing=False")
         return super().encode_text(text)
 
-    def encode_image(self, pixels: Array) -> Array:
-        """Unnormalised image features: float `[B, H, W, 3]` to float32 `[B, D]`."""
+    def encode_image(self, pixels: Float[Array, "B Y X C"]) -> Float32[Array, "B D"]:
+        """Unnormalised image features."""
         if self.config.vision is None:
             raise InputError(NO_VISION)
         with matmul_precision(self.dtype):

@@ -3,6 +3,9 @@
 Blocks of a tower have equal shapes, so their parameters are stored stacked (leading axis: layer)
 and run under `jax.lax.scan`: compile time does not grow with depth. A GPU pays for the loop with
 copies of what it keeps for the backward pass, a fifth of a step; there it can be unrolled.
+
+Shape letters: B sequences, T columns of each, Q columns that are read, W the tower's width; BT and
+BQ, sequences and columns as one axis; H heads of K numbers each.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -61,7 +65,8 @@ def check_size(name: str, value: int) -> None:
 
 
 CAUSAL = "causal"
-Mask = Array | str | None
+# Which columns a row attends to: all (None), those before it (CAUSAL), or these.
+Mask = Bool[Array, "B Q T"] | str | None
 
 
 class Attention(nnx.Module):
@@ -78,8 +83,10 @@ class Attention(nnx.Module):
         self.value = linear(config.width, config.width, std, dtype, rngs)
         self.out = linear(config.width, config.width, residual_std(config), dtype, rngs)
 
-    def __call__(self, queries: Array, x: Array, mask: Mask, batch: int) -> Array:
-        # Sequences and heads apart: [B * T, W] to [B, T, heads, W / heads].
+    def __call__(
+        self, queries: Float[Array, "BQ W"], x: Float[Array, "BT W"], mask: Mask, batch: int
+    ) -> Float[Array, "BQ W"]:
+        # Sequences and heads apart: [BT, W] to [B, T, H, K].
         head = x.shape[1] // self.heads
         projected = self.query(queries), self.key(x), self.value(x)
         q, k, v = (x.reshape(batch, -1, self.heads, head) for x in projected)
@@ -90,7 +97,9 @@ class Attention(nnx.Module):
         return self.out(attended.reshape(queries.shape))
 
 
-def attention_kernel(q: Array, k: Array, device: jax.Device, *, has_mask: bool) -> str:
+def attention_kernel(
+    q: Float[Array, "B Q H K"], k: Float[Array, "B T H K"], device: jax.Device, *, has_mask: bool
+) -> str:
     """Which `implementation` of `jax.nn.dot_product_attention` a device has for these arrays.
 
     "cudnn" is a fused kernel of NVIDIA's that never writes the scores. It takes bfloat16 from
@@ -115,7 +124,7 @@ class MLP(nnx.Module):
         self.fc1 = linear(config.width, config.mlp_width, std, dtype, rngs)
         self.fc2 = linear(config.mlp_width, config.width, residual_std(config), dtype, rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
@@ -132,13 +141,15 @@ class Block(nnx.Module):
             self.ls_1, self.ls_2 = (nnx.Param(jnp.full(config.width, 1e-5)) for _ in range(2))
 
     def __call__(
-        self, x: Array, mask: Mask, batch: int, read_positions: Array | None = None
-    ) -> Array:
-        """Transforms the states `[B * T, W]` of `batch` sequences.
+        self,
+        x: Float[Array, "BT W"],
+        mask: Mask,
+        batch: int,
+        read_positions: Int[Array, "B Q"] | None = None,
+    ) -> Float[Array, "BQ W"]:
+        """Transforms the states of `batch` sequences.
 
-        Given `read_positions`, int `[B, Q]`, only those columns are returned, `[B * Q, W]`. `mask`
-        says which columns a column attends to: all (None), those before it (`CAUSAL`), or bool
-        `[B, Q or T, T]`.
+        Given `read_positions`, only those columns are returned, else Q is T.
         """
         normalised = self.ln_1(x)
         queries = normalised
@@ -192,28 +203,25 @@ def stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Blo
 
 def run_blocks(
     blocks: Block,
-    x: Array,
-    mask: Mask,
+    x: Float[Array, "B T W"],
+    mask: Bool[Array, "B T T"] | str | None,
     *,
-    read_positions: Array | None = None,
+    read_positions: Int[Array, "B Q"] | None = None,
     read_mask: Mask = None,
     remat: bool,
     scan: bool,
-) -> Array:
-    """Runs all blocks on `[B, T, W]`.
+) -> Float[Array, "B Q W"]:
+    """Runs all blocks.
 
     Args:
       blocks: of `stacked_blocks`.
       x: states.
-      mask: what a row attends to, see `Block`.
-      read_positions: columns to return, int `[B, Q]`; None for all. Of the others the last block
+      mask: what a row attends to.
+      read_positions: columns to return; None for all T. Of the others the last block
         computes keys and values, no more: its output there is never read.
       read_mask: the mask of those columns.
       remat: keep nothing but each block's input for the backward pass.
       scan: run the blocks in a loop, which is compiled once, not one after the other.
-
-    Returns:
-      `[B, Q, W]`.
     """
     graphdef, params = nnx.split(blocks)
     batch, _, width = x.shape
@@ -240,8 +248,8 @@ def run_blocks(
     return x.reshape(batch, -1, width)
 
 
-def take(x: Array, columns: Array) -> Array:
-    """Columns `[B, Q]` of `[B, T, W]`: `[B, Q, W]`."""
+def take(x: Float[Array, "B T W"], columns: Int[Array, "B Q"]) -> Float[Array, "B Q W"]:
+    """Some columns of each row."""
     return jnp.take_along_axis(x, columns[:, :, None], axis=1)
 
 

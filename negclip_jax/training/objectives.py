@@ -26,12 +26,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import sharding
 
 Numbers = dict[str, Array]
+Scalar = Float[Array, ""]
+# Texts of images, or of each its caption alone.
+Texts = Float[Array, "B M D"] | Float[Array, "B D"]
 # Of logits, and which of them belong to false pairs, along an axis.
 Reduce = Callable[[Array, Array, int], Array]
 
@@ -71,18 +75,18 @@ WHOLE = Blocks()  # all logits at once, placed by the compiler
 
 
 def contrastive_loss(
-    image_BxD: Array,
-    text_BxMxD: Array,
-    logit_scale: Array,
+    image_BxD: Float[Array, "B D"],
+    text_BxMxD: Texts,
+    logit_scale: Scalar,
     *,
-    truth_BxM: Array | None = None,
-    holds_caption_BxM: Array | None = None,
+    truth_BxM: Int[Array, "B M"] | None = None,
+    holds_caption_BxM: Bool[Array, "B M"] | None = None,
     foil_weight: float = 1.0,
-    mask_B: Array | None = None,
+    mask_B: Bool[Array, " B"] | None = None,
     blocks: Blocks = WHOLE,
     of_each: bool = False,
     all_texts: bool = False,
-) -> tuple[Array, Numbers]:
+) -> tuple[Scalar, Numbers]:
     """Each true text of an image against false ones, in softmaxes.
 
     With T_i the true and F_i the false texts of image i, S the logits, and the cross-entropy
@@ -101,8 +105,7 @@ def contrastive_loss(
     Args:
       image_BxD: projected image features, unnormalised.
       text_BxMxD: projected text features, unnormalised; the first of each image is its caption.
-        `[B, D]` where there are captions only.
-      logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+      logit_scale: natural logarithm of the factor on cosine similarities.
       truth_BxM: of its own image a text is true (1), false (-1), or not known or not there (0), and
         then counts nowhere. The caption is true. Needed where there are other texts.
       holds_caption_BxM: whether a text holds its image's caption and so is false of other images.
@@ -114,7 +117,7 @@ def contrastive_loss(
       all_texts: see above.
 
     Returns:
-      The scalar loss and metrics: `image_to_text_accuracy` and `text_to_image_accuracy`, the share
+      The loss and metrics: `image_to_text_accuracy` and `text_to_image_accuracy`, the share
       of images whose best match among the batch's captions, and of captions whose best match among
       its images, is their own; and with more than one text `foil_accuracy`, for images with a false
       text the mean share of their true texts above all of these, NaN where no image has one. A
@@ -143,18 +146,18 @@ def contrastive_loss(
 
 
 def sigmoid_loss(
-    image_BxD: Array,
-    text_BxMxD: Array,
-    logit_scale: Array,
-    logit_bias: Array,
+    image_BxD: Float[Array, "B D"],
+    text_BxMxD: Texts,
+    logit_scale: Scalar,
+    logit_bias: Scalar,
     *,
-    truth_BxM: Array | None = None,
-    holds_caption_BxM: Array | None = None,
+    truth_BxM: Int[Array, "B M"] | None = None,
+    holds_caption_BxM: Bool[Array, "B M"] | None = None,
     foil_weight: float = 1.0,
-    mask_B: Array | None = None,
+    mask_B: Bool[Array, " B"] | None = None,
     blocks: Blocks = WHOLE,
     of_each: bool = False,
-) -> tuple[Array, Numbers]:
+) -> tuple[Scalar, Numbers]:
     """SigLIP's loss (Zhai et al., 2023, algorithm 1): is each pair of the batch true or not?
 
     The captions of other images are false of an image, as in `contrastive_loss`, whose other
@@ -162,10 +165,10 @@ def sigmoid_loss(
     false one `foil_weight` times a false pair.
 
     Args:
-      logit_bias: scalar, added to all logits.
+      logit_bias: added to all logits.
 
     Returns:
-      The scalar loss, summed over texts and averaged over images, and the metrics.
+      The loss, summed over texts and averaged over images, and the metrics.
     """
 
     def reduce(logits: Array, is_false: Array, axis: int) -> Array:
@@ -179,7 +182,9 @@ def sigmoid_loss(
     return _mean(loss_B, batch["mask"]), metrics
 
 
-def anchor_loss(text_BxD: Array, base_BxD: Array, mask_B: Array) -> Array:
+def anchor_loss(
+    text_BxD: Float[Array, "B D"], base_BxD: Float[Array, "B D"], mask_B: Bool[Array, " B"]
+) -> Scalar:
     """Mean squared distance between unit text features and the base model's of the same texts.
 
     Args:
@@ -191,15 +196,15 @@ def anchor_loss(text_BxD: Array, base_BxD: Array, mask_B: Array) -> Array:
 
 
 def image_choice_loss(
-    image_BxD: Array,
-    text_BxMxD: Array,
-    opposite_BxMxD: Array,
-    truth_BxM: Array,
-    counts_BxM: Array,
-    logit_scale: Array,
-    mask_B: Array,
+    image_BxD: Float[Array, "B D"],
+    text_BxMxD: Float[Array, "B M D"],
+    opposite_BxMxD: Float[Array, "B M D"],
+    truth_BxM: Int[Array, "B M"],
+    counts_BxM: Bool[Array, "B M"],
+    logit_scale: Scalar,
+    mask_B: Bool[Array, " B"],
     scale_max: float | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Scalar, Scalar]:
     """Each text chooses between its image and one of which it has the other truth.
 
     A softmax of two images, in which a true text is to prefer its own and a false one the other;
@@ -211,14 +216,14 @@ def image_choice_loss(
       image_BxD, text_BxMxD, opposite_BxMxD: features, unnormalised.
       truth_BxM: of its own image a text is true (1) or false (-1), or not known (0).
       counts_BxM: False where there is no other image.
-      logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+      logit_scale: natural logarithm of the factor on cosine similarities.
       mask_B: False for padding rows.
       scale_max: upper bound of that factor, here. Two images are soon told apart by a large one:
         then only those are learnt from that are decided wrongly.
 
     Returns:
       The loss, and the share of texts that score higher on the right image, ties counting half;
-      NaN where there are none. Both float32 scalars.
+      NaN where there are none. Both float32.
     """
     text_BxMxD = l2_normalise(text_BxMxD)
     towards_BxMxD = l2_normalise(image_BxD)[:, None] - l2_normalise(opposite_BxMxD)
@@ -237,13 +242,13 @@ def image_choice_loss(
 
 
 def distillation_loss(
-    image_BxD: Array,
-    text_BxD: Array,
-    base_BxD: Array,
-    logit_scale: Array,
-    mask_B: Array,
+    image_BxD: Float[Array, "B D"],
+    text_BxD: Float[Array, "B D"],
+    base_BxD: Float[Array, "B D"],
+    logit_scale: Scalar,
+    mask_B: Bool[Array, " B"],
     blocks: Blocks = WHOLE,
-) -> Array:
+) -> Scalar:
     """KL divergence from the base model's softmax over the batch to the model's.
 
     The mean of two directions, images among texts and texts among images (Hinton et al., 2015, at
@@ -254,7 +259,7 @@ def distillation_loss(
       image_BxD, text_BxD: projected features, unnormalised; row i of one belongs to row i of the
         other.
       base_BxD: the base's features of the same texts.
-      logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+      logit_scale: natural logarithm of the factor on cosine similarities.
       mask_B: which pairs count.
       blocks: in which the logits are computed.
     """
@@ -290,7 +295,7 @@ def distillation_loss(
 
 # By the name in `train.objective`: the function, and the learned scalars of a model that it takes
 # after the features of images and texts. One that it does not take has no gradient.
-OBJECTIVES: dict[str, tuple[Callable[..., tuple[Array, Numbers]], tuple[str, ...]]] = {
+OBJECTIVES: dict[str, tuple[Callable[..., tuple[Scalar, Numbers]], tuple[str, ...]]] = {
     "contrastive": (contrastive_loss, ("logit_scale",)),
     "truth": (functools.partial(contrastive_loss, all_texts=True), ("logit_scale",)),
     "sigmoid": (sigmoid_loss, ("logit_scale", "logit_bias")),
@@ -315,11 +320,11 @@ def check_objective(name: str, params: dict) -> str:
 
 
 def _with_defaults(
-    image_BxD: Array,
-    text_BxMxD: Array,
-    truth_BxM: Array | None,
-    holds_caption_BxM: Array | None,
-    mask_B: Array | None,
+    image_BxD: Float[Array, "B D"],
+    text_BxMxD: Texts,
+    truth_BxM: Int[Array, "B M"] | None,
+    holds_caption_BxM: Bool[Array, "B M"] | None,
+    mask_B: Bool[Array, " B"] | None,
 ) -> Numbers:
     """A batch by the names below, with unit features; without labels there are captions only."""
     text_BxMxD = text_BxMxD.reshape(len(image_BxD), -1, text_BxMxD.shape[-1])
@@ -340,22 +345,21 @@ def _score(
     reduce: Reduce,
     batch: Numbers,
     competing: int,
-    logit_scale: Array,
-    logit_bias: Array | float,
+    logit_scale: Scalar,
+    logit_bias: Scalar | float,
     blocks: Blocks,
-) -> tuple[Array, Array, Array, Numbers]:
+) -> tuple[Float[Array, "B M"], Float[Array, " B"], Float[Array, "P B"], Numbers]:
     """What the losses are made of.
 
     Args:
       reduce: of logits and false pairs.
       batch: see `_with_defaults`.
       competing: so many of each image's texts are columns of the logits, from the caption on.
-      logit_scale, logit_bias: scalars.
       blocks: of the logits.
 
     Returns:
-      Logits of each image and its own texts `[B, M]`; `reduce` of the false pairs of each image
-      `[B]`, and of each caption with images, in each block of images `[P, B]`; and metrics.
+      Logits of each image and its own texts; `reduce` of the false pairs of each image, and of each
+      caption with images, in each block of images; and metrics.
     """
     scale = jnp.exp(logit_scale.astype(jnp.float32))
     own_BxM = jnp.einsum("bd,bmd->bm", batch["image"], batch["text"], precision="highest")
@@ -416,12 +420,12 @@ def _points(rivals: Numbers) -> Array:
     return (rivals["better"] == 0) / (1 + rivals["tied"])
 
 
-def _mean(x_B: Array, mask_B: Array) -> Array:
+def _mean(x_B: Float[Array, " B"], mask_B: Bool[Array, " B"]) -> Scalar:
     return jnp.sum(jnp.where(mask_B, x_B, 0).astype(jnp.float32)) / jnp.maximum(mask_B.sum(), 1)
 
 
 def map_blocks(
-    block: Callable[[Any, Any, Any, Array], tuple[Numbers, Numbers]],
+    block: Callable[[Any, Any, Any, Int[Array, ""]], tuple[Numbers, Numbers]],
     shared: Any,
     images: Any,
     texts: Any,

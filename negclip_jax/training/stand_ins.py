@@ -12,7 +12,7 @@ photo that has little in common with the text: what else there is in a photo tha
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
@@ -70,6 +70,12 @@ class WithStandIns:
 
     photos: Any
     stand_ins: Any
+    dtype: ClassVar = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """U and D."""
+        return self.photos.shape[0] + len(self.stand_ins), self.photos.shape[1]
 
     def __getitem__(self, image_B: np.ndarray) -> np.ndarray:
         first = self.photos.shape[0]
