@@ -36,3 +36,12 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_use_rtype = False
+
+
+def setup(app):
+    """Arrays by the name that one imports: `Float[Array, 'B D']`, not `jaxlib._jax.Array`."""
+
+    def short(app, what, name, obj, options, *texts):
+        return tuple(text and text.replace("jaxlib._jax.", "") for text in texts)
+
+    app.connect("autodoc-process-signature", short)

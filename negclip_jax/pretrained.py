@@ -6,6 +6,9 @@
 
 For notebooks and small scripts. Training and evaluation take `graphdef` and `params` and call the
 model inside their own `jax.jit`.
+
+Shape letters: B images or texts, I images, T texts or tokens of one, D feature dimensions, H and W
+the model's image size.
 """
 
 import collections
@@ -24,6 +27,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float32, Int32
 from PIL import Image
 
 from negclip_jax.common.errors import InputError, device_errors
@@ -119,42 +123,36 @@ class CLIP:
         """The learned *logarithm* of the scale: logits are `exp(logit_scale)` x cosine."""
         return float(self.params["logit_scale"])
 
-    def preprocess(self, images: Any) -> np.ndarray:
-        """One image or a sequence (PIL, path, uint8 array) to float32 `[B, H, W, 3]`."""
+    def preprocess(self, images: Any) -> Float32[np.ndarray, "B H W 3"]:
+        """One image or a sequence (PIL, path, uint8 array) to the model's input."""
         return self.preprocessor(_checked(images, "images", "an image (PIL, path, uint8 array)"))
 
-    def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
-        """One text or a sequence to int32 `[B, context length]`; long texts are truncated.
+    def tokenize(self, texts: str | Sequence[str]) -> Int32[np.ndarray, "B T"]:
+        """One text or a sequence to token ids; long texts are truncated.
 
-        Rows are padded to the full length, as OpenAI's `clip.tokenize` does, which costs three
+        Rows are padded to the context length, as OpenAI's `clip.tokenize` does, which costs three
         times what captions need: `encode_text(texts)` computes no more than they need.
         """
         return self.tokenizer(_checked(texts, "texts", "a text"))
 
-    def encode_image(self, pixels: Any) -> Array:
-        """Projected, unnormalised image features.
+    def encode_image(self, pixels: Any) -> Float32[Array, "B D"]:
+        """Projected, unnormalised image features. The first call for a shape compiles.
 
         Args:
-          pixels: preprocessed float `[B, H, W, 3]`, H and W the model's image size.
-
-        Returns:
-          float32 `[B, D]`. The first call for a shape compiles.
+          pixels: preprocessed float `[B, H, W, 3]`.
         """
         pixels = jnp.asarray(pixels)
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise InputError(f"pixels are {pixels.dtype}, not float: give preprocess(images)")
         return compiled(_encode_image, self.graphdef)(self.params, pixels.astype(jnp.float32))
 
-    def encode_text(self, ids: Any) -> Array:
-        """Projected, unnormalised text features.
+    def encode_text(self, ids: Any) -> Float32[Array, "B D"]:
+        """Projected, unnormalised text features. The first call for a shape compiles.
 
         Args:
           ids: texts, one or a sequence, of which those of a length share batches that are padded
             to that length and no further; token ids, int `[B, T]`, T up to the context length; or
             many captions packed several to a row, what `data.packing.Packing.pack` returns.
-
-        Returns:
-          float32 `[B, D]`. The first call for a shape compiles.
         """
         if isinstance(ids, dict):
             return compiled(_encode_text, self.graphdef)(self.params, ids)
@@ -174,7 +172,7 @@ class CLIP:
         return compiled(_encode_text, self.graphdef)(self.params, ids.astype(np.int32))
 
     @device_errors("Give fewer texts at a time, or dtype='bfloat16'")
-    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+    def _encode_texts(self, texts: list[str]) -> Float32[np.ndarray, "B D"]:
         tokens = Ragged(*self.tokenizer.encode_ragged(texts))
         most, order = self.config.text.context_length, np.argsort(tokens.lengths, kind="stable")
         features = np.empty((len(texts), self.config.projection_dim), np.float32)
@@ -192,8 +190,8 @@ class CLIP:
         return features
 
     @device_errors("Give smaller images, or dtype='bfloat16'")
-    def embed_images(self, images: Any) -> np.ndarray:
-        """Unit vectors of raw images, float32 `[B, D]`; takes what `preprocess` takes.
+    def embed_images(self, images: Any) -> Float32[np.ndarray, "B D"]:
+        """Unit vectors of raw images; takes what `preprocess` takes.
 
         Images are opened as they are needed, a batch at a time, so that there may be any number.
         Shards, such as `"wds:cc12m-{0000..1242}.tar"`, are all of their images in the order in
@@ -216,8 +214,8 @@ class CLIP:
         rows += [np.asarray(features)[:n] for features, n in running]
         return l2_normalise(np.concatenate(rows))
 
-    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Unit vectors of texts, float32 `[B, D]`."""
+    def embed_texts(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "B D"]:
+        """Unit vectors of texts."""
         texts = _checked(texts, "texts", "a text")
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -226,8 +224,8 @@ class CLIP:
 
     def similarity(
         self, images: Any, texts: str | Sequence[str], *, features: str | None = None
-    ) -> np.ndarray:
-        """Cosine similarity of raw images and texts, float32 `[N_images, N_texts]`.
+    ) -> Float32[np.ndarray, "I T"]:
+        """Cosine similarity of raw images and texts.
 
         Args:
           images: what `embed_images` takes; with `features` names in it, or None for all.
@@ -243,8 +241,8 @@ class CLIP:
             return self.embed_images(images) @ of_texts.T
         return self._kept_features(images, features) @ of_texts.T
 
-    def _kept_features(self, names: Any, path: str) -> np.ndarray:
-        """Unit vectors of images by their names in a file of features, float32 `[N, D]`."""
+    def _kept_features(self, names: Any, path: str) -> Float32[np.ndarray, "I D"]:
+        """Unit vectors of images by their names in a file of features."""
         stored = open_features(str(path))
         stored.require_width(self.config.projection_dim)
         names = stored.names if names is None else [names] if isinstance(names, str) else names

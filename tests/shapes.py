@@ -16,6 +16,7 @@ MODULES = (
     "negclip_jax.data",
     "negclip_jax.embeddings",
     "negclip_jax.models",
+    "negclip_jax.pretrained",
     "negclip_jax.training.objectives",
 )
 

@@ -155,7 +155,7 @@ class Statements:
 
     def opposites(
         self, chosen: Int[np.ndarray, "*B"], bits: UInt64[np.ndarray, "*B"]
-    ) -> Int64[np.ndarray, "*B"]:
+    ) -> Int32[np.ndarray, "*B"]:
         """For each statement an image of which its text is known to have the other truth.
 
         -1 where there is none, or no statement.
@@ -166,7 +166,7 @@ class Statements:
         """
         image, key = self._by_text_and_truth
         if not len(image):  # nothing is said of any of these images
-            return np.full(chosen.shape, -1)
+            return np.full(chosen.shape, -1, np.int32)
         wanted = 2 * self.text[chosen] + ~self.truth[chosen]
         first, end = (np.searchsorted(key, wanted, side) for side in ("left", "right"))
         there = (chosen >= 0) & (first < end)

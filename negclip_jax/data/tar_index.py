@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8, UInt64
+from jaxtyping import Bool, Int64, Integer, UInt8, UInt64
 
 from negclip_jax.common import remote, storage, strict_json
 from negclip_jax.common.errors import InputError
@@ -142,7 +142,7 @@ def search(hashes: UInt64[np.ndarray, " N"], name: str) -> int:
 
 
 def _hashes(
-    content: UInt8[np.ndarray, " L"], ends: Int64[np.ndarray, " M"]
+    content: UInt8[np.ndarray, " L"], ends: Integer[np.ndarray, " M"]
 ) -> UInt64[np.ndarray, " M"]:
     starts = np.concatenate([[0], ends])[:-1].astype(np.int64)
     lengths = ends.astype(np.int64) - starts

@@ -7,7 +7,7 @@ these arrays 24.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt8, UInt64
+from jaxtyping import Int64, UInt8, UInt64
 
 KEY_BYTES = 16
 MISSING = -2  # number of a key that is not there; a store has -1 for what is in no file yet
@@ -44,9 +44,9 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._numbers) + len(self._recent)
 
-    def add(self, keys: Sequence[bytes] | Rows, numbers: Int[np.ndarray, " N"]) -> None:
+    def add(self, keys: Sequence[bytes] | Rows, numbers: Int64[np.ndarray, " N"]) -> None:
         """Keeps numbers under these keys."""
-        keys, numbers = as_array(keys), np.asarray(numbers, np.int64)
+        keys = as_array(keys)
         is_many = len(keys) > _RECENT
         if is_many:
             self._sort_in_recent()

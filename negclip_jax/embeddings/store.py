@@ -205,7 +205,7 @@ class EmbeddingStore:
                 file.seek(place * size)
                 file.write(record)
         self._free = self._free[count:]
-        self._places.add(keys, places)
+        self._places.add(keys, np.array(places, np.int64))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[BinaryIO]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.models.transformer import (
@@ -210,7 +210,11 @@ class TextTower(nnx.Module):
         return take(state_RxQxW.reshape(len(slots), -1, width), slots).reshape(-1, width)
 
     def _run(
-        self, x: Float[Array, "B T W"], mask: Mask, ends: Int[Array, "B Q"], mask_of_ends: Mask
+        self,
+        x: Float[Array, "B T W"],
+        mask: Bool[Array, "B T T"] | str | None,
+        ends: Int[Array, "B Q"],
+        mask_of_ends: Mask,
     ) -> Float[Array, "B Q W"]:
         read = {"read_positions": ends, "read_mask": mask_of_ends}
         options = {"remat": self.remat, "scan": self.scan}
