@@ -1,4 +1,8 @@
-"""Tokenized pairs: everything about the examples but their pixels, in arrays."""
+"""Tokenized pairs: everything about the examples but their pixels, in arrays.
+
+Shape letters: N examples of U images, each with C captions and K fixed texts; B examples of a
+batch, which show M texts each; L lengths.
+"""
 
 import bisect
 import dataclasses

@@ -10,6 +10,8 @@ Several processes load rows of one batch and must agree on its shapes without co
 packing of captions follows the pairs that are planned, and a pair whose image cannot be read, which
 one process alone finds out, is replaced by one whose captions fit into what was reserved for the
 planned ones.
+
+Shape letters: B pairs of a batch, R of them loaded here; N pairs of U images in all; D features.
 """
 
 import dataclasses

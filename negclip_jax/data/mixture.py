@@ -11,6 +11,8 @@ U(s) = floor(n (w_1 + ... + w_s) + 1/2) and weights that add up to one: never mo
 beside its share, whatever n. Each source goes round in epochs of its own. An epoch ends before the
 first batch that it could not fill, so that no batch holds a pair twice, and the next begins with a
 new order. All of it follows from seed and step number.
+
+Shape letters as in `data.examples`.
 """
 
 import bisect

@@ -6,6 +6,8 @@ all places (Luby and Rackoff, 1988), applied again where it leaves the range (cy
 and Rogaway, 2002), less than once on average. Its round function is SplitMix64's output. Six rounds
 pass the tests of `tests/data/test_order.py` (each place once; chi-square of where blocks of places
 go, of the distance of neighbours, and between epochs), two fail them.
+
+Shape letters: B places, or pairs at them.
 """
 
 import functools

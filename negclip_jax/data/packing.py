@@ -7,7 +7,8 @@ tokens and a few per cent.
 
 Shapes are static: rows are packed per shard of the batch, so that no gather crosses devices, and
 nearly all batches have one number of rows, so that few programs are compiled. Letters in shapes: S
-shards, R rows over all shards, L tokens a row, Q captions a row at most, B captions of a batch.
+shards, R rows over all shards, L tokens a row, Q captions a row at most, B captions of a batch; N
+captions of I tokens in all.
 """
 
 import dataclasses

@@ -2,6 +2,8 @@
 
 An image is called `SHARD/NAME`, as in "cc12m-0000.tar/000000000.jpg". The name in its shard alone
 ("000000000.jpg") does as well where no other shard has it.
+
+Shape letters: N names that are asked for, M names of shards.
 """
 
 import concurrent.futures

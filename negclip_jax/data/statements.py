@@ -13,6 +13,8 @@ Read are its columns
 
 A million of them are columns and token ids, never Python objects one by one. Which ones an example
 shows is a pure function of its random bits.
+
+Shape letters: S statements about U images; B examples; P images, or facts about them.
 """
 
 import dataclasses

@@ -12,6 +12,8 @@ members whose names lead out of a folder are left out; the index says how many.
 The file: `MAGIC`, the length of the head in 4 bytes (little-endian), the head in JSON, five rows of
 little-endian uint64 `[5, N]` and the names in UTF-8, one after the other. The rows are those of
 `Index`. They begin at a multiple of 8 bytes.
+
+Shape letters: N members, M names that are asked for, L letters of all names.
 """
 
 import contextlib

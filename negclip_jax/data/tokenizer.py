@@ -9,6 +9,8 @@ reads its text feature at the end token: a caption must not be able to place one
 SigLIP's are SentencePiece for the first and Gemma's byte-pair model for the second. Both put an end
 token after the text and pad to the model's full length, and the model reads the padding: rows are
 always whole. A caption cannot place a special token there either.
+
+Shape letters: N texts with I tokens in all, of which one shows up to L.
 """
 
 import copy

@@ -11,6 +11,8 @@ batch that another does not run.
 
 Stores hold features as the model gives them, not their unit vectors: training normalises by itself,
 and a decoder such as CLIPSeg's reads them as they are.
+
+Shape letters: N images or texts (N images, M texts), U distinct images, B of a batch, D features.
 """
 
 import collections

@@ -11,6 +11,8 @@ Evaluations ask for rows by their keys, training maps the file. One format serve
 of 512 (2 shared cores, file in the page cache) a bare array with a checksum for each 512 rows took
 0.8 s of processor time to open, and 0.27 s for 200 batches of 1,024 random rows; these records take
 1.9 s to open, once a run, with the index of their keys, and 0.16 to 0.31 s for the batches.
+
+Shape letters: N keys, M rows of the file, U items, D numbers of a row.
 """
 
 import contextlib
