@@ -81,7 +81,7 @@ class PairLoader:
       packing: several captions a row; None pads each to the longest of all.
       cached: image features, which batches then hold instead of pixels.
       base_text: the base's features of each example's original caption, where a term of the loss
-        compares with them.
+        compares with them; an array, or what is indexed like one.
       shows_opposites: whether batches hold features of images of which the statements shown have
         the other truth; with cached features only.
       repeats_first: whether every batch is the first one, its texts too.
@@ -100,7 +100,7 @@ class PairLoader:
     max_bad_images: float = 0.0
     packing: Packing | None = None
     cached: CachedFeatures | None = None
-    base_text: Float32[np.ndarray, "N D"] | None = None
+    base_text: Float32[Any, "N D"] | None = None
     shows_opposites: bool = False
     repeats_first: bool = False
     # Names of bad images, over all passes: validation reads the same images again and again.
