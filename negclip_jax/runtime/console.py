@@ -19,7 +19,8 @@ from negclip_jax.common.progress import EVERY_SECONDS, FIRST_SECONDS, estimate, 
 
 _OURS = {"root", "__main__", "launch", "negclip_jax", "evals", "data_gen", "bench", "quickstart"}
 
-_stderr = Console(stderr=True, highlight=False)
+# A notebook's kernel sets FORCE_COLOR, by which rich would take a pipe for a terminal.
+_stderr = Console(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
 
 
 def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:

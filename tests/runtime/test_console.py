@@ -3,6 +3,8 @@
 import io
 import logging
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -161,3 +163,13 @@ def test_a_log_file_on_a_full_disk_is_quiet(log, tmp_path, capsys):
 def test_an_error_is_one_sentence(capsys):
     console.fail("no such file")
     assert capsys.readouterr().err == "error: no such file\n"
+
+
+def test_a_pipe_gets_plain_lines_from_a_notebook_too():
+    """Its kernel asks for colour in the environment, and draws no bar."""
+    script = "from negclip_jax.runtime import console\n"
+    script += "console.set_up_logging(); console.logging.warning('here')\n"
+    script += "with console.Bar('images', 2) as bar: bar.advance(1)"
+    env = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-color"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "here\n")
