@@ -20,6 +20,9 @@ from typing import Any
 
 from aiohttp import web
 
+from data_gen.prompts import load_prompts
+
+_PROPOSE = load_prompts()["propose"]
 IMAGE_TOKENS = 2341  # LLaVA-NeXT's for a photo of 640 x 480
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _REWRITE = re.compile(
@@ -29,6 +32,7 @@ _REWRITE = re.compile(
 _MERGE = re.compile(rf"Caption: (?P<caption>{_QUOTED})\s+Question: (?P<question>{_QUOTED})")
 _PUBLISHED = re.compile(rf"absence of the (?P<object>.+?) to the caption (?P<caption>{_QUOTED})")
 _TOKEN = re.compile(r"\s*\w+|\s*\W")
+_PHOTO = re.compile(rf"^Captions of photo (\d+):\n((?:{_QUOTED}\n)+)", re.MULTILINE)
 _LISTED = re.compile(r"^\d+\. (.+)$", re.MULTILINE)
 _OBJECT = re.compile(r"there (?:an? |any |)(.+?)(?: in this image)?\?")
 
@@ -70,8 +74,9 @@ class LoopbackServer:
         """`shows`: SHA-256 of a photo as it is sent, to what it shows; `pool`: what it proposes.
 
         `latency`: seconds of each answer. `logprobs`, `choice`: what the server honours; what it
-        does not, it ignores in silence, as some do. `many`: whether it answers a probe's several
-        questions in one request; those about a photo that it knows it answers anyway.
+        does not, it ignores in silence, as some do. `many`: whether it names objects for several
+        photos in one request, and answers a probe's several questions; those about a photo that it
+        knows it answers anyway.
         """
         self._shows, self._pool = shows, pool
         self._latency, self._logprobs, self._choice = latency, logprobs, choice
@@ -187,6 +192,10 @@ class LoopbackServer:
                 return texts[-1], "rewrite"
             numbers = [m["number"] for m in matches]
             return json.dumps(dict(zip(numbers, texts, strict=True))), "rewrite"
+        if photos := _PHOTO.findall(text):
+            if not self._many:
+                return "One photo at a time, please.", "probe"
+            return self._lists(photos, int(re.search(r"name (\d+) objects", text)[1])), "propose"
         order = sorted(self._pool, key=lambda name: _digest((name + text).encode()))
         if "one word" in text or "Name an object" in text:
             return next(name for name in order if name not in text), "propose"
@@ -194,6 +203,16 @@ class LoopbackServer:
             return json.dumps([f"Is there a {name}?" for name in order[:6]]), "propose"
         number = re.search(r"Name (\d+) objects", text)
         return json.dumps(order[: int(number[1]) if number else 6]), "propose"
+
+    def _lists(self, photos: list[tuple[str, str]], number: int) -> str:
+        """Objects for several photos: of each those that it names where it is asked alone."""
+        found = {}
+        for place, captions in photos:
+            turns = _PROPOSE.fill(captions=captions.strip(), number=str(number))
+            body = {"messages": [{"content": text} for _, text in turns]}
+            first = json.loads(captions.splitlines()[0])
+            found[place] = {"caption": first, "objects": json.loads(self._text(body)[0])}
+        return json.dumps(found)
 
     @staticmethod
     def _look(text: str, shown: frozenset[str]) -> str:

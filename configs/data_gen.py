@@ -44,6 +44,12 @@ def base() -> ConfigDict:
     config.llm.url = placeholder(str)  # e.g. http://HOST:8000/v1, "vllm" for one in this process
     config.llm.model = placeholder(str)  # None: the first that the server lists
     config.llm.key_variable = "LLM_API_KEY"
+    # Images whose captions share a text request: one proposes for all, one writes for all, where a
+    # whole image is the unit of either; photos are always asked about one by one. None: 4 where the
+    # LLM was seen to answer for several, and in a run that goes on what it began with. Of the two
+    # text requests an image 2 spare half, 4 three quarters, 8 seven eighths; but 8 have 40 captions
+    # to lose count of and to ask for again, which no longer fit into 4,096 tokens with the answer.
+    config.llm.images_per_request = placeholder(int)
     config.mllm = ConfigDict()
     config.mllm.url = placeholder(str)
     config.mllm.model = placeholder(str)
@@ -166,6 +172,7 @@ def _frugal(config: ConfigDict) -> None:
 
 def _per_caption(config: ConfigDict) -> None:
     """The published script: one object a caption, no second try, nothing checked."""
+    config.llm.images_per_request = 1
     config.propose.unit = "caption"
     config.propose.present = 0
     config.propose.others = 0

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from negclip_jax.common.chat.messages import ChatResult
@@ -171,24 +171,22 @@ def string_list(text: str) -> list[str] | None:
     return [item.strip() for item in items] or None
 
 
-LIST_SCHEMA = {
-    "type": "object",
-    "properties": {"items": {"type": "array", "items": {"type": "string"}}},
-    "required": ["items"],
-    "additionalProperties": False,
-}
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+LIST_SCHEMA = _object({"items": {"type": "array", "items": {"type": "string"}}})
 
 
 def numbered_schema(count: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """JSON schema of an object with the strings "1".."count", of `options` if there are some."""
     value = {"type": "string", **({"enum": list(options)} if options else {})}
-    names = [str(i) for i in range(1, count + 1)]
-    return {
-        "type": "object",
-        "properties": dict.fromkeys(names, value),
-        "required": names,
-        "additionalProperties": False,
-    }
+    return _object(dict.fromkeys(map(str, range(1, count + 1)), value))
 
 
 def numbered(text: str, count: int) -> list[str | None] | None:
@@ -207,6 +205,34 @@ def numbered(text: str, count: int) -> list[str | None] | None:
         return None
     items = [content.get(str(i)) for i in range(1, count + 1)]
     return [item if isinstance(item, str) else None for item in items]
+
+
+def lists_schema(count: int) -> dict[str, Any]:
+    """JSON schema of an object with a caption and a list of objects for each of "1".."count"."""
+    unit = {"caption": {"type": "string"}, "objects": LIST_SCHEMA["properties"]["items"]}
+    return _object(dict.fromkeys(map(str, range(1, count + 1)), _object(unit)))
+
+
+def numbered_lists(text: str, captions: Sequence[str]) -> list[list[str] | None]:
+    """The lists 1..n of a JSON object, each of which says the caption that it is for.
+
+    None for one that is missing or no list, and for one beside another caption than its number's:
+    it may be some other photo's.
+    """
+    content = json_answer(text)
+    found: list[list[str] | None] = []
+    for i, caption in enumerate(captions, 1):
+        unit = content.get(str(i)) if isinstance(content, dict) else None
+        said, items = map(unit.get, ("caption", "objects")) if isinstance(unit, dict) else ("", ())
+        known = isinstance(said, str) and isinstance(items, list) and bare(said) == bare(caption)
+        found.append(([item for item in items if isinstance(item, str)] or None) if known else None)
+    return found
+
+
+def bare(text: str) -> list[str]:
+    """The words of a text whatever their case and the marks between them: models repeat the words,
+    and less surely the rest."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def many_masses(result: ChatResult, count: int) -> list[tuple[float, float] | None]:

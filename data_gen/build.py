@@ -20,7 +20,7 @@ from data_gen.images import PhotoFolder
 from data_gen.pipeline import ImagePipeline
 from data_gen.prompts import Prompt
 from data_gen.records import ImageItem
-from data_gen.settings import Settings, extra_body, require
+from data_gen.settings import IMAGES_PER_REQUEST, Settings, extra_body, require
 from data_gen.stages import propose, rewrite, verify
 from data_gen.statements import grammar_of
 from negclip_jax.common import storage, strict_json
@@ -106,6 +106,19 @@ def resolve(config: Settings) -> Roles:
         require(config, "input.objects")
     grammar_of(config)
     return roles
+
+
+def images_together(config: Settings, roles: Roles, can: Capabilities | None) -> int:
+    """Images whose captions share requests to the LLM, 1 where each request is about fewer.
+
+    `can`: of the LLM, None while it is not known: then a good one is assumed.
+    """
+    proposes = roles.propose == "llm" and config.propose.unit == "image"
+    rewrites = roles.rewrite == "llm" and config.rewrite.unit == "image"
+    if config.pipeline == "vqa" or not (proposes or rewrites):
+        return 1
+    usual = IMAGES_PER_REQUEST if can is None or can.several else 1
+    return config.llm.images_per_request or usual
 
 
 def open_engine(config: Settings, role: str, out: Path) -> Engine:
@@ -316,7 +329,10 @@ def _proposer(
         prompt = prompts["propose_caption"]
         return propose.CaptionProposer(models.llm, models.llm_can, prompt, **sampling)
     prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
-    llm = propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
+    many = prompts.get("propose_many") if config.pipeline == "absence" else None
+    llm = propose.LLMProposer(
+        models.llm, models.llm_can, prompt, settings.number, **sampling, many=many
+    )
     if config.pipeline == "vqa" or not settings.others:
         return llm
     sample = images[:: max(1, len(images) // _SAMPLE)]

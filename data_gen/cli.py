@@ -41,6 +41,10 @@ FLAGS = {
     "--limit": ("limit", "images to take, the first ones by id"),
     "--llm-url": ("llm.url", "OpenAI-compatible server(s) of the LLM, e.g. http://HOST:8000/v1"),
     "--llm-model": ("llm.model", "its model's name; default: the first that it lists"),
+    "--images-per-request": (
+        "llm.images_per_request",
+        "photos whose captions share a text request; default: 4 if the LLM can, 1 in vqa",
+    ),
     "--mllm-url": ("mllm.url", "OpenAI-compatible server(s) of the multimodal model"),
     "--mllm-model": ("mllm.model", "its model's name"),
     "--seed": ("seed", "another seed draws other objects and templates"),

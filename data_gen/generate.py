@@ -8,6 +8,7 @@ runner's byte for byte, as far as the models repeat themselves.
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import platform
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen import manifest
-from data_gen.build import Models, Roles, build, connected, resolve
+from data_gen.build import Models, Roles, build, connected, images_together, resolve
 from data_gen.engines.cache import Cache, read_statistics
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import FirstAnswers, UselessAnswers
@@ -77,6 +78,10 @@ class Job:
         can = models.mllm_can
         return self.roles.verify if can is None else method_for(self.config.verify.method, can)
 
+    def together(self, models: Models) -> int:
+        """Images that share requests to the LLM."""
+        return images_together(self.config, self.roles, models.llm_can)
+
     def settings_print(self, models: Models) -> str:
         """The fingerprint of everything that decides the tables, but for the images."""
         # What of a model's capabilities changes the requests; the rest is for people. The later
@@ -90,7 +95,12 @@ class Job:
         extra = [asdict(self.roles), [*decisive, self.method(models)], files]
         if self.roles.propose == "cooccurrence":
             extra.append({"draws": 4})  # older runs drew other objects: their shards are made again
-        return fingerprint(self.config, self.prompts, extra)
+        prompts = dict(self.prompts)
+        if (together := self.together(models)) > 1:
+            extra.append({"images_per_request": together})
+        else:  # as in older runs, which had no such requests
+            prompts.pop("propose_many", None)
+        return fingerprint(self.config, prompts, extra)
 
     def run_id(self, models: Models) -> str:
         """Twelve hexadecimal digits that name settings, prompts, models and input."""
@@ -115,6 +125,7 @@ class Job:
             "run_id": self.run_id(models),
             "roles": asdict(self.roles),
             "verify_method": self.method(models),
+            "images_per_request": self.together(models) if self.roles.needs_llm else None,
             "inputs": self.inputs,
             "captions": self.ingested.captions,
             "images": len(self.ingested.images),
@@ -146,12 +157,14 @@ class Job:
             pipeline = build(self.config, self.prompts, models, threads, run_id, self.images)
             watch = FirstAnswers(cache, self.config.verify.min_answer_probability)
 
-            async def process(image: ImageItem) -> Rows:
-                rows = await pipeline.process(image)
-                watch.count(rows)
+            async def process(images: Sequence[ImageItem]) -> list[Rows]:
+                rows = await pipeline.process(images)
+                for own in rows:
+                    watch.count(own)
                 return rows
 
-            runner = LocalRunner(out, process, cache, self.config.engine.window)
+            window = self.config.engine.window
+            runner = LocalRunner(out, process, cache, window, self.together(models))
             try:
                 await runner.run(shards, progress, signals=signals)
             except UselessAnswers as error:  # after a repair they are asked for again
@@ -214,9 +227,25 @@ def run(
     Raises InputError (and EndpointError) and Interrupted; what was finished stays, and the same
     call continues.
     """
-    job = prepare(config)
+    job = prepare(_as_begun(config, out))
     with locked(out):
         return asyncio.run(_run(job, out, say))
+
+
+def _as_begun(config: Settings, out: Path) -> Settings:
+    """The settings, with as many images a request as the run in `out` began with, if that is open.
+
+    Another number would be other questions, and answers are there already. Earlier versions asked
+    about one at a time.
+    """
+    begun = None
+    if config.llm.images_per_request is None:
+        with contextlib.suppress(InputError):  # a run that begins now
+            begun = manifest.read_manifest(out).get("images_per_request", 1)
+    if begun is not None:
+        config = config.copy_and_resolve_references()
+        config.llm.images_per_request = begun
+    return config
 
 
 async def _run(job: Job, out: Path, say: Callable[[str], None]) -> Outcome:
@@ -279,7 +308,8 @@ def run_on_ray(config: Settings, out: Path, *, workers: int) -> Outcome:
         import ray
     except ImportError:
         raise InputError(f"--runner=ray needs Ray: {extras.install('ray')}") from None
-    job = prepare(config)
+    job = prepare(_as_begun(config, out))
+    config = job.config
 
     async def look(what: Callable[[Models, Path], Any]) -> Any:
         """Calls a method of the job; the servers are probed once, for all workers."""

@@ -1,20 +1,22 @@
-"""One image through all stages, and which of its captions says that which object is absent."""
+"""A few images through all stages, and which of its captions says that which object is absent."""
 
 import asyncio
 import collections
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_gen import labels
 from data_gen.annotations import InstanceVerifier, certain, is_category, unsaid
 from data_gen.engines.cache import Cache
+from data_gen.engines.probe import Pending
 from data_gen.images import Photo, PhotoError, PhotoFolder
 from data_gen.records import NAMED, Assignment, Candidate, ImageItem, Rows, Verdict, shuffled
 from data_gen.settings import Settings
 from data_gen.stages.propose import Proposer, filtered
-from data_gen.stages.rewrite import RewriteStage
+from data_gen.stages.rewrite import RewriteStage, Work
 from data_gen.stages.verify import Verifier
 from negclip_jax.common.chat.messages import THINKS, is_transient
 from negclip_jax.common.errors import InputError
@@ -24,6 +26,7 @@ from negclip_jax.language.negation import cue_of
 from negclip_jax.language.twins import place_of
 from negclip_jax.language.vocabulary import CATEGORIES
 
+T = TypeVar("T")
 FIRST_ANSWERS = 100
 _CANDIDATE_COLUMNS = ("caption_id", "object", "question", "source", "key", "reject_reason")
 
@@ -90,7 +93,7 @@ class FirstAnswers:
 
 @dataclass(frozen=True)
 class ImagePipeline:
-    """Takes an image through all stages; one object serves a whole run.
+    """Takes images through all stages, together; one object serves a whole run.
 
     `boxes`: the annotations of its images, where there are some. `present`: how many things that
     captions name are asked about; None where no model looks. `threads` decode photos.
@@ -105,18 +108,36 @@ class ImagePipeline:
     present: int | None
     threads: Executor
 
-    async def process(self, image: ImageItem) -> Rows:
-        """All rows that the image adds to the tables. Raises Pending, EndpointError, InputError.
+    async def process(self, images: Sequence[ImageItem]) -> list[Rows]:
+        """All rows that each image adds to the tables. Raises Pending, EndpointError, InputError.
 
-        An image that ends with a transient error goes through once more: what was answered is in
-        the cache, and what failed may be over.
+        What ends with a transient error is done once more: what was answered is in the cache, and
+        what failed may be over. `images`: those that share requests to the LLM.
         """
-        rows = await self._once(image)
-        if any(is_transient(code) for code in rows.codes()):
-            rows = await self._once(image)
+        rows, usable = await self._looked_at(images)
+        if _shaken(rows):
+            rows, usable = await self._looked_at(images)
+        works = list(usable.values())
+        pairs = await self.stage.run(works)
+        if _shaken([Rows(pairs=written) for written in pairs]):
+            pairs = await self.stage.run(works)
+        for place, written in zip(usable, pairs, strict=True):
+            rows[place].pairs.extend(written)
         return rows
 
-    async def _once(self, image: ImageItem) -> Rows:
+    async def _looked_at(self, images: Sequence[ImageItem]) -> tuple[list[Rows], dict[int, Work]]:
+        """Rows but for pairs, and by its place what is to be written for each usable image."""
+        opened = await _all(self._open(image) for image in images)
+        usable = [place for place, (rows, _) in enumerate(opened) if not rows.rejects]
+        proposed = await self.proposer.propose([images[place] for place in usable])
+        works = await _all(
+            self._look(images[place], *opened[place], found)
+            for place, found in zip(usable, proposed, strict=True)
+        )
+        return [rows for rows, _ in opened], dict(zip(usable, works, strict=True))
+
+    async def _open(self, image: ImageItem) -> tuple[Rows, Photo | None]:
+        """Its rows so far, `rejects` only if it cannot be used, and its photo."""
         rows, photo = Rows(), None
         shared = {"image_id": image.image_id, "file_name": image.file_name}
         if self.folder is not None:
@@ -125,7 +146,7 @@ class ImagePipeline:
                 photo = await loop.run_in_executor(self.threads, self.folder.load, image.file_name)
             except PhotoError as error:
                 rows.rejects.append({**shared, "code": error.code, "detail": str(error)})
-                return rows
+                return rows, None
         about = {"source": Path(self.config.input.captions).name}
         about |= {"split": Path(image.file_name).parent.name or None}
         if photo is not None:
@@ -133,7 +154,13 @@ class ImagePipeline:
         rows.items.extend(
             {**shared, **about, "caption_id": c.id, "caption": c.text} for c in image.captions
         )
-        candidates = await self._candidates(image)
+        return rows, photo
+
+    async def _look(
+        self, image: ImageItem, rows: Rows, photo: Photo | None, proposed: Sequence[Candidate]
+    ) -> Work:
+        """Adds candidates, verdicts and labels to its rows; returns what is to be written."""
+        candidates = self._candidates(image, proposed)
         rows.candidates.extend(
             {"image_id": image.image_id} | {name: getattr(c, name) for name in _CANDIDATE_COLUMNS}
             for c in candidates
@@ -162,15 +189,14 @@ class ImagePipeline:
         assignments = assign(
             image, candidates, verdicts, sure, seed=self.config.seed, **self.config.assign
         )
-        rows.pairs.extend(await self.stage.run(image, assignments, sorted(present)))
-        return rows
+        return Work(image, assignments, sorted(present))
 
-    async def _candidates(self, image: ImageItem) -> list[Candidate]:
-        candidates = await self.proposer.propose(image)
+    def _candidates(self, image: ImageItem, proposed: Sequence[Candidate]) -> list[Candidate]:
+        candidates = list(proposed)
         if self.config.pipeline == "vqa" or self.config.propose.filter:
             # A model may name more than it was asked for: the first usable ones count.
-            found, candidates, usable = filtered(candidates, image.texts), [], 0
-            for candidate in found:
+            candidates, usable = [], 0
+            for candidate in filtered(proposed, image.texts):
                 usable += candidate.reject_reason is None and candidate.source == "llm"
                 if usable <= self.config.propose.number or candidate.reject_reason is not None:
                     candidates.append(candidate)
@@ -189,6 +215,34 @@ class ImagePipeline:
         verdicts = await self.verifier.verify(image, photo, list(unique.values()))
         order = {key: place for place, key in enumerate(unique)}
         return sorted(verdicts, key=lambda v: order[v.object, v.question])
+
+
+def _shaken(rows: Iterable[Rows]) -> bool:
+    return any(is_transient(code) for own in rows for code in own.codes())
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results. Raises Pending when each has asked for all that it can ask now."""
+
+    async def settled(work: Coroutine[Any, Any, T]) -> T | Pending:
+        try:
+            return await work
+        except Pending as pending:
+            return pending
+
+    tasks = [asyncio.ensure_future(settled(work)) for work in works]
+    try:
+        found = await asyncio.gather(*tasks)
+    except BaseException:  # of one: the others are not waited for
+        for task in tasks:
+            task.cancel()
+        raise
+    results = []
+    for result in found:
+        if isinstance(result, Pending):
+            raise result
+        results.append(result)
+    return results
 
 
 def assign(

@@ -8,7 +8,7 @@ are named as such.
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_gen.build import Roles
+from data_gen.build import Roles, images_together
 from data_gen.engines.cache import read_statistics
 from data_gen.generate import prepare
 from data_gen.manifest import counts, read_manifest
@@ -112,10 +112,12 @@ def _assumed(
     served = min(captions / max(images, 1), absent * config.assign.captions_per_object)
     rewrites = images * (served if per_image else absent)
     stages: dict[str, Stage] = {}
+    together = images_together(config, roles, None)
     if roles.propose == "llm":
-        calls = images if per_image else captions
+        calls = images / together if per_image else captions
         prompt = _PROMPTS["propose"] * calls + CAPTION_TOKENS * captions
-        stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * calls)
+        lists = images if per_image else captions
+        stages["propose"] = Stage(calls, prompt, _ANSWERS["propose"] * lists)
     if roles.verify == "mllm":
         share = ASKED_SHARE if config.verify.questions_per_round else 1.0
         one_by_one = asked * share  # and what captions name, where too few of these are there
@@ -124,7 +126,7 @@ def _assumed(
         prompt = calls * (_PROMPTS["verify"] + IMAGE_TOKENS)
         stages["verify"] = Stage(calls, prompt, _ANSWERS["verify"] * images * asked)
     if roles.rewrite == "llm":
-        calls = images if config.rewrite.unit == "image" and per_image else rewrites
+        calls = images / together if config.rewrite.unit == "image" and per_image else rewrites
         calls += rewrites * (1 - ACCEPTED_SHARE) * (config.rewrite.tries - 1)
         prompt = _PROMPTS["rewrite"] * calls + 2 * CAPTION_TOKENS * rewrites
         stages["rewrite"] = Stage(calls, prompt, _ANSWERS["rewrite"] * rewrites)

@@ -18,6 +18,7 @@ from negclip_jax.common.provenance import content_hash
 # The placeholders that each prompt must have; others are data only where the stage fills them.
 REQUIRED = {
     "propose": ("captions", "number"),
+    "propose_many": ("photos", "number"),
     "propose_caption": ("caption",),
     "propose_random": (),
     "verify": ("question",),
@@ -86,6 +87,9 @@ class Prompt:
 def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
     """The built-in prompts, with those of `folder` (NAME.txt) in place of their namesakes.
 
+    With a "propose" of one's own and no "propose_many" there is none: each photo is asked about in
+    one's own words.
+
     Raises InputError for a file of another name, without a user turn at its end or without a
     placeholder that it needs.
     """
@@ -98,6 +102,9 @@ def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
         if path.stem not in REQUIRED:
             raise InputError(f"{path}: there is no prompt of this name; {', '.join(REQUIRED)}")
         prompts[path.stem] = _read(path, path.stem)
+    own = {path.stem for path in Path(folder).glob("propose*.txt")}
+    if "propose" in own and "propose_many" not in own:
+        del prompts["propose_many"]
     return prompts
 
 
@@ -116,6 +123,14 @@ def _read(path: Path, name: str) -> Prompt:
     if unknown:
         raise InputError(f"{path}: nothing fills in {{{min(unknown)}}}")
     return Prompt(name, f"{name}-{content_hash(turns)[:8]}", turns)
+
+
+def most_tokens(text: str) -> int:
+    """More tokens than a model makes of the text: it has three bytes in each, where usual are four.
+
+    A Chinese character is three bytes and about one token.
+    """
+    return len(text.encode("utf-8", "replace")) // 3 + 1
 
 
 def quoted(text: str) -> str:

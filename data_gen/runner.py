@@ -8,6 +8,7 @@ of either the shard is made again, from cached answers as far as they still fit.
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -126,17 +127,20 @@ class LocalRunner:
     """Runs a function over the images of shards and writes what it gives.
 
     Images are taken in order, at most `window` at a time, so that the questions about one photo
-    come close together. The window spans shards: no server waits for the last image of one.
+    come close together. The window spans shards: no server waits for the last image of one. The
+    function gets `together` images of a shard at once, of which none begins before all can.
     """
 
     def __init__(
         self,
         run: Path,
-        process: Callable[[ImageItem], Coroutine[Any, Any, Rows]],
+        process: Callable[[Sequence[ImageItem]], Coroutine[Any, Any, list[Rows]]],
         cache: Cache | None,
         window: int,
+        together: int = 1,
     ):
-        self._run, self._process, self._cache, self._window = run, process, cache, window
+        self._run, self._process, self._cache = run, process, cache
+        self._window, self._together = max(window, together), together
         self._stop: int | None = None
         self._tasks: set[asyncio.Task] = set()
         self._failure: BaseException | None = None
@@ -173,12 +177,15 @@ class LocalRunner:
         slots = asyncio.Semaphore(self._window)
         for shard in todo:
             tasks = []
-            for image in shard.images:
-                await self._or_stop(slots.acquire())
-                if self._stop is not None or self._failure is not None:
-                    return
-                task = self._watched(self._rows(image))
-                task.add_done_callback(lambda _: slots.release())
+            for start in range(0, len(shard.images), self._together):
+                images = list(shard.images[start : start + self._together])
+                for _ in images:
+                    await self._or_stop(slots.acquire())
+                    if self._stop is not None or self._failure is not None:
+                        return
+                task = self._watched(self._rows(images))
+                for _ in images:
+                    task.add_done_callback(lambda _: slots.release())
                 tasks.append(task)
             self._watched(self._finish(shard, tasks, disk))
         if self._tasks:
@@ -193,22 +200,23 @@ class LocalRunner:
         if not task.done():
             task.cancel()
 
-    async def _rows(self, image: ImageItem) -> Rows:
+    async def _rows(self, images: Sequence[ImageItem]) -> list[Rows]:
         try:
-            rows = await self._process(image)
+            rows = await self._process(images)
         except Pending:
-            self.images_pending += 1
+            self.images_pending += len(images)
             raise
-        self.images_done += 1
-        self.accepted += sum(row["accepted"] for row in rows.pairs)
+        self.images_done += len(images)
+        self.accepted += sum(row["accepted"] for own in rows for row in own.pairs)
         return rows
 
     async def _finish(
         self, shard: Shard, tasks: Sequence[asyncio.Task], disk: ThreadPoolExecutor
     ) -> None:
         parts = await asyncio.gather(*tasks, return_exceptions=True)
-        if all(isinstance(part, Rows) for part in parts):
-            await asyncio.get_running_loop().run_in_executor(disk, shard.write, self._run, parts)
+        if all(isinstance(part, list) for part in parts):
+            rows = itertools.chain.from_iterable(parts)
+            await asyncio.get_running_loop().run_in_executor(disk, shard.write, self._run, rows)
 
     def _watched(self, work: Coroutine) -> asyncio.Task:
         """The work as a task whose first failure stops the run; an answer to come is none."""

@@ -31,6 +31,8 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "data_gen.py"
 # change; of the rest, a change makes its shards again, from cached answers where they still fit.
 _NEUTRAL = ("engine", "limit", "prices", "export", "max_errors", "max_rejects", "prompts")
 _NEUTRAL_KEYS = ("llm.url", "mllm.url", "llm.key_variable", "mllm.key_variable")
+_NEUTRAL_KEYS += ("llm.images_per_request",)  # a job brings in what follows from it
+IMAGES_PER_REQUEST = 4  # where that is open
 
 # Keys that had another name: the old one is read for one release, with a warning.
 _RENAMED = {
@@ -54,6 +56,7 @@ _YOUNGER = {
     "rewrite.foils_by": "edit",
     "rewrite.affirm": False,
     "engine.extra_body": "",
+    "llm.images_per_request": 1,
     "images.by": "data",
     "images.url": "",
 }
@@ -90,6 +93,7 @@ _RANGES = {
     "engine.start_concurrency": POSITIVE,
     "engine.tries": POSITIVE,
     "engine.window": POSITIVE,
+    "llm.images_per_request": POSITIVE,
     "images.long_side": POSITIVE,
     "shard_images": POSITIVE,
     "propose.number": POSITIVE,

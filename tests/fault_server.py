@@ -111,7 +111,21 @@ _RESPONSES = {
     "no message": lambda request: _text(request, '{"choices": []}'),
 }
 
+
+def _shuffled(text: str) -> str:
+    """Each unit of a joint answer at another's number."""
+    units = json.loads(text)
+    values = list(units.values())
+    return json.dumps(dict(zip(units, values[1:] + values[:1], strict=True)))
+
+
+def _one_missing(text: str) -> str:
+    return json.dumps({number: unit for number, unit in json.loads(text).items() if number != "2"})
+
+
 _WORDS = {
+    "shuffled": _shuffled,
+    "one missing": _one_missing,
     "prose": lambda text: "I think there might be something like that in the image.",
     "refusal": lambda text: "I'm sorry, but I cannot help with that.",
     "chatty": lambda text: f"Sure, here is the new caption: {text}",
@@ -152,6 +166,12 @@ def has_photo(body: dict) -> bool:
 
 def rewrites(body: dict) -> bool:
     return "Absent:" in last_turn(body)[0]
+
+
+def shares(body: dict) -> bool:
+    """Text requests about several photos or captions."""
+    text = last_turn(body)[0]
+    return not has_photo(body) and ("Captions of photo 2:" in text or "\n2. Caption:" in text)
 
 
 def says(text: str) -> Callable[[dict], bool]:

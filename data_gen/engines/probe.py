@@ -15,9 +15,17 @@ from typing import Any, Protocol
 from PIL import Image, ImageDraw
 
 from data_gen import rules
-from data_gen.answers import clean, many_masses, numbered_schema, yes_no_mass, yes_or_no
+from data_gen.answers import (
+    clean,
+    lists_schema,
+    many_masses,
+    numbered_lists,
+    numbered_schema,
+    yes_no_mass,
+    yes_or_no,
+)
 from data_gen.images import encode
-from data_gen.prompts import Prompt, lines, quoted
+from data_gen.prompts import Prompt, lines, most_tokens, quoted
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
 from negclip_jax.common.chat.messages import (
     CHOICE_DIALECTS,
@@ -29,6 +37,10 @@ from negclip_jax.common.chat.messages import (
 )
 
 TOP_LOGPROBS = 20
+TOKENS_AN_OBJECT = 12  # of a JSON list, generously
+# Of prompt and answer, where units share a request: some servers cut off what is beyond their 4,096
+# in silence, and in a longer answer a model is likelier to lose its place.
+MOST_TOKENS = 4096
 _TOP_OF_EACH = 5  # where each token of an answer has its own
 _ANSWERS = ("yes", "no", "unsure")  # a schema must leave a way to be unsure: it is asked again
 _ENOUGH_MASS = 0.5  # of "yes" and "no" together, for a token to be an answer
@@ -44,6 +56,7 @@ _TURNS = (("user", "Say A."), ("assistant", "A"), *_HELLO)
 _QUESTION = "Is there a red circle in this image?"  # there is
 _SEVERAL = (_QUESTION, "Is there a dog in this image?", "Are there people in this image?")
 _CAPTION, _OBJECT = "A man rides a horse on a beach.", "umbrella"
+_PHOTOS = ((_CAPTION, "A rider near the sea."), ("A bus stops in a narrow street.",))
 # Rules that a usable model may break once; a rewrite that breaks another one is none.
 _FORGIVEN = {"grammar", "invented", "lost", "double_negation", "too_long"}
 
@@ -60,6 +73,7 @@ class Capabilities:
       choice: dialect in which it keeps to a list of answers, "" for none.
       schema: it kept to a JSON schema.
       many: it answered several questions about a photo in one request.
+      several: it named objects for several photos in one request.
       prefix_cache: it reported cached tokens for a repeated prefix.
       system: it takes a system turn; the chat templates of some models refuse one.
       turns: it takes earlier turns of user and assistant.
@@ -79,6 +93,7 @@ class Capabilities:
     choice: str = ""
     schema: bool = False
     many: bool = False
+    several: bool = False
     prefix_cache: bool = False
     system: bool = True
     turns: bool = True
@@ -113,6 +128,42 @@ class Capabilities:
             schema=numbered_schema(count, _ANSWERS) if self.schema else None,
             top_logprobs=_TOP_OF_EACH if self.logprobs else 0,
         )
+
+    def request_lists(
+        self, stage: str, prompt: Prompt, photos: Sequence[Sequence[str]], number: int, **options
+    ) -> ChatRequest:
+        """One request for objects of several photos, read by `answers.numbered_lists`.
+
+        `photos`: the captions of each; `number`: objects of each; `options`: for sampling.
+        """
+        told = (f"Captions of photo {i}:\n{lines(list(c))}" for i, c in enumerate(photos, 1))
+        return self.request(
+            stage,
+            prompt.fill(photos="\n".join(told), number=str(number)),
+            max_tokens=sum(self.list_tokens(captions, number) for captions in photos),
+            schema=lists_schema(len(photos)) if self.schema else None,
+            **options,
+        )
+
+    @staticmethod
+    def list_tokens(captions: Sequence[str], number: int) -> int:
+        """Tokens that the answer for one of several photos may have: a caption and a list."""
+        return most_tokens(captions[0]) + number * TOKENS_AN_OBJECT + 20
+
+    def parts(self, prompt: Prompt, sizes: Sequence[int]) -> list[list[int]]:
+        """Places of units in order, in lists of as many as have room in one request together.
+
+        `sizes`: tokens of each, with its part of the answer.
+        """
+        room = min(self.context or MOST_TOKENS, MOST_TOKENS)
+        room -= sum(most_tokens(text) + 4 for _, text in prompt.turns)
+        parts, used = list[list[int]](), room + 1
+        for place, size in enumerate(sizes):
+            if used + size > room:
+                parts, used = [*parts, []], 0
+            parts[-1].append(place)
+            used += size
+        return parts
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -154,7 +205,7 @@ async def probe(
 
     Args:
       model: its name; None for the first one that the server lists.
-      prompts: of the run, for a question about a picture ("verify") and a rewrite ("rewrite").
+      prompts: of the run, for questions about a picture, objects of two photos, and a rewrite.
       looks, writes: whether it is to look at photos, and to propose and rewrite.
       max_tokens: of an answer to a question about a photo.
       extra_body: fields that are added to every body.
@@ -221,7 +272,15 @@ async def probe(
         many = can.request_many("probe", can.fitting(prompts["verify_many"]), _SEVERAL, _picture())
         answers = many_masses(await engine.generate(many), len(_SEVERAL))
         can = replace(can, many=None not in answers)
-    return await _writing(ask, can, can.fitting(prompts["rewrite"])) if writes else can
+    if not writes:
+        return can
+    if several := prompts.get("propose_many"):
+        sampling = {"temperature": 0.7, "top_p": 0.95}
+        asked = can.request_lists("probe", can.fitting(several), _PHOTOS, 3, **sampling)
+        first = [captions[0] for captions in _PHOTOS]
+        lists = numbered_lists((await engine.generate(asked)).text, first)
+        can = replace(can, several=None not in lists)
+    return await _writing(ask, can, can.fitting(prompts["rewrite"]))
 
 
 async def _writing(ask, can: Capabilities, prompt: Prompt) -> Capabilities:
@@ -292,6 +351,8 @@ def describe(role: str, can: Capabilities) -> str:
         cached = "yes" if can.prefix_cache else "not reported"
         known.append(f"several questions in one request {'yes' if can.many else 'no'}")
         known += [f"{can.image_tokens} tokens a photo", f"prefix cache {cached}"]
+    if "rewrite" in can.answers:
+        known.append(f"several photos in one text request {'yes' if can.several else 'no'}")
     known += [] if can.system else ["no system turn"]
     known += [] if can.turns else ["no earlier turns"]
     known += ["thinks"] if can.thinks else []

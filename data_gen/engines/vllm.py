@@ -44,6 +44,7 @@ class VLLMEngine:
             choice="structured_outputs",
             schema=True,
             many=True,
+            several=True,
             prefix_cache=True,
         )
 

@@ -1,5 +1,7 @@
 """What might be in such a photo and is not mentioned: by an LLM, by co-occurrence, or at random."""
 
+import abc
+import asyncio
 import collections
 import itertools
 import re
@@ -15,10 +17,17 @@ from data_gen.annotations import (
     expected,
     sayable,
 )
-from data_gen.answers import LIST_SCHEMA, MARKUP, normalise_object, string_list
-from data_gen.engines.probe import Capabilities, Engine
+from data_gen.answers import (
+    LIST_SCHEMA,
+    MARKUP,
+    bare,
+    normalise_object,
+    numbered_lists,
+    string_list,
+)
+from data_gen.engines.probe import TOKENS_AN_OBJECT, Capabilities, Engine
 from data_gen.labels import named_in
-from data_gen.prompts import Prompt, lines, quoted
+from data_gen.prompts import Prompt, lines, most_tokens, quoted
 from data_gen.records import Candidate, ImageItem, shuffled
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
@@ -29,7 +38,6 @@ from negclip_jax.language.negation import cue_of
 from negclip_jax.language.questions import deny
 from negclip_jax.language.vocabulary import canonical, content
 
-_TOKENS_AN_OBJECT = 12  # of a JSON list, generously
 # What photos hold and captions leave out, the oftenest first, in the scenes that have it; of the
 # likeliest ones so many are asked about.
 _UNSAID = tuple(name for (name,) in tables.rows("unsaid"))
@@ -42,16 +50,29 @@ _YES_NO = re.compile(
 
 
 class Proposer(Protocol):
-    """Names candidates for an image, unfiltered."""
+    """Names candidates for images, unfiltered."""
 
-    async def propose(self, image: ImageItem) -> list[Candidate]: ...
+    async def propose(self, images: Sequence[ImageItem]) -> list[list[Candidate]]:
+        """Those of each image; what is asked for them may share a request."""
+
+
+class EachAlone(abc.ABC):
+    """A proposer that looks at one image at a time."""
+
+    async def propose(self, images: Sequence[ImageItem]) -> list[list[Candidate]]:
+        return list(await asyncio.gather(*(self.propose_one(image) for image in images)))
+
+    @abc.abstractmethod
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
+        """Those of one image."""
 
 
 @dataclass(frozen=True)
-class LLMProposer:
-    """One request for all captions of an image.
+class LLMProposer(EachAlone):
+    """One request for all captions of an image, or of several.
 
-    `prompt`: "propose" for objects or "questions" for yes/no questions.
+    `prompt`: "propose" for objects or "questions" for yes/no questions. `many`: "propose_many", by
+    which images share a request; what its answer lacks for one of them is asked by `prompt`.
     """
 
     engine: Engine
@@ -60,11 +81,56 @@ class LLMProposer:
     number: int
     temperature: float
     top_p: float
+    many: Prompt | None = None
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose(self, images: Sequence[ImageItem]) -> list[list[Candidate]]:
+        found: dict[str, list[Candidate]] = {}
+        if self.many is not None:
+            parts = self._parts(self.many, images)
+            for answered in await asyncio.gather(*(self._jointly(self.many, p) for p in parts)):
+                found |= answered
+        left = [image for image in images if image.image_id not in found]
+        alone = await super().propose(left)
+        found |= {image.image_id: c for image, c in zip(left, alone, strict=True)}
+        return [found[image.image_id] for image in images]
+
+    def _parts(self, prompt: Prompt, images: Sequence[ImageItem]) -> list[list[ImageItem]]:
+        """The images that share a request: two at least.
+
+        An answer is known by the first caption: an image without words in it, or with the same
+        ones as another, is asked about alone.
+        """
+        first = [" ".join(bare("".join(image.texts[:1]))) for image in images]
+        told = (words and first.count(words) == 1 for words in first)
+        images = list(itertools.compress(images, told))
+        sizes = [
+            most_tokens(lines(i.texts)) + self.can.list_tokens(i.texts, self.number) for i in images
+        ]
+        parts = self.can.parts(prompt, sizes)
+        return [[images[place] for place in part] for part in parts if len(part) > 1]
+
+    async def _jointly(
+        self, prompt: Prompt, images: Sequence[ImageItem]
+    ) -> dict[str, list[Candidate]]:
+        """Candidates by image, of those that the answer has."""
+        texts = [image.texts for image in images]
+        request = self.can.request_lists(
+            "propose", prompt, texts, self.number, temperature=self.temperature, top_p=self.top_p
+        )
+        result = await self.engine.generate(request)
+        lists = numbered_lists(result.text, [captions[0] for captions in texts])
+        about = {"source": "llm", "key": request.key, "model": self.can.model}
+        about["prompt_id"] = prompt.id
+        return {
+            image.image_id: [Candidate(item, **about) for item in items[: 2 * self.number]]
+            for image, items in zip(images, lists, strict=True)
+            if items
+        }
+
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         asks = self.prompt.name == "questions"
         messages = self.prompt.fill(captions=lines(image.texts), number=str(self.number))
-        size = self.number * _TOKENS_AN_OBJECT * (3 if asks else 1)
+        size = self.number * TOKENS_AN_OBJECT * (3 if asks else 1)
         for sample in range(SAMPLES):
             request = self.can.request(
                 "propose",
@@ -90,7 +156,7 @@ class LLMProposer:
 
 
 @dataclass(frozen=True)
-class CaptionProposer:
+class CaptionProposer(EachAlone):
     """The published script: one object for each caption, from that caption alone."""
 
     engine: Engine
@@ -99,7 +165,7 @@ class CaptionProposer:
     temperature: float
     top_p: float
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         found = []
         for caption in image.captions:
             messages = self.prompt.fill(caption=quoted(caption.text))
@@ -129,7 +195,7 @@ class CaptionProposer:
 
 
 @dataclass(frozen=True)
-class RandomProposer:
+class RandomProposer(EachAlone):
     """Objects from a list, drawn evenly by a hash of the image: no call at all."""
 
     names: Sequence[str]
@@ -137,7 +203,7 @@ class RandomProposer:
     seed: int
     per_caption: bool
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         names = sorted(self.names)
         if self.per_caption:
             ids = [caption.id for caption in image.captions]
@@ -149,7 +215,7 @@ class RandomProposer:
         return [Candidate(name, "random") for name in drawn]
 
 
-class FileProposer:
+class FileProposer(EachAlone):
     """Objects that a user or another program listed for each image."""
 
     def __init__(self, path: str):
@@ -159,14 +225,14 @@ class FileProposer:
             raise InputError(f"{path} must be an object of image ids to lists of object names")
         self._names = {identity(image_id): names for image_id, names in content.items()}
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         return [
             Candidate(str(name), "file") for name in self._names.get(identity(image.image_id), ())
         ]
 
 
 @dataclass(frozen=True)
-class CooccurrenceProposer:
+class CooccurrenceProposer(EachAlone):
     """For each caption an object by what occurs beside those that are annotated.
 
     `number`: different objects of an image, at most; `times`: captions that each serves.
@@ -178,7 +244,7 @@ class CooccurrenceProposer:
     times: int
     seed: int
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         image_id = identity(image.image_id)
         present = self.boxes.present.get(image_id)
         if present is None:
@@ -214,9 +280,12 @@ class OthersProposer:
     number: int
     seed: int
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose(self, images: Sequence[ImageItem]) -> list[list[Candidate]]:
+        found = await self.proposer.propose(images)
+        return [self._with_others(i, named) for i, named in zip(images, found, strict=True)]
+
+    def _with_others(self, image: ImageItem, found: list[Candidate]) -> list[Candidate]:
         named = frozenset(map(canonical, named_in(image.texts)))
-        found = await self.proposer.propose(image)
         if all(candidate.reject_reason for candidate in found):  # an error, to be asked again
             return found
         key = f"{self.seed}/{image.image_id}"
@@ -236,10 +305,10 @@ class OthersProposer:
         return first + [candidate for candidate in found if candidate not in known]
 
 
-class VQAProposer:
+class VQAProposer(EachAlone):
     """Pipeline vqa: the yes/no questions of VQAv2 about an image; a "no" is negated."""
 
-    async def propose(self, image: ImageItem) -> list[Candidate]:
+    async def propose_one(self, image: ImageItem) -> list[Candidate]:
         return [Candidate("", "vqa", question=question.text) for question in image.questions]
 
 

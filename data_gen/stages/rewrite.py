@@ -2,14 +2,14 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from data_gen import rules
 from data_gen.answers import clean, numbered, numbered_schema
 from data_gen.engines.probe import Capabilities, Engine
-from data_gen.prompts import STYLES, Prompt, quoted
+from data_gen.prompts import STYLES, Prompt, most_tokens, quoted
 from data_gen.records import Assignment, ImageItem, chance, shuffled
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
@@ -20,9 +20,23 @@ from negclip_jax.language.grammar import (
     Grammar,
     Template,
 )
+from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
 from negclip_jax.language.twins import of_scene, place_of
+from negclip_jax.language.vocabulary import content
+
+# So much more of another caption, as a share of the words of both, makes a text that one's.
+_NEARER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be written for an image. `present`: objects known to be in the photo."""
+
+    image: ImageItem
+    assignments: Sequence[Assignment]
+    present: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +59,8 @@ class Draft:
 class Writer(Protocol):
     """Writes drafts."""
 
-    async def first(self, image: ImageItem, assignments: Sequence[Assignment]) -> list[Draft]:
-        """A draft for each assignment of one image."""
+    async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
+        """A draft for each assignment of each image."""
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         """Another draft; `attempt` counts from 1."""
@@ -54,9 +68,10 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LLMWriter:
-    """One request for all captions of an image (`many`), or one for each caption.
+    """One request for all captions of the images (`many`), or one for each caption.
 
-    `one`: name of the prompt for a single caption.
+    What a joint answer lacks, or has at a wrong place, is asked again: of several images image by
+    image, of one caption by caption. `one`: name of the prompt for a single caption.
     """
 
     engine: Engine
@@ -69,24 +84,54 @@ class LLMWriter:
     top_p: float
     seed: int
 
-    async def first(self, image: ImageItem, assignments: Sequence[Assignment]) -> list[Draft]:
-        about_objects = all(a.candidate.question is None for a in assignments)
-        if self.many and about_objects and len(assignments) > 1:
-            return await self._all(assignments)
-        return list(await asyncio.gather(*(self._one(a, 0) for a in assignments)))
+    async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
+        every = [assignment for assignments in images for assignment in assignments]
+        ends = itertools.accumulate(map(len, images))
+        places = [range(end - len(a), end) for end, a in zip(ends, images, strict=True)]
+        drafts: dict[int, Draft] = {}
+
+        def left() -> list[list[int]]:
+            """Places without a draft, image by image; a question's has a prompt of its own."""
+            return [
+                [p for p in own if p not in drafts and every[p].candidate.question is None]
+                for own in places
+            ]
+
+        async def ask(parts: Iterable[Sequence[int]]) -> None:
+            asked = (self._jointly({p: every[p] for p in part}) for part in parts)
+            for found in await asyncio.gather(*asked):
+                drafts.update(found)
+
+        if self.many:
+            whole = [own for own in left() if own]
+            sizes = [sum(self._size(every[p]) for p in own) for own in whole]
+            parts = self.can.parts(self.prompts["rewrite_many"], sizes)
+            await ask([p for i in part for p in whole[i]] for part in parts if len(part) > 1)
+            await ask(own for own in left() if len(own) > 1)
+        alone = [place for place in range(len(every)) if place not in drafts]
+        written = await asyncio.gather(*(self._one(every[place], 0) for place in alone))
+        drafts.update(zip(alone, written, strict=True))
+        return [[drafts[place] for place in own] for own in places]
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         return await self._one(assignment, attempt)
 
-    async def _all(self, assignments: Sequence[Assignment]) -> list[Draft]:
-        rows = [
-            f"{i}. Caption: {quoted(a.caption.text)} Absent: {quoted(a.candidate.object)} "
-            f"Way: {self._style(a, 0)}"
-            for i, a in enumerate(assignments, 1)
-        ]
+    def _row(self, assignment: Assignment) -> str:
+        caption, name = quoted(assignment.caption.text), quoted(assignment.candidate.object)
+        return f"Caption: {caption} Absent: {name} Way: {self._style(assignment, 0)}"
+
+    def _size(self, assignment: Assignment) -> int:
+        """Tokens of its row and of the answer to it."""
+        return most_tokens(self._row(assignment)) + self.max_tokens
+
+    async def _jointly(self, assignments: Mapping[int, Assignment]) -> dict[int, Draft]:
+        """Drafts by one request, of those that could be read, perhaps of none."""
+        asked = list(assignments.values())
+        rows = [f"{i}. {self._row(a)}" for i, a in enumerate(asked, 1)]
+        prompt = self.prompts["rewrite_many"]
         request = self.can.request(
             "rewrite",
-            self.prompts["rewrite_many"].fill(lines="\n".join(rows)),
+            prompt.fill(lines="\n".join(rows)),
             max_tokens=self.max_tokens * len(rows),
             schema=numbered_schema(len(rows)) if self.can.schema else None,
             temperature=self.temperature,
@@ -94,19 +139,13 @@ class LLMWriter:
         )
         result = await self.engine.generate(request)
         items = None if result.error else numbered(result.text, len(rows))
-        about = {
-            "key": request.key,
-            "model": self.can.model,
-            "prompt_id": self.prompts["rewrite_many"].id,
+        texts = [None if item is None else clean(item) for item in items or [None] * len(rows)]
+        about = {"key": request.key, "model": self.can.model, "prompt_id": prompt.id}
+        return {
+            place: Draft(text, "llm", **about)
+            for place, text, moved in zip(assignments, texts, misplaced(texts, asked), strict=True)
+            if text is not None and not moved
         }
-        drafts = [
-            None if item is None else Draft(clean(item), "llm", **about)
-            for item in items or [None] * len(rows)
-        ]
-        # Those that could not be read, perhaps all of them, are asked for alone.
-        left = [a for a, draft in zip(assignments, drafts, strict=True) if draft is None]
-        alone = iter(await asyncio.gather(*(self._one(a, 0) for a in left)))
-        return [draft or next(alone) for draft in drafts]
 
     async def _one(self, assignment: Assignment, attempt: int) -> Draft:
         candidate, caption = assignment.candidate, quoted(assignment.caption.text)
@@ -143,8 +182,8 @@ class TemplateWriter:
     seed: int
     grammar: Grammar = NATURAL
 
-    async def first(self, image: ImageItem, assignments: Sequence[Assignment]) -> list[Draft]:
-        return [self._write(a, ()) for a in assignments]
+    async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
+        return [[self._write(a, ()) for a in assignments] for assignments in images]
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         return self._write(assignment, (former.rewriter.removeprefix("template:"),))
@@ -182,16 +221,42 @@ class MixedWriter:
         low = chance(self.seed, "writer", assignment.caption.id) < self.share
         return self.template if low else self.llm
 
-    async def first(self, image: ImageItem, assignments: Sequence[Assignment]) -> list[Draft]:
-        drafts: dict[int, Draft] = {}
+    async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
+        chosen = [[self._for(a) for a in assignments] for assignments in images]
+        written = {}
         for writer in (self.template, self.llm):
-            places = [i for i, a in enumerate(assignments) if self._for(a) is writer]
-            written = await writer.first(image, [assignments[i] for i in places])
-            drafts.update(zip(places, written, strict=True))
-        return [drafts[i] for i in range(len(assignments))]
+            own = [
+                [a for a, who in zip(assignments, writers, strict=True) if who is writer]
+                for assignments, writers in zip(images, chosen, strict=True)
+            ]
+            written[id(writer)] = [iter(drafts) for drafts in await writer.first(own)]
+        return [[next(written[id(who)][i]) for who in writers] for i, writers in enumerate(chosen)]
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         return await self._for(assignment).again(assignment, attempt, former)
+
+
+def misplaced(texts: Sequence[str | None], assignments: Sequence[Assignment]) -> list[bool]:
+    """Which texts say what another assignment asks for than the one at whose place they stand.
+
+    They have more of another caption, or no less of it and its object, but not their own.
+    """
+    objects = [a.candidate.object for a in assignments]
+    absent = {word for name in objects for word in content(name)}
+    captions = [set(content(a.caption.text)) - absent for a in assignments]
+    found = []
+    for place, text in enumerate(texts):
+        said = set(content(text or "")) - absent
+        has = [len(said & words) / max(len(said | words), 1) for words in captions]
+        names = [mentioned(name, [text or ""]) for name in objects]
+        found.append(
+            any(
+                share > has[place] + _NEARER
+                or (named and not names[place] and share >= has[place] - _NEARER)
+                for share, named in zip(has, names, strict=True)
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -223,15 +288,15 @@ class RewriteStage:
     foils_by: str = "edit"
     affirm: bool = False
 
-    async def run(
-        self, image: ImageItem, assignments: Sequence[Assignment], present: Sequence[str]
-    ) -> list[dict[str, Any]]:
-        """Rows of the table of pairs, one a draft. `present`: objects known to be in the photo."""
-        if not assignments:
-            return []
-        drafts = await self.writer.first(image, assignments)
+    async def run(self, works: Sequence[Work]) -> list[list[dict[str, Any]]]:
+        """Rows of the table of pairs for each image, one a draft."""
+        drafts = await self.writer.first([work.assignments for work in works])
+        return list(await asyncio.gather(*map(self._rows, works, drafts)))
+
+    async def _rows(self, work: Work, drafts: Sequence[Draft]) -> list[dict[str, Any]]:
+        asked = zip(work.assignments, drafts, strict=True)
         rows = await asyncio.gather(
-            *(self._settle(image, a, d, present) for a, d in zip(assignments, drafts, strict=True))
+            *(self._settle(work.image, a, d, work.present) for a, d in asked)
         )
         return [row for drafts in rows for row in drafts]
 

@@ -81,7 +81,8 @@ def test_probe(scene, capsys):
     found, look, rewrite, doubt = capsys.readouterr().out.splitlines()  # one server, asked once
     assert found == (
         "llm and mllm: loopback (logprobs no, choice structured_outputs, JSON schema no, "
-        "several questions in one request no, 2341 tokens a photo, prefix cache yes, context 8192)"
+        "several questions in one request no, 2341 tokens a photo, prefix cache yes, "
+        "several photos in one text request no, context 8192)"
     )
     assert "Is there a red circle in this image? (there is one) 'no'" in look
     assert "does it see photos?" in doubt

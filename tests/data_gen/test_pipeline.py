@@ -9,7 +9,7 @@ from scripted_engine import ScriptedEngine
 
 from data_gen import settings
 from data_gen.build import Models, build, estimated_tokens, resolve, token_counter
-from data_gen.engines.probe import Capabilities
+from data_gen.engines.probe import Capabilities, Pending
 from data_gen.prompts import load_prompts
 from data_gen.records import Caption, ImageItem
 from negclip_jax.common.chat.messages import ChatResult
@@ -30,7 +30,8 @@ def process(answer, photos, **changes):
     models = Models(engine, CAN, engine, CAN)
     with ThreadPoolExecutor(1) as threads:
         pipeline = build(config, load_prompts(), models, threads, "run")
-        return asyncio.run(pipeline.process(IMAGE)), engine
+        (rows,) = asyncio.run(pipeline.process([IMAGE]))
+        return rows, engine
 
 
 @pytest.fixture
@@ -88,6 +89,30 @@ def test_a_transient_error_gets_one_more_chance(photos):
 
     rows, _ = process(shaky, photos)
     assert len(failed) == 2 and len(rows.pairs) == 2 and "timeout" not in rows.codes()
+
+
+def test_an_image_that_waits_for_a_batch_stops_no_other_before_it_has_asked(photos):
+    asked = []
+
+    async def generate(request):
+        if request.stage == "propose":
+            return ChatResult('["dog"]')
+        late = "car" in request.messages[-1][1]
+        await asyncio.sleep(0.02 if late else 0)
+        asked.append("late" if late else "early")
+        raise Pending(request.key)
+
+    base = {"input.captions": "c", "input.images": str(photos), "llm.url": "x", "mllm.url": "y"}
+    config = settings.load(None, base | {"verify.method": "text", "propose.others": "0"})
+    engine = ScriptedEngine(answer)
+    engine.generate = generate
+    images = [IMAGE, ImageItem("8", "train/7.jpg", (Caption("3", "A car"),))]
+    with ThreadPoolExecutor(1) as threads:
+        models = Models(engine, CAN, engine, CAN)
+        pipeline = build(config, load_prompts(), models, threads, "run")
+        with pytest.raises(Pending):
+            asyncio.run(pipeline.process(images))
+    assert set(asked) == {"early", "late"}
 
 
 def test_no_more_objects_than_asked_for(photos):

@@ -33,6 +33,13 @@ def test_a_prompt_of_ones_own(tmp_path):
     assert own.id != built_in.id and load_prompts(folder)["merge"] == load_prompts()["merge"]
 
 
+def test_one_s_own_words_for_a_photo_are_for_each_photo_alone(tmp_path):
+    folder = write(tmp_path / "p", "propose", "[user]\n{captions} {number}")
+    assert set(REQUIRED) - set(load_prompts(folder)) == {"propose_many"}
+    write(tmp_path / "p", "propose_many", "[user]\n{photos} {number}")
+    assert load_prompts(folder)["propose_many"].turns == (("user", "{photos} {number}"),)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

@@ -27,7 +27,8 @@ IMAGE = ImageItem("1", "1.jpg", tuple(Caption(str(i), text) for i, text in enume
 
 
 def propose(proposer):
-    return asyncio.run(proposer.propose(IMAGE))
+    (found,) = asyncio.run(proposer.propose([IMAGE]))
+    return found
 
 
 def llm(*answers, schema=False):
@@ -144,3 +145,163 @@ def test_what_captions_leave_unsaid_is_asked_about_first():
     found = propose(OthersProposer(proposer, Cooccurrence(named), 0, 0))  # captions of a street
     assert {c.object for c in found[:2]} == {"car", "traffic light"}
     assert [c.object for c in found[2:]] == ["lighthouse"]
+
+
+# Several photos in one request.
+OTHERS = [
+    ImageItem(str(i), f"{i}.jpg", (Caption(f"{i}a", first), Caption(f"{i}b", "Something else")))
+    for i, first in enumerate(
+        ['A "red" bus, in a street.', "Two cups on a table", "A cat sleeps", "A kite in the sky"], 2
+    )
+]
+IMAGES = [IMAGE, *OTHERS]
+NAMES = {"1": "hat", "2": "tree", "3": "spoon", "4": "lamp", "5": "cloud"}  # of each photo
+
+
+def said_of(images, names=None):
+    """A right answer to a request about these photos; `names`: by image id."""
+    names = names or NAMES
+    return {
+        str(i): {"caption": image.texts[0], "objects": [names[image.image_id], "box"]}
+        for i, image in enumerate(images, 1)
+    }
+
+
+def together(answer, images=IMAGES, **can):
+    """Candidates of each image, and the requests; `answer` is asked for what is joint.
+
+    Alone each photo gets its own name and "alone".
+    """
+
+    def reply(request):
+        text = request.messages[-1][1]
+        if text.startswith("Captions of photo 1:"):
+            return answer(request)
+        (image,) = (i for i in images if json.dumps(i.texts[0]) in text)
+        return json.dumps([NAMES[image.image_id], "alone"])
+
+    engine = ScriptedEngine(reply)
+    can, many = Capabilities("m", **can), PROMPTS["propose_many"]
+    proposer = LLMProposer(engine, can, PROMPTS["propose"], 3, 0.7, 0.9, many)
+    found = asyncio.run(proposer.propose(images))
+    return [[c.object for c in candidates] for candidates in found], engine.requests, found
+
+
+def test_photos_share_a_request():
+    found, (request,), candidates = together(lambda r: json.dumps(said_of(IMAGES)), schema=True)
+    assert found == [[name, "box"] for name in NAMES.values()]
+    assert {(c.key, c.prompt_id) for own in candidates for c in own} == {
+        (request.key, PROMPTS["propose_many"].id)
+    }
+    text = request.messages[-1][1]
+    for i, image in enumerate(IMAGES, 1):
+        own = "\n".join(json.dumps(t) for t in image.texts)
+        assert f"Captions of photo {i}:\n{own}\n" in text
+    assert "name 3 objects" in text and (request.temperature, request.top_p) == (0.7, 0.9)
+    assert request.schema["required"] == ["1", "2", "3", "4", "5"]
+    assert request.schema["properties"]["5"]["required"] == ["caption", "objects"]
+    # The words of a caption count, not the marks between them.
+    loose = said_of(IMAGES)
+    loose["2"]["caption"] = "a red bus in a street"
+    assert together(lambda r: json.dumps(loose))[0] == found
+
+
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_no_photo_gets_the_answer_of_another(turn):
+    """Units under each other's numbers, captions and all; and lists alone that changed places."""
+    right = said_of(IMAGES)
+    units = list(right.values())
+    moved = dict(zip(right, units[turn:] + units[:turn], strict=True))
+    found, requests, _ = together(lambda r: json.dumps(moved))
+    assert found == [[name, "alone"] for name in NAMES.values()]
+    assert len(requests) == 1 + len(IMAGES)
+    swapped = {**right, "2": right["5"], "5": right["2"]}
+    found, requests, _ = together(lambda r: json.dumps(swapped))
+    assert [own[1] for own in found] == ["box", "alone", "box", "box", "alone"]
+    assert [own[0] for own in found] == list(NAMES.values()) and len(requests) == 3
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        {},
+        [],
+        "tree",
+        {"caption": OTHERS[0].texts[0]},
+        {"objects": ["tree"]},
+        {"caption": OTHERS[0].texts[0], "objects": []},
+        {"caption": OTHERS[0].texts[0], "objects": "tree"},
+        {"caption": OTHERS[0].texts[0], "objects": [3]},
+        {"caption": 7, "objects": ["x"]},
+        {"caption": "", "objects": ["x"]},
+        {"caption": "A red bus", "objects": ["x"]},
+    ],
+)
+def test_a_photo_that_the_answer_lacks_is_asked_alone(broken):
+    content = said_of(IMAGES) | {"2": broken, "6": {"caption": "?", "objects": ["x"]}}
+    content = {key: unit for key, unit in content.items() if unit is not None}
+    found, requests, _ = together(lambda r: json.dumps(content))
+    assert found == [["hat", "box"], ["tree", "alone"], ["spoon", "box"], ["lamp", "box"],
+                     ["cloud", "box"]]  # fmt: skip
+    assert len(requests) == 2 and json.dumps(OTHERS[0].texts[0]) in requests[1].messages[-1][1]
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "I'd rather not.", '["hat", "tree"]', ChatResult(error="refused"), "{" * 9]
+)
+def test_an_answer_that_is_none_costs_a_request_a_photo(answer):
+    found, requests, _ = together(lambda r: answer)
+    assert found == [[name, "alone"] for name in NAMES.values()] and len(requests) == 6
+
+
+def test_photos_that_an_answer_could_not_tell_apart_are_asked_alone():
+    twins = [IMAGE, ImageItem("2", "2.jpg", (Caption("x", "a man RIDES a bike"),)), *OTHERS[1:]]
+    twins.append(ImageItem("6", "6.jpg", (Caption("y", "!!"),)))
+    told = OTHERS[1:]
+    engine = ScriptedEngine(
+        lambda r: json.dumps(said_of(told) if "photo 1:" in r.messages[-1][1] else ["alone"])
+    )
+    proposer = LLMProposer(
+        engine, Capabilities("m"), PROMPTS["propose"], 3, 0.7, 0.9, PROMPTS["propose_many"]
+    )
+    found = asyncio.run(proposer.propose(twins))
+    objects = [own[0].object for own in found]
+    assert objects == ["alone", "alone", *list(NAMES.values())[2:], "alone"]
+    assert len(engine.requests) == 4 and "photo 4:" not in engine.requests[0].messages[-1][1]
+
+
+def test_no_request_is_longer_than_servers_take():
+    """Long captions, and a server with little room: fewer photos a request, one alone at last."""
+
+    def answer(request):
+        text = request.messages[-1][1]
+        asked = [image for image in IMAGES if json.dumps(image.texts[0]) in text]
+        return json.dumps(said_of(asked))
+
+    def size(request):
+        return sum(len(text) for _, text in request.messages) / 4 + request.max_tokens
+
+    for context, number in ((0, 1), (4096, 1), (700, 2), (600, 3), (500, 5)):
+        found, requests, _ = together(answer, context=context)
+        assert [own[0] for own in found] == list(NAMES.values())
+        assert len(requests) == number
+        assert all(size(r) <= (context or 4096) for r in requests)
+    long = [
+        ImageItem(i.image_id, i.file_name, (*i.captions, Caption("l", "a long caption " * 250)))
+        for i in IMAGES
+    ]
+    found, requests, _ = together(answer, long)
+    assert [own[0] for own in found] == list(NAMES.values())
+    assert [size(r) < 4096 for r in requests] == [True] * 3  # two, two and one
+
+
+def test_photos_alone_are_asked_as_ever():
+    """The requests of runs that began before photos shared them."""
+    for images in ([IMAGE], IMAGES):
+        engine = ScriptedEngine(lambda r: '["dog"]')
+        asyncio.run(
+            LLMProposer(engine, Capabilities("m"), PROMPTS["propose"], 3, 0.7, 0.9).propose(images)
+        )
+        assert len(engine.requests) == len(images)
+        assert engine.requests[0].key == "e3c2a35ef10279c7393534a58e5a43bf"
