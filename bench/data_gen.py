@@ -1,6 +1,7 @@
 """Generation: what a pair costs against the published algorithm, and what the client itself costs.
 
     python -m bench.data_gen --json=runs/bench/data_gen.json
+    python -m bench.data_gen --captions=captions.json --photos=DIR --instances=instances.json
 
 Cost: the published script's order of calls (variant `per_caption`, one request at a time) and this
 project's variants run on the same captions against the same loopback server, which counts calls and
@@ -29,12 +30,16 @@ from bench.harness import Side
 from bench.loopback import LoopbackServer
 from data_gen import labels, runner, settings
 from data_gen.annotations import InstanceVerifier
+from data_gen.engines.cache import read_statistics
 from data_gen.generate import run
+from data_gen.images import PhotoFolder
 from data_gen.manifest import counts
-from data_gen.records import Caption, ImageItem, Rows
+from data_gen.records import Caption, ImageItem, Rows, count_values
+from data_gen.stages.ingest import read_captions
 from negclip_jax.common.chat.client import ChatClient, ChatSettings
 from negclip_jax.common.chat.messages import ChatImage, ChatRequest
 from negclip_jax.common.errors import InputError
+from negclip_jax.common.records import identity
 
 ABSENT = 0.355  # share of proposed objects that are absent in the published run
 _NAMES = """
@@ -73,15 +78,30 @@ def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
     return shows
 
 
-def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cache: bool) -> dict:
-    """Calls, tokens and seconds of one variant; the published order of calls is sequential."""
+def cost(
+    folder: Path,
+    shows: dict,
+    variant: str,
+    latency: float,
+    *,
+    prefix_cache: bool,
+    pool: Sequence[str] = POOL,
+    careless: bool = False,
+    together: int | None = None,
+) -> dict:
+    """Calls, tokens and seconds of one variant; the published order of calls is sequential.
+
+    `together`: photos a text request, None: as the variant has it. "stages": requests a pair.
+    """
     sequential = variant == "per_caption"
-    with LoopbackServer(
-        shows, POOL, latency=latency, prefix_cache=prefix_cache, many=True
-    ) as server:
+    kind = CarelessServer if careless else LoopbackServer
+    how = {"latency": latency, "prefix_cache": prefix_cache, "many": True}
+    with kind(shows, list(pool), **how) as server:
         changes = {"llm.url": server.url, "mllm.url": server.url}
         changes |= {"input.captions": str(folder / "captions.json")}
         changes |= {"input.images": str(folder / "photos")}
+        if together is not None:
+            changes["llm.images_per_request"] = str(together)
         if sequential:
             changes |= {"engine.concurrency": "1", "engine.window": "1"}
         config = settings.load(f":{variant}", changes)
@@ -90,6 +110,8 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
             run(config, Path(out), say=lambda line: None)
             seconds = time.perf_counter() - started
             pairs = counts(Path(out))["accepted"]
+            answers = read_statistics(Path(out) / "cache.sqlite")
+            by_state = count_values(out, "labels", "state")
         asked = server.counts
     return {
         "variant": variant,
@@ -101,7 +123,40 @@ def cost(folder: Path, shows: dict, variant: str, latency: float, *, prefix_cach
         "calls_per_pair": asked.calls / pairs,
         "tokens_per_pair": asked.prompt_tokens / pairs,
         "pairs_per_second": pairs / seconds,
+        "stages": {stage: found["calls"] / pairs for stage, found in answers.items()},
+        "labels": dict(by_state),
     }
+
+
+class CarelessServer(LoopbackServer):
+    """Forgets the negation in one of 20 texts when it writes several: they get a second try."""
+
+    def reworded(self, body: dict[str, Any], text: str, stage: str) -> str:
+        if stage != "rewrite" or not text.startswith("{"):
+            return text
+        texts = json.loads(text)
+        for place, said in texts.items():
+            if int(hashlib.sha256(said.encode()).hexdigest(), 16) % 20 == 0:
+                texts[place] = said.replace(" with no ", " with a ")
+        return json.dumps(texts)
+
+
+def real_world(folder: Path, captions: str, photos: str, instances: str) -> tuple[dict, list[str]]:
+    """Links real photos and captions; returns what each photo shows and the names of all boxes.
+
+    A photo shows what its boxes and its captions name.
+    """
+    folder.mkdir(parents=True)
+    (folder / "captions.json").symlink_to(Path(captions).resolve())
+    (folder / "photos").symlink_to(Path(photos).resolve())
+    images, shows, opened = read_captions(captions).images, {}, PhotoFolder(photos, 672)
+    boxes = InstanceVerifier(instances, ((i.image_id, i.file_name) for i in images))
+    for image in images:
+        there = boxes.present.get(identity(image.image_id), frozenset())
+        named = frozenset(labels.named_in(image.texts))
+        data = opened.load(image.file_name).data
+        shows[hashlib.sha256(data).hexdigest()] = there | named
+    return shows, sorted({c["name"] for c in json.loads(Path(instances).read_text())["categories"]})
 
 
 class Server:
@@ -202,6 +257,8 @@ class Labels:
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
+    if args.captions:
+        return real_photos(args, scratch)
     shows = world(scratch / "world", args.images)
     variants = ("per_caption", False), ("per_image", True), ("per_image", False), ("frugal", False)
     costs = [
@@ -229,6 +286,34 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
             label_table(result["labels"]),
         ],
     )
+
+
+def real_photos(args: argparse.Namespace, scratch: Path) -> harness.Measured:
+    """What pairs of real photos cost, photo by photo and as is usual."""
+    given = (args.captions, args.photos, args.instances)
+    shows, pool = real_world(scratch / "world", *given)
+    costs = [
+        cost(scratch / "world", shows, "per_image", args.latency, prefix_cache=False, pool=pool,
+             careless=careless, together=together)
+        for careless in (False, True) for together in (1, None)
+    ]  # fmt: skip
+    result = {"photos": len(shows), "cost": costs}
+    return result, f"{len(shows)} real photos", [stage_table(costs)]
+
+
+def stage_table(costs: Sequence[dict[str, Any]]) -> harness.Table:
+    """Requests a pair by stage: photo by photo and as usual, by a good and a careless server."""
+    stages, rows = ("propose", "verify", "rewrite"), []
+    for i, row in enumerate(costs):
+        name = "photo by photo" if i % 2 == 0 else "default"
+        name += ", 5 % of texts written twice" if i >= 2 else ""
+        each = [row["stages"][stage] for stage in stages]
+        states = [f"{row['labels'].get(state, 0):,}" for state in ("absent", "present")]
+        rows.append(
+            [name, f"{row['pairs']:,}", *(f"{n:.3f}" for n in each), f"{sum(each):.3f}",
+             f"{row['tokens_per_pair']:,.0f}", *states]
+        )  # fmt: skip
+    return ["", "pairs", *stages, "requests/pair", "tokens/pair", "absent", "present"], rows
 
 
 def cost_table(costs: Sequence[dict[str, Any]]) -> harness.Table:
@@ -271,6 +356,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--latency", type=float, default=0.05, help="seconds of each answer")
     add("--calls", type=int, default=4000, help="requests of the client's test")
     add("--label-images", type=int, default=20_000, help="photos that labels are made of")
+    add("--captions", help="of real photos, COCO json: only what their pairs cost is measured")
+    add("--photos", help="their folder")
+    add("--instances", help="their boxes, by which the loopback server answers")
     harness.run(parser, measure, argv)
 
 

@@ -1,5 +1,7 @@
 """The benchmark of generation, in small: what the issue of cost promises is held to here."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from bench import data_gen, harness
@@ -24,6 +26,24 @@ def test_a_pair_costs_less_than_half_of_the_calls_and_a_fifth_of_the_tokens(cost
         # Things that are there are asked about as well: with them 0.45 is what it may be.
         assert row["calls_per_pair"] <= 0.45 * published["calls_per_pair"]
         assert row["tokens_per_pair"] <= published["tokens_per_pair"] / 5
+        # Without what the probe asks once.
+        assert sum(row["stages"][s] for s in ("propose", "verify", "rewrite")) <= 0.45
+        assert row["labels"]["present"] > 20 and row["labels"]["absent"] > 20
+
+
+def test_real_photos_by_their_boxes(tmp_path):
+    """By photos, captions and boxes as COCO has them; here they are small."""
+    world = tmp_path / "w"
+    data_gen.world(world, 12)
+    data_gen.boxes(world / "instances.json", 12)
+    flags = {"captions": "captions.json", "photos": "photos", "instances": "instances.json"}
+    args = SimpleNamespace(latency=0.0, **{key: str(world / name) for key, name in flags.items()})
+    result, title, [(header, rows)] = data_gen.real_photos(args, tmp_path)
+    assert title == "12 real photos" and result["photos"] == 12
+    totals = [float(row[header.index("requests/pair")]) for row in rows]
+    alone, usual, alone_careless, careless = totals
+    assert 1.9 * usual < alone < alone_careless and usual < careless < 0.45
+    assert len({row[1] for row in rows}) == 1  # as many pairs in each
 
 
 def test_the_client_is_cheap_and_keeps_many_in_flight():
