@@ -58,7 +58,7 @@ def test_batches_are_those_of_the_folder_from_any_start(make_loader, whole, spec
 
 
 def test_worker_processes_load_the_same(make_loader, whole, spec):
-    loader = make_loader(images=open_images(spec), workers=2)
+    loader = make_loader(images=open_images(spec), workers=1)
     assert_same(batches(loader, 4, 9), whole[4:9])
 
 
@@ -89,7 +89,7 @@ def test_batches_of_records_are_those_of_the_folder(make_loader, whole, tiny_pai
     examples = dataclasses.replace(examples, images=[called[name] for name in examples.images])
     images = open_images(f"arrayrecord:{pattern}")
     assert_same(batches(make_loader(examples=examples, images=images), 3, 15), whole[3:])
-    loader = make_loader(examples=examples, images=images, workers=2)
+    loader = make_loader(examples=examples, images=images, workers=1)
     assert_same(batches(loader, 4, 9), whole[4:9])
 
 
