@@ -264,7 +264,7 @@ def test_a_caption_takes_few_bytes(tmp_path):
         assert found.captions == number
         return peak
 
-    assert held(40_000) - held(10_000) < 200 * 30_000
+    assert held(20_000) - held(5_000) < 200 * 15_000
 
 
 ROWS = [("b.jpg", "A dog."), ("a.jpg", "A cat."), ("b.jpg", "Two dogs.")]
