@@ -146,5 +146,5 @@ def test_what_is_counted_as_it_is_read_is_right(sizes):
     assert [(row["code"], row["n"], len(row["examples"])) for row in summary.reasons()] == [
         ("no_cue", 300, 5)
     ]
-    assert summary.verdict_counts() == [("absent", 600), ("unsure", 600)]
-    assert summary.rewrites.repeated() == 2400 and summary.asked.absent == 3000
+    assert summary.verdict_counts() == [("absent", 300), ("unsure", 300)]
+    assert summary.rewrites.repeated() == 800 and summary.asked.absent == 1500
