@@ -56,7 +56,8 @@ async def _measure(
         pytest.skip("no Chromium here")
     made = f"JSON.stringify((({{page, view}}) => ({script}))({{page: document, view: window}}))"
     each = []
-    with tempfile.TemporaryDirectory() as name:
+    # Processes of the browser may still write their last files when it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         page = Path(name) / "page.html"
         page.write_text(path.read_text().replace(' loading="lazy"', ""))
         async with opened(Path(name) / "profile") as browser:

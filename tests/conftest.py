@@ -40,7 +40,6 @@ import numpy as np
 import pytest
 from absl import flags
 from flax import nnx
-from jaxtyping import install_import_hook
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -49,7 +48,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # for the few helper modules that tests
 import shapes  # noqa: E402
 
 # Here alone: outside of tests the annotations are words, and cost nothing in a call.
-install_import_hook(shapes.MODULES, "shapes.check")
+shapes.install()
 
 # What launch.py sets up: our messages, but of the libraries below us only warnings.
 logging.getLogger().setLevel(logging.INFO)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import beartype
 import jax
+import jaxtyping
 from jaxtyping import AbstractArray
 
 # Modules whose functions are checked. The import hook reaches what is imported after it.
@@ -46,8 +47,31 @@ def of_any_library(hint: Any) -> Any:
 
 
 def check(function: Callable) -> Callable:
-    """For `jaxtyping.install_import_hook`: beartype's check of the annotations with shapes."""
+    """For `jaxtyping.jaxtyped`: beartype's check of the annotations with shapes."""
     hints = function.__annotations__
     hints = {name: of_any_library(hint) for name, hint in hints.items() if has_shape(hint)}
     function.__annotations__ = hints
     return beartype.beartype(function) if hints else function
+
+
+def install() -> None:
+    """Checks what is imported from now on of `MODULES`, where a function or a class has shapes.
+
+    jaxtyping's hook wraps every function, at ten microseconds a call, which loops over a million
+    names or rows would take for nothing.
+    """
+    wrap = jaxtyping.jaxtyped
+
+    def jaxtyped(*args: Any, **options: Any) -> Any:
+        decorate = wrap(*args, **options)
+        if args:
+            return decorate
+
+        def decorated(x: Any) -> Any:
+            hints = vars(x).get("__annotations__", {}) if isinstance(x, type) else x.__annotations__
+            return decorate(x) if any(map(has_shape, hints.values())) else x
+
+        return decorated
+
+    jaxtyping.jaxtyped = jaxtyped
+    jaxtyping.install_import_hook(MODULES, "shapes.check")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 from fake_bucket import bucket, served
 from tiny_batches import assert_same, batches
@@ -64,7 +65,7 @@ def test_worker_processes_load_the_same(make_loader, whole, spec):
 
 def test_shares_of_processes_make_up_the_batch(make_loader, whole, spec):
     loader = make_loader(images=open_images(spec))
-    for rows in ([0, 1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 11]):
+    for rows in np.split(np.arange(12), [6, 9]):
         for ours, expected in zip(batches(loader, 3, 6, rows), whole[3:6], strict=True):
             assert (ours["image"] == expected["image"][rows]).all()
 
