@@ -24,6 +24,11 @@ KINDS = re.compile(r"(Shaped|Bool|Float|Int|UInt|Integer|Num)\d*")
 SUFFIX = re.compile(r"_([A-Z0-9]\w*?(?:x[A-Z0-9]\w*?)*)$")
 
 
+@pytest.fixture(autouse=True)
+def every_call_is_checked(monkeypatch):
+    monkeypatch.setattr(shapes, "MOST_CALLS", float("inf"))
+
+
 @pytest.fixture
 def ragged() -> Ragged:
     return Ragged(np.arange(5, dtype=np.int32), np.array([0, 2, 5]))
@@ -53,6 +58,11 @@ WRONG = {
     "probabilities in place of answers": lambda: scoring.credit(np.ones((3, 2)), np.ones(3)),
     "keys of 15 bytes": lambda: first_of_equals(np.zeros((4, 15), np.uint8)),
 }
+
+
+def test_so_many_calls_of_a_function_are_checked(monkeypatch):
+    monkeypatch.setattr(shapes, "MOST_CALLS", 0)
+    assert scoring.credit(np.ones((3, 2)), np.zeros(2, int)[:1]).shape == (3,)
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
