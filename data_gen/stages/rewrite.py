@@ -246,16 +246,16 @@ def misplaced(texts: Sequence[str | None], assignments: Sequence[Assignment]) ->
     captions = [set(content(a.caption.text)) - absent for a in assignments]
     found = []
     for place, text in enumerate(texts):
-        said = set(content(text or "")) - absent
+        text = text or ""
+        said = set(content(text)) - absent
         has = [len(said & words) / max(len(said | words), 1) for words in captions]
-        names = [mentioned(name, [text or ""]) for name in objects]
-        found.append(
-            any(
-                share > has[place] + _NEARER
-                or (named and not names[place] and share >= has[place] - _NEARER)
-                for share, named in zip(has, names, strict=True)
-            )
+        is_nearer = max(has) > has[place] + _NEARER
+        # Looked for among all objects only where its own is missing: that is most of the work.
+        names_other = not mentioned(objects[place], [text]) and any(
+            share >= has[place] - _NEARER and mentioned(name, [text])
+            for share, name in zip(has, objects, strict=True)
         )
+        found.append(is_nearer or names_other)
     return found
 
 
