@@ -257,7 +257,10 @@ class Labels:
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
-    if args.captions:
+    real = {name: getattr(args, name) for name in ("captions", "photos", "instances")}
+    if any(real.values()):
+        if lacking := [f"--{name}" for name, value in real.items() if not value]:
+            raise InputError(f"real photos need {' and '.join(lacking)} too")
         return real_photos(args, scratch)
     shows = world(scratch / "world", args.images)
     variants = ("per_caption", False), ("per_image", True), ("per_image", False), ("frugal", False)

@@ -192,6 +192,9 @@ def _present_name(key: str, where: str) -> str:
     return new
 
 
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number"}
+
+
 def _change(config: ConfigDict, key: str, text: str) -> None:
     *sections, name = key.split(".")
     section = config
@@ -208,7 +211,7 @@ def _change(config: ConfigDict, key: str, text: str) -> None:
         if kind is float and type(value) is int:
             value = float(value)
         if value is not None and type(value) is not kind:
-            raise InputError(f"{key} is a {kind.__name__}; {text!r} is none")
+            raise InputError(f"{key} is {_KINDS[kind]}; {text!r} is none")
     section[name] = value
 
 

@@ -46,6 +46,11 @@ def test_real_photos_by_their_boxes(tmp_path):
     assert len({row[1] for row in rows}) == 1  # as many pairs in each
 
 
+def test_real_photos_need_all_three():
+    with pytest.raises(SystemExit, match="need --photos and --instances too"):
+        data_gen.main(["--captions=captions.json"])
+
+
 def test_the_client_is_cheap_and_keeps_many_in_flight():
     """Times a generous factor, as tests share their machine."""
     measured = data_gen.client(600, 0)

@@ -47,7 +47,7 @@ def test_changes_take_the_keys_type():
         ({"verify.absentat": "1"}, "no configuration key 'verify.absentat'"),
         ({"nothing.here": "1"}, "no configuration key"),
         ({"verify": "1"}, "is a section"),
-        ({"seed": "x"}, "seed is a int; 'x' is none"),
+        ({"seed": "x"}, "seed is a whole number; 'x' is none"),
         ({"verify.absent_at": "1.5"}, "must be between 0 and 1"),
         ({"limit": "0"}, "must be at least 1"),
         ({"foils": "-1"}, "must be at least 0"),
