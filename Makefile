@@ -10,7 +10,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=auto -
 
 help:
 	@echo "make setup       create $(VENV) and install"
-	@echo "make quickstart  the whole paper in small, offline, in 6 to 7 minutes -> runs/quickstart/report.html"
+	@echo "make quickstart  the whole paper in small, offline, in 6 to 11 minutes -> runs/quickstart/report.html"
 	@echo "make demo        ask its models in the browser, queries and captions; runs the quickstart first where that is not done"
 	@echo "make test        install the test extra, check style, run the tests"
 	@echo "make test-long   the longest randomised and largest runs of the tests"
@@ -45,7 +45,7 @@ demo: setup runs/quickstart/results.json
 		--out=runs/demo "a red star" "no star" "a circle but no square" "a house without a moon"
 
 runs/quickstart/results.json:
-	@echo "There is no runs/quickstart: making it, which takes 6 to 7 minutes"
+	@echo "There is no runs/quickstart: making it, which takes 6 to 11 minutes"
 	$(MAKE) quickstart
 
 test: $(VENV)/.installed-test lint
