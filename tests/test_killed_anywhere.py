@@ -50,7 +50,7 @@ class Plan:
 
 SHORT = Plan(
     name="short",
-    steps=32,
+    steps=16,
     shuffled=False,
     first_kills=("cache building",),
     kills=("save",),

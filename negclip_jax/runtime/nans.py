@@ -18,6 +18,8 @@ _JAX = Path(jax.__file__).parent
 # Parameters of primitives that call one function with their own arguments.
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 IsBad = Callable[[jax.Array], jax.Array]
+# Compiled, and both at once: one program for each shape, not eight.
+_BAD = jax.jit(lambda x: (jnp.isnan(x).any(), ~jnp.isfinite(x).all()))
 
 
 def origin(function: Callable, *arguments: Any) -> str | None:
@@ -34,7 +36,7 @@ def origin(function: Callable, *arguments: Any) -> str | None:
     closed = jax.make_jaxpr(function)(*arguments)
     flat = jax.tree_util.tree_flatten_with_path(arguments)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
-    for is_bad in (jnp.isnan, lambda x: ~jnp.isfinite(x)):
+    for is_bad in (lambda x: _BAD(x)[0], lambda x: _BAD(x)[1]):
         found = _origin(closed.jaxpr, closed.consts, [x for _, x in flat], is_bad, names)
         if found is not None:
             return found
@@ -137,7 +139,7 @@ def _line(traceback: Any) -> str:
 
 def _has_bad(x: Any, is_bad: IsBad) -> bool:
     is_inexact = jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    return bool(is_inexact and jnp.size(x) and is_bad(x).any())
+    return bool(is_inexact and jnp.size(x) and is_bad(x))
 
 
 def _is_variable(v: Any) -> bool:

@@ -134,9 +134,7 @@ def test_parts_and_blocks_give_the_plain_loss_and_gradients(small):
     assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-6 * largest)
 
 
-@pytest.fixture(
-    scope="module", params=[2048, pytest.param(BATCH, marks=pytest.mark.long)], ids="{}".format
-)
+@pytest.fixture(scope="module", params=[2048, BATCH], ids="{}".format)
 def run(request) -> dict:
     """The figures of large_batch_run.py; all pairs in a process of its own: memory, fast code."""
     script = pathlib.Path(__file__).with_name("large_batch_run.py")
@@ -152,11 +150,13 @@ def run(request) -> dict:
     return json.loads(done.stdout) | {"batch": BATCH}
 
 
+@pytest.mark.long  # `make test` has the plain loss, whose formula other tests hold to a loop
 def test_the_loss_equals_float64(run):
     assert run["loss"] == pytest.approx(run["expected_loss"], rel=1e-6)
     assert run["loss"] < np.log(run["batch"])
 
 
+@pytest.mark.long
 def test_gradients_equal_float64(run):
     assert run["by_image_error"] < 1e-5 * run["by_image"]
     assert run["by_scale"] == pytest.approx(run["expected_by_scale"], rel=1e-5)

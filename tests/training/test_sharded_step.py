@@ -1,5 +1,6 @@
 """One device and eight give the same loss, gradients and parameters; nobody holds all logits."""
 
+import functools
 import re
 
 import jax
@@ -19,6 +20,10 @@ BATCH = 56  # neither 56 nor 7 = 56 / 8 is another size of the tiny model
 FREEZE = ("vision/.*", "visual_projection", "text/ln_final/.*")
 MIN_SHARD_SIZE = 64
 MESHES = {"1": (1, 1, 1), "8x1": (8, 8, 1), "4x2": (8, 4, 2), "2x4": (8, 2, 4)}
+
+
+# What lies between the two others is left for `make test-long`.
+EIGHT = pytest.mark.parametrize("mesh", ["8x1", pytest.param("4x2", marks=pytest.mark.long), "2x4"])
 
 
 class ShardedStep:
@@ -69,13 +74,14 @@ class ShardedStep:
 
 
 @pytest.fixture(scope="module")
-def steps(tiny_config) -> dict[str, ShardedStep]:
-    return {name: ShardedStep(tiny_config, *mesh) for name, mesh in MESHES.items()}
+def steps(tiny_config):
+    """Function of the name of a mesh to its step."""
+    return functools.cache(lambda name: ShardedStep(tiny_config, *MESHES[name]))
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4"])
+@EIGHT
 def test_eight_devices_equal_one(steps, mesh):
-    one, eight = steps["1"], steps[mesh]
+    one, eight = steps("1"), steps(mesh)
     np.testing.assert_allclose(eight.metrics["loss"], one.metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(eight.metrics["grad_norm"], one.metrics["grad_norm"], rtol=1e-5)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(one.gradients))
@@ -87,7 +93,7 @@ def test_eight_devices_equal_one(steps, mesh):
 
 
 def test_parameters_and_moments_lie_in_parts(steps):
-    state = steps["2x4"].state
+    state = steps("2x4").state
     mu, nu = adam_moments(state.opt_state)
     for tree in (state.params, mu, nu, state.ema):
         embedding = tree["text"]["token_embedding"]
@@ -96,22 +102,22 @@ def test_parameters_and_moments_lie_in_parts(steps):
         assert {s.data.shape for s in kernel.addressable_shards} == {(2, 32, 64 // 4)}
         assert tree["logit_scale"].sharding.is_fully_replicated
     for before, after in zip(
-        jax.tree.leaves(steps["2x4"].start), jax.tree.leaves(state), strict=True
+        jax.tree.leaves(steps("2x4").start), jax.tree.leaves(state), strict=True
     ):
         assert before.sharding == after.sharding, "an update moved an array"
-    for array in jax.tree.leaves(steps["8x1"].state):
+    for array in jax.tree.leaves(steps("8x1").state):
         assert array.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4"])
+@EIGHT
 def test_no_device_holds_all_logits(steps, mesh):
     whole, rows = f"f32[{BATCH},{BATCH}]", f"f32[{BATCH // 8},{BATCH}]"
-    assert whole in steps["1"].hlo
-    assert whole not in steps[mesh].hlo and rows in steps[mesh].hlo
+    assert whole in steps("1").hlo
+    assert whole not in steps(mesh).hlo and rows in steps(mesh).hlo
 
 
 def test_texts_are_gathered_once_and_images_never(steps, tiny_config):
-    hlo = steps["8x1"].hlo
+    hlo = steps("8x1").hlo
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", hlo)
     sizes = sorted(int(np.prod([int(n) for n in shape.split(",")])) for shape in gathered)
     # One matrix of text features; beside it only a few numbers a pair.

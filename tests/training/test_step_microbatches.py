@@ -25,7 +25,7 @@ def model(tiny_config) -> tuple:
 
 @pytest.fixture(scope="module")
 def loss_and_gradients(model, tiny_config):
-    """Function of the number of micro-batches to both, by presence of foils."""
+    """Function of the number of micro-batches to both, by presence of foils, and to the program."""
     graphdef, params = model
     batch = random_batch(tiny_config, BATCH, foils=2)
     without = batch | {"truth": np.maximum(batch["truth"], 0)}
@@ -33,11 +33,13 @@ def loss_and_gradients(model, tiny_config):
     hot = params | {"logit_scale": jnp.float32(3.0)}
 
     @functools.cache
-    def results(microbatches: int) -> dict[bool, tuple]:
+    def results(microbatches: int) -> dict:
         objective = Objective(graphdef, CLIP_MEAN, CLIP_STD, microbatches)
-        compute = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
+        traced = jax.jit(jax.value_and_grad(objective.loss, has_aux=True)).trace(hot, batch)
+        compute = traced.lower().compile()
         both = {foils: compute(hot, batch if foils else without) for foils in (True, False)}
-        return {foils: (loss, gradients) for foils, ((loss, _), gradients) in both.items()}
+        found = {foils: (loss, gradients) for foils, ((loss, _), gradients) in both.items()}
+        return found | {"program": str(traced.jaxpr)}
 
     return results
 
@@ -58,18 +60,12 @@ def test_foils_take_part(loss_and_gradients):
     assert loss_and_gradients(1)[True][0] - loss_and_gradients(1)[False][0] > 0.1
 
 
-def test_towers_never_see_the_whole_batch(model, tiny_config):
-    graphdef, params = model
+def test_towers_never_see_the_whole_batch(loss_and_gradients, tiny_config):
     tokens, width = tiny_config.vision.positions, tiny_config.vision.mlp_width
-    batch = random_batch(tiny_config, BATCH)
-
-    def program(microbatches: int) -> str:
-        objective = Objective(graphdef, CLIP_MEAN, CLIP_STD, microbatches)
-        return str(jax.make_jaxpr(jax.grad(lambda p: objective.loss(p, batch)[0]))(params))
-
     whole, quarter = (f"f32[{rows * tokens},{width}]" for rows in (BATCH, BATCH // 4))
-    assert whole in program(1)
-    assert whole not in program(4) and quarter in program(4)
+    at_once, in_parts = (loss_and_gradients(count)["program"] for count in (1, 4))
+    assert whole in at_once
+    assert whole not in in_parts and quarter in in_parts
 
 
 def test_rows_come_back_in_order():
