@@ -67,8 +67,7 @@ def write_report(run: str | os.PathLike) -> Path:
         folder = PhotoFolder(photos, THUMBNAIL) if photos is not None else None
         for name in thumbnails if folder else ():
             thumbnails[name] = folder.thumbnail(name, THUMBNAIL)
-    found = ((pair["pair_id"], rows) for pair, rows in texts(summary.run))
-    chosen = {name: rows for name, rows in found if name in shown}
+    chosen = {pair["pair_id"]: rows for pair, rows in texts(summary.run, only=shown)}
     # What has a false text beside it shows more of what a pair is.
     bare = {name for name, rows in chosen.items() if all(row["truth"] for row in rows)}
     gallery.sort(key=lambda row: row["pair_id"] in bare)

@@ -1,7 +1,7 @@
 """The texts that a run exports, with their truth, and what says that the false ones are false."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ Known = Mapping[str, tuple[str, str]]  # what says which state of an object of o
 
 
 def texts(
-    run: Path, boxes: InstanceVerifier | None = None
+    run: Path, boxes: InstanceVerifier | None = None, only: Container[str] | None = None
 ) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
     """Each exported pair of a run with its texts, in the order of the tables; a shard is in memory.
 
     A text has `text_id`, `image_id`, `file_name`, `text`, `truth`, `unit`, `writer`, `form`,
     whether it is a `foil` of the pair, and in `rests_on` which of SOURCES says that it is false;
-    None for true ones. `boxes`: annotations that come before what the run knows.
+    None for true ones. `boxes`: annotations that come before what the run knows. `only`: the
+    `pair_id`s of the pairs that are asked for; default: all.
     """
     # These need the HTTP client, which an import of the audit does without.
     from data_gen.export import keeper
@@ -43,6 +44,8 @@ def texts(
     captions: Mapping[str, Sequence[str]] = {}
     known: Mapping[str, Known] = {}
     for pair, said in written(run, pen_of(config), kept):
+        if only is not None and pair["pair_id"] not in only:
+            continue  # written all the same: what comes after it depends on it
         false = foils(pair, said, config["rewrite"].get("affirm", False))
         found = []
         if all(statement.text != pair["negated_caption"] for statement in said or ()):

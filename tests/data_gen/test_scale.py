@@ -7,7 +7,7 @@ import pytest
 from handmade_run import make_run
 
 from bench.generation import write_coco
-from data_gen import generate, leak
+from data_gen import generate, leak, report
 from data_gen.audit import audit
 from data_gen.cli import main
 from data_gen.export import export
@@ -67,13 +67,13 @@ def test_an_input_that_is_not_plain_is_published_all_the_same(runs, tmp_path, mo
     assert (tmp_path / "published.json").read_bytes() == expected.read_bytes()
 
 
-def many_shards(folder, number: int):
-    """A run of that many shards, each of 100 photos with 500 captions and pairs."""
+def many_shards(folder, number: int, photos: int):
+    """A run of that many shards, each of so many photos with five captions and pairs each."""
     run = make_run(folder)
     images, captions = [], []
     for shard in range(number):
         part, tables = f"part-{shard:05d}.parquet", {}
-        for i in range(100 * shard, 100 * shard + 100):
+        for i in range(photos * shard, photos * shard + photos):
             about = {"image_id": f"{i}", "file_name": f"{i:012d}.jpg"}
             images.append({"id": i, "file_name": about["file_name"]})
             for name, state in (("dog", "absent"), ("cat", "unsure")):
@@ -85,7 +85,7 @@ def many_shards(folder, number: int):
                 )
             for k in range(5):
                 # Few different texts: words of texts are kept, up to a number.
-                text = f"A bus {i % 200} near a place {k}"
+                text = f"A bus {i % photos} near a place {k}"
                 item = {"caption_id": f"{5 * i + k}", "caption": text}
                 captions.append({"id": 5 * i + k, "image_id": i, "caption": item["caption"]})
                 tables.setdefault("items", []).append(about | item)
@@ -115,15 +115,16 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def sizes(tmp_path_factory):
+@pytest.fixture(scope="module", params=[20, pytest.param(100, marks=pytest.mark.long)])
+def sizes(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sizes")
-    return [many_shards(folder / str(number), number) for number in (1, 3, 12)]
+    return [many_shards(folder / str(number), number, request.param) for number in (1, 3, 12)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_four_times_the_captions_take_no_more_memory(sizes, name, monkeypatch):
-    monkeypatch.setattr(leak, "GROUPS", 150)  # the sample of the audit, which is full then
+    monkeypatch.setattr(leak, "GROUPS", 25)  # the sample of the audit, which is full then
+    monkeypatch.setattr(report, "SAMPLE", 100)  # and that of the report
 
     def peak(run) -> int:
         tracemalloc.start()
@@ -132,19 +133,27 @@ def test_four_times_the_captions_take_no_more_memory(sizes, name, monkeypatch):
         tracemalloc.stop()
         return found
 
-    peak(sizes[0])  # fills the caches of words
+    COMMANDS[name](sizes[0])  # fills the caches of words
     few, many = map(peak, sizes[1:])
-    # 4,500 captions more: what order or counting needs of each is bytes, not Python objects.
-    assert many - few < 200 * 4_500, f"{few:,} bytes for 1,500 captions, {many:,} for 6,000"
+    more = captions_of(sizes[2]) - captions_of(sizes[1])
+    # What order or counting needs of each caption is bytes, not Python objects.
+    assert many - few < 200 * more, f"{few:,} bytes, and {many:,} with {more:,} captions more"
 
 
-def test_what_is_counted_as_it_is_read_is_right(sizes):
+def captions_of(run) -> int:
+    return len(json.loads((run.parent / "captions.json").read_text())["annotations"])
+
+
+def test_what_is_counted_as_it_is_read_is_right(sizes, monkeypatch):
+    monkeypatch.setattr(report, "SAMPLE", 100)
     summary = RunSummary(sizes[1])
-    assert summary.rewrites.number == 1500 == summary.rewrites.captions
-    assert summary.rewrites.accepted == 1200 == len(summary.rewrites.lengths)
-    assert len(summary.rewrites.drawn) == 200 and len(summary.rewrites.doubtful) == 30
+    number = captions_of(sizes[1])
+    assert summary.rewrites.number == number == summary.rewrites.captions
+    assert summary.rewrites.accepted == 0.8 * number == len(summary.rewrites.lengths)
+    assert len(summary.rewrites.drawn) == 100 and len(summary.rewrites.doubtful) == 30
     assert [(row["code"], row["n"], len(row["examples"])) for row in summary.reasons()] == [
-        ("no_cue", 300, 5)
+        ("no_cue", number // 5, 5)
     ]
-    assert summary.verdict_counts() == [("absent", 300), ("unsure", 300)]
-    assert summary.rewrites.repeated() == 800 and summary.asked.absent == 1500
+    assert summary.verdict_counts() == [("absent", number // 5), ("unsure", number // 5)]
+    # Each text of the first shard comes thrice.
+    assert summary.rewrites.repeated() == 0.8 * number and summary.asked.absent == number
