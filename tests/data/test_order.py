@@ -33,7 +33,9 @@ def deviations(n: int, seed: int) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("n", [5_000_011, pytest.param(MANY, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "n", [1_000_003, *(pytest.param(n, marks=pytest.mark.long) for n in (5_000_011, MANY))]
+)
 def test_an_order_is_as_random_as_a_shuffle(n, monkeypatch):
     assert all(abs(z) < 4 for z in deviations(n, seed=3).values()), deviations(n, seed=3)
     monkeypatch.setattr(order, "_ROUNDS", 2)  # the test sees a network that mixes too little
