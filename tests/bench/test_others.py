@@ -16,9 +16,11 @@ from negclip_jax.training import inputs
 
 @pytest.fixture(scope="module")
 def of_images(tmp_path_factory) -> dict:
+    """In this process: what a side in another one is has tests of its own."""
     path = tmp_path_factory.mktemp("images") / "images.json"
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(images, "Side", InProcess)
         images.main(["--limit=6", "--repetitions=1", f"--json={path}"])
     return json.loads(path.read_text()) | {"said": said.getvalue()}
 

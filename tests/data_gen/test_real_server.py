@@ -5,16 +5,13 @@ Random weights say nothing sensible: these tests are about the wire, not about w
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 
 import pytest
 from fault_server import table, world
+from processes import free_port
 
 from data_gen.cli import main
 
@@ -28,38 +25,29 @@ pytestmark = pytest.mark.skipif(
 def server(tmp_path_factory):
     """(base URL, name of the text model, name of the multimodal model)."""
     import tiny_chat_models
+    from transformers.cli.serve import Serve
 
     folder = tmp_path_factory.mktemp("models")
     text, multimodal = tiny_chat_models.write(folder)
-    (folder / "hub").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
-    command = [os.path.join(os.path.dirname(sys.executable), "transformers"), "serve"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    log = (folder / "log.txt").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    # In a thread: a process would import PyTorch and Transformers once more.
+    serving = Serve(host="127.0.0.1", port=port, device="cpu", non_blocking=True)
     try:
-        _wait(f"{url}/health", process, folder / "log.txt")
+        _wait(f"{url}/health")
         yield f"{url}/v1", text, multimodal
     finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+        serving.kill_server()
 
 
-def _wait(url: str, process: subprocess.Popen, log, seconds: float = 90) -> None:
+def _wait(url: str, seconds: float = 90) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             urllib.request.urlopen(url, timeout=2).close()
             return
         except (urllib.error.URLError, OSError):
-            assert process.poll() is None, log.read_text()[-2000:]
-            time.sleep(0.2)
-    raise AssertionError(log.read_text()[-2000:])
+            time.sleep(0.05)
+    raise AssertionError("the server does not answer")
 
 
 def flags(server) -> list[str]:
