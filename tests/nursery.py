@@ -14,6 +14,7 @@ real command. Importing takes most of the time of a tiny run, so many runs becom
 
 import atexit
 import gc
+import importlib.abc
 import json
 import os
 import resource
@@ -155,6 +156,18 @@ def tiny_benchmark(_: bool) -> None:
     registry.BENCHMARKS = {"tiny": lambda: BENCHMARK}
 
 
+class _NoTorch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def without_torch(_: bool) -> None:
+    """PyTorch is not installed."""
+    assert "torch" not in sys.modules
+    sys.meta_path.insert(0, _NoTorch())
+
+
 EVENTS = {
     "killed_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "sigterm_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGTERM)),
@@ -164,6 +177,7 @@ EVENTS = {
     "images_that_break": images_that_break,
     "count_reads": count_reads,
     "tiny_benchmark": tiny_benchmark,
+    "without_torch": without_torch,
 }
 
 
