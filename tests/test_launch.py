@@ -113,8 +113,10 @@ def test_debug_runs_from_nothing_and_again(run_launch, tmp_path, one_device, mon
     assert len(list((tmp_path / "run" / "profile").rglob("process_0.*"))) == 2
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "made").rglob("*")}
     assert len(made) > 96
-    monkeypatch.setattr(loop, "train", lambda *_: None)
+    again = []
+    monkeypatch.setattr(loop, "train", lambda *_: sys.exit(again.append(1)))
     run_launch(*words, "--config.train.total=16 steps")
+    assert again == [1]
     assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "made").rglob("*")}
 
 

@@ -4,7 +4,6 @@ The environment has a clone installed by `pip install -e`; nothing else leads to
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from processes import environment
 from test_architecture import ROOT
 from test_packaging import build, copy_clone
 
@@ -35,7 +35,7 @@ def site(tmp_path_factory) -> Path:
 def follow(site, tmp_path):
     """Function that runs Python in an empty folder, as who has the environment active does."""
     (tmp_path / "empty").mkdir()
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = {name: value for name, value in environment(1).items() if name != "PYTHONPATH"}
     env["PATH"] = f"{site.parents[2] / 'bin'}:{env['PATH']}"
 
     def follow(script: str) -> Path:

@@ -1,15 +1,13 @@
 """A text tower without its vision code: features, training, export, evaluation, by the commands."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from interop import libraries
+from processes import commands
 from safetensors.torch import load_file, save_file
 from tiny_benchmark import write_items
 from tiny_runs import ROOT
@@ -43,7 +41,7 @@ def checkpoint(tmp_path, tiny_vocabulary):
 
 @pytest.mark.usefixtures("one_device_mesh")
 def test_from_features_to_evaluation(
-    checkpoint, tiny_pairs, tiny_benchmarks, tmp_path, monkeypatch, capsys
+    checkpoint, tiny_pairs, tiny_benchmarks, forked, tmp_path, monkeypatch, capsys
 ):
     """Photos are gone once their features are there, and the vision half is as it was."""
     monkeypatch.setattr("negclip_jax.runtime.console.set_up_logging", lambda: None)
@@ -77,11 +75,9 @@ def test_from_features_to_evaluation(
         "optim.warmup": "0 steps",
         "checkpoint.every": "4 steps",
     }
-    command = [sys.executable, "launch.py", "--config=configs/negationclip.py:vit_b_32"]
-    command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in settings.items())]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    (command,) = commands(settings, workdir, 1, {})
+    (end,) = forked.finish([command], devices=1)
+    assert end.status == 0, end.output[-3000:]
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = {line["step"]: line for line in lines}
     assert np.isfinite(logged[8]["val/loss"]) and "bench/own/accuracy" in logged[8]
@@ -108,12 +104,6 @@ def test_from_features_to_evaluation(
     document = json.loads((tmp_path / "e" / "results.json").read_text())
     found = document["benchmarks"]["own"]["rows"]["m"]["metrics"]["accuracy"]["value"]
     np.testing.assert_allclose(found, logged[8]["bench/own/accuracy"])
-    command[-1:] = [
-        "--config.checkpoint.every=4 steps",
-        "--config.data.features=" + f"{tmp_path}/train",
-    ]
-    command = [
-        c if not c.startswith("--workdir") else f"--workdir={tmp_path / 'r'}" for c in command
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and "add the features of their images" in done.stderr
+    settings["data.features"] = f"{tmp_path}/train"
+    (end,) = forked.finish(commands(settings, tmp_path / "r", 1, {}), devices=1)
+    assert end.status == 1 and "add the features of their images" in end.output
