@@ -154,6 +154,12 @@ class StepUnits:
     steps_per_epoch: int
     total_steps: int | None = None
 
+    @classmethod
+    def of(cls, batch_size: int, steps_per_epoch: int, total: str) -> "StepUnits":
+        """Of a run of that length, `train.total`; raises InputError as `steps` does."""
+        units = cls(batch_size, steps_per_epoch)
+        return dataclasses.replace(units, total_steps=units.steps(total, "train.total"))
+
     def steps(self, duration: str, what: str) -> int:
         """Steps of a duration, rounded to the nearest; at least 1 unless the duration is zero.
 

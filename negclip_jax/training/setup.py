@@ -101,6 +101,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     if kept := config.runtime.compilation_cache:
         compilation_cache.use(kept.format(workdir=path))
 
+    # The model as shapes: its weights are read when everything else has been found right.
     model, data = config.model.to_dict(), config.data.to_dict()
     weights = model.pop("checkpoint")
     model["dtype"] = dtype = _compute_type(model["dtype"], path, mesh, resumes)
@@ -110,6 +111,7 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     said = train.objective, data["packing"], config.optim.freeze
     loss, data["packing"], freeze = _of_family(model_config, abstract, *said)
 
+    # Examples, and what the run is told of them: another run in the same directory is an error.
     tokenizer = base_info.load_tokenizer()
     rules = {"crop": data.pop("crop"), "exact": data.pop("exact_resize")}
     preprocess = dataclasses.replace(base_info.preprocessor, **rules)
@@ -126,52 +128,51 @@ def prepare(config: ConfigDict, directory: str) -> Run:
         tokenizer=tokenizer,
         preprocess=preprocess,
     )
-    description = config.to_dict() | {"data_fingerprint": inputs.of_data(loader)}
-    description["train"]["objective"], description["optim"]["freeze"] = loss, freeze
-    description["data"]["packing"], description["model"]["dtype"] = data["packing"], dtype
-    description["base_files"] = base_files
-    record_or_compare(
-        path,
-        description,
-        defaults=ADDED_KEYS | {"train.objective": model_config.objective},
-        resumes=resumes,
-        allow_change=config.runtime.allow_config_change,
-    )
-    units = StepUnits(train.batch_size, loader.steps_per_epoch)
-    units = dataclasses.replace(units, total_steps=units.steps(train.total, "train.total"))
-    every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
-    options = {k: train[k] for k in _OF_OBJECTIVE} | {"mesh": mesh, "name": loss, **keeping}
+    chosen = {"train.objective": loss, "optim.freeze": freeze}
+    chosen |= {"data.packing": data["packing"], "model.dtype": dtype}
+    found = {"data_fingerprint": inputs.of_data(loader), "base_files": base_files}
+    usual, allow = model_config.objective, config.runtime.allow_config_change
+    _record(path, config.to_dict() | found, chosen, usual, resumes=resumes, allow_change=allow)
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
+    units = StepUnits.of(train.batch_size, loader.steps_per_epoch, train.total)
+    every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
+
+    # Parameters and optimizer state, on their devices.
     section = config.optim.to_dict() | {"freeze": freeze}
     alpha = section.pop("lora_alpha")
     abstract, trainable, schedule, tx = _optimizer(abstract, units, **section)
-    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
-    min_size = config.mesh.min_shard_size
-    placements = sharding.of_parameters(mesh, abstract, rules, min_shard_size=min_size)
+    placements = _placements(abstract, config.mesh, mesh)
     state, frozen = _restore_or_load(
-        path,
-        checkpoints,
+        *(path, checkpoints),
         lambda: adapters.begun(readers.read_any(weights)[1], abstract, config.seed, alpha),
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
+
+    # What frozen parameters determine is computed once, before the first step.
     whole = (model_config, fold(patterns.merge(frozen, state.params)), dtype)
-    keeping |= {"resumes": resumes, "is_frozen": image_features.are_constant(trainable)}
     loaders = [loader, *held_out.values()]
-    image_features.check_source(loader.images, weights, is_frozen=keeping["is_frozen"])
-    if keeping["is_frozen"]:
+    is_frozen = image_features.are_constant(trainable)
+    image_features.check_source(loader.images, weights, is_frozen=is_frozen)
+    if is_frozen:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
     loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
-    loaders, probes, weight = image_features.show_opposites(loaders, train.image_choice_weight)
-    loader, *others = use_base_text(path, loaders, tokenizer, whole, mesh, **keeping)
-    options |= {"sources": tuple(shares), "image_choice_weight": weight}
-    objective = Objective(graphdef, preprocess.mean, preprocess.std, **options)
+    loaders, probes, choice = image_features.show_opposites(loaders, train.image_choice_weight)
+    loader, *others = use_base_text(
+        *(path, loaders, tokenizer, whole, mesh), resumes=resumes, is_frozen=is_frozen, **keeping
+    )
+
+    objective = Objective(
+        *(graphdef, preprocess.mean, preprocess.std),
+        mesh=mesh,
+        name=loss,
+        sources=tuple(shares),
+        image_choice_weight=choice,
+        **keeping,
+        **{key: train[key] for key in _OF_OBJECTIVE},
+    )
     step = make_train_step(objective, tx, schedule=schedule, **{k: train[k] for k in _OF_STEP})
-    of_runtime = {"unroll": config.runtime.unroll_blocks, "names_nans": config.runtime.debug_nans}
-    train_step = CompiledStep(step, state, frozen, mesh, **of_runtime)
-    # Compiled now, for a batch of the right shapes: what does not fit fails before the first step.
-    blank = loader.blank_batch(int(state.step), sharding.local_rows(mesh, loader.batch_size))
-    train_step.compiled_for(state, frozen, sharding.to_global(mesh, blank))
+    train_step = _compiled(step, state, frozen, loader, mesh, config.runtime)
     return Run(
         *(path, mesh, units),
         **every,
@@ -267,6 +268,27 @@ def _optimizer(
     return shapes, trainable, schedule, optim.adamw(shapes, trainable, schedule, **others)
 
 
+def _placements(shapes: dict, section: ConfigDict, mesh: Mesh) -> dict:
+    """Where each parameter lies: section `mesh`."""
+    rules = patterns.resolve(shapes, section.rules, "mesh.rules")
+    return sharding.of_parameters(mesh, shapes, rules, min_shard_size=section.min_shard_size)
+
+
+def _record(
+    path: epath.Path,
+    description: dict[str, Any],
+    chosen: dict[str, Any],
+    usual_objective: str,
+    **how: bool,
+) -> None:
+    """Keeps what the run is, what was left open filled in; see `record_or_compare`."""
+    for key, value in chosen.items():
+        section, name = key.split(".")
+        description[section][name] = value
+    defaults = ADDED_KEYS | {"train.objective": usual_objective}
+    record_or_compare(path, description, defaults=defaults, **how)
+
+
 def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[str, str]]:
     """Configuration, tokenizer and preprocessor files, copied so that a run needs nothing else.
 
@@ -328,3 +350,19 @@ def _restore_or_load(
     save_frozen(path, frozen)
     trained = sharding.put(trained, trained_places)
     return jax.jit(create, out_shardings=state_places)(trained), frozen
+
+
+def _compiled(
+    step: Callable,
+    state: TrainState,
+    frozen: dict,
+    loader: PairLoader,
+    mesh: Mesh,
+    runtime: ConfigDict,
+) -> CompiledStep:
+    """The step for a batch of the right shapes: what does not fit fails before the first one."""
+    options = {"unroll": runtime.unroll_blocks, "names_nans": runtime.debug_nans}
+    compiled = CompiledStep(step, state, frozen, mesh, **options)
+    blank = loader.blank_batch(int(state.step), sharding.local_rows(mesh, loader.batch_size))
+    compiled.compiled_for(state, frozen, sharding.to_global(mesh, blank))
+    return compiled
