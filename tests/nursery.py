@@ -25,16 +25,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 
+from data_gen import cli, export, generate
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.training import loop
 from negclip_jax.training.step import CompiledStep
 
-assert loop.train  # what it imports is what takes time
+assert loop.train and cli and export and generate  # what it imports is what takes time
 
 
 def main() -> None:
@@ -156,6 +158,12 @@ def tiny_benchmark(_: bool) -> None:
     registry.BENCHMARKS = {"tiny": lambda: BENCHMARK}
 
 
+def killed_at_second_call(place: str) -> None:
+    """The second call of this function is the last thing that the process does."""
+    calls = iter(range(10**6))
+    mock.patch(place, lambda *_, **__: next(calls) and os.kill(os.getpid(), signal.SIGKILL)).start()
+
+
 class _NoTorch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision"):
@@ -170,6 +178,7 @@ def without_torch(_: bool) -> None:
 
 EVENTS = {
     "killed_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "killed_at_second_call": killed_at_second_call,
     "sigterm_at_step": lambda n: at_step(n, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "disk_full_at_step": lambda n: at_step(n, full_disk),
     "disk_full_at_cache": full_disk_at_cache,

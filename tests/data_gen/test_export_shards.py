@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -19,7 +18,7 @@ import webdataset
 from etils import epath
 from fault_server import POOL, FaultServer, arguments, world
 from PIL import Image
-from tiny_runs import ROOT, assert_equal
+from tiny_runs import assert_equal
 
 from data_gen import export as module
 from data_gen.cli import main
@@ -176,27 +175,19 @@ def test_what_was_interrupted_goes_on(run, form, whole, tmp_path, reads, monkeyp
     assert {name: os.stat(to / name).st_ino for name in before} == before
 
 
-def test_killed_exports_leave_whole_shards(run, form, whole, tmp_path):
+def test_killed_exports_leave_whole_shards(run, form, whole, forked, tmp_path):
     """`kill -9` where a shard is nearly written, and where it is there but not noted."""
     to = tmp_path / "again"
     for place in ("os.fsync", "negclip_jax.common.storage.write_whole"):
-        code = (
-            "import os, signal, sys\nfrom unittest import mock\nfrom data_gen import cli\n"
-            "import negclip_jax.common.storage\nleft = [2]\n"
-            "def kill(*_, **__):\n    left[0] -= 1\n"
-            "    left[0] or os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"with mock.patch({place!r}, kill):\n    cli.main(sys.argv[1:])\n"
-        )
         command = [
             "export",
             f"--out={run}",
             f"--to={spec_of(form, to)}",
             f"--shard-mb={SIZE[form] / 1e6}",
         ]
-        killed = subprocess.run(
-            [sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True
-        )
-        assert killed.returncode == -9, killed.stderr
+        events = [{"killed_at_second_call": place}]
+        (killed,) = forked.finish([["-m", "data_gen", *command]], events=events)
+        assert killed.status == -9, killed.output
         for shard in to.glob("pairs-*"):
             assert shard.read_bytes() == written(whole)[shard.name]
     assert main(command) == 0

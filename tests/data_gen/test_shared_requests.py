@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -135,20 +133,15 @@ def test_stopped_at_a_request_and_gone_on_it_is_the_same(scene, calm, tmp_path, 
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_killed_or_interrupted_it_goes_on_to_the_same_bytes(scene, calm, tmp_path, signum):
+def test_killed_or_interrupted_it_goes_on_to_the_same_bytes(scene, calm, forked, tmp_path, signum):
     folder, shows = scene
     with FaultServer(shows, POOL, many=True, latency=0.1) as server:
         command = arguments(folder, tmp_path / "run", server, "--config.engine.window=2")
         started = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "data_gen", *command],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        process = forked.start(["-m", "data_gen", *command], tmp_path / "log")
         while server.counts.by_stage["verify"] < 6 and time.monotonic() < started + 60:
             time.sleep(0.005)
-        process.send_signal(signum)
+        os.kill(process.pid, signum)
         stopped = time.monotonic()
         assert process.wait(60) == (130 if signum == signal.SIGINT else -signum)
         assert time.monotonic() < stopped + 25  # no photo waits for one that never begins
