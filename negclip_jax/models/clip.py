@@ -26,8 +26,10 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.models.transformer import (
     CAUSAL,
     Mask,
+    Shapes,
     TowerConfig,
     check_size,
+    constant,
     layer_norm,
     linear,
     matmul_precision,
@@ -311,7 +313,7 @@ class CLIP(nnx.Module):
         if config.vision is not None:
             self.vision = vision_tower(config.vision, **options)
         self._add_projections(config, rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init, jnp.float32))
+        self.logit_scale = constant(rngs, (), config.logit_scale_init)
 
     def _add_projections(self, config: CLIPConfig, rngs: nnx.Rngs) -> None:
         d, width = config.projection_dim, config.text.width
@@ -368,9 +370,9 @@ def abstract(
     return graphdef, jax.tree.map(lambda shape: shape, shapes)  # a tree that the caller may change
 
 
-@functools.lru_cache(8)  # tracing a model takes half a second, and a run asks more than once
+@functools.lru_cache(8)
 def _abstract(
     config: CLIPConfig, dtype: jnp.dtype, remat: bool, scan: bool
 ) -> tuple[nnx.GraphDef, dict]:
     options = {"dtype": dtype, "remat": remat, "scan": scan}
-    return split(nnx.eval_shape(lambda: config.build(**options, rngs=nnx.Rngs(0))))
+    return split(config.build(**options, rngs=Shapes()))

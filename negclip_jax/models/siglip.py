@@ -33,6 +33,7 @@ from negclip_jax.models.clip import (
 from negclip_jax.models.transformer import (
     MLP,
     Attention,
+    constant,
     layer_norm,
     matmul_precision,
     normal,
@@ -126,7 +127,7 @@ class SigLIPVisionTower(VisionTower):
         self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
         patch = (config.patch_size, config.patch_size, 3, config.width)
         self.patch_embedding = normal(rngs, patch, (3 * config.patch_size**2) ** -0.5)
-        self.patch_bias = nnx.Param(jnp.zeros(config.width))
+        self.patch_bias = constant(rngs, (config.width,), 0.0)
         std = config.width**-0.5
         self.position_embedding = normal(rngs, (config.positions, config.width), std)
         self.blocks = stacked_blocks(config, dtype, rngs)
@@ -148,7 +149,7 @@ class SigLIP(CLIP):
 
     def _add_projections(self, config: SigLIPConfig, rngs: nnx.Rngs) -> None:
         super()._add_projections(dataclasses.replace(config, vision=None), rngs)
-        self.logit_bias = nnx.Param(jnp.asarray(config.logit_bias_init, jnp.float32))
+        self.logit_bias = constant(rngs, (), config.logit_bias_init)
 
     def encode_text(
         self, text: Int[Array, "B T"] | dict[str, Int[Array, "..."]]

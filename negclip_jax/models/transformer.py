@@ -138,7 +138,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
         self.has_scales = config.layer_scale
         if config.layer_scale:  # Touvron et al., 2021, https://arxiv.org/abs/2103.17239
-            self.ls_1, self.ls_2 = (nnx.Param(jnp.full(config.width, 1e-5)) for _ in range(2))
+            self.ls_1, self.ls_2 = (constant(rngs, (config.width,), 1e-5) for _ in range(2))
 
     def __call__(
         self,
@@ -166,10 +166,38 @@ class Block(nnx.Module):
         return x + (added * self.ls_2.astype(x.dtype) if self.has_scales else added)
 
 
+class Shapes(nnx.Rngs):
+    """In the place of random streams: parameters become shapes.
+
+    Nothing is traced, which `nnx.eval_shape` would do: a quarter of a second for each size.
+    """
+
+    def params(self) -> None:
+        """No key, as nothing is drawn."""
+
+
+def start(rngs: nnx.Rngs, init: Callable) -> Callable:
+    """The initializer `init`, or of `Shapes` one of shapes."""
+    if not isinstance(rngs, Shapes):
+        return init
+    return lambda _key, shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
+
+
+def constant(rngs: nnx.Rngs, shape: tuple[int, ...], value: float) -> nnx.Param:
+    """A float32 parameter that starts at `value`."""
+    return nnx.Param(start(rngs, nnx.initializers.constant(value))(None, shape, jnp.float32))
+
+
 def linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer whose weights start normal with `std` and whose bias starts at zero."""
-    init = nnx.initializers.normal(std)
-    return nnx.Linear(n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        n_in,
+        n_out,
+        kernel_init=start(rngs, nnx.initializers.normal(std)),
+        bias_init=start(rngs, nnx.initializers.zeros),
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -179,6 +207,8 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
         config.width,
         epsilon=config.layer_norm_eps,
         use_fast_variance=False,
+        scale_init=start(rngs, nnx.initializers.ones),
+        bias_init=start(rngs, nnx.initializers.zeros),
         dtype=dtype,
         rngs=rngs,
     )
@@ -186,7 +216,8 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
     """A float32 parameter that starts normal with `std`."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+    init = start(rngs, nnx.initializers.normal(std))
+    return nnx.Param(init(rngs.params(), shape, jnp.float32))
 
 
 def residual_std(config: TowerConfig) -> float:
@@ -197,6 +228,10 @@ def residual_std(config: TowerConfig) -> float:
 
 def stacked_blocks(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
     """The blocks of a tower as one module whose parameters have a leading axis, layer."""
+    if isinstance(rngs, Shapes):
+        graphdef, one = nnx.split(Block(config, dtype=dtype, rngs=rngs))
+        all_of_them = jax.tree.map(lambda x: x.update(shape=(config.layers, *x.shape)), one)
+        return nnx.merge(graphdef, all_of_them)
     keys = jax.random.split(rngs.params(), config.layers)
     return nnx.vmap(lambda key: Block(config, dtype=dtype, rngs=nnx.Rngs(key)))(keys)
 

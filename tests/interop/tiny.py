@@ -1,5 +1,6 @@
 """Tiny transformers CLIPs with random weights: the reference that interop is tested against."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -121,13 +122,33 @@ def our_features(config: clip.CLIPConfig, params, pixels, ids) -> tuple[np.ndarr
 
 
 def our_images(config: clip.CLIPConfig, params, pixels) -> np.ndarray:
-    """Projected image features; one tower, because compiling is what takes time here."""
-    return np.asarray(_encode(clip.abstract(config)[0], "encode_image", params, pixels))
+    """Projected image features."""
+    text = type(config.text)(width=8, heads=1, mlp_width=8, layers=1, projection="linear")
+    return _features(dataclasses.replace(config, text=text), "encode_image", params, pixels)
 
 
 def our_texts(config: clip.CLIPConfig, params, ids) -> np.ndarray:
     """Projected text features."""
-    return np.asarray(_encode(clip.abstract(config)[0], "encode_text", params, ids))
+    return _features(dataclasses.replace(config, vision=None), "encode_text", params, ids)
+
+
+def _features(config: clip.CLIPConfig, method: str, params, x) -> np.ndarray:
+    """Of one tower, because compiling is what takes time here.
+
+    The other one in `config` is always the same, so that models that differ in it alone share a
+    program. It is not run, and its parameters are zeros.
+    """
+    graphdef, shapes = clip.abstract(dataclasses.replace(config, logit_scale_init=0.0))
+    own = (
+        ("text", "text_projection") if method == "encode_text" else ("vision", "visual_projection")
+    )
+    params = {
+        name: params[name]
+        if name in own
+        else jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shape)
+        for name, shape in shapes.items()
+    }
+    return np.asarray(_encode(graphdef, method, params, x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

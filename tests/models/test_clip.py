@@ -11,6 +11,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from negclip_jax.models import clip
+from negclip_jax.models.siglip import SigLIPConfig
 from negclip_jax.models.transformer import matmul_precision
 
 
@@ -55,6 +56,21 @@ def test_parameters_are_float32_and_stacked(tiny_config):
     assert found["text/blocks/mlp/fc1/kernel"][0] == (2, 32, 64)
     assert found["vision/patch_embedding"][0] == (8, 8, 3, 48)
     assert found["logit_scale"][0] == ()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        clip.CLIPConfig(text=clip.TextConfig(projection="bias", layer_scale=True, layers=3)),
+        SigLIPConfig(),
+    ],
+    ids=["clip", "siglip"],
+)
+def test_shapes_are_those_of_what_is_initialised(config):
+    """`abstract` traces nothing, so that a parameter drawn in another way could differ."""
+    options = {"dtype": jnp.bfloat16, "remat": False, "scan": True}
+    made = nnx.eval_shape(lambda: config.build(**options, rngs=nnx.Rngs(0)))
+    assert clip.abstract(config, dtype=jnp.bfloat16) == clip.split(made)
 
 
 def test_vit_b_32_has_the_published_number_of_parameters():
