@@ -359,8 +359,8 @@ def split_combinations(
         ]
         np.random.default_rng([seed, count]).shuffle(sets)
         cut = round(HELDOUT_SHARE * len(sets))
-        heldout += [tuple(map(str, s)) for s in sets[:cut]]
-        train += [tuple(map(str, s)) for s in sets[cut:]]
+        heldout += sets[:cut]
+        train += sets[cut:]
     return train, heldout
 
 

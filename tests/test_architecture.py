@@ -24,8 +24,13 @@ def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), filename=str(path))
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imports(tree: ast.AST) -> tuple[tuple[str, int], ...]:
     """Dotted names that are imported anywhere below `tree`, with their lines."""
+    return tuple(_imports(tree))
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)

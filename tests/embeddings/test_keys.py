@@ -50,7 +50,7 @@ def test_the_first_of_equal_keys():
 
 
 def test_a_key_takes_24_bytes():
-    index, keys = KeyIndex(), some(2**20)
+    index, keys = KeyIndex(), some(2**19)
     tracemalloc.start()
     for start in range(0, len(keys), 4096):
         index.add(keys[start : start + 4096], np.arange(start, start + 4096))

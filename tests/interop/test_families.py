@@ -240,7 +240,11 @@ def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
     )
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+# Small, the last one is the one before it.
+@pytest.mark.parametrize(
+    "name",
+    [*list(TRANSFORMERS)[:-1], pytest.param("siglip2-naflex-so400m", marks=pytest.mark.long)],
+)
 def test_a_family_of_transformers(name, tmp_path, record_property):
     kind, text, vision = TRANSFORMERS[name]
     if not PUBLISHED:

@@ -111,14 +111,16 @@ def test_transposed_square_matrix_would_show(name, tmp_path):
     assert tiny.difference(tiny.our_texts(config, params, ids), theirs) > 1e-2
 
 
-def test_full_size_vit_b_32_logits(tmp_path):
+@pytest.mark.parametrize("layers", [2, pytest.param(12, marks=pytest.mark.long)])
+def test_full_size_vit_b_32_logits(layers, tmp_path):
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig()).eval()
+    sizes = {"num_hidden_layers": layers}
+    model = CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes)).eval()
     model.logit_scale.data.fill_(np.log(100))  # the released value, the hardest on logits
     try:
         config, params = tiny.load(tiny.saved(tmp_path / "b32", model))
     finally:
-        shutil.rmtree(tmp_path / "b32")  # 605 MB
+        shutil.rmtree(tmp_path / "b32")  # 605 MB, of 12 layers
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((2, 224, 224, 3)).astype(np.float32)
     ids = rng.integers(0, 49406, (3, 77))
