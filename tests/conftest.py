@@ -253,6 +253,14 @@ def one_device(monkeypatch):
     use_one_device(monkeypatch)
 
 
+@pytest.fixture
+def not_compiled(monkeypatch):
+    """`prepare` leaves the training step uncompiled: most of its time, where no step is taken."""
+    from negclip_jax.training.step import CompiledStep
+
+    monkeypatch.setattr(CompiledStep, "compiled_for", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory) -> pathlib.Path:
     """A folder with 40 images, two captions each, in the layout of NegationCLIP's released file.

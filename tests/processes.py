@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Nursery:
 
     def __init__(self, folder: Path):
         """`folder` receives the logs."""
-        self._folder, self._groups = folder, 0
+        self._folder, self._groups, self._asking = folder, itertools.count(), threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, ROOT / "tests" / "nursery.py"],
             stdin=subprocess.PIPE,
@@ -73,9 +74,10 @@ class Nursery:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The reply to a request; see `nursery.py`."""
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._asking:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
 
     def start(
         self,
@@ -134,8 +136,8 @@ class Nursery:
         seconds: float = 200.0,
     ) -> list[Ended]:
         """Runs these commands at once, to the end of all; see `run`."""
-        self._groups += 1
-        logs = [self._folder / f"{self._groups}-{i}.log" for i in range(len(argvs))]
+        group = next(self._groups)
+        logs = [self._folder / f"{group}-{i}.log" for i in range(len(argvs))]
         began, ends = time.monotonic(), {}
         running = {
             i: self.start(argv, log, devices=devices, events=event)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from kills import Site, started_until
+from processes import environment
 from tiny_runs import processes_of_session, read_metrics
 
-SHORT, LONG = 200, 2000  # steps
+SHORT, LONG = 100, 2000  # steps
 TIMEOUT_SECONDS = 150
 LATE = {"threads": 4}  # of a library's pool, which start when they are first needed
 
@@ -42,7 +42,9 @@ def long_run(request, short_run, tmp_path_factory) -> tuple[dict, dict]:
         start_new_session=True,
         # By default glibc keeps eight heaps a core, and chance decides which a thread fills: that
         # is growth for thousands of steps, but no leak.
-        env=os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "2"},
+        env=environment(1)
+        | ({"XLA_FLAGS": ""} if steps == LONG else {})
+        | {"MALLOC_ARENA_MAX": "2"},
     )
     # Returns when every process that inherited the pipes is gone.
     out, err = process.communicate(timeout=TIMEOUT_SECONDS)

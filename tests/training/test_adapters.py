@@ -186,9 +186,8 @@ def test_evaluations_during_training_see_them_too(make_config, tmp_path, one_dev
 
         return evaluate
 
-    changes = LORA | {"train.ema_decay": None, "eval.every": "4 steps"}
-    train(make_config(changes), str(tmp_path / "run"), {"custom": build})
-    merged, _ = restore_params(str(tmp_path / "run"), "last")
+    train(make_config(LORA), str(tmp_path / "run"), {"custom": build})
+    merged, _ = restore_params(str(tmp_path / "run"), "last", ema=True)
     assert_close(seen[2], merged, rtol=1e-6, atol=1e-7)
     assert not np.array_equal(
         seen[0]["text"]["blocks"]["mlp"]["fc1"]["kernel"],
@@ -207,13 +206,17 @@ def test_resumed_equals_uninterrupted(trained, make_config, tmp_path, one_device
         train(make_config(LORA | {"optim.lora_alpha": 7.0}), str(copy))
 
 
+MESH = {"mesh__data": 4, "mesh__fsdp": 2, "mesh__min_shard_size": 16}
+
+
 @pytest.mark.parametrize(
     ("devices", "changes"),
     [
-        (8, {"mesh__data": 4, "mesh__fsdp": 2, "mesh__min_shard_size": 16}),
-        (1, {"train__microbatches": 4}),
+        (8, MESH | {"train__microbatches": 2}),
+        pytest.param(8, MESH, marks=pytest.mark.long),
+        pytest.param(1, {"train__microbatches": 4}, marks=pytest.mark.long),
     ],
-    ids=["8 devices", "micro-batches"],
+    ids=["both", "8 devices", "micro-batches"],
 )
 def test_devices_and_parts_of_a_batch_change_nothing(trained, devices, changes):
     (one, state), (other, theirs) = trained(), trained(devices, **changes)

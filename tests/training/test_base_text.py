@@ -57,7 +57,7 @@ def whole(recipe, tmp_path_factory):
     return workdir, jax.device_get(train(recipe(), str(workdir)))
 
 
-def test_they_are_those_of_the_base(recipe, whole, tiny_pairs, tmp_path, one_device):
+def test_they_are_those_of_the_base(recipe, whole, tiny_pairs, tmp_path, one_device, not_compiled):
     """Also for a run that has gone on from its weights."""
     captions = json.loads((tiny_pairs / "pairs.json").read_text())["annotations"]
     runs = [prepare(recipe(), str(tmp_path)), prepare(recipe({"train.total": "9 steps"}), whole[0])]
@@ -112,7 +112,9 @@ def test_an_interrupted_run_goes_on_with_them(recipe, whole, tmp_path):
         train(train_again, str(workdir))
 
 
-def test_without_a_checkpoint_they_are_computed_again(recipe, whole, tmp_path, one_device):
+def test_without_a_checkpoint_they_are_computed_again(
+    recipe, whole, tmp_path, one_device, not_compiled
+):
     begun = tmp_path / "base_text" / "text.rows"
     begun.parent.mkdir()
     begun.write_bytes((whole[0] / "base_text" / "text.rows").read_bytes()[:-8])
@@ -126,7 +128,7 @@ def test_without_a_checkpoint_they_are_computed_again(recipe, whole, tmp_path, o
     [("negated", 2, [False, True]), ("original", 1, [True]), ("mix", 1, [None])],
 )
 def test_the_original_caption_is_shown_where_it_is_compared(
-    make_config, tmp_path, one_device, mode, texts, shown
+    make_config, tmp_path, one_device, not_compiled, mode, texts, shown
 ):
     config = make_config({"data.caption_mode": mode, "train.anchor_weight": 1.0})
     loader = prepare(config, str(tmp_path)).loader

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,24 @@ def test_a_photo_that_one_process_cannot_read(run):
     assert "error: process 1: 1 images" in ends[0].output
 
 
-def test_a_photo_on_a_disk_that_does_not_answer(run):
-    changes = {"data.cache_features": False, "runtime.timeout": 12.0}
-    ends = run(changes, events={1: {"images_that_hang": "020.png"}})
+@pytest.fixture(scope="module")
+def waited(forked: Nursery, short_run, tmp_path_factory) -> list[list[Ended]]:
+    """Ends of two runs at once, as they do little but wait: for a photo, and for a heartbeat."""
+    hang = {"data.cache_features": False, "runtime.timeout": 12.0}
+    plans = [(hang, {1: {"images_that_hang": "020.png"}}), ({}, {1: {"killed_at_step": 3}})]
+    folders = [tmp_path_factory.mktemp("waited") for _ in plans]
+
+    def start(plan, folder) -> list[Ended]:
+        changes, events = plan
+        settings = short_run | CHANGES | changes
+        return forked.run(settings, folder / "run", processes=2, devices=1, events=events)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(start, plans, folders))
+
+
+def test_a_photo_on_a_disk_that_does_not_answer(waited):
+    ends, _ = waited
     assert_all_say(ends, r"process 1: waited longer than 12 s .* for the input of step \d")
 
 
@@ -101,8 +117,8 @@ def test_a_full_disk_under_one_process_part_of_a_checkpoint(run, tmp_path):
     assert checkpoint_steps(tmp_path / "run") == []
 
 
-def test_a_process_that_is_killed(run):
-    ends = run(events={1: {"killed_at_step": 3}})
+def test_a_process_that_is_killed(waited):
+    _, ends = waited
     assert ends[1].status == -9
     assert_all_say(ends, r"process 1: no sign of life for \d+ s: killed, crashed, or", fallen=1)
 

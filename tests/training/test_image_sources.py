@@ -103,7 +103,9 @@ def specs(tiny_pairs, tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_batches_are_those_of_the_folder(source, specs, make_config, tmp_path, one_device):
+def test_batches_are_those_of_the_folder(
+    source, specs, make_config, tmp_path, one_device, not_compiled
+):
     loaders = [
         prepare(make_config(CHANGES | changes), str(tmp_path / name)).loader
         for name, changes in (("ours", specs[source]), ("theirs", {}))

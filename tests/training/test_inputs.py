@@ -168,7 +168,7 @@ def test_images_in_shards_are_looked_for_once(gappy, read, tmp_path, monkeypatch
     assert looked(gappy) and looked(gappy)
 
 
-def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device):
+def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_device, not_compiled):
     loader = prepare(make_config({"data.foils": 1}), str(tmp_path)).loader
     examples = loader.examples
     before = fingerprint(examples)
@@ -189,7 +189,7 @@ def test_the_fingerprint_sees_what_is_trained_on(make_config, tmp_path, one_devi
 
 
 def test_a_run_leaves_out_captions_that_lose_their_negation(
-    make_config, tiny_pairs, tmp_path, one_device, caplog
+    make_config, tiny_pairs, tmp_path, one_device, not_compiled, caplog
 ):
     content = json.loads((tiny_pairs / "pairs.json").read_text())
     content["annotations"][0]["updated_caption"] = "a dog and " * 12 + "no cat"

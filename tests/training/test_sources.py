@@ -135,7 +135,9 @@ def test_statements_and_anchor_of_one_source_beside_another(
     assert batch["is_affirmative"].any(axis=1).all()
 
 
-def test_no_source_trains_on_what_another_validates(make_config, tiny_pairs, tmp_path, one_device):
+def test_no_source_trains_on_what_another_validates(
+    make_config, tiny_pairs, tmp_path, one_device, not_compiled
+):
     where = f"pairs={tiny_pairs}/pairs.json images={tiny_pairs}/images"
     sources = f"a: {where} weight=1\n b: {where} caption_mode=original weight=1"
     content = json.loads((tiny_pairs / "pairs.json").read_text())

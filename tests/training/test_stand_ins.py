@@ -109,7 +109,7 @@ def whole(config, tmp_path_factory):
     return workdir, jax.device_get(train(config(), str(workdir)))
 
 
-def test_they_are_examples_of_training_alone(config, tmp_path, one_device):
+def test_they_are_examples_of_training_alone(config, tmp_path, one_device, not_compiled):
     run = prepare(config(), str(tmp_path))
     examples = run.loader.examples
     assert (examples.stand_ins, len(examples.photos)) == (24, 40)
@@ -202,7 +202,9 @@ def test_what_it_needs(config, tmp_path, one_device, changes, message):
         ({"data.statements": None, "data.foils": 1}, "texts that are known .*: data.statements"),
     ],
 )
-def test_where_there_is_nothing_to_compare(config, tmp_path, one_device, caplog, changes, missing):
+def test_where_there_is_nothing_to_compare(
+    config, tmp_path, one_device, not_compiled, caplog, changes, missing
+):
     run = prepare(config(changes | {"data.text_nouns": None}), str(tmp_path))
     assert re.search(f"image_choice_weight has no effect without {missing}", caplog.text)
     (batch,) = run.loader.batches(0, 1)
@@ -216,7 +218,9 @@ def test_a_photo_is_no_text_row(config, rows, tmp_path, one_device):
         prepare(config({"data.text_nouns": str(tmp_path)}), str(tmp_path / "run"))
 
 
-def test_features_of_texts_are_the_base_models(config, whole, tmp_path, one_device, monkeypatch):
+def test_features_of_texts_are_the_base_models(
+    config, whole, tmp_path, one_device, not_compiled, monkeypatch
+):
     """Also where the run goes on from weights that have moved."""
     asked = []
     real = encoder.text_features
