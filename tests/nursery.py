@@ -164,6 +164,18 @@ def killed_at_second_call(place: str) -> None:
     mock.patch(place, lambda *_, **__: next(calls) and os.kill(os.getpid(), signal.SIGKILL)).start()
 
 
+def nobody_reads(_: bool) -> None:
+    """Standard output is a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+
+
+def largest_file(size: int) -> None:
+    """No file of this process can grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 class _NoTorch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision"):
@@ -187,6 +199,8 @@ EVENTS = {
     "count_reads": count_reads,
     "tiny_benchmark": tiny_benchmark,
     "without_torch": without_torch,
+    "nobody_reads": nobody_reads,
+    "largest_file": largest_file,
 }
 
 

@@ -4,10 +4,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from fault_server import POOL, FaultServer, arguments, tables, world
@@ -15,7 +12,6 @@ from fault_server import POOL, FaultServer, arguments, tables, world
 from data_gen.cli import main
 
 IMAGES = 16
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +30,10 @@ def undisturbed(scene, tmp_path_factory):
     return tables(out), server.counts.by_body
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "data_gen", *command],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+@pytest.fixture
+def start(forked, tmp_path):
+    """Function of a command to its process, which writes `tmp_path/log`."""
+    return lambda command: forked.start(["-m", "data_gen", *command], tmp_path / "log")
 
 
 def wait_for_calls(server: FaultServer, number: int, seconds: float = 30) -> None:
@@ -52,7 +43,7 @@ def wait_for_calls(server: FaultServer, number: int, seconds: float = 30) -> Non
     assert server.counts.calls >= number
 
 
-def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
+def test_kill_9_at_any_moment(scene, start, undisturbed, tmp_path):
     """Killed after a random number of calls; what the cache had is not asked again."""
     folder, shows = scene
     expected, bodies = undisturbed
@@ -62,9 +53,8 @@ def test_kill_9_at_any_moment(scene, undisturbed, tmp_path):
         process = start(command)
         wait_for_calls(server, moment)
         time.sleep(0.5)  # answers are committed four times a second
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+        process.kill()
+        process.wait(30)
         calls = server.counts.calls
         assert main(command) == 0
     assert tables(tmp_path / "run") == expected
@@ -90,15 +80,15 @@ def test_a_finished_run_asks_nothing(scene, undisturbed, tmp_path):
     assert tables(tmp_path / "run") == undisturbed[0]
 
 
-def test_ctrl_c_drains_and_says_how_to_continue(scene, undisturbed, tmp_path):
+def test_ctrl_c_drains_and_says_how_to_continue(scene, start, undisturbed, tmp_path):
     folder, shows = scene
     with FaultServer(shows, POOL, latency=0.05) as server:
         command = arguments(folder, tmp_path / "run", server, "--config.engine.window=2")
         process = start(command)
         wait_for_calls(server, 40)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=30)
-        assert process.returncode == 130, error
+        os.kill(process.pid, signal.SIGINT)
+        status, error = process.wait(30), (tmp_path / "log").read_text()
+        assert status == 130, error
         assert "stopped by SIGINT; to continue:\n  python -m data_gen run" in error
         assert "Traceback" not in error
         stopped = server.counts.calls
@@ -107,7 +97,7 @@ def test_ctrl_c_drains_and_says_how_to_continue(scene, undisturbed, tmp_path):
     assert tables(tmp_path / "run") == undisturbed[0]
 
 
-def test_two_runs_in_one_directory(scene, tmp_path, capsys):
+def test_two_runs_in_one_directory(scene, start, tmp_path, capsys):
     folder, shows = scene
     with FaultServer(shows, POOL, latency=0.1) as server:
         command = arguments(folder, tmp_path / "run", server)
@@ -116,8 +106,7 @@ def test_two_runs_in_one_directory(scene, tmp_path, capsys):
         assert main(command) == 2
         assert f"is in use by process {process.pid} on" in capsys.readouterr().err
         process.kill()
-        process.wait()
-        process.stderr.close()
+        process.wait(30)
 
 
 def test_more_images_and_other_settings_use_what_is_there(scene, tmp_path):
@@ -139,26 +128,17 @@ def test_more_images_and_other_settings_use_what_is_there(scene, tmp_path):
     assert len(list((out / "pairs").iterdir())) == 2  # the longer run's parts are gone
 
 
-def test_a_full_disk_is_one_sentence(scene, tmp_path):
+def test_a_full_disk_is_one_sentence(scene, forked, tmp_path):
     """The limit of a file's size stands for the disk: writing past it fails the same way."""
     folder, shows = scene
     with FaultServer(shows, POOL) as server:
         command = arguments(
             folder, tmp_path / "run", server, "--config.verify.questions_per_round=0"
         )
-        limited = (
-            "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (33_500, 33_500));"
-            "from data_gen.cli import main; sys.exit(main(sys.argv[1:]))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", limited, *command],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 5, done.stderr
-        assert "Traceback" not in done.stderr and "to continue" in done.stderr
+        argv, limited = ["-m", "data_gen", *command], {"largest_file": 33_500}
+        (end,) = forked.finish([argv], events=[limited])
+        assert end.status == 5, end.output
+        assert "Traceback" not in end.output and "to continue" in end.output
         assert main(command) == 0
     sessions = (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()
     assert json.loads(sessions[-1])["status"] == "done"
