@@ -26,7 +26,7 @@ def watch(context):
         now = remains()
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[_MEMORY_PAGES])
         memory = float(pages * os.sysconf("SC_PAGE_SIZE"))
-        objects = float(len(gc.get_objects()))
+        objects = float(len(gc.get_objects()) + gc.get_freeze_count())
         return now | {"bytes": memory, "objects": objects, "cpu": time.process_time()}
 
     return numbers
@@ -70,13 +70,18 @@ def main(changes_file: str, workdir: str) -> None:
     # Here, because worker processes import this file too.
     import conftest  # for the compilation cache and the logging
     import jax
+    from traced_once import of_equal_settings
 
     from configs import common
     from negclip_jax.common.signals import Interrupted
     from negclip_jax.runtime import sharding
+    from negclip_jax.training import setup
     from negclip_jax.training.loop import train
 
     assert conftest.ROOT
+    setup.make_train_step = of_equal_settings(setup.make_train_step)
+    gc.collect()
+    gc.freeze()  # what was imported stays: no evaluation searches it for garbage
     make_mesh = sharding.make_mesh
     sharding.make_mesh = lambda **axes: make_mesh(**axes, devices=jax.devices()[:1])
     changes = json.loads(pathlib.Path(changes_file).read_text())

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from kills import Site, started_until
-from processes import environment
 from tiny_runs import processes_of_session, read_metrics
 
 SHORT, LONG = 100, 2000  # steps
@@ -42,9 +42,7 @@ def long_run(request, short_run, tmp_path_factory) -> tuple[dict, dict]:
         start_new_session=True,
         # By default glibc keeps eight heaps a core, and chance decides which a thread fills: that
         # is growth for thousands of steps, but no leak.
-        env=environment(1)
-        | ({"XLA_FLAGS": ""} if steps == LONG else {})
-        | {"MALLOC_ARENA_MAX": "2"},
+        env=os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "2"},
     )
     # Returns when every process that inherited the pipes is gone.
     out, err = process.communicate(timeout=TIMEOUT_SECONDS)
