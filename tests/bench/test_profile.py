@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import profile
+from bench import harness, profile
 from bench.hlo import Operation
 from bench.profile import PARTS, attributed, part_of
 
@@ -62,7 +62,8 @@ def test_operations_belong_to_parts(found, part):
     assert part_of(found, 60) == part
 
 
-def test_all_products_of_a_step_are_in_its_trace(tmp_path, capsys):
+def test_all_products_of_a_step_are_in_its_trace(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "SIDE", 256)
     out = tmp_path / "profile.json"
     profile.main(["--arch=tiny", "--batch-size=16", "--steps=2", f"--json={out}"])
     result = json.loads(out.read_text())
