@@ -49,6 +49,11 @@ def encode(graphdef, params, pixels, ids):
     return model.encode_image(pixels), model.encode_text(ids)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def encode_text(graphdef, params, ids):
+    return nnx.merge(graphdef, params).encode_text(ids)
+
+
 def test_parameters_are_float32_and_stacked(tiny_config):
     _, shapes = clip.abstract(tiny_config)
     found = {path: (leaf.shape, leaf.dtype) for path, leaf in flat(shapes).items()}
@@ -176,15 +181,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, tiny
 
 
 def test_tokens_after_the_end_token_do_not_matter(tiny_config, params, inputs):
-    pixels, ids = inputs
     graphdef, _ = clip.abstract(tiny_config)
-    ids = ids[:2]  # end at 3 and 9
-    _, whole = encode(graphdef, params, pixels, ids)
-    _, cut = encode(graphdef, params, pixels, ids[:, :10])
+    ids = inputs[1][:2]  # end at 3 and 9
+    whole = encode_text(graphdef, params, ids)
+    cut = encode_text(graphdef, params, ids[:, :10])
     np.testing.assert_allclose(cut, whole, atol=1e-6)
     other = ids.copy()
     other[:, 10:] = 7
-    np.testing.assert_array_equal(encode(graphdef, params, pixels, other)[1], whole)
+    np.testing.assert_array_equal(encode_text(graphdef, params, other), whole)
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,13 @@ def test_only_a_scan_is_a_loop(blocks, states, remat):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_a_tower_of_one_block(states, scan):
-    one = transformer.stacked_blocks(
-        dataclasses.replace(CONFIG, layers=1), jnp.float32, nnx.Rngs(0)
-    )
+def test_a_tower_of_one_block(blocks, states, scan):
+    graphdef, params = nnx.split(blocks)
+    params = jax.tree.map(lambda p: p[:1], params)
+    config = dataclasses.replace(CONFIG, layers=1)
+    made = nnx.eval_shape(lambda: transformer.stacked_blocks(config, jnp.float32, nnx.Rngs(0)))
+    assert jax.tree.map(jnp.shape, nnx.state(made)) == jax.tree.map(jnp.shape, params)
+    one = nnx.merge(graphdef, params)
     x = transformer.run_blocks(one, states, None, remat=False, scan=scan)
     assert x.shape == states.shape and not np.allclose(x, states)
 
