@@ -38,7 +38,8 @@ def test_a_million_rows_in_a_few_bytes(tmp_path):
 
 
 def test_a_value_that_unpacks_to_far_more_than_the_file(tmp_path):
-    path = written(tmp_path / "bomb.parquet", image=["a"], caption=["x" * (2**26 + 2**20)], negated=["y"])
+    caption = "x" * (2**26 + 2**20)
+    path = written(tmp_path / "bomb.parquet", image=["a"], caption=[caption], negated=["y"])
     assert path.stat().st_size < 100_000
     assert "unpacks to 68,1" in error(path)
 
