@@ -176,8 +176,8 @@ class Shapes(nnx.Rngs):
         """No key, as nothing is drawn."""
 
 
-def start(rngs: nnx.Rngs, init: Callable) -> Callable:
-    """The initializer `init`, or of `Shapes` one of shapes."""
+def initializer(rngs: nnx.Rngs, init: Callable) -> Callable:
+    """`init`; with `Shapes`, what gives a shape in place of an array."""
     if not isinstance(rngs, Shapes):
         return init
     return lambda _key, shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
@@ -185,7 +185,7 @@ def start(rngs: nnx.Rngs, init: Callable) -> Callable:
 
 def constant(rngs: nnx.Rngs, shape: tuple[int, ...], value: float) -> nnx.Param:
     """A float32 parameter that starts at `value`."""
-    return nnx.Param(start(rngs, nnx.initializers.constant(value))(None, shape, jnp.float32))
+    return nnx.Param(initializer(rngs, nnx.initializers.constant(value))(None, shape, jnp.float32))
 
 
 def linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -193,8 +193,8 @@ def linear(n_in: int, n_out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) 
     return nnx.Linear(
         n_in,
         n_out,
-        kernel_init=start(rngs, nnx.initializers.normal(std)),
-        bias_init=start(rngs, nnx.initializers.zeros),
+        kernel_init=initializer(rngs, nnx.initializers.normal(std)),
+        bias_init=initializer(rngs, nnx.initializers.zeros),
         dtype=dtype,
         rngs=rngs,
     )
@@ -207,8 +207,8 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
         config.width,
         epsilon=config.layer_norm_eps,
         use_fast_variance=False,
-        scale_init=start(rngs, nnx.initializers.ones),
-        bias_init=start(rngs, nnx.initializers.zeros),
+        scale_init=initializer(rngs, nnx.initializers.ones),
+        bias_init=initializer(rngs, nnx.initializers.zeros),
         dtype=dtype,
         rngs=rngs,
     )
@@ -216,7 +216,7 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
     """A float32 parameter that starts normal with `std`."""
-    init = start(rngs, nnx.initializers.normal(std))
+    init = initializer(rngs, nnx.initializers.normal(std))
     return nnx.Param(init(rngs.params(), shape, jnp.float32))
 
 

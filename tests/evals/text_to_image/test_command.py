@@ -1,16 +1,16 @@
 """The command from end to end: tiny pipelines, a scripted judge, kills and mistakes."""
 
 import json
-import os
 import shutil
 import signal
+import subprocess
 import sys
-import types
 
 import pytest
 from fault_server import always
 from judge_server import JudgeServer
 from tiny_pipelines import text_encoder_2
+from tiny_runs import ROOT
 
 from evals.text_to_image import __main__ as text_to_image
 from evals.text_to_image.judge import Judge
@@ -136,32 +136,38 @@ def test_stopped_and_started_again_it_makes_the_same(command, monkeypatch, capsy
     assert results(command.out)["prompts"] == results(whole)["prompts"]
 
 
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+KILLED_AT_THE_THIRD = """
+import os, signal, sys, types
+from evals.text_to_image import __main__ as command
+from evals.text_to_image.pictures import Pictures
+
+keep, kept = Pictures._keep, []
+
+def keep_or_die(self, picture, image):
+    kept.append(picture)
+    if len(kept) == 3:
+        self._lines = types.SimpleNamespace(append=lambda row: os.kill(os.getpid(), signal.SIGKILL))
+    keep(self, picture, image)
+
+Pictures._keep = keep_or_die
+command.main(sys.argv[1:])
+"""
+
+
 def test_killed_without_warning_it_draws_what_is_missing(command, tmp_path):
     """SIGKILL when the third picture is there and its line is not."""
     (tmp_path / "one.txt").write_text("a man with no hat\n")
     more = (f"--prompts={tmp_path}/one.txt", "--steps=2")
     assert command(*more, count=3) == 0
     whole, command.out = pictures(command.out), tmp_path / "killed"
-    # Forked, as importing diffusers takes ten times as long as drawing. It uses no JAX threads.
-    if (child := os.fork()) == 0:
-        keep, kept = Pictures._keep, []
-
-        def die(row):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        def keep_and_die(self, picture, image):
-            kept.append(picture)
-            if len(kept) == 3:
-                self._lines = types.SimpleNamespace(append=die)
-            keep(self, picture, image)
-
-        Pictures._keep = keep_and_die
-        try:
-            command(*more, count=3)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    arguments = [*command.arguments[:2], f"--out={command.out}", *command.arguments[3:]]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_THE_THIRD, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
     survivors = {path: path.stat().st_mtime_ns for path in command.out.rglob("[!.]*.png")}
     listed = (command.out / "images.jsonl").read_text().count("\n")
     assert len(survivors) == 3 and listed == 2
