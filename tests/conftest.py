@@ -189,8 +189,8 @@ def short_run(tiny_checkpoint, tiny_pairs) -> dict:
         "train.batch_size": 16,
         "train.total": "20 steps",
         "optim.lr": 1e-3,
-        "eval.every": "4 steps",
-        "checkpoint.every": "4 steps",
+        "eval.every": "10 steps",
+        "checkpoint.every": "10 steps",
         "log.every": "5 steps",
         "log.tensorboard": False,
         "runtime.compilation_cache": "",  # the one of all tests stays in use

@@ -290,7 +290,7 @@ def interrupted(short_run, forked, tmp_path_factory):
     argv = [ROOT / "launch.py", CONFIG, "--workdir=runs/x", *overrides]
     process = forked.start(argv, path / "output", devices=1, cwd=path)
     log, deadline = path / "runs" / "x" / "train.log", time.monotonic() + 120
-    while not (log.exists() and "step 4: val/" in log.read_text()):
+    while not (log.exists() and "step 10: val/" in log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group

@@ -26,6 +26,7 @@ ALL = ("text/blocks/.*",)
 LINEAR = ("attn/query", "attn/key", "attn/value", "attn/out", "mlp/fc1", "mlp/fc2")
 LORA = {"optim.lora_rank": 2, "optim.lora_alpha": 6.0, "optim.lr": 1e-2, "train.ema_decay": 0.8}
 LORA |= {"train.total": "8 steps", "optim.freeze": None}
+LORA |= {"eval.every": "4 steps", "checkpoint.every": "4 steps"}
 
 
 def shapes(config) -> dict:

@@ -22,6 +22,8 @@ RECIPE = {
     "train.anchor_weight": 3.0,
     "train.distill_weight": 2.0,
     "train.total": "8 steps",
+    "eval.every": "4 steps",
+    "checkpoint.every": "4 steps",
     "train.logit_block_mib": 0.001,  # in blocks of rows
     "train.microbatches": 2,
     "optim.lr": 1e-3,

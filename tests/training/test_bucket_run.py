@@ -49,6 +49,7 @@ def settings(served, finished_run, tiny_checkpoint, tiny_pairs) -> dict:
         "data.pairs": "gs://tiny/pairs/pairs.json",
         "data.images": "gs://tiny/pairs/images",
         "data.cache_dir": "gs://tiny/features",
+        "checkpoint.every": "4 steps",
     }
 
 

@@ -302,12 +302,13 @@ def test_interrupted_saved_and_continued(finished_run, make_config, tmp_path, on
 
 def test_a_disk_that_fails_in_the_middle(finished_run, make_config, tmp_path, one_device):
     """No file may grow any more from step 10 on; mended, the run continues as if nothing was."""
+    often = {"checkpoint.every": "4 steps"}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 
-    config, workdir = make_config(finished_run.changes), str(tmp_path / "run")
+    config, workdir = make_config(finished_run.changes | often), str(tmp_path / "run")
     try:
         with pytest.raises(InputError, match=r"cannot .* the same command again to continue"):
             train(config, workdir, EVALUATORS | {"fill": evaluator_that(fill, at=3)})
