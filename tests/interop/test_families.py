@@ -33,14 +33,13 @@ PUBLISHED = bool(os.environ.get("PUBLISHED"))
 NAMES = {
     "PE-Core-T-16-384": "context 32",
     "MobileCLIP-S1": "both directions",
-    "ViT-L-14-CLIPA": "both directions, the last position",
     "ViT-B-16-SigLIP2": "a projection with a bias, and the sigmoid loss",
     "ViT-H-14-worldwide-quickgelu": "the first token 2, another vocabulary",
 }
 OTHERS = (
     *("PE-Core-bigG-14-448", "MobileCLIP2-B", "MobileCLIP2-S4", "EVA02-L-14", "ViTamin-B-LTT"),
     *("convnext_base_w", "RN50-quickgelu", "ViT-B-16-SigLIP", "ViT-bigG-14-CLIPA", "ViT-B-16"),
-    *("ViT-L-14-worldwide", "ViT-gopt-16-SigLIP2-256"),
+    *("ViT-L-14-worldwide", "ViT-gopt-16-SigLIP2-256", "ViT-L-14-CLIPA"),
 )
 
 
@@ -240,10 +239,13 @@ def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
     )
 
 
-# Small, the last one is the one before it.
+# Small, the others are like one of these, or like a model of open_clip above.
+TOLD_APART = ("LongCLIP", "siglip-so400m", "siglip2-naflex")
+
+
 @pytest.mark.parametrize(
     "name",
-    [*list(TRANSFORMERS)[:-1], pytest.param("siglip2-naflex-so400m", marks=pytest.mark.long)],
+    [pytest.param(n, marks=() if n in TOLD_APART else pytest.mark.long) for n in TRANSFORMERS],
 )
 def test_a_family_of_transformers(name, tmp_path, record_property):
     kind, text, vision = TRANSFORMERS[name]

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import tiny_benchmark
-from processes import Nursery
 from tiny_benchmark import write_items
 from tiny_runs import assert_close, read_metrics
 
@@ -117,55 +116,48 @@ def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
 
 
 @pytest.fixture(scope="module")
-def by_four(forked: Nursery, settings, tmp_path_factory) -> Path:
-    """Workdir of four processes of one device each, whose parameters lie in parts on two."""
-    workdir = tmp_path_factory.mktemp("four") / "run"
-    events = {i: {"count_reads": str(workdir.parent / f"reads{i}.json")} for i in range(4)}
-    changes = {"mesh.fsdp": 2, "eval.benchmarks": ""}
-    ends = forked.run(
-        settings | changes, workdir, processes=4, devices=1, events=events, seconds=120
-    )
-    assert_all_well(ends)
-    assert f"done: {STEPS} steps" in ends[0].output
-    assert not any("done" in end.output or "step " in end.output for end in ends[1:])
-    return workdir
-
-
-def test_four_processes_equal_one(by_four, alone):
-    assert_same_run(by_four, alone, first=0)
-    assert "val/loss" in read_metrics(by_four)[STEPS]
-
-
-def test_each_process_reads_its_part(by_four):
-    reads = [json.loads((by_four.parent / f"reads{i}.json").read_text()) for i in range(4)]
-    names = {f"{i:03d}.png" for i in range(40)}
-    hashed = [set(r["read"]) for r in reads]
-    assert [len(part) for part in hashed] == [10] * 4 and set.union(*hashed) == names
-    opened = [[name for name in r["open"] if name in names] for r in reads]
-    assert set().union(*opened) == names
-    for i, part in enumerate(opened):
-        assert len(part) == 10 and all(not set(part) & set(other) for other in opened[:i])
-
-
-def test_only_the_main_process_writes(by_four):
-    described = json.loads((by_four / "config.json").read_text())
-    assert described["runtime"]["process_id"] == 0
-    assert json.loads((by_four / "environment.json").read_text())["processes"] == 4
-    log = (by_four / "train.log").read_text()
-    assert log.count("compiled the training step") == 1 and log.count("step 3: val/") == 1
-
-
-@pytest.fixture(scope="module")
 def half_by_two(forked, settings, tmp_path_factory) -> Path:
     """Workdir of half a run of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     changes = {"train.total": f"{HALF} steps", "mesh.fsdp": 4}
     changes |= {"log.profile_steps": "2-3", "runtime.debug_nans": True}  # change no number
-    events = {i: {"tiny_benchmark": True} for i in range(2)}
-    assert_all_well(
-        forked.run(settings | changes, workdir, processes=2, devices=2, events=events, seconds=120)
+    events = {i: counted(workdir, i) | {"tiny_benchmark": True} for i in range(2)}
+    ends = forked.run(
+        settings | changes, workdir, processes=2, devices=2, events=events, seconds=120
     )
+    assert_all_well(ends)
+    assert f"done: {HALF} steps" in ends[0].output
+    assert not any("done" in end.output or "step " in end.output for end in ends[1:])
     return workdir
+
+
+def counted(workdir: Path, process: int) -> dict[str, str]:
+    """The event that writes which images a process reads."""
+    return {"count_reads": str(workdir.parent / f"reads{process}.json")}
+
+
+def assert_each_reads_its_part(workdir: Path, processes: int) -> None:
+    files = [workdir.parent / f"reads{i}.json" for i in range(processes)]
+    reads = [json.loads(file.read_text()) for file in files]
+    names, size = {f"{i:03d}.png" for i in range(40)}, 40 // processes
+    hashed = [set(r["read"]) for r in reads]
+    assert [len(part) for part in hashed] == [size] * processes and set.union(*hashed) == names
+    opened = [[name for name in r["open"] if name in names] for r in reads]
+    assert set().union(*opened) == names
+    for i, part in enumerate(opened):
+        assert len(part) == size and all(not set(part) & set(other) for other in opened[:i])
+
+
+def test_each_process_reads_its_part(half_by_two):
+    assert_each_reads_its_part(half_by_two, 2)
+
+
+def test_only_the_main_process_writes(half_by_two):
+    described = json.loads((half_by_two / "config.json").read_text())
+    assert described["runtime"]["process_id"] == 0
+    assert json.loads((half_by_two / "environment.json").read_text())["processes"] == 2
+    log = (half_by_two / "train.log").read_text()
+    assert log.count("compiled the training step") == 1 and log.count("step 3: val/") == 1
 
 
 def test_two_processes_equal_one(half_by_two, alone):
@@ -194,7 +186,21 @@ def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, 
     assert_same_run(workdir, alone, first=HALF + 1)
 
 
-@pytest.mark.long  # `make test` has four processes from the start, and one that continues
+@pytest.mark.long  # `make test` has two processes, and four devices that share parameters
+def test_four_processes_equal_one(forked, settings, alone, tmp_path):
+    """Of one device each, whose parameters lie in parts on two."""
+    workdir, changes = tmp_path / "run", {"mesh.fsdp": 2, "eval.benchmarks": ""}
+    events = {i: counted(workdir, i) for i in range(4)}
+    ends = forked.run(
+        settings | changes, workdir, processes=4, devices=1, events=events, seconds=120
+    )
+    assert_all_well(ends)
+    assert_each_reads_its_part(workdir, 4)
+    assert_same_run(workdir, alone, first=0)
+    assert "val/loss" in read_metrics(workdir)[STEPS]
+
+
+@pytest.mark.long  # `make test` has one that continues
 def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
     changes = UPDATES_ONLY | {"mesh.fsdp": 2}
