@@ -72,6 +72,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "bench.generation": [["--captions=x"]],
     "bench.paper": [],
     "bench.profile": [],
+    "bench.layouts": [],
 }
 # The first rewrites this repository's own tables, from the data set that it is given; the second is
 # the process that `bench.paper` starts in place of launch.py.
