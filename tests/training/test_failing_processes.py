@@ -85,7 +85,7 @@ def test_a_photo_that_one_process_cannot_read(run):
 @pytest.fixture(scope="module")
 def waited(forked: Nursery, short_run, tmp_path_factory) -> list[list[Ended]]:
     """Ends of two runs at once, as they do little but wait: for a photo, and for a heartbeat."""
-    hang = {"data.cache_features": False, "runtime.timeout": 12.0}
+    hang = {"data.cache_features": False, "runtime.timeout": 20.0}
     plans = [(hang, {1: {"images_that_hang": "020.png"}}), ({}, {1: {"killed_at_step": 3}})]
     folders = [tmp_path_factory.mktemp("waited") for _ in plans]
 
@@ -100,7 +100,7 @@ def waited(forked: Nursery, short_run, tmp_path_factory) -> list[list[Ended]]:
 
 def test_a_photo_on_a_disk_that_does_not_answer(waited):
     ends, _ = waited
-    assert_all_say(ends, r"process 1: waited longer than 12 s .* for the input of step \d")
+    assert_all_say(ends, r"process 1: waited longer than 20 s .* for the input of step \d")
 
 
 def test_a_full_disk_under_the_cache(run):
