@@ -1,6 +1,6 @@
 """How captions lie in a batch: packed rows, length buckets with plain causal attention, one width.
 
-    python -m bench.layouts --arch=vit_b_32 --batch-size=512 --json=runs/bench/layouts.json
+    python -m bench.layouts --arch=vit_b_32 --batch-size=64 --json=runs/bench/layouts.json
 
 Forward and backward pass of the text tower with random weights, on captions of NegBench's lengths.
 Packed rows hold several captions, each of which sees itself alone: few empty places, and a mask
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.parser("bench.layouts", __doc__)
     add = parser.add_argument
     add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the text tower")
-    add("--batch-size", type=int, default=512, help="captions")
+    add("--batch-size", type=int, default=64, help="captions; 512 or more on a GPU")
     add("--rounds", type=int, default=5, help="in which each layout has a turn")
     harness.run(parser, measure, argv)
 
