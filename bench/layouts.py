@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from bench import harness
-from bench.material import ARCHITECTURES, caption_lengths
+from bench.material import ARCHITECTURES, random_captions
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
 from negclip_jax.data.packing import Packing, Ragged
@@ -100,12 +100,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     dtype = sharding.fast_dtype(sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
     model = config.build(dtype=jnp.dtype(dtype), remat=False, scan=True, rngs=nnx.Rngs(0))
     graphdef, params = clip.split(model)
-    lengths = caption_lengths(rng, _TRIED * args.batch_size)
-    lengths = np.minimum(lengths, config.text.context_length)
-    ids = rng.integers(1, config.text.eos_token_id, lengths.sum()).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids[offsets[1:] - 1] = config.text.eos_token_id
-    tokens = Ragged(ids, offsets)
+    tokens = random_captions(rng, _TRIED * args.batch_size, config.text)
     weights_BxD = rng.standard_normal((args.batch_size, config.projection_dim), np.float32)
     function = jax.jit(gradients(graphdef, jnp.asarray(weights_BxD)))
 
@@ -128,7 +123,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
             jax.block_until_ready(compiled(*given))
             seconds[name].append(time.perf_counter() - began)
 
-    real, rows = int(lengths[: args.batch_size].sum()), []
+    real, rows = int(tokens.lengths[: args.batch_size].sum()), []
     packed = next(iter(results.values()))["features"]
     for name, result in results.items():
         ratios = np.divide(seconds[name], seconds["packed rows"])

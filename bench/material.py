@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from negclip_jax.data.packing import Ragged
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
 from quickstart.tiny_clip import write_tokenizer
@@ -107,6 +108,15 @@ def caption_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
     Those have 22.4 on average and a standard deviation of 3.6.
     """
     return np.clip(np.round(rng.gamma(39, 22.4 / 39, count)), 8, 60).astype(np.int64)
+
+
+def random_captions(rng: np.random.Generator, count: int, text: clip.TextConfig) -> Ragged:
+    """Captions of `caption_lengths`, random tokens and the end token last."""
+    lengths = np.minimum(caption_lengths(rng, count), text.context_length)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(1, text.eos_token_id, offsets[-1]).astype(np.int32)
+    ids[offsets[1:] - 1] = text.eos_token_id
+    return Ragged(ids, offsets)
 
 
 def negated_caption(rng: np.random.Generator) -> str:

@@ -24,11 +24,11 @@ import numpy as np
 
 from bench import harness
 from bench.hlo import Operation, Program
-from bench.material import ARCHITECTURES, caption_lengths
+from bench.material import ARCHITECTURES, random_captions
 from bench.virtual_steps import Case, step_of
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
-from negclip_jax.data.packing import Packing, Ragged
+from negclip_jax.data.packing import Packing
 
 # Kinds that only hold other operations, whose time is theirs.
 _CONTAINERS = {"while", "call", "conditional"}
@@ -199,11 +199,8 @@ def _real(case: Case) -> tuple[Any, Any, Any, dict]:
         values = rng.standard_normal(x.shape, np.float32) * 0.02 if is_number else np.zeros(x.shape)
         return jax.device_put(np.asarray(values, x.dtype), x.sharding)
 
-    lengths = caption_lengths(rng, case.pairs)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    vocabulary = ARCHITECTURES[case.arch].text.vocab_size
-    texts = Ragged(rng.integers(1, vocabulary, offsets[-1]).astype(np.int32), offsets)
-    packing = Packing.suited_to(lengths, case.pairs, 1)
+    texts = random_captions(rng, case.pairs, ARCHITECTURES[case.arch].text)
+    packing = Packing.suited_to(texts.lengths, case.pairs, 1)
     text = packing.pack(texts, np.arange(case.pairs))
     batch = {"feature": filled(batch["feature"]), "text": jax.tree.map(jnp.asarray, text)}
     return step, *jax.tree.map(filled, (state, frozen)), batch
