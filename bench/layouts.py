@@ -92,7 +92,7 @@ def gradients(graphdef: nnx.GraphDef, weights_BxD: jax.Array) -> Callable:
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compiles each layout, then takes turns."""
     if args.batch_size < 1 or args.batch_size % max(_BUCKETS):
-        raise InputError(f"--batch-size must be a multiple of {max(_BUCKETS)}")
+        raise InputError(f"--batch-size must be a positive multiple of {max(_BUCKETS)}")
     if args.rounds < 1:
         raise InputError("--rounds must be 1 or more")
     rng, config = np.random.default_rng(0), ARCHITECTURES[args.arch]

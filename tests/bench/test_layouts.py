@@ -56,7 +56,7 @@ def test_layouts_give_the_same_features_and_packed_rows_are_fullest(tmp_path, mo
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
-        ("--batch-size=6", "--batch-size must be a multiple of 4"),
+        ("--batch-size=6", "--batch-size must be a positive multiple of 4"),
         ("--rounds=0", "--rounds must be"),
     ],
 )
