@@ -171,7 +171,8 @@ def string_list(text: str) -> list[str] | None:
     return [item.strip() for item in items] or None
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with these properties, all required, and no others."""
     return {
         "type": "object",
         "properties": properties,
@@ -180,13 +181,13 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-LIST_SCHEMA = _object({"items": {"type": "array", "items": {"type": "string"}}})
+LIST_SCHEMA = object_schema({"items": {"type": "array", "items": {"type": "string"}}})
 
 
 def numbered_schema(count: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """JSON schema of an object with the strings "1".."count", of `options` if there are some."""
     value = {"type": "string", **({"enum": list(options)} if options else {})}
-    return _object(dict.fromkeys(map(str, range(1, count + 1)), value))
+    return object_schema(dict.fromkeys(map(str, range(1, count + 1)), value))
 
 
 def numbered(text: str, count: int) -> list[str | None] | None:
@@ -210,7 +211,7 @@ def numbered(text: str, count: int) -> list[str | None] | None:
 def lists_schema(count: int) -> dict[str, Any]:
     """JSON schema of an object with a caption and a list of objects for each of "1".."count"."""
     unit = {"caption": {"type": "string"}, "objects": LIST_SCHEMA["properties"]["items"]}
-    return _object(dict.fromkeys(map(str, range(1, count + 1)), _object(unit)))
+    return object_schema(dict.fromkeys(map(str, range(1, count + 1)), object_schema(unit)))
 
 
 def numbered_lists(text: str, captions: Sequence[str]) -> list[list[str] | None]:
@@ -219,8 +220,7 @@ def numbered_lists(text: str, captions: Sequence[str]) -> list[list[str] | None]
     None for one that is missing or no list, and for one beside another caption than its number's:
     it may be some other photo's.
     """
-    content = json_answer(text)
-    found: list[list[str] | None] = []
+    content, found = json_answer(text), list[list[str] | None]()
     for i, caption in enumerate(captions, 1):
         unit = content.get(str(i)) if isinstance(content, dict) else None
         said, items = map(unit.get, ("caption", "objects")) if isinstance(unit, dict) else ("", ())
@@ -241,8 +241,7 @@ def many_masses(result: ChatResult, count: int) -> list[tuple[float, float] | No
     From the alternatives of each answer's first token where the server told them, else 1 and 0 by
     the text; None for what could not be read.
     """
-    items = None if result.error else numbered(result.text, count)
-    found: list[tuple[float, float] | None] = []
+    items, found = None if result.error else numbered(result.text, count), []
     for i, item in enumerate(items or [None] * count, 1):
         answer, top = item and yes_or_no(item), (result.values or {}).get(str(i))
         masses = yes_no_mass(top) if top else (float(answer == "yes"), float(answer == "no"))

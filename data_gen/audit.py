@@ -93,7 +93,7 @@ class _Checked:
         self._run, self._boxes = run, boxes
         self.known: collections.Counter = collections.Counter()
         self._pairs: collections.Counter = collections.Counter()  # by whether all texts are true
-        self._sources: dict[str, collections.Counter] = {}
+        self._sources = collections.defaultdict[str, collections.Counter](collections.Counter)
         self._examples: dict[str, list[dict[str, str]]] = {CONTRADICTED: [], NOTHING: []}
 
     def units(self) -> Iterable[dict[str, Any]]:
@@ -105,18 +105,15 @@ class _Checked:
             units = collections.defaultdict(list)
             for row in found:
                 if not row["truth"]:
-                    self._count(row, row["rests_on"])
+                    self._sources[row["form"]][row["rests_on"]] += 1
+                    examples = self._examples.get(row["rests_on"])
+                    if examples is not None and len(examples) < _EXAMPLES:
+                        examples.append({name: row[name] for name in ("file_name", "text")})
                 text = (row["text"], row["truth"], row["form"])
                 units[row["unit"]].append(leak.Text(row["image_id"], row["unit"], *text))
             for name, group in units.items():
                 if len({text.truth for text in group}) == 2:
                     yield {"unit": name, "texts": group}
-
-    def _count(self, text: dict[str, Any], source: str) -> None:
-        self._sources.setdefault(text["form"], collections.Counter())[source] += 1
-        examples = self._examples.get(source, [])
-        if len(examples) < _EXAMPLES and source in self._examples:
-            examples.append({name: text[name] for name in ("file_name", "text")})
 
     def false_texts(self) -> dict[str, Any]:
         """How many false texts rest on what, all and by form; and examples of the doubtful."""
@@ -215,20 +212,16 @@ def table_text(result: dict[str, Any]) -> str:
     for name, share in result.get("precision", {}).items():
         lines.append(f"hand labels, {name}: right  {Share(**share)}")
     for row in result.get("judged_texts", [])[:_SHOWN]:
-        told = [
-            f"{what} {Share(**row[key])}"
-            for key, what in label_sheet.RATES.items()
-            if row[key]["n"]
-        ]
-        lines.append(f"hand labels, {row['name']}: {'; '.join(told) or 'none'}")
+        rates = ((what, row[key]) for key, what in label_sheet.RATES.items())
+        told = "; ".join(f"{what} {Share(**rate)}" for what, rate in rates if rate["n"])
+        lines.append(f"hand labels, {row['name']}: {told or 'none'}")
     lines += result.get("notes", [])
     if "judged" not in result:
         return "\n".join([*lines, "the verifier is measured against --instances=FILE"])
     if not result["judged"]:
-        why = (
-            "every verdict came from annotations or annotators" if result["not_of_a_model"] else ""
-        )
-        return "\n".join([*lines, f"no model's verdict to judge{why and f': {why}'}"])
+        why = ": every verdict came from annotations or annotators"
+        lines.append(f"no model's verdict to judge{why if result['not_of_a_model'] else ''}")
+        return "\n".join(lines)
     lines += [
         f"{result['judged']} verdicts of the model judged by annotations",
         f"said absent, but there     {Share(**result['false_absence'])}",
@@ -238,7 +231,6 @@ def table_text(result: dict[str, Any]) -> str:
     for row in result["by_class"][:_SHOWN]:
         lines.append(f"  {row['object']:<16} false absence {Share(**row['false_absence'])}")
     for point in result["curve"]:
-        shares = (Share(**point[key]) for key in ("false_absence", "found_absent"))
-        false, found = map(str, shares)
+        false, found = (Share(**point[key]) for key in ("false_absence", "found_absent"))
         lines.append(f"p_absent >= {point['threshold']:<5} false absence {false}; found {found}")
     return "\n".join(lines)

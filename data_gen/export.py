@@ -1,44 +1,36 @@
 """Accepted pairs in the layouts that training reads: `launch.py`'s, and the published file's."""
 
-import collections
 import contextlib
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen import statements
 from data_gen.export_shards import Photo, Shards
 from data_gen.labels import write_labels
-from data_gen.manifest import read_manifest
-from data_gen.records import read_rows
-from data_gen.statements import Statement, foils, pen_of, written
+from data_gen.records import read_manifest
+from data_gen.statements import Statement
 from negclip_jax.common import atomic_files, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.problems import first
-from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import Pair, PairError, pair_writer
 from negclip_jax.data.sources import open_images
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Files that were written, and how many pairs and statements are in them.
-
-    Attributes:
-      training: values of the keys of the section `data` that reads them.
-      left_out: photos that are in no shard, as they could not be read.
-    """
+    """Files that were written, and how many pairs and statements are in them."""
 
     files: list[Path | str]
     pairs: int
     statements: int
-    training: dict[str, str]
-    left_out: list[str] = field(default_factory=list)
+    training: dict[str, str]  # values of the keys of the section `data` that reads them
+    left_out: Sequence[str] = ()  # photos that are in no shard, as they could not be read
 
 
 def export(run: Path, to: Path) -> Exported:
@@ -55,20 +47,18 @@ def export(run: Path, to: Path) -> Exported:
     Raises InputError where there is nothing to export or a file cannot be written.
     """
     manifest = read_manifest(run)
-    files, number = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")], 0
+    files = [to / name for name in ("pairs.json", "pairs.parquet", "statements.parquet")]
     ids, rewritten = Texts(), Texts()
     with _reported(to):
         with pair_writer(files[0]) as as_coco, pair_writer(files[1]) as as_table:
 
             def said() -> Iterator[list[Statement] | None]:
-                nonlocal number
-                for row, pair, found in _accepted(run, manifest["config"]):
+                for one in _accepted(run, manifest["config"]):
                     for write in (as_coco, as_table):
-                        write(pair)
-                    ids.append(row["caption_id"])
-                    rewritten.append(row["negated_caption"])
-                    number += 1
-                    yield found
+                        write(_pair(one))
+                    ids.append(one.pair["caption_id"])
+                    rewritten.append(one.pair["negated_caption"])
+                    yield one.statements
 
             texts = statements.write(files[2], said())
         files.append(to / "labels.json")
@@ -77,7 +67,7 @@ def export(run: Path, to: Path) -> Exported:
         if captions.suffix.lower() == ".json":
             files.append(_write_published(to / "published.json", captions, ids, rewritten))
     training = {"pairs": str(files[0]), "images": "..."}
-    return Exported(files, number, texts, training | _of_statements(files[2], texts))
+    return Exported(files, len(ids), texts, training | _of_statements(files[2], texts))
 
 
 def export_shards(run: Path, to: str, images: str | None = None, size: int = 5 * 10**8) -> Exported:
@@ -95,7 +85,7 @@ def export_shards(run: Path, to: str, images: str | None = None, size: int = 5 *
     if not images:
         raise InputError("the run read no photos: give --images=DIR, from which they are taken")
     shards = Shards(to, open_images(images), size)
-    said = ((pair, found) for _, pair, found in _accepted(run, config))
+    said = ((_pair(one), one.statements) for one in _accepted(run, config))
     photos = itertools.groupby(said, lambda x: (x[0].image_id, x[0].image))
     number, path = 0, shards.folder / "statements.parquet"
 
@@ -146,50 +136,27 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _accepted(
-    run: Path, config: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], Pair, list[Statement] | None]]:
-    """Rows of the pairs to export, as pairs, with statements; raises InputError for none."""
-    kept = keeper(run, config["export"]["max_per_object"])
-    columns = ("pair_id", "object", "accepted")
-    rows = (dict(zip(columns, row, strict=True)) for row in read_rows(run, "pairs", columns))
-    if not any(map(kept, rows)):
+def _accepted(run: Path, config: Mapping[str, Any]) -> Iterator[statements.Exported]:
+    """The pairs to export; raises InputError for none."""
+    one = None
+    for one in statements.exported(run, config):
+        yield one
+    if one is None:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
-    for row, found in written(run, pen_of(config), kept):
-        false = foils(row, found, config["rewrite"].get("affirm", False))
-        yield row, _pair(row, false), found
 
 
-def _pair(row: Mapping[str, Any], false: Sequence[str]) -> Pair:
+def _pair(one: statements.Exported) -> Pair:
+    row = one.pair
     provenance = f"data_gen {row['pipeline']}, {row['models']['rewrite'] or row['rewriter']}"
     return Pair(
         row["file_name"],
         row["caption"],
         row["negated_caption"],
-        tuple(false),
+        tuple(one.foils),
         row["object"],
         f"{provenance}, run {row['run_id']}",
         image_id=row["image_id"],
     )
-
-
-def keeper(run: Path, max_per_object: int | None = None) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether to export a row of "pairs": an accepted one; of too many of an object those with
-    the least hash."""
-    if max_per_object is None:
-        return lambda row: row["accepted"]
-
-    def place(pair: str) -> tuple[str, str]:
-        return content_hash([pair]), pair
-
-    least = collections.defaultdict[str, list[tuple[str, str]]](list)
-    for pair, name, accepted in read_rows(run, "pairs", ["pair_id", "object", "accepted"]):
-        if accepted:
-            least[name].append(place(pair))
-            if len(least[name]) > 2 * max_per_object:
-                least[name] = sorted(least[name])[:max_per_object]
-    last = {name: max(sorted(found)[:max_per_object], default=()) for name, found in least.items()}
-    return lambda row: row["accepted"] and place(row["pair_id"]) <= last[row["object"]]
 
 
 def _write_published(path: Path, captions: Path, ids: Texts, rewritten: Texts) -> Path:

@@ -65,15 +65,10 @@ SCHEMA = pa.schema(
 
 
 class Photo(NamedTuple):
-    """A photo with all that is said of it.
+    """A photo with all that is said of it."""
 
-    Attributes:
-      about: what is written beside it.
-      statements: of each of its pairs.
-    """
-
-    about: dict[str, Any]
-    statements: list[list[Statement] | None]
+    about: dict[str, Any]  # what is written beside it
+    statements: list[list[Statement] | None]  # of each of its pairs
 
     @classmethod
     def of(cls, said: Sequence[tuple[Pair, list[Statement] | None]]) -> "Photo":

@@ -38,12 +38,7 @@ from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
 from negclip_jax.common.journal import Journal
 from negclip_jax.common.progress import human_seconds
-from negclip_jax.common.provenance import (
-    content_hash,
-    file_facts,
-    git_revision,
-    package_versions,
-)
+from negclip_jax.common.provenance import content_hash, file_facts, git_revision, package_versions
 from negclip_jax.data.pairs import content_of
 from negclip_jax.data.sources import kind_of
 
@@ -54,24 +49,16 @@ _PACKAGES = ("negclip-jax", "aiohttp", "pyarrow", "pillow", "ml-collections", "r
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, before any server was asked.
-
-    Attributes:
-      config: the settings.
-      roles: who does what.
-      prompts: by name.
-      ingested: images and rejected captions.
-      images: all of the captions file, also beyond `limit`: what is proposed for one depends on
-        the others, and must not change when the limit does.
-      inputs: facts of the input files.
-    """
+    """What is to be done, before any server was asked."""
 
     config: Settings
     roles: Roles
     prompts: dict[str, Prompt]
     ingested: Ingested
+    # All of the captions file, also beyond `limit`: what is proposed for one depends on the others,
+    # and must not change when the limit does.
     images: Sequence[ImageItem]
-    inputs: dict[str, dict[str, Any]]
+    inputs: dict[str, dict[str, Any]]  # facts of the input files, by key of the settings
 
     def method(self, models: Models) -> str:
         """How absence is verified."""

@@ -24,13 +24,9 @@ _QUALITY = 90
 
 @dataclass(frozen=True, kw_only=True)
 class Photo(ChatImage):
-    """A photo as it is sent.
+    """A photo as it is sent."""
 
-    Attributes:
-      width, height: pixels of the whole photo as a viewer shows it, rotation applied.
-    """
-
-    width: int
+    width: int  # pixels of the whole photo as a viewer shows it, rotation applied
     height: int
 
 

@@ -11,16 +11,18 @@ import heapq
 import io
 import itertools
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_gen.images import PhotoFolder
+from data_gen.records import read_manifest
 from data_gen.texts import texts
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import plural, write_page
+from negclip_jax.common.problems import first
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.common.statistics import Share
 
@@ -43,19 +45,12 @@ _SHOWN = 5  # lines that a message names
 
 
 class Labels(NamedTuple):
-    """A CSV of labels.
+    """A CSV of labels."""
 
-    Attributes:
-      key: "text_id", of a text that is true or false of its photo, or "pair_id", of a right pair.
-      answers: by id; None: cannot tell.
-      lines: where each stands.
-      rows: in the file, with a label or without.
-    """
-
-    key: str
-    answers: dict[str, bool | None]
-    lines: dict[str, int]
-    rows: int
+    key: str  # "text_id", of a text that is true or false of its photo; "pair_id", of a right pair
+    answers: dict[str, bool | None]  # by id; None: cannot tell
+    lines: dict[str, int]  # where each stands
+    rows: int  # in the file, with a label or without
 
 
 def sample(
@@ -91,8 +86,6 @@ def write_sheet(
     """
     if number < 2:
         raise InputError(f"--number is {number}; at least 2, one false and one true text")
-    from data_gen.manifest import read_manifest  # with the HTTP client, which audits do without
-
     manifest = read_manifest(run)
     folder = images or manifest["config"]["input"]["images"]
     if folder is None:
@@ -111,11 +104,10 @@ def write_sheet(
     if not drawn:
         raise InputError(f"{run} has no accepted pair; `python -m data_gen report` shows why")
     names = sorted({row["file_name"] for row in drawn})
-    thumbnails = {name: photos.thumbnail(name, _SIDE) for name in names}
-    photos_there = {name: url for name, url in thumbnails.items() if url}
+    photos_there = {name: url for name in names if (url := photos.thumbnail(name, _SIDE))}
     shown = [row for row in drawn if row["file_name"] in photos_there]
     if not shown:
-        raise InputError(f"none of {len(thumbnails)} photos is in {folder}; give --images=DIR")
+        raise InputError(f"none of {len(names)} photos is in {folder}; give --images=DIR")
     shown = sample(shown, number, "text_id", f"{seed}/")  # an order that tells no half
     to.mkdir(parents=True, exist_ok=True)
     page = write_page(
@@ -126,8 +118,8 @@ def write_sheet(
         key=content_hash([manifest["run_id"], [row["text_id"] for row in shown]])[:16],
         run=manifest["run_id"],
     )
-    gone = plural(len(thumbnails) - len(photos_there), "photo is", "photos are")
-    missing = f"; {gone} not in {folder}" if len(photos_there) < len(thumbnails) else ""
+    gone = len(names) - len(photos_there)
+    missing = f"; {plural(gone, 'photo is', 'photos are')} not in {folder}" if gone else ""
     return (
         f"wrote {page}: {plural(len(shown), 'text')} of {plural(len(photos_there), 'photo')}"
         f"{missing}\n"
@@ -190,9 +182,9 @@ def read_labels(path: str | os.PathLike) -> Labels:
         labels.lines.setdefault(name, line)
     if wrong:
         known = "yes or no" if key == "pair_id" else "true, false or cannot tell"
-        raise InputError(f"{path}: labels are {known}, not {_listed(wrong)}")
+        raise InputError(f"{path}: labels are {known}, not {first(wrong, _SHOWN)}")
     if twice:
-        raise InputError(f"{path}: another answer to the same {key} in {_listed(twice)}")
+        raise InputError(f"{path}: another answer to the same {key} in {first(twice, _SHOWN)}")
     return labels
 
 
@@ -208,20 +200,20 @@ def measure(labels: Labels, path: str | os.PathLike, run: Path) -> dict[str, Any
     every = (row for pair, found in texts(run) for row in (found if of_texts else [pair]))
     rows = {row[labels.key]: row for row in every if row[labels.key] in labels.answers}
     unknown = [f"line {labels.lines[name]}" for name in labels.answers if name not in rows]
-    what = "accepted pair" if labels.key == "pair_id" else "text"
+    what = "text" if of_texts else "accepted pair"
     answered, notes = len(labels.answers), []
     if answered and not rows:
         raise InputError(
-            f"{path}: none of {answered} labels belongs to a{'n' * (what[0] == 'a')} {what} of "
-            f"{run} ({_listed(unknown)}); is it of another run?"
+            f"{path}: none of {answered} labels belongs to {'a' if of_texts else 'an'} {what} of "
+            f"{run} ({first(unknown, _SHOWN)}); is it of another run?"
         )
     if unknown:
         noun = "labels belong" if len(unknown) > 1 else "label belongs"
-        notes.append(f"{len(unknown)} {noun} to no {what} of this run: {_listed(unknown)}")
+        notes.append(f"{len(unknown)} {noun} to no {what} of this run: {first(unknown, _SHOWN)}")
     if answered < labels.rows:
         notes.append(f"{path}: {answered:,} of {labels.rows:,} rows have a label")
     judged = [(row, labels.answers[name]) for name, row in rows.items()]
-    if labels.key == "pair_id":
+    if not of_texts:
         groups: dict[str, list[bool]] = {"all": []}
         for row, is_right in judged:
             if is_right is not None:
@@ -231,9 +223,10 @@ def measure(labels: Labels, path: str | os.PathLike, run: Path) -> dict[str, Any
         return {"precision": found, "labels_of_no_pair": len(unknown), "notes": notes}
     tables = [{"by": "all", "name": "all texts", **_rates(judged)}]
     for by in ("writer", "form"):
-        names = Counter(row[by] for row, _ in judged)
-        for name, _ in sorted(names.items(), key=lambda item: (-item[1], item[0])):
-            group = [(row, answer) for row, answer in judged if row[by] == name]
+        named = defaultdict(list)
+        for row, answer in judged:
+            named[row[by]].append((row, answer))
+        for name, group in sorted(named.items(), key=lambda item: (-len(item[1]), item[0])):
             tables.append({"by": by, "name": name, **_rates(group)})
     return {"judged_texts": tables, "labels_of_no_text": len(unknown), "notes": notes}
 
@@ -246,8 +239,3 @@ def _rates(judged: Sequence[tuple[Mapping[str, Any], bool | None]]) -> dict[str,
         rates[name] = Share.of(told.count(not truth), len(told))._asdict()
     unsure = sum(answer is None for _, answer in judged)
     return rates | {"cannot_tell": Share.of(unsure, len(judged))._asdict()}
-
-
-def _listed(lines: Sequence[str]) -> str:
-    more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
-    return ", ".join(lines[:_SHOWN]) + more

@@ -23,19 +23,13 @@ _SEEN = 5  # times a word must occur to be shown
 
 
 class Text(NamedTuple):
-    """A text with what is known about it.
+    """A text with what is known about it."""
 
-    Attributes:
-      image: its image's id: a fold holds all texts of an image.
-      group: of the texts among which one is chosen, at least one true and one false.
-      form: of its words, as its writer calls it.
-    """
-
-    image: str
-    group: str
+    image: str  # its image's id: a fold holds all texts of an image
+    group: str  # of the texts among which one is chosen, at least one true and one false
     text: str
     truth: bool
-    form: str
+    form: str  # of its words, as its writer calls it
 
 
 def measure(texts: Sequence[Text]) -> dict[str, Any] | None:

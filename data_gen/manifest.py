@@ -14,14 +14,12 @@ import pyarrow.parquet as pq
 
 from data_gen.annotations import NOT_ANNOTATED
 from data_gen.engines.cache import Cache, read_statistics
-from data_gen.records import count_values, read_rows, table_paths
+from data_gen.records import count_values, read_manifest, read_rows, table_paths
 from data_gen.runner import read_marks, remove_others
-from negclip_jax.common import strict_json
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.chat.messages import NO_ANSWER, is_transient
 from negclip_jax.common.errors import InputError
 
-_KEYS = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 # Columns that say what a row ended with.
 _ENDED_WITH = {
     "candidates": "reject_reason",
@@ -29,17 +27,6 @@ _ENDED_WITH = {
     "pairs": "reasons",
     "rejects": "code",
 }
-
-
-def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run. Raises InputError where there is none."""
-    try:
-        content = strict_json.load(run / "manifest.json")
-        if not isinstance(content, dict) or not content.keys() >= _KEYS:
-            raise ValueError
-    except (OSError, ValueError):
-        raise InputError(f"{run} holds no run of data_gen (no readable manifest.json)") from None
-    return content
 
 
 def counts(run: Path) -> dict[str, int]:
@@ -109,28 +96,25 @@ def sessions(run: Path) -> list[dict[str, Any]]:
 def error_codes(run: Path) -> collections.Counter:
     """Requests that ended in an error, by code, over candidates, verdicts and rewrites."""
     calls = read_statistics(run / "cache.sqlite").values()
-    permanent = {code for stage in calls for code in stage["errors"]}
+    errors = {code for stage in calls for code in stage["errors"]}.union(NO_ANSWER)
     ended = ("pairs", "candidates", "verdicts")
     codes = sum((count_values(run, t, _ENDED_WITH[t]) for t in ended), collections.Counter())
-    errors = permanent.union(NO_ANSWER)
-    found = {code: n for code, n in codes.items() if code in errors or is_transient(code)}
-    return collections.Counter(found)
+    return collections.Counter({c: n for c, n in codes.items() if c in errors or is_transient(c)})
 
 
-def left_out(run: Path) -> dict[str, int]:
+def left_out(run: Path) -> collections.Counter[str]:
     """Photos and captions that the run could not use, by the reason."""
-    found, unknown = count_values(run, "rejects", "code"), 0
+    found = count_values(run, "rejects", "code")
     tables = ("candidates", "verdicts")
     for part in sorted({path.name for table in tables for path in table_paths(run, table)}):
-        unknown += len(
-            {
-                image
-                for table in tables
-                for image, code in read_rows(run, table, ["image_id", _ENDED_WITH[table]], part)
-                if code == NOT_ANNOTATED
-            }
-        )
-    return dict(found) | ({NOT_ANNOTATED: unknown} if unknown else {})
+        unknown = {
+            image
+            for table in tables
+            for image, code in read_rows(run, table, ["image_id", _ENDED_WITH[table]], part)
+            if code == NOT_ANNOTATED
+        }
+        found += collections.Counter({NOT_ANNOTATED: len(unknown)})
+    return found
 
 
 def why_no_pair(run: Path) -> str:
@@ -143,9 +127,7 @@ def why_no_pair(run: Path) -> str:
     }
     told = []
     for step, found in steps.items():
-        counted = sorted(found.items(), key=lambda item: -item[1])[:5]
-        if counted:
-            listed = ", ".join(f"{name or 'usable'} {number:,}" for name, number in counted)
+        if listed := ", ".join(f"{name or 'usable'} {n:,}" for name, n in found.most_common(5)):
             told.append(f"{step}: {listed}")
     return "; ".join(told) or "no object was proposed"
 
@@ -156,16 +138,14 @@ def forget_errors(run: Path, code: str) -> str:
     The answers of the code leave the cache and the shards that have it lose their marks. Raises
     InputError for a code that nothing ended with.
     """
-    with locked(run):
+    with locked(run), contextlib.closing(Cache(run / "cache.sqlite")) as cache:
         touched = set()
         for table, column in _ENDED_WITH.items():
             for path in table_paths(run, table):
                 values = pq.read_table(path, columns=[column]).column(column).to_pylist()
                 if any(code in (v if isinstance(v, list) else (v,)) for v in values):
                     touched.add(path.stem)
-        cache = Cache(run / "cache.sqlite")
         forgotten = cache.forget(errors=code)
-        cache.close()
         if not touched and not forgotten:
             raise InputError(f"nothing in {run} ended with {code!r}; `status` lists the codes")
         for stem in touched:
@@ -178,10 +158,8 @@ def forget_stage(run: Path, stage: str) -> str:
 
     Raises InputError for a stage that asked nothing.
     """
-    with locked(run):
-        cache = Cache(run / "cache.sqlite")
+    with locked(run), contextlib.closing(Cache(run / "cache.sqlite")) as cache:
         forgotten = cache.forget(stage=stage)
-        cache.close()
         if not forgotten:
             known = ", ".join(read_statistics(run / "cache.sqlite")) or "nothing"
             raise InputError(f"{run} has no answers of stage {stage!r}; it has those of: {known}")

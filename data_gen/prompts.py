@@ -47,21 +47,18 @@ STYLES = (
 )
 
 
+Turns = tuple[tuple[str, str], ...]  # (role, text)
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt.
+    """Turns of which the last one has placeholders."""
 
-    Attributes:
-      name: a key of REQUIRED.
-      id: name and hash of the text, as in the tables.
-      turns: (role, text), the last one with placeholders.
-    """
+    name: str  # a key of REQUIRED
+    id: str  # name and hash of the text, as in the tables
+    turns: Turns
 
-    name: str
-    id: str
-    turns: tuple[tuple[str, str], ...]
-
-    def fill(self, **values: str) -> tuple[tuple[str, str], ...]:
+    def fill(self, **values: str) -> Turns:
         """The turns with values in place of `{placeholders}` of the last one.
 
         Values are not looked at again: what looks like a placeholder in them stays as it is.
@@ -93,22 +90,23 @@ def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
     Raises InputError for a file of another name, without a user turn at its end or without a
     placeholder that it needs.
     """
-    prompts = {name: _read(BUILT_IN / f"{name}.txt", name) for name in REQUIRED}
+    prompts = {name: _read(BUILT_IN / f"{name}.txt") for name in REQUIRED}
     if folder is None:
         return prompts
     if not Path(folder).is_dir():
         raise InputError(f"prompts: there is no folder {folder}")
-    for path in sorted(Path(folder).glob("*.txt")):
-        if path.stem not in REQUIRED:
+    own = {path.stem: path for path in sorted(Path(folder).glob("*.txt"))}
+    for name, path in own.items():
+        if name not in REQUIRED:
             raise InputError(f"{path}: there is no prompt of this name; {', '.join(REQUIRED)}")
-        prompts[path.stem] = _read(path, path.stem)
-    own = {path.stem for path in Path(folder).glob("propose*.txt")}
+        prompts[name] = _read(path)
     if "propose" in own and "propose_many" not in own:
         del prompts["propose_many"]
     return prompts
 
 
-def _read(path: Path, name: str) -> Prompt:
+def _read(path: Path) -> Prompt:
+    name = path.stem
     parts = _SECTION.split(strict_json.read_text(path))
     turns = tuple((role, body.strip()) for role, body in zip(parts[1::2], parts[2::2], strict=True))
     if not turns or turns[-1][0] != "user" or parts[0].strip():
@@ -116,11 +114,9 @@ def _read(path: Path, name: str) -> Prompt:
             f"{path} must consist of [system], [user] and [assistant] turns, [user] last"
         )
     present = set(_PLACEHOLDER.findall(turns[-1][1]))
-    missing = [p for p in REQUIRED[name] if p not in present]
-    unknown = present - set(REQUIRED[name]) - set(_OPTIONAL.get(name, ()))
-    if missing:
+    if missing := [p for p in REQUIRED[name] if p not in present]:
         raise InputError(f"{path}: the last user turn lacks {{{missing[0]}}}")
-    if unknown:
+    if unknown := present.difference(REQUIRED[name], _OPTIONAL.get(name, ())):
         raise InputError(f"{path}: nothing fills in {{{min(unknown)}}}")
     return Prompt(name, f"{name}-{content_hash(turns)[:8]}", turns)
 

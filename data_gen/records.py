@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from negclip_jax.common import atomic_files
+from negclip_jax.common import atomic_files, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
 NAMED = "caption"  # source of a candidate that a caption names
 _ROWS = 16_384  # of a table that are in memory at once
+_MANIFEST = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
 
 _TYPES = {
     "": pa.string(),
@@ -217,6 +218,17 @@ def chance(*parts: Any) -> float:
 def shuffled(things: Sequence[Any], *parts: Any) -> list[Any]:
     """The things in an order that depends on `parts` and the things only."""
     return sorted(things, key=lambda thing: content_hash([*parts, repr(thing)]))
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """What a run directory says of its run. Raises InputError where there is none."""
+    try:
+        content = strict_json.load(run / "manifest.json")
+        if not isinstance(content, dict) or not content.keys() >= _MANIFEST:
+            raise ValueError
+    except (OSError, ValueError):
+        raise InputError(f"{run} holds no run of data_gen (no readable manifest.json)") from None
+    return content
 
 
 def table_paths(run: str | os.PathLike, name: str, part: str = "part-*.parquet") -> list[Path]:

@@ -78,7 +78,9 @@ def write_report(run: str | os.PathLike) -> Path:
         manifest=summary.manifest,
         bar_rows=bar_rows,
         share=lambda found: Share(**found),
-        percent=percent,
+        share_text=share_text,
+        left_out=left_out(summary.run).most_common(),
+        failed=error_codes(summary.run).most_common(),
         rates=RATES,
         first=FIRST,
         gallery=gallery,
@@ -305,18 +307,6 @@ class RunSummary:
             number += len(images)
         return number
 
-    def filter_reasons(self) -> list[tuple[str, int]]:
-        """Why candidates were not asked about, most frequent first."""
-        return self.asked.not_asked.most_common()
-
-    def left_out(self) -> list[tuple[str, int]]:
-        """Why photos and captions could not be used, most frequent first."""
-        return collections.Counter(left_out(self.run)).most_common()
-
-    def failed(self) -> list[tuple[str, int]]:
-        """Requests that ended in an error, by code, most frequent first."""
-        return error_codes(self.run).most_common()
-
     def rest_on(self) -> list[tuple[str, int]]:
         """What says that false texts are false, strongest first, as the audit counted."""
         found = self.audit["false_texts"]["rest_on"]
@@ -331,9 +321,6 @@ class RunSummary:
         seconds = sum(row["seconds"] for row in sessions(self.run))
         hours, minutes = f"{seconds / 3600:,.1f} h", f"{seconds / 60:.0f} min"
         return hours if seconds > 5400 else minutes if seconds > 90 else f"{seconds:.0f} s"
-
-    def verdict_counts(self) -> list[tuple[str, int]]:
-        return self.asked.verdicts.most_common()
 
     def reasons(self) -> list[dict[str, Any]]:
         """Each reason against rewrites with its sentence, number and examples."""
@@ -383,81 +370,23 @@ class RunSummary:
             found.append({"stage": stage, **numbers, "cost": cost / 1e6})
         return found
 
-    def key_figures(self) -> list[tuple[str, str, str]]:
-        """(title, value, note) of what stands at the top of the page."""
-        accepted, captions = self.rewrites.accepted, self.manifest["captions"]
-        sent = sum(row["attempts"] for row in self.calls())
-        tokens = sum(row["prompt_tokens"] for row in self.calls()) / max(accepted, 1)
-        a_pair = " a pair" if accepted else ""
-        variety, time = self.variety(), self.time()
-        leak = (self.audit or {}).get("leak") or {}
-        found = leak.get("accuracy")
-        return [
-            (
-                "pairs accepted",
-                f"{accepted:,}",
-                f"{_share_text(accepted, captions)} of the captions; the published run kept 35.5 %",
-            ),
-            (
-                "rewrites accepted",
-                _share_text(accepted, self.rewrites.number),
-                f"of {self.rewrites.number:,}, second tries included",
-            ),
-            (
-                f"requests{a_pair}",
-                f"{sent / accepted:.2f}" if sent and accepted else f"{sent:,}" if sent else "none",
-                f"retries included; {tokens:,.0f} prompt tokens{a_pair}; {time} in all"
-                if sent
-                else f"written without a model, in {time}",
-            ),
-            (
-                "different objects",
-                f"{variety['objects']:,}",
-                f"as varied as {variety['perplexity']:.0f} equally frequent ones; "
-                f"{percent(variety['repeated'])} % of the texts repeat another",
-            ),
-            (
-                "truth told by words alone",
-                f"{percent(found['rate'])} %" if found else "–",
-                f"chance is {percent(leak['chance'])} %" if found else "not audited",
-            ),
-        ]
 
-    def provenance(self) -> list[tuple[str, str]]:
-        """(what, value) for the foot of the page: who did what, with which inputs and versions."""
-        manifest = self.manifest
-        models, inputs = manifest["capabilities"].items(), manifest["inputs"].items()
-        return [
-            ("run", manifest["run_id"]),
-            ("pipeline", manifest["config"]["pipeline"]),
-            *((f"{stage} by", who) for stage, who in manifest["roles"].items()),
-            ("verified by", manifest["verify_method"]),
-            *((f"{role} model", str(can.get("model", ""))) for role, can in models),
-            *((f"{name} (sha256)", facts["sha256"]) for name, facts in inputs),
-            *sorted(manifest["packages"].items()),
-            ("Python", manifest["python"]),
-            ("git", manifest["git"] or "not a checkout"),
-        ]
-
-
-def bar_rows(rows: Sequence[tuple]) -> list[dict[str, Any]]:
-    """(name, number) or (name, number, note) as bars: the longest is of width 100.
-
-    Without a note, the share of all.
-    """
-    top, total = max((row[1] for row in rows), default=1) or 1, sum(row[1] for row in rows)
+def bar_rows(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Names and numbers as bars: the longest is of width 100, and each with its share of all."""
+    top, total = max((n for _, n in rows), default=1) or 1, sum(n for _, n in rows)
     return [
         {
             "name": str(name),
             "n": n,
-            "note": note[0] if note else _share_text(n, total),
+            "note": share_text(n, total),
             "width": round(100 * n / top, 1),
         }
-        for name, n, *note in rows
+        for name, n in rows
     ]
 
 
-def _share_text(n: int, total: int) -> str:
+def share_text(n: int, total: int) -> str:
+    """ "12.3 %", "–" of nothing."""
     return f"{percent(n / total)} %" if total else "–"
 
 

@@ -33,17 +33,11 @@ _REPORT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Shard:
-    """A run of images, in order of their ids.
+    """A run of images, in order of their ids."""
 
-    Attributes:
-      number: from 0; part of the files' names.
-      images: its images; of a run's own they are made when they are asked for.
-      fingerprint: of settings and images.
-    """
-
-    number: int
+    number: int  # from 0; part of the files' names
     images: Sequence[ImageItem]
-    fingerprint: str
+    fingerprint: str  # of settings and images
 
     @property
     def name(self) -> str:

@@ -31,7 +31,7 @@ DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "data_gen.py"
 # change; of the rest, a change makes its shards again, from cached answers where they still fit.
 _NEUTRAL = ("engine", "limit", "prices", "export", "max_errors", "max_rejects", "prompts")
 _NEUTRAL_KEYS = ("llm.url", "mllm.url", "llm.key_variable", "mllm.key_variable")
-_NEUTRAL_KEYS += ("llm.images_per_request",)  # a job brings in what follows from it
+_NEUTRAL_KEYS += ("llm.images_per_request",)  # `generate.Job` adds what follows from it
 IMAGES_PER_REQUEST = 4  # where that is open
 
 # Keys that had another name: the old one is read for one release, with a warning.
@@ -77,39 +77,18 @@ _CHOICES = {
     "rewrite.foils_by": ("edit", "template"),
 }
 _RANGES = {
-    "max_errors": SHARE,
-    "max_rejects": SHARE,
-    "verify.absent_at": SHARE,
-    "verify.present_at": SHARE,
-    "verify.min_answer_probability": SHARE,
-    "rewrite.templates": SHARE,
-    "rewrite.before": SHARE,
-    "rewrite.statements": SHARE,
-    "propose.random": SHARE,
-    "propose.top_p": SHARE,
-    "rewrite.top_p": SHARE,
-    "limit": POSITIVE,
-    "engine.concurrency": POSITIVE,
-    "engine.start_concurrency": POSITIVE,
-    "engine.tries": POSITIVE,
-    "engine.window": POSITIVE,
-    "llm.images_per_request": POSITIVE,
-    "images.long_side": POSITIVE,
-    "shard_images": POSITIVE,
-    "propose.number": POSITIVE,
-    "verify.max_tokens": POSITIVE,
-    "assign.captions_per_object": POSITIVE,
-    "rewrite.max_tokens": POSITIVE,
-    "rewrite.tries": POSITIVE,
-    "check.max_tokens": POSITIVE,
-    "verify.questions_per_round": NOT_NEGATIVE,
-    "propose.present": NOT_NEGATIVE,
-    "propose.others": NOT_NEGATIVE,
-    "engine.per_minute": NOT_NEGATIVE,
-    "engine.timeout": NOT_NEGATIVE,
-    "engine.max_outage_seconds": NOT_NEGATIVE,
-    "engine.backoff": NOT_NEGATIVE,
-    "foils": NOT_NEGATIVE,
+    key: limits
+    for limits, keys in {
+        SHARE: "max_errors max_rejects verify.absent_at verify.present_at propose.random "
+        "verify.min_answer_probability propose.top_p rewrite.templates rewrite.before "
+        "rewrite.statements rewrite.top_p",
+        POSITIVE: "limit engine.concurrency engine.start_concurrency engine.tries engine.window "
+        "llm.images_per_request images.long_side shard_images propose.number verify.max_tokens "
+        "assign.captions_per_object rewrite.max_tokens rewrite.tries check.max_tokens",
+        NOT_NEGATIVE: "verify.questions_per_round propose.present propose.others foils "
+        "engine.per_minute engine.timeout engine.max_outage_seconds engine.backoff",
+    }.items()
+    for key in keys.split()
 }
 
 
@@ -149,10 +128,9 @@ def _add_to_body(config: ConfigDict, key: str, text: str) -> None:
     inner = body
     for part in outer:
         inner = inner.setdefault(part, {})
-    value: Any = text
+    inner[name] = text
     with contextlib.suppress(ValueError):
-        value = json.loads(text.lower() if text in ("True", "False") else text)
-    inner[name] = value
+        inner[name] = json.loads(text.lower() if text in ("True", "False") else text)
     config.engine.extra_body = json.dumps(body)
 
 
@@ -170,10 +148,9 @@ def _from_file(path: Path, variant: str) -> ConfigDict:
     for old in _RENAMED:
         section, name = old.split(".")
         if name in config[section]:  # beside the new name, too: then the file sets the old one
-            value = config[section][name]
+            _, new = _present_name(old, f"{path}: {old}").split(".")
+            config[section][new] = config[section][name]
             del config[section][name]
-            _, name = _present_name(old, f"{path}: {old}").split(".")
-            config[section][name] = value
     for key, value in _YOUNGER.items():  # files that were copied from an older one lack them
         section, name = key.split(".")
         if name not in config[section]:
@@ -183,13 +160,11 @@ def _from_file(path: Path, variant: str) -> ConfigDict:
 
 def _present_name(key: str, where: str) -> str:
     """The name that a key has now; a warning that names `where` if it was another one."""
-    if key not in _RENAMED:
-        return key
-    new = _RENAMED[key]
-    logging.getLogger(__name__).warning(
-        "%s is now called %s; the old name is read in this release only", where, new
-    )
-    return new
+    if key in _RENAMED:
+        logging.getLogger(__name__).warning(
+            "%s is now called %s; the old name is read in this release only", where, _RENAMED[key]
+        )
+    return _RENAMED.get(key, key)
 
 
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number"}

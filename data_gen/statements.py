@@ -20,18 +20,12 @@ import pyarrow.parquet as pq
 
 from data_gen.annotations import UNSURE, certain, expected
 from data_gen.labels import LARGE, Label, of_part, settled
-from data_gen.records import read_table, shuffled, table_paths
+from data_gen.records import read_rows, read_table, shuffled, table_paths
 from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
-from negclip_jax.language.grammar import (
-    BY_NAME,
-    NOT_OF_TWO,
-    THING,
-    Grammar,
-    Shape,
-    Template,
-)
+from negclip_jax.common.provenance import content_hash
+from negclip_jax.language.grammar import BY_NAME, NOT_OF_TWO, THING, Grammar, Shape, Template
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import AFTER, ALONE, BEFORE, cue_of
@@ -56,42 +50,28 @@ _PAIRS_A_WRITE = 5000  # whose statements are one row group
 
 
 class Statement(NamedTuple):
-    """A text about a photo, with its truth; a row of `statements.parquet`.
+    """A text about a photo, with its truth; a row of `statements.parquet`."""
 
-    Attributes:
-      image, image_id: file name, and id as in the pairs.
-      caption_id: of the caption that the text holds; None where it holds none.
-      unit: of the texts that differ in objects and negation alone.
-      polarity: whether it affirms things, denies one, or both.
-      objects: what is affirmed or denied beside the caption.
-      form: the template, or the cue and its place in an LLM's sentence.
-      writer: "grammar" or "llm".
-      label: what its truth rests on, "OBJECT=STATE@SOURCE".
-    """
-
-    image: str
-    image_id: str
-    caption_id: str | None
-    unit: str
+    image: str  # file name
+    image_id: str  # as in the pairs
+    caption_id: str | None  # of the caption that the text holds; None where it holds none
+    unit: str  # of the texts that differ in objects and negation alone
     text: str
     truth: bool
-    polarity: str
-    objects: tuple[str, ...]
-    form: str
-    writer: str
-    label: tuple[str, ...]
+    polarity: str  # whether it affirms things, denies one, or both
+    objects: tuple[str, ...]  # what is affirmed or denied beside the caption
+    form: str  # the template, or the cue and its place in an LLM's sentence
+    writer: str  # "grammar" or "llm"
+    label: tuple[str, ...]  # what its truth rests on, "OBJECT=STATE@SOURCE"
 
 
 class Facts(NamedTuple):
-    """What is surely in an image, what surely is not, and what says so of each object.
-
-    `seen`: of what is there, what needs no caption that names it; None for all of it.
-    """
+    """What is surely in an image, what surely is not, and what says so of each object."""
 
     present: Sequence[str]
     absent: Sequence[str]
     rests: Mapping[str, str]
-    seen: Container[str] | None = None
+    seen: Container[str] | None = None  # what needs no caption that names it; None: all present
 
     @classmethod
     def of(cls, labels: Sequence[Label]) -> "Facts":
@@ -145,25 +125,16 @@ class _Form(NamedTuple):
 
 @dataclass
 class Pen:
-    """Writes the statements of one image after another, in the order of a run's tables.
+    """Writes the statements of one image after another, in the order of a run's tables."""
 
-    Attributes:
-      grammar: of the run's own writer.
-      seed: of the run.
-      units, unbalanced: how many units were written, and how many were left out because they would
-        have made an object tell the truth.
-    """
-
-    grammar: Grammar
-    seed: int
+    grammar: Grammar  # of the run's own writer
+    seed: int  # of the run
+    units: int = 0  # that were written
+    unbalanced: int = 0  # and left out, as they would have made an object tell the truth
     # Of a pair's own words and of others, with captions and without: foils are but the first.
-    balances: dict[tuple[bool, bool], Balance] = field(init=False)
-    units: int = 0
-    unbalanced: int = 0
-
-    def __post_init__(self) -> None:
-        kinds = itertools.product((False, True), repeat=2)
-        self.balances = {(own, beside): Balance() for own, beside in kinds}
+    balances: dict[tuple[bool, bool], Balance] = field(
+        default_factory=lambda: collections.defaultdict(Balance)
+    )
 
     def write(
         self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
@@ -391,26 +362,53 @@ def grammar_of(config: Mapping[str, Any], *, of_pairs: bool = True) -> Grammar:
         raise InputError(f"rewrite.hold_out: {error}") from None
 
 
-def written(
-    run: Path, pen: Pen, kept: Callable[[Mapping[str, Any]], bool]
-) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
-    """Each accepted pair of a run with its statements as by `Pen.write`, in order of the tables.
+class Exported(NamedTuple):
+    """An accepted pair of a run with what is said beside it."""
 
-    One shard of the tables at a time is in memory. `kept`: whether to use a row of "pairs".
+    pair: Mapping[str, Any]  # row of the table "pairs"
+    statements: list[Statement] | None  # None where nothing is known to be in its photo
+    foils: list[str]  # false texts in the pair's own words
+    captions: Sequence[str]  # of its photo
+    labels: Sequence[Label]
+
+
+def exported(run: Path, config: Mapping[str, Any]) -> Iterator[Exported]:
+    """The accepted pairs of a run with the settings `config`, in order of the tables.
+
+    One shard of the tables at a time is in memory.
     """
-    for part in told(list(table_paths(run, "items")), "shards"):
-        captions, pairs = collections.defaultdict(list), collections.defaultdict(list)
-        labels = collections.defaultdict(list)
-        items = read_table(run, "items", ["image_id", "caption"], part.name).to_pylist()
-        for row in items:
-            captions[row["image_id"]].append(row["caption"])
-        for row in read_table(run, "pairs", part=part.name).to_pylist():
-            if kept(row):
-                pairs[row["image_id"]].append(row)
+    kept, pen = keeper(run, config["export"]["max_per_object"]), pen_of(config)
+    affirm = config["rewrite"].get("affirm", False)
+    for part in told(table_paths(run, "items"), "shards"):
+        captions, pairs, labels = (collections.defaultdict(list) for _ in range(3))
+        for image, text in read_rows(run, "items", ["image_id", "caption"], part.name):
+            captions[image].append(text)
+        for row in filter(kept, read_table(run, "pairs", part=part.name).to_pylist()):
+            pairs[row["image_id"]].append(row)
         for _, label in of_part(run, part.name):
             labels[label.image_id].append(label)
         for image, texts in captions.items():
-            yield from pen.write(pairs[image], Facts.of(labels[image]), texts)
+            for pair, found in pen.write(pairs[image], Facts.of(labels[image]), texts):
+                yield Exported(pair, found, foils(pair, found, affirm), texts, labels[image])
+
+
+def keeper(run: Path, max_per_object: int | None = None) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether to export a row of "pairs": an accepted one; of too many of an object those with
+    the least hash."""
+    if max_per_object is None:
+        return lambda row: row["accepted"]
+
+    def place(pair: str) -> tuple[str, str]:
+        return content_hash([pair]), pair
+
+    least = collections.defaultdict[str, list[tuple[str, str]]](list)
+    for pair, name, accepted in read_rows(run, "pairs", ["pair_id", "object", "accepted"]):
+        if accepted:
+            least[name].append(place(pair))
+            if len(least[name]) > 2 * max_per_object:
+                least[name] = sorted(least[name])[:max_per_object]
+    last = {name: max(sorted(found)[:max_per_object], default=()) for name, found in least.items()}
+    return lambda row: row["accepted"] and place(row["pair_id"]) <= last[row["object"]]
 
 
 def foils(

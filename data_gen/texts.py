@@ -1,14 +1,12 @@
 """The texts that a run exports, with their truth, and what says that the false ones are false."""
 
-import collections
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import ABSENT, PRESENT, UNSURE, InstanceVerifier
-from data_gen.labels import of_part
-from data_gen.records import read_table, table_paths
-from data_gen.statements import AFFIRMS, Statement, foils, pen_of, written
+from data_gen.records import read_manifest
+from data_gen.statements import AFFIRMS, Statement, exported
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.mentions import find_same, mentioned, named_categories
 from negclip_jax.language.negation import PEOPLE, find_cues, governs
@@ -34,19 +32,9 @@ def texts(
     None for true ones. `boxes`: annotations that come before what the run knows. `only`: the
     `pair_id`s of the pairs that are asked for; default: all.
     """
-    # These need the HTTP client, which an import of the audit does without.
-    from data_gen.export import keeper
-    from data_gen.manifest import read_manifest
-
-    config = read_manifest(run)["config"]
-    kept = keeper(run, config["export"]["max_per_object"])
-    shards = _shards(run)
-    captions: Mapping[str, Sequence[str]] = {}
-    known: Mapping[str, Known] = {}
-    for pair, said in written(run, pen_of(config), kept):
+    for pair, said, false, captions, labels in exported(run, read_manifest(run)["config"]):
         if only is not None and pair["pair_id"] not in only:
             continue  # written all the same: what comes after it depends on it
-        false = foils(pair, said, config["rewrite"].get("affirm", False))
         found = []
         if all(statement.text != pair["negated_caption"] for statement in said or ()):
             writer = "llm" if pair["rewriter"] == "llm" else "grammar"
@@ -57,14 +45,12 @@ def texts(
             source = None if s.truth else rests_on(_said_by(s), _labels_of(s), s.image_id, boxes)
             found.append((s.text, s.truth, s.unit, s.writer, s.form, source))
         if false and not said:
-            while pair["image_id"] not in captions:
-                captions, known = next(shards)
-            rest = (known.get(pair["image_id"], {}), pair["image_id"], boxes)
+            known = known_of((label.object, label.state, label.source) for label in labels)
             for text in false:
                 claims = _claims(text, pair["object"])
                 affirms = claims and all(is_there for _, is_there in claims)
                 form = "foil that affirms" if affirms else "foil that denies"
-                source = rests_on(claims, *rest, captions[pair["image_id"]])
+                source = rests_on(claims, known, pair["image_id"], boxes, captions)
                 found.append((text, False, pair["pair_id"], "grammar", form, source))
         about = {"image_id": pair["image_id"], "file_name": pair["file_name"]}
         rows = [about | dict(zip(_FIELDS, row, strict=True)) for row in found]
@@ -140,14 +126,3 @@ def _claims(foil: str, absent: str) -> Claims:
         elif spans and name == absent:
             found.append((name, True))
     return found
-
-
-def _shards(run: Path) -> Iterator[tuple[Mapping[str, list[str]], Mapping[str, Known]]]:
-    """Captions, and what is known, by image, shard by shard."""
-    for path in table_paths(run, "items"):
-        captions, labels = collections.defaultdict(list), collections.defaultdict(list)
-        for item in read_table(run, "items", ["image_id", "caption"], path.name).to_pylist():
-            captions[item["image_id"]].append(item["caption"])
-        for _, label in of_part(run, path.name):
-            labels[label.image_id].append((label.object, label.state, label.source))
-        yield dict(captions), {image: known_of(rows) for image, rows in labels.items()}

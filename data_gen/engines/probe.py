@@ -14,18 +14,9 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageDraw
 
-from data_gen import rules
-from data_gen.answers import (
-    clean,
-    lists_schema,
-    many_masses,
-    numbered_lists,
-    numbered_schema,
-    yes_no_mass,
-    yes_or_no,
-)
+from data_gen import answers, rules
 from data_gen.images import encode
-from data_gen.prompts import Prompt, lines, most_tokens, quoted
+from data_gen.prompts import Prompt, Turns, lines, most_tokens, quoted
 from negclip_jax.common.chat.client import ChatClient, EndpointError, NoAnswer
 from negclip_jax.common.chat.messages import (
     CHOICE_DIALECTS,
@@ -45,12 +36,7 @@ _TOP_OF_EACH = 5  # where each token of an answer has its own
 _ANSWERS = ("yes", "no", "unsure")  # a schema must leave a way to be unsure: it is asked again
 _ENOUGH_MASS = 0.5  # of "yes" and "no" together, for a token to be an answer
 _OPTIONS = ("zebra-7", "quartz-4")
-_SCHEMA = {
-    "type": "object",
-    "properties": {"quartz": {"type": "integer"}},
-    "required": ["quartz"],
-    "additionalProperties": False,
-}
+_SCHEMA = answers.object_schema({"quartz": {"type": "integer"}})
 _HELLO = (("user", "Say hello."),)
 _TURNS = (("user", "Say A."), ("assistant", "A"), *_HELLO)
 _QUESTION = "Is there a red circle in this image?"  # there is
@@ -63,54 +49,30 @@ _FORGIVEN = {"grammar", "invented", "lost", "double_negation", "too_long"}
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server was seen to do when it was asked to.
+    """What a server was seen to do when it was asked to."""
 
-    Attributes:
-      model: the name to ask for.
-      images: it answered a question with a photo.
-      image_tokens: prompt tokens that a 640 x 480 photo costs, 0 if unknown.
-      logprobs: it returned the alternatives of a token.
-      choice: dialect in which it keeps to a list of answers, "" for none.
-      schema: it kept to a JSON schema.
-      many: it answered several questions about a photo in one request.
-      several: it named objects for several photos in one request.
-      prefix_cache: it reported cached tokens for a repeated prefix.
-      system: it takes a system turn; the chat templates of some models refuse one.
-      turns: it takes earlier turns of user and assistant.
-      context: tokens it accepts, 0 if it does not say.
-      blank_tokens: tokens before the first one of a yes or no: line ends, an empty thought.
-      thinks: thoughts were seen.
-      adjusted: fields of the body that it wants otherwise (`ChatClient.adjusted`).
-      extra_body: fields that are added to every body.
-      answers: what it answered to the questions asked in earnest.
-      problems: why its answers could not be used; empty if they can.
-    """
-
-    model: str
-    images: bool = False
-    image_tokens: int = 0
-    logprobs: bool = False
-    choice: str = ""
-    schema: bool = False
-    many: bool = False
-    several: bool = False
-    prefix_cache: bool = False
-    system: bool = True
-    turns: bool = True
-    context: int = 0
-    blank_tokens: int = 0
-    thinks: bool = False
+    model: str  # the name to ask for
+    images: bool = False  # it answered a question with a photo
+    image_tokens: int = 0  # prompt tokens that a 640 x 480 photo costs, 0 if unknown
+    logprobs: bool = False  # it returned the alternatives of a token
+    choice: str = ""  # dialect in which it keeps to a list of answers, "" for none
+    schema: bool = False  # it kept to a JSON schema
+    many: bool = False  # it answered several questions about a photo in one request
+    several: bool = False  # it named objects for several photos in one request
+    prefix_cache: bool = False  # it reported cached tokens for a repeated prefix
+    system: bool = True  # it takes a system turn; the chat templates of some models refuse one
+    turns: bool = True  # it takes earlier turns of user and assistant
+    context: int = 0  # tokens it accepts, 0 if it does not say
+    blank_tokens: int = 0  # before the first one of a yes or no: line ends, an empty thought
+    thinks: bool = False  # thoughts were seen
+    # Fields of the body that it wants otherwise (`ChatClient.adjusted`).
     adjusted: Adjusted = field(default_factory=dict)
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    answers: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # added to every body
+    answers: Mapping[str, str] = field(default_factory=dict)  # to the questions asked in earnest
+    problems: tuple[str, ...] = ()  # why its answers could not be used; empty if they can
 
     def request(
-        self,
-        stage: str,
-        messages: tuple[tuple[str, str], ...],
-        image: ChatImage | None = None,
-        **options: Any,
+        self, stage: str, messages: Turns, image: ChatImage | None = None, **options: Any
     ) -> ChatRequest:
         """A request to this model; `options` of `ChatRequest`."""
         return ChatRequest(stage, self.model, messages, image, extra=self.extra_body, **options)
@@ -125,7 +87,7 @@ class Capabilities:
             prompt.fill(questions=lines(questions, numbered=True)),
             image,
             max_tokens=12 * count + 10 + self.blank_tokens,
-            schema=numbered_schema(count, _ANSWERS) if self.schema else None,
+            schema=answers.numbered_schema(count, _ANSWERS) if self.schema else None,
             top_logprobs=_TOP_OF_EACH if self.logprobs else 0,
         )
 
@@ -141,7 +103,7 @@ class Capabilities:
             stage,
             prompt.fill(photos="\n".join(told), number=str(number)),
             max_tokens=sum(self.list_tokens(captions, number) for captions in photos),
-            schema=lists_schema(len(photos)) if self.schema else None,
+            schema=answers.lists_schema(len(photos)) if self.schema else None,
             **options,
         )
 
@@ -168,7 +130,7 @@ class Capabilities:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What is worth a warning: problems, and a "no" to what is plain to see in a picture."""
-        if yes_or_no(self.answers.get("look", "")) != "no":
+        if answers.yes_or_no(self.answers.get("look", "")) != "no":
             return self.problems
         return (*self.problems, f"no to {_QUESTION!r}, and there is one: does it see photos?")
 
@@ -270,15 +232,15 @@ async def probe(
     if looks:
         can = await _looking(ask, require, can, can.fitting(prompts["verify"]), max_tokens)
         many = can.request_many("probe", can.fitting(prompts["verify_many"]), _SEVERAL, _picture())
-        answers = many_masses(await engine.generate(many), len(_SEVERAL))
-        can = replace(can, many=None not in answers)
+        masses = answers.many_masses(await engine.generate(many), len(_SEVERAL))
+        can = replace(can, many=None not in masses)
     if not writes:
         return can
     if several := prompts.get("propose_many"):
         sampling = {"temperature": 0.7, "top_p": 0.95}
         asked = can.request_lists("probe", can.fitting(several), _PHOTOS, 3, **sampling)
         first = [captions[0] for captions in _PHOTOS]
-        lists = numbered_lists((await engine.generate(asked)).text, first)
+        lists = answers.numbered_lists((await engine.generate(asked)).text, first)
         can = replace(can, several=None not in lists)
     return await _writing(ask, can, can.fitting(prompts["rewrite"]))
 
@@ -287,14 +249,9 @@ async def _writing(ask, can: Capabilities, prompt: Prompt) -> Capabilities:
     """One rewrite as a run asks for it: whether it is a caption."""
     messages = prompt.fill(caption=quoted(_CAPTION), object=quoted(_OBJECT), style='use "with no"')
     found = await ask(messages, max_tokens=120, temperature=0.7, top_p=0.95)
-    text = clean(found.text)
-    broken = (
-        [found.error]
-        if found.error
-        else rules.check(
-            text, caption=_CAPTION, obj=_OBJECT, count_tokens=lambda text: len(text.split())
-        )
-    )
+    text = answers.clean(found.text)
+    about = {"caption": _CAPTION, "obj": _OBJECT, "count_tokens": lambda text: len(text.split())}
+    broken = [found.error] if found.error else rules.check(text, **about)
     can = replace(can, thinks=can.thinks or found.thinks)
     can.answers["rewrite"] = text + (f" ({', '.join(broken)})" if broken else "")
     if set(broken) - _FORGIVEN:
@@ -322,8 +279,8 @@ async def _looking(ask, require, can: Capabilities, prompt: Prompt, limit: int) 
         ask(messages, photo, max_tokens=limit, sample=1),
         ask(messages, photo, max_tokens=max(limit, 16), top_logprobs=TOP_LOGPROBS),
     )
-    mass = sum(yes_no_mass(top.top or ())) if top.error is None else 0.0
-    said, problems = yes_or_no(seen.text), []
+    mass = sum(answers.yes_no_mass(top.top or ())) if top.error is None else 0.0
+    said, problems = answers.yes_or_no(seen.text), []
     if said is None and mass < _ENOUGH_MASS:
         problems = [f"neither yes nor no to {_QUESTION!r}: {seen.detail or repr(seen.text[:200])}"]
     can.answers["look"] = seen.text.strip()[:200] or seen.error or "nothing"
@@ -360,10 +317,10 @@ def describe(role: str, can: Capabilities) -> str:
         known.append(f"no {name}" if how is None else f"{name} as {how}")
     if can.context:
         known.append(f"context {can.context}")
-    lines = [f"{role}: {can.model} ({', '.join(known)})"]
+    told = [f"{role}: {can.model} ({', '.join(known)})"]
     if "look" in can.answers:
-        lines.append(f"  {_QUESTION} (there is one) {can.answers['look']!r}")
+        told.append(f"  {_QUESTION} (there is one) {can.answers['look']!r}")
     if "rewrite" in can.answers:
-        lines.append(f"  {_CAPTION!r} without an {_OBJECT}: {can.answers['rewrite']!r}")
-    lines += [f"  cannot be used: {problem}" for problem in can.problems]
-    return "\n".join([*lines, *(f"  {doubt}" for doubt in can.doubts[len(can.problems) :])])
+        told.append(f"  {_CAPTION!r} without an {_OBJECT}: {can.answers['rewrite']!r}")
+    told += [f"  cannot be used: {problem}" for problem in can.problems]
+    return "\n".join([*told, *(f"  {doubt}" for doubt in can.doubts[len(can.problems) :])])

@@ -28,21 +28,15 @@ LONGEST_CAPTION = 512  # characters
 
 @dataclass(frozen=True)
 class _Columns:
-    """What a captions file holds: of each image id and name, of each caption id and text.
-
-    Attributes:
-      order: int64 `[I]`, the images that have captions, in order of their ids.
-      starts: int64 `[I + 1]`; the captions of the i-th of them are `captions[starts[i]:...]`.
-      captions: int64, places of captions.
-    """
+    """What a captions file holds: of each image id and name, of each caption id and text."""
 
     image_ids: Texts
     file_names: Texts
     caption_ids: Texts
     texts: Texts
-    order: np.ndarray
-    starts: np.ndarray
-    captions: np.ndarray
+    order: np.ndarray  # int64 `[I]`, the images that have captions, in order of their ids
+    starts: np.ndarray  # int64 `[I + 1]`; captions of the i-th of them: `captions[starts[i]:...]`
+    captions: np.ndarray  # int64, places of captions
 
 
 class Images(Sequence[ImageItem]):

@@ -10,25 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_gen.annotations import (
-    NOT_ANNOTATED,
-    Cooccurrence,
-    InstanceVerifier,
-    expected,
-    sayable,
-)
-from data_gen.answers import (
-    LIST_SCHEMA,
-    MARKUP,
-    bare,
-    normalise_object,
-    numbered_lists,
-    string_list,
-)
+from data_gen import answers
+from data_gen.annotations import NOT_ANNOTATED, Cooccurrence, InstanceVerifier, expected, sayable
 from data_gen.engines.probe import TOKENS_AN_OBJECT, Capabilities, Engine
 from data_gen.labels import named_in
 from data_gen.prompts import Prompt, lines, most_tokens, quoted
 from data_gen.records import Candidate, ImageItem, shuffled
+from negclip_jax.common.chat.messages import ChatRequest
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.common.strict_json import read_json
@@ -67,6 +55,11 @@ class EachAlone(abc.ABC):
         """Those of one image."""
 
 
+def _by(request: ChatRequest, prompt: Prompt) -> dict[str, Any]:
+    """Fields of a candidate that say which request named it."""
+    return {"source": "llm", "key": request.key, "model": request.model, "prompt_id": prompt.id}
+
+
 @dataclass(frozen=True)
 class LLMProposer(EachAlone):
     """One request for all captions of an image, or of several.
@@ -86,43 +79,39 @@ class LLMProposer(EachAlone):
     async def propose(self, images: Sequence[ImageItem]) -> list[list[Candidate]]:
         found: dict[str, list[Candidate]] = {}
         if self.many is not None:
-            parts = self._parts(self.many, images)
-            for answered in await asyncio.gather(*(self._jointly(self.many, p) for p in parts)):
+            for answered in await asyncio.gather(*map(self._jointly, self._parts(images))):
                 found |= answered
         left = [image for image in images if image.image_id not in found]
         alone = await super().propose(left)
         found |= {image.image_id: c for image, c in zip(left, alone, strict=True)}
         return [found[image.image_id] for image in images]
 
-    def _parts(self, prompt: Prompt, images: Sequence[ImageItem]) -> list[list[ImageItem]]:
+    def _parts(self, images: Sequence[ImageItem]) -> list[list[ImageItem]]:
         """The images that share a request: two at least.
 
         An answer is known by the first caption: an image without words in it, or with the same
         ones as another, is asked about alone.
         """
-        first = [" ".join(bare("".join(image.texts[:1]))) for image in images]
+        first = [" ".join(answers.bare("".join(image.texts[:1]))) for image in images]
         told = (words and first.count(words) == 1 for words in first)
         images = list(itertools.compress(images, told))
         sizes = [
             most_tokens(lines(i.texts)) + self.can.list_tokens(i.texts, self.number) for i in images
         ]
-        parts = self.can.parts(prompt, sizes)
+        parts = self.can.parts(self.many, sizes)
         return [[images[place] for place in part] for part in parts if len(part) > 1]
 
-    async def _jointly(
-        self, prompt: Prompt, images: Sequence[ImageItem]
-    ) -> dict[str, list[Candidate]]:
+    async def _jointly(self, images: Sequence[ImageItem]) -> dict[str, list[Candidate]]:
         """Candidates by image, of those that the answer has."""
         texts = [image.texts for image in images]
         request = self.can.request_lists(
-            "propose", prompt, texts, self.number, temperature=self.temperature, top_p=self.top_p
+            "propose", self.many, texts, self.number, temperature=self.temperature, top_p=self.top_p
         )
         result = await self.engine.generate(request)
-        lists = numbered_lists(result.text, [captions[0] for captions in texts])
-        about = {"source": "llm", "key": request.key, "model": self.can.model}
-        about["prompt_id"] = prompt.id
+        lists = answers.numbered_lists(result.text, [captions[0] for captions in texts])
+        by = _by(request, self.many)
         return {
-            image.image_id: [Candidate(item, **about) for item in items[: 2 * self.number]]
+            image.image_id: [Candidate(item, **by) for item in items[: 2 * self.number]]
             for image, items in zip(images, lists, strict=True)
             if items
         }
@@ -136,23 +125,21 @@ class LLMProposer(EachAlone):
                 "propose",
                 messages,
                 max_tokens=size,
-                schema=LIST_SCHEMA if self.can.schema else None,
+                schema=answers.LIST_SCHEMA if self.can.schema else None,
                 sample=sample,
                 temperature=self.temperature,
                 top_p=self.top_p,
             )
             result = await self.engine.generate(request)
-            about = {"source": "llm", "key": request.key, "model": self.can.model}
-            about["prompt_id"] = self.prompt.id
+            by = _by(request, self.prompt)
             if result.error:
-                return [Candidate("", reject_reason=result.error, **about)]
-            items = string_list(result.text)
-            if items:
+                return [Candidate("", reject_reason=result.error, **by)]
+            if items := answers.string_list(result.text):
                 items = items[: 2 * self.number]
                 if asks:
-                    return [Candidate("", question=" ".join(i.split()), **about) for i in items]
-                return [Candidate(item, **about) for item in items]
-        return [Candidate("", reject_reason="unparsable", **about)]
+                    return [Candidate("", question=" ".join(i.split()), **by) for i in items]
+                return [Candidate(item, **by) for item in items]
+        return [Candidate("", reject_reason="unparsable", **by)]
 
 
 @dataclass(frozen=True)
@@ -169,28 +156,14 @@ class CaptionProposer(EachAlone):
         found = []
         for caption in image.captions:
             messages = self.prompt.fill(caption=quoted(caption.text))
-            request = self.can.request(
-                "propose",
-                messages,
-                max_tokens=256,
-                temperature=self.temperature,
-                top_p=self.top_p,
-            )
+            sampling = {"temperature": self.temperature, "top_p": self.top_p}
+            request = self.can.request("propose", messages, max_tokens=256, **sampling)
             result = await self.engine.generate(request)
             name = " ".join(result.text.split()).rstrip(".")
             problem = None if name else "unparsable"
-            problem = "markup" if MARKUP.search(name) else problem
-            found.append(
-                Candidate(
-                    name,
-                    "llm",
-                    caption_id=caption.id,
-                    key=request.key,
-                    model=self.can.model,
-                    prompt_id=self.prompt.id,
-                    reject_reason=result.error or problem,
-                )
-            )
+            problem = result.error or ("markup" if answers.MARKUP.search(name) else problem)
+            by = _by(request, self.prompt)
+            found.append(Candidate(name, caption_id=caption.id, reject_reason=problem, **by))
         return found
 
 
@@ -206,10 +179,9 @@ class RandomProposer(EachAlone):
     async def propose_one(self, image: ImageItem) -> list[Candidate]:
         names = sorted(self.names)
         if self.per_caption:
-            ids = [caption.id for caption in image.captions]
-            drawn = [shuffled(names, self.seed, "random", i)[0] for i in ids]
             return [
-                Candidate(name, "random", caption_id=i) for i, name in zip(ids, drawn, strict=True)
+                Candidate(shuffled(names, self.seed, "random", c.id)[0], "random", caption_id=c.id)
+                for c in image.captions
             ]
         drawn = shuffled(names, self.seed, "random", image.image_id)[: self.number]
         return [Candidate(name, "random") for name in drawn]
@@ -226,9 +198,8 @@ class FileProposer(EachAlone):
         self._names = {identity(image_id): names for image_id, names in content.items()}
 
     async def propose_one(self, image: ImageItem) -> list[Candidate]:
-        return [
-            Candidate(str(name), "file") for name in self._names.get(identity(image.image_id), ())
-        ]
+        names = self._names.get(identity(image.image_id), ())
+        return [Candidate(str(name), "file") for name in names]
 
 
 @dataclass(frozen=True)
@@ -298,7 +269,7 @@ class OthersProposer:
             drawn = self.statistics.propose(named, image.texts, number, key, alone)
             fresh = [name for name in drawn if name not in likely][: self.number]
             others.append([Candidate(name, "cooccurrence") for name in fresh])
-        known = [c for c in found if (normalise_object(c.object) or "") in self.statistics]
+        known = [c for c in found if (answers.normalise_object(c.object) or "") in self.statistics]
         turns = itertools.zip_longest(*others, known)
         first = [Candidate(name, "cooccurrence") for name in likely]
         first += [candidate for turn in turns for candidate in turn if candidate is not None]
@@ -321,11 +292,9 @@ def focus(question: str) -> str | None:
     text = " ".join(question.split())
     if not _YES_NO.fullmatch(text) or " or " in text.lower() or cue_of(text):
         return None
-    denial = deny(text)
-    if denial is not None:
+    if denial := deny(text):
         return denial.focus
-    words = content(text)
-    return words[-1] if words else None
+    return next(reversed(content(text)), None)
 
 
 def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[Candidate]:
@@ -341,7 +310,7 @@ def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[C
         if candidate.reject_reason is None:
             question, reason = candidate.question, None
             if question is None:
-                name = normalise_object(candidate.object)
+                name = answers.normalise_object(candidate.object)
                 key: Any = (name, candidate.caption_id)
             else:
                 name, key = focus(question), question.lower()
@@ -353,7 +322,7 @@ def filtered(candidates: Sequence[Candidate], captions: Sequence[str]) -> list[C
                 reason = "mentioned"
             if reason is None or question is not None:
                 seen.add(key)
-            raw = candidate.object if question is None else ""
-            candidate = replace(candidate, object=name or raw, reject_reason=reason)
+            # A question's candidate has no object of its own.
+            candidate = replace(candidate, object=name or candidate.object, reject_reason=reason)
         kept.append(candidate)
     return kept

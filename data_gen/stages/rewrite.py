@@ -13,13 +13,7 @@ from data_gen.prompts import STYLES, Prompt, most_tokens, quoted
 from data_gen.records import Assignment, ImageItem, chance, shuffled
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.language.foils import affirm, foil, template_foils
-from negclip_jax.language.grammar import (
-    NATURAL,
-    NOT_OF_TWO,
-    THING,
-    Grammar,
-    Template,
-)
+from negclip_jax.language.grammar import NATURAL, NOT_OF_TWO, THING, Grammar, Template
 from negclip_jax.language.mentions import mentioned
 from negclip_jax.language.negation import ALONE, cue_of
 from negclip_jax.language.questions import merge_question
@@ -261,32 +255,21 @@ def misplaced(texts: Sequence[str | None], assignments: Sequence[Assignment]) ->
 
 @dataclass(frozen=True)
 class RewriteStage:
-    """Drafts, checks, and drafts again what was rejected.
-
-    Attributes:
-      count_tokens: CLIP tokens of a text, start and end token included.
-      max_tokens: CLIP's context length.
-      enforce: False accepts everything but markup and records the reasons all the same.
-      tries: drafts of one caption, at most.
-      foils: false captions of an accepted pair, at most.
-      labels: columns that are the same in every row (`pipeline`, `run_id`).
-      grammar: what foils are written with.
-      foils_by: "edit": the caption changed as little as possible; "template": the template of the
-        pair, where it has one, said of what is there.
-      affirm: whether the second foil says that the absent object is there.
-    """
+    """Drafts, checks, and drafts again what was rejected."""
 
     writer: Writer
-    count_tokens: Callable[[str], int]
-    max_tokens: int
-    enforce: bool
-    tries: int
-    foils: int
+    count_tokens: Callable[[str], int]  # of CLIP, start and end token included
+    max_tokens: int  # CLIP's context length
+    enforce: bool  # False accepts everything but markup and records the reasons all the same
+    tries: int  # drafts of one caption, at most
+    foils: int  # false captions of an accepted pair, at most
     seed: int
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    grammar: Grammar = NATURAL
+    labels: Mapping[str, Any] = field(default_factory=dict)  # columns `pipeline` and `run_id`
+    grammar: Grammar = NATURAL  # of foils
+    # "edit": the caption changed as little as possible; "template": the template of the pair, where
+    # it has one, said of what is there.
     foils_by: str = "edit"
-    affirm: bool = False
+    affirm: bool = False  # whether the second foil says that the absent object is there
 
     async def run(self, works: Sequence[Work]) -> list[list[dict[str, Any]]]:
         """Rows of the table of pairs for each image, one a draft."""

@@ -36,11 +36,12 @@ class Thresholds:
     def verdict(self, p_yes: float, p_no: float) -> str:
         """ "absent", "present" or "unsure"."""
         mass = p_yes + p_no
-        if mass <= 0 or mass < self.mass:
-            return "unsure"
-        if p_no / mass >= self.absent_at:
-            return "absent"
-        return "present" if p_yes / mass >= self.present_at else "unsure"
+        if mass > 0 and mass >= self.mass:
+            if p_no / mass >= self.absent_at:
+                return "absent"
+            if p_yes / mass >= self.present_at:
+                return "present"
+        return "unsure"
 
 
 class Verifier(Protocol):
@@ -94,33 +95,29 @@ class ModelVerifier:
         return list(await asyncio.gather(*(self._one(photo, c) for c in candidates)))
 
     async def _one(self, photo: Photo | None, candidate: Candidate) -> Verdict:
-        if self.method == "substring":
-            question = f"Is there {candidate.object} in this image?"
-        else:
-            question = question_of(candidate)
+        published = self.method == "substring"
+        alone = f"Is there {candidate.object} in this image?"
+        messages = self.prompt.fill(question=alone if published else question_of(candidate))
         extra: dict = {"max_tokens": self.max_tokens}
         if self.method == "logprobs":
             extra = {"max_tokens": 1 + self.can.blank_tokens, "top_logprobs": TOP_LOGPROBS}
         elif self.method == "choice":
             extra |= {"choice": _OPTIONS, "choice_by": self.can.choice}
-        messages = self.prompt.fill(question=question)
         request = self.can.request("verify", messages, photo, **extra)
         result = await self.engine.generate(request)
-        p_yes = p_no = 0.0  # an answer that is neither, and an error
-        if self.method == "substring" and not result.error:
-            p_yes = float("yes" in result.text.lower())
-            p_no = 1 - p_yes
-        elif self.method == "logprobs" and result.top is not None and not result.error:
+        if result.error:
+            return _asked(candidate, 0.0, 0.0, self, self.method, request, result)
+        if self.method == "logprobs" and result.top is not None:
             p_yes, p_no = yes_no_mass(result.top)
-        elif not result.error:
-            answer = yes_or_no(result.text)
+        else:
+            answer = yes_or_no(result.text)  # None where it is neither
+            if published:
+                answer = "yes" if "yes" in result.text.lower() else "no"
             p_yes, p_no = float(answer == "yes"), float(answer == "no")
         verdict = _asked(candidate, p_yes, p_no, self, self.method, request, result)
-        if not (result.error or p_yes or p_no) and REFUSAL.search(result.text):
+        if not (p_yes or p_no) and REFUSAL.search(result.text):
             verdict = replace(verdict, error_code="refusal")
-        if self.method == "substring" and not result.error:
-            verdict = replace(verdict, verdict="present" if p_yes else "absent")
-        return verdict
+        return replace(verdict, verdict="present" if p_yes else "absent") if published else verdict
 
 
 @dataclass(frozen=True)
@@ -203,14 +200,11 @@ class AnnotationVerifier:
                 open_.append(candidate)
                 continue
             is_known = identity(image.image_id) in self.annotations.present
-            about = {"question": candidate.question}
-            about["error_code"] = None if is_known else NOT_ANNOTATED
-            verdicts.append(
-                Verdict(candidate.object, verdict, p_yes, 1 - p_yes, "instances", **about)
+            row = Verdict(
+                candidate.object, verdict, p_yes, 1 - p_yes, "instances", candidate.question
             )
-        if open_:
-            verdicts += await self.otherwise.verify(image, photo, open_)
-        return verdicts
+            verdicts.append(row if is_known else replace(row, error_code=NOT_ANNOTATED))
+        return verdicts + (await self.otherwise.verify(image, photo, open_) if open_ else [])
 
 
 @dataclass(frozen=True)
@@ -226,15 +220,10 @@ class VoteVerifier:
         verdicts = []
         for candidate in candidates:
             votes = asked[candidate.question]
-            verdict = "unsure"
-            if votes.no >= self.min_no_votes:
-                verdict = "absent"
-            elif votes.yes >= self.min_no_votes:
-                verdict = "present"
-            p_yes, p_no = votes.yes / votes.votes, votes.no / votes.votes
-            verdicts.append(
-                Verdict(candidate.object, verdict, p_yes, p_no, "vqa", candidate.question)
-            )
+            verdict = "present" if votes.yes >= self.min_no_votes else "unsure"
+            verdict = "absent" if votes.no >= self.min_no_votes else verdict
+            shares = votes.yes / votes.votes, votes.no / votes.votes
+            verdicts.append(Verdict(candidate.object, verdict, *shares, "vqa", candidate.question))
         return verdicts
 
 
@@ -258,11 +247,9 @@ class UntilEnough:
         enough = math.ceil(len(image.captions) / self.captions_per_object)
         named = [candidate for candidate in candidates if candidate.source == NAMED]
         verdicts = await self.verifier.verify(image, photo, named) if named else []
-        proposed = by_demand(
-            [candidate for candidate in candidates if candidate.source != NAMED],
-            [v.object for v in verdicts if v.verdict == "present"],
-            image.texts,
-        )
+        proposed = [candidate for candidate in candidates if candidate.source != NAMED]
+        present = [v.object for v in verdicts if v.verdict == "present"]
+        proposed = by_demand(proposed, present, image.texts)
         while proposed and sum(v.verdict == "absent" for v in verdicts[len(named) :]) < enough:
             some, proposed = proposed[: self.wave], proposed[self.wave :]
             verdicts += await self.verifier.verify(image, photo, some)

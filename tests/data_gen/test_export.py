@@ -7,7 +7,8 @@ import pytest
 from fault_server import POOL, FaultServer, arguments, table, world
 
 from data_gen.cli import main
-from data_gen.export import export, keeper
+from data_gen.export import export
+from data_gen.statements import keeper
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.pairs import read_pairs

@@ -13,6 +13,7 @@ from handmade_run import NASTY, make_run
 from PIL import Image
 
 from data_gen.audit import audit
+from data_gen.manifest import left_out
 from data_gen.records import read_table, write_table
 from data_gen.report import THUMBNAIL, RunSummary, bar_rows, write_report
 from negclip_jax.common.errors import InputError
@@ -173,7 +174,7 @@ def test_an_early_stop_is_no_loss(tmp_path):
     named = {"image_id": "1", "object": "bus", "source": "caption", "reject_reason": "mentioned"}
     write_table(run / "candidates" / "part-00000.parquet", "candidates", [*rows, more, named])
     summary = RunSummary(run)
-    assert dict(summary.filter_reasons()) == {"mentioned": 1, "not needed: enough is absent": 1}
+    assert dict(summary.asked.not_asked) == {"mentioned": 1, "not needed: enough is absent": 1}
     assert [row["n"] for row in summary.funnel()] == [5, 5, 5, 5, 4, 3]
 
 
@@ -218,9 +219,9 @@ def test_funnel_and_reasons_agree_with_the_tables(summary):
         notes[:4] == [""] * 4 and notes[5] == "−1: no rewrite could be used: affirmed 1, no_cue 1"
     )
     assert notes[4].startswith("−1: fewer things are absent than there are captions")
-    assert summary.filter_reasons() == [("mentioned", 1)]
-    assert summary.left_out() == [("image_missing", 1)] and summary.unfinished() == 0
-    assert dict(summary.verdict_counts()) == {"absent": 3, "present": 1, "unsure": 1}
+    assert summary.asked.not_asked == {"mentioned": 1}
+    assert left_out(summary.run) == {"image_missing": 1} and summary.unfinished() == 0
+    assert dict(summary.asked.verdicts) == {"absent": 3, "present": 1, "unsure": 1}
     reasons = summary.reasons()
     assert [(r["code"], r["n"]) for r in reasons] == [("affirmed", 1), ("no_cue", 1)]
     assert reasons[0]["examples"][0]["negated_caption"] == "A bus 3 with a lamp"
@@ -268,5 +269,5 @@ def test_bars_are_as_wide_as_their_numbers():
         {"name": "a", "n": 3, "note": "75.0 %", "width": 100.0},
         {"name": "b", "n": 1, "note": "25.0 %", "width": 33.3},
     ]
-    assert bar_rows([("a", 0, "of none")]) == [{"name": "a", "n": 0, "note": "of none", "width": 0}]
+    assert bar_rows([("a", 0)]) == [{"name": "a", "n": 0, "note": "–", "width": 0}]
     assert bar_rows([]) == []
