@@ -49,13 +49,8 @@ train boat bench backpack skateboard surfboard spoon banana carrot pizza donut c
 POOL = _NAMES.split()
 CLASSES = [*POOL, *(f"thing {i}" for i in range(80 - len(POOL)))]
 PLACES = ("a wall", "a tower", "a gate", "a fence", "a hill", "a field", "a bridge", "a lake")
-TEXTS = (
-    "A man walks near {}",
-    "A person by {}",
-    "Somebody close to {}",
-    "Grass and {}",
-    "{}, alone",
-)
+TEXTS = ("A man walks near {}", "A person by {}", "Somebody close to {}", "Grass and {}")
+TEXTS += ("{}, alone",)
 
 
 def world(folder: Path, images: int) -> dict[str, frozenset[str]]:
@@ -88,21 +83,19 @@ def cost(
     pool: Sequence[str] = POOL,
     careless: bool = False,
     together: int | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Calls, tokens and seconds of one variant; the published order of calls is sequential.
 
     `together`: photos a text request, None: as the variant has it. "stages": requests a pair.
     """
-    sequential = variant == "per_caption"
     kind = CarelessServer if careless else LoopbackServer
     how = {"latency": latency, "prefix_cache": prefix_cache, "many": True}
     with kind(shows, list(pool), **how) as server:
         changes = {"llm.url": server.url, "mllm.url": server.url}
-        changes |= {"input.captions": str(folder / "captions.json")}
-        changes |= {"input.images": str(folder / "photos")}
+        changes |= {"input.captions": f"{folder}/captions.json", "input.images": f"{folder}/photos"}
         if together is not None:
             changes["llm.images_per_request"] = str(together)
-        if sequential:
+        if variant == "per_caption":
             changes |= {"engine.concurrency": "1", "engine.window": "1"}
         config = settings.load(f":{variant}", changes)
         with tempfile.TemporaryDirectory() as out:
@@ -112,16 +105,16 @@ def cost(
             pairs = counts(Path(out))["accepted"]
             answers = read_statistics(Path(out) / "cache.sqlite")
             by_state = count_values(out, "labels", "state")
-        asked = server.counts
+        calls, tokens = server.counts.calls, server.counts.prompt_tokens
     return {
         "variant": variant,
         "prefix_cache": prefix_cache,
         "pairs": pairs,
         "seconds": seconds,
-        "calls": asked.calls,
-        "computed_tokens": asked.prompt_tokens,
-        "calls_per_pair": asked.calls / pairs,
-        "tokens_per_pair": asked.prompt_tokens / pairs,
+        "calls": calls,
+        "computed_tokens": tokens,
+        "calls_per_pair": calls / pairs,
+        "tokens_per_pair": tokens / pairs,
         "pairs_per_second": pairs / seconds,
         "stages": {stage: found["calls"] / pairs for stage, found in answers.items()},
         "labels": dict(by_state),
@@ -206,8 +199,7 @@ def boxes(path: Path, images: int) -> None:
     listed = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in range(images)]
     objects = [
         {"id": 3 * i + k, "image_id": i, "category_id": (7 * i + k) % 80, "area": 900}
-        for i in range(images)
-        for k in range(3)
+        for i, k in itertools.product(range(images), range(3))
     ]
     classes = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": listed, "annotations": objects, "categories": classes}
@@ -222,19 +214,14 @@ class Labels:
 
     def measure(self) -> dict[str, float]:
         """Seconds of each step, bytes on disk and in memory; `inputs_bytes`: before any label."""
-        images = [
-            ImageItem(
-                i, f"{int(i):012d}.jpg", tuple(Caption(t, t.format(PLACES[0])) for t in TEXTS)
-            )
-            for i in self._boxes.present
-        ]
+        captions = tuple(Caption(text, text.format(PLACES[0])) for text in TEXTS)
+        images = [ImageItem(i, f"{int(i):012d}.jpg", captions) for i in self._boxes.present]
         inputs, times = harness.peak_memory(), [time.perf_counter()]
         for shard in runner.cut(images, 500, ""):
-            found = ((i, labels.of_image(i, self._boxes, [])) for i in shard.images)
             rows = [
                 {**label._asdict(), "file_name": image.file_name}
-                for image, every in found
-                for label in every
+                for image in shard.images
+                for label in labels.of_image(image, self._boxes, [])
             ]
             shard.write(self._run, [Rows(labels=rows)])
         times.append(time.perf_counter())
@@ -257,9 +244,10 @@ class Labels:
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
-    real = {name: getattr(args, name) for name in ("captions", "photos", "instances")}
-    if any(real.values()):
-        if lacking := [f"--{name}" for name, value in real.items() if not value]:
+    real = ("captions", "photos", "instances")
+    lacking = [f"--{name}" for name in real if not getattr(args, name)]
+    if len(lacking) < len(real):
+        if lacking:
             raise InputError(f"real photos need {' and '.join(lacking)} too")
         return real_photos(args, scratch)
     shows = world(scratch / "world", args.images)
@@ -272,36 +260,22 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     boxes(scratch / "instances.json", args.label_images)
     with Side("bench.data_gen:Labels", scratch / "labels", scratch / "instances.json") as side:
         labelled = side("measure")
-    result = {
-        "images": args.images,
-        "latency_s": args.latency,
-        "cost": costs,
-        "client": clients,
-        "labels": labelled,
-    }
+    result = {"images": args.images, "latency_s": args.latency}
+    result |= {"cost": costs, "client": clients, "labels": labelled}
     title = f"{args.images} photos, answers of {args.latency:g} s"
-    return (
-        result,
-        title,
-        [
-            cost_table(costs),
-            client_table(clients),
-            label_table(result["labels"]),
-        ],
-    )
+    return result, title, [cost_table(costs), client_table(clients), label_table(labelled)]
 
 
 def real_photos(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """What pairs of real photos cost, photo by photo and as is usual."""
-    given = (args.captions, args.photos, args.instances)
-    shows, pool = real_world(scratch / "world", *given)
+    shows, pool = real_world(scratch / "world", args.captions, args.photos, args.instances)
     costs = [
         cost(scratch / "world", shows, "per_image", args.latency, prefix_cache=False, pool=pool,
              careless=careless, together=together)
         for careless in (False, True) for together in (1, None)
     ]  # fmt: skip
-    result = {"photos": len(shows), "cost": costs}
-    return result, f"{len(shows)} real photos", [stage_table(costs)]
+    title = f"{len(shows)} real photos"
+    return {"photos": len(shows), "cost": costs}, title, [stage_table(costs)]
 
 
 def stage_table(costs: Sequence[dict[str, Any]]) -> harness.Table:

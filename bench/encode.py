@@ -17,7 +17,6 @@ import numpy as np
 from bench import harness, material
 from bench.harness import Side
 from negclip_jax import CLIP
-from negclip_jax.common import extras
 
 _BATCH = 64
 
@@ -73,10 +72,10 @@ class Transformers:
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """In turns, the first round left out; medians."""
-    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
+    harness.require_torch()
     directory = str(scratch / "model")
     material.random_checkpoint(scratch / "model", args.arch)
-    _, folder = material.write_pairs(scratch / "data", args.images, captions_per_photo=1)
+    _, folder = material.write_pairs(scratch / "data", args.images, args.images)
     rng = np.random.default_rng(1)
     items = {
         "texts": [material.negated_caption(rng) for _ in range(args.texts)],

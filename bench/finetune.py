@@ -12,47 +12,154 @@ made, both libraries start and compile, and PyTorch decodes every photo in every
 
 import argparse
 import contextlib
+import logging
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bench import harness
+from bench import harness, material
 from bench.harness import Side
-from negclip_jax.common import extras
+from configs import negationclip
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
+from negclip_jax.data.pairs import read_pairs
+from negclip_jax.interop import huggingface
+from negclip_jax.models import flops
+from negclip_jax.models.lora import fold
+from negclip_jax.models.transformer import matmul_precision
+from negclip_jax.runtime import sharding
+from negclip_jax.training import image_features, patterns
+from negclip_jax.training.setup import prepare
 
-ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
+
+class Ours:
+    """What `launch.py` runs, in parts that can be timed.
+
+    Steps are numbered from 0 and must be taken in order.
+    """
+
+    def __init__(self, settings: dict[str, Any], workdir: str):
+        """`settings` are configuration keys by their full names."""
+        logging.getLogger().setLevel(logging.ERROR)
+        self._config = negationclip.get_config("vit_b_32")  # all sizes come from the checkpoint
+        self._config.update_from_flattened_dict(settings)
+        self._run = prepare(self._config, workdir)
+        self._state, self._caches = self._run.state, 0
+        self._sizes = huggingface.read_config(settings["model.checkpoint"])
+
+    def device(self) -> str:
+        """What computes."""
+        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+    def batches(self, start: int, stop: int) -> list[list[tuple[str, str]]]:
+        """Photo and caption of each pair in the batches of these steps."""
+        data, loader = self._config.data, self._run.loader
+        pairs = read_pairs(data.pairs)
+        chosen = [loader.pairs_at(step)[0] for step in range(start, stop)]
+        return [[(pairs[i].image, pairs[i].negated) for i in batch] for batch in chosen]
+
+    def fill_cache(self) -> dict[str, float]:
+        """Decodes and encodes every distinct photo into a new cache."""
+        run, self._caches = self._run, self._caches + 1
+        cache = {"cache_features": True, "cache_dir": f"{run.workdir}/cache-{self._caches}"}
+        params = fold(patterns.merge(run.frozen, self._state.params))
+        start = time.perf_counter()
+        model = (self._sizes, params, self._config.model.dtype)
+        image_features.use_cache(run.workdir, [run.loader], model, run.mesh, **cache)
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "images": len(run.loader.examples.images)}
+
+    def epoch(self, start: int, stop: int) -> dict[str, Any]:
+        """Takes these steps; the clock stops when the last one has been computed.
+
+        Their programs are compiled before it starts: a run compiles them once, not in each epoch.
+        """
+        run, losses, waited = self._run, [], 0.0
+        for batch in run.loader.batches(start, stop):
+            run.train_step.compiled_for(
+                self._state, run.frozen, sharding.to_global(run.mesh, batch)
+            )
+        begin = time.perf_counter()
+        batches = run.loader.batches(start, stop)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            batch = sharding.to_global(run.mesh, batch)
+            self._state, metrics = run.train_step(self._state, run.frozen, batch)
+            losses.append(metrics["loss"])
+        jax.block_until_ready(self._state)
+        seconds, of_device = time.perf_counter() - begin, jax.devices()[0].memory_stats()
+        return {
+            "seconds": seconds,
+            "waited": waited,
+            "losses": [float(loss) for loss in losses],
+            # Of the device where it counts its bytes, else of this process.
+            "memory": of_device["peak_bytes_in_use"] if of_device else harness.peak_memory(),
+            "trained": sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
+        }
+
+    def flops(self, start: int, stop: int) -> dict[str, float]:
+        """Of these steps on cached features, and their tokens.
+
+        `model` counts CLIP as it is defined, `read` only what something depends on; `tokens` are
+        real ones, `computed` those of the packed rows.
+        """
+        loader, sizes = self._run.loader, self._sizes
+        total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
+        for step in range(start, stop):
+            texts = loader.examples.shown(*loader.pairs_at(step)).index_BxM.ravel()
+            lengths = loader.examples.tokens.lengths_of(texts)
+            logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
+            for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
+                forward = count(sizes.text, sizes.projection_dim, lengths) + logits
+                total[name] += (1 + flops.BACKWARD) * forward
+            total["tokens"] += int(lengths.sum())
+            total["computed"] += loader.packing.pack(loader.examples.tokens, texts)["ids"].size
+        return total
+
+    def matmul_rate(self) -> float:
+        """FLOP/s of large products of the compute type with this library, at this moment."""
+        dtype = jnp.dtype(self._config.model.dtype)
+        multiply = jax.jit(jnp.matmul)
+        with matmul_precision(dtype):
+            return harness.matmul_rate(
+                lambda a, b: multiply(a, b).block_until_ready(),
+                lambda x: jnp.asarray(x, dtype),
+                jax.default_backend(),
+            )
 
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Runs both sides in turns, as many as asked for or as the budget has room for."""
     began, longest = time.monotonic(), 0.0
     if not args.no_reference:
-        extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
-    settings = _material(args, scratch)
-    reference = (
-        "bench.published_recipe:Reference",
-        settings["model.checkpoint"],
-        settings["data.images"],
-        args.reference_workers,
-        cores(),
-    )
+        harness.require_torch()
     # On a GPU JAX would take most of the memory at once, and the other side needs some too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settings = _material(args, scratch)
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Side("bench.ours:Ours", settings, str(scratch / "run")))
-        theirs = None if args.no_reference else stack.enter_context(Side(*reference))
-        lora = None
+
+        def side(make: str, *of: Any) -> Side:
+            return stack.enter_context(Side(make, *of))
+
+        ours, theirs, lora = side("bench.finetune:Ours", settings, str(scratch / "run")), None, None
+        if not args.no_reference:
+            places = settings["model.checkpoint"], settings["data.images"]
+            sizes = args.reference_workers, cores()
+            theirs = side("bench.published_recipe:Reference", *places, *sizes)
         if args.lora_rank:
             adapted = settings | {"optim.lora_rank": args.lora_rank}
-            lora = stack.enter_context(Side("bench.ours:Ours", adapted, str(scratch / "lora")))
+            lora = side("bench.finetune:Ours", adapted, str(scratch / "lora"))
             lora("fill_cache")
         pairs, rounds = args.steps * args.batch_size, []
         for n in range(args.repetitions):  # one turn of each side, on the same steps
@@ -93,107 +200,91 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
 
 
 def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds; ratios are taken within a round, where the machine was the same.
+    """Medians of `figures` over the rounds.
 
-    `range` has the least and the largest of the figures that are pairs a second or ratios.
+    `range` has the least and the largest of those that are pairs a second or ratios.
     """
-    pairs, ranges = args.steps * args.batch_size, {}
-
-    def median(of: Callable[[dict[str, Any]], float], name: str | None = None) -> float:
-        values = [of(r) for r in rounds]
-        if name is not None:
-            ranges[name] = [min(values), max(values)]
-        return float(statistics.median(values))
-
-    def named(**figures: Callable[[dict[str, Any]], float]) -> dict[str, float]:
-        return {name: median(of, name) for name, of in figures.items()}
-
-    def share(count: str, side: str) -> float:
-        """Our FLOP/s as a share of what a side's library reaches in large matrix products."""
-        return median(lambda r: r["flops"][count] / r["ours"]["seconds"] / r["matmul_rate"][side])
-
-    def first_epoch(r: dict[str, Any]) -> float:
-        # A photo has several captions: an epoch of these pairs sees its share of the cached ones.
-        photos = pairs / args.captions_per_photo
-        return r["ours"]["seconds"] + r["cache"]["seconds"] * photos / r["cache"]["images"]
-
-    result: dict[str, Any] = {
-        "range": ranges,
-        "rounds_measured": len(rounds),
-        **named(
-            pairs_per_second_later_epochs=lambda r: pairs / r["ours"]["seconds"],
-            pairs_per_second_first_epoch=lambda r: pairs / first_epoch(r),
-        ),
-        "flops_share_of_matmul": share("model", "ours"),
-        "flops_share_of_matmul_read_only": share("read", "ours"),
-        "text_tokens_computed_per_real": median(
-            lambda r: r["flops"]["computed"] / r["flops"]["tokens"]
-        ),
-    }
-    sides = ("ours",) if args.no_reference else ("ours", "reference")
-    for side in sides:
-        prefix = "" if side == "ours" else "reference_"
-        result |= {
-            f"{prefix}matmul_gflops": median(lambda r, side=side: r["matmul_rate"][side] / 1e9),
-            f"{prefix}data_wait_share": median(
-                lambda r, side=side: r[side]["waited"] / r[side]["seconds"]
-            ),
-            f"{prefix}peak_memory_gib": max(r[side]["memory"] for r in rounds) / 2**30,
-        }
-    if args.lora_rank:
-        result |= named(lora_step_ratio=lambda r: r["lora"]["seconds"] / r["ours"]["seconds"])
+    each = [figures(args, turn) for turn in rounds]
+    values = {name: [found[name] for found in each] for name in each[0]}
+    with_range = [name for name in values if "ratio" in name or "pairs_per_second" in name]
+    result = {name: float(np.median(x)) for name, x in values.items()}
+    result["range"] = {name: [min(values[name]), max(values[name])] for name in with_range}
+    result["rounds_measured"] = len(rounds)
+    for side, prefix in (("ours", ""), ("reference", "reference_")):
+        if side in rounds[0]:
+            peak = max(turn[side]["memory"] for turn in rounds)
+            result[f"{prefix}peak_memory_gib"] = peak / 2**30
+    if "lora" in rounds[0]:
         for side in ("lora", "ours"):
-            result[f"{side}_peak_memory_gib"] = max(r[side]["memory"] for r in rounds) / 2**30
+            peak = max(turn[side]["memory"] for turn in rounds)
+            result[f"{side}_peak_memory_gib"] = peak / 2**30
             result[f"{side}_trained_millions"] = rounds[0][side]["trained"] / 1e6
-    if args.no_reference:
-        return result
-    losses = [np.array([r[side]["losses"] for r in rounds]) for side in sides]
-    if args.dtype == "float32":  # the published recipe's type, in which its matmul is measured
-        result["flops_share_of_reference_matmul"] = share("model", "reference")
-    return result | {
-        **named(
-            ratio_later_epochs=lambda r: r["reference"]["seconds"] / r["ours"]["seconds"],
-            ratio_first_epoch=lambda r: r["reference"]["seconds"] / first_epoch(r),
-            reference_pairs_per_second=lambda r: pairs / r["reference"]["seconds"],
-        ),
-        "loss_max_rel_diff": float(np.max(np.abs(losses[0] / losses[1] - 1))),
+    if "reference" in rounds[0]:
+        ours, theirs = (np.array([r[s]["losses"] for r in rounds]) for s in ("ours", "reference"))
+        result["loss_max_rel_diff"] = float(np.max(np.abs(ours / theirs - 1)))
+    return result
+
+
+def figures(args: argparse.Namespace, turn: dict[str, Any]) -> dict[str, float]:
+    """Of one round; ratios are taken within it, where the machine was the same."""
+    pairs, ours = args.steps * args.batch_size, turn["ours"]
+    cache, work, matmul = turn["cache"], turn["flops"], turn["matmul_rate"]
+    # A photo has several captions: an epoch of these pairs sees its share of the cached ones.
+    share = pairs / args.captions_per_photo / cache["images"]
+    first_epoch = ours["seconds"] + cache["seconds"] * share
+    # FLOP/s as a share of what a side's library reaches in large matrix products.
+    rate = work["model"] / ours["seconds"]
+    found = {
+        "pairs_per_second_later_epochs": pairs / ours["seconds"],
+        "pairs_per_second_first_epoch": pairs / first_epoch,
+        "flops_share_of_matmul": rate / matmul["ours"],
+        "flops_share_of_matmul_read_only": work["read"] / ours["seconds"] / matmul["ours"],
+        "text_tokens_computed_per_real": work["computed"] / work["tokens"],
+        "matmul_gflops": matmul["ours"] / 1e9,
+        "data_wait_share": ours["waited"] / ours["seconds"],
     }
+    if (lora := turn.get("lora")) is not None:
+        found["lora_step_ratio"] = lora["seconds"] / ours["seconds"]
+    if (theirs := turn.get("reference")) is not None:
+        found |= {
+            "ratio_later_epochs": theirs["seconds"] / ours["seconds"],
+            "ratio_first_epoch": theirs["seconds"] / first_epoch,
+            "reference_pairs_per_second": pairs / theirs["seconds"],
+            "reference_matmul_gflops": matmul["reference"] / 1e9,
+            "reference_data_wait_share": theirs["waited"] / theirs["seconds"],
+        }
+        if args.dtype == "float32":  # the published recipe's type, in which its matmul is measured
+            found["flops_share_of_reference_matmul"] = rate / matmul["reference"]
+    return found
 
 
 def table(result: dict[str, Any]) -> harness.Table:
     """The rows of a result; what was not measured leaves its cell empty."""
 
-    def row(
-        name: str, form: str, ours: str = "", reference: str = "", ratio: str = ""
-    ) -> list[str]:
-        keys = (ours, reference, ratio)
-        forms = (form, form, "{:.2f} x" if ours else form)
-        cells = [cell(k, f) if k in result else "" for k, f in zip(keys, forms, strict=True)]
-        return [name, *cells]
-
-    def cell(key: str, form: str) -> str:
+    def cell(key: str, form: str, unit: str = "") -> str:
         """The median; with the range of more than one round."""
-        shown = form.format(result[key])
-        if key not in result["range"] or result["rounds_measured"] == 1:
+        if key not in result:
+            return ""
+        shown, limits = f"{result[key]:{form}}{unit}", result["range"].get(key)
+        if limits is None or result["rounds_measured"] == 1:
             return shown
-        number = form.removesuffix(" x")
-        return f"{shown} ({' to '.join(number.format(x) for x in result['range'][key])})"
+        return f"{shown} ({limits[0]:{form}} to {limits[1]:{form}})"
 
-    later, first, their = (
-        "pairs_per_second_later_epochs",
-        "pairs_per_second_first_epoch",
-        "reference_pairs_per_second",
-    )
+    def row(name: str, form: str, ours: str, reference: str = "", ratio: str = "") -> list[str]:
+        return [name, cell(ours, form), cell(reference, form), cell(ratio, ".2f", " x")]
+
+    later, first = "pairs_per_second_later_epochs", "pairs_per_second_first_epoch"
+    their = "reference_pairs_per_second"
     share = ("flops_share_of_matmul", "flops_share_of_reference_matmul")
     rows = [
-        row("pairs/s, later epochs", "{:.1f}", later, their, "ratio_later_epochs"),
-        row("pairs/s, first epoch", "{:.1f}", first, their, "ratio_first_epoch"),
-        row("waiting for data", "{:.1%}", "data_wait_share", "reference_data_wait_share"),
-        row("peak memory, GiB", "{:.1f}", "peak_memory_gib", "reference_peak_memory_gib"),
-        row("large matmul, GFLOP/s", "{:.0f}", "matmul_gflops", "reference_matmul_gflops"),
-        row("our FLOP/s on real tokens / matmul", "{:.0%}", *share),
-        row("tokens computed / real", "{:.2f}", "text_tokens_computed_per_real"),
-        row("largest difference of a loss", "{:.1e}", ratio="loss_max_rel_diff"),
+        row("pairs/s, later epochs", ".1f", later, their, "ratio_later_epochs"),
+        row("pairs/s, first epoch", ".1f", first, their, "ratio_first_epoch"),
+        row("waiting for data", ".1%", "data_wait_share", "reference_data_wait_share"),
+        row("peak memory, GiB", ".1f", "peak_memory_gib", "reference_peak_memory_gib"),
+        row("large matmul, GFLOP/s", ".0f", "matmul_gflops", "reference_matmul_gflops"),
+        row("our FLOP/s on real tokens / matmul", ".0%", *share),
+        row("tokens computed / real", ".2f", "text_tokens_computed_per_real"),
+        ["largest difference of a loss", "", "", cell("loss_max_rel_diff", ".1e")],
     ]
     return ["fine-tuning", "ours", "published recipe, PyTorch", "ratio"], rows
 
@@ -216,17 +307,14 @@ def lora_table(result: dict[str, Any]) -> harness.Table:
 
 def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Writes what is not given; returns the settings of our run."""
-    from bench import material
-
+    harness.require_positive(args, "steps", "repetitions", "batch_size", "captions_per_photo")
     needed = args.steps * args.batch_size
-    for name in ("steps", "repetitions", "batch_size", "captions_per_photo"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be 1 or more")
     if (args.pairs is None) != (args.images is None):
         raise InputError("--pairs and --images belong together: give both or none")
     pairs, images = args.pairs, args.images
     if pairs is None:
-        pairs, images = material.write_pairs(scratch / "data", needed, args.captions_per_photo)
+        photos = -(-needed // args.captions_per_photo)
+        pairs, images = material.write_pairs(scratch / "data", needed, photos)
     checkpoint = scratch / "checkpoint"
     material.random_checkpoint(checkpoint, args.arch, tokenizer=args.tokenizer)
     return {
@@ -245,7 +333,7 @@ def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.parser("bench.finetune", __doc__)
     add = parser.add_argument
-    add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
     add("--batch-size", type=int, default=256, help="pairs a step (default 256)")
     add("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
     add("--repetitions", type=int, default=5, help="turns of each side (default 5)")

@@ -9,14 +9,15 @@ Seconds are of the processor, which other work does not change.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -43,30 +44,41 @@ sys.exit(status)
 """
 
 
-def write_coco(folder: Path, images: int, seed: int = 0) -> None:
-    """Writes `captions.json` and `instances.json` of made-up photos, a photo at a time.
+def write_coco(folder: Path, images: int) -> None:
+    """Writes `captions.json` and `instances.json` of made-up photos, a row at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = [{"id": k, "name": name} for k, name in enumerate(sorted(CATEGORIES), 1)]
+    ends = {"captions": "]}", "instances": f'], "categories": {json.dumps(classes)}}}'}
+    for place, (name, end) in enumerate(ends.items()):
+        with (folder / f"{name}.json").open("w") as file:
+            file.write('{"info": {"year": 2014}, "images": [')
+            size = {"width": 640, "height": 480}
+            listed = ({"id": i, "file_name": f"{i:012d}.jpg", **size} for i in _ids(images))
+            _write_rows(file, listed)
+            file.write('], "annotations": [')
+            for_all = (found[place] for found in scenes(images))
+            _write_rows(file, itertools.chain.from_iterable(for_all))
+            file.write(end)
+
+
+def scenes(images: int) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """COCO's rows of the captions and of the objects of each photo, always the same.
 
     Things stand together by kinds of scene; captions name some of what is there. Some boxes are
     tiny, some are crowds, some photos have no box.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     names, looks, places = sorted(CATEGORIES), LOOKS.split(), PLACES.split()
-    scenes = [rng.permutation(len(names))[:12] for _ in range(25)]
-    parts = {"images": [], "captions": [], "objects": []}
-    files = {name: (folder / f".{name}").open("w") for name in parts}
-    for i in range(images):
-        image_id = 7 * i + 1  # ids with gaps, as COCO's
-        scene = scenes[rng.integers(len(scenes))]
+    kinds = [rng.permutation(len(names))[:12] for _ in range(25)]
+    for i, image_id in enumerate(_ids(images)):
+        captions, objects = [], []
+        scene = kinds[rng.integers(len(kinds))]
         there = [names[k] for k in dict.fromkeys(rng.choice(scene, rng.integers(0, 6)).tolist())]
-        parts["images"].append(
-            {"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": 640, "height": 480}
-        )
         for k, name in enumerate(there):
             for j in range(int(rng.integers(1, 4))):
                 area = 100.0 if rng.random() < 0.1 else float(rng.integers(400, 90_000))
                 box = [int(rng.integers(500)), int(rng.integers(400)), 60, 50]
-                parts["objects"].append(
+                objects.append(
                     {
                         "segmentation": [[float(v) for v in box]],
                         "id": 100 * i + 10 * k + j,
@@ -83,30 +95,17 @@ def write_coco(folder: Path, images: int, seed: int = 0) -> None:
             text = f"a {look} {place} with a {' and a '.join(said)}"
             text = _VIEWS[rng.integers(len(_VIEWS))].format(text)
             text = f"{text[0].upper()}{text[1:]} near number {int(rng.integers(1000))}"
-            parts["captions"].append(
-                {"id": PER_IMAGE * i + k, "image_id": image_id, "caption": text}
-            )
-        if i % 1000 == 999 or i == images - 1:
-            for name, rows in parts.items():
-                start = ", " if files[name].tell() and rows else ""
-                files[name].write(start + ", ".join(map(json.dumps, rows)))
-                rows.clear()
-    for file in files.values():
-        file.close()
-    categories = json.dumps([{"id": k + 1, "name": name} for k, name in enumerate(names)])
-    for name, rows, last in (
-        ("captions", "captions", ""),
-        ("instances", "objects", f', "categories": {categories}'),
-    ):
-        with (folder / f"{name}.json").open("w") as out:
-            out.write('{"info": {"year": 2014}, "images": [')
-            for part, after in (("images", '], "annotations": ['), (rows, f"]{last}}}")):
-                with (folder / f".{part}").open() as file:
-                    while text := file.read(1 << 20):
-                        out.write(text)
-                out.write(after)
-    for name in parts:
-        (folder / f".{name}").unlink()
+            captions.append({"id": PER_IMAGE * i + k, "image_id": image_id, "caption": text})
+        yield captions, objects
+
+
+def _ids(images: int) -> range:
+    return range(1, 7 * images, 7)  # with gaps, as COCO's
+
+
+def _write_rows(file: TextIO, rows: Iterable[dict[str, Any]]) -> None:
+    for number, row in enumerate(rows):
+        file.write((", " if number else "") + json.dumps(row))
 
 
 def commands(folder: Path, out: Path) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from negclip_jax.common import extras
 from negclip_jax.common.arguments import Parser
 from negclip_jax.common.errors import InputError, device_errors
 from negclip_jax.common.progress import told
@@ -69,6 +70,18 @@ def run(
     print(f"{title}; {describe(result['machine'])}")
     for table in tables:
         print(f"\n{markdown(*table)}")
+
+
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """InputError for the first of these flags that is less than 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be 1 or more")
+
+
+def require_torch() -> None:
+    """InputError where PyTorch is not installed."""
+    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
 
 
 def require_writable(path: Path | None) -> None:
@@ -165,12 +178,33 @@ def turns(sides: Sequence[Side], rounds: int, method: str, *args: Any) -> list[l
     return [[side(method, *args) for side in sides] for _ in told(range(rounds), "rounds")]
 
 
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+def seconds_of(
+    works: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 0
+) -> dict[str, np.ndarray]:
+    """Seconds of each work `[rounds]`, which take turns; `warm` more rounds before do not count."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in told(range(warm + rounds), "rounds"):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - began)
+    return {name: np.array(seconds[warm:]) for name, seconds in taken.items()}
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, least and largest, "2.00 (1.50 to 3.00)" with the form ".2f"."""
+    return f"{np.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def peak_memory(field: str = "VmHWM") -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    `field`: what else of Linux's /proc/self/status is read, where there is one.
+    """
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count what the process was before it was this program
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return 1024 * int(lines["VmHWM"].split()[0])
+        return 1024 * int(lines[field].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -205,10 +239,5 @@ def matmul_rate(
     """
     side = SIDE if platform == "cpu" else 8192
     operand = make(np.random.default_rng(0).standard_normal((side, side), np.float32))
-    multiply(operand, operand)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(operand, operand)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+    works = {"product": lambda: multiply(operand, operand)}
+    return 2 * side**3 / seconds_of(works, 5, warm=1)["product"].min()

@@ -15,6 +15,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _TYPE = r"\((?:[^()]|\([^()]*\))*\)|\S+"
 _INSTRUCTION = re.compile(rf"^\s+(?:ROOT )?%?([\w.\-]+) = ({_TYPE}) ([\w\-]+)\(([^)]*)\)(.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TABLE = re.compile(r"^(\d+) (?:\"(.*)\"|\{(.*)\})$")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 # How much of its result's size each of n devices sends in a collective, by the bandwidth-optimal
@@ -32,21 +33,13 @@ _SHARE_SENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One communication of a program.
+    """One communication of a program."""
 
-    Attributes:
-      kind: XLA's name of it, e.g. "all-reduce".
-      size: bytes of its result on each device.
-      devices: that take part in one group.
-      times: how often it runs in one execution of the program.
-      loops: loops around it.
-    """
-
-    kind: str
-    size: int
-    devices: int
-    times: int
-    loops: int
+    kind: str  # XLA's name of it, e.g. "all-reduce"
+    size: int  # bytes of its result on each device
+    devices: int  # that take part in one group
+    times: int  # how often it runs in one execution of the program
+    loops: int  # around it
 
     @property
     def sent(self) -> float:
@@ -56,23 +49,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One instruction of a program, with what is fused into it.
+    """One instruction of a program, with what is fused into it."""
 
-    Attributes:
-      kinds: XLA's names of what it computes, its own and those of the fused ones.
-      shape: of its result, () of a tuple.
-      name: path of JAX's primitives that it comes from, "jit(train_step)/transpose(jvp())/...".
-      frames: names of the functions and files that called it, "FILE:FUNCTION", innermost first.
-      is_batched: whether it is a matrix product with batch dimensions.
-      flops: of its matrix products.
-    """
-
-    kinds: frozenset[str]
-    shape: tuple[int, ...]
-    name: str
-    frames: tuple[str, ...]
-    is_batched: bool
-    flops: float
+    kinds: frozenset[str]  # XLA's names of what it computes, its own and those of the fused ones
+    shape: tuple[int, ...]  # of its result, () of a tuple
+    name: str  # JAX's primitives that it comes from, "jit(train_step)/transpose(jvp())/..."
+    frames: tuple[str, ...]  # functions and files that called it, "FILE:FUNCTION", innermost first
+    is_batched: bool  # a matrix product with batch dimensions
+    flops: float  # of its matrix products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +111,7 @@ class Program:
     @functools.cached_property
     def matmul_flops(self) -> float:
         """Floating-point operations of all matrix products: two for each multiplication."""
-        total = 0.0
-        for name, times, _ in self._runs():
-            total += times * _flops(self._computations[name])
-        return total
+        return sum(times * _flops(self._computations[name]) for name, times, _ in self._runs())
 
     def operations(self) -> dict[str, Operation]:
         """Every instruction by its name."""
@@ -178,13 +159,11 @@ class Program:
             name, times, loops = waiting.pop()
             yield name, times, loops
             for instruction in self._computations[name]:
-                is_loop, rounds = instruction.kind == "while", 1
+                rounds, is_loop = 1, instruction.kind == "while"
                 if is_loop:
-                    turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
-                    if turns is None:
-                        raise ValueError(
-                            f"the compiler does not know how often {instruction.name} runs"
-                        )
+                    if (turns := _TURNS.search(instruction.rest)) is None:
+                        name = instruction.name
+                        raise ValueError(f"the compiler does not know how often {name} runs")
                     rounds = int(turns[1])
                 for called in _CALLED.findall(instruction.rest):
                     waiting.append((called, times * rounds, loops + is_loop))

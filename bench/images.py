@@ -18,13 +18,8 @@ import numpy as np
 
 from bench import harness, material
 from bench.harness import Side
-from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.provenance import cores
-from negclip_jax.data.examples import Examples
-from negclip_jax.data.images import ImageDirectory, Preprocessor
-from negclip_jax.data.loader import PairLoader
-from negclip_jax.data.packing import Ragged
+from negclip_jax.data.images import ImageDirectory
 from negclip_jax.models.normalisation import normalise_pixels
 
 _BATCH = 64
@@ -34,38 +29,26 @@ class OurImages:
     """The loader's way from files to device tensors."""
 
     def __init__(self, root: str, names: list[str]):
-        self._preprocess, self._images = Preprocessor(exact=False), ImageDirectory(root)
-        n = len(names)  # a loader wants captions: each is a start and an end token here
-        texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
-        self._loader = PairLoader(
-            examples=Examples.of_captions(names, np.arange(n), texts),
-            images=self._images,
-            preprocess=self._preprocess,
-            batch_size=_BATCH,
-            shuffle=False,
-            threads=cores(),
-        )
+        self._loader = material.photo_loader(ImageDirectory(root), names, _BATCH, shuffle=False)
         self.read()  # compiles, and fills the file cache
 
     def read(self) -> float:
         """Processor seconds for all images once."""
-        normalise = jax.jit(normalise_pixels)
+        normalise, preprocess = jax.jit(normalise_pixels), self._loader.preprocess
         start = time.process_time()
         for batch in self._loader.batches(0, self._loader.steps_per_epoch):
-            pixels = normalise(batch["image"], self._preprocess.mean, self._preprocess.std)
-            pixels.block_until_ready()
+            normalise(batch["image"], preprocess.mean, preprocess.std).block_until_ready()
         return time.process_time() - start
 
     def difference(self) -> tuple[float, int]:
         """Mean and largest difference from Pillow's resize, in levels of 255."""
-        exact = dataclasses.replace(self._preprocess, exact=True)
-        total, largest, names = 0.0, 0, self._loader.examples.images
-        for name in names:
-            image = self._images.open(name)
-            a, b = (p.uint8(image).astype(np.int16) for p in (self._preprocess, exact))
-            total += float(np.abs(a - b).mean())
-            largest = max(largest, int(np.abs(a - b).max()))
-        return total / len(names), largest
+        quick, away = self._loader.preprocess, []
+        exact = dataclasses.replace(quick, exact=True)
+        for image in map(self._loader.images.open, self._loader.examples.images):
+            a, b = (p.uint8(image).astype(np.int16) for p in (quick, exact))
+            away.append((np.abs(a - b).mean(), np.abs(a - b).max()))
+        means, largest = zip(*away, strict=True)
+        return float(np.mean(means)), int(max(largest))
 
 
 class TheirImages:
@@ -94,11 +77,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Both sides in turns."""
     root = args.images
     if root is None:
-        _, root = material.write_pairs(scratch, args.limit, captions_per_photo=1)
+        _, root = material.write_pairs(scratch, args.limit, args.limit)
     names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))[: args.limit]
     if not names:
         raise InputError(f"--images={root} holds no *.jpg")
-    extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
+    harness.require_torch()
     with (
         Side("bench.images:OurImages", str(root), names) as ours,
         Side("bench.images:TheirImages", str(root), names) as theirs,

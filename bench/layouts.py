@@ -12,7 +12,7 @@ medians over the rounds of the time beside that of packed rows, with their range
 
 import argparse
 import dataclasses
-import time
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compiles each layout, then takes turns."""
     if args.batch_size < 1 or args.batch_size % max(_BUCKETS):
         raise InputError(f"--batch-size must be a positive multiple of {max(_BUCKETS)}")
-    if args.rounds < 1:
-        raise InputError("--rounds must be 1 or more")
+    harness.require_positive(args, "rounds")
     rng, config = np.random.default_rng(0), ARCHITECTURES[args.arch]
     config = dataclasses.replace(config, vision=None)
     dtype = sharding.fast_dtype(sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1]))
@@ -110,26 +109,21 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         compiled = function.lower(*given).compile()
         features, _ = jax.block_until_ready(compiled(*given))  # the first one allocates
         memory = compiled.memory_analysis()
-        runs[name] = compiled, given
+        runs[name] = functools.partial(_run, compiled, given)
         results[name] = {
             "places": places(texts),
             "temporaries": None if memory is None else memory.temp_size_in_bytes,
             "features": np.asarray(features, np.float32),
         }
-    seconds = {name: [] for name in runs}
-    for _ in told(range(args.rounds), "rounds"):
-        for name, (compiled, given) in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(compiled(*given))
-            seconds[name].append(time.perf_counter() - began)
+    seconds = harness.seconds_of(runs, args.rounds)
 
     real, rows = int(tokens.lengths[: args.batch_size].sum()), []
     packed = next(iter(results.values()))["features"]
     for name, result in results.items():
-        ratios = np.divide(seconds[name], seconds["packed rows"])
+        ratios = seconds[name] / seconds["packed rows"]
         away = result.pop("features") - packed
         result |= {
-            "seconds": seconds[name],
+            "seconds": seconds[name].tolist(),
             "ratios": ratios.tolist(),
             "largest_difference": float(np.abs(away).max() / np.abs(packed).max()),
         }
@@ -139,7 +133,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
                 name,
                 f"{result['places']:,} ({real / result['places']:.0%} filled)",
                 f"{np.median(seconds[name]):.3g}",
-                f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+                harness.spread(ratios, ".2f"),
                 "-" if memory is None else f"{memory / 2**20:,.0f}",
                 f"{result['largest_difference']:.0e}",
             ]
@@ -150,6 +144,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     title += f", {jax.devices()[0].device_kind}; medians of {args.rounds} rounds"
     result = {"arch": args.arch, "batch_size": args.batch_size, "tokens": real, "dtype": dtype}
     return result | {"layouts": results}, title, [(head, rows)]
+
+
+def _run(compiled: Callable, given: tuple) -> None:
+    jax.block_until_ready(compiled(*given))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,14 +6,20 @@ about 160 kB, five captions each, 22 tokens on average as NegBench's negated cap
 """
 
 import dataclasses
+import io
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
 from PIL import Image
 
+from negclip_jax.common.provenance import cores
+from negclip_jax.data.examples import Examples
+from negclip_jax.data.images import ImageSource, Preprocessor
+from negclip_jax.data.loader import PairLoader
 from negclip_jax.data.packing import Ragged
 from negclip_jax.interop import huggingface
 from negclip_jax.models import clip
@@ -21,7 +27,7 @@ from quickstart.tiny_clip import write_tokenizer
 from quickstart.vocabulary import AFFIRMATIVE
 from quickstart.world import COLOURS, KINDS
 
-_QUALITY = 88
+_DISTINCT = 256  # made photos
 # One token each: what the vocabulary cuts into pieces is left out.
 _WORDS = [*COLOURS, *KINDS, *(word for word in AFFIRMATIVE.split() if "|" not in word)]
 _VIT_L_14 = clip.CLIPConfig(
@@ -46,9 +52,7 @@ ARCHITECTURES = {
 }
 
 
-def random_checkpoint(
-    out: Path, architecture: str, *, tokenizer: Path | None = None, seed: int = 0
-) -> None:
+def random_checkpoint(out: Path, architecture: str, *, tokenizer: Path | None = None) -> None:
     """Writes a Hugging Face directory of that architecture with random weights.
 
     Args:
@@ -56,7 +60,6 @@ def random_checkpoint(
       architecture: key of `ARCHITECTURES`.
       tokenizer: directory with CLIP's `vocab.json` and `merges.txt`; default the quickstart's small
         vocabulary, so that nothing has to be downloaded. The embedding table keeps CLIP's size.
-      seed: of the weights.
     """
     config = ARCHITECTURES[architecture]
     with tempfile.TemporaryDirectory() as small:
@@ -64,27 +67,48 @@ def random_checkpoint(
             end = write_tokenizer(Path(small)) - 1
             text = dataclasses.replace(config.text, eos_token_id=end)
             config = dataclasses.replace(config, text=text)
-        _, params = clip.split(clip.CLIP(config, rngs=nnx.Rngs(seed)))
+        _, params = clip.split(clip.CLIP(config, rngs=nnx.Rngs(0)))
         huggingface.save(out, config, params, tokenizer=tokenizer or small)
 
 
-def write_pairs(
-    out: Path, pairs: int, captions_per_photo: int = 5, seed: int = 0
-) -> tuple[Path, Path]:
-    """Writes photos and negation pairs; returns the pairs file and the image directory."""
-    rng = np.random.default_rng(seed)
-    images = out / "images"
+def write_pairs(out: Path, pairs: int, photos: int) -> tuple[Path, Path]:
+    """Writes photos and negation pairs; returns the pairs file and the image directory.
+
+    Photos beyond the first few hundred are copies with other trailing bytes: other files, which
+    take as long to read, to decode and to encode.
+    """
+    rng, path, images = np.random.default_rng(0), out / "pairs.jsonl", out / "images"
     images.mkdir(parents=True)
-    names = [f"{i:06d}.jpg" for i in range(-(-pairs // captions_per_photo))]
-    for name in names:
-        photo(rng).save(images / name, quality=_QUALITY)
-    path = out / "pairs.jsonl"
+    made = [photo_bytes(rng) for _ in range(min(photos, _DISTINCT))]
+    for i in range(photos):
+        (images / f"{i:06d}.jpg").write_bytes(made[i % len(made)] + i.to_bytes(4, "big"))
     with path.open("w") as file:
         for i in range(pairs):
             caption = negated_caption(rng)
-            record = {"image": names[i % len(names)], "caption": caption, "negated": caption}
+            record = {"image": f"{i % photos:06d}.jpg", "caption": caption, "negated": caption}
             file.write(json.dumps(record) + "\n")
     return path, images
+
+
+def photo_loader(images: ImageSource, names: list[str], batch_size: int, **how: Any) -> PairLoader:
+    """A loader of photos by all cores; `how`: more of its options."""
+    n = len(names)  # a loader wants captions: each is a start and an end token here
+    texts = Ragged(np.zeros(2 * n, np.int32), 2 * np.arange(n + 1))
+    return PairLoader(
+        examples=Examples.of_captions(names, np.arange(n), texts),
+        images=images,
+        preprocess=Preprocessor(exact=False),
+        batch_size=batch_size,
+        threads=cores(),
+        **how,
+    )
+
+
+def photo_bytes(rng: np.random.Generator, quality: int = 88, **how: Any) -> bytes:
+    """A JPEG of `photo`, by default as large as COCO's."""
+    encoded = io.BytesIO()
+    photo(rng, **how).save(encoded, "JPEG", quality=quality)
+    return encoded.getvalue()
 
 
 def photo(rng: np.random.Generator, size: tuple[int, int] = (640, 480)) -> Image.Image:

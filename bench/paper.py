@@ -12,7 +12,6 @@ which are seconds). The published recipe in PyTorch is measured on a slice and e
 """
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -22,44 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench import harness, material
-from bench.finetune import ARCHITECTURES
 from configs import negationclip
-from negclip_jax.common import extras
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
 
 PHOTOS, PAIRS, BATCH, EPOCHS, HELD_OUT = 82_783, 229_000, 512, 15, 0.2
-_DISTINCT = 256  # made photos; more are these with a number behind the end of the JPEG
+_FULL_STEPS = int(PAIRS * (1 - HELD_OUT)) // BATCH * EPOCHS
 _ROOT = Path(__file__).resolve().parent.parent
 # Folders of a run that grow with the data.
 _OF_DATA = ("features", "examples")
-
-
-def write_data(folder: Path, photos: int, pairs: int) -> int:
-    """Writes `images/` and `pairs.jsonl`; returns the bytes of the photos.
-
-    Photos beyond the first few hundred are copies with other trailing bytes: other files, which
-    take as long to read, to decode and to encode.
-    """
-    rng, made, total = np.random.default_rng(0), [], 0
-    (folder / "images").mkdir(parents=True)
-    for i in range(photos):
-        if i < _DISTINCT:
-            file = io.BytesIO()
-            material.photo(rng).save(file, "JPEG", quality=88)
-            made.append(file.getvalue())
-        content = made[i % len(made)] + i.to_bytes(4, "big")
-        (folder / "images" / f"{i:06d}.jpg").write_bytes(content)
-        total += len(content)
-    with (folder / "pairs.jsonl").open("w") as file:
-        for i in range(pairs):
-            caption = material.negated_caption(rng)
-            record = {"image": f"{i % photos:06d}.jpg", "caption": caption, "negated": caption}
-            file.write(json.dumps(record) + "\n")
-    return total
 
 
 def timed(command: Sequence[str]) -> float:
@@ -83,16 +54,16 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     if not 0 < args.scale <= 1:
         raise InputError(f"--scale={args.scale} is not between 0 and 1")
     if not args.no_reference:
-        extras.require("torch", extra="torch", why="the PyTorch side of this benchmark")
+        harness.require_torch()
     load, photos, pairs = os.getloadavg()[0], *(round(n * args.scale) for n in (PHOTOS, PAIRS))
-    photo_bytes = write_data(scratch, photos, pairs)
+    files, images = material.write_pairs(scratch, pairs, photos)
     checkpoint, run, out = scratch / "checkpoint", scratch / "run", scratch / "export"
     material.random_checkpoint(checkpoint, args.arch)
     variant = args.arch if args.arch in negationclip.VARIANTS else "vit_b_32"
     settings = {
         "model.checkpoint": checkpoint,
-        "data.pairs": scratch / "pairs.jsonl",
-        "data.images": scratch / "images",
+        "data.pairs": files,
+        "data.images": images,
         "train.batch_size": args.batch_size,
         "train.total": f"{args.epochs} epochs",
     }
@@ -125,7 +96,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         "seconds": parts,
         "photos_per_second": photos / seconds["feature cache"],
         "decode_share": seconds["decoding"] / seconds["feature cache"] / cores(),
-        "bytes": {"photos": photo_bytes, **_sizes(run), "export": _size(out)},
+        "bytes": {"photos": _size(images), **_sizes(run), "export": _size(out)},
         "reference": None if args.no_reference else _reference(args, scratch),
     }
     title = (
@@ -150,14 +121,10 @@ def factors(result: dict[str, Any]) -> dict[str, float]:
     held_out = result["pairs"] * HELD_OUT * result["evaluations"]
     return {
         "feature cache": PHOTOS / result["photos"],
-        "epochs": _full_steps() * BATCH / (result["steps"] * result["batch_size"]),
+        "epochs": _FULL_STEPS * BATCH / (result["steps"] * result["batch_size"]),
         "validation": PAIRS * HELD_OUT * (EPOCHS + 1) / held_out,
         "saving": EPOCHS / result["saves"],
     }
-
-
-def _full_steps() -> int:
-    return int(PAIRS * (1 - HELD_OUT)) // BATCH * EPOCHS
 
 
 def tables(result: dict[str, Any]) -> list[harness.Table]:
@@ -181,7 +148,7 @@ def tables(result: dict[str, Any]) -> list[harness.Table]:
     rows.append(["total", f"{sum(seconds.values()):,.1f}", f"{ours:,.0f}", ""])
     if (slice_ := result["reference"]) is not None:
         pairs, took = slice_["pairs"], slice_["seconds"]
-        theirs = took / pairs * _full_steps() * BATCH
+        theirs = took / pairs * _FULL_STEPS * BATCH
         note = f"a slice of {pairs} pairs, {pairs / took:,.1f} pairs/s; steps alone, {{}} x"
         note = note.format(f"{theirs / ours:.1f}")
         rows.append(["published recipe, PyTorch", f"{took:,.1f}", f"{theirs:,.0f}", note])
@@ -210,7 +177,7 @@ def _size(folder: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.parser("bench.paper", __doc__)
     add = parser.add_argument
-    add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
     add("--scale", type=float, default=1.0, help="share of photos and pairs (default 1)")
     add("--batch-size", type=int, default=BATCH, help=f"pairs a step (published: {BATCH})")
     add("--epochs", type=int, default=EPOCHS, help=f"published: {EPOCHS}")

@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from bench import harness, material
+from configs import common
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import CachedFeatures, PairLoader
 from negclip_jax.data.packing import Ragged
@@ -29,6 +30,8 @@ from negclip_jax.data.tokenizer import load_tokenizer
 from negclip_jax.training import inputs
 from quickstart.tiny_clip import write_tokenizer
 
+# Keys of the section `data` that are for images or their features.
+_NOT_READ = ("crop", "exact_resize", "cache_features", "cache_dir")
 _FAR, _BATCH, _STEPS = 1_000_000, 512, 100
 _MANY = 100_000_000  # to which figures are extrapolated
 _CAPTIONS = 100_000  # different ones
@@ -45,6 +48,10 @@ class Start:
         """Seconds of the clock and of the processor, and the most memory of its own, in bytes,
         beyond what was there before."""
         inputs.open_images = lambda spec: _AllThere()
+        data = {key: x for key, x in common.base().data.items() if key not in _NOT_READ}
+        data |= {"pairs": str(self._folder / "pairs.jsonl"), "images": "", "caption_mode": "mix"}
+        data |= {"examples_dir": epath.Path(self._folder / "examples"), "packing": True}
+        data |= {"validation_fraction": 0.05, "threads": 2, "kept_pixels_mib": 0.0}
         peak, done = [_own_memory()], threading.Event()
         before = peak[0]
 
@@ -56,27 +63,7 @@ class Start:
         thread.start()
         begin, worked = time.perf_counter(), time.process_time()
         self._loader, _ = inputs.loaders(
-            pairs=str(self._folder / "pairs.jsonl"),
-            images="",
-            fields="",
-            sources="",
-            caption_mode="mix",
-            original_fraction=0.5,
-            foils=0,
-            statements=None,
-            text_nouns=None,
-            true_texts=0,
-            false_texts=0,
-            truncated="drop_lost",
-            examples_dir=epath.Path(self._folder / "examples"),
-            validation_fraction=0.05,
-            split_by="image",
-            split_seed=42,
-            max_bad_images=0.0,
-            packing=True,
-            workers=0,
-            threads=2,
-            kept_pixels_mib=0.0,
+            **data,
             seed=0,
             keeps_originals=False,
             batch_sizes=(_BATCH, _BATCH),
@@ -128,11 +115,7 @@ class _AllThere:
 
 def _own_memory() -> int:
     """Resident bytes that are no page of a file; all where the system does not tell."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return harness.peak_memory()
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    return 1024 * int(lines["RssAnon"].split()[0])
+    return harness.peak_memory("RssAnon")
 
 
 def write_pairs(folder: Path, count: int) -> None:
@@ -142,10 +125,7 @@ def write_pairs(folder: Path, count: int) -> None:
     captions = [material.negated_caption(rng) for _ in range(min(count, _CAPTIONS))]
     with open(folder / "pairs.jsonl", "w") as file:
         for i in range(count):
-            one, two = (
-                captions[i % len(captions)],
-                captions[(i + i // len(captions)) % len(captions)],
-            )
+            one, two = (captions[k % len(captions)] for k in (i, i + i // len(captions)))
             name = f"{i // 10_000:05d}.tar/{(i * 7919) % count:09d}.jpg"
             file.write(json.dumps({"image": name, "caption": two, "negated": one}) + "\n")
 

@@ -94,9 +94,7 @@ def attributed(events: Iterable[Event]) -> dict[str, float]:
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compiles the step, then takes turns of a matrix product and a traced step."""
-    for name in ("batch_size", "steps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be 1 or more")
+    harness.require_positive(args, "batch_size", "steps")
     if jax.default_backend() != "cpu":
         raise InputError("this reads the trace of a CPU; on accelerators use log.profile_steps")
     step, state, frozen, batch = _real(Case(args.arch, "text", args.batch_size))

@@ -35,25 +35,16 @@ Result = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """Published peaks of one device.
-
-    Attributes:
-      flops: dense bfloat16 operations a second.
-      memory, memory_rate: bytes, and bytes a second.
-      link_rate: bytes a second that it sends to devices of its group, all links together.
-      group: devices that these links join.
-      network_rate: bytes a second that it sends to other groups, its share of its host's.
-      sources: pages of the makers.
-    """
+    """Published peaks of one device."""
 
     name: str
-    flops: float
-    memory: float
-    memory_rate: float
-    link_rate: float
-    group: int
-    network_rate: float
-    sources: tuple[str, ...]
+    flops: float  # dense bfloat16 operations a second
+    memory: float  # bytes
+    memory_rate: float  # bytes a second
+    link_rate: float  # bytes a second that it sends to devices of its group, all links together
+    group: int  # devices that these links join
+    network_rate: float  # bytes a second that it sends to other groups, its share of its host's
+    sources: tuple[str, ...]  # pages of the makers
 
 
 # Makers add up both directions of a link ("bidirectional"); what a device can send is half.

@@ -28,12 +28,12 @@ _LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compile times once each; `--help` is the median of three."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+
+    def print_help() -> None:
         command = [sys.executable, str(_LAUNCH), "--help"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        seconds.append(time.perf_counter() - start)
+
+    seconds = harness.seconds_of({"help": print_help}, 3)["help"]
     found, compiling = float(np.median(seconds)), {}
     config = material.ARCHITECTURES[args.arch]
     for layers in DEPTHS:
@@ -48,16 +48,10 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         lowered.compile()
         compiling[layers] = time.perf_counter() - start
     name = f"compile a text tower of {', '.join(map(str, DEPTHS))} blocks"
-    rows = [
-        ["launch.py --help", f"{found:.2f} s"],
-        [name, f"{', '.join(f'{seconds:.1f}' for seconds in compiling.values())} s"],
-    ]
-    result = {
-        "arch": args.arch,
-        "help_seconds": found,
-        "compile_seconds_by_layers": compiling,
-    }
-    return result, args.arch, [(["start-up", "seconds"], rows)]
+    shown = ", ".join(f"{seconds:.1f}" for seconds in compiling.values())
+    rows = [["launch.py --help", f"{found:.2f} s"], [name, f"{shown} s"]]
+    result = {"help_seconds": found, "compile_seconds_by_layers": compiling}
+    return {"arch": args.arch} | result, args.arch, [(["start-up", "seconds"], rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

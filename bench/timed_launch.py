@@ -5,13 +5,13 @@ python -m bench.timed_launch SPANS.json --config=... --workdir=...   (the flags 
 
 import atexit
 import collections
-import functools
+import contextlib
 import json
 import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,20 @@ class Clock:
 
     def part(self, owner: Any, method: str, name: str) -> None:
         """Makes `owner.method`, which the main thread calls, a part."""
-        function = getattr(owner, method)
 
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        @contextlib.contextmanager
+        def timed() -> Iterator[None]:
             began = time.perf_counter()
             self._inner.append(0.0)
             try:
-                return function(*args, **kwargs)
+                yield
             finally:
                 self.calls[name] += 1
                 whole = time.perf_counter() - began
                 self.seconds[name] += whole - self._inner.pop()
                 self.inside(whole)
 
-        setattr(owner, method, run)
+        setattr(owner, method, timed()(getattr(owner, method)))
 
     def inside(self, seconds: float) -> None:
         """Says that so many seconds of the running part belong to another one."""
@@ -60,18 +59,17 @@ class Clock:
 
     def threads(self, owner: Any, method: str, name: str) -> None:
         """Adds up the seconds of processor that any threads spend in `owner.method`."""
-        function = getattr(owner, method)
 
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        @contextlib.contextmanager
+        def timed() -> Iterator[None]:
             began = time.thread_time()
             try:
-                return function(*args, **kwargs)
+                yield
             finally:
                 with self._lock:
                     self.seconds[name] += time.thread_time() - began
 
-        setattr(owner, method, run)
+        setattr(owner, method, timed()(getattr(owner, method)))
 
     def on_event(self, event: str, seconds: float, **_: Any) -> None:
         """Listener of `jax.monitoring`."""
@@ -80,7 +78,7 @@ class Clock:
             self.inside(seconds)
 
 
-def _watch(clock: Clock) -> Callable[[], dict[str, Any]]:
+def _watch(clock: Clock) -> None:
     import jax
 
     from negclip_jax.checkpoints.manager import Checkpoints
@@ -98,17 +96,20 @@ def _watch(clock: Clock) -> Callable[[], dict[str, Any]]:
     clock.threads(Preprocessor, "uint8", "decoding")
     jax.monitoring.register_event_duration_secs_listener(clock.on_event)
 
-    def result() -> dict[str, Any]:
-        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        return {"seconds": clock.seconds, "calls": clock.calls, "device": device}
 
-    return result
+def _write(path: Path, clock: Clock) -> None:
+    import jax
+
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    result = {"seconds": clock.seconds, "calls": clock.calls, "device": device}
+    path.write_text(json.dumps(result))
 
 
 def main() -> None:
     path, sys.argv = Path(sys.argv[1]), [str(_LAUNCH), *sys.argv[2:]]
-    result = _watch(Clock())
-    atexit.register(lambda: path.write_text(json.dumps(result())))
+    clock = Clock()
+    _watch(clock)
+    atexit.register(_write, path, clock)
     runpy.run_path(str(_LAUNCH), run_name="__main__")
 
 

@@ -36,20 +36,12 @@ _CAPTIONS = 20_000  # whose lengths stand for those of all
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One training step.
+    """One training step; `microbatches` and `logit_block_mib` as in `configs/common.py`."""
 
-    Attributes:
-      arch: key of `material.ARCHITECTURES`.
-      trains: "text", the published recipe on cached image features, or "all", both towers.
-      pairs: of each device.
-      fsdp: devices that share parameters and optimizer state.
-      microbatches, logit_block_mib: as in `configs/common.py`.
-    """
-
-    arch: str
-    trains: str
-    pairs: int
-    fsdp: int = 1
+    arch: str  # key of `material.ARCHITECTURES`
+    trains: str  # "text", the published recipe on cached image features, or "all", both towers
+    pairs: int  # of each device
+    fsdp: int = 1  # devices that share parameters and optimizer state
     microbatches: int = 1
     logit_block_mib: float = 64.0
 

@@ -14,7 +14,7 @@ from bench.harness import Side
 
 def ours_in_process(make: str, *args) -> InProcess | Side:
     """The side of PyTorch has a process of its own, and with it its memory."""
-    return (InProcess if make == "bench.ours:Ours" else Side)(make, *args)
+    return (InProcess if make == "bench.finetune:Ours" else Side)(make, *args)
 
 
 @pytest.fixture(
@@ -75,7 +75,7 @@ class StandIn:
     """A side that answers at once; ours takes 1, 2, ... seconds, the other ten times as long."""
 
     def __init__(self, make: str, *args):
-        self._factor, self._rounds = (1 if make == "bench.ours:Ours" else 10), 0
+        self._factor, self._rounds = (1 if make == "bench.finetune:Ours" else 10), 0
         if isinstance(args[0], dict) and args[0].get("optim.lora_rank"):
             self._factor = 0.5
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import paper
+from bench import material, paper
 from bench.timed_launch import Clock
 
 REST = ["--batch-size=32", "--epochs=1", "--no-reference"]
@@ -91,14 +91,13 @@ def test_nothing_of_ours_is_extrapolated_from_a_whole_run():
 
 
 def test_copies_of_a_photo_are_other_files_and_the_same_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(paper, "_DISTINCT", 2)
-    total = paper.write_data(tmp_path, 5, 12)
-    files = sorted((tmp_path / "images").iterdir())
+    monkeypatch.setattr(material, "_DISTINCT", 2)
+    path, images = material.write_pairs(tmp_path, 12, 5)
+    files = sorted(images.iterdir())
     assert len({f.read_bytes() for f in files}) == 5
-    assert total == sum(f.stat().st_size for f in files)
     first, third = (np.asarray(Image.open(files[i])) for i in (0, 2))
     assert (first == third).all() and first.shape == (480, 640, 3)
-    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").open()]
+    lines = [json.loads(line) for line in path.open()]
     assert len(lines) == 12 and {line["image"] for line in lines} == {f.name for f in files}
 
 
