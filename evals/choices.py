@@ -20,19 +20,14 @@ from evals.images import DataRoots, ImageRef, ProblemImages, Views
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One item: several texts for one image, or several images for one text.
+    """One item: several texts for one image, or several images for one text."""
 
-    Attributes:
-      id: unique in the benchmark.
-      images, texts: one, or one for each option.
-      answer: index of the right option.
-      groups: columns of the predictions, such as the type of the question.
-    """
-
-    id: str
+    id: str  # unique in the benchmark
+    # images, texts: one, or one for each option
     images: tuple[ImageRef, ...]
     texts: tuple[str, ...]
-    answer: int = 0
+    answer: int = 0  # index of the right option
+    # columns of the predictions, such as the type of the question
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -45,21 +40,15 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class AccuracySpec:
-    """One reported accuracy.
+    """One reported accuracy."""
 
-    Attributes:
-      name: of the metric; its strict twin is `name_strict`.
-      where: groups with their values, which the items that it counts have.
-      macro: a group: the mean over the group's values, each of equal weight, of their accuracies.
-      at_least: values of the group with fewer items are left out.
-      headline: as in `Metric`.
-    """
-
-    name: str = "accuracy"
+    name: str = "accuracy"  # of the metric; its strict twin is `name_strict`
+    # groups with their values, which the items that it counts have
     where: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
+    # a group: the mean over the group's values, each of equal weight, of their accuracies
     macro: str | None = None
-    at_least: int = 1
-    headline: bool = False
+    at_least: int = 1  # values of the group with fewer items are left out
+    headline: bool = False  # as in `Metric`
 
 
 # Scores of all options of all items without any model.

@@ -68,18 +68,14 @@ def photos_at(text: str) -> Path | str:
 
 @dataclasses.dataclass(frozen=True)
 class DataRoots(ImageSource):
-    """Folders with published files and photos.
+    """Folders with published files and photos."""
 
-    Attributes:
-      data: searched for annotation files, in this order: an earlier folder wins.
-      images: more folders of photos, searched before `data`, and as strings shards, searched last.
-      unreadable: photos, as a benchmark calls them, that count as missing although they are there.
-      features: of the photos, which then need not be there: those without a feature are missing.
-    """
-
-    data: tuple[Path, ...]
+    data: tuple[Path, ...]  # searched for annotation files, in this order: an earlier folder wins
+    # more folders of photos, searched before `data`, and as strings shards, searched last
     images: tuple[Path | str, ...] = ()
+    # photos, as a benchmark calls them, that count as missing although they are there
     unreadable: frozenset[str] = frozenset()
+    # of the photos, which then need not be there: those without a feature are missing
     features: ImageFeatures | None = None
 
     def __post_init__(self):

@@ -26,16 +26,12 @@ def row_name(alpha: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Mixtures:
-    """Mixtures of two models at several alphas, made one at a time.
+    """Mixtures of two models at several alphas, made one at a time."""
 
-    Attributes:
-      base, tuned: of one architecture, with the same input.
-      alphas: in [0, 1], ascending, with 0 as the reference for retention.
-    """
-
+    # base, tuned: of one architecture, with the same input
     base: Model
     tuned: Model
-    alphas: Sequence[float]
+    alphas: Sequence[float]  # in [0, 1], ascending, with 0 as the reference for retention
 
     def __post_init__(self):
         base, tuned = self.base, self.tuned

@@ -34,26 +34,17 @@ _OPENAI = re.compile(r"openai/clip-vit-|openai/clip\b", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model under test.
+    """A model under test."""
 
-    Attributes:
-      name: its column in every table.
-      config, params: as `interop.readers.read_any` returns them.
-      preprocess: images to pixels.
-      tokenizer: texts to ids.
-      dtype: of the computation, "float32" or "bfloat16".
-      facts: what its numbers depend on, {name: words}.
-      features: of its images, where a file has them.
-    """
-
-    name: str
+    name: str  # its column in every table
+    # config, params: as `interop.readers.read_any` returns them
     config: CLIPConfig
     params: dict[str, Any]
-    preprocess: Preprocessor
-    tokenizer: Tokenizer
-    dtype: str
-    facts: dict[str, str]
-    features: ImageFeatures | None = None
+    preprocess: Preprocessor  # images to pixels
+    tokenizer: Tokenizer  # texts to ids
+    dtype: str  # of the computation, "float32" or "bfloat16"
+    facts: dict[str, str]  # what its numbers depend on, {name: words}
+    features: ImageFeatures | None = None  # of its images, where a file has them
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -88,21 +88,15 @@ def all_above(
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Where the best positive of each query stands in its gallery.
+    """Where the best positive of each query stands in its gallery."""
 
-    Attributes:
-      better: entries that score higher.
-      tied, tied_positives: entries, and positives among them, that score as high.
-      stable: rank, from 0, in a stable sort by falling score.
-      score: of the best positive.
-      rival, rival_score: the best entry that is no positive (-1 and -inf where there is none).
-    """
-
-    better: Int[np.ndarray, " Q"]
+    better: Int[np.ndarray, " Q"]  # entries that score higher
+    # tied, tied_positives: entries, and positives among them, that score as high
     tied: Int[np.ndarray, " Q"]
     tied_positives: Int[np.ndarray, " Q"]
-    stable: Int[np.ndarray, " Q"]
-    score: Float32[np.ndarray, " Q"]
+    stable: Int[np.ndarray, " Q"]  # rank, from 0, in a stable sort by falling score
+    score: Float32[np.ndarray, " Q"]  # of the best positive
+    # rival, rival_score: the best entry that is no positive (-1 and -inf where there is none)
     rival: Int[np.ndarray, " Q"]
     rival_score: Float32[np.ndarray, " Q"]
 

@@ -44,21 +44,14 @@ class Gone(InputError):
 
 @dataclasses.dataclass(eq=False)
 class Weights:
-    """What one column is computed with: a model, or a mixture of the first model and another.
+    """What one column is computed with: a model, or a mixture of the first model and another."""
 
-    Attributes:
-      key: place of the model, and alpha in steps; `STEPS` for the model itself.
-      model: with its parameters on the device.
-      images: unit features of the photos, float32 `[photos, D]`; None until all are encoded.
-      encoder: encodes those that are left.
-      own: parameters that no model has.
-    """
-
-    key: tuple[int, int]
-    model: Model
+    key: tuple[int, int]  # place of the model, and alpha in steps; `STEPS` for the model itself
+    model: Model  # with its parameters on the device
+    # unit features of the photos, float32 `[photos, D]`; None until all are encoded
     images: np.ndarray | None = None
-    encoder: Encoder | None = None
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: Encoder | None = None  # encodes those that are left
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)  # parameters that no model has
 
 
 class Live:

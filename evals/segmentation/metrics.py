@@ -36,16 +36,12 @@ _FEWEST = 6  # images that tell two models apart
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Pixels of N phrases at T thresholds.
+    """Pixels of N phrases at T thresholds."""
 
-    Attributes:
-      tp, fp: int64 `[N, T]`.
-      positives: pixels of the true mask, int64 `[N]`.
-    """
-
+    # tp, fp: int64 `[N, T]`
     tp: np.ndarray
     fp: np.ndarray
-    positives: np.ndarray
+    positives: np.ndarray  # pixels of the true mask, int64 `[N]`
 
     @property
     def fn(self) -> np.ndarray:

@@ -43,14 +43,10 @@ class PhotoError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Towers:
-    """CLIPSeg and what each text tower says of each phrase.
+    """CLIPSeg and what each text tower says of each phrase."""
 
-    Attributes:
-      clipseg: the model.
-      embeddings: `{model: {phrase: float32 [D]}}`, CLIPSeg's own tower first.
-    """
-
-    clipseg: CLIPSeg
+    clipseg: CLIPSeg  # the model
+    # `{model: {phrase: float32 [D]}}`, CLIPSeg's own tower first
     embeddings: Mapping[str, Mapping[str, np.ndarray]]
 
     def masks(self, pixels: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -50,20 +50,13 @@ NEGATED = (
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-    """A phrase and its true mask.
+    """A phrase and its true mask."""
 
-    Attributes:
-      item: unique id within its set.
-      image: the photo as the file names it.
-      text: the phrase.
-      segmentations: see `masks.mask_of`; the union is the mask.
-      size: height and width that the segmentations belong to, None for the photo's own.
-    """
-
-    item: str
-    image: str
-    text: str
-    segmentations: tuple[Any, ...]
+    item: str  # unique id within its set
+    image: str  # the photo as the file names it
+    text: str  # the phrase
+    segmentations: tuple[Any, ...]  # see `masks.mask_of`; the union is the mask
+    # height and width that the segmentations belong to, None for the photo's own
     size: tuple[int, int] | None = None
 
     @property
@@ -74,26 +67,20 @@ class Phrase:
 
 @dataclasses.dataclass(frozen=True)
 class PhraseSet:
-    """The phrases of one published file whose photos are there.
+    """The phrases of one published file whose photos are there."""
 
-    Attributes:
-      name, title: on the command line and in the report.
-      source, file: where it is published and which file was read.
-      phrases: those whose photo is there, those of one photo together.
-      total, total_negated: phrases of the file and split, and how many of them negate.
-      missing: photos that are not there.
-      notes: lines for the report.
-    """
-
+    # name, title: on the command line and in the report
     name: str
     title: str
+    # source, file: where it is published and which file was read
     source: str
     file: str
-    phrases: Sequence[Phrase]
+    phrases: Sequence[Phrase]  # those whose photo is there, those of one photo together
+    # total, total_negated: phrases of the file and split, and how many of them negate
     total: int
     total_negated: int
-    missing: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    missing: Sequence[str] = ()  # photos that are not there
+    notes: Sequence[str] = ()  # lines for the report
 
     @property
     def scored(self) -> int:

@@ -42,23 +42,14 @@ _COMPARED = {
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A text encoder's place in a pipeline.
+    """A text encoder's place in a pipeline."""
 
-    Attributes:
-      name: "text_encoder" or "text_encoder_2".
-      tokenizer: name of the tokenizer that feeds it.
-      architecture: its class in transformers.
-      config: its sizes.
-      projection_dim: of its projected state; None where it has none.
-      states: what the U-Net reads of it, for messages.
-    """
-
-    name: str
-    tokenizer: str
-    architecture: str
-    config: TextConfig
-    projection_dim: int | None
-    states: str
+    name: str  # "text_encoder" or "text_encoder_2"
+    tokenizer: str  # name of the tokenizer that feeds it
+    architecture: str  # its class in transformers
+    config: TextConfig  # its sizes
+    projection_dim: int | None  # of its projected state; None where it has none
+    states: str  # what the U-Net reads of it, for messages
 
 
 def read_slots(directory: Path) -> tuple[str, list[Slot], int]:

@@ -54,17 +54,12 @@ def patience(
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a picture scores.
+    """What a picture scores."""
 
-    Attributes:
-      affirmative: what the prompt asks for is there.
-      negation: what it denies is not there.
-      reasons: (question or statement, answer or comparison, whether it holds, whether the answer
-        was plain), for the page.
-    """
-
-    affirmative: bool
-    negation: bool
+    affirmative: bool  # what the prompt asks for is there
+    negation: bool  # what it denies is not there
+    # (question or statement, answer or comparison, whether it holds, whether the answer was plain),
+    # for the page
     reasons: tuple[tuple[str, str, bool, bool], ...]
 
     @property

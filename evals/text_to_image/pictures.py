@@ -35,25 +35,15 @@ MANIFEST, LINES, FOLDER = "manifest.json", "images.jsonl", "images"
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One picture, drawn or not yet.
+    """One picture, drawn or not yet."""
 
-    Attributes:
-      model: "base" or "tuned".
-      prompt: its text.
-      index: which of the prompt's pictures.
-      file: relative to the output folder.
-      seed: of its noise.
-      sha256: of the file; "" before it is drawn.
-      blank: it is of one colour, which no prompt asks for: numbers overflowed.
-    """
-
-    model: str
-    prompt: str
-    index: int
-    file: str
-    seed: int
-    sha256: str = ""
-    blank: bool = False
+    model: str  # "base" or "tuned"
+    prompt: str  # its text
+    index: int  # which of the prompt's pictures
+    file: str  # relative to the output folder
+    seed: int  # of its noise
+    sha256: str = ""  # of the file; "" before it is drawn
+    blank: bool = False  # it is of one colour, which no prompt asks for: numbers overflowed
 
 
 def seed_of(seed: int, prompt: str, index: int) -> int:

@@ -29,20 +29,13 @@ _QUANTIFIER = re.compile(r"^(?:any|a single)\s+", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt and what tells whether a picture follows it.
+    """A prompt and what tells whether a picture follows it."""
 
-    Attributes:
-      text: what is drawn, "a man not wearing a hat".
-      present: question to be answered yes, "Is this a man?"; "" where the file has none.
-      absent: questions, each to be answered no, "Is the man wearing a hat?".
-      affirmative: the part without the negation, "a man"; "" where it cannot be told.
-      affirmed: statements that hold where the prompt is not followed, "a man wearing a hat".
-    """
-
-    text: str
-    present: str = ""
-    absent: tuple[str, ...] = ()
-    affirmative: str = ""
+    text: str  # what is drawn, "a man not wearing a hat"
+    present: str = ""  # question to be answered yes, "Is this a man?"; "" where the file has none
+    absent: tuple[str, ...] = ()  # questions, each to be answered no, "Is the man wearing a hat?"
+    affirmative: str = ""  # the part without the negation, "a man"; "" where it cannot be told
+    # statements that hold where the prompt is not followed, "a man wearing a hat"
     affirmed: tuple[str, ...] = ()
 
 

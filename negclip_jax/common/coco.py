@@ -31,39 +31,25 @@ class Image(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """An annotated object.
+    """An annotated object."""
 
-    Attributes:
-      id, image: normalised ids; `id` is "" where the file gives none.
-      category: its name.
-      box: x, y, width, height in pixels; None where the file gives none.
-      area: of the object in pixels; that of its box where the file gives none.
-      crowd: whether it stands for several objects that were not told apart.
-      segmentation: polygons or a run-length code, as in the file; None unless asked for.
-    """
-
+    # id, image: normalised ids; `id` is "" where the file gives none
     id: str
     image: str
-    category: str
-    box: Box | None
-    area: float
-    crowd: bool
-    segmentation: Any
+    category: str  # its name
+    box: Box | None  # x, y, width, height in pixels; None where the file gives none
+    area: float  # of the object in pixels; that of its box where the file gives none
+    crowd: bool  # whether it stands for several objects that were not told apart
+    segmentation: Any  # polygons or a run-length code, as in the file; None unless asked for
 
 
 @dataclass
 class Instances:
-    """What files of instances say.
+    """What files of instances say."""
 
-    Attributes:
-      images: by normalised id.
-      categories: their names, in the order of the file.
-      objects: all annotations, in the order of the file.
-    """
-
-    images: dict[str, Image]
-    categories: tuple[str, ...]
-    objects: list[Instance]
+    images: dict[str, Image]  # by normalised id
+    categories: tuple[str, ...]  # their names, in the order of the file
+    objects: list[Instance]  # all annotations, in the order of the file
 
     def is_plain(self, instance: Instance) -> bool:
         """Whether the object is plainly visible: neither a crowd nor tiny."""

@@ -51,42 +51,30 @@ class Share(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval.
+    """A mean with its 95 % interval."""
 
-    Attributes:
-      value, low, high: in [0, 1].
-      n: items.
-      method: of the interval: "Wilson", "bootstrap over 120 images".
-    """
-
+    # value, low, high: in [0, 1]
     value: float
     low: float
     high: float
-    n: int
-    method: str
+    n: int  # items
+    method: str  # of the interval: "Wilson", "bootstrap over 120 images"
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What changed from model A to model B on the same items.
+    """What changed from model A to model B on the same items."""
 
-    Attributes:
-      difference: B minus A.
-      low, high: 95 % interval of the difference.
-      gained, lost: items on which B is better, and worse, than A.
-      p_value: exact McNemar; None for a weighted metric, which it does not test.
-      separable: False where the two cannot be told apart with these items.
-      n: items that both answered.
-    """
-
-    difference: float
+    difference: float  # B minus A
+    # low, high: 95 % interval of the difference
     low: float
     high: float
+    # gained, lost: items on which B is better, and worse, than A
     gained: int
     lost: int
-    p_value: float | None
-    separable: bool
-    n: int
+    p_value: float | None  # exact McNemar; None for a weighted metric, which it does not test
+    separable: bool  # False where the two cannot be told apart with these items
+    n: int  # items that both answered
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:

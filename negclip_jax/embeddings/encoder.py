@@ -54,24 +54,16 @@ TOWERS = {"image": ("vision", "visual_projection"), "text": ("text", "text_proje
 
 
 class Model(Protocol):
-    """What is encoded with.
+    """What is encoded with."""
 
-    Attributes:
-      name: in progress bars.
-      config, params: as `interop.readers.read_any` returns them, or on devices.
-      dtype: of the computation, "float32" or "bfloat16".
-      preprocess: images to pixels.
-      tokenizer: texts to ids.
-      fingerprints: of both towers, see `fingerprint`.
-    """
-
-    name: str
+    name: str  # in progress bars
+    # config, params: as `interop.readers.read_any` returns them, or on devices
     config: clip.CLIPConfig
     params: dict[str, Any]
-    dtype: str
-    preprocess: Preprocessor
-    tokenizer: Tokenizer
-    fingerprints: dict[str, str]
+    dtype: str  # of the computation, "float32" or "bfloat16"
+    preprocess: Preprocessor  # images to pixels
+    tokenizer: Tokenizer  # texts to ids
+    fingerprints: dict[str, str]  # of both towers, see `fingerprint`
 
 
 def fingerprint(

@@ -45,15 +45,10 @@ def key(*parts: bytes) -> bytes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MappedRows:
-    """U rows in a file: indexed like an array `[U, D]`, read when it is.
+    """U rows in a file: indexed like an array `[U, D]`, read when it is."""
 
-    Attributes:
-      rows: all of the file.
-      places: which of them these are.
-    """
-
-    rows: Float32[np.ndarray, "M D"]
-    places: Int64[np.ndarray, " U"]
+    rows: Float32[np.ndarray, "M D"]  # all of the file
+    places: Int64[np.ndarray, " U"]  # which of them these are
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -67,20 +67,13 @@ Adjusted = dict[str, str | int | None]
 
 @dataclass(frozen=True)
 class ChatImage:
-    """An image as it is sent.
+    """An image as it is sent."""
 
-    Attributes:
-      sha256: of the file's bytes, in hexadecimal.
-      encoding: how `data` was made from the file; with `sha256` it stands for the bytes sent.
-      data: JPEG, PNG or WebP bytes.
-      mime: their type.
-      address: where the server finds the image itself (http, https or file), "" to send `data`.
-    """
-
-    sha256: str
-    encoding: str
-    data: bytes = field(repr=False)
-    mime: str = "image/jpeg"
+    sha256: str  # of the file's bytes, in hexadecimal
+    encoding: str  # how `data` was made from the file; with `sha256` it stands for the bytes sent
+    data: bytes = field(repr=False)  # JPEG, PNG or WebP bytes
+    mime: str = "image/jpeg"  # their type
+    # where the server finds the image itself (http, https or file), "" to send `data`
     address: str = field(default="", kw_only=True)
 
     @cached_property
@@ -93,37 +86,28 @@ class ChatImage:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question to a model.
+    """One question to a model."""
 
-    Attributes:
-      stage: what it is asked for, e.g. "verify"; for statistics and part of the key.
-      model: the name that the server knows the model by.
-      messages: (role, text) turns. An image goes before the text of the last one: the turns before
-        it are a prefix of all requests, and with the image a prefix of all questions about it.
-      max_tokens: upper bound of the answer.
-      temperature, top_p: sampling; 0 is greedy.
-      top_logprobs: alternatives of the first token to return, 0 for none.
-      choice: the only answers allowed, empty for any; `choice_by` names the server's dialect.
-      schema: JSON schema of the answer, None for free text.
-      sample: number of this sample of the same question; also its seed's.
-      extra: further fields of the body, as the server knows them, None for one that is to be left
-        out; part of the key.
-      key: blake2b-128 over what determines the answer: not URL, concurrency or timeouts.
-    """
-
-    stage: str
-    model: str
+    stage: str  # what it is asked for, e.g. "verify"; for statistics and part of the key.
+    model: str  # the name that the server knows the model by
+    # (role, text) turns. An image goes before the text of the last one: the turns before it are a
+    # prefix of all requests, and with the image a prefix of all questions about it.
     messages: tuple[tuple[str, str], ...]
     image: ChatImage | None = None
-    max_tokens: int = 64
+    max_tokens: int = 64  # upper bound of the answer
+    # temperature, top_p: sampling; 0 is greedy
     temperature: float = 0.0
     top_p: float = 1.0
-    top_logprobs: int = 0
+    top_logprobs: int = 0  # alternatives of the first token to return, 0 for none
+    # the only answers allowed, empty for any; `choice_by` names the server's dialect
     choice: tuple[str, ...] = ()
     choice_by: str = ""
-    schema: Mapping[str, Any] | None = None
-    sample: int = 0
+    schema: Mapping[str, Any] | None = None  # JSON schema of the answer, None for free text
+    sample: int = 0  # number of this sample of the same question; also its seed's
+    # further fields of the body, as the server knows them, None for one that is to be left out;
+    # part of the key
     extra: Mapping[str, Any] = field(default_factory=dict)
+    # blake2b-128 over what determines the answer: not URL, concurrency or timeouts
     key: str = field(init=False, default="")
 
     def __post_init__(self):
@@ -151,33 +135,26 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatResult:
-    """An answer, or the reason why there is none.
+    """An answer, or the reason why there is none."""
 
-    Attributes:
-      text: the answer; empty with an error.
-      finish_reason: the server's word, "length" for a cut answer.
-      top: (token, log probability) of the alternatives of the answer's first token that is not
-        blank, behind a thought; None if not given.
-      position: of that token.
-      values: where the answer is a JSON object of texts, alternatives of the first token of each
-        value, by its name; None if not given.
-      thinks: whether there were thoughts, which are not in `text`.
-      error: code of a failure (`permanent` if asking again would fail again), with `detail`.
-      latency_ms, attempts, host: of the last call.
-    """
-
-    text: str = ""
-    finish_reason: str | None = None
+    text: str = ""  # the answer; empty with an error
+    finish_reason: str | None = None  # the server's word, "length" for a cut answer
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    # (token, log probability) of the alternatives of the answer's first token that is not blank,
+    # behind a thought; None if not given
     top: Sequence[tuple[str, float]] | None = None
-    position: int = 0
+    position: int = 0  # of that token
+    # where the answer is a JSON object of texts, alternatives of the first token of each value, by
+    # its name; None if not given
     values: Mapping[str, Sequence[tuple[str, float]]] | None = None
-    thinks: bool = False
+    thinks: bool = False  # whether there were thoughts, which are not in `text`
+    # code of a failure (`permanent` if asking again would fail again), with `detail`
     error: str | None = None
     detail: str | None = None
     permanent: bool = False
+    # latency_ms, attempts, host: of the last call
     latency_ms: float = 0.0
     attempts: int = 1
     host: str = ""
