@@ -26,10 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Loads, encodes, scores and reports.
-
-    Returns 0, or 1 where a model failed on a benchmark. Raises InputError.
-    """
+    """Loads, encodes, scores and reports; returns 1 where a model failed. Raises InputError."""
     from negclip_jax.runtime import multihost, sharding
 
     started = time.monotonic()
@@ -100,57 +97,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.needed = (("--model", "--interpolate"),)
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]PATH", help="may be repeated")
-    add(
-        "--benchmarks",
-        type=command_line.comma_separated,
-        default="available",
-        metavar="A,B",
-        help="names from the list below; default: all whose files are there",
-    )
-    shared = (
-        "--benchmark-file",
-        "--data",
-        "--images",
-        "--features",
-        "--out",
-        "--allow-subset",
-        "--overwrite",
-        "--dtype",
-        "--crop",
-    )
-    command_line.add_shared(parser, *shared)
-    shared = ("--activation", "--tokenizer", "--cache", "--seed", "--gallery")
-    command_line.add_shared(parser, *shared)
-    blend = parser.add_argument_group("weight-space ensembling")
-    blend.add_argument(
-        "--interpolate",
-        type=_pair,
-        metavar="BASE,TUNED",
-        help="instead of --model: evaluate mixtures (1 - alpha) x BASE + alpha x TUNED",
-    )
-    blend.add_argument(
-        "--alphas",
-        type=_alphas,
-        default="0,0.1,...,1",
-        metavar="A,B,...,C",
-        help="default: %(default)s",
-    )
-    blend.add_argument(
-        "--max-loss",
-        type=float,
-        default=1.0,
-        metavar="POINTS",
-        help="of retention, that the best alpha may cost; default: %(default)s",
-    )
+    options = {"type": command_line.comma_separated, "default": "available", "metavar": "A,B"}
+    help_ = "names from the list below; default: all whose files are there"
+    add("--benchmarks", **options, help=help_)
+    shared = ("--benchmark-file", "--data", "--images", "--features", "--out", "--allow-subset")
+    command_line.add_shared(parser, *shared, "--overwrite", "--dtype", "--crop", "--activation")
+    command_line.add_shared(parser, "--tokenizer", "--cache", "--seed", "--gallery")
+    add = parser.add_argument_group("weight-space ensembling").add_argument
+    help_ = "instead of --model: evaluate mixtures (1 - alpha) x BASE + alpha x TUNED"
+    add("--interpolate", type=_pair, metavar="BASE,TUNED", help=help_)
+    options = {"type": _alphas, "default": "0,0.1,...,1", "metavar": "A,B,...,C"}
+    add("--alphas", **options, help="default: %(default)s")
+    help_ = "of retention, that the best alpha may cost; default: %(default)s"
+    add("--max-loss", type=float, default=1.0, metavar="POINTS", help=help_)
     hosts = parser.add_argument_group("several hosts: the same command on each of them")
-    hosts.add_argument(
-        "--distributed",
-        default="off",
-        metavar="auto|HOST:PORT",
-        help="auto on TPU pods and Slurm, else the first host's address with the next two",
-    )
-    hosts.add_argument("--process-id", type=int, metavar="I", help="of this host, from 0")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="hosts in all")
+    add = hosts.add_argument
+    help_ = "auto on TPU pods and Slurm, else the first host's address with the next two"
+    add("--distributed", default="off", metavar="auto|HOST:PORT", help=help_)
+    add("--process-id", type=int, metavar="I", help="of this host, from 0")
+    add("--num-processes", type=int, metavar="N", help="hosts in all")
     return parser
 
 

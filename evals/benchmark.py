@@ -93,11 +93,8 @@ def by_both_rules(
 ) -> list[Metric]:
     """A metric under the official rule, and as `NAME_strict` under the strict one.
 
-    Args:
-      name: of the first.
-      official, strict: float64 `[N]`, see `evals.scoring`.
-      images: `[N]`, of each item; items cluster where they share one.
-      described: other attributes of `Metric`; only the first may be a headline.
+    `official` and `strict` are float64 `[N]`, see `evals.scoring`; items cluster where they share
+    one of `images`. Of the two, which share what is `described`, only the first may be a headline.
     """
     distinct, clusters = np.unique(images, return_inverse=True)
     described["clusters"] = clusters if len(distinct) < len(clusters) else None

@@ -103,13 +103,7 @@ def _benchmark(name: str, module: ModuleType, place: str) -> Benchmark:
             f'{place}: {TABLE}["{name}"] has {", ".join(unknown)}; its keys are {known}'
         )
 
-    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with _one_line(place):
-                return function(*args, **kwargs)
-
-        return call
+    guarded = _one_line(place)  # as a decorator: each call is its own block
 
     @functools.wraps(own)
     def load(roots: DataRoots, **arguments: Any) -> Problem:

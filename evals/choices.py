@@ -23,7 +23,7 @@ class Choice:
     """One item: several texts for one image, or several images for one text."""
 
     id: str  # unique in the benchmark
-    # images, texts: one, or one for each option
+    # One, or one for each option.
     images: tuple[ImageRef, ...]
     texts: tuple[str, ...]
     answer: int = 0  # index of the right option
@@ -43,9 +43,9 @@ class AccuracySpec:
     """One reported accuracy."""
 
     name: str = "accuracy"  # of the metric; its strict twin is `name_strict`
-    # groups with their values, which the items that it counts have
+    # Groups with their values, which the items that it counts have.
     where: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
-    # a group: the mean over the group's values, each of equal weight, of their accuracies
+    # A group: the mean over the group's values, each of equal weight, of their accuracies.
     macro: str | None = None
     at_least: int = 1  # values of the group with fewer items are left out
     headline: bool = False  # as in `Metric`
@@ -77,12 +77,9 @@ def choice_problem(
 ) -> Problem:
     """The problem of scoring `items`, without those whose photos are missing.
 
-    Args:
-      rule: the official one for ties, see `scoring.official`.
-      breakdowns: groups to draw, with their titles. Cue and position of the negation are added
-        where texts negate.
-      controls: scorers without a model, by title.
-      views: the photos whose mean embedding stands for an image, such as the frames of a video.
+    `rule` is the official one for ties (`scoring.official`). `breakdowns` are groups to draw, with
+    their titles; cue and position of the negation are added where texts negate. `views` are the
+    photos whose mean embedding stands for an image, such as the frames of a video.
     """
     pictures = ProblemImages(roots, (ref for item in items for ref in item.images), views)
     kept = [item for item in items if all(ref in pictures for ref in item.images)]

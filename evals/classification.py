@@ -31,12 +31,9 @@ def classification_problem(
     classes: Sequence[str],
     prompts: Mapping[str, Sequence[str]],
 ) -> Problem:
-    """The problem of naming each photo's class.
+    """The problem of naming each photo's class, of `classes` in the order of the labels.
 
-    Args:
-      classes: names in the order of the labels.
-      prompts: sets of templates with `{}` for the class, by name; each set gives `top1_NAME` and
-        `top5_NAME`.
+    `prompts` are sets of templates with `{}` for the class, by name: `top1_NAME`, `top5_NAME`.
     """
     pictures = ProblemImages(roots, (item.image for item in items))
     kept = [item for item in items if item.image in pictures]

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 LESS_MEMORY = "Give --dtype=bfloat16, or JAX_PLATFORMS=cpu in the environment"
 _DATA = "published files and photos, at any depth; may be repeated: the first wins"
 _PHOTOS = "more photos: a folder, or wds:TARS, parquet:FILES"
+_REPEATED = {"action": "append", "default": []}
 _FLAGS: dict[str, dict[str, Any]] = {
     "--benchmark-file": dict(
-        action="append",
-        default=[],
+        _REPEATED,
         type=Path,
         metavar="FILE.py",
         help="with a benchmark of your own (evals/benchmark_files.py); may be repeated",
     ),
     "--data": dict(action="append", required=True, type=Path, metavar="DIR", help=_DATA),
-    "--images": dict(action="append", default=[], metavar="PHOTOS", help=_PHOTOS),
+    "--images": dict(_REPEATED, metavar="PHOTOS", help=_PHOTOS),
     "--features": dict(
         metavar="FILE",
         help="of the images, that another library computed: a file, folder or pattern of what "
@@ -94,12 +94,10 @@ def execute(
 ) -> int:
     """Parses a command line, does its work and returns the exit status.
 
-    That is what `run` returns (None: 0), 1 after a user error, 130 after Ctrl-C, and that of
-    SIGPIPE where the reader of the output, such as `head`, has gone.
-
-    Args:
-      stopped: is printed after Ctrl-C, with the arguments as fields: "... continues in {out}".
-      needs_less: what to give where the device has too little memory.
+    That is what `run` returns (None: 0), 1 after a user error, 130 after Ctrl-C, when `stopped` is
+    printed, with the arguments as fields ("... continues in {out}"), and that of SIGPIPE where the
+    reader of the output, such as `head`, has gone. `needs_less`: what to give where the device has
+    too little memory.
     """
     try:
         try:

@@ -57,15 +57,12 @@ def contradictions(items: Sequence[Choice]) -> list[list[float]]:
     scores = []
     for item in items:
         claims = [_claims(text) for text in item.texts]
-        row = []
-        for mine in claims:
-            others = [other for other in claims if other is not mine]
-            conflicts = (
-                there != o.get(word, there) for o in others for word, there in mine.items()
-            )
-            row.append(float(sum(conflicts)))
-        scores.append(row)
+        scores.append([float(sum(_conflicts(mine, o) for o in claims)) for mine in claims])
     return scores
+
+
+def _conflicts(mine: dict[str, bool], other: dict[str, bool]) -> int:
+    return sum(there != other.get(word, there) for word, there in mine.items())
 
 
 def _claims(text: str) -> dict[str, bool]:

@@ -78,16 +78,15 @@ def cue_columns(items: Sequence[tuple[Sequence[str], int]]) -> dict[str, list[st
 
     An item with one text has that text as right. Empty if no text of any item negates.
     """
-    columns: dict[str, list[str]] = {name: [] for name in _TITLES}
+    rows = []
     for texts, answer in items:
         cues = [find_cue(text) for text in texts]
-        right = cues[answer] if len(cues) > 1 else cues[0]
-        wrong = [cue for i, cue in enumerate(cues) if cue and i != answer and len(cues) > 1]
-        shown = right or (wrong[0] if wrong else None)
-        columns["cue"].append(shown.word if shown else NONE)
-        columns["position"].append(shown.position if shown else NONE)
-        where = ("right and wrong" if wrong else "right") if right else "wrong" if wrong else NONE
-        columns["negated"].append(where)
+        right = cues.pop(answer if len(cues) > 1 else 0)
+        wrong = next(filter(None, cues), None)
+        shown = right or wrong or Cue(NONE, NONE)
+        where = ["right"] * bool(right) + ["wrong"] * bool(wrong)
+        rows.append((shown.word, shown.position, " and ".join(where) or NONE))
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(_TITLES)}
     return columns if any(cue != NONE for cue in columns["cue"]) else {}
 
 

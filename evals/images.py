@@ -16,8 +16,8 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -71,11 +71,11 @@ class DataRoots(ImageSource):
     """Folders with published files and photos."""
 
     data: tuple[Path, ...]  # searched for annotation files, in this order: an earlier folder wins
-    # more folders of photos, searched before `data`, and as strings shards, searched last
+    # More folders of photos, searched before `data`, and as strings shards, searched last.
     images: tuple[Path | str, ...] = ()
-    # photos, as a benchmark calls them, that count as missing although they are there
+    # Photos, as a benchmark calls them, that count as missing although they are there.
     unreadable: frozenset[str] = frozenset()
-    # of the photos, which then need not be there: those without a feature are missing
+    # Of the photos, which then need not be there: those without a feature are missing.
     features: ImageFeatures | None = None
 
     def __post_init__(self):
@@ -86,16 +86,11 @@ class DataRoots(ImageSource):
         _ = self._sources  # that they can be opened
 
     def find(self, *names: str, download: str) -> Path:
-        """The published file.
-
-        Args:
-          names: file names it may have, most wanted first; "valse/plurals.json" asks for the folder
-            as well.
-          download: where to get it, for the message.
+        """The published file of one of these names; "valse/plurals.json" asks for the folder too.
 
         The first folder of `data` that has one wins; within a folder the first of `names`, then the
-        least deep, then the largest file. Raises FileMissing, saying where it was looked for, and
-        FileEmpty where such files hold nothing.
+        least deep, then the largest file. Raises FileMissing, saying where it was looked for and
+        from where to `download` it, and FileEmpty where such files hold nothing.
         """
         empty = None
         for root in self.data:
@@ -127,24 +122,15 @@ class DataRoots(ImageSource):
         lies in the folder of another data set is not. Raises InputError where several agree equally
         and differ.
         """
-        wanted = PurePosixPath(path.replace("\\", "/"))
-        found = [
-            p
-            for p, root in self._photos.get(_key(wanted.name), {}).items()
-            if _COCO.fullmatch(name_key(wanted.name))
-            or not _is_of_another_folder(root.name, p.parent.relative_to(root), wanted.parent)
-        ]
-        if not found:
-            return None
-        best = max(_agreement(p, wanted) for p in found)
-        found = [p for p in found if _agreement(p, wanted) == best]
+        roots = self._photos.get(_key(_posix(path).name), {})
+        found = _best(list(roots), Path, path, roots)
         different = [p for p in found[1:] if not filecmp.cmp(found[0], p, shallow=False)]
         if different:
             raise InputError(
                 f"{path} may be {found[0]} or {different[0]}, which differ: give the folder of the "
                 "right photos as --data alone, or remove the other"
             )
-        return found[0]
+        return found[0] if found else None
 
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` that are not there, each once and in order."""
@@ -183,7 +169,7 @@ class DataRoots(ImageSource):
             return self._feature_names[path]
         found = [path] if self.features.usable(path) else []
         if not found:
-            named = self._by_key.get(_key(PurePosixPath(path.replace("\\", "/")).name), [])
+            named = self._by_key.get(_key(_posix(path).name), [])
             found = [n for n in _best(named, PurePosixPath, path) if self.features.usable(n)]
         rows = self.features.features[self.features.rows(found)]
         if len(found) > 1 and (rows != rows[0]).any():
@@ -254,7 +240,7 @@ class DataRoots(ImageSource):
         """As `resolve`, in shards too."""
         if (file := self.resolve(path)) is not None or not self._in_shards:
             return file
-        named = self._in_shards.get(_key(PurePosixPath(path.replace("\\", "/")).name), [])
+        named = self._in_shards.get(_key(_posix(path).name), [])
         found = _best(named, lambda photo: photo.called, path)
         content = [p.source.read(p.name) for p in found] if len(found) > 1 else []
         different = [p for p, read in zip(found, content, strict=False) if read != content[0]]
@@ -397,14 +383,29 @@ def _key(name: str) -> str:
     return coco[1] if coco else name
 
 
-def _best(found: Sequence[_T], called: Callable[[_T], PurePosixPath], path: str) -> list[_T]:
+def _posix(path: str) -> PurePosixPath:
+    return PurePosixPath(path.replace("\\", "/"))
+
+
+def _best(
+    found: Sequence[_T],
+    called: Callable[[_T], PurePath],
+    path: str,
+    roots: Mapping[_T, Path] | None = None,
+) -> list[_T]:
     """Of photos of one name those whose folders agree most with `path`, none of another data set.
 
-    `called`: how a user calls a photo.
+    `called`: how a user calls a photo; `roots`: the data folder that each is below, if in one.
     """
-    wanted = PurePosixPath(path.replace("\\", "/"))
+    wanted = _posix(path)
+
+    def is_of_another_folder(photo: _T) -> bool:
+        folder, root = called(photo).parent, (roots or {}).get(photo)
+        below = folder.relative_to(root) if root else folder
+        return _is_of_another_folder(root.name if root else "", below, wanted.parent)
+
     if not _COCO.fullmatch(name_key(wanted.name)):
-        found = [p for p in found if not _is_of_another_folder("", called(p).parent, wanted.parent)]
+        found = [photo for photo in found if not is_of_another_folder(photo)]
     best = max((_agreement(called(p), wanted) for p in found), default=0)
     return [p for p in found if _agreement(called(p), wanted) == best]
 

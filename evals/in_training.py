@@ -33,10 +33,9 @@ def evaluators(
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
     """What `training.loop.train` takes as `evaluators`; no names give none.
 
-    The one evaluator takes `training.evaluation.EvalContext` and then parameters, whose headline
-    numbers it returns, in [0, 1], by `BENCHMARK/METRIC`. Image features are kept over all
-    evaluations, the images' digests in the folder `cache`. Raises InputError at once for a file
-    that is missing or wrong.
+    Of parameters the one evaluator returns the headline numbers, in [0, 1], by `BENCHMARK/METRIC`.
+    Image features are kept over all evaluations, the images' digests in the folder `cache`. Raises
+    InputError at once for a file that is missing or wrong.
     """
     if not names:
         return {}
@@ -70,10 +69,10 @@ def evaluators(
                     loaded[name] = benchmark, left
                     metrics = [m for m in result.metrics if len(m.values)]
                     shown = [m for m in metrics if m.headline] or metrics[:1]
-                    numbers |= {f"{name}/{metric.name}": metric.mean for metric in shown}
                     if shown:
                         numbers[f"{name}/error"] = 1 - shown[0].mean
                     for metric in shown:
+                        numbers[f"{name}/{metric.name}"] = metric.mean
                         if told := ties_text({"n": len(metric.values), **result.ties(metric)}):
                             logging.warning("%s, %s: %s", name, metric.name, told)
             current = set(model.fingerprints.values())
@@ -95,11 +94,10 @@ def configured(
     benchmark_files: str = "",
     features: str | None = None,
 ) -> dict[str, Callable[[Any], Callable[[dict], dict[str, float]]]]:
-    """`evaluators` from the keys of the configuration's section `eval`.
+    """`evaluators` from the section `eval` of the configuration; lists have commas in between.
 
-    `benchmarks`, `data` and `benchmark_files` are names, folders and Python files with commas
-    between them; the images' digests are kept in the folder `evals` of `workdir`. Images are looked
-    up by name in `features`, the key of the section `data`, if it has all of them, else as photos.
+    The images' digests are kept in the folder `evals` of `workdir`. Images are looked up by name in
+    `features`, a key of the section `data`, if it has all of them, else as photos.
     """
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
     if names and not data:

@@ -28,9 +28,8 @@ def row_name(alpha: float) -> str:
 class Mixtures:
     """Mixtures of two models at several alphas, made one at a time."""
 
-    # base, tuned: of one architecture, with the same input
     base: Model
-    tuned: Model
+    tuned: Model  # of the same architecture, with the same input
     alphas: Sequence[float]  # in [0, 1], ascending, with 0 as the reference for retention
 
     def __post_init__(self):
@@ -89,13 +88,10 @@ def curve(
 ) -> dict[str, Any]:
     """The curve of negation against retention and its best point.
 
-    Args:
-      benchmarks: section of `results.json`.
-      retention: for each benchmark, whether it measures retention.
-      max_loss: of retention against alpha 0 that is acceptable, in [0, 1].
-
-    Returns `points` with `alpha`, `negation`, `retention` (means of the first headline metrics, in
-    [0, 1]), the names that they are means of, `max_loss`, and `best`, an alpha.
+    `benchmarks` is the section of `results.json`, `retention` says which of them measure it, and
+    `max_loss`, in [0, 1], how much of it may be lost against alpha 0. Returns `points` with
+    `alpha`, `negation`, `retention` (means of the first headline metrics, in [0, 1]), the names
+    that they are means of, `max_loss`, and `best`, an alpha.
     """
     kinds = {
         "negation": [name for name, keeps in retention.items() if not keeps],

@@ -37,11 +37,10 @@ class Model:
     """A model under test."""
 
     name: str  # its column in every table
-    # config, params: as `interop.readers.read_any` returns them
     config: CLIPConfig
-    params: dict[str, Any]
-    preprocess: Preprocessor  # images to pixels
-    tokenizer: Tokenizer  # texts to ids
+    params: dict[str, Any]  # as `interop.readers.read_any` returns them
+    preprocess: Preprocessor
+    tokenizer: Tokenizer
     dtype: str  # of the computation, "float32" or "bfloat16"
     facts: dict[str, str]  # what its numbers depend on, {name: words}
     features: ImageFeatures | None = None  # of its images, where a file has them
@@ -65,15 +64,11 @@ def load(
 ) -> Model:
     """Loads what `--model` names.
 
-    Args:
-      text: `[NAME=]PATH`: a Hugging Face directory or hub id, a training workdir (`@best`, `@last`
-        or `@STEP` chooses the checkpoint, `+ema` its moving average), an OpenAI or open_clip file.
-      dtype: of the computation.
-      crop: centre-crop convention, see `negclip_jax.data.images`.
-      tokenizer, activation: for a model that does not bring or say its own.
-      features: of the images, in place of the model's own vision tower, if it has one.
-
-    Raises InputError for what cannot be read and for combinations known to be wrong.
+    `[NAME=]PATH`: a Hugging Face directory or hub id, a training workdir (`@best`, `@last` or
+    `@STEP` chooses the checkpoint, `+ema` its moving average), an OpenAI or open_clip file. `crop`
+    is the centre-crop convention (`negclip_jax.data.images`); `tokenizer` and `activation` are for
+    a model that does not bring or say its own; `features` of the images take the place of its
+    vision tower. Raises InputError for what cannot be read and for what is known to be wrong.
     """
     if dtype not in _PRECISION:
         raise InputError(f"the compute type {dtype!r} is not one of {', '.join(_PRECISION)}")

@@ -29,12 +29,8 @@ def axes(
 ) -> np.ndarray:
     """alpha, beta and gamma of each form of words and object, float64 `[F, K, 3]`.
 
-    Args:
-      images: unit features `[N, D]`.
-      present: bool `[N, K]`, whether a photo shows an object; each object is in some photo and
-        lacks in some, else its numbers are NaN.
-      affirmed, negated: unit features of statements that the object is and is not there,
-        `[F, K, D]`.
+    From unit features: `images` `[N, D]`, `affirmed` and `negated` `[F, K, D]`. `present` is bool
+    `[N, K]`; of an object that every photo shows, or none, the numbers are NaN.
     """
     shown, lacking = linear_probe.means(images, present)
     middle, step = (shown + lacking) / 2, (shown - lacking) / 2
@@ -45,26 +41,18 @@ def axes(
     return np.stack([(image * text).sum(-1) for image, text in pairs], axis=-1)
 
 
-def probe(
-    images: np.ndarray, present: np.ndarray, names: Sequence[str], *, folds: int = FOLDS
-) -> np.ndarray:
+def probe(images: np.ndarray, present: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Scores of a linear probe for each object, fitted on other photos, `[N, K]`.
 
-    Above 0 where the probe says that the object is there. Photos are dealt to folds by a hash of
-    their name, so that rows of one photo stay together and the result depends on no order or seed.
-
-    Args:
-      images: features `[N, D]`.
-      present: bool `[N, K]`, whether a photo shows an object.
-      names: of the photos.
-      folds: into how many parts photos are dealt.
-
-    NaN where all photos of the other folds show the object, or none does.
+    Above 0 where the probe says that the object is there; NaN where all photos of the other folds
+    show it, or none does. Photos are dealt to folds by a hash of their name, so that rows of one
+    photo stay together and the result depends on no order or seed. `images` are features `[N, D]`,
+    `present` is bool `[N, K]`.
     """
     digests = (hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() for name in names)
-    fold = np.array([int.from_bytes(digest[:8], "big") % folds for digest in digests])
+    fold = np.array([int.from_bytes(digest[:8], "big") % FOLDS for digest in digests])
     scores = np.full(present.shape, np.nan)
-    for held in (fold == k for k in range(folds)):
+    for held in (fold == k for k in range(FOLDS)):
         if held.any() and not held.all():
             weights, offset = linear_probe.fit(images[~held], present[~held])
             scores[held] = images[held].astype(np.float64) @ weights - offset

@@ -49,9 +49,9 @@ class Fields(records.Fields):
         careless annotation and only told in the notes returned. `boxes` are references and the
         places where they stand.
         """
-        every = list(boxes)
-        sizes, gone = {}, set(roots.missing(ref.path for ref, _ in every))
-        for path in {ref.path for ref, _ in every} - gone:
+        every, sizes = list(boxes), {}
+        paths = dict.fromkeys(ref.path for ref, _ in every)
+        for path in paths.keys() - roots.missing(paths):
             with contextlib.suppress(ImageError):  # what cannot be read is named when it is encoded
                 sizes[path] = roots.size(path)
         present = [(ref, where) for ref, where in every if ref.path in sizes]
@@ -60,11 +60,8 @@ class Fields(records.Fields):
             x, y, w, h = ref.box
             width, height = sizes[ref.path]
             if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-                shown = f"{where}: {[x, y, w, h]} in {ref.path} of {width} x {height}"
-                outside.append(shown)
-        if not outside:
-            return []
-        if len(outside) <= tolerated * len(present):
+                outside.append(f"{where}: {[x, y, w, h]} in {ref.path} of {width} x {height}")
+        if outside and len(outside) <= tolerated * len(present):
             return [f"{len(outside)} of {len(present)} boxes reach out of their photo."]
         for where in outside:
             self.note("a box lies outside its photo", where)
@@ -84,14 +81,11 @@ def load_available(
     """What is scored, from several published files: everything wrong comes in one message.
 
     Args:
-      names: of benchmarks or sources, or `[AVAILABLE]`.
-      every: all names that there are.
+      names: of benchmarks or sources, or `[AVAILABLE]`; `every` has all that there are.
       load: reads the file of a name, to sets of items by their names. Each set has `file`,
         `total`, `scored` (items whose photos are there) and `missing` (photos that are not).
-      allow_subset: score the items whose photos are there where others are not.
       items: what they are called in the plural, and in "FILE holds no ...".
       skip_subsets: whether AVAILABLE leaves out a set that lacks photos, or complains of it.
-      where: photos were looked for.
 
     Raises InputError with one line for each set that cannot be scored.
     """
@@ -145,15 +139,10 @@ def read_parts(
 ) -> tuple[Path, list[Any], list[str]]:
     """A benchmark of several files, those of them that are there.
 
-    Args:
-      names: for each part the file names that it may have.
-      download: where to get them.
-      column: what parts are, the keyword under which `item` is given its own.
-      records: reads a file to places and records.
-      item: see `read_items`.
-
-    Returns the folder of the first file, all items, and a note about the parts that are not there.
-    Raises FileMissing where no part is.
+    `names` has for each part the file names that it may have; `records` reads a file to places and
+    records, `item` see `read_items`, which is told its part under the keyword `column`. Returns the
+    folder of the first file, all items, and a note about the parts that are not there. Raises
+    FileMissing where no part is.
     """
     files: dict[str, Path] = {}
     for part, wanted in names.items():
@@ -183,10 +172,9 @@ def read_items(
 
 
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
-    """A JSON file whose outermost value is a non-empty `kind`: list, dict or either.
+    """A JSON file whose outermost value is a non-empty `kind`: list, dict or either, or InputError.
 
-    Raises InputError for anything else, and for an object with two equal keys: `json` would
-    silently keep the last.
+    As is an object with two equal keys, of which `json` would silently keep the last.
     """
     return _nonempty(path, strict_json.read_json(path, kind))
 

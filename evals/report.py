@@ -182,10 +182,7 @@ def build_gallery(
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """The gallery of a benchmark, titled lists of items; empty where no model has predictions.
 
-    Args:
-      models: name to place (its colour) of those to show; the first and last one are compared.
-      size: items in all.
-
+    `models` are name and place (its colour) of those to show; the first and last one are compared.
     Each item has `rows`, the place and the prediction of every model, and `photos`.
     """
     if not models or not size or not predictions.is_file():

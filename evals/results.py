@@ -66,15 +66,10 @@ class Results:
     ):
         """Opens `out`, with what an earlier command with the same settings left there.
 
-        Args:
-          out: folder, made if need be; without `writes` it may be another machine's.
-          settings: {"models": {name: {"facts": ..., "fingerprint": ...}}, "seed": int, ...}; must
-            survive JSON unchanged.
-          environment: versions and devices, for the record only.
-          overwrite: start afresh whatever is there.
-          writes: True on one process.
-
-        Raises InputError where the folder holds results of other models or settings.
+        `settings` are {"models": {name: {"facts": ..., "fingerprint": ...}}, "seed": int, ...}, as
+        JSON keeps them; `environment` is for the record only. One process `writes`: to another,
+        `out` may be on another machine. Raises InputError where the folder holds results of other
+        models or settings, unless `overwrite` starts afresh.
         """
         self._out, self._seed, self._writes = out, settings["seed"], writes
         if writes:

@@ -32,9 +32,8 @@ def load_problems(
 ) -> Loaded:
     """Reads the published files of benchmarks, or with `[AVAILABLE]` of all that are there.
 
-    `out` receives `missing_photos.txt` with the whole list; `allow_subset` scores the items whose
-    photos are there where others are not. Raises InputError with one line for each benchmark that
-    cannot be scored.
+    `out` receives `missing_photos.txt` with the whole list. Raises InputError with one line for
+    each benchmark that cannot be scored.
     """
     missing: list[str] = []
 

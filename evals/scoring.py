@@ -91,14 +91,12 @@ class Ranks:
     """Where the best positive of each query stands in its gallery."""
 
     better: Int[np.ndarray, " Q"]  # entries that score higher
-    # tied, tied_positives: entries, and positives among them, that score as high
-    tied: Int[np.ndarray, " Q"]
-    tied_positives: Int[np.ndarray, " Q"]
+    tied: Int[np.ndarray, " Q"]  # entries that score as high
+    tied_positives: Int[np.ndarray, " Q"]  # and positives among them
     stable: Int[np.ndarray, " Q"]  # rank, from 0, in a stable sort by falling score
     score: Float32[np.ndarray, " Q"]  # of the best positive
-    # rival, rival_score: the best entry that is no positive (-1 and -inf where there is none)
-    rival: Int[np.ndarray, " Q"]
-    rival_score: Float32[np.ndarray, " Q"]
+    rival: Int[np.ndarray, " Q"]  # the best entry that is no positive; -1 where there is none
+    rival_score: Float32[np.ndarray, " Q"]  # then -inf
 
     def recall(self, k: int) -> Float64[np.ndarray, " Q"]:
         """Official recall@k: 1 where a positive is among the first k.

@@ -133,21 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     help_ = "folder of photos, or wds:TARS, parquet:FILES, arrayrecord:FILES"
     add("--images", metavar="PHOTOS", help=help_)
     add("--top", type=int, default=24, metavar="N", help="photos to show; default: %(default)s")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/search"),
-        metavar="DIR",
-        help="folder to write into; default: %(default)s",
-    )
-    page = parser.add_argument_group("live page")
-    add = page.add_argument
+    help_ = "folder to write into; default: %(default)s"
+    add("--out", type=Path, default=Path("runs/search"), metavar="DIR", help=help_)
+    add = parser.add_argument_group("live page").add_argument
     add("--serve", action="store_true", help="answer on a page in the browser until Ctrl-C")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="other than loopback: seen by others; default: %(default)s",
-    )
+    help_ = "other than loopback: seen by others; default: %(default)s"
+    add("--host", default="127.0.0.1", help=help_)
     add("--port", type=int, default=8765, help="0 for a free one; default: %(default)s")
     add("--open", action="store_true", help="open the page in the browser")
     shared = ("--features", "--cache", "--dtype", "--crop", "--activation", "--tokenizer")

@@ -17,10 +17,8 @@ from negclip_jax.data.sources import is_folder, open_images
 class PhotoFolder(ImageDirectory):
     """Photos by their names below `root`, sorted; hidden files and folders are left out.
 
-    Attributes:
-      refs: the photos.
-      skipped: names that look like photos and are not read, with the reason: links that lead out of
-        the folder above all. Linked folders are not entered.
+    `refs` are the photos, `skipped` names that look like photos and are not read, with the reason:
+    links that lead out of the folder above all. Linked folders are not entered.
     """
 
     given = None
@@ -84,8 +82,7 @@ class PhotoShards(ImageSource):
 class FeatureList(ImageSource):
     """Photos of which another library computed features; as `PhotoFolder`.
 
-    Attributes:
-      given: what `embeddings.encoder.Encoder` takes in place of photos.
+    `given` is what `embeddings.encoder.Encoder` takes in place of photos.
     """
 
     def __init__(self, features: ImageFeatures, photos: PhotoFolder | PhotoShards | None):
@@ -103,9 +100,10 @@ class FeatureList(ImageSource):
         return self._photos.shown(ref, out) if self._photos else ("", "")
 
 
-def photos_of(
-    spec: str | None, features: ImageFeatures | None = None
-) -> PhotoFolder | PhotoShards | FeatureList:
+Photos = PhotoFolder | PhotoShards | FeatureList
+
+
+def photos_of(spec: str | None, features: ImageFeatures | None = None) -> Photos:
     """What `--images` names, with the features of `--features`. Raises InputError."""
     if spec is None and features is None:
         raise InputError("give --images=PHOTOS, or --features=FILE of photos that are elsewhere")

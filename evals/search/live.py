@@ -20,7 +20,7 @@ import numpy as np
 from evals.interpolate import Mixtures, row_name
 from evals.models import Model
 from evals.search import ranking
-from evals.search.folder import FeatureList, PhotoFolder, PhotoShards
+from evals.search.folder import Photos
 from negclip_jax.common.decoding import decode
 from negclip_jax.common.errors import InputError, one_line
 from negclip_jax.data.packing import Ragged
@@ -48,32 +48,24 @@ class Weights:
 
     key: tuple[int, int]  # place of the model, and alpha in steps; `STEPS` for the model itself
     model: Model  # with its parameters on the device
-    # unit features of the photos, float32 `[photos, D]`; None until all are encoded
+    # Unit features of the photos, float32 `[photos, D]`; None until all are encoded.
     images: np.ndarray | None = None
     encoder: Encoder | None = None  # encodes those that are left
     own: dict[str, Any] = dataclasses.field(default_factory=dict)  # parameters that no model has
 
 
 class Live:
-    """Models and a folder's photos under them. One thread at a time may call its methods.
+    """Models, the first of which others are compared and mixed with, and photos under them.
 
-    Attributes:
-      models: the first is what others are compared and mixed with.
-      unmixable: why there is no mixture with the first, by name of a model.
-      kept: places in `folder.refs` of the photos that can be read.
+    One thread at a time may call its methods.
     """
 
-    def __init__(
-        self,
-        models: Sequence[Model],
-        folder: PhotoFolder | PhotoShards | FeatureList,
-        *,
-        cache: Path,
-    ):
+    def __init__(self, models: Sequence[Model], folder: Photos, *, cache: Path):
         """Encodes the photos that `cache` lacks and compiles. Raises InputError."""
         self.models, self.folder, self._cache = models, folder, cache
+        # Places in `folder.refs` of the photos that can be read.
         self.kept, features = ranking.encoded(models, folder, [], cache=cache)
-        self.unmixable: dict[str, str] = {}
+        self.unmixable: dict[str, str] = {}  # why there is no mixture with the first, by name
         first = jax.device_put(models[0].params)
         self._weights: dict[tuple[int, int], Weights] = {}
         self._changed: list[list[str]] = []  # of each model, parts that differ from the first's
@@ -100,15 +92,11 @@ class Live:
     def search(self, query: str, alphas: Sequence[int], top: int) -> dict[str, Any]:
         """The first `top` photos of each model.
 
-        Args:
-          query: the text.
-          alphas: of each model but the first, in steps; `STEPS` is the model itself.
-          top: photos a model.
-
-        Returns `columns`, of each model its `name`, `alpha` and `rows` as `ranking.shown` has them;
-        `cut`, whether the text is longer than a model reads. As long as a mixture has not encoded
-        all photos, `pending` instead, with how many are `done` of `of`: one more batch was encoded,
-        ask again.
+        `alphas` are of each model but the first, in steps; `STEPS` is the model itself. Returns
+        `columns`, of each model its `name`, `alpha` and `rows` as `ranking.shown` has them; `cut`,
+        whether the text is longer than a model reads. As long as a mixture has not encoded all
+        photos, `pending` instead, with how many are `done` of `of`: one more batch was encoded, ask
+        again.
         """
         chosen = self._chosen(alphas)
         if isinstance(chosen, dict):
@@ -125,37 +113,28 @@ class Live:
     def captions(
         self, photo: int | str, captions: Sequence[str], alphas: Sequence[int]
     ) -> dict[str, Any]:
-        """Captions of a photo in the order of their similarity under each model.
+        """Captions, all different, of a photo in the order of their similarity under each model.
 
-        Args:
-          photo: its place in `folder.refs`, or what `upload` returned.
-          captions: distinct texts.
-          alphas: see `search`.
-
-        Returns as `search`; a row has the `caption`'s place, its cosine as `score`, its `share`,
-        the softmax over the captions at the model's own temperature, `rank`, and `was`. Raises Gone
-        for a photo that is not kept any more.
+        `photo` is its place in `folder.refs`, or what `upload` returned. Returns as `search`; a row
+        has the `caption`'s place, its cosine as `score`, its `share`, the softmax over the captions
+        at the model's own temperature, `rank`, and `was`. Raises Gone for a photo that is not kept
+        any more.
         """
         chosen = self._chosen(alphas)
         if isinstance(chosen, dict):
             return chosen
-        shown, before = {}, {}
+        scores, shares = {}, {}
         for model, weights in zip(self.models, chosen, strict=True):
-            scores = self._texts(weights, captions) @ self._photo(weights, photo)
-            logits = np.exp(float(weights.model.params["logit_scale"])) * scores.astype(np.float64)
-            shares = np.exp(logits - logits.max())
-            order = np.argsort(-scores, kind="stable").tolist()
-            before = before or {caption: rank for rank, caption in enumerate(order, 1)}
-            shown[model.name] = [
-                {
-                    "caption": caption,
-                    "score": float(scores[caption]),
-                    "share": float(shares[caption] / shares.sum()),
-                    "rank": rank,
-                    "was": before[caption] if before[caption] != rank else None,
-                }
-                for rank, caption in enumerate(order, 1)
-            ]
+            scores[model.name] = cosines = self._texts(weights, captions) @ self._photo(
+                weights, photo
+            )
+            logits = np.exp(float(weights.model.params["logit_scale"])) * cosines.astype(np.float64)
+            powers = np.exp(logits - logits.max())
+            shares[model.name] = powers / powers.sum()
+        shown = {
+            name: [{"caption": i, "share": float(shares[name][i])} | row for i, row in rows]
+            for name, rows in ranking.ordered(scores).items()
+        }
         return self._columns(shown, alphas, captions)
 
     def upload(self, data: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evals.models import Model
-from evals.search.folder import FeatureList, PhotoFolder, PhotoShards
+from evals.search.folder import Photos
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.page.template import write_page
 from negclip_jax.embeddings.encoder import Encoder
@@ -21,27 +21,15 @@ PAGE = "report.html"
 
 
 def rank(
-    models: Sequence[Model],
-    folder: PhotoFolder | PhotoShards | FeatureList,
-    queries: Sequence[str],
-    *,
-    cache: Path,
+    models: Sequence[Model], folder: Photos, queries: Sequence[str], *, cache: Path
 ) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Scores the photos that can be read by their cosine with each query, under each model.
-
-    Args and errors are those of `encoded`. Returns places in `folder.refs` of the photos that were
-    scored, and by model their scores, float32 `[queries, photos]`.
-    """
+    """As `encoded`; by model the cosines of queries and photos, float32 `[queries, photos]`."""
     kept, features = encoded(models, folder, queries, cache=cache)
     return kept, {name: texts @ images.T for name, (images, texts) in features.items()}
 
 
 def encoded(
-    models: Sequence[Model],
-    folder: PhotoFolder | PhotoShards | FeatureList,
-    queries: Sequence[str],
-    *,
-    cache: Path,
+    models: Sequence[Model], folder: Photos, queries: Sequence[str], *, cache: Path
 ) -> tuple[list[int], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Unit features of the photos that can be read and of queries under each model.
 
@@ -76,38 +64,42 @@ def encoded(
     return kept, features
 
 
-def shown(
-    folder: PhotoFolder | PhotoShards | FeatureList,
-    kept: Sequence[int],
-    scores: Mapping[str, np.ndarray],
-    top: int,
-) -> dict[str, list[dict[str, Any]]]:
-    """The first photos under each model, ties by name, from its scores `[photos]` with one query.
+def ordered(
+    scores: Mapping[str, np.ndarray], top: int | None = None
+) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    """Places of the `top` scores of each model, ties in their order.
 
-    Of each photo `place` in `folder.refs`, `name`, `score`, `rank` from 1, and `was`, the rank
-    under the first model where it differs.
+    With each its `score`, `rank` from 1, and `was`, the rank under the first model where it
+    differs.
     """
-    columns: dict[str, list[dict[str, Any]]] = {}
+    columns: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     before: dict[int, int] = {}
     for model, found in scores.items():
         order = np.argsort(-found, kind="stable").tolist()
-        before = before or {photo: rank for rank, photo in enumerate(order, 1)}
-        columns[model] = [
-            {
-                "place": kept[photo],
-                "name": folder.refs[kept[photo]].path,
-                "score": float(found[photo]),
-                "rank": rank,
-                "was": before[photo] if before[photo] != rank else None,
-            }
-            for rank, photo in enumerate(order[:top], 1)
-        ]
+        before = before or {place: rank for rank, place in enumerate(order, 1)}
+        columns[model] = rows = []
+        for rank, place in enumerate(order[:top], 1):
+            was = before[place] if before[place] != rank else None
+            rows.append((place, {"score": float(found[place]), "rank": rank, "was": was}))
     return columns
+
+
+def shown(
+    folder: Photos, kept: Sequence[int], scores: Mapping[str, np.ndarray], top: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The first photos under each model, ties by name, from its scores `[photos]` with one query.
+
+    Of each photo `place` in `folder.refs` and `name`, and what `ordered` says of it.
+    """
+    return {
+        model: [{"place": kept[i], "name": folder.refs[kept[i]].path} | row for i, row in rows]
+        for model, rows in ordered(scores, top).items()
+    }
 
 
 def write(
     out: Path,
-    folder: PhotoFolder | PhotoShards | FeatureList,
+    folder: Photos,
     models: Mapping[str, Mapping[str, Any]],
     queries: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
     *,
@@ -115,10 +107,7 @@ def write(
 ) -> Path:
     """Makes the page in `out`, with small copies of the photos and links to them.
 
-    Args:
-      models: `facts` of each, by name.
-      queries: {query: {model: rows of `shown`}}.
-      photos: how many were ranked.
+    `models` have `facts`, `queries` are {query: {model: rows of `shown`}}, of so many `photos`.
     """
     shown = functools.cache(lambda place: folder.shown(folder.refs[place], out))
 

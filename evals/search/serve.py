@@ -115,20 +115,12 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """The page and what it asks for.
-
-    Attributes:
-      app: for uvicorn.
-    """
+    """The page and what it asks for; `app` is for uvicorn."""
 
     def __init__(self, live: Live, top: int, examples: Sequence[str], *, is_loopback: bool):
-        """Renders the page.
+        """Renders the page, with queries to begin with.
 
-        Args:
-          live: models and photos.
-          top: photos a model and query.
-          examples: queries to begin with.
-          is_loopback: only requests to a loopback name are answered.
+        With `is_loopback` only requests to a loopback name are answered.
         """
         self._live, self._top = live, top
         self._kept = frozenset(live.kept)
@@ -159,9 +151,10 @@ class Server:
             skipped=[(one_line(n), one_line(why)) for n, why in live.folder.skipped.items()],
         )
         styles = re.findall(r"<style>(.*?)</style>", self._page, re.DOTALL)
-        hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in styles)
+        digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in styles)
+        hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
         policy = (
-            f"default-src 'none'; script-src 'self'; style-src {' '.join(map(_quoted, hashes))}; "
+            f"default-src 'none'; script-src 'self'; style-src {hashes}; "
             "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
             "frame-ancestors 'none'"
         )
@@ -317,8 +310,7 @@ def _with_device_errors(work: Callable, *args: Any) -> dict[str, Any]:
 
 async def _body(request: Request, most: int, what: str) -> bytes:
     """The body. One that is a little too large is read to its end, as browsers want to be heard."""
-    data = bytearray()
-    size = 0
+    data, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= most:
@@ -354,7 +346,3 @@ def _failed(request: Request, error: InputError) -> Response:
 
 def _crashed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the server failed; its terminal says where"}, 500)
-
-
-def _quoted(digest: str) -> str:
-    return f"'sha256-{digest}'"

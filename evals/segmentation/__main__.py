@@ -99,33 +99,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser("evals.segmentation", __doc__)
     parser.renamed = {"--base": "--clipseg"}
     add = parser.add_argument
-    add(
-        "--clipseg", required=True, metavar="DIR_OR_HUB_ID", help="CLIPSeg as transformers saves it"
+    help_ = "CLIPSeg as transformers saves it"
+    add("--clipseg", required=True, metavar="DIR_OR_HUB_ID", help=help_)
+    help_ = (
+        "checkpoint with a tuned text tower: a run, a Hugging Face directory, a .pt, ...; may be"
     )
-    add(
-        "--model",
-        action="append",
-        required=True,
-        metavar="[NAME=]PATH",
-        help="checkpoint with a tuned text tower: a run, a Hugging Face directory, a .pt, ...; may "
-        "be repeated",
-    )
+    options = {"action": "append", "required": True, "metavar": "[NAME=]PATH"}
+    add("--model", **options, help=f"{help_} repeated")
     command_line.add_shared(parser, "--data", "--images", "--out")
-    add(
-        "--phrases",
-        type=command_line.comma_separated,
-        default="available",
-        metavar="A,B",
-        help=f"of {', '.join(_PHRASES)}; default: all whose files and photos are there",
-    )
+    help_ = f"of {', '.join(_PHRASES)}; default: all whose files and photos are there"
+    options = {"type": command_line.comma_separated, "default": "available", "metavar": "A,B"}
+    add("--phrases", **options, help=help_)
     add("--split", help="of PhraseCut (default: test) and RefCOCO (default: val)")
-    add(
-        "--size",
-        type=int,
-        default=352,
-        metavar="PIXELS",
-        help="side of photo and mask; default: %(default)s, the published protocol",
-    )
+    help_ = "side of photo and mask; default: %(default)s, the published protocol"
+    add("--size", type=int, default=352, metavar="PIXELS", help=help_)
     add("--device", default="cpu", help="of PyTorch, such as cuda; default: %(default)s")
     shared = ("--allow-subset", "--overwrite", "--activation", "--tokenizer", "--seed", "--gallery")
     command_line.add_shared(parser, *shared)

@@ -34,10 +34,8 @@ _TEXTS, _MASKS = 256, 32  # at once
 class CLIPSeg:
     """A pretrained CLIPSeg.
 
-    Attributes:
-      config: its text tower, see `interop.clipseg.read_config`.
-      size: side of what it reads and draws, in pixels.
-      fingerprint: of its weights.
+    `config` is its text tower (`interop.clipseg.read_config`), `size` the side of what it reads and
+    draws in pixels, `fingerprint` of its weights.
     """
 
     def __init__(self, path: str, *, size: int = SIZE, device: str = "cpu"):
@@ -113,11 +111,8 @@ class CLIPSeg:
     ) -> np.ndarray:
         """What phrases tell the decoder: projected, unnormalised, float32 `[N, D]`.
 
-        Args:
-          texts: phrases.
-          tokenizer: see `tokenizer`.
-          model: whose text tower takes the place of CLIPSeg's own, None for that.
-          store: of this tower; what it holds is not computed again.
+        The text tower of a `model` takes the place of CLIPSeg's own. What `store`, of this tower,
+        holds is not computed again.
         """
         torch = self._torch
         store = EmbeddingStore(None, self.config.projection_dim) if store is None else store
@@ -157,11 +152,9 @@ class CLIPSeg:
         return (scaled - np.float32(_MEAN)[:, None, None]) / np.float32(_STD)[:, None, None]
 
     def masks(self, pixels: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-        """Probabilities of the foreground, float32 `[N, size, size]`.
+        """Probabilities of the foreground in one photo, float32 `[N, size, size]`.
 
-        Args:
-          pixels: of one photo, see `pixels`.
-          embeddings: of N phrases, float32 `[N, D]`.
+        `pixels` as `pixels` makes them; `embeddings` of N phrases are float32 `[N, D]`.
         """
         torch, model = self._torch, self._model
         device, found = model.device, []

@@ -14,15 +14,11 @@ _FAR = 1e6  # pixels: no photo is as large
 
 
 def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """A COCO `segmentation` as bool `[height, width]`.
+    """A COCO `segmentation` as bool `[height, width]`, of the photo in pixels.
 
-    Args:
-      segmentation: polygons, each a flat list x0, y0, x1, y1, ... or a list of points (x, y), the
-        union of which is meant; or a run-length code `{"size": [height, width], "counts": ...}`,
-        whose counts are a list of runs or COCO's compressed string.
-      height, width: of the photo, in pixels.
-
-    Raises ValueError for anything else.
+    Polygons, each a flat list x0, y0, x1, y1, ... or a list of points (x, y), of which the union is
+    meant; or a run-length code `{"size": [height, width], "counts": ...}`, whose counts are a list
+    of runs or COCO's compressed string. Raises ValueError for anything else.
     """
     if isinstance(segmentation, dict):
         return _decoded(segmentation, height, width)

@@ -38,9 +38,8 @@ _FEWEST = 6  # images that tell two models apart
 class Counts:
     """Pixels of N phrases at T thresholds."""
 
-    # tp, fp: int64 `[N, T]`
-    tp: np.ndarray
-    fp: np.ndarray
+    tp: np.ndarray  # int64 `[N, T]`
+    fp: np.ndarray  # the same
     positives: np.ndarray  # pixels of the true mask, int64 `[N]`
 
     @property
@@ -55,12 +54,7 @@ class Counts:
 
 
 def count(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """tp and fp of one mask at every threshold, int64 `[T]` each.
-
-    Args:
-      probabilities: float32, of any shape.
-      truth: bool, of the same shape.
-    """
+    """tp and fp of a mask at every threshold, int64 `[T]` each; float32 and bool of one shape."""
     # float32, as torch compares a float32 tensor with a number; above j thresholds: reaches j.
     reached = np.searchsorted(THRESHOLDS.astype(np.float32), probabilities.ravel(), side="left")
     bins = len(THRESHOLDS) + 1
@@ -82,13 +76,9 @@ def measure(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """All metrics of several models on the same N phrases.
+    """All metrics of several models on the same N phrases, compared with those of the first.
 
-    Args:
-      models: counts by model; the first is what the others are compared with.
-      images: of each phrase; phrases of one image are drawn together.
-      seed: of the bootstrap.
-      resamples: how many draws.
+    Phrases of one image are drawn together.
 
     Returns:
       `rows`: `{model: {metric: {value, low, high, n, method}}}`; for `*_best` also `threshold`.

@@ -37,13 +37,9 @@ def write(
     *,
     size: int,
 ) -> Path:
-    """Makes the page.
+    """Makes the page of `results.json` and what `scoring.score` found of the phrases.
 
-    Args:
-      document: of `results.json`.
-      sets, rows: the phrases and what `scoring.score` found of them.
-      towers: draw the masks that are shown once more.
-      size: phrases to show of each set.
+    `towers` draw the masks that are shown, `size` of each set, once more.
     """
     models = list(document["settings"]["models"])
     first, last = models[0], models[-1]

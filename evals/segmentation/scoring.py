@@ -45,8 +45,8 @@ class PhotoError(InputError):
 class Towers:
     """CLIPSeg and what each text tower says of each phrase."""
 
-    clipseg: CLIPSeg  # the model
-    # `{model: {phrase: float32 [D]}}`, CLIPSeg's own tower first
+    clipseg: CLIPSeg
+    # `{model: {phrase: float32 [D]}}`, CLIPSeg's own tower first.
     embeddings: Mapping[str, Mapping[str, np.ndarray]]
 
     def masks(self, pixels: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:

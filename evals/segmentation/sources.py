@@ -56,7 +56,7 @@ class Phrase:
     image: str  # the photo as the file names it
     text: str  # the phrase
     segmentations: tuple[Any, ...]  # see `masks.mask_of`; the union is the mask
-    # height and width that the segmentations belong to, None for the photo's own
+    # Height and width that the segmentations belong to, None for the photo's own.
     size: tuple[int, int] | None = None
 
     @property
@@ -69,16 +69,13 @@ class Phrase:
 class PhraseSet:
     """The phrases of one published file whose photos are there."""
 
-    # name, title: on the command line and in the report
-    name: str
-    title: str
-    # source, file: where it is published and which file was read
-    source: str
-    file: str
+    name: str  # on the command line
+    title: str  # in the report
+    source: str  # where it is published
+    file: str  # that was read
     phrases: Sequence[Phrase]  # those whose photo is there, those of one photo together
-    # total, total_negated: phrases of the file and split, and how many of them negate
-    total: int
-    total_negated: int
+    total: int  # phrases of the file and split
+    total_negated: int  # how many of them negate
     missing: Sequence[str] = ()  # photos that are not there
     notes: Sequence[str] = ()  # lines for the report
 

@@ -116,22 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.needed = (("--prompts", "--data"),)
     add = parser.add_argument
     add("--pipeline", required=True, metavar="DIR_OR_HUB_ID", help="pipeline as diffusers saves it")
-    add(
-        "--model",
-        required=True,
-        metavar="[NAME=]PATH",
-        type=lambda text: split_name(text)[1],
-        help="checkpoint with the tuned text tower: a run, a Hugging Face directory, a .pt, ...",
-    )
+    help_ = "checkpoint with the tuned text tower: a run, a Hugging Face directory, a .pt, ..."
+    options = {"type": lambda text: split_name(text)[1], "metavar": "[NAME=]PATH"}
+    add("--model", required=True, **options, help=help_)
     command_line.add_shared(parser, "--out")
     add("--prompts", type=Path, metavar="FILE", help=".json, .jsonl, .csv or .txt")
-    add(
-        "--data",
-        action="append",
-        type=Path,
-        metavar="DIR",
-        help="instead of --prompts: where prompts_with_questions.json is, at any depth",
-    )
+    help_ = "instead of --prompts: where prompts_with_questions.json is, at any depth"
+    add("--data", action="append", type=Path, metavar="DIR", help=help_)
     add = parser.add_argument_group("drawing").add_argument
     add("--images-per-prompt", type=_positive, default=8, metavar="N", help="default: %(default)s")
     add("--steps", type=_positive, default=50, metavar="N", help="default: %(default)s")
@@ -141,12 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="", help="cpu, cuda, cuda:1, mps; default: the first GPU, else cpu")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--batch-size", type=_positive, default=1, metavar="N", help="pictures drawn at once")
-    add(
-        "--encoder",
-        choices=("text_encoder", "text_encoder_2"),
-        default="",
-        help="of SDXL, to replace; default: the one that fits",
-    )
+    help_ = "of SDXL, to replace; default: the one that fits"
+    add("--encoder", choices=("text_encoder", "text_encoder_2"), default="", help=help_)
     add("--activation", metavar="NAME", help="quick_gelu or gelu, for weights that do not say")
     group = parser.add_argument_group("judging")
     who = group.add_mutually_exclusive_group()
@@ -156,13 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--judge-model", default="", metavar="NAME", help="default: the only one it offers")
     add("--judge-timeout", type=_seconds, default=120.0, metavar="S", help="default: %(default)s")
     add("--judge-tries", type=_positive, default=5, metavar="N", help="default: %(default)s")
-    add(
-        "--judge-concurrency",
-        type=_positive,
-        default=8,
-        metavar="N",
-        help="questions in flight; default: %(default)s",
-    )
+    help_ = "questions in flight; default: %(default)s"
+    add("--judge-concurrency", type=_positive, default=8, metavar="N", help=help_)
     return parser
 
 

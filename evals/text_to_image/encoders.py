@@ -124,9 +124,8 @@ def fitting_slot(
 ) -> Slot:
     """The encoder that a model's text tower replaces: the first of its architecture.
 
-    `base` names the pipeline in messages, `unet_width` is the width of the states that its U-Net
-    reads of all encoders together, `wanted` a slot's name or "" for any. Raises InputError that
-    says how the tower differs from every encoder.
+    `base` names the pipeline in messages, `wanted` is a slot's name or "" for any. Raises
+    InputError that says how the tower differs from every encoder.
     """
     if isinstance(config, SigLIPConfig):
         raise InputError(f"{info.label} is a SigLIP; the text encoders of {base} are CLIP's")

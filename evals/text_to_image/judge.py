@@ -58,8 +58,8 @@ class Verdict:
 
     affirmative: bool  # what the prompt asks for is there
     negation: bool  # what it denies is not there
-    # (question or statement, answer or comparison, whether it holds, whether the answer was plain),
-    # for the page
+    # For the page: question or statement, answer or comparison, whether it holds, whether the
+    # answer was plain.
     reasons: tuple[tuple[str, str, bool, bool], ...]
 
     @property
@@ -75,11 +75,7 @@ def plain(text: str) -> str:
 
 
 class Judge:
-    """A visual question answering model behind an OpenAI-compatible server.
-
-    Attributes:
-      kind, label: in results and on every page.
-    """
+    """A visual question answering model behind an OpenAI-compatible server."""
 
     kind = "vqa"
 
@@ -92,16 +88,10 @@ class Judge:
         model: str = "",
         settings: ChatSettings | None = None,
     ):
-        """Opens the answers that an earlier command has got; nothing is asked yet.
+        """Opens the answers that an earlier command has got, in `out`; nothing is asked yet.
 
-        Args:
-          out: folder of the pictures, for the answers as well.
-          prompts: with their questions.
-          url: of the server, before /chat/completions. The key is in OPENAI_API_KEY.
-          model: by the server's name; "" for the only one that it offers.
-          settings: of the client, as `patience` makes them.
-
-        Raises InputError for no address, or prompts without questions.
+        `url` is that of the server before /chat/completions; the key is in OPENAI_API_KEY. Its only
+        `model` need not be named. Raises InputError for no address, or prompts without questions.
         """
         bare = [prompt.text for prompt in prompts if not (prompt.present and prompt.absent)]
         if bare:

@@ -60,11 +60,7 @@ def file_of(model: str, prompt: str, index: int) -> str:
 
 
 class Pictures:
-    """The pictures of an output folder.
-
-    Attributes:
-      out: the folder.
-    """
+    """The pictures of an output folder."""
 
     def __init__(self, out: Path, settings: dict[str, Any], seed: int):
         """Opens the folder, with what an earlier command with the same settings drew there.

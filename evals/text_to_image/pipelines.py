@@ -28,7 +28,6 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.data.tokenizer import load_tokenizer
 
 MODELS = ("base", "tuned")
-DTYPES = ("float32", "float16", "bfloat16")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FAR = 0.5  # relative distance of weights that no fine-tuning goes
 
@@ -48,11 +47,9 @@ def libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
 class Pipelines:
     """The base pipeline and the one with the tuned encoder, which share all other parts.
 
-    Attributes:
-      facts: {"base": {name: words}, "tuned": ...}: what the pictures depend on, for people.
-      settings: the same for comparison: {name: value} that JSON keeps unchanged, with fingerprints
-        of all weights.
-      notes: lines about what looks odd.
+    `facts` are {"base": {name: words}, "tuned": ...}, what the pictures depend on, for people;
+    `settings` the same for comparison, as JSON keeps it, with fingerprints of all weights; `notes`
+    lines about what looks odd.
     """
 
     def __init__(
@@ -70,17 +67,11 @@ class Pipelines:
     ):
         """Loads both.
 
-        Args:
-          base: directory of a Stable Diffusion 1.x or SDXL pipeline, or its id on the Hub.
-          model: with the tuned text tower, see `encoders.read_tower`.
-          device: of PyTorch; "" takes the first GPU, or the processor where there is none.
-          dtype: of weights and computation, one of `DTYPES`.
-          encoder: which one to replace; "" the one that fits.
-          steps, guidance, size: of sampling; None takes the pipeline's own guidance and pixels.
-          activation: of the tower, for a checkpoint that does not say.
-
-        Raises InputError: no such pipeline or checkpoint, a tower that does not fit, a missing
-        extra.
+        `base` is the directory of a Stable Diffusion 1.x or SDXL pipeline, or its id on the Hub,
+        `model` has the tuned text tower (`encoders.read_tower`). Without a `device` of PyTorch the
+        first GPU is taken, or the processor; without `encoder`, `guidance` and `size` the encoder
+        that fits, and the pipeline's own. Raises InputError for no such pipeline or checkpoint, a
+        tower that does not fit, a missing extra.
         """
         self._diffusers, self._torch, self._transformers = libraries()
         directory = self._directory(base)

@@ -35,7 +35,7 @@ class Prompt:
     present: str = ""  # question to be answered yes, "Is this a man?"; "" where the file has none
     absent: tuple[str, ...] = ()  # questions, each to be answered no, "Is the man wearing a hat?"
     affirmative: str = ""  # the part without the negation, "a man"; "" where it cannot be told
-    # statements that hold where the prompt is not followed, "a man wearing a hat"
+    # Statements that hold where the prompt is not followed, "a man wearing a hat".
     affirmed: tuple[str, ...] = ()
 
 

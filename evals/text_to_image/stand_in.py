@@ -31,11 +31,7 @@ _NEUTRAL, _STATEMENT = "a photo", "a photo of {}"
 
 
 class StandIn:
-    """A CLIP that compares pictures with statements.
-
-    Attributes:
-      kind, label: in results and on every page.
-    """
+    """A CLIP that compares pictures with statements."""
 
     kind, label = "clip_stand_in", LABEL
 
