@@ -33,9 +33,8 @@ class Image(NamedTuple):
 class Instance(NamedTuple):
     """An annotated object."""
 
-    # id, image: normalised ids; `id` is "" where the file gives none
-    id: str
-    image: str
+    id: str  # normalised; "" where the file gives none
+    image: str  # its id, normalised
     category: str  # its name
     box: Box | None  # x, y, width, height in pixels; None where the file gives none
     area: float  # of the object in pixels; that of its box where the file gives none
@@ -75,15 +74,9 @@ def read_lists(
     layout: str = "COCO",
     without: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of a file that must have these lists.
+    """The JSON object of a file in a `layout` that has lists of these names, or `error`.
 
-    Args:
-      path: the file.
-      keys: names of the lists.
-      error, without: see `strict_json.read_json`.
-      layout: its name, for messages.
-
-    Raises `error` for a file that cannot be read or lacks one of the lists.
+    See `strict_json.read_json`.
     """
     content = strict_json.read_json(path, (dict, list), error, without=without)
     wanted = " and ".join(f'"{key}"' for key in keys)
@@ -103,14 +96,9 @@ def read_instances(
 ) -> Instances:
     """Reads a file in the layout of COCO's instances.
 
-    Args:
-      path: the file.
-      fields: collects what is wrong with its records; the caller calls `done`. None: all that is
-        wrong is raised here.
-      segmentation: whether objects keep their segmentation. Else it is dropped while reading: it
-        takes nine tenths of the memory.
-
-    Raises InputError for a file of another layout or, without `fields`, for bad records.
+    `fields` collect what is wrong with its records, and the caller calls `done`. Without
+    `segmentation`, nine tenths of the memory, objects lose theirs while they are read. Raises
+    InputError for a file of another layout or, without `fields`, for bad records.
     """
     without = None if segmentation else _DROPPED
     content = read_lists(path, ("images", "annotations", "categories"), without=without)

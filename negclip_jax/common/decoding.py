@@ -34,13 +34,9 @@ _STRIP = 2**20  # grey values of 64 bits that are converted at a time
 def opened(data: bytes | str | os.PathLike, name: str | None = None) -> Iterator[Image.Image]:
     """An image of which the header alone was read; `load` in the block decodes it.
 
-    Args:
-      data: a file or its bytes.
-      name: what messages call it, by default the path.
-
-    Raises:
-      ImageError: it is missing, empty, none of `FORMATS`, damaged, cut short, or larger than
-        `MAX_PIXELS` or `MAX_BYTES`; any error in the block.
+    Raises ImageError, which calls it `name` instead of the path, where it is missing, empty, none
+    of `FORMATS`, damaged, cut short, or larger than `MAX_PIXELS` or `MAX_BYTES`, and for any error
+    in the block.
     """
     in_memory = not isinstance(data, (str, os.PathLike))
     name = name or ("image in memory" if in_memory else os.fspath(data))

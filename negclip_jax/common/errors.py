@@ -30,10 +30,8 @@ class InputError(ValueError):
     """A user error: a file, a setting, a checkpoint, a server or a disk that cannot be used.
 
     The message says what is wrong, where, and what to do. Commands exit with it as a one-line
-    message, without a traceback. It is printable and bounded, whatever was quoted in it.
-
-    Attributes:
-      status: exit status of the command; None for the one that the command gives to user errors.
+    message, without a traceback, and with `status` instead of their own for user errors. It is
+    printable and bounded, whatever was quoted in it.
     """
 
     def __init__(self, message: object = "", status: int | None = None):

@@ -20,15 +20,10 @@ def install(extra: str) -> str:
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:
-    """Imports an optional package.
+    """Imports an optional package that an extra of pyproject.toml brings.
 
-    Args:
-      module: to import, "torch" or "diffusers".
-      extra: of pyproject.toml that brings it.
-      why: the message's first words, without a verb for the package: "segmentation with CLIPSeg".
-
-    Raises:
-      InputError: it is not installed, or is and cannot be imported.
+    `why` are the message's first words: "segmentation with CLIPSeg" needs it. Raises InputError
+    where it is not installed, or is and cannot be imported.
     """
     try:
         return importlib.import_module(module)

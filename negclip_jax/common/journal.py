@@ -14,11 +14,7 @@ from negclip_jax.common.storage import LineFile
 
 
 class Journal:
-    """Rows of a file, in the order in which they were appended; a single process writes it.
-
-    Attributes:
-      rows: what it held when it was opened and what was appended since.
-    """
+    """Rows of a file, in the order in which they were appended; a single process writes it."""
 
     def __init__(self, path: Path):
         """The file at `path` is made with the first row."""

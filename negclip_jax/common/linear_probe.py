@@ -12,11 +12,8 @@ def fit(images: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray
     The probe is a ridge regression (whose direction is that of Fisher's linear discriminant) with
     its threshold half-way between the two kinds' mean scores, as neither is to be the likelier one.
     The strength of the ridge, one for all objects, minimises the generalised cross-validation of
-    the fitted photos (Golub, Heath and Wahba, Technometrics 1979).
-
-    Args:
-      images: features `[N, D]`, each row of a photo of its own.
-      present: bool `[N, K]`, whether a photo shows an object.
+    the fitted photos (Golub, Heath and Wahba, Technometrics 1979). `images` are features `[N, D]`,
+    each row of a photo of its own; `present` is bool `[N, K]`, whether a photo shows an object.
     """
     images = images.astype(np.float64)
     mean, targets = images.mean(0), present - present.mean(0)
@@ -47,11 +44,7 @@ def choice_accuracy(scores: np.ndarray, present: np.ndarray) -> float:
     """How often a photo with an object scores above one without it, over all such choices.
 
     A tie counts half: the area under the curve of true over false positives (Hanley and McNeil,
-    Radiology 1982).
-
-    Args:
-      scores: `[N]`.
-      present: bool `[N]`, not all alike.
+    Radiology 1982). `scores` `[N]`; `present` is bool `[N]`, not all alike.
     """
     from scipy import stats  # a second of importing, which training does without
 

@@ -24,15 +24,10 @@ class PlainUnpickler(pickle._Unpickler):
 
 
 def load(stream: BinaryIO, encoding: str = "utf-8") -> Any:
-    """The next value of a stream.
+    """The next value of a stream; `encoding` is of strings that Python 2 wrote.
 
-    Args:
-      stream: of bytes.
-      encoding: of strings that Python 2 wrote.
-
-    Raises:
-      pickle.UnpicklingError: it holds more than plain values.
-      Exception: a damaged pickle raises nearly every type.
+    Raises UnpicklingError where it holds more than plain values; a damaged one raises nearly every
+    type.
     """
     return PlainUnpickler(stream, encoding=encoding).load()
 

@@ -11,9 +11,7 @@ _LONGEST_PLACE = 300  # characters
 class Problems:
     """Kinds of problems, each with the first places where it was found and their number.
 
-    Attributes:
-      shown: how many places of a kind are kept and named. A file of nothing but problems must
-        not fill the memory.
+    `shown` places of a kind are kept: a file of nothing but problems must not fill the memory.
     """
 
     def __init__(self, shown: int = 10):

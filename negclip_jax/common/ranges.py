@@ -20,12 +20,8 @@ def check_values(
 ) -> None:
     """InputError for the first value that is none of its choices or out of its range.
 
-    Args:
-      value_of: the value of a dotted key; None, where a key allows it, switches something off and
-        is in every range.
-      choices: the only values that a key may have.
-      ranges: least and greatest value of a key, both allowed.
-      prefix: how keys are spelled in messages, e.g. "config.".
+    Least and greatest value of `ranges` are allowed, and None, which switches something off.
+    `prefix`: how dotted keys are spelled in messages, e.g. "config.".
     """
     for key, allowed in choices.items():
         if (value := value_of(key)) not in allowed:

@@ -52,13 +52,9 @@ class Fields(Problems):
     """Takes the fields out of one file's records and notes whatever is wrong with them.
 
     Getters return an empty value for a bad field, so that reading goes on; `done` then raises.
-
-    Attributes:
-      path: the file.
-      advice: the last words of the error.
     """
 
-    advice = "Correct these records or get the file again; nothing was read."
+    advice = "Correct these records or get the file again; nothing was read."  # the last words
 
     def __init__(self, path: Path):
         super().__init__(shown=5)

@@ -98,13 +98,8 @@ def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
     """A local file or folder with the content of `place`, which is left alone where it is local.
 
     A copy of each version that was asked for stays in `cache_folder()`, which may be deleted at any
-    time.
-
-    Args:
-      place: a file or a folder.
-      only: what the names of its files begin with that are needed; () for all.
-
-    Raises InputError where there is nothing.
+    time; of a folder those files whose names begin with `only`. Raises InputError where there is
+    nothing.
     """
     if not is_remote(place):
         return Path(place)

@@ -30,12 +30,7 @@ _is_watched = False
 
 
 class Interrupted(Exception):
-    """A run was asked to stop and has saved what is done.
-
-    Attributes:
-      signum: the signal that asked.
-      step: the last step that was done, None where there are no steps.
-    """
+    """A run was asked to stop and has saved what is done, up to `step` where there are steps."""
 
     def __init__(self, signum: int, step: int | None = None):
         after = "" if step is None else f" after step {step}"
@@ -54,10 +49,8 @@ class Stopped(KeyboardInterrupt):
 def end_on_signals(say: Callable[[str], None]) -> None:
     """From now on a signal raises `Stopped` in the main thread, and soon ends the process anyhow.
 
-    For the first lines of a command, which catches `Stopped` and calls `end`.
-
-    Args:
-      say: prints what it is given, and how to go on. It may run in another thread.
+    For the first lines of a command, which catches `Stopped` and calls `end`. `say` prints what it
+    is given, and how to go on; it may run in another thread.
     """
     global _is_watched
     _is_watched = True
@@ -111,14 +104,10 @@ class _CutShort(BaseException):
 
 
 class StopSignal:
-    """Context manager that turns SIGINT and SIGTERM into a flag, and restores them afterwards.
-
-    Attributes:
-      received: the signal that asks to stop, or None.
-    """
+    """Context manager that turns SIGINT and SIGTERM into a flag, and restores them afterwards."""
 
     def __init__(self):
-        self.received: int | None = None
+        self.received: int | None = None  # the signal that asks to stop
         self._is_heard = False
         self._cuts_short = False
         self._previous: dict[int, object] = {}

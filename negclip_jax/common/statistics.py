@@ -53,9 +53,8 @@ class Share(NamedTuple):
 class Estimate:
     """A mean with its 95 % interval."""
 
-    # value, low, high: in [0, 1]
     value: float
-    low: float
+    low: float  # of the interval, in [0, 1] as is the value
     high: float
     n: int  # items
     method: str  # of the interval: "Wilson", "bootstrap over 120 images"
@@ -66,12 +65,10 @@ class Comparison:
     """What changed from model A to model B on the same items."""
 
     difference: float  # B minus A
-    # low, high: 95 % interval of the difference
-    low: float
+    low: float  # of its 95 % interval
     high: float
-    # gained, lost: items on which B is better, and worse, than A
-    gained: int
-    lost: int
+    gained: int  # items on which B is better than A
+    lost: int  # and worse
     p_value: float | None  # exact McNemar; None for a weighted metric, which it does not test
     separable: bool  # False where the two cannot be told apart with these items
     n: int  # items that both answered
@@ -103,13 +100,10 @@ def estimate(
     """(Weighted) mean and 95 % interval by the method that the items call for.
 
     Args:
-      values: float `[N]` in [0, 1], 0.5 for a tie.
+      values: float `[N]` in [0, 1], 0.5 for a tie; ValueError where there are none.
       weights: float `[N]`; None: all equal.
       clusters: `[N]`, the image of each item; None where no two items share one.
       unit: what clusters are, for `Estimate.method`.
-      seed: of the bootstrap.
-
-    Raises ValueError where there are no items.
     """
     values = np.asarray(values, np.float64)
     if not len(values):
@@ -137,9 +131,7 @@ def compare(
 ) -> Comparison:
     """Model B (`after`) against model A (`before`), values of the same items in the same order.
 
-    Args:
-      before, after: float `[N]` in [0, 1].
-      weights, clusters, seed: see `estimate`.
+    Float `[N]` in [0, 1]; for weights and clusters see `estimate`.
     """
     change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())

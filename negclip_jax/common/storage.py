@@ -128,8 +128,7 @@ def named(file: epath.Path | Path) -> Iterator[None]:
 class LineFile:
     """A text file that grows by whole lines. In a bucket, which cannot append, it is written whole.
 
-    Attributes:
-      earlier: the lines that it held when it was opened, as bytes.
+    `earlier` are the lines that it held when it was opened, as bytes.
     """
 
     def __init__(self, file: epath.Path | Path, lines: Sequence[str] | None = None):

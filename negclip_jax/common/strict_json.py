@@ -42,18 +42,12 @@ def read_json(
     *,
     without: str | None = None,
 ) -> Any:
-    """The value of a JSON file.
+    """The value of a JSON file whose outermost value is of a `kind`: dict, list, or (dict, list).
 
-    Args:
-      path: the file.
-      kind: what its outermost value must be: dict, list, or (dict, list).
-      error: the class of what is raised.
-      without: a key that is left out of every object while reading, and lists under it are not
-        even parsed: polygons are nine tenths of what a COCO instance file needs in memory.
-
-    Raises:
-      error: a file that cannot be read, is not UTF-8, not JSON, cut short, of another kind, or
-        needs more memory than half of what is free. The message names the file and the place.
+    `without` is a key that is left out of every object while reading, and lists under it are not
+    even parsed: polygons are nine tenths of what a COCO instance file needs in memory. Raises
+    `error`, which names the file and the place, where it cannot be read, is not UTF-8, not JSON,
+    cut short, of another kind, or needs more memory than half of what is free.
     """
     with reported(path, error):
         content = load(path, without=without)
@@ -104,12 +98,9 @@ def reported(where: object, error: type[InputError]) -> Iterator[None]:
 def loads(text: bytes | str, *, without: str | None = None) -> Any:
     """The value of a JSON text; bytes are UTF-8, with or without a byte order mark.
 
-    Objects are read without the key `without`.
-
-    Raises:
-      ValueError: bad syntax (then a `json.JSONDecodeError`), bad UTF-8 (`UnicodeDecodeError`), two
-        equal keys in an object, nesting beyond Python's recursion limit, a number of more than
-        4,300 digits, more than the memory holds.
+    Raises ValueError for bad syntax (then a `json.JSONDecodeError`), bad UTF-8
+    (`UnicodeDecodeError`), two equal keys in an object, nesting beyond Python's recursion limit, a
+    number of more than 4,300 digits, more than the memory holds.
     """
     try:
         if isinstance(text, bytes):
@@ -123,15 +114,9 @@ def loads(text: bytes | str, *, without: str | None = None) -> Any:
 
 
 def load(path: Path, *, without: str | None = None) -> Any:
-    """The value of a JSON file; see `loads`.
+    """The value of a JSON file, which is a regular one; see `read_json` and `loads`.
 
-    Args:
-      path: a regular file.
-      without: see `read_json`.
-
-    Raises:
-      ValueError: see `loads`; a file that needs more than half of the free memory is not read.
-      OSError: a file that cannot be read.
+    Raises OSError, and ValueError also where it needs more than half of the free memory.
     """
     content = read(path, begins=_BEGINS)
     if without is not None:  # lists of numbers become 0 and blanks; positions stay

@@ -57,25 +57,20 @@ class Model(Protocol):
     """What is encoded with."""
 
     name: str  # in progress bars
-    # config, params: as `interop.readers.read_any` returns them, or on devices
     config: clip.CLIPConfig
-    params: dict[str, Any]
+    params: dict[str, Any]  # as `interop.readers.read_any` returns them, or on devices
     dtype: str  # of the computation, "float32" or "bfloat16"
-    preprocess: Preprocessor  # images to pixels
-    tokenizer: Tokenizer  # texts to ids
+    preprocess: Preprocessor
+    tokenizer: Tokenizer
     fingerprints: dict[str, str]  # of both towers, see `fingerprint`
 
 
 def fingerprint(
     tower: str, config: clip.CLIPConfig, params: dict, dtype: str, preprocess: Preprocessor | None
 ) -> str:
-    """Of all that an embedding depends on but the item itself; names a store.
+    """Of all that an embedding of an "image" or "text" depends on but the item; names a store.
 
-    Args:
-      tower: "image" or "text".
-      config, params: of the whole model.
-      dtype: of the computation.
-      preprocess: from image to pixels; ignored for texts.
+    `config` and `params` are of the whole model; `preprocess` is ignored for texts.
     """
     numerics = f"{getattr(config, TOWERS[tower][0])} {dtype} {jax.default_backend()}"
     numerics += f" {jax.__version__}"
@@ -103,12 +98,8 @@ def compiled(
     """Compiled `encode(model, batch)` as a function of parameters and batch.
 
     One for all models of one architecture. The parameters are an argument: closed over, they would
-    be copied into the program as constants, and could not be split over hosts.
-
-    Args:
-      encode: traced.
-      graphdef: static half of the model.
-      mesh: the result is then whole on every device.
+    be copied into the program as constants, and could not be split over hosts. With a `mesh` the
+    result is whole on every device.
     """
 
     def run(params: dict, batch: Any) -> Features:
@@ -120,9 +111,7 @@ def compiled(
 class Tower:
     """One tower: encodes its items in order, batch by batch, as far as is asked for.
 
-    Attributes:
-      distinct: how many items differ in bytes or in token ids.
-      name: of the items, "images" or "texts".
+    `distinct` is how many items differ in bytes or in token ids, `name` "images" or "texts".
     """
 
     def __init__(
@@ -142,9 +131,9 @@ class Tower:
           inputs: all items.
           store: of this tower and weights. Items without a usable embedding are tried again.
           model: sizes, parameters on the devices of `mesh`, and compute type.
-          mesh: over which a batch is split; features come out whole on every device.
+          mesh: over which a batch of at most `per_device` items a device is split; features come
+            out whole on every device.
           label: of the progress bar.
-          per_device: items of a batch at most.
           shared: whether the processes read one store, as training does. Else each receives what
             process 0 has. In a shared one an item that has no embedding is not tried again, and
             batches have one size whatever is left: what a killed run continues has the same bits.
@@ -308,9 +297,8 @@ class GivenImages:
 class Encoder:
     """Unit features of the images and texts of several benchmarks under one model.
 
-    Attributes:
-      images, texts: the towers, which say how many items there are and how many are left.
-      truncated: texts that are longer than the model reads.
+    `images` and `texts` are the towers, which say how many items there are and how many are left;
+    `truncated` are texts that are longer than the model reads.
     """
 
     def __init__(
@@ -330,11 +318,9 @@ class Encoder:
         Args:
           model: to encode with.
           images, texts: in the order of need; repetitions are dropped.
-          source: where images are.
-          cache: folder of the stores and of the images' digests.
-          in_memory: where given, stores are kept in this dict and not on disk.
+          source: where images are, unless features of them are `given`, see `GivenImages`.
+          cache: folder of the images' digests and of the stores, if these are not `in_memory`.
           mesh: that the parameters lie on; None where they are NumPy arrays.
-          given: features of the images, see `GivenImages`, of which none is then opened.
 
         Raises InputError where the model has no vision tower and nothing is given in its place.
         """
@@ -400,19 +386,10 @@ def image_features(
 ) -> tuple[MappedRows, Bool[np.ndarray, " U"]]:
     """Features of a frozen tower for training; what `root` does not hold is computed into it.
 
-    Images are read in the order in which they are stored, whatever order `names` come in. All
-    processes see one `root`, on a disk or in a bucket, and process 0 writes there.
-
-    Args:
-      names: of the distinct images, U.
-      source, preprocess: open an image and turn it into pixels.
-      root: folder of the store and of the images' digests.
-      model: sizes, parameters on the devices of `mesh`, and compute type.
-      mesh: over which images are encoded.
-      threads: that decode.
-
-    Returns:
-      Unnormalised, memory-mapped, and which images have none.
+    Images are read in the order in which they are stored, whatever order `names`, all different,
+    come in. All processes see one `root`, on a disk or in a bucket, and process 0 writes there.
+    `model` has sizes, parameters on the devices of `mesh`, and compute type. Returns unnormalised
+    features, memory-mapped, and which images have none.
     """
     order = source.storage_order(names)
     inputs = Images(
@@ -433,14 +410,9 @@ def text_features(
     *,
     computes: bool,
 ) -> MappedRows:
-    """Features of texts for training, unnormalised and memory-mapped.
+    """Features of texts for training, unnormalised and memory-mapped; see `image_features`.
 
-    Args:
-      tokens: token ids of the texts, N.
-      tokenizer: that they are from.
-      path: of the store, which all processes see.
-      model, mesh: as for `image_features`.
-      computes: whether what the store lacks is computed, or else an InputError.
+    What the store at `path`, which all processes see, lacks is an InputError unless one `computes`.
     """
     inputs = Texts(range(len(tokens)), tokenizer, tokens)
     return _kept(inputs, path, model, mesh, TEXTS_PER_DEVICE, computes=computes)[0]

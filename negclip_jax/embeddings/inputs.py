@@ -129,14 +129,10 @@ class Images(_Items):
         threads: int = 16,
         shared: bool = False,
     ):
-        """Reads every file once for its digest, unless `digests.image_digests` knows it.
+        """Reads every file once for its digest, unless the folder `digests` knows it.
 
-        Args:
-          refs: of the images.
-          source, preprocess: open an image and turn it into pixels.
-          digests: folder.
-          threads: that decode.
-          shared: whether all processes see one folder; each then reads its share of the files.
+        Where all processes see one folder (`shared`), each reads its share of the files. `threads`
+        decode.
         """
         self._source, self._preprocess, self._threads = source, preprocess, threads
         self.encode = EncodeImages(tuple(preprocess.mean), tuple(preprocess.std))

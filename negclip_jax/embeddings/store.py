@@ -72,24 +72,16 @@ class MappedRows:
 
 
 class EmbeddingStore:
-    """Embeddings of D numbers by key; those of items that have none are kept as NaN.
+    """Embeddings of `dim` numbers by key; those of items that have none, `unusable`, are NaN.
 
     Several processes may add to one file, each under a lock. Where the file system has no locks,
     records that two write at the same moment can be lost, and are computed again.
-
-    Attributes:
-      path: the file, None in memory.
-      dim: D.
-      unusable: keys whose embedding is NaN.
     """
 
     def __init__(self, path: epath.Path | Path | None, dim: int, *, writes: bool = True):
-        """Reads and checks the whole file.
+        """Reads and checks the whole file, which need not exist; None keeps all in memory.
 
-        Args:
-          path: of the file, which need not exist; None keeps embeddings in memory.
-          dim: D.
-          writes: False where another process writes what is added here.
+        It is not written to where another process `writes` what is added here.
         """
         self.path = None if path is None else epath.Path(path)
         self.dim, self._writes = dim, writes

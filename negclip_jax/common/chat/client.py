@@ -103,9 +103,8 @@ class _Host:
 class ChatClient:
     """Chat completions from one or several servers of the same model.
 
-    Attributes:
-      adjusted: fields of the body that the server wants otherwise, found by its refusals; a run
-        keeps it and gives it to the client of the next one.
+    `adjusted` are fields of the body that the server wants otherwise, found by its refusals; a run
+    keeps them and gives them to the client of the next one.
     """
 
     def __init__(
@@ -113,12 +112,9 @@ class ChatClient:
     ):
         """Opens no connection yet.
 
-        Args:
-          urls: addresses before /chat/completions, e.g. http://HOST:8000/v1.
-          settings: limits and patience.
-          key_variable: environment variable that holds the API key, if there is one.
-
-        Raises InputError for a URL that is no address.
+        `urls` are addresses before /chat/completions, e.g. http://HOST:8000/v1; the API key, if
+        there is one, is in the environment variable `key_variable`. Raises InputError for a URL
+        that is no address.
         """
         self._hosts = [_Host(url, settings) for url in urls]
         self._settings, self._key_variable = settings, key_variable

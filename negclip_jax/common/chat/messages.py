@@ -73,7 +73,7 @@ class ChatImage:
     encoding: str  # how `data` was made from the file; with `sha256` it stands for the bytes sent
     data: bytes = field(repr=False)  # JPEG, PNG or WebP bytes
     mime: str = "image/jpeg"  # their type
-    # where the server finds the image itself (http, https or file), "" to send `data`
+    # Where the server finds the image itself (http, https or file), "" to send `data`.
     address: str = field(default="", kw_only=True)
 
     @cached_property
@@ -95,19 +95,16 @@ class ChatRequest:
     messages: tuple[tuple[str, str], ...]
     image: ChatImage | None = None
     max_tokens: int = 64  # upper bound of the answer
-    # temperature, top_p: sampling; 0 is greedy
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
     top_logprobs: int = 0  # alternatives of the first token to return, 0 for none
-    # the only answers allowed, empty for any; `choice_by` names the server's dialect
-    choice: tuple[str, ...] = ()
-    choice_by: str = ""
+    choice: tuple[str, ...] = ()  # the only answers allowed, empty for any
+    choice_by: str = ""  # the server's dialect
     schema: Mapping[str, Any] | None = None  # JSON schema of the answer, None for free text
     sample: int = 0  # number of this sample of the same question; also its seed's
-    # further fields of the body, as the server knows them, None for one that is to be left out;
-    # part of the key
+    # Further fields of the body, as the server knows them, None for one that is to be left out.
     extra: Mapping[str, Any] = field(default_factory=dict)
-    # blake2b-128 over what determines the answer: not URL, concurrency or timeouts
+    # Of what determines the answer: not URL, concurrency or timeouts.
     key: str = field(init=False, default="")
 
     def __post_init__(self):
@@ -143,19 +140,17 @@ class ChatResult:
     completion_tokens: int = 0
     cached_tokens: int = 0
     # (token, log probability) of the alternatives of the answer's first token that is not blank,
-    # behind a thought; None if not given
+    # behind a thought; None if not given.
     top: Sequence[tuple[str, float]] | None = None
     position: int = 0  # of that token
-    # where the answer is a JSON object of texts, alternatives of the first token of each value, by
-    # its name; None if not given
+    # Where the answer is a JSON object of texts, alternatives of the first token of each value, by
+    # its name; None if not given.
     values: Mapping[str, Sequence[tuple[str, float]]] | None = None
     thinks: bool = False  # whether there were thoughts, which are not in `text`
-    # code of a failure (`permanent` if asking again would fail again), with `detail`
-    error: str | None = None
+    error: str | None = None  # code of a failure
     detail: str | None = None
-    permanent: bool = False
-    # latency_ms, attempts, host: of the last call
-    latency_ms: float = 0.0
+    permanent: bool = False  # whether asking again would fail again
+    latency_ms: float = 0.0  # of the last call
     attempts: int = 1
     host: str = ""
 
@@ -211,10 +206,10 @@ def fields_of(request: ChatRequest, adjusted: Adjusted | None = None) -> dict[st
 
 
 def adjustment(said: str, sent: Mapping[str, Any]) -> Adjusted:
-    """What to change in a body that a server refused by naming one of its fields; empty if none.
+    """What to change in a body that a server refused, naming one of its fields; empty if nothing.
 
-    `said`: the server's error text; `sent`: the fields of the body. Servers differ in the name of
-    `max_tokens`, in how many alternatives of a token they give, and whether they sample at all.
+    Servers differ in the name of `max_tokens`, in how many alternatives of a token they give, and
+    whether they sample at all.
     """
     if "top_logprobs" in sent and "logprobs" in said:
         allowed = [int(n) for n in re.findall(r"\b\d{1,2}\b", said)]

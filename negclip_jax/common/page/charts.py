@@ -53,12 +53,7 @@ def intervals(
 
 
 def breakdown(groups: Mapping[str, Mapping[str, Estimate]], models: Sequence[str]) -> Markup:
-    """A line per group: its name, its number of items, and an interval for each model.
-
-    Args:
-      groups: {group: {model: estimate}}.
-      models: in the order of their colours.
-    """
+    """A line per group: its name, its number of items, and an interval for each model."""
     width, label_width, axis = 380, 146, 18
     band, span = _ROW * len(models) + 8, width - label_width - 8
     height = band * len(groups) + axis
@@ -84,9 +79,7 @@ def breakdown(groups: Mapping[str, Mapping[str, Estimate]], models: Sequence[str
 def mixtures(points: Sequence[Mapping[str, float]], best: float) -> Markup:
     """Negation against retention of mixtures of two models, a dot per alpha, the best one filled.
 
-    Args:
-      points: `alpha`, `negation` and `retention`.
-      best: an alpha.
+    `points` have `alpha`, `negation` and `retention`.
     """
     width, height, pad = 340, 230, 40
     foot = height - pad + 14
@@ -124,12 +117,7 @@ def mixtures(points: Sequence[Mapping[str, float]], best: float) -> Markup:
 def lines(
     across: Sequence[Sequence[float]], up: Sequence[Sequence[float]], *, titles: tuple[str, str]
 ) -> Markup:
-    """A line per model, both axes from 0 to 100 %.
-
-    Args:
-      across, up: x and y of each model's points, in [0, 1], in the order of the colours.
-      titles: what the axes are.
-    """
+    """A line per model through its x (`across`) and y in [0, 1], axes from 0 to 100 %."""
     width, height, top, foot = 300, 200, 14, 176
     marks = [_line(0, y, width - 8, y) for y in (top, foot)]
     for place, (xs, ys) in enumerate(zip(across, up, strict=True)):
