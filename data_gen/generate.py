@@ -36,9 +36,9 @@ from data_gen.stages.verify import method_for
 from negclip_jax.common import extras, storage
 from negclip_jax.common.atomic_files import locked
 from negclip_jax.common.errors import InputError, say
-from negclip_jax.common.journal import Journal
 from negclip_jax.common.progress import human_seconds
 from negclip_jax.common.provenance import content_hash, file_facts, git_revision, package_versions
+from negclip_jax.common.storage import Journal
 from negclip_jax.data.pairs import content_of
 from negclip_jax.data.sources import kind_of
 

@@ -15,7 +15,7 @@ from test_architecture import SOURCES, imports, is_inside, module_name, parse
 
 from evals import scoring
 from negclip_jax.data.packing import Ragged
-from negclip_jax.embeddings.keys import first_of_equals
+from negclip_jax.embeddings.store import first_of_equals
 from negclip_jax.models.transformer import take
 from negclip_jax.training.objectives import contrastive_loss
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evals.benchmark import Problem
-from evals.classification import Labelled, classification_problem
 from evals.images import DataRoots, FileMissing, ImageRef, tfds_rows
 from evals.reading import Fields
+from evals.retrieval import Labelled, classification_problem
 from negclip_jax.common.decoding import opened
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES

@@ -22,8 +22,8 @@ from evals.segmentation.clipseg import CLIPSeg
 from evals.segmentation.sources import NEGATED, Phrase, PhraseSet
 from negclip_jax.common.decoding import MAX_PIXELS, ImageError
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.journal import Journal
 from negclip_jax.common.problems import first
+from negclip_jax.common.storage import Journal
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.runtime import console

@@ -37,11 +37,10 @@ def run(args: argparse.Namespace) -> None:
 
     from evals.images import DataRoots
     from evals.text_to_image import scores
-    from evals.text_to_image.judge import Judge, patience
+    from evals.text_to_image.judge import Judge, StandIn, patience
     from evals.text_to_image.pictures import Pictures
     from evals.text_to_image.pipelines import Pipelines
     from evals.text_to_image.prompts import DOWNLOAD, PUBLISHED, PUBLISHED_SIZE, read_prompts
-    from evals.text_to_image.stand_in import StandIn
     from negclip_jax.common import storage
     from negclip_jax.runtime.workdir import environment
 

@@ -26,7 +26,7 @@ from evals.results import read_earlier
 from evals.text_to_image.pipelines import MODELS, Pipelines
 from negclip_jax.common import atomic_files, storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.common.journal import Journal
+from negclip_jax.common.storage import Journal
 from negclip_jax.runtime import console
 from negclip_jax.runtime.workdir import differences
 

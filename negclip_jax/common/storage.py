@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +184,31 @@ def announced(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+class Journal:
+    """JSON lines that grow while a command works, each one finished piece of it; one writer.
+
+    `rows` are those of the file and those that were appended. The work of a line that a kill has
+    cut short is done again.
+    """
+
+    def __init__(self, path: Path):
+        """The file at `path` is made with the first row."""
+        self._path, self._file = path, LineFile(path)
+        self.rows: list[dict[str, Any]] = []
+        for line in self._file.earlier:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                self.rows.append(row)
+        if damaged := len(self._file.earlier) - len(self.rows):
+            logging.warning("%s: %d damaged lines are done again", path, damaged)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; in the file when this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.append([json.dumps(row, ensure_ascii=False) + "\n"])
+        self.rows.append(dict(row))

@@ -39,8 +39,7 @@ from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Joined, Ragged
 from negclip_jax.data.tokenizer import Tokenizer
 from negclip_jax.embeddings.inputs import Images, PhotoNames, Texts
-from negclip_jax.embeddings.keys import Rows, first_of_equals
-from negclip_jax.embeddings.store import EmbeddingStore, MappedRows
+from negclip_jax.embeddings.store import EmbeddingStore, MappedRows, Rows, first_of_equals
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import l2_normalise
 from negclip_jax.runtime import console, multihost, sharding

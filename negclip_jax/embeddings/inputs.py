@@ -5,14 +5,26 @@
 (`batches`), what a model does with it (`encode`, traced inside `jax.jit`, equal where it does the
 same), and why an item has no embedding (`why_bad`). There may be millions: nothing but arrays is
 kept of each, as long as no item is asked for by itself.
+
+SHA-256 of images are kept, so that a later start reads none of them again:
+
+    FOLDER/digests.bin    `MAGIC`, the CRC-32 of what follows (4 bytes, little-endian), and records
+                          of 48 bytes: a hash of the image's name, ascending, one of what says that
+                          it is the same (`ImageSource.identity`), and its SHA-256
+
+Some 50 bytes an image, memory-mapped: 10 M take 480 MB of a file and no memory. Earlier versions
+kept `digests.json`, 130 bytes an image of text and 600 of Python objects; it is still read.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
+import logging
+import zlib
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,21 +33,24 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 
+from negclip_jax.common import storage
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import ImageRef, ImageSource, Preprocessor
 from negclip_jax.data.packing import Chosen, Joined, Packing, Ragged
+from negclip_jax.data.tar_index import hashed
 from negclip_jax.data.tokenizer import Tokenizer
-from negclip_jax.embeddings.digests import image_digests
-from negclip_jax.embeddings.keys import KEY_BYTES, Rows
-from negclip_jax.embeddings.store import key
+from negclip_jax.embeddings.store import KEY_BYTES, Rows, key
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import normalise_pixels
 from negclip_jax.runtime import sharding
 
 _AHEAD = 2  # batches decoded while the devices compute
-_AT_ONCE = 2**16  # texts whose token ids are in memory
+_TEXTS_AT_ONCE = 2**16  # whose token ids are in memory
+_IMAGES_AT_ONCE = 2**17  # whose names and identities are objects
+MAGIC = b"negclip.digests.1\n\0\0"
+_RECORD = np.dtype([("name", "<u8"), ("identity", "<u8"), ("digest", "u1", 32)])
 
 Batch = dict[str, np.ndarray]
 
@@ -223,8 +238,9 @@ class Texts(_Items):
 
     def _bytes(self) -> Iterator[bytes]:
         """The token ids of each text."""
-        for start in range(0, len(self.items), _AT_ONCE):
-            part = self._tokens.taken(np.arange(start, min(start + _AT_ONCE, len(self.items))))
+        for start in range(0, len(self.items), _TEXTS_AT_ONCE):
+            end = min(start + _TEXTS_AT_ONCE, len(self.items))
+            part = self._tokens.taken(np.arange(start, end))
             for first, end in itertools.pairwise(part.offsets.tolist()):
                 yield part.ids[first:end].tobytes()
 
@@ -254,3 +270,92 @@ class Texts(_Items):
     def why_bad(self, text: Hashable) -> str:
         """What is wrong with a text whose features are not finite."""
         return f"{text!r}: its features are not finite"
+
+
+def image_digests(
+    source: ImageSource, names: Sequence[str], folder: epath.Path | Path, shared: bool = False
+) -> UInt8[np.ndarray, "N 32"]:
+    """SHA-256 of each image; those that `folder` knows are not read again.
+
+    Where all processes see one folder (`shared`), each reads its share and process 0 writes.
+    """
+    index, count = sharding.process_place() if shared else (0, 1)
+    path = epath.Path(folder) / "digests.bin"
+    before = _kept(path)
+    # Neighbours, which lie side by side in a shard where names come in the order of storage.
+    share = -(-len(names) // count)
+    mine = slice(index * share, min(len(names), (index + 1) * share))
+    now = np.zeros(len(names), _RECORD)
+    asked = range(0, len(names)) if index == 0 else range(mine.start, max(mine.start, mine.stop))
+    for start in range(asked.start, asked.stop, _IMAGES_AT_ONCE):
+        part = names[start : min(start + _IMAGES_AT_ONCE, asked.stop)]
+        rows = now[start : start + len(part)]
+        rows["name"] = hashed(part)
+        rows["identity"] = hashed([str(identity) for identity in source.identities(part)])
+    place = np.minimum(np.searchsorted(before["name"], now["name"]), max(0, len(before) - 1))
+    known = np.zeros(len(names), bool)
+    if len(before):
+        known = (before["name"][place] == now["name"]) & (
+            before["identity"][place] == now["identity"]
+        )
+        now["digest"][known] = before["digest"][place[known]]
+    changed = np.arange(len(names))[mine][~known[mine]].tolist()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        hashes = pool.map(lambda i: hashlib.sha256(source.read(names[i])).digest(), changed)
+        for i, digest in zip(changed, hashes, strict=True):
+            now["digest"][i] = np.frombuffer(digest, np.uint8)
+    if count > 1:
+        own = np.zeros((share, 32), np.uint8)
+        own[: len(now[mine])] = now["digest"][mine]
+        now["digest"] = sharding.from_all(own).reshape(-1, 32)[: len(names)]
+    if index == 0 and (changed or not known.all() or not path.exists()):
+        _write(path, before, now)
+    return now["digest"]
+
+
+def _kept(path: epath.Path) -> np.ndarray:
+    """The records of a file; of the one of an earlier version where there is no other."""
+    try:
+        if storage.is_remote(path):
+            content = np.frombuffer(path.read_bytes(), np.uint8)
+        else:
+            content = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        head, rows = content[: len(MAGIC) + 4].tobytes(), content[len(MAGIC) + 4 :]
+        if head[: len(MAGIC)] != MAGIC or len(rows) % _RECORD.itemsize:
+            raise ValueError("it is no file of digests")
+        if zlib.crc32(rows) != int.from_bytes(head[len(MAGIC) :], "little"):
+            raise ValueError("its checksum is wrong")
+        return rows.view(_RECORD)
+    except FileNotFoundError:
+        return _earlier(path.with_name("digests.json"))
+    except ValueError:
+        logging.warning("%s is damaged: all images are read again", path)
+        return np.zeros(0, _RECORD)
+
+
+def _earlier(path: epath.Path) -> np.ndarray:
+    try:
+        before = dict(json.loads(storage.read_text(path)))
+        digests = bytes.fromhex("".join(digest for _, digest in before.values()))
+        rows = np.zeros(len(before), _RECORD)
+        rows["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        rows["name"] = hashed(list(before))
+        rows["identity"] = hashed([str(identity) for identity, _ in before.values()])
+        return rows[np.argsort(rows["name"], kind="stable")]
+    except FileNotFoundError:
+        pass
+    except (ValueError, TypeError):
+        logging.warning("%s is damaged: all images are read again", path)
+    return np.zeros(0, _RECORD)
+
+
+def _write(path: epath.Path, before: np.ndarray, now: np.ndarray) -> None:
+    """Writes the new records, and the former ones of other images."""
+    order = np.argsort(now["name"], kind="stable")
+    now = now[order]
+    other = before[~np.isin(before["name"], now["name"])]
+    place = np.searchsorted(now["name"], other["name"])
+    rows = np.insert(now, place, other) if len(other) else now
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = rows.tobytes()
+    storage.write_whole(path, MAGIC + zlib.crc32(content).to_bytes(4, "little") + content)

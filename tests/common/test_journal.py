@@ -2,7 +2,7 @@
 
 import json
 
-from negclip_jax.common.journal import Journal
+from negclip_jax.common.storage import Journal
 
 
 def test_rows_come_back_in_order(tmp_path):

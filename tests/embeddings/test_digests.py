@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from negclip_jax.data.images import ImageDirectory
-from negclip_jax.embeddings import digests
-from negclip_jax.embeddings.digests import image_digests
+from negclip_jax.embeddings import inputs
+from negclip_jax.embeddings.inputs import image_digests
 
 NAMES = [f"{i}.png" for i in range(12)]
 
@@ -43,7 +43,7 @@ def test_digests_follow_the_bytes_and_are_read_once(source, reads, tmp_path):
 
 
 def test_those_of_other_images_are_kept(source, reads, tmp_path, monkeypatch):
-    monkeypatch.setattr(digests, "_AT_ONCE", 5)
+    monkeypatch.setattr(inputs, "_IMAGES_AT_ONCE", 5)
     first = image_digests(source, NAMES[:7], tmp_path)
     image_digests(source, NAMES[5:], tmp_path)
     assert sorted(reads) == sorted(NAMES)
@@ -83,9 +83,9 @@ def test_processes_that_share_a_folder_share_the_reading(source, reads, tmp_path
     reads.clear()
     shares = []
     for index in (1, 0):  # process 0 comes last here: what the others sent is then there
-        monkeypatch.setattr(digests.sharding, "process_place", lambda index=index: (index, 2))
+        monkeypatch.setattr(inputs.sharding, "process_place", lambda index=index: (index, 2))
         monkeypatch.setattr(
-            digests.sharding,
+            inputs.sharding,
             "from_all",
             lambda own: shares.append(own.copy()) or np.stack(shares[::-1] * 2)[:2],
         )

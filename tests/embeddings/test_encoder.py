@@ -13,8 +13,7 @@ from negclip_jax.data.images import ImageRef
 from negclip_jax.embeddings import encoder
 from negclip_jax.embeddings.encoder import Encoder, fingerprint
 from negclip_jax.embeddings.inputs import EncodeImages
-from negclip_jax.embeddings.keys import as_array
-from negclip_jax.embeddings.store import EmbeddingStore, key
+from negclip_jax.embeddings.store import EmbeddingStore, as_array, key
 from negclip_jax.models import clip
 from negclip_jax.pretrained import CLIP
 from negclip_jax.runtime import sharding

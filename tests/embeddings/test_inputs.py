@@ -102,7 +102,7 @@ def test_names_in_another_order_are_the_same_images(photos, tiny_model, tmp_path
 
 
 def test_chosen_texts_have_the_keys_of_a_copy(tiny_model, mesh, monkeypatch):
-    monkeypatch.setattr("negclip_jax.embeddings.inputs._AT_ONCE", 3)
+    monkeypatch.setattr("negclip_jax.embeddings.inputs._TEXTS_AT_ONCE", 3)
     tokenizer = tiny_model.tokenizer
     every = Ragged(*tokenizer.encode_ragged([f"{'dog ' * (i % 5)}{i}" for i in range(20)]))
     mapped = Ragged(every.ids.astype(np.uint16), every.offsets)

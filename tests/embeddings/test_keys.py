@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from negclip_jax.embeddings import keys as module
-from negclip_jax.embeddings.keys import MISSING, KeyIndex, as_array, first_of_equals
+from negclip_jax.embeddings import store as module
+from negclip_jax.embeddings.store import MISSING, KeyIndex, as_array, first_of_equals
 
 
 def some(count: int, seed: int = 0) -> np.ndarray:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, features, numbers
 
-from evals.classification import Labelled, classification_problem
 from evals.images import ImageRef
+from evals.retrieval import Labelled, classification_problem
 
 torch = pytest.importorskip("torch")
 CLASSES = ("cat", "dog", "bus", "axe", "pan", "jet", "cow")

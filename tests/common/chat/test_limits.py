@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from negclip_jax.common.chat.limits import AdaptiveLimit, Breaker, Pace, full_jitter
+from negclip_jax.common.chat.client import AdaptiveLimit, Breaker, Pace, full_jitter
 
 
 def answers(limit: AdaptiveLimit, latency, windows: int) -> None:

@@ -10,8 +10,8 @@ import torch
 import transformers
 from tiny_pipelines import text_encoder_2
 
-from evals.text_to_image import encoders
-from evals.text_to_image.encoders import build, fitting_slot, read_slots, read_tower
+from evals.text_to_image import pipelines
+from evals.text_to_image.pipelines import build, fitting_slot, read_slots, read_tower
 from negclip_jax.common.errors import InputError
 from negclip_jax.interop import diffusers
 from negclip_jax.models.clip import TextConfig
@@ -197,7 +197,7 @@ def test_exports_and_towers_alone_are_read(tower, tiny_vocabulary, tmp_path):
 
 def test_other_checkpoints_go_to_the_one_reader(monkeypatch):
     asked = []
-    monkeypatch.setattr(encoders, "read_any", lambda path, **more: asked.append((path, more)))
+    monkeypatch.setattr(pipelines, "read_any", lambda path, **more: asked.append((path, more)))
     read_tower("runs/l14@500+ema")
     read_tower("negationclip.pt", "quick_gelu")
     alone = {"tower_class": "CLIPTextModel"}

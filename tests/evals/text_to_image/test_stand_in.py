@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 
+from evals.text_to_image.judge import LABEL, StandIn, _verdict
 from evals.text_to_image.prompts import Prompt
-from evals.text_to_image.stand_in import LABEL, StandIn, _verdict
 from negclip_jax.common.errors import InputError
 
 STATEMENTS = ("a photo", "a photo of a man", "a photo of a man with hat")
