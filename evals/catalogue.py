@@ -17,10 +17,7 @@ from negclip_jax.common.errors import say
 
 
 def render(names: Sequence[str] = ()) -> str:
-    """Markdown: for each file of benchmarks what it says, under the names that it holds.
-
-    Without `names` of all. Raises InputError for an unknown name.
-    """
+    """Markdown: what each file of benchmarks says, under their names. Raises InputError."""
     modules: dict[ModuleType, list[Benchmark]] = {}
     for benchmark in map(registry.get, names or registry.BENCHMARKS):
         modules.setdefault(inspect.getmodule(benchmark.load.func), []).append(benchmark)

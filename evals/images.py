@@ -307,10 +307,7 @@ Views = Callable[[ImageRef], tuple[ImageRef, ...]]
 
 
 class ProblemImages:
-    """Distinct images all of whose photos are there, in order.
-
-    `refs` are the photos to encode, `missing` the paths of those that are not there.
-    """
+    """Distinct images all of whose photos, `refs`, are there; `missing` are paths of others."""
 
     def __init__(self, roots: DataRoots, images: Iterable[ImageRef], views: Views | None = None):
         parts = {ref: views(ref) if views else (ref,) for ref in dict.fromkeys(images)}

@@ -161,10 +161,7 @@ def read_parts(
 def read_items(
     file: Path, records: Iterable[tuple[Any, Any]], item: Callable[..., Any], **options: Any
 ) -> list[Any]:
-    """`item(fields, where, record, **options)` of each (place, record) of a file.
-
-    Raises InputError for all bad ones.
-    """
+    """`item(fields, where, record, **options)` of each (place, record) of a file, or InputError."""
     fields = Fields(file)
     items = [item(fields, str(where), record, **options) for where, record in records]
     fields.done()

@@ -31,10 +31,7 @@ _GALLERY_MODELS = 3  # first, second and last: more do not fit a phone
 
 
 def write(out: Path, roots: DataRoots, *, gallery: int) -> Path:
-    """Makes the page from the files in `out`, with `gallery` items of each benchmark.
-
-    A photo that is gone by now is left out.
-    """
+    """Makes the page of what is in `out`, with `gallery` items of each benchmark."""
     document = strict_json.read_json(out / RESULTS)
     models, summary, sections = list(document["settings"]["models"]), [], []
     for name, entry in document["benchmarks"].items():

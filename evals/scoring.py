@@ -136,10 +136,7 @@ def rank(
     gallery: Float[np.ndarray, "G D"],
     positives: Sequence[Sequence[int]],
 ) -> Ranks:
-    """Ranks the gallery for each query; `positives[q]` are its right rows.
-
-    The score matrix is never held as a whole.
-    """
+    """Ranks the gallery for each query, some at a time; `positives[q]` are its right rows."""
     wide = gallery.astype(np.float64).T
     parts = []
     for start in range(0, len(queries), ROWS):
@@ -178,10 +175,7 @@ def chance_of_recall(size: int, positives: Sequence[int], k: int) -> float:
 def mean_directions(
     features: Float[np.ndarray, "R D"], count: int
 ) -> Float32[np.ndarray, "R//{count} D"]:
-    """Unit mean of every `count` consecutive unit rows.
-
-    How CLIP joins the prompts of a class and NegBench the frames of a video.
-    """
+    """Unit mean of every `count` unit rows: the prompts of a class, the frames of a video."""
     mean = features.reshape(-1, count, features.shape[-1]).astype(np.float64).mean(1)
     norm = np.linalg.norm(mean, axis=-1, keepdims=True)
     return (mean / np.maximum(norm, np.finfo(np.float32).tiny)).astype(np.float32)

@@ -134,10 +134,7 @@ def find_labelled(
 
 
 def prepared(roots: DataRoots, folders: Sequence[str], tfds: str, download: str) -> Sequence[dict]:
-    """The rows of a prepared tfds data set, asked for because none of `folders` is there.
-
-    Raises FileMissing that names both.
-    """
+    """The rows of a prepared tfds data set, as `folders` are not there. FileMissing names both."""
     dataset, _, split = tfds.rpartition("/")
     try:
         return tfds_rows(dataset, split, roots.data)

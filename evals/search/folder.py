@@ -80,10 +80,7 @@ class PhotoShards(ImageSource):
 
 
 class FeatureList(ImageSource):
-    """Photos of which another library computed features; as `PhotoFolder`.
-
-    `given` is what `embeddings.encoder.Encoder` takes in place of photos.
-    """
+    """Photos with features of another library, `given` to the encoder; as `PhotoFolder`."""
 
     def __init__(self, features: ImageFeatures, photos: PhotoFolder | PhotoShards | None):
         """`photos` are those to rank; None: all that have features, and none of them is shown."""

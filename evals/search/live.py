@@ -55,10 +55,7 @@ class Weights:
 
 
 class Live:
-    """Models, the first of which others are compared and mixed with, and photos under them.
-
-    One thread at a time may call its methods.
-    """
+    """Models, the first of which others are compared and mixed with, and photos; for one thread."""
 
     def __init__(self, models: Sequence[Model], folder: Photos, *, cache: Path):
         """Encodes the photos that `cache` lacks and compiles. Raises InputError."""

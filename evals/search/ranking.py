@@ -69,8 +69,7 @@ def ordered(
 ) -> dict[str, list[tuple[int, dict[str, Any]]]]:
     """Places of the `top` scores of each model, ties in their order.
 
-    With each its `score`, `rank` from 1, and `was`, the rank under the first model where it
-    differs.
+    With `score`, `rank` from 1, and `was`, the rank under the first model where it differs.
     """
     columns: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     before: dict[int, int] = {}
@@ -87,10 +86,7 @@ def ordered(
 def shown(
     folder: Photos, kept: Sequence[int], scores: Mapping[str, np.ndarray], top: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The first photos under each model, ties by name, from its scores `[photos]` with one query.
-
-    Of each photo `place` in `folder.refs` and `name`, and what `ordered` says of it.
-    """
+    """The first photos, ties by name, under each model's scores `[photos]`; see `ordered`."""
     return {
         model: [{"place": kept[i], "name": folder.refs[kept[i]].path} | row for i, row in rows]
         for model, rows in ordered(scores, top).items()
@@ -105,10 +101,7 @@ def write(
     *,
     photos: int,
 ) -> Path:
-    """Makes the page in `out`, with small copies of the photos and links to them.
-
-    `models` have `facts`, `queries` are {query: {model: rows of `shown`}}, of so many `photos`.
-    """
+    """Makes the page in `out`; `queries` are {query: {model: rows of `shown`}}."""
     shown = functools.cache(lambda place: folder.shown(folder.refs[place], out))
 
     def card(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,10 +118,7 @@ class Server:
     """The page and what it asks for; `app` is for uvicorn."""
 
     def __init__(self, live: Live, top: int, examples: Sequence[str], *, is_loopback: bool):
-        """Renders the page, with queries to begin with.
-
-        With `is_loopback` only requests to a loopback name are answered.
-        """
+        """Renders the page; with `is_loopback`, requests to a loopback name alone are answered."""
         self._live, self._top = live, top
         self._kept = frozenset(live.kept)
         self._turn = asyncio.Lock()

@@ -37,10 +37,7 @@ def write(
     *,
     size: int,
 ) -> Path:
-    """Makes the page of `results.json` and what `scoring.score` found of the phrases.
-
-    `towers` draw the masks that are shown, `size` of each set, once more.
-    """
+    """Makes the page; `towers` draw the masks that are shown, `size` of each set, once more."""
     models = list(document["settings"]["models"])
     first, last = models[0], models[-1]
     galleries = {}
@@ -71,10 +68,7 @@ def write(
 def choose(
     rows: Mapping[str, Mapping[str, Any]], first: str, last: str, size: int
 ) -> list[tuple[str, list[tuple[str, float, float]]]]:
-    """Which phrases to show: titled lists of (item, IoU of `first`, IoU of `last`).
-
-    Worst losses first, then best wins, `size` in all at most.
-    """
+    """Phrases of the worst losses and best wins, titled: (item, IoU before, IoU after)."""
     items, column = list(rows), metrics.column(THRESHOLD)
     before, after = (
         scoring.counts(list(rows.values()), name).ious()[:, column] for name in (first, last)

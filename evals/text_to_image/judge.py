@@ -132,10 +132,7 @@ class Judge:
         return {"url": self._client.url, "model": self.model, "instruction": _INSTRUCTION}
 
     def look(self, pictures: Sequence[Picture]) -> None:
-        """Asks what has not been answered yet, and keeps each answer at once.
-
-        Raises JudgeError, naming the server and what is missing, where it gives up.
-        """
+        """Asks what has not been answered and keeps each answer at once. Raises JudgeError."""
         try:
             asyncio.run(self._ask_all(pictures))
         except (JudgeError, EndpointError) as error:
@@ -257,10 +254,7 @@ class StandIn:
     kind, label = "clip_stand_in", LABEL
 
     def __init__(self, out: Path, prompts: Sequence[Prompt], model: str, **arguments: Any):
-        """Loads the model with the arguments of `evals.models.load`; embeddings are kept in `out`.
-
-        Raises InputError for no such model, or prompts that do not negate.
-        """
+        """Loads the model (`evals.models.load`). InputError also for prompts that do not negate."""
         bare = [prompt.text for prompt in prompts if not (prompt.affirmative and prompt.affirmed)]
         if bare:
             raise InputError(

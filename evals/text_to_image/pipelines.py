@@ -282,8 +282,7 @@ class Pipelines:
     def draw(self, model: str, prompt: str, seeds: Sequence[int]) -> list[Image.Image]:
         """One picture a seed, as one batch, by "base" or "tuned".
 
-        The noise comes from the processor: equal on every device. Raises InputError where the
-        device's memory does not suffice.
+        The noise comes from the processor: equal on every device. InputError for too little memory.
         """
         setattr(self._pipeline, self._slot, self._encoders[model])
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]

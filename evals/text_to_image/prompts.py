@@ -42,8 +42,7 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file, in its order.
 
-    Raises InputError for a file that is not there or in no known layout, and one message for all
-    of its bad records, such as a prompt that occurs twice.
+    Raises InputError for no such file or no known layout, and for all of its bad records at once.
     """
     if path.suffix.lower() == ".txt":
         records = [{"prompt": line} for line in read_text(path).splitlines() if line.strip()]

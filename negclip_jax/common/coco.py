@@ -74,10 +74,7 @@ def read_lists(
     layout: str = "COCO",
     without: str | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of a file in a `layout` that has lists of these names, or `error`.
-
-    See `strict_json.read_json`.
-    """
+    """The object of a JSON file in a `layout` with these lists; see `strict_json.read_json`."""
     content = strict_json.read_json(path, (dict, list), error, without=without)
     wanted = " and ".join(f'"{key}"' for key in keys)
     if isinstance(content, list):

@@ -34,9 +34,8 @@ _STRIP = 2**20  # grey values of 64 bits that are converted at a time
 def opened(data: bytes | str | os.PathLike, name: str | None = None) -> Iterator[Image.Image]:
     """An image of which the header alone was read; `load` in the block decodes it.
 
-    Raises ImageError, which calls it `name` instead of the path, where it is missing, empty, none
-    of `FORMATS`, damaged, cut short, or larger than `MAX_PIXELS` or `MAX_BYTES`, and for any error
-    in the block.
+    Raises ImageError where it is missing, empty, none of `FORMATS`, damaged, cut short, or larger
+    than `MAX_PIXELS` or `MAX_BYTES`, and for any error in the block.
     """
     in_memory = not isinstance(data, (str, os.PathLike))
     name = name or ("image in memory" if in_memory else os.fspath(data))
@@ -57,10 +56,7 @@ def opened(data: bytes | str | os.PathLike, name: str | None = None) -> Iterator
 
 
 def decode(data: bytes | str | os.PathLike, name: str | None = None) -> Image.Image:
-    """Decodes an image file, or its bytes, to a PIL image in mode RGB.
-
-    Args and errors are those of `opened`.
-    """
+    """Decodes an image file, or its bytes, to a PIL image in mode RGB; see `opened`."""
     with opened(data, name) as image:
         image.load()
         return to_rgb(image)

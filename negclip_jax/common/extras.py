@@ -20,11 +20,7 @@ def install(extra: str) -> str:
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:
-    """Imports an optional package that an extra of pyproject.toml brings.
-
-    `why` are the message's first words: "segmentation with CLIPSeg" needs it. Raises InputError
-    where it is not installed, or is and cannot be imported.
-    """
+    """Imports an optional package, or InputError; `why` are the message's first words."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -26,8 +26,7 @@ class PlainUnpickler(pickle._Unpickler):
 def load(stream: BinaryIO, encoding: str = "utf-8") -> Any:
     """The next value of a stream; `encoding` is of strings that Python 2 wrote.
 
-    Raises UnpicklingError where it holds more than plain values; a damaged one raises nearly every
-    type.
+    Raises UnpicklingError for more than plain values, and nearly every type for a damaged pickle.
     """
     return PlainUnpickler(stream, encoding=encoding).load()
 

@@ -24,10 +24,7 @@ def told(items: Collection[T], what: str) -> Iterator[T]:
 
 
 def estimate(done: int, total: int | None, seconds: float, before: int = 0) -> str:
-    """ "1,000 of 4,000, ETA 0:36": by the rate at which all but the `before` were done.
-
-    "1,000" where the total is not known.
-    """
+    """ "1,000 of 4,000, ETA 0:36", by the rate without the `before`; "1,000" for no known total."""
     if total is None:
         return f"{done:,}"
     eta = seconds / max(done - before, 1) * (total - done)

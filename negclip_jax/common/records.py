@@ -169,10 +169,7 @@ def _number(value: Any) -> float:
 
 
 def read_literal(text: str) -> Any:
-    """The value of a Python literal, read without `eval`; ValueError for anything else.
-
-    NumPy's lists, which have no commas between texts, are lists too.
-    """
+    """The value of a Python literal, without `eval`; a list of NumPy's texts too. Or ValueError."""
     try:
         return _literal(text)
     except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:

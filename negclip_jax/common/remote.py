@@ -97,9 +97,8 @@ def checksum(info: dict[str, Any]) -> str:
 def local_copy(place: epath.Path, *, only: tuple[str, ...] = ()) -> Path:
     """A local file or folder with the content of `place`, which is left alone where it is local.
 
-    A copy of each version that was asked for stays in `cache_folder()`, which may be deleted at any
-    time; of a folder those files whose names begin with `only`. Raises InputError where there is
-    nothing.
+    A copy of each version stays in `cache_folder()`, which may be deleted at any time; of a folder
+    the files whose names begin with `only`. Raises InputError where there is nothing.
     """
     if not is_remote(place):
         return Path(place)

@@ -78,7 +78,6 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of right/n; `right` may hold halves from ties.
 
     `scipy.stats.binomtest(...).proportion_ci` is the same formula for whole numbers only.
-    Raises ValueError where n is 0.
     """
     if n <= 0:
         raise ValueError("no items, so there is no share")
@@ -129,10 +128,7 @@ def compare(
     clusters: np.ndarray | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Model B (`after`) against model A (`before`), values of the same items in the same order.
-
-    Float `[N]` in [0, 1]; for weights and clusters see `estimate`.
-    """
+    """Model B (`after`) against A (`before`) on the same items, `[N]` in [0, 1]; see `estimate`."""
     change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     difference = float(np.average(change, weights=weights))
@@ -180,10 +176,7 @@ def ties_text(estimate: Mapping[str, Any] | None) -> str:
 
 
 def change_text(comparison: Mapping[str, Any], *, interval: bool = False) -> str:
-    """A `Comparison`, as JSON keeps it, in percent: "+3.2 (40 up, 26 down, not separable)".
-
-    With `interval`: "+4.7 [+0.2, +9.6] (234 up, 194 down)".
-    """
+    """ "+3.2 (40 up, 26 down, not separable)", or "+4.7 [+0.2, +9.6] (234 up, 194 down)"."""
     value, low, high = (f"{100 * comparison[key]:+.1f}" for key in ("difference", "low", "high"))
     flips = f"{comparison['gained']:,} up, {comparison['lost']:,} down"
     verdict = "" if comparison["separable"] else ", not separable"

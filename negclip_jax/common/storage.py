@@ -187,10 +187,9 @@ def announced(what: str) -> Iterator[None]:
 
 
 class Journal:
-    """JSON lines that grow while a command works, each one finished piece of it; one writer.
+    """JSON lines that one process writes, each a finished piece of work.
 
-    `rows` are those of the file and those that were appended. The work of a line that a kill has
-    cut short is done again.
+    The work of a line that a kill has cut short is done again.
     """
 
     def __init__(self, path: Path):

@@ -129,10 +129,9 @@ def load(path: Path, *, without: str | None = None) -> Any:
 
 
 def read(path: Path, *, begins: re.Pattern | None = None) -> bytes:
-    """The bytes of a text file, if they and their text fit into half of the free memory.
+    """The bytes of a text file that fits, with its text, into half of the free memory.
 
-    `begins`: what a large file must match at its start, or the rest of it is not read. Raises
-    ValueError, OSError: see `load`.
+    `begins`: what a large file must match at its start. Raises ValueError, OSError: see `load`.
     """
     state = path.stat()
     if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
@@ -273,10 +272,7 @@ class _Pieces:
 
 
 def lines(file: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[bytes]:
-    """The lines of a file, with their ends, never more than `longest` bytes of it in memory.
-
-    Raises ValueError for a longer line.
-    """
+    """The lines of a file, with their ends; ValueError for one of more than `longest` bytes."""
     while line := file.readline(longest + 1):
         if len(line) > longest:
             raise ValueError(f"it is longer than {longest:,} bytes")

@@ -9,8 +9,8 @@ from negclip_jax.common.errors import one_line
 def aligned(lines: Sequence[Sequence[str]], *, right: bool = False) -> str:
     """Lines of cells below each other, two blanks between columns; a line may have fewer cells.
 
-    `right` aligns all columns but the first at their right, as numbers are read. Cells may be names
-    from outside: they become `one_line`.
+    All columns but the first are aligned left, or `right` as numbers are. A cell becomes
+    `one_line`.
     """
     lines = [[one_line(cell) for cell in line] for line in lines]
     columns = itertools.zip_longest(*lines, fillvalue="")

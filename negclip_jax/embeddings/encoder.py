@@ -108,10 +108,7 @@ def compiled(
 
 
 class Tower:
-    """One tower: encodes its items in order, batch by batch, as far as is asked for.
-
-    `distinct` is how many items differ in bytes or in token ids, `name` "images" or "texts".
-    """
+    """Encodes "images" or "texts" in order, as far as asked for; `distinct` of them differ."""
 
     def __init__(
         self,
@@ -354,10 +351,7 @@ class Encoder:
     def features(
         self, images: Sequence[ImageRef], texts: Sequence[str]
     ) -> tuple[Float32[np.ndarray, "N D"], Float32[np.ndarray, "M D"]]:
-        """Unit rows of N images and M texts.
-
-        Raises InputError that names images which cannot be read; others can still be asked for.
-        """
+        """Unit rows of N images and M texts; InputError names images that cannot be read."""
         # All texts first, so that there is one bar at a time.
         self.texts.finish()
         return self.images.features(images), self.texts.features(texts)

@@ -211,10 +211,7 @@ class Images(_Items):
 
 
 class Texts(_Items):
-    """Distinct texts, tokenized once. Texts of the same token ids have the same key.
-
-    Texts that are tokenized already are known by their numbers.
-    """
+    """Distinct texts, tokenized once; those of the same token ids have the same key."""
 
     name, tower = "texts", "text"
 

@@ -115,9 +115,8 @@ class ChatClient:
     ):
         """Opens no connection yet.
 
-        `urls` are addresses before /chat/completions, e.g. http://HOST:8000/v1; the API key, if
-        there is one, is in the environment variable `key_variable`. Raises InputError for a URL
-        that is no address.
+        `urls` stand before /chat/completions, e.g. http://HOST:8000/v1; an API key in the
+        environment variable `key_variable`. Raises InputError for a URL that is no address.
         """
         self._hosts = [_Host(url, settings) for url in urls]
         self._settings, self._key_variable = settings, key_variable
@@ -134,10 +133,9 @@ class ChatClient:
         return self._hosts[0].url
 
     async def generate(self, request: ChatRequest) -> ChatResult:
-        """The answer to a request, or its error.
+        """The answer to a request, or its error; EndpointError where no request can succeed.
 
-        Questions about one image go to one server, whose cache then knows the image. Raises
-        EndpointError where no request can succeed.
+        Questions about one image go to one server, whose cache then knows the image.
         """
         image = request.image and request.image.sha256
         tries = sent = server_errors = 0
@@ -173,10 +171,7 @@ class ChatClient:
             await asyncio.sleep(max(failed.wait, full_jitter(tries or 1, self._settings.backoff)))
 
     async def models(self, tries: int = 1) -> list[dict[str, Any]]:
-        """What the first server says of its models, each with its "id"; some have no such list.
-
-        Raises NoAnswer after so many tries.
-        """
+        """The first server's models, each with its "id"; NoAnswer where it lists none."""
         while True:
             tries -= 1
             try:

@@ -233,10 +233,9 @@ def is_filtered(said: str) -> bool:
 
 
 def result_of(body: Mapping[str, Any]) -> ChatResult:
-    """The answer in a chat completion, without thoughts.
+    """The answer in a chat completion, without thoughts. Raises ValueError for no message.
 
-    Its `error` is one of `NO_ANSWER` where there is a message and no answer in it. Raises
-    ValueError where there is no message.
+    Its `error` is one of `NO_ANSWER` where there is a message and no answer in it.
     """
     try:
         choice = body["choices"][0]

@@ -29,8 +29,7 @@ def intervals(
 ) -> Markup:
     """One interval and dot per model on 0 to 100 %, chance dashed, published values as triangles.
 
-    These are hollow with `published_of`, the number of items of the published set, where it is not
-    the set that the models were asked.
+    These are hollow where the published set has other items, `published_of`.
     """
     pad, width, height = 5, 240, 14 + _ROW * len(found)  # a dot at 0 or 100 % is whole
     span = width - 2 * pad
@@ -77,10 +76,7 @@ def breakdown(groups: Mapping[str, Mapping[str, Estimate]], models: Sequence[str
 
 
 def mixtures(points: Sequence[Mapping[str, float]], best: float) -> Markup:
-    """Negation against retention of mixtures of two models, a dot per alpha, the best one filled.
-
-    `points` have `alpha`, `negation` and `retention`.
-    """
+    """`negation` against `retention` of mixtures, a dot an `alpha`, the best one filled."""
     width, height, pad = 340, 230, 40
     foot = height - pad + 14
 
