@@ -175,45 +175,28 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A number that somebody else reported, shown beside ours.
+    """A number that somebody else reported, shown beside ours."""
 
-    Attributes:
-      model: as the source calls it, "CLIP ViT-B/32".
-      metric: name of our metric that it compares with.
-      value: in [0, 1].
-      source: paper, repository or file.
-    """
-
-    model: str
-    metric: str
-    value: float
-    source: str
+    model: str  # as the source calls it, "CLIP ViT-B/32"
+    metric: str  # name of our metric that it compares with
+    value: float  # in [0, 1]
+    source: str  # paper, repository or file
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One entry of the registry.
+    """One entry of the registry."""
 
-    Attributes:
-      name: on the command line.
-      title: in the report.
-      source: paper and repository.
-      licence: of the annotation file, and of the photos where it differs.
-      download: where file and photos come from.
-      load: reads the published file; raises InputError with what, where, what to do.
-      published: known values.
-      size: items of the published file, all parts together; None where that is not known.
-      task: what an item asks, in one sentence for the report.
-      retention: whether it measures what fine-tuning should keep rather than negation.
-    """
-
-    name: str
-    title: str
-    source: str
-    licence: str
-    download: str
+    name: str  # on the command line
+    title: str  # in the report
+    source: str  # paper and repository
+    licence: str  # of the annotation file, and of the photos where it differs
+    download: str  # where file and photos come from
+    # Reads the published file; raises InputError with what, where, what to do.
     load: Callable[[DataRoots], Problem]
-    published: Sequence[Published] = ()
+    published: Sequence[Published] = ()  # known values
+    # Items of the published file, all parts together; None where that is not known.
     size: int | None = None
-    task: str = ""
+    task: str = ""  # what an item asks, in one sentence for the report
+    # Whether it measures what fine-tuning should keep rather than negation.
     retention: bool = False
