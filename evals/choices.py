@@ -102,21 +102,14 @@ def choice_problem(
     repeated = sum(len(set(item.options)) < len(item.options) for item in kept)
     if repeated:
         notes = [*notes, f"{repeated} items have two equal options, which no model can tell apart."]
-    return Problem(
-        images=pictures.refs,
-        texts=texts,
-        score=score,
-        total=len(items),
-        scored=len(kept),
-        missing=pictures.missing,
-        file=str(file),
-        notes=tuple(notes),
-        controls={
-            title: functools.partial(score_without_model, control)
-            for title, control in (controls or {}).items()
-            if kept
-        },
-    )
+    scorers = (controls or {}).items() if kept else ()
+    described = {
+        "missing": pictures.missing,
+        "file": str(file),
+        "notes": tuple(notes),
+        "controls": {title: functools.partial(score_without_model, c) for title, c in scorers},
+    }
+    return Problem(pictures.refs, texts, score, len(items), len(kept), **described)
 
 
 def _result(
@@ -161,14 +154,10 @@ def _result(
             enough = sizes[group] >= number.at_least
             rows, weights = np.array(rows, int)[enough].tolist(), 1 / sizes[group][enough]
         if rows:
-            metrics += by_both_rules(
-                number.name,
-                official[rows],
-                strict[rows],
-                [items[row].images[0].path for row in rows],
-                items=np.array([items[row].id for row in rows]),
-                weights=weights,
-                chance=float(np.average(1 / counts[rows], weights=weights)),
-                headline=number.headline,
-            )
+            described = {"items": np.array([items[row].id for row in rows]), "weights": weights}
+            described["chance"] = float(np.average(1 / counts[rows], weights=weights))
+            described["headline"] = number.headline
+            photos = [items[row].images[0].path for row in rows]
+            points = official[rows], strict[rows]
+            metrics += by_both_rules(number.name, *points, photos, **described)
     return Result(metrics, columns, {**breakdowns, **cue_breakdowns(cues)})

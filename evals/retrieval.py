@@ -50,16 +50,10 @@ def retrieval_problem(
     def score(images: np.ndarray, texts: np.ndarray) -> Result:
         return _result(kept, pictures, images, dict(zip(distinct, texts, strict=True)), headlines)
 
-    return Problem(
-        images=pictures.refs,
-        texts=distinct,
-        score=score,
-        total=sum(len(record.captions) for record in records),
-        scored=len(captions),
-        missing=pictures.missing,
-        file=str(file),
-        notes=[f"{len(kept):,} images and {len(captions):,} captions."],
-    )
+    total = sum(len(record.captions) for record in records)
+    notes = [f"{len(kept):,} images and {len(captions):,} captions."]
+    described = {"missing": pictures.missing, "file": str(file), "notes": notes}
+    return Problem(pictures.refs, distinct, score, total, len(captions), **described)
 
 
 def _result(
@@ -86,15 +80,10 @@ def _result(
         ("i2t", to_texts, ids, np.arange(len(ids)), len(captions), counts),
     ):
         for k in KS:
-            metrics += by_both_rules(
-                f"{direction}_recall@{k}",
-                ranks.recall(k),
-                ranks.recall_strict(k),
-                clusters,
-                items=np.array(items),
-                chance=scoring.chance_of_recall(size, positives, k),
-                headline=f"{direction}_recall@{k}" in headlines,
-            )
+            name, points = f"{direction}_recall@{k}", (ranks.recall(k), ranks.recall_strict(k))
+            described = {"items": np.array(items), "headline": name in headlines}
+            described["chance"] = scoring.chance_of_recall(size, positives, k)
+            metrics += by_both_rules(name, *points, clusters, **described)
     metrics.sort(key=lambda m: m.name not in headlines)
     # A row a caption.
     shown = [pictures.shown(record.image) for record in records]
@@ -144,22 +133,16 @@ def classification_problem(
     def score(images: np.ndarray, texts: np.ndarray) -> Result:
         metrics, ranks = [], {}
         labels = np.array([item.label for item in kept], np.int64)
-        ids = np.array([item.id for item in kept])
+        ids, photos = np.array([item.id for item in kept]), [item.image.path for item in kept]
         for name, templates in prompts.items():
             rows = np.array([text_row[text] for text in filled[name]])
             weights = scoring.mean_directions(texts[rows], len(templates))
             ranks[name] = found = scoring.rank(images[image_rows], weights, labels[:, None])
             for k in (1, 5):
                 if k < len(classes):
-                    metrics += by_both_rules(
-                        f"top{k}_{name}",
-                        found.recall(k),
-                        found.recall_strict(k),
-                        [item.image.path for item in kept],
-                        items=ids,
-                        chance=k / len(classes),
-                        headline=k == 1,
-                    )
+                    points = found.recall(k), found.recall_strict(k)
+                    described = {"items": ids, "chance": k / len(classes), "headline": k == 1}
+                    metrics += by_both_rules(f"top{k}_{name}", *points, photos, **described)
         # A row a photo: its class against the best other one, by the first set of prompts.
         first = next(iter(prompts))
         pairs = [
@@ -176,16 +159,7 @@ def classification_problem(
         }
         return Result(metrics, columns, {"class": f"by class: top1 {first}"})
 
-    described = [
-        f"{name}: {len(t)} prompt(s) a class, {t[0]!r} first" for name, t in prompts.items()
-    ]
-    return Problem(
-        images=pictures.refs,
-        texts=every if kept else [],
-        score=score,
-        total=len(items),
-        scored=len(kept),
-        missing=pictures.missing,
-        file=str(file),
-        notes=[f"{len(classes)} classes; {'; '.join(described)}."],
-    )
+    used = [f"{name}: {len(t)} prompt(s) a class, {t[0]!r} first" for name, t in prompts.items()]
+    notes = [f"{len(classes)} classes; {'; '.join(used)}."]
+    about = {"missing": pictures.missing, "file": str(file), "notes": notes}
+    return Problem(pictures.refs, every if kept else [], score, len(items), len(kept), **about)

@@ -46,15 +46,8 @@ def load_genome(
     notes = fields.check_boxes(roots, boxes, tolerated=0.01)
     fields.done()
     macro = AccuracySpec("accuracy_macro", macro=group, at_least=at_least, headline=True)
-    return choice_problem(
-        roots,
-        path,
-        items,
-        rule="argmax",
-        numbers=(macro, AccuracySpec("accuracy")),
-        breakdowns={group: f"by {group}"},
-        notes=notes,
-    )
+    shown = {"numbers": (macro, AccuracySpec("accuracy")), "breakdowns": {group: f"by {group}"}}
+    return choice_problem(roots, path, items, rule="argmax", **shown, notes=notes)
 
 
 def load_order(roots: DataRoots, *, file: str, download: str) -> Problem:

@@ -59,16 +59,13 @@ FORMS = tuple(
 
 
 class Photo(NamedTuple):
-    """A photo with an absent category and one or two that are there ("" for no second one).
-
-    `inside` are all categories that are there.
-    """
+    """A photo with an absent category and one or two that are there ("" for no second one)."""
 
     image: ImageRef
     absent: str
     present: str
     second: str
-    inside: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()  # all categories that are there
 
 
 def read_photos(file: Path) -> list[Photo]:
@@ -138,17 +135,9 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         "prefers the negated text": lambda: Result(*_answers(kept, negations)),
         "prefers the affirmed text": lambda: Result(*_answers(kept, -negations)),
     }
-    return Problem(
-        images=pictures.refs,
-        texts=list(row_of),
-        score=score,
-        total=len(photos),
-        scored=len(kept),
-        missing=pictures.missing,
-        file=str(file),
-        notes=(_NOTE,),
-        controls=controls if kept else {},
-    )
+    described = {"missing": pictures.missing, "file": str(file), "notes": (_NOTE,)}
+    described["controls"] = controls if kept else {}
+    return Problem(pictures.refs, list(row_of), score, len(photos), len(kept), **described)
 
 
 def _both_ways(form: grammar.Template, name: str) -> tuple[str, str]:

@@ -43,18 +43,13 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         fields = Fields(file)
         samples = fields.sequence(read_json(file, dict), "samples", "the file")
         fields.done()
-    problem = choice_problem(
-        roots,
-        file,
-        read_items(file, enumerate(samples), _item),
-        rule="argmax",  # of b and a, in this order
-        numbers=(
-            AccuracySpec("accuracy", {"split": {"operator"}}, headline=True),
-            *by_group("operator", OPERATORS),
-        ),
-        breakdowns={"operator": "by operator; of equivalences, how many score alike"},
-        controls=POLARITY_CONTROLS,
-    )
+    items = read_items(file, enumerate(samples), _item)
+    published = AccuracySpec("accuracy", {"split": {"operator"}}, headline=True)
+    shown = {"numbers": (published, *by_group("operator", OPERATORS))}
+    shown["breakdowns"] = {"operator": "by operator; of equivalences, how many score alike"}
+    # Argmax of b and a, in this order.
+    shown |= {"rule": "argmax", "controls": POLARITY_CONTROLS}
+    problem = choice_problem(roots, file, items, **shown)
     scores = {title: _with_consistency(score) for title, score in problem.controls.items()}
     return dataclasses.replace(problem, score=_with_consistency(problem.score), controls=scores)
 

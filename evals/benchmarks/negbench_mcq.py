@@ -34,16 +34,11 @@ def load(roots: DataRoots, *, file: str, download: str, video: bool = False) -> 
     """Reads the CSV file; videos are the mean of their frames. Raises InputError."""
     path = roots.find(file, download=download)
     items = read_items(path, enumerate(read_csv(path, COLUMNS)), _item)
-    return choice_problem(
-        roots,
-        path,
-        items,
-        rule="argmax",
-        numbers=(*ACCURACY, *by_group("template", TYPES), MEAN),
-        breakdowns={"template": "by the form of the right answer"},
-        controls={"text-only solver": contradictions},
-        views=frames_of if video else None,
-    )
+    shown = {"numbers": (*ACCURACY, *by_group("template", TYPES), MEAN)}
+    shown["breakdowns"] = {"template": "by the form of the right answer"}
+    shown["controls"] = {"text-only solver": contradictions}
+    views = frames_of if video else None
+    return choice_problem(roots, path, items, rule="argmax", views=views, **shown)
 
 
 def _item(fields: Fields, index: str, row: dict[str, str]) -> Choice:

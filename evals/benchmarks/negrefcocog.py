@@ -35,15 +35,10 @@ def load(roots: DataRoots, *, download: str) -> Problem:
     fields.check_boxes(roots, [(ref, f"item {i.id}") for i in items for ref in i.images])
     fields.done()
     unequal = {"size": {SMALLER, LARGER}}
-    return choice_problem(
-        roots,
-        file,
-        items,
-        rule="argmax",
-        numbers=(*ACCURACY, AccuracySpec("accuracy_area_balanced", unequal, macro="size")),
-        breakdowns={"size": "by whether the right box is the smaller one"},
-        controls=BOX_CONTROLS,
-    )
+    balanced = AccuracySpec("accuracy_area_balanced", unequal, macro="size")
+    shown = {"numbers": (*ACCURACY, balanced), "controls": BOX_CONTROLS}
+    shown["breakdowns"] = {"size": "by whether the right box is the smaller one"}
+    return choice_problem(roots, file, items, rule="argmax", **shown)
 
 
 def item(fields: Fields, index: str, record: dict) -> Choice:

@@ -34,16 +34,10 @@ def load(roots: DataRoots, *, download: str) -> Problem:
         return [(f"record {i}", row) for i, row in enumerate(read_json_lines(file), 1)]
 
     folder, items, notes = read_parts(roots, names, download, "setting", records, _item)
-    return choice_problem(
-        roots,
-        folder,
-        items,
-        rule="greater",
-        numbers=(*ACCURACY, *by_group("setting", SETTINGS), *by_group("label", ("yes", "no"))),
-        breakdowns={"setting": "by how absent objects were drawn", "label": "by the answer"},
-        notes=notes,
-        controls=POLARITY_CONTROLS,
-    )
+    parts = (*by_group("setting", SETTINGS), *by_group("label", ("yes", "no")))
+    shown = {"numbers": (*ACCURACY, *parts), "notes": notes, "controls": POLARITY_CONTROLS}
+    titles = {"setting": "by how absent objects were drawn", "label": "by the answer"}
+    return choice_problem(roots, folder, items, rule="greater", breakdowns=titles, **shown)
 
 
 def _item(fields: Fields, where: str, record: dict, *, setting: str) -> Choice:

@@ -16,15 +16,8 @@ from evals.choices import AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json, read_parts
 
-CATEGORIES = (
-    "add_att",
-    "add_obj",
-    "replace_att",
-    "replace_obj",
-    "replace_rel",
-    "swap_att",
-    "swap_obj",
-)
+CATEGORIES = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel")
+CATEGORIES += ("swap_att", "swap_obj")
 
 
 def load(roots: DataRoots, *, download: str) -> Problem:
@@ -35,15 +28,8 @@ def load(roots: DataRoots, *, download: str) -> Problem:
     )
     mean = AccuracySpec("accuracy_mean", macro="category", headline=True)
     each = by_group("category", CATEGORIES, headline=bool(notes))
-    return choice_problem(
-        roots,
-        folder,
-        items,
-        rule="greater",
-        numbers=each if notes else (mean, *each),
-        breakdowns={"category": "by category"},
-        notes=notes,
-    )
+    shown = {"numbers": each if notes else (mean, *each), "breakdowns": {"category": "by category"}}
+    return choice_problem(roots, folder, items, rule="greater", notes=notes, **shown)
 
 
 def _item(fields: Fields, key: str, record: dict, *, category: str) -> Choice:

@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ _INSTANCES += ("instances_val2014", "instances_val2017")
 _WRONG_SIZE = {150417, 285665, 498246, 61564, 285743, 498269, 498010, 150516, 150344, 286093}
 _WRONG_SIZE |= {61530, 150333, 286065, 285814, 498187, 285761, 498042}
 _TOLERANCE = 1.0  # pixels, between the edges of a box in two files
+_PUBLISHED = {  # title and source
+    "phrasecut": ("PhraseCut", "Wu et al., CVPR 2020, github.com/ChenyunWu/PhraseCutDataset"),
+    "categories": ("Category names", "Lin et al., ECCV 2014, cocodataset.org"),
+    "negrefcocog": (
+        "NegRefCOCOg",
+        "Park et al., ICCV 2025, github.com/parkquasar/NegationCLIP; masks from COCO",
+    ),
+}
+_REFER = "Yu et al., ECCV 2016, github.com/lichengunc/refer"
 
 
 NEGATED = (
@@ -88,9 +97,11 @@ class PhraseSet:
 Source = Callable[[DataRoots, str | None], list[PhraseSet]]
 
 
-def phrase_set(roots: DataRoots, phrases: Iterable[Phrase], **described: Any) -> PhraseSet:
+def phrase_set(
+    roots: DataRoots, name: str, file: Path, phrases: Sequence[Phrase], **described: Any
+) -> PhraseSet:
     """A set of the phrases whose photos are there; `described` are its other attributes."""
-    phrases = list(phrases)
+    published = dict(zip(("title", "source"), _PUBLISHED.get(name, ()), strict=False))
     totals = {"total": len(phrases), "total_negated": sum(p.negated for p in phrases)}
     missing = roots.missing(phrase.image for phrase in phrases)
     gone, by_photo = set(missing), {}
@@ -98,7 +109,8 @@ def phrase_set(roots: DataRoots, phrases: Iterable[Phrase], **described: Any) ->
         if phrase.image not in gone:
             by_photo.setdefault(phrase.image, []).append(phrase)
     kept = [phrase for group in by_photo.values() for phrase in group]
-    return PhraseSet(phrases=kept, missing=missing, **(totals | described))
+    described = {"missing": missing, **totals, **published, **described}
+    return PhraseSet(name=name, file=str(file), phrases=kept, **described)
 
 
 def _read_instances(files: Sequence[Path]) -> coco.Instances:
@@ -161,17 +173,8 @@ def phrasecut(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         fields.unique(item, where)
     fields.done()
     dropped = len(records) - len(phrases)
-    return [
-        phrase_set(
-            roots,
-            phrases,
-            name="phrasecut",
-            title="PhraseCut",
-            source="Wu et al., CVPR 2020, github.com/ChenyunWu/PhraseCutDataset",
-            file=str(file),
-            notes=[f"{dropped} phrases on the 17 photos of wrong size are left out, as published."],
-        )
-    ]
+    notes = [f"{dropped} phrases on the 17 photos of wrong size are left out, as published."]
+    return [phrase_set(roots, "phrasecut", file, phrases, notes=notes)]
 
 
 def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
@@ -201,9 +204,8 @@ def refcoco(roots: DataRoots, split: str | None) -> list[PhraseSet]:
                 phrases.append(Phrase(item, image.file_name, text, shape, _size(image)))
         fields.done()
         name = f"{file.parent.name} {file.stem.removeprefix('refs').strip('()')}".strip()
-        described = {"name": name.replace(" ", "_"), "title": f"{name}, {split}", "file": str(file)}
-        source = "Yu et al., ECCV 2016, github.com/lichengunc/refer"
-        sets.append(phrase_set(roots, phrases, source=source, **described))
+        described = {"title": f"{name}, {split}", "source": _REFER}
+        sets.append(phrase_set(roots, name.replace(" ", "_"), file, phrases, **described))
     return sets
 
 
@@ -253,17 +255,8 @@ def categories(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         image = instances.images[image_id]
         item, shape = f"{image_id}/{category}", tuple(segmentations)
         phrases.append(Phrase(item, image.file_name, category, shape, _size(image)))
-    return [
-        phrase_set(
-            roots,
-            phrases,
-            name="categories",
-            title="Category names",
-            source="Lin et al., ECCV 2014, cocodataset.org",
-            file=str(file),
-            notes=["The phrase is the category's name, the mask all that is annotated of it."],
-        )
-    ]
+    notes = ["The phrase is the category's name, the mask all that is annotated of it."]
+    return [phrase_set(roots, "categories", file, phrases, notes=notes)]
 
 
 def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
@@ -293,17 +286,9 @@ def negrefcocog(roots: DataRoots, split: str | None) -> list[PhraseSet]:
         f"Of {len(records)} phrases {len(absent)} are on photos that the instance files lack, and "
         f"{unclear} mean an object that cannot be told from the boxes: these are not scored."
     ]
-    found = phrase_set(
-        roots,
-        phrases,
-        name="negrefcocog",
-        title="NegRefCOCOg",
-        source="Park et al., ICCV 2025, github.com/parkquasar/NegationCLIP; masks from COCO",
-        file=str(file),
-        notes=notes,
-        total=len(records),
-        total_negated=sum(find_cue(item.texts[0]) is not None for item in records),
-    )
+    negated = sum(find_cue(item.texts[0]) is not None for item in records)
+    totals = {"total": len(records), "total_negated": negated}
+    found = phrase_set(roots, "negrefcocog", file, phrases, notes=notes, **totals)
     missing = [*found.missing, *dict.fromkeys(absent)]
     return [dataclasses.replace(found, missing=missing)]
 

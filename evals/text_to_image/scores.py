@@ -62,17 +62,10 @@ def document(
         place = np.array([places[picture.prompt] for picture in found])
         items = place * stride + np.array([picture.index for picture in found])
         weights = 1 / np.bincount(place)[place]  # every prompt counts the same
-        metrics[model] = {
-            name: Metric(
-                name,
-                np.array([float(getattr(verdict, name)) for verdict in found.values()]),
-                items=items,
-                clusters=place,
-                weights=weights,
-                unit="prompts",
-            )
-            for name in METRICS
-        }
+        metrics[model] = {}
+        for name in METRICS:
+            values = np.array([float(getattr(verdict, name)) for verdict in found.values()])
+            metrics[model][name] = Metric(name, values, items, place, weights, unit="prompts")
     difference = {}  # tuned minus base on the pictures that were judged of both
     if len(metrics) == len(MODELS):
         base, tuned = (metrics[model] for model in MODELS)

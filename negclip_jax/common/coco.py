@@ -176,15 +176,8 @@ def _objects(rows: Iterable[Any], names: Mapping[str, str], fields: Fields) -> I
             area = box[2] * box[3] if box else 0.0
             if row.get("area") is not None:
                 area = fields.number(row, "area", where)
-            yield Instance(
-                identity(row.get("id")) or "",
-                image,
-                names[category],
-                box,
-                area,
-                bool(row.get("iscrowd")),
-                row.get("segmentation"),
-            )
+            own, crowd, shape = identity(row.get("id")) or "", row.get("iscrowd"), row.get(_DROPPED)
+            yield Instance(own, image, names[category], box, area, bool(crowd), shape)
 
 
 def _image(row: Any, where: str, fields: Fields) -> Image:

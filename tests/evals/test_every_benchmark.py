@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_evals import AllThere, constant, features, mean, numbers, oracle, write_benchmark
 
-from evals import choices, classification, registry, report, retrieval
+from evals import choices, registry, report, retrieval
 from evals.benchmark import Result
 from evals.benchmarks import zeroshot
 from evals.images import DataRoots
@@ -20,7 +20,7 @@ ENVIRONMENT = {"command": [], "python": "3", "packages": {}, "devices": [], "git
 SHUFFLED = {
     "choice_problem": choices.choice_problem,
     "retrieval_problem": retrieval.retrieval_problem,
-    "classification_problem": classification.classification_problem,
+    "classification_problem": retrieval.classification_problem,
 }
 
 

@@ -42,19 +42,10 @@ def render(template: Path, **values: Any) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
-        "number": "{:,}".format,
-        "percent": statistics.percent,
-        "plural": plural,
-        "sections": sections,
-        "shortened": shortened,
-    }
-    environment.globals |= {
-        "change_text": statistics.change_text,
-        "charts": charts,
-        "interval_text": statistics.interval_text,
-        "ties_text": statistics.ties_text,
-    }
+    environment.filters |= {"number": "{:,}".format, "percent": statistics.percent}
+    environment.filters |= {f.__name__: f for f in (plural, sections, shortened)}
+    texts = (statistics.change_text, statistics.interval_text, statistics.ties_text)
+    environment.globals |= {"charts": charts, **{text.__name__: text for text in texts}}
     return environment.get_template(template.name).render(**values)
 
 

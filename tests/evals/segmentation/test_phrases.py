@@ -19,8 +19,8 @@ def roots(tmp_path):
 
 def described(roots, name: str, images: list[str]):
     phrases = [Phrase(f"{i}", image, f"thing {i}", SHAPE) for i, image in enumerate(images)]
-    about = {"name": name, "title": name.title(), "source": "nobody", "file": f"{name}.json"}
-    return [phrase_set(roots, phrases, **about)]
+    about = {"title": name.title(), "source": "nobody"}
+    return [phrase_set(roots, name, f"{name}.json", phrases, **about)]
 
 
 @pytest.fixture
