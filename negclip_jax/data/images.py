@@ -15,6 +15,7 @@ long side would pass 32,768 pixels (thinner than 1:146 at 224) only the part und
 resized, which rounds differently between Pillow's two passes: a level or two in smooth parts.
 """
 
+import functools
 import logging
 import os
 import posixpath
@@ -28,8 +29,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8
 from PIL import Image
 
+from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import ImageError, decode, opened, read_file, to_rgb, upright
-from negclip_jax.common.photos import PHOTO_SUFFIXES, find_file
+from negclip_jax.common.photos import PHOTO_SUFFIXES, find_file, name_key
 from negclip_jax.common.problems import first
 from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.records import unsafe_name
@@ -168,9 +170,10 @@ def is_one_image(images: Any) -> bool:
 
 
 class ImageSource(Protocol):
-    """Where images come from: `ImageDirectory` and what `data.sources.open_images` opens.
+    """Where images come from: what `data.sources.open_images` opens.
 
-    Threads may use it, and it pickles for worker processes.
+    Threads may use it, and it pickles for worker processes. A name that would lead out of where the
+    images are is an ImageError.
     """
 
     def open(self, name: str) -> Image.Image:
@@ -241,16 +244,9 @@ class ImageDirectory(ImageSource):
         self._real_root = os.path.realpath(self.root)
 
     def open(self, name: str) -> Image.Image:
-        """The image `name` in mode RGB.
-
-        Raises ImageError for a name that leaves the directory, by itself or through a symbolic
-        link, and for whatever `decode` refuses.
-        """
-        path = self._path(name)
-        return decode(path, name=path)
+        return decode(self._path(name))
 
     def read(self, name: str) -> bytes:
-        """The file's bytes, empty where it cannot be read. Names are refused as in `open`."""
         return read_file(self._path(name))
 
     def identity(self, name: str) -> list[int]:
@@ -262,8 +258,9 @@ class ImageDirectory(ImageSource):
         return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
     def _path(self, name: str) -> str:
+        """Raises ImageError for a name that leaves the directory, itself or by a symbolic link."""
         # Under another spelling where that is the only one: see `photos.find_file`.
-        spelled = find_file(Path(self.root), self._checked(name))
+        spelled = find_file(Path(self.root), _safe(name))
         path = os.path.join(self.root, name) if spelled is None else os.fspath(spelled)
         real = os.path.realpath(path)
         if os.path.commonpath((real, self._real_root)) != self._real_root:
@@ -282,26 +279,95 @@ class ImageDirectory(ImageSource):
         return names
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are not files, each once and in order.
-
-        Lists each directory that occurs once: 100,000 names cost one listing, not 100,000 stats.
-        Raises ImageError for a name that leaves the directory.
-        """
+        # Each directory is listed once: 100,000 names cost one listing, not 100,000 stats.
         present: dict[str, set[str]] = {}
         absent = []
         for name in dict.fromkeys(names):
-            folder, file = posixpath.split(posixpath.normpath(self._checked(name)))
+            folder, file = posixpath.split(_safe(name))
             if folder not in present:
                 present[folder] = _files(os.path.join(self.root, folder))
             if file not in present[folder] and find_file(Path(self.root), name) is None:
                 absent.append(name)
         return absent
 
-    def _checked(self, name: str) -> str:
-        reason = unsafe_name(name)
-        if reason:
-            raise ImageError(f"The image name {name!r} {reason}: refused.")
-        return name
+
+class BucketImages(ImageSource):
+    """Images by their name below an address such as `gs://bucket/train2014`. Pickles to it."""
+
+    def __init__(self, root: str):
+        """Raises InputError where the storage is unknown and ImageError where nothing is there."""
+        self.root = root.rstrip("/")
+        self._folder = storage.path(self.root)
+        if not self._listed:
+            raise ImageError(f"There are no images at {self.root}.")
+
+    def open(self, name: str) -> Image.Image:
+        address = f"{self.root}/{_safe(name)}"
+        try:
+            content = self._bytes(name)
+        except storage.errors() as error:
+            cause = storage.root_cause(error)
+            raise ImageError(f"{address}: the image cannot be read ({cause}).") from error
+        return decode(content, name=address)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._bytes(name)
+        except storage.errors():
+            return b""
+
+    def identity(self, name: str) -> list:
+        """Size and the bucket's own checksum, of the time when this object was made."""
+        info = self._listed.get(self._spelled(name))
+        return [] if info is None else [info["size"], remote.checksum(info)]
+
+    def names(self) -> list[str]:
+        """Of the photos at any depth, sorted; hidden objects and folders left out."""
+        shown = (name for name in self._listed if not any(p[:1] == "." for p in name.split("/")))
+        return sorted(x for x in shown if posixpath.splitext(x)[1].lower() in PHOTO_SUFFIXES)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        return [n for n in dict.fromkeys(names) if self._spelled(n) not in self._listed]
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return (self._folder / _safe(name)).read_bytes()
+        except FileNotFoundError:  # there may be one of another spelling
+            return (self._folder / self._spelled(name)).read_bytes()
+
+    def _spelled(self, name: str) -> str:
+        """The name as the bucket has it, where one object alone is spelled so; else the name."""
+        name = _safe(name)
+        if name in self._listed or len(found := self._spellings.get(name_key(name), ())) != 1:
+            return name
+        return found[0]
+
+    @functools.cached_property
+    def _spellings(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self._listed:
+            found.setdefault(name_key(name), []).append(name)
+        return found
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        with storage.announced(f"the list of the images in {self.root}"):
+            return remote.listed(self._folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the list, which a worker that opens images does not need."""
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.root = state["root"]
+        self._folder = storage.path(self.root)
+
+
+def _safe(name: str) -> str:
+    """The name, normalised; ImageError where it must not be used."""
+    if reason := unsafe_name(name):
+        raise ImageError(f"The image name {name!r} {reason}: refused.")
+    return posixpath.normpath(name)
 
 
 def photos_below(root: Path) -> tuple[list[str], dict[str, str]]:

@@ -26,10 +26,10 @@ from negclip_jax.common.records import identity
 from negclip_jax.data import pair_csv, pair_tables, shards
 from negclip_jax.data.fields import parse
 from negclip_jax.data.pair_records import OF_FILES, OF_SHARDS, PairFile
-from negclip_jax.data.records import FIELDS, Pair, PairError, split_pairs, unsafe_name
+from negclip_jax.data.records import FIELDS, Pair, PairError, unsafe_name
 from negclip_jax.data.sources import SUFFIXES, kind_of, tfds_name
 
-__all__ = ["Pair", "PairError", "read_pairs", "split_pairs", "unsafe_name", "write_pairs"]
+__all__ = ["Pair", "PairError", "read_pairs", "unsafe_name", "write_pairs"]
 
 _log = logging.getLogger(__name__)
 

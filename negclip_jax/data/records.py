@@ -1,4 +1,4 @@
-"""The record of a negation pair, and the split of records into training and validation."""
+"""The record of a negation pair, and the split of pairs into training and validation."""
 
 import bisect
 import posixpath
@@ -87,32 +87,6 @@ def unsafe_name(name) -> str | None:
     return "names no file" if posixpath.normpath(name) == "." else None
 
 
-def split_pairs(
-    pairs: Sequence[Pair], *, validation_fraction: float, by: str = "image", seed: int
-) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs, each in the order given.
-
-    By "image", no image file and no image id is on both sides, `validation_fraction` is of the
-    images, and the split does not depend on the order of the pairs. By "caption" it is of the
-    pairs, and captions of one image fall on both sides: the published split, which leaks images.
-
-    The same on every machine and numpy version. Raises PairError for a fraction outside 0 <= f < 1
-    or one that leaves a side empty, and for another `by`.
-    """
-    groups = None
-    if by == "image":
-        names = _image_groups(pairs)
-        number = {name: i for i, name in enumerate(sorted(set(names)))}
-        groups = np.array([number[name] for name in names], np.int64)
-    is_held_out = held_out(
-        groups, len(pairs), validation_fraction=validation_fraction, by=by, seed=seed
-    )
-    train, validation = [], []
-    for pair, is_out in zip(pairs, is_held_out.tolist(), strict=True):
-        (validation if is_out else train).append(pair)
-    return train, validation
-
-
 def held_out(
     groups: Int[np.ndarray, " {n}"] | None,
     n: int,
@@ -121,10 +95,17 @@ def held_out(
     by: str,
     seed: int,
 ) -> Bool[np.ndarray, " {n}"]:
-    """Which of n pairs are for validation; see `split_pairs`.
+    """Which of n pairs are for validation. The same on every machine and numpy version.
+
+    By "image", no image is on both sides, and `validation_fraction` is of the images. By "caption"
+    it is of the pairs, and captions of one image fall on both sides: the published split, which
+    leaks images.
 
     `groups`: for a split by image, non-negative integers, equal for pairs of one image and
     ordered as the names of images are; for one by caption None.
+
+    Raises PairError for a fraction outside 0 <= f < 1 or one that leaves a side empty, and for
+    another `by`.
     """
     if by not in ("image", "caption"):
         raise PairError(f'Pairs can be split by "image" or by "caption", not by {by!r}.')
@@ -148,22 +129,3 @@ def held_out(
         return chosen
     is_there[is_there] = chosen
     return is_there[groups]
-
-
-def _image_groups(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    """For each pair a name of its image: pairs that share a file or an image id share it.
-
-    Union-find towards the least member, so that a group's name does not depend on the order.
-    """
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while (above := parent.setdefault(node, node)) != node:
-            parent[node] = parent[above]
-            node = above
-        return node
-
-    for image, image_id in dict.fromkeys((pair.image, pair.image_id) for pair in pairs):
-        least, other = sorted((root(("file", image)), root(("id", image_id))))
-        parent[other] = least
-    return [root(("file", pair.image)) for pair in pairs]

@@ -7,8 +7,7 @@ tfds:coco_captions/train       a prepared data set
 
 from negclip_jax.common import storage
 from negclip_jax.common.errors import InputError
-from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.images import ImageDirectory, ImageSource
+from negclip_jax.data.images import BucketImages, ImageDirectory, ImageSource
 from negclip_jax.data.shard_images import RecordImages, TarImages
 
 # Sets of shards, and how their files end where a folder is given.

@@ -12,8 +12,7 @@ from fake_bucket import bucket, served
 from tiny_runs import ROOT
 
 from negclip_jax.common.decoding import ImageError
-from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.images import ImageDirectory, Preprocessor
+from negclip_jax.data.images import BucketImages, ImageDirectory, Preprocessor
 
 __all__ = ["bucket", "served"]  # fixtures
 
@@ -83,7 +82,7 @@ LOAD = """
 import sys
 import numpy as np
 from absl import flags
-from negclip_jax.data.bucket_images import BucketImages
+from negclip_jax.data.images import BucketImages
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import PairLoader

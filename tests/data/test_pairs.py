@@ -1,6 +1,7 @@
 """Pairs: every layout in and out, every bad file with a sentence, splits that do not leak."""
 
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -11,16 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from negclip_jax.data import pair_tables
+from negclip_jax.data import pair_tables, prepared
 from negclip_jax.data.pairs import (
     Pair,
     PairError,
     about_how_many,
     read_pairs,
-    split_pairs,
     write_pairs,
 )
-from negclip_jax.data.records import FIELDS
+from negclip_jax.data.records import FIELDS, held_out
 
 DATA = Path(
     os.environ.get("NEGCLIP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -384,43 +384,59 @@ def many(images: int = 50, captions: int = 5) -> list[Pair]:
     ]
 
 
-def test_split_by_image_leaks_nothing_and_ignores_the_order():
+@pytest.fixture
+def split(tokenizer, tmp_path):
+    """A function of pairs and arguments of `held_out`: both sides, as training divides them."""
+    folders = (tmp_path / f"prepared-{i}" for i in itertools.count())
+
+    def sides(pairs: list[Pair], *, by: str = "image", **how) -> tuple[list[Pair], list[Pair]]:
+        folder, rows = next(folders), np.arange(len(pairs))
+        folder.mkdir()
+        list(prepared.write(pairs, folder, "it", tokenizer, caption_mode="negated", foils=0))
+        groups = prepared.find(folder, "it").groups(rows) if by == "image" else None
+        is_out = held_out(groups, len(pairs), by=by, **how)
+        return tuple([pairs[i] for i in np.flatnonzero(side)] for side in (~is_out, is_out))
+
+    return sides
+
+
+def test_split_by_image_leaks_nothing_and_ignores_the_order(split):
     pairs = many()
-    train, validation = split_pairs(pairs, validation_fraction=0.2, seed=42)
+    train, validation = split(pairs, validation_fraction=0.2, seed=42)
     assert (len(train), len(validation)) == (200, 50)
     assert not {p.image for p in train} & {p.image for p in validation}
     assert sorted(train + validation, key=pairs.index) == pairs
     assert train == sorted(train, key=pairs.index)
 
     shuffled = random.Random(0).sample(pairs, len(pairs))
-    again = split_pairs(shuffled, validation_fraction=0.2, seed=42)
+    again = split(shuffled, validation_fraction=0.2, seed=42)
     assert [set(side) for side in again] == [set(train), set(validation)]
-    other = split_pairs(pairs, validation_fraction=0.2, seed=43)
+    other = split(pairs, validation_fraction=0.2, seed=43)
     assert other[1] != validation
 
 
-def test_split_by_image_joins_ids_and_files():
+def test_split_by_image_joins_ids_and_files(split):
     pairs = [
         Pair(f"{i // 4}/{i % 2}.jpg", str(i), "no", image_id=f"{i // 4}-{(i % 4) // 2}")
         for i in range(400)
     ]
-    train, validation = split_pairs(pairs, validation_fraction=0.3, seed=0)
+    train, validation = split(pairs, validation_fraction=0.3, seed=0)
     assert len(validation) == 120
     for key in ("image", "image_id"):
         assert not {getattr(p, key) for p in train} & {getattr(p, key) for p in validation}
 
 
-def test_split_by_caption_leaks_as_published():
+def test_split_by_caption_leaks_as_published(split):
     pairs = many()
-    train, validation = split_pairs(pairs, validation_fraction=0.2, by="caption", seed=42)
+    train, validation = split(pairs, validation_fraction=0.2, by="caption", seed=42)
     assert (len(train), len(validation)) == (200, 50)
     assert {p.image for p in train} & {p.image for p in validation}
     assert set(train) | set(validation) == set(pairs)
 
 
-def test_split_is_the_same_everywhere():
+def test_split_is_the_same_everywhere(split):
     # Fixed by Philox' raw bits, not by numpy's version.
-    _, validation = split_pairs(many(10, 1), validation_fraction=0.3, seed=7)
+    _, validation = split(many(10, 1), validation_fraction=0.3, seed=7)
     assert [p.image for p in validation] == ["1.jpg", "4.jpg", "8.jpg"]
     assert np.random.Philox(key=7).random_raw(2).tolist() == [
         16086915834549238692,
@@ -428,8 +444,8 @@ def test_split_is_the_same_everywhere():
     ]
 
 
-def test_split_of_nothing_held_out():
-    assert split_pairs(many(3, 1), validation_fraction=0.0, seed=0) == (many(3, 1), [])
+def test_split_of_nothing_held_out(split):
+    assert split(many(3, 1), validation_fraction=0.0, seed=0) == (many(3, 1), [])
 
 
 @pytest.mark.parametrize(
@@ -443,9 +459,9 @@ def test_split_of_nothing_held_out():
         ({"validation_fraction": 0.5, "by": "photo"}, "not by 'photo'"),
     ],
 )
-def test_splits_that_cannot_be(options, message):
+def test_splits_that_cannot_be(split, options, message):
     with pytest.raises(PairError, match=message):
-        split_pairs(many(3, 1), seed=0, **options)
+        split(many(3, 1), seed=0, **options)
 
 
 def some_pairs(number: int) -> list[Pair]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from negclip_jax.data import prepared
 from negclip_jax.data.examples import tokenize_pairs
 from negclip_jax.data.pairs import Pair, PairError, iter_pairs
-from negclip_jax.data.records import held_out, split_pairs
 from negclip_jax.data.tokenizer import load_tokenizer
 
 SHOWN = {"caption_mode": "mix", "foils": 2}
@@ -59,12 +60,16 @@ def test_what_is_read_is_what_was_written(tokenizer, tmp_path, monkeypatch, ids,
     assert kept.texts == 4 and set(kept.losses.tolist()) == {0, 2}
     assert kept.lost == [[i, pairs[i].negated] for i in np.flatnonzero(kept.losses)]
     assert not [f for f in (tmp_path / "kept").iterdir() if f.name.startswith(".")]
-    # A split by image is that of the pairs themselves, also of a part of them.
+    # Groups of a split by image: the parts of a graph of files and ids, also of some of the pairs.
     for rows in (np.arange(len(pairs)), np.arange(90, 260, 2)):
-        how = {"validation_fraction": 0.3, "by": "image", "seed": 5}
-        chosen = held_out(kept.groups(rows), len(rows), **how)
-        expected = split_pairs([pairs[i] for i in rows], **how)[1]
-        assert [pairs[i] for i in rows[chosen]] == expected
+        nodes = [("file", name) for name in names]
+        nodes += sorted({("id", pairs[i].image_id) for i in rows})
+        edges = [[nodes.index(("file", pairs[i].image)), nodes.index(("id", pairs[i].image_id))]
+                 for i in rows]  # fmt: skip
+        graph = coo_array((np.ones(len(rows)), np.transpose(edges)), (len(nodes), len(nodes)))
+        part = connected_components(graph, directed=False)[1]
+        least = [part.tolist().index(part[file]) for file, _ in edges]
+        assert kept.groups(rows).tolist() == (least if ids else kept.image_of[rows].tolist())
 
 
 def test_a_worker_process_gets_a_path_not_the_tokens(tokenizer, tmp_path):

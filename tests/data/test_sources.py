@@ -17,8 +17,7 @@ from tiny_tars import write_photos
 
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import tfds
-from negclip_jax.data.bucket_images import BucketImages
-from negclip_jax.data.images import ImageDirectory
+from negclip_jax.data.images import BucketImages, ImageDirectory
 from negclip_jax.data.shard_images import TarImages
 from negclip_jax.data.sources import open_images, tfds_name
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from bench.published_recipe import PublishedRecipe
 from configs import negationclip
-from negclip_jax.data.pairs import read_pairs, split_pairs
+from negclip_jax.data.pairs import read_pairs
+from negclip_jax.data.records import held_out
 from negclip_jax.interop import huggingface
 from negclip_jax.runtime import sharding
 from negclip_jax.training import patterns
@@ -92,9 +93,11 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
         }
     )
     run = prepare(config, str(workdir / "run"))
-    pairs, _ = split_pairs(
-        read_pairs(photos["pairs"]), validation_fraction=0.2, by="image", seed=42
-    )
+    pairs = read_pairs(photos["pairs"])
+    images = sorted({pair.image for pair in pairs})
+    groups = np.array([images.index(pair.image) for pair in pairs])
+    is_out = held_out(groups, len(pairs), validation_fraction=0.2, by="image", seed=42)
+    pairs = [pairs[i] for i in np.flatnonzero(~is_out)]
     recipe = PublishedRecipe(checkpoint, lr=lr, attention="eager")
     processor = transformers.CLIPImageProcessor.from_pretrained(checkpoint)
     state, ours, theirs = run.state, [], []
