@@ -20,7 +20,7 @@ from negclip_jax.data.fields import TEXTS, Named, Reader, names_of
 from negclip_jax.data.records import Pair, PairError, unsafe_name
 from negclip_jax.data.shard_images import reported
 from negclip_jax.data.shards import Shards
-from negclip_jax.data.tars import Member, TarShards
+from negclip_jax.data.tar_index import Member, TarShards
 
 LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
 CC_NEG_EVALUATION = 40_000  # the last records of CC-Neg, which its authors evaluate on

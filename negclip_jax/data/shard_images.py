@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
+import itertools
 import posixpath
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +26,7 @@ from negclip_jax.common.photos import PHOTO_SUFFIXES
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.images import ImageSource
 from negclip_jax.data.shards import ShardError, ShardReader, Shards
-from negclip_jax.data.tar_index import hashed, search
-from negclip_jax.data.tars import TarShards
+from negclip_jax.data.tar_index import TarShards, hashed, search
 
 _AT_ONCE = 2**17  # names that are objects at a time
 _SOURCES = 64  # ArrayRecord files that a process keeps open
@@ -85,11 +85,9 @@ class ShardImages(ImageSource):
         yield from ((name, self.shards.split(name)[1]) for name in self.names())
 
     def open(self, name: str) -> Image.Image:
-        """The image in mode RGB; raises ImageError for whatever `decode` refuses."""
         return decode(self._bytes(name), f"{name} in {self.shards.pattern}")
 
     def read(self, name: str) -> bytes:
-        """The encoded image, empty where it cannot be read."""
         try:
             return self._bytes(name)
         except ImageError:
@@ -100,7 +98,6 @@ class ShardImages(ImageSource):
         return self.identities([name])[0]
 
     def identities(self, names: Sequence[str]) -> list[list]:
-        """The identity of each name, all at once."""
         versions = [
             hashlib.sha256(repr((shard.size, shard.version)).encode()).hexdigest()[:16]
             for shard in self.shards.found
@@ -110,10 +107,6 @@ class ShardImages(ImageSource):
         ]
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are not there, each once and in order.
-
-        Raises ImageError for a name without its shard that several shards have.
-        """
         distinct = list(dict.fromkeys(names))
         return [distinct[i] for i in np.flatnonzero(self.find(distinct)[:, 0] < 0)]
 
@@ -122,7 +115,6 @@ class ShardImages(ImageSource):
         return content_hash([list(shard) for shard in self.shards.found])
 
     def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
-        """Indices of names, shard by shard in the order of bytes."""
         starts = range(0, len(names), _AT_ONCE)
         places = [self.find(names[start : start + _AT_ONCE]) for start in starts]
         shards, rows = np.concatenate([np.zeros((0, 2), np.int64), *places]).T
@@ -141,22 +133,16 @@ class ShardImages(ImageSource):
         if not len(left):
             return places
         hashes, found = self._alone()
-        if not len(hashes):
-            return places
         wanted = hashed([names[i] for i in left])
-        at = np.searchsorted(hashes, wanted)
-        same = hashes[np.minimum(at, len(hashes) - 1)] == wanted
-        several = same & (hashes[np.minimum(at + 1, len(hashes) - 1)] == wanted)
-        several &= at + 1 < len(hashes)
-        if several.any():
-            i = int(np.argmax(several))
-            shards = [self.shards.found[s].name for s in found[at[i] : at[i] + 2, 0]]
+        at, end = (np.searchsorted(hashes, wanted, side) for side in ("left", "right"))
+        if (end - at > 1).any():
+            i = int(np.argmax(end - at > 1))
+            one, other = (self.shards.found[s].name for s in found[at[i] : at[i] + 2, 0])
             name = names[left[i]]
             raise ImageError(
-                f"{name} is in {shards[0]} and in {shards[1]}: write {shards[0]}/{name} or "
-                f"{shards[1]}/{name}"
+                f"{name} is in {one} and in {other}: write {one}/{name} or {other}/{name}"
             )
-        places[left[same]] = found[at[same]]
+        places[left[end > at]] = found[at[end > at]]
         return places
 
     def _alone(self) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, "M 2"]]:
@@ -226,15 +212,13 @@ class TarImages(ShardImages):
             )
 
     def names(self) -> list[str]:
-        """Of all images, shard by shard in the order of storage."""
         found = []
         for number, shard in enumerate(self.shards.found):
             index = self.shards.index(number)
-            listed = zip(index.listed(), index.are_photos().tolist(), strict=True)
-            listed = (member.name for member, is_photo in listed if is_photo)
+            listed = itertools.compress(index.listed(), index.are_photos().tolist())
             # Hidden ones are none, as `._1.jpg`, which macOS writes beside `1.jpg`.
-            shown = (name for name in listed if not posixpath.basename(name).startswith("."))
-            found += [f"{shard.name}/{name}" for name in shown]
+            names = (x.name for x in listed if not posixpath.basename(x.name).startswith("."))
+            found += [f"{shard.name}/{name}" for name in names]
         return found
 
     def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
@@ -270,9 +254,9 @@ class RecordImages(ShardImages):
         super().__init__(Shards(pattern, ".array_record*"))
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             self._counts = np.array(list(pool.map(self._count, range(len(self.shards.found)))))
-        first = self.shards.found[0]
+        place = f"arrayrecord: the first record of {self.shards.found[0].path}"
         try:
-            with opened(self._content(0, 0), f"arrayrecord: the first record of {first.path}"):
+            with opened(self._content(0, 0), place):
                 pass
         except ImageError as error:
             raise ImageError(

@@ -1,7 +1,12 @@
-"""The index of one tar: what its members are and where, made in one pass and kept in a file.
+"""Webdataset's tars as sets of members with random access, by an index of each that is kept.
+
+    shards = TarShards("cc12m-{0000..1242}.tar")
+    for key, members in shards.samples(0):  # "000000000", {"jpg": Member, "txt": Member}
+        text = shards.read(0, members["txt"].offset, members["txt"].size)
+        image = f"{shards.found[0].name}/{members['jpg'].name}"  # "cc12m-0000.tar/000000000.jpg"
 
 A tar holds headers of 512 bytes, each before the content of its member, and no list of them. So
-they are read once and kept in `NAME.tar.index` beside it; in `common.remote.cache_folder()` where
+the headers are read once and kept in `NAME.tar.index` beside it; in `remote.cache_folder()` where
 nothing can be written there, and for a bucket. An index says of which tar it is: size, time of
 change and the bytes of its first and last header, or the bucket's checksum. Where that is another
 one, or the index is damaged, it is made again.
@@ -16,7 +21,9 @@ little-endian uint64 `[5, N]` and the names in UTF-8, one after the other. The r
 Shape letters: N members, M names that are asked for, L letters of all names.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -36,8 +43,9 @@ from jaxtyping import Bool, Int64, Integer, UInt8, UInt64
 from negclip_jax.common import remote, storage, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.photos import PHOTO_SUFFIXES
+from negclip_jax.common.problems import first
 from negclip_jax.data.records import unsafe_name
-from negclip_jax.data.shards import Shard, ShardError, ShardReader
+from negclip_jax.data.shards import Shard, ShardError, ShardReader, Shards
 
 MAGIC = b"negclip.tar.index.1\n"
 _BLOCK = 512
@@ -55,6 +63,8 @@ _WITHOUT_CONTENT = b"123456"
 # The hash of a name is a polynomial modulo 2^64 of its bytes: NumPy computes many at once.
 _FACTOR, _MODULO = 0x9E3779B97F4A7C15, 2**64
 _HASHED = 2**16  # names at a time
+_THREADS = 16  # that make indexes
+_MAPPED = 256  # indexes
 _found_sound: set[tuple] = set()  # indexes that this process has checked
 
 
@@ -322,9 +332,8 @@ def build(shard: Shard) -> Path:
         storage.write_whole(kept, content)
     except OSError as error:
         where = storage.root_cause(error)
-        raise InputError(
-            f"the index of {shard.path} cannot be written to {kept} ({where})"
-        ) from None
+        message = f"the index of {shard.path} cannot be written to {kept} ({where})"
+        raise InputError(message) from None
     return kept
 
 
@@ -347,10 +356,9 @@ class _Scan:
             self.example = self.example or f"{name[:200]!r} {reason}"
             return
         self.names += name.encode()
-        for column, value in (
-            (self.offsets, offset), (self.sizes, size), (self.ends, len(self.names))
-        ):  # fmt: skip
-            column.append(value)
+        self.offsets.append(offset)
+        self.sizes.append(size)
+        self.ends.append(len(self.names))
 
     def members(self) -> Iterator[tuple[str, int, int, str]]:
         """Name, offset, size, and a reason against it, of each member that is no folder."""
@@ -455,3 +463,87 @@ def _pax(content: bytes) -> dict[str, bytes]:
         found[key.decode("utf-8", "replace")] = value
         at += int(digits)
     return found
+
+
+class TarShards(Shards):
+    """Members of many tars by their place. Threads may read; pickles to the list of the shards.
+
+    Attributes:
+      heads: what the index of each shard says of it, see `build`; none in a copy that was
+        unpickled.
+    """
+
+    def __init__(self, pattern: str):
+        """Finds the tars, see `data.shards`, and indexes those that have no index of their own.
+
+        Raises InputError where there are none, and TarError where some cannot be used: compressed,
+        cut short, damaged, no tar, or with a name twice.
+        """
+        super().__init__(pattern, ".tar")
+        self.heads = self._indexed()
+        left_out = [head for head in self.heads if head["left_out"]]
+        warnings = [head["warning"] for head in self.heads if head["warning"]]
+        if left_out:
+            i = self.heads.index(left_out[0])
+            logging.warning(
+                "%d members of %d tars are not read, e.g. of %s: %s",
+                *(sum(head["left_out"] for head in left_out), len(left_out)),
+                *(self.found[i].path, left_out[0]["example"]),
+            )
+        if warnings:
+            logging.warning("%s", first(warnings, 3, separator="; "))
+
+    def samples(self, shard: int) -> Iterator[tuple[str, dict[str, Member]]]:
+        """Members of a shard grouped by key, in the order of each key's first member.
+
+        A key is the name up to the first dot of its last part, what follows it the suffix, in lower
+        case: webdataset's rule, without its demand that members of a key follow each other. Names
+        without a suffix, hidden files and `__meta__` are left out.
+
+        Raises TarError for two members of one key and suffix.
+        """
+        found: dict[str, dict[str, Member]] = {}
+        for member in self.index(shard).listed():
+            folder, file = posixpath.split(member.name)
+            stem, dot, suffix = file.partition(".")
+            if not (stem and dot) or (stem.startswith("__") and stem.endswith("__")):
+                continue
+            sample = found.setdefault(posixpath.join(folder, stem), {})
+            if (suffix := suffix.lower()) in sample:
+                raise TarError(
+                    f"{self.found[shard].path} holds {sample[suffix].name!r} and {member.name!r}, "
+                    "which are of one key and suffix: rename one, or leave the shard out"
+                )
+            sample[suffix] = member
+        yield from found.items()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.index = functools.lru_cache(_MAPPED)(lambda i: open_index(self.found[i]))
+
+    def _indexed(self) -> list[dict]:
+        """The head of the index of each shard; those that have none get one."""
+        problems: list[str] = []
+
+        def indexed(i: int) -> dict | None:
+            try:
+                if (said := head(self.found[i])) is None:
+                    build(self.found[i])
+                    said = head(self.found[i])
+                if said is None:
+                    raise TarError(f"{self.found[i].path} changes while it is read: start again")
+                return said
+            except ShardError as problem:
+                problems.append(str(problem))
+
+        count = len(self.found)
+        # Processes that start side by side begin with different ones, and find those of others.
+        order = np.roll(np.arange(count), -(os.getpid() * 7919 % count)).tolist()
+        with (
+            storage.announced(f"the index of {self.pattern}"),
+            concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
+        ):
+            heads = dict(zip(order, pool.map(indexed, order), strict=True))
+        if problems:
+            raise TarError(first(sorted(problems), 3, separator="; "))
+        return [heads[i] for i in range(count)]

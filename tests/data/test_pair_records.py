@@ -15,7 +15,7 @@ from tiny_tars import member, write_tar
 
 from negclip_jax.data.pairs import Pair, PairError, content_of, read_pairs
 from negclip_jax.data.sources import open_images
-from negclip_jax.data.tars import TarError
+from negclip_jax.data.tar_index import TarError
 
 __all__ = ["bucket", "served"]  # fixtures
 
