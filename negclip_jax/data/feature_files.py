@@ -101,19 +101,15 @@ class ImageFeatures(ImageSource):
             )
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that have no feature, each once and in order."""
         return [name for name in dict.fromkeys(names) if name not in self._row]
 
     def open(self, name: str) -> Image.Image:
-        """Raises ImageError: there is no photo."""
         raise ImageError(f"{name}: {self.path} holds features and no photos")
 
     def read(self, name: str) -> bytes:
-        """Nothing."""
         return b""
 
     def identity(self, name: str) -> list:
-        """The row."""
         return [self.path, self._row.get(name)]
 
 

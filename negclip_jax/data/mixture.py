@@ -16,6 +16,7 @@ Shape letters as in `data.examples`.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -108,13 +109,10 @@ def _weight(name: str, text: str | None) -> Fraction:
 
 
 def _share(name: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise InputError(f"data.sources: {name} has original_fraction={text}: write 0 to 1")
-    return share
+    with contextlib.suppress(ValueError):
+        if 0 <= (share := float(text)) <= 1:
+            return share
+    raise InputError(f"data.sources: {name} has original_fraction={text}: write 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -155,7 +153,9 @@ class Mixture:
         total = sum(source.weight for source in sources)
         self.shares = [source.weight / total for source in sources]
         self._ends = [Fraction(0), *itertools.accumulate(self.shares)]
-        self._seeds = [_seed(seed, source.name) for source in sources]
+        # Of its name: another source beside it changes nothing about a source's order.
+        digests = [hashlib.sha256(f"{seed} {source.name}".encode()).digest() for source in sources]
+        self._seeds = [int.from_bytes(digest[:8], "little") >> 1 for digest in digests]
         self._first_steps = [[0] for _ in sources]  # of each source's epochs, as far as known
         self._recent: dict[int, tuple] = {}
         for source, share in zip(sources, self.shares, strict=True):
@@ -186,7 +186,6 @@ class Mixture:
 
     @property
     def photos(self) -> Sequence[str]:
-        """The images that can be read."""
         return self.sources[0].examples.photos
 
     @property
@@ -196,7 +195,6 @@ class Mixture:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that any example can show."""
         return max(source.examples.longest for source in self.sources)
 
     @property
@@ -213,7 +211,6 @@ class Mixture:
 
     @property
     def original_index_N(self) -> Int64[np.ndarray, " N"]:
-        """As `Examples.original_index_N`."""
         parts = zip(self.sources, self.tokens.starts, strict=False)
         return np.concatenate([s.examples.original_index_N + first for s, first in parts])
 
@@ -222,11 +219,10 @@ class Mixture:
         """As `Examples.planned_lengths`: of each source as many as its share of a large batch."""
         samples = []
         for source, share in zip(self.sources, self.shares, strict=True):
-            lengths = source.examples.planned_lengths
-            count = source.examples.texts * max(1, round(share * 20_000))
-            samples.append(lengths[np.linspace(0, len(lengths) - 1, count).astype(np.int64)])
-            padding = self.texts - source.examples.texts
-            samples.append(np.zeros(padding * max(1, round(share * 20_000)), np.int64))
+            lengths, texts = source.examples.planned_lengths, source.examples.texts
+            count = max(1, round(share * 20_000))
+            chosen = np.linspace(0, len(lengths) - 1, count * texts).astype(np.int64)
+            samples += [lengths[chosen], np.zeros(count * (self.texts - texts), np.int64)]
         return np.concatenate(samples)
 
     def source_of(self, pairs: Int[np.ndarray, " B"]) -> Int32[np.ndarray, " B"]:
@@ -291,7 +287,6 @@ class Mixture:
         caption_choice_B: Int[np.ndarray, " B"],
         bits_B: UInt64[np.ndarray, " B"] | None,
     ) -> Shown:
-        """As `Examples.shown`."""
         size = len(pairs), self.texts
         found = Shown(
             np.zeros(size, np.int64),
@@ -311,7 +306,6 @@ class Mixture:
     def reserved_of(
         self, pairs: Int[np.ndarray, " B"], caption_choice_B: Int[np.ndarray, " B"], shown: Shown
     ) -> Int64[np.ndarray, "B M"]:
-        """As `Examples.reserved_of`."""
         reserved = np.zeros(shown.index_BxM.shape, np.int64)
         for examples, first, start, at in self._by_source(pairs):
             own = {name: x[at, : examples.texts] for name, x in vars(shown).items()}
@@ -323,12 +317,12 @@ class Mixture:
         return reserved
 
     def lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
-        """As `Examples.lengths_of`, of examples of one source."""
+        """Of examples of one source."""
         ((examples, first, _, _),) = self._by_source(pairs)
         return examples.lengths_of(pairs - first)
 
     def reserved_lengths_of(self, pairs: Int[np.ndarray, " B"]) -> Int64[np.ndarray, "B C_plus_K"]:
-        """As `Examples.reserved_lengths_of`, of examples of one source."""
+        """Of examples of one source."""
         ((examples, first, _, _),) = self._by_source(pairs)
         return examples.reserved_lengths_of(pairs - first)
 
@@ -343,12 +337,6 @@ class Mixture:
         ]
 
 
-def _seed(seed: int, name: str) -> int:
-    """Of a source: another one beside it changes nothing about its order."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 class MixedImages(ImageSource):
     """Images of several sources, called `SOURCE:NAME`."""
 
@@ -356,22 +344,17 @@ class MixedImages(ImageSource):
         self.sources = dict(sources)
 
     def open(self, name: str) -> Image.Image:
-        """The image in mode RGB; raises ImageError that names it."""
         source, own = self._found(name)
         return source.open(own)
 
     def read(self, name: str) -> bytes:
-        """The encoded image, empty where it cannot be read."""
         source, own = self._found(name)
         return source.read(own)
 
     def identity(self, name: str) -> list:
-        """What changes whenever the image's bytes do."""
-        source, own = self._found(name)
-        return source.identity(own)
+        return self.identities([name])[0]
 
     def identities(self, names: Sequence[str]) -> list[list]:
-        """The identity of each name, all at once."""
         found: list[list] = [[]] * len(names)
         for source, at, own in self._by_source(names):
             for i, value in zip(at, source.identities(own), strict=True):
@@ -379,7 +362,6 @@ class MixedImages(ImageSource):
         return found
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are not there, each once and in order."""
         names = list(dict.fromkeys(names))
         absent = set()
         for source, at, own in self._by_source(names):

@@ -52,9 +52,7 @@ class Shard(NamedTuple):
 def find(pattern: str, suffix: str) -> list[Shard]:
     """The files that a pattern means, in the order of the pattern, sorted where it has wildcards.
 
-    Args:
-      pattern: see the module; a folder means all files in it that end in `suffix`.
-      suffix: ".tar".
+    A folder means all files in it that end in `suffix`, as ".tar".
 
     Raises InputError for a pattern that means no file, names a file that is not there, or one that
     is a pipe or a device.
@@ -64,29 +62,26 @@ def find(pattern: str, suffix: str) -> list[Shard]:
         raise InputError("the pattern is empty: name files, e.g. cc12m-{0000..1242}.tar")
     far = [part for part in parts if storage.is_remote(part)]
     listed = remote.objects(far, suffix) if far else {}
-    found: dict[str, Shard] = {}
+    found: dict[str, tuple[str, int, tuple]] = {}  # path, size and version, by path
     missing = []
     for part in parts:
         paths = listed[part] if part in listed else _local(part, suffix)
         missing += [] if paths else [part]
-        found |= {path: Shard("", path, size, version) for path, size, version in paths}
+        found |= {of_path[0]: of_path for of_path in paths}
     if missing:
         count = f"{len(missing)} of {len(parts)} parts of " if len(parts) > 1 else ""
         raise InputError(
             f"{count}{pattern!r} match no file: there is no {', '.join(missing[:3])}; correct the "
             "pattern, or get these files"
         )
-    return _named(list(found.values()))
-
-
-def _named(shards: list[Shard]) -> list[Shard]:
-    parts = [shard.path.split("/") for shard in shards]
-    names = [path[-1] for path in parts]
+    parts_of_paths = [path.split("/") for path in found]
+    names = [parts[-1] for parts in parts_of_paths]
     if len(set(names)) < len(names):
-        # The first part in which two folders differ; an address in a bucket has no common path.
-        common = next(i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1)
-        names = ["/".join(path[common:]) for path in parts]
-    return [shard._replace(name=name) for shard, name in zip(shards, names, strict=True)]
+        # From the first folder in which two differ; an address in a bucket has no common path.
+        columns = enumerate(zip(*parts_of_paths, strict=False))
+        common = next(i for i, same in columns if len(set(same)) > 1)
+        names = ["/".join(parts[common:]) for parts in parts_of_paths]
+    return [Shard(name, *of_path) for name, of_path in zip(names, found.values(), strict=True)]
 
 
 def _expanded(text: str) -> list[str]:
@@ -174,7 +169,10 @@ class ShardReader:
         try:
             if self._file >= 0:
                 content = os.pread(self._file, size, offset)
-                while len(content) < size and (more := self._more(content, offset, size)):
+                # One read gives 2 GiB at most, and some network disks less than they were asked.
+                while 0 < len(content) < size and (
+                    more := os.pread(self._file, size - len(content), offset + len(content))
+                ):
                     content += more
             else:
                 content = self._from_bucket(offset, size)
@@ -187,9 +185,6 @@ class ShardReader:
                 "cut short after it was opened; get it again"
             )
         return content
-
-    def _more(self, content: bytes, offset: int, size: int) -> bytes:
-        return os.pread(self._file, size - len(content), offset + len(content))
 
     def _from_bucket(self, offset: int, size: int) -> bytes:
         with self._lock:
@@ -204,23 +199,18 @@ class ShardReader:
                 block = self._object(start, stop)
                 # The one before as well, for threads that are a little behind.
                 self._blocks, self._reached = [*self._blocks[-1:], (start, block)], stop
-                _keep_blocks_of(self)
+                with _recent_lock:
+                    if self not in _recent:
+                        _recent.append(self)
+                    if len(_recent) > 4:
+                        _recent.popleft()._blocks = []
                 return block[offset - start : offset - start + size]
         return self._object(offset, offset + size)
 
 
+# Bounds memory: the blocks of a few readers that were the last to fetch some.
 _recent: collections.deque[ShardReader] = collections.deque()
 _recent_lock = threading.Lock()
-
-
-def _keep_blocks_of(reader: ShardReader) -> None:
-    """Bounds memory: the blocks of a few readers that were the last to fetch some."""
-    with _recent_lock:
-        if reader in _recent:
-            return
-        _recent.append(reader)
-        if len(_recent) > 4:
-            _recent.popleft()._blocks = []
 
 
 class ShardFile(io.RawIOBase):
@@ -230,24 +220,19 @@ class ShardFile(io.RawIOBase):
         self._reader, self._size, self._at = reader, size, 0
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves there, see `io.IOBase.seek`."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; raises ShardError."""
         left = max(0, self._size - self._at)
         size = left if size is None or size < 0 else min(size, left)
         content = self._reader.read(self._at, size) if size else b""
@@ -282,11 +267,10 @@ class Shards:
 
     def split(self, name: str) -> tuple[int, str] | None:
         """Number of the shard that a name begins with, and the rest; None for another name."""
-        end = name.find("/")
-        while end >= 0:
+        end = 0
+        while (end := name.find("/", end + 1)) >= 0:
             if (number := self.number.get(name[:end])) is not None:
                 return number, name[end + 1 :]
-            end = name.find("/", end + 1)
         return None
 
     def by_shard(self, names: Sequence[str]) -> dict[int, tuple[list[int], list[str]]]:

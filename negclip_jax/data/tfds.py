@@ -57,14 +57,12 @@ class TfdsImages(ImageSource):
         self._source = open_split(*self._where)
 
     def open(self, name: str) -> Image.Image:
-        """The image in mode RGB; raises ImageError for an unknown name or damaged bytes."""
         row = self._index().get(name)
         if row is None:
             raise ImageError(f"{name}: there is no such image in {_shown(*self._where)}.")
         return decode(self._source[row]["image"], f"{name} in {_shown(*self._where)}")
 
     def read(self, name: str) -> bytes:
-        """The encoded image."""
         return self._source[self._index()[name]]["image"]
 
     def identity(self, name: str) -> list:
@@ -72,16 +70,13 @@ class TfdsImages(ImageSource):
         return [*map(str, self._where), self._source.dataset_info.full_name, self._index()[name]]
 
     def names(self) -> list[str]:
-        """Of all images, in the order of the split."""
         return list(self._index())
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that the split does not hold, each once and in order."""
         rows = self._index()
         return [name for name in dict.fromkeys(names) if name not in rows]
 
     def storage_order(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
-        """Indices of names in the order of the split."""
         rows = self._index()
         return np.argsort([rows.get(name, -1) for name in names], kind="stable")
 
