@@ -41,8 +41,7 @@ _SIZES = {
 def read_config(directory: Path | str) -> CLIPConfig:
     """What a CLIPSeg's config.json says of its text tower; the vision tower is left at defaults.
 
-    Raises:
-      CheckpointError: no CLIPSeg there, or values that make no text tower.
+    Raises CheckpointError for no CLIPSeg there, or values that make no text tower.
     """
     path = Path(directory) / "config.json"
     raw = read_json(path)
@@ -59,9 +58,7 @@ def read_config(directory: Path | str) -> CLIPConfig:
 def check_fits(clipseg: CLIPConfig, config: CLIPConfig, label: str) -> None:
     """Raises CheckpointError unless a model's text tower has the shape of CLIPSeg's.
 
-    Args:
-      clipseg: see `read_config`.
-      config: of the model, which `label` names in the message.
+    `label` is what the message calls the model.
     """
     require_clip(config, "CLIPSeg")
     wanted, found = (
@@ -83,8 +80,7 @@ def check_fits(clipseg: CLIPConfig, config: CLIPConfig, label: str) -> None:
 def text_tensors(config: CLIPConfig, params: dict[str, Any]) -> dict[str, np.ndarray]:
     """A model's text tower and projection, float32, under CLIPSeg's names.
 
-    Raises:
-      CheckpointError: parameters that do not fit the configuration or are not finite.
+    Raises CheckpointError for parameters that do not fit the configuration or are not finite.
     """
     places, take = export_tensors(params, config, _KEYS)
     return {PREFIX + name: np.array(take(name), np.float32, order="C") for name in places}

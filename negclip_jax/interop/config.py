@@ -92,10 +92,8 @@ def read_config(directory: Path | str) -> CLIPConfig:
     `text_config`, the top-level `projection_dim` rules over those of the towers. A `model_type` of
     "metaclip_2" is a CLIP whose end token is a token, whatever its id. SigLIP 2 of fixed resolution
     has SigLIP's architecture and `model_type`; of flexible resolution (NaFlex, "siglip2"), which
-    takes patches instead of pixels, the text tower alone is read: `vision` is None.
-
-    Raises:
-      CheckpointError: no such file, bad JSON, another architecture, a value of the wrong type.
+    takes patches instead of pixels, the text tower alone is read: `vision` is None. Raises
+    CheckpointError for no such file, another architecture and a value of the wrong type.
     """
     path = Path(directory) / "config.json"
     raw = read_json(path)
@@ -138,10 +136,8 @@ def _siglip_config(text: dict[str, Any], vision: dict[str, Any], *, is_read: boo
 def text_config(section: dict[str, Any], where: str = "", *, legacy: bool = True) -> TextConfig:
     """The text tower that a section describes; `where` goes before its keys in messages.
 
-    `legacy` says whether an `eos_token_id` of 2 means the largest id, as in a CLIPTextModel.
-
-    Raises:
-      ValueError: a value of the wrong type, or values that make no model.
+    `legacy` says whether an `eos_token_id` of 2 means the largest id, as in a CLIPTextModel. Raises
+    ValueError for a value of the wrong type, or values that make no model.
     """
     found = fields(section, _TEXT_KEYS, where, TextConfig())
     if legacy and found.get("eos_token_id") == _LARGEST_ID:
@@ -158,16 +154,9 @@ def vision_config(section: dict[str, Any], where: str = "") -> VisionConfig:
 
 
 def fields(section: dict, keys: dict[str, str], where: str, default: Any) -> dict[str, Any]:
-    """Values of a section under our names; what it leaves out keeps our default.
+    """Values of a section under our names, by `keys`, theirs to ours; what it leaves out is absent.
 
-    Args:
-      section: of config.json.
-      keys: their key to our field.
-      where: what goes before a key in messages.
-      default: an object with our fields, whose values give the types.
-
-    Raises:
-      ValueError: a value of the wrong type.
+    The values of `default`, an object with our fields, give the types: ValueError for another.
     """
     return {
         field: typed(section[key], getattr(default, field), f"{where}{key}")
@@ -194,9 +183,7 @@ def typed(value: Any, example: Any, where: str) -> Any:
 def config_dict(config: CLIPConfig, dtype: str) -> dict[str, Any]:
     """A complete `config.json` for a model that was not made from a checkpoint.
 
-    Args:
-      config: the model.
-      dtype: of the weights beside it, `"float32"`, `"float16"` or `"bfloat16"`.
+    `dtype` is that of the weights beside it, a name of `writing.DTYPES`.
     """
     require_words(config)
     is_siglip = isinstance(config, SigLIPConfig)
@@ -313,10 +300,7 @@ def write_config(directory: Path, export: Export, dtype: str) -> None:
 
     With a base its files, config.json made true (see `corrected`). Without, config.json and
     preprocessor_config.json (the model's own preprocessing by default). A tokenizer that is given
-    goes before the base's.
-
-    Raises:
-      CheckpointError: a tokenizer directory without a tokenizer.
+    goes before the base's; CheckpointError where that directory holds none.
     """
     config, base = export.config, export.base
     if base is None:
@@ -343,8 +327,7 @@ def tokenizer_beside(directory: Path) -> Path | None:
 def write_tokenizer(source: Path, directory: Path, config: CLIPConfig) -> None:
     """Copies a tokenizer's files; one that has no tokenizer_config.json gets CLIP's.
 
-    Raises:
-      CheckpointError: the source has no vocab.json or no merges.txt, nor a tokenizer.json.
+    Raises CheckpointError where there is no vocab.json or no merges.txt, nor a tokenizer.json.
     """
     if tokenizer_beside(source) is None:
         absent = [name for name in ("vocab.json", "merges.txt") if not (source / name).is_file()]

@@ -175,9 +175,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def export(args: argparse.Namespace) -> None:
     """Writes, reads back and reports; see `_arguments` for the arguments.
 
-    Raises:
-      InputError: no such run, step or checkpoint, a model that the layout cannot hold, an
-        occupied destination, a full disk.
+    Raises InputError for no such run, step or checkpoint, a model that the layout cannot hold, an
+    occupied destination, a full disk.
     """
     out = storage.path(args.out) if storage.is_remote(args.out) else Path(args.out)
     wanted = ARCHITECTURES.get(args.architecture, args.layout)

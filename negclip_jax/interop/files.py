@@ -76,10 +76,7 @@ class OtherVision:
 def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], advice: str) -> str:
     """One message out of lists of problems: first ten of each kind, with the totals.
 
-    Args:
-      where: the file or directory.
-      problems: kind of problem (`"missing"`) to its cases; kinds without cases are left out.
-      advice: what to do about it.
+    `problems` has the cases of each kind ("missing"), and kinds without cases are left out.
     """
     cases = {kind: list(found) for kind, found in problems.items()}
     lines = [f"  {kind} ({len(found)}): {first(found)}" for kind, found in cases.items() if found]
@@ -89,8 +86,7 @@ def problem_report(where: Path | str, problems: Mapping[str, Iterable[str]], adv
 def resolve(path_or_hub_id: str | Path) -> Path:
     """Directory of a checkpoint: a local one, or a copy of one in a bucket or on the Hub.
 
-    Raises:
-      CheckpointError: no such directory, or the Hub has no such model or cannot be reached.
+    Raises CheckpointError for no such directory, and where the Hub does not give the model.
     """
     name, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
     if storage.is_remote(name):

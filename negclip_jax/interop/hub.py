@@ -27,12 +27,8 @@ def check(name: str) -> None:
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Uploads a folder in one commit, to a repository that is made where there is none.
 
-    Args:
-      folder: the export.
-      name: of the repository, "me/clip" or "clip".
-      private: make it visible to its owners alone; an existing public one is refused.
-
-    Returns the repository's address. Raises InputError for whatever the Hub or the network says.
+    `private` makes it visible to its owners alone; an existing public one is refused. Returns the
+    repository's address. Raises InputError for whatever the Hub or the network says.
     """
     import huggingface_hub
 

@@ -139,19 +139,11 @@ def load_params(
     """Reads a checkpoint's weights into the tree of `models.clip.abstract(config)`.
 
     Reads `model.safetensors` or its shards, else `pytorch_model.bin` or its shards, written by
-    transformers 4 or 5 in float32, float16 or bfloat16 (widened exactly).
+    transformers 4 or 5 in float32, float16 or bfloat16 (widened exactly). `stored` are the tensors
+    where they are those of another file, which `directory` then names.
 
-    Args:
-      directory: checkpoint directory, see `files.resolve`.
-      config: what `read_config` says about the same directory.
-      stored: the tensors, where they are those of another file, which `directory` then names.
-
-    Returns:
-      Nested dict of float32 `np.ndarray`; block parameters are stacked, leading axis layer.
-
-    Raises:
-      CheckpointError: unreadable files, or tensors that are missing, unknown, of the wrong shape
-        or type, or hold NaN or infinity: all of them in one message.
+    Returns a nested dict of float32 `np.ndarray`; block parameters are stacked, leading axis layer.
+    Raises CheckpointError, see `parameters.read_params`.
     """
     stored = _without_buffers(open_weights(Path(directory)) if stored is None else stored)
     others = () if config.vision else OtherVision().prefix
@@ -186,18 +178,11 @@ def tower_of(directory: Path) -> Tower | None:
 def merge_tower(
     directory: Path | str, config: CLIPConfig, params: dict[str, Any]
 ) -> tuple[CLIPConfig, dict[str, Any]]:
-    """A model with the tower that `directory` holds in the place of its own.
+    """A model with the tower that `directory` holds in the place of its own; `params` stays.
 
-    Args:
-      directory: of a CLIPTextModel or CLIPVisionModel, with its projection or without. Without,
-        the model's own projection stays, and the tower must be as wide as the one it replaces.
-      config, params: the model.
-
-    Returns:
-      Configuration and parameters; `params` itself stays as it was.
-
-    Raises:
-      CheckpointError: no tower there, or one whose features do not fit the model.
+    The directory is that of a CLIPTextModel or CLIPVisionModel, with its projection or without.
+    Without, the model's own projection stays, and the tower must be as wide as the one it replaces.
+    Raises CheckpointError for no tower there, or one whose features do not fit the model.
     """
     directory = Path(directory)
     path = directory / "config.json"
@@ -243,10 +228,8 @@ def load_alone(directory: Path | str, architecture: str = "") -> tuple[CLIPConfi
     """A tower's directory as a model whose other half is zeros of the smallest size.
 
     A projection that the directory lacks is zeros as well, unless a class (a key of
-    `ARCHITECTURES`) is asked for that holds it.
-
-    Raises:
-      CheckpointError: see `merge_tower`; or the directory lacks what the class is made of.
+    `ARCHITECTURES`) is asked for that holds it. Raises CheckpointError as `merge_tower` does, and
+    where the directory lacks what the class is made of.
     """
     directory = Path(directory)
     raw, tower = read_json(directory / "config.json"), tower_of(directory)

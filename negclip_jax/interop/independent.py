@@ -56,11 +56,8 @@ def features(
       architecture: class of transformers, where the directory holds one tower: the result is then
         that tower's alone.
 
-    Returns:
-      Features of images and of texts, float32 `[B, D]`, and a name such as "transformers 5.0".
-
-    Raises:
-      LookupError: nothing here can compute them.
+    Returns features of images and of texts, float32 `[B, D]`, and a name such as "transformers
+    5.0". Raises LookupError where nothing here can compute them.
     """
     folder, weights = (path, None) if path.is_dir() else (path.parent, path)
     if weights is None and find_weights(folder) is None:

@@ -133,8 +133,7 @@ def scores_of_run(workdir: Path, step: int) -> dict[str, str]:
 def scores_of_evaluation(path: Path) -> dict[str, str]:
     """Headline numbers, with their intervals, of the `results.json` that `python -m evals` wrote.
 
-    Raises:
-      CheckpointError: no such file, or another one.
+    Raises CheckpointError for another file, or none.
     """
     found = {}
     try:

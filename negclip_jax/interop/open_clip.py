@@ -85,9 +85,8 @@ def read_config(directory: Path) -> tuple[CLIPConfig, Preprocessor, dict[str, An
     logits have a bias. The tokenizer is what text_cfg says of it (`hf_tokenizer_name`,
     `tokenizer_kwargs`), empty where open_clip takes CLIP's own. An export holds it as it is.
 
-    Raises:
-      CheckpointError: no such file, bad JSON, or a key whose value makes another text tower than
-        those of CLIP and SigLIP.
+    Raises CheckpointError for no such file, bad JSON, and a key whose value makes another text
+    tower than those of CLIP and SigLIP.
     """
     path = directory / CONFIG
     raw = read_json(path)
@@ -233,10 +232,7 @@ def load_params(
     *,
     authority: str = CONFIG,
 ) -> dict[str, Any]:
-    """Tensors of a CLIP (OpenAI's names) or CustomTextCLIP in our tree.
-
-    Args, returns and raises are those of `parameters.read_params`.
-    """
+    """Tensors of a CLIP or CustomTextCLIP in our tree; see `parameters.read_params`."""
     keys = keys_of(config, custom_text=has_custom_text(stored))
     if config.vision is None:
         stored = {name: t for name, t in stored.items() if not name.startswith("visual.")}
@@ -244,11 +240,7 @@ def load_params(
 
 
 def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any]:
-    """`open_clip_config.json` for a model.
-
-    Raises:
-      CheckpointError: a model that open_clip cannot express, with all reasons.
-    """
+    """`open_clip_config.json` for a model; CheckpointError for one that it cannot express."""
     require_clip(config, "this layout of open_clip")
     text, vision = config.text, config.vision
     if vision is None:
@@ -291,13 +283,10 @@ def config_dict(config: CLIPConfig, preprocessor: Preprocessor) -> dict[str, Any
 
 
 def agree(first: CLIPConfig, second: CLIPConfig) -> bool:
-    """Whether two configurations are one model to open_clip.
+    """Whether two configurations are one model to open_clip; raises as `config_dict` does.
 
     It has one word for both tanh forms of gelu and none for where the scale starts. Where the end
     token is the largest id, the first end token and the first of the largest ids are one place.
-
-    Raises:
-      CheckpointError: see `config_dict`.
     """
 
     def described(config: CLIPConfig) -> dict[str, Any]:

@@ -84,14 +84,9 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
     """The model that OpenAI's clip builds around a state dict: shapes, and its own constants.
 
     Follows `build_model` of `clip/model.py`: heads of width 64, quick_gelu, epsilon 1e-5, the
-    state at the largest token id.
+    state at the largest token id. `stored` are tensors under OpenAI's names.
 
-    Args:
-      stored: tensors under OpenAI's names.
-      where: the file, for messages.
-
-    Raises:
-      CheckpointError: no CLIP, one with a ResNet, or shapes that fit no vision transformer.
+    Raises CheckpointError for no CLIP, one with a ResNet, or shapes that fit no vision transformer.
     """
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     other = [name for name in shapes if name.startswith(("visual.trunk.", "visual.layer1."))]
@@ -161,7 +156,7 @@ def load_params(
 ) -> dict[str, Any]:
     """Tensors under OpenAI's names in the tree of `models.clip.abstract(config)`.
 
-    Args, returns and raises are those of `parameters.read_params`.
+    See `parameters.read_params`.
     """
     tensors = {name: tensor for name, tensor in stored.items() if name not in _BUFFERS}
     return read_params(tensors, keys, config, where=where, authority=authority, advice=_ADVICE)

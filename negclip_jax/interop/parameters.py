@@ -145,12 +145,9 @@ def read_params(
       authority: what asks for the shapes, e.g. "config.json".
       advice: the last line of a message.
 
-    Returns:
-      Nested dict of float32 `np.ndarray`; block parameters are stacked, leading axis layer.
-
-    Raises:
-      CheckpointError: tensors that are missing, unknown, of the wrong shape or type, or hold NaN
-        or infinity: all of them in one message.
+    Returns a nested dict of float32 `np.ndarray`; block parameters are stacked, leading axis layer.
+    Raises CheckpointError with all that is missing, unknown, of the wrong shape or type, or not
+    finite.
     """
     places = slots(keys, config)
     problems = {
@@ -183,13 +180,8 @@ def export_tensors(
 ) -> tuple[dict[str, Slot], Callable[[str], np.ndarray]]:
     """A layout's slots by name, and a function that fetches their tensor by name, float32.
 
-    Args:
-      params: tree of `models.clip.abstract(config)`, numpy or jax arrays.
-      config: the model.
-      keys: the layout to be written, in whose names values that are not finite are reported.
-
-    Raises:
-      CheckpointError: parameters that are missing, unknown, of the wrong shape or not finite.
+    `params` is the tree of `models.clip.abstract(config)`, of numpy or jax arrays. Raises
+    CheckpointError for parameters that are missing, unknown, of the wrong shape or not finite.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     shapes = expected_shapes(config)
@@ -213,15 +205,11 @@ def export_tensors(
 
 
 def interpolate(base: Any, tuned: Any, alpha: float) -> Any:
-    """`(1 - alpha) base + alpha tuned`, leaf by leaf, float32.
+    """`(1 - alpha) base + alpha tuned`, leaf by leaf, float32, of two trees of one model.
 
     Keeps most of what the base could do and most of what fine-tuning taught (Wortsman et al.,
     2022, https://arxiv.org/abs/2109.01903). Exactly the tuned weights at 1, the base's at 0, and
     what both share anywhere, so that a frozen tower stays bit-equal.
-
-    Args:
-      base, tuned: trees of one model.
-      alpha: between 0 and 1.
     """
     if alpha in (0, 1):
         return tuned if alpha else base

@@ -155,13 +155,11 @@ def read_any(
       tower_class: class of transformers (a key of `huggingface.ARCHITECTURES`) that is wanted of
         such a directory without a base; see `huggingface.load_alone`.
 
-    Returns:
-      The configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
-      `models.clip.split`) and what is known of their origin.
+    Returns the configuration, the parameters (nested dict of float32 `np.ndarray`, the tree of
+    `models.clip.split`) and what is known of their origin.
 
-    Raises:
-      InputError: nothing there, an unknown layout, weights that do not fit, or an activation that
-        the checkpoint does not say or contradicts; the message says what was found.
+    Raises InputError for nothing there, an unknown layout, weights that do not fit, or an
+    activation that the checkpoint does not say or contradicts; the message says what was found.
     """
     # `runs/b32@500` to its parts; a path that exists as it stands has no step.
     name, mark, step = str(path).rpartition("@")
@@ -216,15 +214,10 @@ def is_workdir(path: str | Path) -> bool:
 
 
 def read_workdir(workdir: str | Path, step: str | int = "best", *, ema: bool = False) -> Checkpoint:
-    """Reads a checkpoint of a training run.
+    """Reads a checkpoint of a training run, or the moving average of its weights.
 
-    Args:
-      workdir: directory of the run.
-      step: "best" (the last where nothing was evaluated), "last" or a number.
-      ema: the moving average of the weights.
-
-    Raises:
-      InputError: no such run, step or average.
+    `step` is "best" (the last where nothing was evaluated), "last" or a number. Raises InputError
+    for no such run, step or average.
     """
     # Deferred: orbax takes a second to import, and other checkpoints do not need it.
     from negclip_jax.checkpoints import restore
@@ -252,10 +245,8 @@ def copy_base(name: str | Path, folder: Path) -> None:
     """Copies what a run needs of the checkpoint that it starts from, but the weights it trains.
 
     Those are the files that describe it and its tokenizer; and of a vision tower that is not read
-    the tensors, in a file of their own. `read_base` reads the folder.
-
-    Raises:
-      CheckpointError: no such checkpoint, or one that does not say what its arithmetic is.
+    the tensors, in a file of their own. `read_base` reads the folder. Raises CheckpointError for no
+    such checkpoint, or one that does not say what its arithmetic is.
     """
     place = resolve(name)
     file = _lone_file(place)

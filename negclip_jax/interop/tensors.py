@@ -51,9 +51,7 @@ def open_weights(directory: Path) -> dict[str, StoredTensor]:
     """Opens a checkpoint's tensors, keyed by name (see `open_file`); nothing is read yet.
 
     Reads one safetensors file, shards with an index, and the same two of `pytorch_model.bin`.
-
-    Raises:
-      CheckpointError: no weights, damaged files, an index that does not fit its shards.
+    Raises CheckpointError for no weights, damaged files and an index that does not fit its shards.
     """
     path = find_weights(directory)
     if path is None:
@@ -103,13 +101,10 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], str]:
     epoch and optimizer, and a TorchScript archive (what OpenAI released). What wrappers put into
     names (`module.`, `_orig_mod.`) is dropped, and what stands before all those of a CLIP.
 
-    Returns:
-      The tensors by name, and how they stood there: "bare" in a file of PyTorch, as in OpenAI's
-      and NegationCLIP's releases; an activation in an archive whose code has it; "wrapped" in
-      safetensors or what a training script wrote.
-
-    Raises:
-      CheckpointError: another kind of file, a damaged one, or a pickle with more than tensors.
+    Returns the tensors by name, and how they stood there: "bare" in a file of PyTorch, as in
+    OpenAI's and NegationCLIP's releases; an activation in an archive whose code has it; "wrapped"
+    in safetensors or what a training script wrote. Raises CheckpointError for another kind of file,
+    a damaged one, or a pickle with more than tensors.
     """
     origin = "wrapped"
     if not path.is_file():  # a pipe would block and a device never ends
@@ -152,8 +147,7 @@ def _plain_names(names: list[str]) -> dict[str, str]:
 def _state_dict(path: Path, content: object) -> object:
     """The state dict in what a training script saved; the content itself where it is none.
 
-    Raises:
-      CheckpointError: several of them, of which none has a usual name.
+    Raises CheckpointError for several of them, of which none has a usual name.
     """
     depth = 0
     while isinstance(content, Mapping) and (depth := depth + 1) < 10:  # a dict may hold itself
@@ -204,14 +198,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def import_torch(why: str) -> ModuleType:
-    """torch, which writing its own format needs.
-
-    Args:
-      why: the message's first words, e.g. "a file for OpenAI's clip needs".
-
-    Raises:
-      CheckpointError: it is not installed.
-    """
+    """torch, which writing its own format needs; else a CheckpointError that begins with `why`."""
     try:
         import torch
     except ImportError as error:

@@ -124,8 +124,7 @@ def activation_in_code(path: Path) -> str:
 def torchscript_tensors(path: Path) -> dict[str, StoredTensor]:
     """A compiled module's parameters and buffers by their dotted names, opened lazily.
 
-    Raises:
-      CheckpointError: a damaged archive, or one whose pickle asks for anything but tensors.
+    Raises CheckpointError for a damaged archive, or one whose pickle asks for more than tensors.
     """
     with _reading(path):
         return _tensors(_archive(path))
@@ -135,11 +134,9 @@ def saved_content(path: Path) -> Any:
     """What `torch.save` was given: plain values, and a `StoredTensor` for every tensor.
 
     Values of a few kinds that hold no plain elements, such as sparse tensors, are objects of a
-    class of their own; nothing is read yet.
-
-    Raises:
-      CheckpointError: another or a damaged file, one written on a big-endian machine or by PyTorch
-        before 2018, or a pickle that asks for anything but tensors and plain values.
+    class of their own; nothing is read yet. Raises CheckpointError for another or a damaged file,
+    one written on a big-endian machine or by PyTorch before 2018, or a pickle that asks for
+    anything but tensors and plain values.
     """
     with _reading(path):
         return _archive(path) if zipfile.is_zipfile(path) else _before_1_6(path)
@@ -356,11 +353,7 @@ def _tensors(root: Any) -> dict[str, StoredTensor]:
 
 
 def state_tensors(path: Path, state: Any) -> dict[str, StoredTensor]:
-    """The tensors of a state dict.
-
-    Raises:
-      CheckpointError: something else, or values that are no tensors.
-    """
+    """The tensors of a state dict; CheckpointError for anything else, or other values in it."""
     if not isinstance(state, Mapping):
         kind = "tensor" if isinstance(state, StoredTensor) else type(state).__name__
         raise CheckpointError(f"{path} holds a {kind}, not a dict of tensors")

@@ -76,11 +76,8 @@ def saver(write: Callable[[Path, Export], None]) -> Callable[..., Path]:
     """A layout's `save(directory, config, params, *, overwrite=False, **others)`.
 
     The others are fields of `Export`. It writes the directory whole or not at all and returns it.
-
-    Raises:
-      CheckpointError: an unknown dtype, an occupied destination (`overwrite` replaces an earlier
-        export), a full disk; params that do not fit or are not finite, and whatever else `write`
-        refuses.
+    Raises CheckpointError for an unknown dtype, an occupied destination (`overwrite` replaces an
+    earlier export), a full disk, and whatever `write` refuses.
     """
 
     def save(
@@ -110,14 +107,12 @@ def export_directory(
 
     Args:
       out: destination, possibly in a bucket; it must not exist, or be empty, or be an earlier
-        export (`overwrite`).
-      overwrite: replace an earlier export.
+        export, which `overwrite` replaces.
+      overwrite: see there.
       keep: a directory that must survive, e.g. the one that is being converted.
 
-    Raises:
-      CheckpointError: `out` is occupied or would destroy `keep`; or the disk is full or cannot be
-        written.
-      InputError: another process is writing it.
+    Raises CheckpointError where `out` is occupied or would destroy `keep`, or cannot be written,
+    and InputError where another process is writing it.
     """
     if storage.is_remote(out):
         with _bucket_directory(out, overwrite=overwrite) as stage:
@@ -185,14 +180,8 @@ def copy_non_weights(source: Path | str, destination: Path | str) -> list[str]:
     """Copies what belongs to a model beside its weights, byte for byte; returns the names.
 
     That is configurations, tokenizer, preprocessor, card and licence. Whatever else lies in the
-    directory stays there.
-
-    Args:
-      source: checkpoint directory.
-      destination: directory, created if need be; files of the same name are replaced.
-
-    Raises:
-      CheckpointError: a file that cannot be read or written, or a link out of the directory.
+    directory stays there. Raises CheckpointError for a file that cannot be read or written, or a
+    link out of the directory.
     """
     source, destination, copied = Path(source), Path(destination), []
     try:
@@ -210,11 +199,8 @@ def copy_file(source: Path, name: Path | str, destination: Path) -> None:
     """Copies one file of a checkpoint directory.
 
     Links are followed, as a Hub snapshot is a folder of links into its cache, but not to anywhere
-    else: an untrusted folder must not carry this machine's files into what is published.
-
-    Raises:
-      CheckpointError: a link that leads out of the directory.
-      OSError: a file that cannot be read or written.
+    else: an untrusted folder must not carry this machine's files into what is published. Raises
+    CheckpointError for such a link.
     """
     folder, real = source.resolve(), (source / name).resolve()
     roots = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
@@ -238,7 +224,7 @@ def write_weights(
     take: Callable[[str], np.ndarray],
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Writes `model.safetensors`, or shards with an index above `shard_bytes`.
+    """Writes `model.safetensors`, or shards with an index above `shard_bytes`; returns their names.
 
     Args:
       directory: destination.
@@ -246,9 +232,6 @@ def write_weights(
       dtypes: numpy's name of each tensor's type on disk.
       take: fetches a tensor by name, in any float type and memory order.
       shard_bytes: greatest size of one file; also bounds the memory that is needed.
-
-    Returns:
-      The names of the files.
     """
     import huggingface_hub  # a third of a second
 
@@ -278,8 +261,7 @@ def write_file(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     """A tensor as it goes into a file: contiguous, in the type that numpy calls `dtype`.
 
-    Raises:
-      CheckpointError: a value that the type cannot hold.
+    Raises CheckpointError for a value that the type cannot hold.
     """
     # Contiguous on purpose: safetensors writes the raw buffer of a transposed view. Not
     # `np.ascontiguousarray`, which turns 0-d into [1], and transformers 5 refuses that.
