@@ -48,12 +48,10 @@ class Checkpoints:
     """Saves and restores train states of one working directory."""
 
     def __init__(self, workdir: epath.Path, *, keep: int, best: str):
-        """Opens (or makes) the directory.
+        """Opens (or makes) the directory of a run.
 
-        Args:
-          workdir: of the run.
-          keep: most recent checkpoints to keep.
-          best: metric whose smallest value marks one more to keep.
+        `keep` is how many of the most recent checkpoints stay, and `best` a metric whose smallest
+        value marks one more.
         """
         self._directory = workdir / "checkpoints"
         self._keep, self._best = max(1, keep), best
@@ -155,10 +153,9 @@ class Checkpoints:
     ) -> None:
         """Starts saving; returns when the device memory may be overwritten.
 
-        `metrics_checksum`, of the file of metrics as it is now, is kept in the manifest.
-
         A checkpoint of the same step is replaced: a run that is asked to stop saves before the
-        evaluation of that step, and once more with its results when it goes on.
+        evaluation of that step, and once more with its results when it goes on. `metrics_checksum`,
+        of the file of metrics as it is now, is kept in the manifest.
 
         Raises InputError if this save or an earlier one could not be written; checkpoints that
         were complete before stay as they are.

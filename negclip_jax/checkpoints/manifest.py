@@ -34,12 +34,9 @@ def write(directory: epath.Path, metrics: int | None = None) -> None:
 def check(directory: epath.Path, *items: str) -> None:
     """Reads the files of a checkpoint, or of these subdirectories, and compares them with the list.
 
-    The cost is one sequential read (3 GB/s a core); a bucket is asked for its own
-    checksums instead.
-
-    Raises:
-      DamagedError: a file, or the list itself, is missing, cut short or changed.
-      InputError: the checkpoint has the format of another version of this package.
+    The cost is one sequential read (3 GB/s a core); a bucket is asked for its own checksums
+    instead. Raises DamagedError where a file, or the list itself, is missing, cut short or changed,
+    and InputError where the checkpoint has the format of another version of this package.
     """
     expected = {name: e for name, e in _read(directory).items() if _belongs(name, items)}
     with storage.announced(f"the check of {directory}"):

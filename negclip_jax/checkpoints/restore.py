@@ -36,13 +36,8 @@ def restore_params(
 ) -> tuple[dict, int]:
     """All parameters of a run as float32 NumPy arrays, and the step they are from.
 
-    Adapters are merged into the kernels that they adapt.
-
-    Args:
-      workdir: of a training run.
-      step: "best", "last" or a step number; "best" falls back to "last" where nothing was
-        evaluated.
-      ema: the moving average instead of the parameters themselves.
+    Adapters are merged into the kernels that they adapt. `step` is "best", which falls back to
+    "last" where nothing was evaluated, "last" or a number; `ema` takes the moving average.
 
     Raises InputError where there is no such run, step or average.
     """

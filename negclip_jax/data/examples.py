@@ -143,11 +143,9 @@ class Examples:
     def fixed_texts(
         self, pairs: Int[np.ndarray, " B"]
     ) -> tuple[Int64[np.ndarray, "B K"], Int8[np.ndarray, "B K"]]:
-        """Fixed texts of these examples.
+        """Fixed texts of these examples: indices into `tokens`, and their truth.
 
-        Returns:
-          Indices into `tokens`; and -1 for a foil, 0 for the original caption, and where an example
-          has fewer foils.
+        That is -1 for a foil, 0 for the original caption and where an example has fewer foils.
         """
         index = self.first_text[pairs].astype(np.int64)[:, None] + np.array(self.fixed, np.int64)
         is_foil = self.tokens.lengths_of(index) > 0
@@ -275,10 +273,7 @@ class Examples:
 def without_truncated(
     pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int, truncated: str
 ) -> list[Pair]:
-    """The pairs that `kept_of` keeps of what `losses_by_cut` says.
-
-    Raises InputError where no pair is left. Says in the log how many are cut and left out.
-    """
+    """The pairs that `kept_of` keeps; raises InputError where none is left."""
     losses, lost = losses_by_cut(pairs, tokenizer, caption_mode=caption_mode, foils=foils)
     kept = kept_of(losses, tokenizer.context_length, truncated, lost[0][1] if lost else None)
     return list(itertools.compress(pairs, kept.tolist()))
@@ -287,18 +282,14 @@ def without_truncated(
 def losses_by_cut(
     pairs: Sequence[Pair], tokenizer: Tokenizer, *, caption_mode: str, foils: int
 ) -> tuple[UInt8[np.ndarray, " N"], list[tuple[int, str]]]:
-    """Whose captions say something else once they are cut.
+    """Whose captions say something else once they are cut; arguments as of `tokenize_pairs`.
 
     A model reads the first tokens of a caption, 77 for CLIP. A negation behind them is lost, and
     texts that differ behind them alone become equal: such a pair teaches that "no dog" is "a dog".
 
-    Args:
-      pairs, tokenizer, caption_mode, foils: as for `tokenize_pairs`.
-
-    Returns:
-      0 for a pair whose texts are all whole, 1 for one with a text that is cut, 2 for
-      one that loses a negation by it, or the difference between two of its texts; and of the first
-      of these the number and the first text.
+    Returns 0 for a pair whose texts are all whole, 1 for one with a text that is cut, 2 for one
+    that loses a negation by it, or the difference between two of its texts; and of the first of
+    these the number and the first text.
     """
     room = tokenizer.context_length - tokenizer.special_tokens
 
@@ -331,16 +322,13 @@ def losses_by_cut(
 def kept_of(
     losses: UInt8[np.ndarray, " N"], context_length: int, truncated: str, example: str | None
 ) -> Bool[np.ndarray, " N"]:
-    """Which pairs are kept.
+    """Which pairs are kept, of what `losses_by_cut` says.
 
-    Args:
-      losses: see `losses_by_cut`.
-      context_length: of the model.
-      truncated: which pairs are left out: "drop_lost", those that lose a negation or the difference
-        between two of their texts; "drop", all with a text that is cut; "keep", none.
-      example: a text that loses its negation, for the log.
+    `truncated` says which are left out: "drop_lost", those that lose a negation or the difference
+    between two of their texts; "drop", all with a text that is cut; "keep", none. `example` is a
+    text that loses its negation, for the log, which says how many are cut and left out.
 
-    Raises InputError where no pair is left. Says in the log how many are cut and left out.
+    Raises InputError where no pair is left.
     """
     kept = losses < {"drop": 1, "drop_lost": 2, "keep": 3}[truncated]
     long, lost = np.count_nonzero(losses), np.count_nonzero(losses == 2)

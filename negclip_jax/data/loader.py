@@ -138,9 +138,7 @@ class PairLoader:
         several sources `source` int32 `[R]`, the number of each example's; with
         opposites, for each text, `opposite` float32 `[R, M, D]` and `has_opposite` bool.
 
-        Args:
-          start, stop: step numbers.
-          rows: rows of the global batch to load, for one of several processes; default all.
+        `rows` are those of the global batch to load, for one of several processes; default all.
 
         Raises InputError when more images failed than `max_bad_images` allows.
         """

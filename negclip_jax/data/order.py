@@ -89,7 +89,7 @@ def drawn(
       original_fraction: share of pairs that show their original caption.
       shuffle: else place i is pair i, and -1 beyond them.
 
-    Returns one of each for each place. Bits are of the pair, not of the place.
+    Bits are of the pair, not of the place.
     """
     if n > MOST_KEPT:
         start = places.start // _AHEAD

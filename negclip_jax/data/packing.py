@@ -85,14 +85,12 @@ class Joined:
         return int(self.starts[-1])
 
     def lengths_of(self, index: Int[np.ndarray, "*B"]) -> Int64[np.ndarray, "*B"]:
-        """As `Ragged.lengths_of`."""
         lengths = np.zeros(index.shape, np.int64)
         for part, start, at in self._by_part(index):
             lengths[at] = part.lengths_of(index[at] - start)
         return lengths
 
     def taken(self, index_B: Int[np.ndarray, " B"]) -> Ragged:
-        """As `Ragged.taken`."""
         lengths = self.lengths_of(index_B)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         ids = np.empty(offsets[-1], np.int32)
@@ -105,7 +103,6 @@ class Joined:
     def padded(
         self, index_B: Int[np.ndarray, " B"], length: int
     ) -> Int32[np.ndarray, "B {length}"]:
-        """As `Ragged.padded`."""
         return self.taken(index_B).padded(np.arange(len(index_B)), length)
 
     def followed_by(self, other: "Ragged | Joined") -> "Joined":
@@ -121,12 +118,7 @@ class Joined:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Some captions of others, N of them; none is copied.
-
-    Attributes:
-      texts: all captions.
-      index: which these are.
-    """
+    """Some captions of others by their index, N of them; none is copied."""
 
     texts: Ragged | Joined
     index: Int[np.ndarray, " N"]
@@ -135,17 +127,14 @@ class Chosen:
         return len(self.index)
 
     def lengths_of(self, index: Int[np.ndarray, "*B"]) -> Int64[np.ndarray, "*B"]:
-        """As `Ragged.lengths_of`."""
         return self.texts.lengths_of(self.index[index])
 
     def taken(self, index_B: Int[np.ndarray, " B"]) -> Ragged:
-        """As `Ragged.taken`."""
         return self.texts.taken(self.index[index_B])
 
     def padded(
         self, index_B: Int[np.ndarray, " B"], length: int
     ) -> Int32[np.ndarray, "B {length}"]:
-        """As `Ragged.padded`."""
         return self.texts.padded(self.index[index_B], length)
 
 
@@ -210,11 +199,10 @@ class Packing:
             but not which caption took another's place elsewhere, agree on both.
           rows: of each shard, where a shard elsewhere needs more than the ones here.
 
-        Returns:
-          `ids`, `positions`, `segments` `[R, L]`, a token, its place in its caption,
-          and the number of the caption in its row from 1, 0 where no caption is; `ends` `[R, Q]`,
-          the column of the end token of each caption of the row, 0 where unused; `slots`
-          `[S, B / S]`, where a caption's end is among the `R / S * Q` of its shard.
+        Returns `ids`, `positions`, `segments` `[R, L]`, a token, its place in its caption, and the
+        number of the caption in its row from 1, 0 where no caption is; `ends` `[R, Q]`, the column
+        of the end token of each caption of the row, 0 where unused; `slots` `[S, B / S]`, where a
+        caption's end is among the `R / S * Q` of its shard.
         """
         lengths = texts.lengths_of(index_B)
         reserved_B = lengths if reserved_B is None else reserved_B

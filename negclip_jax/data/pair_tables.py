@@ -63,10 +63,7 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
 
     Where the images themselves are in the file, as `datasets` and img2dataset write them, they are
     called FILE/ROW, see `data.parquet_images`; img2dataset says by `status` whether there is one.
-
-    Args:
-      table: the file.
-      named: fields that are called otherwise, see `data.fields`.
+    `named` has the fields that are called otherwise, see `data.fields`.
 
     Raises PairError for a file that is not Parquet, lacks `image` or `caption`, has a column of
     another type than strings (foils: lists of them), or unpacks to far more than its size.

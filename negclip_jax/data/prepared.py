@@ -225,11 +225,7 @@ def write(
 ) -> Iterator[int]:
     """Writes prepared pairs into an empty folder; says again and again how many there are.
 
-    Args:
-      pairs: in the order of their file.
-      folder: of its own.
-      what: their `fingerprint`.
-      tokenizer, caption_mode, foils: as for `examples.tokenize_pairs`.
+    `what` is their `fingerprint`; the others are those of `examples.tokenize_pairs`.
     """
     shown, started = {"caption_mode": caption_mode, "foils": foils}, time.monotonic()
     kinds = KINDS | ({} if tokenizer.vocab_size <= 2**16 else {"tokens": "<i4"})
@@ -381,7 +377,7 @@ class _Numbering:
     ) -> Iterator[None]:
         """Appends the number of each string that was added; yields to say that it is at work.
 
-        `listed`: is called with the distinct strings, in order and in parts.
+        `listed` is called with the distinct strings, in order and in parts.
         """
         self._end_run()
         runs = range(self._runs)

@@ -77,16 +77,12 @@ class Statements:
     def choose(
         self, image_B: Int[np.ndarray, " B"], bits_B: UInt64[np.ndarray, " B"]
     ) -> Int64[np.ndarray, "B {self.true_texts}+{self.false_texts}"]:
-        """Statements that examples show, -1 where an image has too few.
+        """Statements that examples about these images show, -1 where an image has too few.
 
-        True ones first. Both kinds are drawn alike, so that neither a polarity nor a form of words
-        tells the truth: the polarities that an image has take turns in random order, and within one
-        all statements are as likely. The first false text is a minimal pair of the first true one,
-        of its unit and form as far as there is one.
-
-        Args:
-          image_B: images.
-          bits_B: random bits of each example.
+        True ones first. Both kinds are drawn alike by each example's random bits, so that neither a
+        polarity nor a form of words tells the truth: the polarities that an image has take turns in
+        random order, and within one all statements are as likely. The first false text is a minimal
+        pair of the first true one, of its unit and form as far as there is one.
         """
         starts = self.offsets[image_B]
         counts = self.offsets[image_B + 1] - starts
@@ -158,13 +154,9 @@ class Statements:
     def opposites(
         self, chosen: Int[np.ndarray, "*B"], bits: UInt64[np.ndarray, "*B"]
     ) -> Int32[np.ndarray, "*B"]:
-        """For each statement an image of which its text is known to have the other truth.
+        """For each statement an image, by random bits, of which its text has the other truth.
 
-        -1 where there is none, or no statement.
-
-        Args:
-          chosen: statements, -1 for none.
-          bits: which choose among the images.
+        -1 where there is none, or no statement (-1 in `chosen`).
         """
         image, key = self._by_text_and_truth
         if not len(image):  # nothing is said of any of these images

@@ -349,12 +349,10 @@ class JsonTokenizer(Tokenizer):
         *,
         strips_separator: bool = False,
     ):
-        """Reads a checkpoint directory, without network.
+        """Reads a checkpoint directory, without network, for captions of `context_length` tokens.
 
-        Args:
-          directory, context_length: where it is, and positions of the text tower.
-          clean: what is done to a caption first: nothing in transformers, more in open_clip.
-          strips_separator: whether 0 stands for the last special token (`strip_sep_token`).
+        `clean` is what is done to a caption first: nothing in transformers, more in open_clip. With
+        `strips_separator` 0 stands for the last special token (`strip_sep_token`).
 
         Raises TokenizerError for a file that is no tokenizer, or one that ends captions with no
         token.
