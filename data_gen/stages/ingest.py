@@ -18,7 +18,7 @@ from negclip_jax.common import coco, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.records import as_written, identity
-from negclip_jax.data import pair_csv
+from negclip_jax.data.pair_records import DELIMITERS
 from negclip_jax.data.pairs import Pair, PairError, iter_pairs
 from negclip_jax.data.records import unsafe_name
 from negclip_jax.data.sources import kind_of
@@ -89,7 +89,7 @@ def read_captions(path: str, max_rejects: float = 1.0, fields: str = "") -> Inge
     for two different captions with one id, and where more than `max_rejects` of the captions cannot
     be used.
     """
-    suffixes = (".jsonl", ".ndjson", ".parquet", *pair_csv.DELIMITERS)
+    suffixes = (".jsonl", ".ndjson", ".parquet", *DELIMITERS)
     if kind_of(path)[0] or path.lower().endswith(suffixes):
         read = functools.partial(iter_pairs, path, require_negated=False, fields=fields, log=False)
         try:

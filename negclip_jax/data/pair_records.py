@@ -1,11 +1,24 @@
 """Records of pairs, read from every form that people keep them in.
 
-COCO JSON and JSONL, tables of Parquet and CSV (`data.pair_tables`, `data.pair_csv`), CC-Neg's
-torch file, and sets of shards: webdataset's tars, Parquet with the images inside and ArrayRecords
-of JSON objects. Each reader yields where a record stands and the parts of a pair that it holds.
+COCO JSON and JSONL, tables of Parquet (`data.pair_tables`) and CSV, CC-Neg's torch file, and sets
+of shards: webdataset's tars, Parquet with the images inside and ArrayRecords of JSON objects. Each
+reader yields where a record stands and the parts of a pair that it holds.
+
+Of CSV and TSV the columns that open_clip, NegCLIP and NegBench write are read:
+
+    open_clip   filepath, title
+    NegCLIP     filepath, title, neg_caption (a list, or one text: false captions)
+    NegBench    image_path, correct_answer (number), caption_0 to caption_3: one true, others false
+    NegBench    filepath or image_path, captions (a list): a pair for each
+    this one    image, caption, negated, foils, image_id, object, provenance
+
+Lists are Python literals, read without `eval`. The comma of .csv and the tab of .tsv are checked
+against the header.
 """
 
+import csv
 import functools
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +26,10 @@ from typing import Any
 
 from negclip_jax.common import coco, plain_pickle, remote, storage, strict_json
 from negclip_jax.common.photos import PHOTO_SUFFIXES
-from negclip_jax.common.problems import Problems
-from negclip_jax.common.records import as_written, identity, is_half
-from negclip_jax.data import pair_csv, pair_tables
-from negclip_jax.data.fields import TEXTS, Named, Reader, names_of
+from negclip_jax.common.problems import Problems, first
+from negclip_jax.common.records import as_written, identity, is_half, read_literal
+from negclip_jax.data import pair_tables
+from negclip_jax.data.fields import TEXTS, Named, Reader, missing, names_of
 from negclip_jax.data.records import Pair, PairError, unsafe_name
 from negclip_jax.data.shard_images import reported
 from negclip_jax.data.shards import Shards
@@ -26,6 +39,11 @@ LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
 CC_NEG_EVALUATION = 40_000  # the last records of CC-Neg, which its authors evaluate on
 CC_NEG_FOLDER = "/workspace/datasets/cc3m/"  # before the names of its images
 _KNOWN_NAMES = 2**18
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_COLUMNS = {"filepath": "image", "image_path": "image", "file_name": "image", "title": "caption"}
+_COLUMNS |= {"neg_caption": "foils", "foil": "foils"}
+_BETWEEN = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_LONGEST_FIELD = 2**20  # characters of a table
 # What data_gen writes into the JSON member of a tar, where the user names no other fields.
 _OF_TARS = ("negated", "foils", "image_id", "object", "provenance", "pairs")
 
@@ -52,12 +70,15 @@ class PairFile(Problems):
         self._names: dict[str, str] = {}  # checked name to normalised, one string an image
 
     def records(
-        self, where: str, source: Mapping[str, Any], usual: Mapping[str, Any] | None = None
+        self, where: str, source: Any, usual: Mapping[str, Any] | None = None
     ) -> Iterator[tuple[str, Record]]:
         """What a record says of pairs, one for each caption; none where it lacks a negated one.
 
         `usual`: see `fields.Reader.parts`. Of "pairs" see `data.fields`.
         """
+        if not isinstance(source, Mapping):
+            self.note("not an object", where)
+            return
         for own in self._listed(source if usual is None else usual):
             whole = None if usual is None else usual | own
             yield from self._records(where, source | own if own else source, whole)
@@ -79,11 +100,9 @@ class PairFile(Problems):
         captions = record.pop("captions")
         if "captions" not in self.fields.named:
             yield where, record
-        elif isinstance(captions, (list, tuple, str)):
-            listed = [captions] if isinstance(captions, str) else captions
+        elif isinstance(captions, list | tuple | str | None):
+            listed = captions if isinstance(captions, (list, tuple)) else [captions]
             yield from ((where, record | {"caption": caption}) for caption in listed)
-        elif captions is None:
-            yield where, record | {"caption": None}
         else:
             self.note("captions is not a list of strings", where)
 
@@ -115,8 +134,8 @@ class PairFile(Problems):
                 self.note("image_id is neither a string nor a whole number", where)
         if image is None or caption is None or image_id is None:
             return None
-        more = (foils, record["object"], record["provenance"])
-        return Pair(image, caption, negated, *more, image_id=image_id)
+        about = record["object"], record["provenance"]
+        return Pair(image, caption, negated, foils, *about, image_id=image_id)
 
     def name(self, name, where: str) -> str | None:
         """The image name, normalised, or None if it must not be used."""
@@ -208,10 +227,8 @@ def jsonl_records(file: PairFile) -> Iterator[tuple[str, Record]]:
                     column = f" column {error.colno}" if syntax else f" ({str(error)[:100]})"
                     file.note("not valid JSON", where + column)
                     continue
-                if isinstance(source, dict):
+                if text.strip():
                     yield from file.records(where, source)
-                elif text.strip():
-                    file.note("not an object", where)
         except ValueError as error:
             raise PairError(f"{file.path}, line {number + 1}: {error}; nothing was read.") from None
 
@@ -224,10 +241,101 @@ def parquet_records(file: PairFile) -> Iterator[tuple[str, Record]]:
 
 
 def csv_records(file: PairFile) -> Iterator[tuple[str, Record]]:
-    """Of each line of a table."""
-    named, file.fields = file.fields.named, Reader({})  # the header says where fields are
-    for where, record in pair_csv.rows(file.path, file, named):
-        yield from file.records(where, record)
+    """Of each line of a table, for each of its captions. Raises PairError for no such table."""
+    path, named = file.path, file.fields.named
+    file.fields = Reader({})  # the header says where fields are
+    delimiter = DELIMITERS[path.suffix.lower()]
+    csv.field_size_limit(_LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            columns = _columns(path, header, delimiter, named)
+            places = {part: [header.index(name) for name in x] for part, x in named.items()}
+            for values in reader:
+                where = f"line {reader.line_num}"
+                if len(values) != len(columns):
+                    if values:
+                        file.note(f"not {len(columns)} fields as the header", where)
+                    continue
+                row = {name: value or None for name, value in zip(columns, values, strict=True)}
+                row |= {part: values[at[0]] or None for part, at in places.items()}
+                foils = [values[at] for at in places.get("foils", ())]
+                for record in _of_row(file, row, where, foils or [row.get("foils")]):
+                    yield from file.records(where, record)
+        except (csv.Error, UnicodeDecodeError) as error:
+            what = "UTF-8" if isinstance(error, UnicodeDecodeError) else "CSV"
+            raise PairError(
+                f"{path} is not {what} after line {reader.line_num}: {error}; nothing was read."
+            ) from None
+
+
+def _columns(path: Any, header: list[str], delimiter: str, named: Named) -> list[str]:
+    """What each column is called here, "" for one that a named one takes the place of."""
+    listed = first([name[:40] for name in header], 20)
+    if len(header) == 1:
+        found = max(_BETWEEN, key=header[0].count)
+        if found != delimiter and header[0].count(found):
+            raise PairError(
+                f"{path} has {_BETWEEN[found]} between its columns, where {_BETWEEN[delimiter]} "
+                f"should be in a {path.suffix} file: give it the other extension or write it again."
+            )
+    for name in names_of(named):
+        if name not in header:
+            raise missing(path, name, header)
+    columns = [_COLUMNS.get(name, name) for name in header]
+    hidden = set(named)
+    if {"caption", "captions"} & hidden:
+        hidden |= {"caption", "captions", "correct_answer"}
+    columns = ["" if name in hidden else name for name in columns]
+    twice = [name for i, name in enumerate(columns) if name and name in columns[:i]]
+    if twice:
+        raise PairError(f'{path} has two columns for "{twice[0]}"; it has: {listed}.')
+    there = {*columns, *named}
+    has_choices = {"correct_answer", "caption_0"} <= there
+    has_caption = has_choices or {"caption", "captions"} & there
+    for name, is_there in (("image", "image" in there), ("caption", has_caption)):
+        if not is_there:
+            other = first([k for k, v in _COLUMNS.items() if v == name])
+            raise PairError(f'{path} has no column "{name}" (or {other}); it has: {listed}.')
+    return columns
+
+
+def _of_row(
+    file: PairFile, row: dict[str, Any], where: str, foils: list[str | None]
+) -> Iterator[dict[str, Any]]:
+    def listed(name: str, text: str | None) -> list | None:
+        """A list, or one text; None where it is neither."""
+        text = text or ""
+        if not text.lstrip().startswith(("[", "(")):
+            return [text] if text else []
+        try:
+            value = list(read_literal(text))
+        except (ValueError, TypeError):
+            value = [None]
+        if all(isinstance(item, str) for item in value):
+            return value
+        file.note(f"{name} is not a Python list of strings", where)
+        return None
+
+    parts = [listed("foils", text) for text in foils]
+    if None in parts:
+        return
+    foils = list(itertools.chain(*parts))
+    record = row | {"foils": foils}
+    choices = list(itertools.takewhile(row.__contains__, (f"caption_{i}" for i in range(100))))
+    if "correct_answer" in row and choices:
+        number = row["correct_answer"] or ""
+        if not number.isdecimal() or int(number) >= len(choices):
+            file.note(f"correct_answer is not a number from 0 to {len(choices) - 1}", where)
+            return
+        true = choices.pop(int(number))
+        yield record | {"caption": row[true], "foils": [row[name] for name in choices] + foils}
+    elif row.get("caption") is None and "captions" in row:
+        for caption in listed("captions", row["captions"]) or ():
+            yield record | {"caption": caption}
+    else:
+        yield record
 
 
 def cc_neg_records(file: PairFile) -> Iterator[tuple[str, Record]]:
@@ -333,11 +441,10 @@ def _read(
 def shard_records(file: PairFile, pattern: str) -> Iterator[tuple[str, Record]]:
     """Of each row of Parquet files, which may hold the images too."""
     shards = Shards(pattern.partition("#")[0], ".parquet")
-    for number, shard in enumerate(shards.found):
-        content = functools.partial(shards.file, number)
-        table = pair_tables.Table(shard.path, shard.name, shard.size, content)
+    for number, (name, path, size, _) in enumerate(shards.found):
+        table = pair_tables.Table(path, name, size, functools.partial(shards.file, number))
         for row, source in enumerate(pair_tables.rows(table, file.fields.named)):
-            where = f"{shard.name} row {row}"
+            where = f"{name} row {row}"
             if source.get("status", "success") in ("success", None):
                 yield from file.records(where, source)
             else:
@@ -362,10 +469,7 @@ def array_records(file: PairFile, pattern: str) -> Iterator[tuple[str, Record]]:
             except ValueError as error:
                 file.note("not valid JSON", f"{where} ({str(error)[:100]})")
                 continue
-            if isinstance(record, dict):
-                yield from file.records(where, record)
-            else:
-                file.note("not an object", where)
+            yield from file.records(where, record)
 
 
 # By what `data.sources.kind_of` says of a set of shards, and by the form of a single file.

@@ -23,9 +23,9 @@ from negclip_jax.common import atomic_files, remote, storage, strict_json
 from negclip_jax.common.packed import Index, Texts
 from negclip_jax.common.provenance import content_hash, file_facts
 from negclip_jax.common.records import identity
-from negclip_jax.data import pair_csv, pair_tables, shards
+from negclip_jax.data import pair_tables, shards
 from negclip_jax.data.fields import parse
-from negclip_jax.data.pair_records import OF_FILES, OF_SHARDS, PairFile
+from negclip_jax.data.pair_records import DELIMITERS, OF_FILES, OF_SHARDS, PairFile
 from negclip_jax.data.records import FIELDS, Pair, PairError, unsafe_name
 from negclip_jax.data.sources import SUFFIXES, kind_of, tfds_name
 
@@ -180,7 +180,7 @@ def _format_of(path: Path) -> str:
         raise PairError(f"{path} is empty (0 bytes).")
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
-    if suffix in pair_csv.DELIMITERS:
+    if suffix in DELIMITERS:
         return "table"
     if suffix == ".pt":
         return "torch"
