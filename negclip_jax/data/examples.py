@@ -132,8 +132,8 @@ class Examples:
     @property
     def texts(self) -> int:
         """How many an example shows, M."""
-        chosen = self.statements and self.statements.true_texts + self.statements.false_texts
-        return 1 + len(self.fixed) + (chosen or 0)
+        known = self.statements
+        return 1 + len(self.fixed) + (known.true_texts + known.false_texts if known else 0)
 
     @property
     def original_index_N(self) -> Int64[np.ndarray, " N"]:
@@ -176,11 +176,8 @@ class Examples:
     @functools.cached_property
     def _sizes(self) -> tuple[Int64[np.ndarray, " C_plus_K"], int]:
         """Tokens that the shortest examples need; tokens of the longest text."""
-        count = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self)))
-        of_size, longest = (
-            np.zeros(0, np.int64),
-            int(self.tokens.lengths_of(np.array([self.empty]))[0]),
-        )
+        count, of_size = max(_SHORT_PAIRS, int(_SHORT_SHARE * len(self))), np.zeros(0, np.int64)
+        longest = int(self.tokens.lengths_of(np.array([self.empty]))[0])
         for lengths in self._blocks():
             longest = max(longest, int(lengths.max()))
             found = np.bincount(lengths.sum(axis=1), minlength=len(of_size))
@@ -209,11 +206,11 @@ class Examples:
     def planned_lengths(self) -> Int64[np.ndarray, " L"]:
         """Tokens that packing reserves for the texts of batches, a fair sample."""
         if self.statements is None and len(self) <= MOST_KEPT:
-            return np.maximum(np.concatenate(list(self._blocks())), self._sizes[0]).ravel()
+            return self.reserved_lengths_of(np.arange(len(self))).ravel()
         pairs = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
-        bits, first = np.random.Philox(key=0).random_raw(len(pairs)), np.zeros_like(pairs)
         if self.statements is None:
             return self.reserved_lengths_of(pairs).ravel()
+        bits, first = np.random.Philox(key=0).random_raw(len(pairs)), np.zeros_like(pairs)
         return self.reserved_of(pairs, first, self.shown(pairs, first, bits)).ravel()
 
     def reserved_of(
@@ -381,17 +378,11 @@ def tokenize_pairs(
         modes = ", ".join(CAPTION_MODES)
         raise InputError(f"data.caption_mode: {caption_mode!r} is none of {modes}")
     texts, number = texts_of(pairs, caption_mode, foils), {name: i for i, name in enumerate(images)}
-    tokens, each = ragged_of([*texts, ""], tokenizer), len(texts) // max(len(pairs), 1)
-    return examples_of(
-        images,
-        np.array([number[pair.image] for pair in pairs], np.int64),
-        tokens,
-        np.arange(len(pairs)) * each,
-        caption_mode=caption_mode,
-        foils=foils,
-        statements=statements,
-        with_original=with_original,
-    )
+    image_of = np.array([number[pair.image] for pair in pairs], np.int64)
+    first_text = np.arange(len(pairs)) * (len(texts) // max(len(pairs), 1))
+    said = {"caption_mode": caption_mode, "foils": foils, "statements": statements}
+    tokens = ragged_of([*texts, ""], tokenizer)
+    return examples_of(images, image_of, tokens, first_text, with_original=with_original, **said)
 
 
 def texts_of(pairs: Sequence[Pair], caption_mode: str, foils: int) -> list[str | None]:
@@ -399,13 +390,10 @@ def texts_of(pairs: Sequence[Pair], caption_mode: str, foils: int) -> list[str |
 
     Of a pair: its negated caption, unless the mode is "original"; its original; foils.
     """
-    is_negated, texts = caption_mode != "original", []
+    texts: list[str | None] = []
     for pair in pairs:
-        if is_negated:
-            texts.append(pair.negated)
-        texts.append(pair.caption)
-        if foils:
-            texts += [*pair.foils[:foils], *[None] * (foils - len(pair.foils))]
+        texts += [pair.caption] if caption_mode == "original" else [pair.negated, pair.caption]
+        texts += [*pair.foils[:foils], *[None] * (foils - len(pair.foils))]
     return texts
 
 
@@ -438,19 +426,9 @@ def examples_of(
     original = {"negated": None, "original": 0, "mix": 1}[caption_mode]
     if with_original and is_negated:
         original, fixed = len(captions), (*fixed, 1)
-    empty, first_statement = len(tokens) - 1, 0
+    empty = len(tokens) - 1
     if statements is not None:
-        first_statement = len(tokens)
         tokens = tokens.followed_by(statements.tokens)
-    return Examples(
-        images=images,
-        image_of=image_of,
-        tokens=tokens,
-        first_text=first_text,
-        captions=captions,
-        fixed=fixed,
-        original=original,
-        empty=empty,
-        statements=statements,
-        first_statement=first_statement,
-    )
+    which = {"captions": captions, "fixed": fixed, "original": original, "empty": empty}
+    which |= {"statements": statements, "first_statement": empty + 1}
+    return Examples(images, image_of, tokens, first_text, **which)

@@ -132,11 +132,6 @@ class Chosen:
     def taken(self, index_B: Int[np.ndarray, " B"]) -> Ragged:
         return self.texts.taken(self.index[index_B])
 
-    def padded(
-        self, index_B: Int[np.ndarray, " B"], length: int
-    ) -> Int32[np.ndarray, "B {length}"]:
-        return self.texts.padded(self.index[index_B], length)
-
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
@@ -220,13 +215,9 @@ class Packing:
         owner = np.repeat(np.arange(len(index_B)), lengths)
         position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         target = (row * self.row_length + column)[owner] + position
-        values = {
-            "ids": texts.taken(index_B).ids,
-            "positions": position,
-            "segments": number[owner] + 1,
-        }
+        values = {"ids": texts.taken(index_B).ids, "positions": position}
         packed = {}
-        for name, value in values.items():
+        for name, value in (values | {"segments": number[owner] + 1}).items():
             packed[name] = np.zeros((rows * len(assigned), self.row_length), np.int32)
             packed[name].reshape(-1)[target] = value
         ends = np.zeros((rows * len(assigned), self.max_captions_per_row), np.int32)

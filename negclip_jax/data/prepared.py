@@ -31,7 +31,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int, Int32, Shaped, UInt8
@@ -103,7 +103,7 @@ class Names(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class MappedTokens(Ragged):
-    """Token ids in the files of a folder; pickles to what they are."""
+    """Token ids in the files of a folder; pickles to their place."""
 
     folder: Path = Path()
     kind: str = KINDS["tokens"]
@@ -230,9 +230,12 @@ def write(
     shown, started = {"caption_mode": caption_mode, "foils": foils}, time.monotonic()
     kinds = KINDS | ({} if tokenizer.vocab_size <= 2**16 else {"tokens": "<i4"})
     with contextlib.ExitStack() as files:
-        into = {n: files.enter_context(_Column(folder, n, kind)) for n, kind in kinds.items()}
+        into = {
+            name: _Column(files.enter_context(open(_file_of(folder, name, kind), "wb")), kind)
+            for name, kind in kinds.items()
+        }
         images, ids = _Numbering(folder, "images"), None
-        count, texts, lost = 0, 1, []
+        pairs, count, texts, lost = iter(pairs), 0, 1, []
 
         def append(content: Sequence[str | None]) -> np.ndarray:
             ragged = ragged_of(content, tokenizer)
@@ -247,7 +250,7 @@ def write(
             into["names"].append(np.frombuffer(b"".join(encoded), np.uint8))
 
         into["text_offsets"].append(np.zeros(1, np.int64))
-        for chunk in _chunks(pairs):
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
             listed = texts_of(chunk, **shown)
             texts = len(listed) // len(chunk)
             # What fills all positions may be cut, no other text.
@@ -284,24 +287,12 @@ def write(
     _log.info("%s pairs are prepared: %.1f MB in %.0f s", f"{count:,}", size / 1e6, seconds)
 
 
-def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    chunk: list[Pair] = []
-    for pair in pairs:
-        chunk.append(pair)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 class _Column:
     """An array that grows in a file."""
 
-    def __init__(self, folder: Path, name: str, kind: str):
-        self.count = 0
-        self._dtype, self._crc, self._sha = np.dtype(kind), 0, hashlib.sha256()
-        self._path = _file_of(folder, name, kind)
+    def __init__(self, file: BinaryIO, kind: str):
+        self.count, self._file, self._dtype = 0, file, np.dtype(kind)
+        self._crc, self._sha = 0, hashlib.sha256()
 
     def append(self, array: Shaped[np.ndarray, " N"]) -> None:
         content = np.ascontiguousarray(array, self._dtype).data
@@ -313,13 +304,6 @@ class _Column:
     def described(self) -> list:
         """What the head says of it."""
         return [self._dtype.str, self.count, self._crc, self._sha.hexdigest()]
-
-    def __enter__(self) -> "_Column":
-        self._file = open(self._path, "wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def _file_of(folder: Path, name: str, kind: str) -> Path:
@@ -385,10 +369,9 @@ class _Numbering:
             into = [files.enter_context(open(self._path(i, "numbers"), "wb")) for i in runs]
             pending = [array("i") for _ in runs]
             distinct: list[str] = []
-            number = -1
             tagged = (zip(self._sorted(run), itertools.repeat(run)) for run in runs)
-            for name, same in itertools.groupby(heapq.merge(*tagged), key=operator.itemgetter(0)):
-                number += 1
+            merged = itertools.groupby(heapq.merge(*tagged), key=operator.itemgetter(0))
+            for number, (name, same) in enumerate(merged):
                 distinct.append(name)
                 for _, run in same:
                     pending[run].append(number)
