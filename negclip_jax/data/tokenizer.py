@@ -61,25 +61,34 @@ class TokenizerError(InputError):
 @lru_cache(1)
 def byte_symbols() -> dict[int, str]:
     """The printable character that stands for each byte value in CLIP's (GPT-2's) vocabulary."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    return {byte: chr(byte) for byte in shown} | {
-        byte: chr(256 + i) for i, byte in enumerate(hidden)
+    shown = {
+        byte: chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 256))
     }
-
-
-def clean(text: str) -> str:
-    """OpenAI's cleaning: ftfy, HTML entities twice, single spaces, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return shown | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
 
 def _whitespace(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
+def clean(text: str) -> str:
+    """OpenAI's cleaning: ftfy, HTML entities twice, single spaces, lower case."""
+    return _whitespace(text).lower()
+
+
+def _without_punctuation(text: str) -> str:
+    """big_vision's canonical text: lower case, no ASCII punctuation, single spaces."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
 def _canonicalized(text: str) -> str:
     return _without_punctuation(_whitespace(text).replace("_", " "))
+
+
+# What open_clip does to captions before a tokenizer of transformers, by its `clean`. The names of
+# these functions are part of fingerprints: prepared pairs are known by them.
+_CLEANINGS = {"whitespace": _whitespace, "lower": clean, "canonicalize": _canonicalized}
 
 
 def split_words(text: str) -> list[str]:
@@ -225,18 +234,16 @@ class CLIPTokenizer(Tokenizer):
                 f"{directory} has no tokenizer: put CLIP's vocab.json and merges.txt, or a "
                 "tokenizer.json, beside the weights."
             )
-        bad = [s for s, i in vocab.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
-        if bad:
-            raise TokenizerError(
-                f"{path}: the id of {bad[0]!r} is {vocab[bad[0]]!r}, not a number."
-            )
+        for symbol, i in vocab.items():
+            if type(i) is not int or not 0 <= i < _MOST_IDS:
+                raise TokenizerError(f"{path}: the id of {symbol!r} is {i!r}, not a number.")
         if len(set(vocab.values())) < len(vocab):
             raise TokenizerError(f"{path}: two symbols share one id.")
         merges = [_merge_pair(merge, where) for where, merge in merges.items()]
-        settings, source = _settings(directory), str(directory)
-        names = {"start": _name(settings, "bos_token", START)}
-        names["end"] = _name(settings, "eos_token", END)
-        return cls(vocab, merges, context_length=context_length, source=source, **names)
+        settings = _settings(directory)
+        marks = {"start": _name(settings, "bos_token", START)}
+        marks |= {"end": _name(settings, "eos_token", END)}
+        return cls(vocab, merges, context_length=context_length, source=str(directory), **marks)
 
     def _encode(self, text: str) -> list[int]:
         known, ids = self._words, []
@@ -271,8 +278,7 @@ class CLIPTokenizer(Tokenizer):
 
 def _digest(*parts: object) -> str:
     """Of what decides the ids of a text, with the versions of what cleans and cuts it."""
-    packages = ("ftfy", "regex", "tokenizers", "sentencepiece")
-    versions = package_versions(packages)
+    versions = package_versions(("ftfy", "regex", "tokenizers", "sentencepiece"))
     described = json.dumps([_ALGORITHM, sys.version_info[:2], versions, parts], default=str)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
@@ -299,11 +305,11 @@ def _check_vocabulary(vocab, merges, specials, source) -> None:
         )
 
 
-def _kind_of_model(path: Path) -> str | None:
-    """Type of the model that a tokenizer.json holds."""
-    model = read_json(path, dict, TokenizerError).get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    return kind if isinstance(kind, str) else None
+def _json_of(directory: Path) -> tuple[dict, str]:
+    """What a folder's tokenizer.json holds, and the type of its model, as text."""
+    content = read_json(directory / "tokenizer.json", dict, TokenizerError)
+    model = content.get("model")
+    return content, str(model.get("type")) if isinstance(model, dict) else ""
 
 
 def _merge_pair(merge, where: str) -> tuple[str, str]:
@@ -316,8 +322,7 @@ def _merge_pair(merge, where: str) -> tuple[str, str]:
 
 def _read_tokenizer_json(path: Path) -> tuple[dict, dict]:
     """Vocabulary, and merges by their place in the file."""
-    content = read_json(path, dict, TokenizerError)
-    kind = content["model"].get("type") if isinstance(content.get("model"), dict) else None
+    content, kind = _json_of(path.parent)
     if kind in _OTHER_MODELS:
         raise TokenizerError(
             f"{path} is a {kind} tokenizer, and only byte-pair ones as CLIP's are read: tokenize "
@@ -481,15 +486,6 @@ class SigLIPTokenizer(Tokenizer):
             )
 
 
-def _without_punctuation(text: str) -> str:
-    """big_vision's canonical text: lower case, no ASCII punctuation, single spaces."""
-    return " ".join(text.lower().translate(_PUNCTUATION).split())
-
-
-# What open_clip does to captions before a tokenizer of transformers, by its `clean`.
-_CLEANINGS = {"whitespace": _whitespace, "lower": clean, "canonicalize": _canonicalized}
-
-
 def _settings(directory: Path) -> dict:
     path = directory / "tokenizer_config.json"
     return read_json(path, dict, TokenizerError) if path.is_file() else {}
@@ -535,7 +531,7 @@ def load_tokenizer(
         )
     elif kind.startswith(("Siglip", "Gemma")) or (directory / "spiece.model").is_file():
         return SigLIPTokenizer(directory, context_length)
-    elif is_json and _kind_of_model(directory / "tokenizer.json") in _OTHER_MODELS:
+    elif is_json and _json_of(directory)[1] in _OTHER_MODELS:
         tokenizer = JsonTokenizer(directory, context_length)
     else:
         tokenizer = CLIPTokenizer.from_directory(directory, context_length)
