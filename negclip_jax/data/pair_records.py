@@ -30,12 +30,11 @@ from negclip_jax.common.problems import Problems, first
 from negclip_jax.common.records import as_written, identity, is_half, read_literal
 from negclip_jax.data import pair_tables
 from negclip_jax.data.fields import TEXTS, Named, Reader, missing, names_of
-from negclip_jax.data.records import Pair, PairError, unsafe_name
+from negclip_jax.data.records import LONGEST_TEXT, Pair, PairError, unsafe_name
 from negclip_jax.data.shard_images import reported
 from negclip_jax.data.shards import Shards
 from negclip_jax.data.tar_index import Member, TarShards
 
-LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
 CC_NEG_EVALUATION = 40_000  # the last records of CC-Neg, which its authors evaluate on
 CC_NEG_FOLDER = "/workspace/datasets/cc3m/"  # before the names of its images
 _KNOWN_NAMES = 2**18

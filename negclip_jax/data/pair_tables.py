@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
+from pyarrow import compute, types
 
 from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
@@ -75,8 +78,6 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
     image = named.get("image", ("image",))[0]
 
     def is_usable(part: str, kind) -> bool:
-        from pyarrow import types
-
         if (part == "image_id" and types.is_integer(kind)) or part == "pairs":
             return True
         if part in ("foils", "captions") and _is_list(kind):
@@ -113,9 +114,6 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
 
 def row_count(path: Path) -> int | None:
     """Rows that a file says it has; None for what cannot be read, which its reader tells."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError, ValueError, MemoryError):
@@ -124,8 +122,6 @@ def row_count(path: Path) -> int | None:
 
 def holds_bytes(kind: Any) -> bool:
     """Whether values of an Arrow type are encoded images: bytes, or a struct with `bytes`."""
-    from pyarrow import types
-
     if kind is not None and types.is_struct(kind):
         kind = {field.name: field.type for field in kind}.get("bytes")
     return kind is not None and (types.is_binary(kind) or types.is_large_binary(kind))
@@ -137,15 +133,12 @@ def statement_columns(path: Path) -> dict[str, Coded]:
     Of `truth` the codes are 0 and 1; of `objects`, lists, each has a value that is alone in its
     list. Raises PairError as `rows` does, with its own columns.
     """
-    import pyarrow as pa
-    from pyarrow import types
-
     required = ("image", "text", "truth", "polarity")
 
     def is_usable(name: str, kind) -> bool:
         if name == "truth":
             return types.is_boolean(kind)
-        if name == "objects" and (types.is_list(kind) or types.is_large_list(kind)):
+        if name == "objects" and _is_list(kind):
             kind = kind.value_type
         is_id = name == "caption_id" and types.is_integer(kind)
         return is_id or _is_text(kind) or (types.is_null(kind) and name not in required)
@@ -165,10 +158,9 @@ def statement_columns(path: Path) -> dict[str, Coded]:
     table = pa.Table.from_batches(found).unify_dictionaries()
     coded = {}
     for name in _STATEMENTS:
-        column = (
-            table[name].combine_chunks() if name in table.schema.names else pa.nulls(len(table))
-        )
-        if types.is_list(column.type) or types.is_large_list(column.type):
+        is_there = name in table.schema.names
+        column = table[name].combine_chunks() if is_there else pa.nulls(len(table))
+        if _is_list(column.type):
             column = _alone(column)
         if types.is_boolean(column.type):
             codes, values = column.cast(pa.int8()), pa.array([False, True])
@@ -181,9 +173,6 @@ def statement_columns(path: Path) -> dict[str, Coded]:
 
 def _alone(lists: Any) -> Any:
     """Of each list its value where it has one, else null."""
-    import pyarrow as pa
-    from pyarrow import compute
-
     is_one = compute.fill_null(compute.equal(compute.list_value_length(lists), 1), False)
     place = compute.subtract(compute.cumulative_sum(is_one.cast(pa.int64())), 1)
     return lists.filter(is_one).flatten().take(compute.if_else(is_one, place, None))
@@ -194,9 +183,6 @@ def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -
 
     Fields of structs are columns of their own, called OUTER.INNER.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = source.path
     try:
         with pq.ParquetFile(source.open()) as parquet:
@@ -226,8 +212,6 @@ def _batches(source: Table, size: int, choose: Callable[[Any], Sequence[str]]) -
 
 
 def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
     return kind is not None and (types.is_list(kind) or types.is_large_list(kind))
 
 
@@ -236,9 +220,6 @@ def _kind(schema: Any, name: str) -> Any:
 
     Of a list of structs a field is a list.
     """
-    import pyarrow as pa
-    from pyarrow import types
-
     if name in schema.names:
         return schema.field(name).type
     outer, dot, inner = name.partition(".")
@@ -255,16 +236,11 @@ def _kind(schema: Any, name: str) -> Any:
 
 def _lists_pairs(kind: Any) -> bool:
     """Whether a column lists the pairs of each photo, as `data_gen export` writes it."""
-    from pyarrow import types
-
     is_ours = _is_list(kind) and types.is_struct(kind.value_type)
     return is_ours and "caption" in {field.name for field in kind.value_type}
 
 
 def _column(batch: Any, name: str) -> Any:
-    import pyarrow as pa
-    from pyarrow import compute, types
-
     if name in batch.schema.names:
         return batch.column(name)
     outer, *inner = name.split(".")
@@ -300,9 +276,6 @@ def refuse_claims(metadata: Any, path: object, size: int) -> None:
 @contextlib.contextmanager
 def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
     """A function that adds a pair to a file that `rows` reads."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     kinds = {key: pa.list_(pa.string()) if key == "foils" else pa.string() for key in FIELDS}
     schema, waiting, tables, groups = pa.schema(kinds.items()), list[Pair](), list[pa.Table](), 0
 
@@ -331,8 +304,6 @@ def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
 
 
 def _check_values(batch, path: object) -> None:
-    from pyarrow import compute, types
-
     waiting = list(zip(batch.schema.names, batch.columns, strict=True))
     for name, column in waiting:
         while _is_list(column.type):
@@ -350,7 +321,5 @@ def _check_values(batch, path: object) -> None:
 
 
 def _is_text(kind) -> bool:
-    from pyarrow import types
-
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt64
+from pyarrow import compute, types
 
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
 from negclip_jax.data.pair_tables import holds_bytes, refuse_claims
@@ -171,8 +174,6 @@ class ParquetImages(ShardImages):
                 raise ValueError(f"it has {len(table):,} rows where its footer says otherwise")
             if not field:
                 return table.column(0)
-            from pyarrow import compute
-
             return compute.struct_field(table.column(0), field)
 
     def _footer(self, shard: int) -> _File:
@@ -185,19 +186,14 @@ class ParquetImages(ShardImages):
             return _File(column, metadata, np.cumsum([0, *counts]))
 
     def _reported(self, shard: int) -> contextlib.AbstractContextManager:
-        import pyarrow as pa
-
         return reported(self.shards.found[shard].path, "Parquet", pa.ArrowException)
 
     def _opened(self, shard: int, metadata: Any = None) -> Any:
-        import pyarrow.parquet as pq
-
         return pq.ParquetFile(self.shards.file(shard), metadata=metadata)
 
 
 def _column(schema: Any, wanted: str, path: str) -> _Column:
     """The column of images; raises ImageError where there is none, or several could be it."""
-    from pyarrow import types
 
     def is_text(kind) -> bool:
         return types.is_string(kind) or types.is_large_string(kind)

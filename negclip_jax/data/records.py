@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import order
 
+LONGEST_TEXT = 100_000  # characters; the model reads some 300 of them
 FIELDS = ("image", "caption", "negated", "foils", "image_id", "object", "provenance")  # of a pair
 
 

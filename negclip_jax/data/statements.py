@@ -32,11 +32,9 @@ from jaxtyping import Bool, Int, Int32, Int64, UInt64
 from negclip_jax.common import remote, storage
 from negclip_jax.common.problems import Problems
 from negclip_jax.common.progress import told
-from negclip_jax.data import pair_tables
 from negclip_jax.data.order import random_bits
 from negclip_jax.data.packing import Ragged
-from negclip_jax.data.pair_records import LONGEST_TEXT
-from negclip_jax.data.records import PairError, unsafe_name
+from negclip_jax.data.records import LONGEST_TEXT, PairError, unsafe_name
 from negclip_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -237,6 +235,9 @@ def read_statements(
         options["truncated"] = truncated
         with remote.copied(str(path)) as copy:
             return read_statements(copy, images, tokenizer, **options)
+    # Deferred: worker processes of a loader know statements, and need no pyarrow.
+    from negclip_jax.data import pair_tables
+
     path = Path(path)
     if not path.is_file():
         raise PairError(f"There is no file of statements at {path}.")
@@ -285,7 +286,7 @@ def read_statements(
     )
 
 
-def _check(path: Path, columns: dict[str, pair_tables.Coded]) -> None:
+def _check(path: Path, columns: dict[str, Any]) -> None:
     """PairError with all that is wrong in the rows, by kind with the first places."""
     from pyarrow import compute
 
