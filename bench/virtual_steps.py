@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from bench.hlo import Program
@@ -27,6 +26,8 @@ from negclip_jax.data.packing import Packing
 from negclip_jax.models import clip, flops
 from negclip_jax.runtime import sharding
 from negclip_jax.training import optim, patterns
+from negclip_jax.training.config import StepUnits
+from negclip_jax.training.setup import placements_of
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
 # Machine code is not looked at: making none of it fast halves the time to compile.
@@ -96,16 +97,12 @@ def step_of(
     mesh = sharding.make_mesh(data=-1, fsdp=case.fsdp, devices=devices)
     model = ARCHITECTURES[case.arch]
     graphdef, abstract = clip.abstract(model, dtype=dtype, remat=config.model.remat, scan=scan)
-    trainable = patterns.trainable(abstract, config.optim.freeze)
-    rules = patterns.resolve(abstract, config.mesh.rules, "mesh.rules")
-    places = sharding.of_parameters(
-        mesh, abstract, rules, min_shard_size=config.mesh.min_shard_size
-    )
+    section = config.optim.to_dict()
+    del section["lora_alpha"]
+    abstract, trainable, rate, tx = optim.of_section(abstract, StepUnits(1, 1, 1), **section)
+    places = placements_of(abstract, config.mesh, mesh)
     trained, frozen = patterns.partition(abstract, trainable)
     trained_places, frozen_places = patterns.partition(places, trainable)
-    rate = optax.constant_schedule(config.optim.lr)
-    keys = ("beta1", "beta2", "eps", "clip_norm", "weight_decay", "weight_decay_rules", "lr_rules")
-    tx = optim.adamw(abstract, trainable, rate, **{key: config.optim[key] for key in keys})
     # Shapes with placements stand for all arrays: nothing is computed and nothing is allocated.
     state_places = TrainState.placements(trained, tx, trained_places, mesh, ema=False)
     shapes = jax.eval_shape(lambda p: TrainState.create(p, tx, ema=False), trained)

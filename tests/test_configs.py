@@ -19,7 +19,7 @@ from tiny_runs import ROOT, read_metrics
 from configs import common, negationclip, quickstart, truth
 from negclip_jax.models import clip, siglip
 from negclip_jax.runtime import sharding
-from negclip_jax.training import adapters, patterns
+from negclip_jax.training import optim, patterns
 from negclip_jax.training.config import check_settings
 from negclip_jax.training.loop import train
 
@@ -95,7 +95,7 @@ def flat(section: dict, prefix: str = "") -> Iterable[tuple[str, object]]:
 def parameters(config, architecture) -> tuple[int, int, list[str]]:
     _, abstract = clip.abstract(architecture)
     lora = {key: config.optim[key] for key in ("lora_rank", "lora_matrices")}
-    abstract, mask = adapters.adapted(abstract, config.optim.freeze, **lora)
+    abstract, mask = optim.adapted(abstract, config.optim.freeze, **lora)
     decay = patterns.resolve(abstract, config.optim.weight_decay_rules, "decay")
     rate = patterns.resolve(abstract, config.optim.lr_rules, "lr")
     rules = patterns.resolve(abstract, config.mesh.rules, "mesh")

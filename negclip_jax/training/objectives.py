@@ -49,22 +49,15 @@ TIE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Over which devices a batch's logits are spread and how many of them exist at a time.
+    """Over which devices a batch's logits are spread and how many of them exist at a time."""
 
-    Attributes:
-      mesh: over which batches are split; None stands for one device.
-      mebibytes: bound on the logits that one device holds at a time.
-    """
-
-    mesh: Mesh | None = None
-    mebibytes: float = math.inf
+    mesh: Mesh | None = None  # over which batches are split; None stands for one device
+    mebibytes: float = math.inf  # bound on the logits that one device holds at a time
 
     def count(self, batch: int, texts: int = 1) -> int:
         """Blocks on each device: the fewest that keep the bound, or else one for each row.
 
-        Args:
-          batch: images.
-          texts: of each image that are columns of the logits.
+        Of so many images, and texts of each that are columns of the logits.
         """
         rows = batch // (1 if self.mesh is None else self.mesh.size)
         fitting = self.mebibytes * 2**20 / (_LOGIT_BYTES * batch * texts)

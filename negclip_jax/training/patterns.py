@@ -102,11 +102,6 @@ def partition(tree: dict, trainable: dict) -> tuple[dict, dict]:
     return unflatten_dict(parts[0]), unflatten_dict(parts[1])
 
 
-def trained_part(tree: dict, trainable: dict) -> dict:
-    """The first half of `partition`."""
-    return partition(tree, trainable)[0]
-
-
 def merge(a: dict, b: dict) -> dict:
     """Inverse of `partition`."""
     return unflatten_dict(flatten_dict(a) | flatten_dict(b))

@@ -30,7 +30,7 @@ from negclip_jax.models import clip
 from negclip_jax.models.flops import StepFlops
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
-from negclip_jax.training import adapters, image_features, inputs, optim, patterns
+from negclip_jax.training import image_features, inputs, optim, patterns
 from negclip_jax.training.base_text import use_base_text
 from negclip_jax.training.config import (
     ADDED_KEYS,
@@ -53,38 +53,24 @@ _OF_STEP = ("logit_scale_max", "ema_decay")
 
 @dataclasses.dataclass
 class Run:
-    """Everything the loop needs.
-
-    Attributes:
-      workdir, mesh: where it writes, and the devices.
-      units: converts durations; knows the length of the run.
-      eval_every, checkpoint_every, log_every: in steps; 0 never.
-      best: name of the metric whose smallest value has its checkpoint kept.
-      loader, checkpoints: batches, and the saved states.
-      train_step: compiled, `(state, frozen, batch) -> (state, metrics)`.
-      step_flops: of a batch.
-      state, frozen: to begin with, and what never changes.
-      dtype: of the computation.
-      validation: the loss on held-out pairs; None where nothing is held out.
-      context: for evaluators.
-    """
+    """Everything the loop needs."""
 
     workdir: epath.Path
     mesh: Mesh
-    units: StepUnits
-    eval_every: int
+    units: StepUnits  # converts durations; knows the length of the run
+    eval_every: int  # steps, as the next two; 0: never
     checkpoint_every: int
     log_every: int
-    best: str
+    best: str  # name of the metric whose smallest value has its checkpoint kept
     loader: PairLoader
     checkpoints: Checkpoints
-    train_step: Callable
-    step_flops: StepFlops
-    state: TrainState
-    frozen: dict
-    dtype: str
-    validation: Evaluator | None
-    context: EvalContext
+    train_step: CompiledStep  # `(state, frozen, batch) -> (state, metrics)`
+    step_flops: StepFlops  # of a batch
+    state: TrainState  # to begin with
+    frozen: dict  # parameters that never change
+    dtype: str  # of the computation
+    validation: Evaluator | None  # the loss on held-out pairs; None where nothing is held out
+    context: EvalContext  # for evaluators
 
 
 def prepare(config: ConfigDict, directory: str) -> Run:
@@ -140,11 +126,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     # Parameters and optimizer state, on their devices.
     section = config.optim.to_dict() | {"freeze": freeze}
     alpha = section.pop("lora_alpha")
-    abstract, trainable, schedule, tx = _optimizer(abstract, units, **section)
-    placements = _placements(abstract, config.mesh, mesh)
+    abstract, trainable, schedule, tx = optim.of_section(abstract, units, **section)
+    placements = placements_of(abstract, config.mesh, mesh)
     state, frozen = _restore_or_load(
         *(path, checkpoints),
-        lambda: adapters.begun(readers.read_any(weights)[1], abstract, config.seed, alpha),
+        lambda: optim.begun(readers.read_any(weights)[1], abstract, config.seed, alpha),
         *(abstract, placements, trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
@@ -251,24 +237,7 @@ def _of_family(
     return loss, packs, frozen
 
 
-def _optimizer(
-    shapes: dict,
-    units: StepUnits,
-    *,
-    freeze: Sequence[str],
-    lora_rank: int | None,
-    lora_matrices: Sequence[str],
-    **others: Any,
-) -> tuple[dict, dict, optax.Schedule, optax.GradientTransformation]:
-    """All parameters with their adapters, which of them are trained, and how: section `optim`."""
-    of_lora = {"lora_rank": lora_rank, "lora_matrices": lora_matrices}
-    shapes, trainable = adapters.adapted(shapes, freeze, **of_lora)
-    rate = {key: others.pop(key) for key in ("lr", "schedule", "warmup", "end_lr")}
-    schedule = optim.learning_rate(**rate, units=units)
-    return shapes, trainable, schedule, optim.adamw(shapes, trainable, schedule, **others)
-
-
-def _placements(shapes: dict, section: ConfigDict, mesh: Mesh) -> dict:
+def placements_of(shapes: dict, section: ConfigDict, mesh: Mesh) -> dict:
     """Where each parameter lies: section `mesh`."""
     rules = patterns.resolve(shapes, section.rules, "mesh.rules")
     return sharding.of_parameters(mesh, shapes, rules, min_shard_size=section.min_shard_size)

@@ -43,20 +43,14 @@ Features = TypeVar("Features")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What one update turns into the next: everything that changes from step to step.
+    """What one update turns into the next: everything that changes from step to step."""
 
-    Attributes:
-      step: int32 scalar: updates done = index of the next batch = name of the checkpoint.
-      params: trained parameters, float32: what is not frozen, or adapters beside frozen kernels.
-        Frozen ones are an argument of the step, not state.
-      opt_state: optimizer state of `params`.
-      ema: running average of `params`, or None.
-    """
-
-    step: jax.Array
+    step: jax.Array  # int32 scalar: updates done = index of the next batch = name of the checkpoint
+    # Trained ones, float32: what is not frozen, or adapters beside frozen kernels. Frozen ones are
+    # an argument of the step, not state.
     params: dict
     opt_state: optax.OptState
-    ema: dict | None
+    ema: dict | None  # running average of `params`
 
     @classmethod
     def create(cls, params: dict, tx: optax.GradientTransformation, *, ema: bool) -> "TrainState":
@@ -76,12 +70,7 @@ class TrainState:
     ) -> "TrainState":
         """Placement of each array of the state; optimizer moments lie where their parameter lies.
 
-        Args:
-          params: trained parameters or their shapes.
-          tx: the optimizer.
-          of_params: tree of placements, one per parameter.
-          mesh: over which everything else is replicated.
-          ema: whether there is a running average.
+        `params` may be shapes; `of_params` has their placements. All else is replicated.
         """
         replicated = sharding.replicated(mesh)
         of_moments = optax.tree_map_params(
@@ -137,35 +126,23 @@ class Objective:
 
     A batch is what `data.loader.PairLoader.batches` yields: pixels or cached features, the texts of
     each image padded or packed, and what is known of them.
-
-    Attributes:
-      graphdef: static part of the model, see `models.clip.split`.
-      mean, std: per-channel constants of the preprocessing, in units of pixel / 255.
-      microbatches: parts in which the towers run, see `map_microbatches`.
-      mesh: over which batches are split; None stands for one device.
-      logit_block_mib: bound on the logits that a device holds at a time, see `objectives.Blocks`.
-      foil_weight: see `objectives.contrastive_loss`.
-      anchor_weight, distill_weight: of `objectives.anchor_loss` and `distillation_loss`, for the
-        original captions among the texts; with a weight batches hold `base_text`.
-      image_choice_weight, image_choice_scale_max: of `objectives.image_choice_loss`, for batches
-        that hold `opposite`.
-      name: key of `objectives.OBJECTIVES`.
-      sources: names of those that batches come from, where these hold `source`.
     """
 
-    graphdef: nnx.GraphDef
-    mean: tuple[float, float, float]
+    graphdef: nnx.GraphDef  # static part of the model, see `models.clip.split`
+    mean: tuple[float, float, float]  # of the preprocessing, in units of pixel / 255
     std: tuple[float, float, float]
-    microbatches: int = 1
-    mesh: Mesh | None = None
-    logit_block_mib: float = math.inf
-    foil_weight: float = 1.0
+    microbatches: int = 1  # parts in which the towers run, see `map_microbatches`
+    mesh: Mesh | None = None  # over which batches are split; None stands for one device
+    logit_block_mib: float = math.inf  # that a device holds at a time, see `objectives.Blocks`
+    foil_weight: float = 1.0  # see `objectives.contrastive_loss`
+    # For the original captions among the texts; with a weight batches hold `base_text`.
     anchor_weight: float = 0.0
     distill_weight: float = 0.0
+    # For batches that hold `opposite`.
     image_choice_weight: float = 0.0
     image_choice_scale_max: float | None = None
-    name: str = "contrastive"
-    sources: tuple[str, ...] = ()
+    name: str = "contrastive"  # key of `objectives.OBJECTIVES`
+    sources: tuple[str, ...] = ()  # that batches come from, where these hold `source`
 
     def loss(self, params: dict, batch: Batch) -> tuple[Array, Metrics]:
         """Scalar loss of all parameters on a batch, and its metrics."""

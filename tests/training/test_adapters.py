@@ -19,7 +19,7 @@ from negclip_jax.interop.readers import read_any
 from negclip_jax.models import clip
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import sharding
-from negclip_jax.training import adapters, patterns
+from negclip_jax.training import optim, patterns
 from negclip_jax.training.loop import train
 
 ALL = ("text/blocks/.*",)
@@ -39,7 +39,7 @@ def trained_names(mask: dict) -> dict[str, list]:
 
 
 def test_attention_and_mlp_of_the_text_tower_have_adapters(tiny_config):
-    tree, mask = adapters.adapted(shapes(tiny_config), (), lora_rank=3, lora_matrices=ALL)
+    tree, mask = optim.adapted(shapes(tiny_config), (), lora_rank=3, lora_matrices=ALL)
     ends = [f"text/blocks/{name}/lora_{x}" for name in LINEAR for x in "ab"]
     assert trained_names(mask) == {end: [True] for end in sorted(ends)}
     flat = traverse_util.flatten_dict(tree, sep="/")
@@ -52,7 +52,7 @@ def test_attention_and_mlp_of_the_text_tower_have_adapters(tiny_config):
 
 def test_layers_that_are_frozen_or_not_named_keep_what_they_are(tiny_config):
     """By number, as everywhere: adapters of other layers are stored beside and never move."""
-    adapted = functools.partial(adapters.adapted, shapes(tiny_config), lora_rank=2)
+    adapted = functools.partial(optim.adapted, shapes(tiny_config), lora_rank=2)
     _, frozen = adapted(("text/blocks/0/.*", "vision/.*"), lora_matrices=ALL)
     assert trained_names(frozen)["text/blocks/mlp/fc1/lora_a"] == [False, True]
     _, named = adapted(("vision/.*",), lora_matrices=("text/blocks/1/attn/.*",))
@@ -76,15 +76,15 @@ def test_layers_that_are_frozen_or_not_named_keep_what_they_are(tiny_config):
 )
 def test_what_cannot_be_adapted_is_said(tiny_config, freeze, rank, matrices, message):
     with pytest.raises(InputError, match=message):
-        adapters.adapted(shapes(tiny_config), freeze, lora_rank=rank, lora_matrices=matrices)
+        optim.adapted(shapes(tiny_config), freeze, lora_rank=rank, lora_matrices=matrices)
 
 
 def test_a_rank_makes_adapters_that_change_nothing_yet(tiny_config):
     _, params = clip.split(clip.CLIP(tiny_config, rngs=nnx.Rngs(0)))
     params = jax.device_get(params)
-    tree, _ = adapters.adapted(params, (), lora_rank=4, lora_matrices=ALL)
+    tree, _ = optim.adapted(params, (), lora_rank=4, lora_matrices=ALL)
     first, again, other, plain = (
-        adapters.begun(params, tree, seed, alpha)
+        optim.begun(params, tree, seed, alpha)
         for seed, alpha in ((3, 6.0), (3, 6.0), (4, 6.0), (3, None))
     )
     assert_equal(first, again)
@@ -94,7 +94,7 @@ def test_a_rank_makes_adapters_that_change_nothing_yet(tiny_config):
     assert 0.9 < np.abs(a).max() * 32**0.5 <= 1 and abs(a.mean()) < 0.02
     assert (first["lora_scale"], plain["lora_scale"]) == (1.5, 1)
     assert_equal(fold(first), params)
-    assert adapters.begun(params, params, 0, None).keys() == params.keys()
+    assert optim.begun(params, params, 0, None).keys() == params.keys()
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_a_run_of_an_earlier_version_goes_on(trained, make_config, tmp_path, one
 
 
 def test_the_names_of_rules_are_those_of_layers(tiny_config):
-    tree, mask = adapters.adapted(shapes(tiny_config), (), lora_rank=2, lora_matrices=ALL)
+    tree, mask = optim.adapted(shapes(tiny_config), (), lora_rank=2, lora_matrices=ALL)
     rates = patterns.resolve(tree, ((".*/lora_b", 16.0), (".*", 1.0)), "optim.lr_rules")
     assert rates["text"]["blocks"]["mlp"]["fc1"]["lora_b"] == 16.0
     assert rates["text"]["blocks"]["mlp"]["fc1"]["lora_a"] == 1.0

@@ -82,7 +82,7 @@ def run_ours(params, gradients, lr, freeze=(), **changes):
     opt_state = tx.init(trained)
     update = jax.jit(tx.update)
     for gradient in gradients:
-        part = patterns.trained_part(gradient, mask)
+        part = patterns.partition(gradient, mask)[0]
         updates, opt_state = update(part, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
     return jax.tree.map(np.asarray, trained), opt_state

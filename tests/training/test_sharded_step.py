@@ -48,7 +48,7 @@ class ShardedStep:
             lr_rules=((".*", 1.0),),
         )
         trained, frozen = patterns.partition(sharding.put(params, places), mask)
-        of_trained = patterns.trained_part(places, mask)
+        of_trained = patterns.partition(places, mask)[0]
         state_places = TrainState.placements(trained, tx, of_trained, self.mesh, ema=True)
         state = jax.jit(lambda p: TrainState.create(p, tx, ema=True), out_shardings=state_places)(
             trained
