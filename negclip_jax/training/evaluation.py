@@ -87,8 +87,7 @@ class ValidationLoss:
         results = jax.device_get(results)
         means = {}
         for name in results[0][0]:
-            batches = [(m[name], w[name]) for m, w, _ in results if w[name]]
-            if batches:
+            if batches := [(m[name], w[name]) for m, w, _ in results if w[name]]:
                 numbers, weights = np.array(batches, np.float64).T
                 means[name] = float(np.average(numbers, weights=weights))
         image, text, counts = (
@@ -133,9 +132,8 @@ def validation_of(
 ) -> Evaluator | None:
     """The validation of a run; None where nothing is held out.
 
-    Args:
-      sources: names, "" where there is one that has none; with `loaders` and `probes` in order.
-      shares: of those with names.
+    `sources`: names, "" where there is one that has none, in the order of `loaders` and `probes`;
+    `shares`: of those with names.
     """
     held_out = zip(sources, loaders, probes, strict=True)
     losses = {name: ValidationLoss(x, objective, mesh, probe) for name, x, probe in held_out}

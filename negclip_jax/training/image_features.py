@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -39,23 +38,28 @@ def use_cache(
     """The loaders, reading cached features; builds what is missing. Unchanged where it is off.
 
     Args:
-      workdir: of the run.
       loaders: of training pairs, and of validation pairs over the same images.
       model: sizes, parameters on the devices of `mesh`, and compute type.
-      mesh: over which images are encoded.
       cache_features, cache_dir: keys of the section `data`.
 
-    Raises InputError where more images cannot be read than `max_bad_images` allows.
+    Raises InputError where more images cannot be read than `max_bad_images` allows, and for
+    features of a file that are not as wide as the text's.
     """
-    loader = loaders[0]
+    loader, source = loaders[0], loaders[0].images
     names, failed = loader.examples.photos, "could not be read"
-    if isinstance(loader.images, ImageFeatures):
-        features, unreadable = _of_file(loader.images, names, model[0].projection_dim)
-        failed = f"have no feature in {loader.images.path} that can be used"
+    if isinstance(source, ImageFeatures):
+        source.require_width(model[0].projection_dim)
+        rows = source.rows(names)
+        features, unreadable = source.features[rows], source.unusable[rows]
+        failed = f"have no feature in {source.path} that can be used"
+        logging.info(
+            "image features of %s images come from %s, of the model %s",
+            *(f"{len(rows):,}", source.path, source.model or "that it does not name"),
+        )
     elif cache_features:
         features, unreadable = encoder.image_features(
             names,
-            *(loader.images, loader.preprocess),
+            *(source, loader.preprocess),
             storage.path(cache_dir.format(workdir=workdir)),
             model,
             mesh,
@@ -87,22 +91,6 @@ def check_source(source: ImageSource, checkpoint: str, *, is_frozen: bool) -> No
             "%s: features of the model %s, and model.checkpoint=%s: they must be the same model's",
             *(source.path, source.model, checkpoint),
         )
-
-
-def _of_file(
-    source: ImageFeatures, names: Sequence[str], width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features of images out of a file, and which cannot be used.
-
-    Raises InputError where they are not as wide as the text's.
-    """
-    source.require_width(width)
-    rows = source.rows(names)
-    logging.info(
-        "image features of %s images come from %s, of the model %s",
-        *(f"{len(rows):,}", source.path, source.model or "that it does not name"),
-    )
-    return source.features[rows], source.unusable[rows]
 
 
 def show_opposites(
@@ -152,17 +140,13 @@ def image_choice_probe(loader: PairLoader) -> float | None:
     inner product too, so that validation's `image_choice_accuracy` can be held against it: below it
     a run has something left to learn, at it longer training only fits its own photos.
 
-    Args:
-      loader: of validation pairs.
-
-    None where the statements name too few objects.
+    `loader`: of validation pairs. None where the statements name too few objects.
     """
     known, stored = loader.examples.statements, loader.cached
     assert known is not None and stored is not None
     assert known.opposite_images is not None, "those of held-out photos, see `compared_among`"
-    image, thing, is_there = known.presence()
-    is_usable = ~stored.unreadable[image]
-    image, thing, is_there = image[is_usable], thing[is_usable], is_there[is_usable]
+    presence = known.presence()
+    image, thing, is_there = (x[~stored.unreadable[presence[0]]] for x in presence)
     is_held = known.opposite_images[image]
     things, counts = np.unique(thing[is_held], return_counts=True)
     found, weights = [], []

@@ -188,27 +188,17 @@ def _flagged(flags: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What was read of one source.
+    """What was read of one source."""
 
-    Attributes:
-      caption_mode, statements, original_fraction, weight: what it says, or the section `data`.
-      place: what the user calls the place of its images.
-      kept: its prepared pairs.
-      parts: pairs to train on and to validate.
-      names: of its images.
-      number: of each image of `kept` among these; None where they are the same.
-      images: where they are.
-    """
-
-    caption_mode: str
+    caption_mode: str  # what it says, or the section `data`; so are the next three
     statements: str | None
     original_fraction: float
     weight: Fraction
-    place: str
+    place: str  # what the user calls the place of its images
     kept: Prepared
-    parts: list[np.ndarray]
-    names: Sequence[str]
-    number: np.ndarray | None
+    parts: list[np.ndarray]  # pairs to train on and to validate
+    names: Sequence[str]  # of its images
+    number: np.ndarray | None  # of each image of `kept` among these; None where they are the same
     images: ImageSource
 
     def image_of(self, pairs: np.ndarray) -> np.ndarray:
@@ -308,10 +298,9 @@ def loaders(
     examples, fraction = train[0].examples, train[0].original_fraction
     if sources:
         examples, fraction = Mixture(train, batch_sizes[0], seed), 0.0
-        _log_shares(examples)
     options = {"original_fraction": fraction, "repeats_first": repeats_first}
     made = loader(examples, batch_sizes[0], workers=workers, **options)
-    _log_repeated(made)
+    _log_how_often(made)
     held = {name: loader(x, batch_sizes[1], shuffle=False) for name, x in validation.items()}
     used = [made.examples, *validation.values()]
     prints = [[len(examples), fingerprint(examples, brief=True)] for examples in used]
@@ -323,32 +312,20 @@ def _read(
     name: str,
     tokenizer: Tokenizer,
     *,
-    pairs: str,
-    images: str | None,
-    fields: str,
-    caption_mode: str,
-    foils: int,
     truncated: str,
-    max_bad_images: float,
-    examples_dir: epath.Path,
     validation_fraction: float,
     split_by: str,
     split_seed: int,
-    features: str | None = None,
-    **said: Any,
+    statements: str | None,
+    original_fraction: float,
+    weight: Fraction,
+    **of_data: Any,
 ) -> _Source:
-    """Reads and divides the pairs of a source, "" where there is but one; `said`: of `_Source`."""
-    kept, rows, opened = read_data(
-        pairs=pairs,
-        images=images,
-        features=features,
-        fields=fields,
-        caption_mode=caption_mode,
-        foils=foils,
-        max_bad_images=max_bad_images,
-        examples_dir=examples_dir,
-        tokenizer=tokenizer,
-    )
+    """Reads and divides the pairs of a source, "" where there is but one.
+
+    `of_data`: see `read_data`.
+    """
+    kept, rows, images = read_data(tokenizer=tokenizer, **of_data)
     how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
     parts, names, number = _divided(kept, rows, tokenizer, truncated, **how)
     logging.info(
@@ -356,8 +333,9 @@ def _read(
         f"source {name}: " if name else "",
         *(f"{n:,}" for n in (sum(map(len, parts)), len(names), *map(len, parts))),
     )
-    found = {"kept": kept, "parts": parts, "names": names, "number": number, "images": opened}
-    return _Source(caption_mode=caption_mode, place=images or pairs, **found, **said)
+    said = (of_data["caption_mode"], statements, original_fraction, weight)
+    place = of_data["images"] or of_data["pairs"]
+    return _Source(*said, place, kept, parts, names, number, images)
 
 
 def _keep_apart(read: dict[str, _Source]) -> None:
@@ -385,21 +363,19 @@ def _keep_apart(read: dict[str, _Source]) -> None:
         read[name] = dataclasses.replace(source, parts=[kept, source.parts[1]])
 
 
-def _log_repeated(loader: PairLoader) -> None:
-    if not loader.repeats_first:
-        return
-    shown = len(set(loader.examples.image_of[loader.pairs_at(0)[0]].tolist()))
-    message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
-    shared = "; captions of one image cannot be told apart, and hold the loss up"
-    logging.info(message, loader.batch_size, shown, shared if shown < loader.batch_size else "")
-
-
-def _log_shares(mixture: Mixture) -> None:
-    steps = mixture.steps_per_epoch
-    for source, share in zip(mixture.sources, mixture.shares, strict=True):
-        passes = float(share) * mixture.batch_size * steps / len(source.examples)
-        message = "source %s: %.2f%% of the examples, %.3g passes over its pairs in an epoch"
-        logging.info(message, source.name, 100 * float(share), passes)
+def _log_how_often(loader: PairLoader) -> None:
+    """Says which shares the sources have, and of `train.overfit_batch` what it repeats."""
+    examples, size = loader.examples, loader.batch_size
+    if isinstance(examples, Mixture):
+        for source, share in zip(examples.sources, examples.shares, strict=True):
+            passes = float(share) * size * examples.steps_per_epoch / len(source.examples)
+            message = "source %s: %.2f%% of the examples, %.3g passes over its pairs in an epoch"
+            logging.info(message, source.name, 100 * float(share), passes)
+    if loader.repeats_first:
+        shown = len(set(examples.image_of[loader.pairs_at(0)[0]].tolist()))
+        message = "train.overfit_batch: every step trains on the same %d examples of %d images%s"
+        shared = "; captions of one image cannot be told apart, and hold the loss up"
+        logging.info(message, size, shown, shared if shown < size else "")
 
 
 def _text_rows(

@@ -31,7 +31,7 @@ from negclip_jax.models.flops import StepFlops
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
 from negclip_jax.training import image_features, inputs, optim, patterns
-from negclip_jax.training.base_text import use_base_text
+from negclip_jax.training.base_text import use_base_text, use_stand_ins
 from negclip_jax.training.config import (
     ADDED_KEYS,
     DTYPES,
@@ -43,7 +43,6 @@ from negclip_jax.training.config import (
 )
 from negclip_jax.training.evaluation import EvalContext, Evaluator, validation_of
 from negclip_jax.training.objectives import check_objective
-from negclip_jax.training.stand_ins import use_stand_ins
 from negclip_jax.training.step import CompiledStep, Objective, TrainState, make_train_step
 
 _REPEATED = ("eval", "checkpoint", "log")  # sections with a key `every`

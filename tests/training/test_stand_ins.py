@@ -13,9 +13,9 @@ from tiny_runs import assert_equal, read_metrics
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.packing import Ragged
 from negclip_jax.embeddings import encoder
+from negclip_jax.training.base_text import WithStandIns, least_in_common, stand_ins
 from negclip_jax.training.loop import train
 from negclip_jax.training.setup import prepare
-from negclip_jax.training.stand_ins import WithStandIns, least_in_common, stand_ins
 
 
 def unit(rows):
