@@ -21,16 +21,10 @@ BACKWARD = 2
 
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
-    """Counts the operations of training steps, for the speed that is reported.
-
-    Attributes:
-      config: sizes of the model.
-      trains_text, trains_vision: whether anything of a tower is trained, which costs its backward
-        pass.
-    """
+    """Counts the operations of training steps, for the speed that is reported."""
 
     config: CLIPConfig
-    trains_text: bool
+    trains_text: bool  # whether anything of the tower is, which costs its backward pass
     trains_vision: bool
 
     @classmethod

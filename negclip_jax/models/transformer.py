@@ -246,12 +246,9 @@ def run_blocks(
     remat: bool,
     scan: bool,
 ) -> Float[Array, "B Q W"]:
-    """Runs all blocks.
+    """Runs all blocks on states.
 
     Args:
-      blocks: of `stacked_blocks`.
-      x: states.
-      mask: what a row attends to.
       read_positions: columns to return; None for all T. Of the others the last block
         computes keys and values, no more: its output there is never read.
       read_mask: the mask of those columns.

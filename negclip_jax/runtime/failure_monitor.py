@@ -37,11 +37,7 @@ _ACKNOWLEDGE_SECONDS = 10.0  # that process 0, which holds the store, waits for 
 
 
 class FailureMonitor:
-    """Sends heartbeats, checks those of others, and ends this process when one has failed.
-
-    Attributes:
-      store, index, timeout: as given.
-    """
+    """Sends heartbeats, checks those of others, and ends this process when one has failed."""
 
     def __init__(
         self,
@@ -52,13 +48,10 @@ class FailureMonitor:
         timeout: float,
         heartbeat_timeout: float,
     ):
-        """Not started yet.
+        """Not started yet; `index` is this process of so many as `count`.
 
-        Args:
-          store: of all processes.
-          index, count: number of this process, and how many there are.
-          timeout: seconds that `within_time` allows, and agreements take at most.
-          heartbeat_timeout: seconds without one after which a process counts as dead.
+        `timeout`: seconds that `within_time` allows, and agreements take at most;
+        `heartbeat_timeout`: seconds without one after which a process counts as dead.
         """
         self.store, self.index, self._count = store, index, count
         self.timeout, self._heartbeat_timeout = timeout, heartbeat_timeout
@@ -104,10 +97,8 @@ class FailureMonitor:
 
         If another process has failed before, ends this process at once with that reason.
 
-        Args:
-          reason: a message of one line.
-          suspicious: whether a process that vanished may be the true reason: its missing
-            heartbeats are waited for first.
+        `reason` is a message of one line; `suspicious`: a process that vanished may be the true
+        one, whose missing heartbeats are waited for first.
         """
         if suspicious:
             with contextlib.suppress(Unreachable):
@@ -127,9 +118,8 @@ class FailureMonitor:
     def agreed_stop(self, step: int, received: int | None) -> int | None:
         """The signal after which all processes stop at this step; None where they go on.
 
-        Args:
-          step: that this process has just started; the loop calls this once for each.
-          received: signal that this process received.
+        `step` is the one that this process has just started, `received` a signal that it received;
+        the loop calls this once for each step.
         """
         if received is not None and not self._asked:
             self._asked = True

@@ -47,8 +47,7 @@ def join(
     Args:
       distributed: "off" (one process), "auto" (TPU pods, Slurm, MPI: JAX finds the others), or the
         coordinator, which is process 0, as "HOST:PORT", for which the next two are required.
-      process_id: number of this process, from 0.
-      num_processes: how many there are.
+      process_id, num_processes: number of this process, from 0, and how many there are.
       timeout: seconds to wait for another process, or for a disk.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
@@ -174,9 +173,8 @@ def require_one_folder(path: epath.Path) -> None:
 def agreed_stop(step: int, received: int | None) -> int | None:
     """The signal after which the run stops at this step, on every process at the same; or None.
 
-    Args:
-      step: that has just been started; call this once for each, the device is not waited for.
-      received: signal that this process received.
+    To be called once for each step, when it has been started: the device is not waited for.
+    `received` is a signal that this process received.
     """
     return received if _team is None else _team.agreed_stop(step, received)
 

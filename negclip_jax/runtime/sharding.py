@@ -130,10 +130,8 @@ def first_row(rows: jax.Array) -> jax.Array:
 def of_parameters(mesh: Mesh, params: Any, rules: Any, *, min_shard_size: int) -> Any:
     """Tree of placements: "fsdp" splits the longest axis that the `fsdp` devices divide.
 
-    Args:
-      params: tree of arrays or shapes.
-      rules: matching tree of "fsdp" or "replicate".
-      min_shard_size: elements; smaller parameters are replicated.
+    `rules` is a tree of "fsdp" or "replicate" that matches the arrays or shapes; parameters of less
+    than `min_shard_size` elements are replicated.
     """
     size = mesh.shape["fsdp"]
 

@@ -5,13 +5,14 @@ runs can be compared byte by byte. What depends on the machine (speed, waiting) 
 `timing.jsonl`.
 """
 
+import abc
 import contextlib
 import json
 import logging
 import time
 import zlib
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
@@ -19,20 +20,22 @@ from negclip_jax.common import extras, storage
 from negclip_jax.common.errors import InputError
 
 
-class MetricWriter(Protocol):
+class MetricWriter(abc.ABC):
     """A destination for numbers by step."""
 
+    @abc.abstractmethod
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds metrics of a step; steps never go back."""
 
-    def flush(self, *, durable: bool = True) -> None:
+    def flush(self, *, durable: bool = True) -> None:  # noqa: B027
         """Makes everything written so far durable; otherwise just visible, when that is cheap."""
 
     def close(self) -> None:
         """Flushes and releases the destination."""
+        self.flush()
 
 
-class JsonlWriter:
+class JsonlWriter(MetricWriter):
     """One JSON object per step; several writes to one step are merged into one line."""
 
     def __init__(
@@ -46,7 +49,6 @@ class JsonlWriter:
         """Drops lines that the run is about to write again; says which are lost or changed.
 
         Args:
-          path: of the file; it need not exist.
           resume_step: the last step to keep; 0 keeps nothing, for the run starts over.
           evaluated: whether an uninterrupted run evaluates at `resume_step`; if not, numbers of
             evaluators (`NAME/...`) are dropped from that line.
@@ -72,12 +74,8 @@ class JsonlWriter:
                 "checksum. Their numbers are not to be trusted; the run itself does not read them",
                 *(path, resume_step),
             )
-        self._file, self._written = storage.LineFile(path, kept), _checksum(kept)
-
-    @property
-    def checksum(self) -> int:
-        """CRC-32 of all that was flushed so far."""
-        return self._written
+        self._file = storage.LineFile(path, kept)
+        self.checksum = _checksum(kept)  # CRC-32 of all that was flushed so far
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if self._resumed.get("step") == step:
@@ -91,11 +89,8 @@ class JsonlWriter:
         if self._open:
             self._close_line()
         self._file.append(self._lines, durable=durable)
-        self._written = _checksum(self._lines, self._written)
+        self.checksum = _checksum(self._lines, self.checksum)
         self._lines = []
-
-    def close(self) -> None:
-        self.flush()
 
     def _close_line(self) -> None:
         self._lines.append(json.dumps(self._open) + "\n")
@@ -106,10 +101,10 @@ class JsonlWriter:
         self._resumed |= metrics
         lines = storage.read_text(self._path).splitlines(keepends=True)[:-1]
         lines.append(json.dumps(self._resumed) + "\n")
-        self._file, self._written = storage.LineFile(self._path, lines), _checksum(lines)
+        self._file, self.checksum = storage.LineFile(self._path, lines), _checksum(lines)
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(MetricWriter):
     """Event files for TensorBoard, without TensorFlow.
 
     Written by this thread, unlike tensorboardX' own SummaryWriter, which on a full disk loses its
@@ -145,7 +140,7 @@ class TensorBoardWriter:
         self._events.write_event(event)
 
 
-class WandbWriter:
+class WandbWriter(MetricWriter):
     """A Weights & Biases run, continued under the same id after a restart."""
 
     def __init__(self, project: str, workdir: epath.Path, config: dict):
@@ -169,14 +164,11 @@ class WandbWriter:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
-    def flush(self, *, durable: bool = True) -> None:
-        """wandb uploads by itself."""
-
     def close(self) -> None:
-        self._run.finish()
+        self._run.finish()  # it has uploaded by itself
 
 
-class Writers:
+class Writers(MetricWriter):
     """Writes to several destinations at once."""
 
     def __init__(self, writers: list[MetricWriter]):

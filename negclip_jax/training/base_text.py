@@ -200,10 +200,7 @@ def stand_ins(
 ) -> tuple[StandIns, float]:
     """What stands for images of these texts, unit features, and the slope.
 
-    Args:
-      text_SxD: the base's features of the texts, see `StandIns.text`.
-      caption_NxD, image_NxD: its unit features of captions and of their images.
-      lender_S: int, whose residual each gets.
+    The base's unit features of captions and of their images are measured; see `StandIns`.
     """
     mean_text, mean_image = caption_NxD.mean(axis=0), image_NxD.mean(axis=0)
     x_NxD, y_NxD = caption_NxD - mean_text, image_NxD - mean_image

@@ -142,17 +142,11 @@ def of_all_processes(settings: Settings) -> Settings:
 
 @dataclasses.dataclass(frozen=True)
 class StepUnits:
-    """Converts durations such as "15 epochs", "100_000 examples" or "10 percent" into steps.
+    """Converts durations such as "15 epochs", "100_000 examples" or "10 percent" into steps."""
 
-    Attributes:
-      batch_size: examples a step.
-      steps_per_epoch: full batches in one pass over the training pairs.
-      total_steps: length of the run; None until it is known, then "percent" has no meaning.
-    """
-
-    batch_size: int
-    steps_per_epoch: int
-    total_steps: int | None = None
+    batch_size: int  # examples a step
+    steps_per_epoch: int  # full batches in one pass over the training pairs
+    total_steps: int | None = None  # until it is known, "percent" has no meaning
 
     @classmethod
     def of(cls, batch_size: int, steps_per_epoch: int, total: str) -> "StepUnits":
@@ -197,11 +191,9 @@ def record_or_compare(
     and its curves would not say so. Keys of speed, length and logging may change.
 
     Args:
-      path: of the run.
       description: what `config.json` is to hold: the sections of the configuration, and digests of
         the files that decide a run.
       defaults: settings of a run whose `config.json` lacks the key.
-      resumes: whether the run has a checkpoint to go on from.
       allow_change: go on all the same, with a warning for each difference.
     """
     description = json.loads(json.dumps(description))  # tuples become lists, as in the file

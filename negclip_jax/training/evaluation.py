@@ -146,11 +146,8 @@ def recall_at_1(
     """Shares of images that find one of their captions first, and of captions their image.
 
     Each image counts once, however many captions it has. A first place that several share counts
-    for as much as the right ones have of it.
-
-    Args:
-      image_NxD, text_NxD: unit features of pairs, float32.
-      image_of_N: int, equal for pairs of one image.
+    for as much as the right ones have of it. Of pairs these are unit features, float32, and a
+    number, equal for pairs of one image.
     """
     _, first, image_of_N = np.unique(image_of_N, return_index=True, return_inverse=True)
     image_UxD = image_NxD[first]

@@ -155,13 +155,9 @@ def sigmoid_loss(
 
     The captions of other images are false of an image, as in `contrastive_loss`, whose other
     arguments and metrics these are. Each of its own true texts is one more true pair, and each
-    false one `foil_weight` times a false pair.
+    false one `foil_weight` times a false pair. `logit_bias` is added to all logits.
 
-    Args:
-      logit_bias: added to all logits.
-
-    Returns:
-      The loss, summed over texts and averaged over images, and the metrics.
+    Returns the loss, summed over texts and averaged over images, and the metrics.
     """
 
     def reduce(logits: Array, is_false: Array, axis: int) -> Array:
@@ -180,9 +176,7 @@ def anchor_loss(
 ) -> Scalar:
     """Mean squared distance between unit text features and the base model's of the same texts.
 
-    Args:
-      text_BxD, base_BxD: projected features, unnormalised.
-      mask_B: which of them count.
+    Features come unnormalised; `mask_B` says which of them count.
     """
     difference_BxD = l2_normalise(text_BxD) - l2_normalise(base_BxD)
     return _mean(jnp.sum(difference_BxD**2, axis=1), mask_B)
@@ -248,13 +242,8 @@ def distillation_loss(
     the temperature of the logits). Unlike `anchor_loss` it lets features move that keep ranks. The
     images are those of a frozen tower, and the scale is the present one without a gradient.
 
-    Args:
-      image_BxD, text_BxD: projected features, unnormalised; row i of one belongs to row i of the
-        other.
-      base_BxD: the base's features of the same texts.
-      logit_scale: natural logarithm of the factor on cosine similarities.
-      mask_B: which pairs count.
-      blocks: in which the logits are computed.
+    Features come unnormalised; `base_BxD` are the base's of the same texts. `mask_B` says which
+    pairs count, `logit_scale` is the natural logarithm of the factor on cosine similarities.
     """
 
     def block(scale: Array, rows: Numbers, texts: Numbers, _: Array) -> tuple[Numbers, Numbers]:
@@ -344,11 +333,8 @@ def _score(
 ) -> tuple[Float[Array, "B M"], Float[Array, " B"], Float[Array, "P B"], Numbers]:
     """What the losses are made of.
 
-    Args:
-      reduce: of logits and false pairs.
-      batch: see `_with_defaults`.
-      competing: so many of each image's texts are columns of the logits, from the caption on.
-      blocks: of the logits.
+    So many of each image's texts are columns of the logits as are `competing`, from the caption on;
+    `reduce` is of logits and false pairs.
 
     Returns:
       Logits of each image and its own texts; `reduce` of the false pairs of each image, and of each
@@ -436,7 +422,6 @@ def map_blocks(
       block: of what all blocks share, the rows of `images` that it is for, the whole of `texts`,
         and the number of its first row in the batch, to numbers of its rows, each `[R]`, and of
         columns. It must treat rows independently.
-      shared: tree of arrays.
       images, texts: trees of arrays `[B, ...]`.
       mesh: over which the batch is split; None stands for one device.
       count: of blocks on each device. 1: the whole at once, left to the compiler.

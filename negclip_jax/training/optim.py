@@ -39,11 +39,8 @@ def adapted(
     """Shapes of all parameters of a run, adapters included, and which are trained.
 
     Without a rank that is the tree itself, and what `freeze` leaves. With one, only adapters are
-    trained: of the kernels that `lora_matrices` names and `freeze` does not, layer by layer.
-
-    Args:
-      tree: of the model's parameters, or their shapes.
-      freeze, lora_rank, lora_matrices: keys of the section `optim`.
+    trained: of the kernels that `lora_matrices` names and `freeze` does not, layer by layer. `tree`
+    is of the model's parameters, or their shapes; the rest are keys of the section `optim`.
 
     Raises InputError for a pattern that matches no parameter or kernel, and where no kernel is
     left or the rank is no less than a side of one.
@@ -130,11 +127,9 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) for the trained part of `params`.
 
-    Args:
-      params: tree of all parameters (or their shapes), so that rules may speak of frozen ones.
-      trainable: what `patterns.trainable` says of them; gradients and state have its true leaves.
-      schedule: learning rate as a function of the number of updates done.
-      weight_decay_rules, lr_rules: `(regex, multiplier)`, see `patterns`.
+    `params` are all parameters (or their shapes), so that rules may speak of frozen ones. Gradients
+    and state have the leaves of which `trainable` is true. Rules are `(regex, multiplier)`, see
+    `patterns`.
     """
     decay = patterns.resolve(params, weight_decay_rules, "optim.weight_decay_rules")
     lr_multiplier = patterns.resolve(params, lr_rules, "optim.lr_rules")

@@ -98,13 +98,9 @@ def map_microbatches(
     the backward pass recomputes one micro-batch at a time. Summing the losses of micro-batches, the
     usual accumulation, is another objective.
 
-    Args:
-      encode: function of parameters and a tree of arrays `[B, ...]` that treats the parts of the
-        batch independently, returning such a tree.
-      params: tree of arrays.
-      batch: tree of arrays whose leading axes `devices * count` divides.
-      count: number of micro-batches; 1 calls `encode` as it is.
-      mesh: over which the leading axes are split; None stands for one device.
+    `encode` treats the rows of the arrays `[B, ...]` of a batch independently and returns such
+    arrays; `devices * count` divides B. The leading axes are split over `mesh`; None stands for one
+    device.
     """
     if count == 1:
         return encode(params, batch)
@@ -275,13 +271,10 @@ class CompiledStep:
 
     Compiling is explicit, so that a batch that does not fit into memory fails in minute one with
     numbers, and a new shape in the middle of a run is a line in the log, not an unexplained pause.
-
-    Attributes:
-      jitted: the step before it is compiled, to be lowered for other platforms too.
-      memory: what the program that was compiled last needs, "" where that is not known.
+    `jitted` is the step before it is compiled, to be lowered for other platforms too.
     """
 
-    memory = ""
+    memory = ""  # what the program that was compiled last needs; "" where that is not known
 
     def __init__(
         self,
