@@ -79,13 +79,9 @@ class Metric:
         common, rows, own_rows = np.intersect1d(items[0], items[1], return_indices=True)
         if not len(common):
             raise ValueError(f"{self.name}: the two models have no item in common")
-        return statistics.compare(
-            np.asarray(before.values)[rows],
-            np.asarray(self.values)[own_rows],
-            weights=None if before.weights is None else before.weights[rows],
-            clusters=None if before.clusters is None else before.clusters[rows],
-            seed=seed,
-        )
+        values = np.asarray(before.values)[rows], np.asarray(self.values)[own_rows]
+        weights, clusters = (x if x is None else x[rows] for x in (before.weights, before.clusters))
+        return statistics.compare(*values, weights=weights, clusters=clusters, seed=seed)
 
 
 def by_both_rules(

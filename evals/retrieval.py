@@ -46,61 +46,48 @@ def retrieval_problem(
     kept = [record for record in records if record.image in pictures]
     captions = [caption for record in kept for caption in record.captions]
     distinct = list(dict.fromkeys(captions))
+    text_row = {text: row for row, text in enumerate(distinct)}
 
     def score(images: np.ndarray, texts: np.ndarray) -> Result:
-        return _result(kept, pictures, images, dict(zip(distinct, texts, strict=True)), headlines)
+        counts = [len(record.captions) for record in kept]
+        owner = np.repeat(np.arange(len(kept)), counts)
+        ids = [record.id for record in kept]
+        caption_ids = [f"{r.id}#{i}" for r in kept for i in range(len(r.captions))]
+        images = pictures.features(images)[[pictures.row(record.image) for record in kept]]
+        rows = texts[[text_row[caption] for caption in captions]]
+        to_images = scoring.rank(rows, images, owner[:, None])
+        owned = np.split(np.arange(len(captions)), np.cumsum(counts)[:-1])
+        to_texts = scoring.rank(images, rows, owned)
+        metrics = []
+        for direction, ranks, items, clusters, size, positives in (
+            ("t2i", to_images, caption_ids, owner, len(images), [1] * len(captions)),
+            ("i2t", to_texts, ids, np.arange(len(ids)), len(captions), counts),
+        ):
+            for k in KS:
+                name, points = f"{direction}_recall@{k}", (ranks.recall(k), ranks.recall_strict(k))
+                described = {"items": np.array(items), "headline": name in headlines}
+                described["chance"] = scoring.chance_of_recall(size, positives, k)
+                metrics += by_both_rules(name, *points, clusters, **described)
+        metrics.sort(key=lambda m: m.name not in headlines)
+        # A row a caption.
+        shown = [pictures.shown(record.image) for record in kept]
+        cues = cue_columns([((caption,), 0) for caption in captions])
+        pairs = zip(owner, to_images.rival, strict=True)
+        columns = {
+            "item": caption_ids,
+            "images": [[shown[i] for i in pair if i >= 0] for pair in pairs],
+            "texts": [[caption] for caption in captions],
+            **to_images.predictions(),
+            "rank": (to_images.stable + 1).tolist(),
+            **cues,
+        }
+        titles = {name: f"{title}: t2i recall@1" for name, title in cue_breakdowns(cues).items()}
+        return Result(metrics, columns, titles)
 
     total = sum(len(record.captions) for record in records)
     notes = [f"{len(kept):,} images and {len(captions):,} captions."]
     described = {"missing": pictures.missing, "file": str(file), "notes": notes}
     return Problem(pictures.refs, distinct, score, total, len(captions), **described)
-
-
-def _result(
-    records: Sequence[Captioned],
-    pictures: ProblemImages,
-    images: np.ndarray,
-    texts: dict[str, np.ndarray],
-    headlines: Sequence[str],
-) -> Result:
-    """From unit features of the photos, `[len(pictures.refs), D]`, and `[D]` of each text."""
-    captions = [caption for record in records for caption in record.captions]
-    counts = [len(record.captions) for record in records]
-    owner = np.repeat(np.arange(len(records)), counts)
-    ids = [record.id for record in records]
-    caption_ids = [f"{r.id}#{i}" for r in records for i in range(len(r.captions))]
-    images = pictures.features(images)[[pictures.row(record.image) for record in records]]
-    rows = np.stack([texts[caption] for caption in captions])
-    to_images = scoring.rank(rows, images, owner[:, None])
-    owned = np.split(np.arange(len(captions)), np.cumsum(counts)[:-1])
-    to_texts = scoring.rank(images, rows, owned)
-    metrics = []
-    for direction, ranks, items, clusters, size, positives in (
-        ("t2i", to_images, caption_ids, owner, len(images), [1] * len(captions)),
-        ("i2t", to_texts, ids, np.arange(len(ids)), len(captions), counts),
-    ):
-        for k in KS:
-            name, points = f"{direction}_recall@{k}", (ranks.recall(k), ranks.recall_strict(k))
-            described = {"items": np.array(items), "headline": name in headlines}
-            described["chance"] = scoring.chance_of_recall(size, positives, k)
-            metrics += by_both_rules(name, *points, clusters, **described)
-    metrics.sort(key=lambda m: m.name not in headlines)
-    # A row a caption.
-    shown = [pictures.shown(record.image) for record in records]
-    cues = cue_columns([((caption,), 0) for caption in captions])
-    columns = {
-        "item": caption_ids,
-        "images": [
-            [shown[i] for i in (right, rival) if i >= 0]
-            for right, rival in zip(owner, to_images.rival, strict=True)
-        ],
-        "texts": [[caption] for caption in captions],
-        **to_images.predictions(),
-        "rank": (to_images.stable + 1).tolist(),
-        **cues,
-    }
-    titles = {name: f"{title}: t2i recall@1" for name, title in cue_breakdowns(cues).items()}
-    return Result(metrics, columns, titles)
 
 
 @dataclasses.dataclass(frozen=True)

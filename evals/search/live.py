@@ -69,11 +69,8 @@ class Live:
         for place, model in enumerate(models):
             try:
                 Mixtures(models[0], model, (0.0, 1.0))
-                changed = [
-                    name
-                    for name, part in model.params.items()
-                    if not _equal(part, models[0].params[name])
-                ]
+                same = jax.tree.map(np.array_equal, model.params, models[0].params)
+                changed = [name for name, part in same.items() if not jax.tree.all(part)]
                 params = first | jax.device_put({name: model.params[name] for name in changed})
             except InputError as error:
                 self.unmixable[model.name] = str(error)
@@ -206,7 +203,12 @@ class Live:
         columns = [
             {"name": one_line(n), "alpha": alpha, "rows": rows} for (n, rows), alpha in named
         ]
-        return {"columns": columns, "cut": any(_is_cut(m, t) for m in self.models for t in texts)}
+        room = [
+            (m.tokenizer, m.tokenizer.context_length - m.tokenizer.special_tokens)
+            for m in self.models
+        ]
+        cut = any(len(tokenizer.encode(t)) > most for tokenizer, most in room for t in texts)
+        return {"columns": columns, "cut": cut}
 
     def _texts(self, weights: Weights, texts: Sequence[str]) -> np.ndarray:
         """Unit features `[N, D]`."""
@@ -285,18 +287,8 @@ def _run(model: Model, inputs: np.ndarray) -> np.ndarray:
     return np.asarray(compiled(encode, graphdef)(model.params, batch))
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two trees of one structure hold the same numbers."""
-    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
-
-
 def _bytes(mixtures: Mapping[Any, Weights]) -> int:
     return sum(leaf.nbytes for m in mixtures.values() for leaf in jax.tree.leaves(m.own))
-
-
-def _is_cut(model: Model, text: str) -> bool:
-    tokenizer = model.tokenizer
-    return len(tokenizer.encode(text)) > tokenizer.context_length - tokenizer.special_tokens
 
 
 def _bound(kept: dict, most: int) -> None:

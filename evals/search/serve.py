@@ -66,17 +66,9 @@ def run(args: argparse.Namespace) -> None:
         address, port = bound.getsockname()[:2]
         is_loopback = ipaddress.ip_address(address).is_loopback
         app = Server(live, args.top, args.queries, is_loopback=is_loopback).app
-        config = uvicorn.Config(
-            app,
-            access_log=False,
-            lifespan="off",
-            limit_concurrency=256,
-            log_config=None,
-            log_level=logging.WARNING,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-            ws="none",
-        )
+        quiet = {"access_log": False, "log_config": None, "log_level": logging.WARNING}
+        limits = {"limit_concurrency": 256, "timeout_graceful_shutdown": 2, "server_header": False}
+        config = uvicorn.Config(app, lifespan="off", ws="none", **quiet, **limits)
         bound.listen(128)
         shown = args.host if not ipaddress.ip_address(address).is_unspecified else "localhost"
         url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/"
@@ -125,10 +117,8 @@ class Server:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "models")
         self._decoders = concurrent.futures.ThreadPoolExecutor(2, "photos")
         self._copies = {
-            size: functools.lru_cache(2048 if size == "small" else 64)(
-                functools.partial(self._copy, side)
-            )
-            for size, side in _SIDES.items()
+            size: functools.lru_cache(most)(functools.partial(self._copy, _SIDES[size]))
+            for size, most in (("small", 2048), ("large", 64))
         }
         state = {
             "models": [{"name": one_line(m.name), "fixed": self._fixed(m)} for m in live.models],

@@ -128,12 +128,8 @@ def read_tower(model: str, activation: str | None = None) -> Checkpoint:
     `+ema` behind it asks for a run's moving average; a directory of a CLIPTextModel alone and an
     export with `--layout=diffusers` are read as well. Raises InputError.
     """
-    return read_any(
-        model.removesuffix("+ema"),
-        ema=model.endswith("+ema"),
-        activation=activation,
-        tower_class="CLIPTextModel",
-    )
+    options = {"activation": activation, "tower_class": "CLIPTextModel"}
+    return read_any(model.removesuffix("+ema"), ema=model.endswith("+ema"), **options)
 
 
 def fitting_slot(
@@ -287,14 +283,9 @@ class Pipelines:
         setattr(self._pipeline, self._slot, self._encoders[model])
         generators = [self._torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         try:
-            return self._pipeline(
-                prompt=[prompt] * len(seeds),
-                height=self._size,
-                width=self._size,
-                generator=generators,
-                output_type="pil",
-                **self._call,
-            ).images
+            size = {"height": self._size, "width": self._size, "output_type": "pil"}
+            options = {"generator": generators} | size | self._call
+            return self._pipeline(prompt=[prompt] * len(seeds), **options).images
         except self._torch.OutOfMemoryError as error:
             raise InputError(
                 f"a batch of {len(seeds)} at {self._size} pixels does not fit into the memory of "

@@ -170,26 +170,22 @@ def _number(value: Any) -> float:
 
 def read_literal(text: str) -> Any:
     """The value of a Python literal, without `eval`; a list of NumPy's texts too. Or ValueError."""
-    try:
-        return _literal(text)
-    except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
-        raise ValueError(str(error)) from None
-
-
-def _literal(text: str) -> Any:
     if len(text) > _LONGEST_LITERAL:
         raise ValueError
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of "\d", on the terminal
-        value = ast.literal_eval(text)
-        if not _ADJACENT.search(text):
-            return value
-        # NumPy prints `['a cat' 'a dog']`, which Python joins to one text.
-        every = tokenize.generate_tokens(io.StringIO(text).readline)
-        tokens = [token for token in every if token.string.strip()]
-        kinds = [token.type == tokenize.STRING for token in tokens]
-        if not any(a and b for a, b in itertools.pairwise(kinds)):
-            return value
-        if not all(kinds[1:-1]):
-            raise ValueError("commas between some of its texts only")
-        return [ast.literal_eval(token.string) for token in tokens[1:-1]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of "\d", on the terminal
+            value = ast.literal_eval(text)
+            if not _ADJACENT.search(text):
+                return value
+            # NumPy prints `['a cat' 'a dog']`, which Python joins to one text.
+            every = tokenize.generate_tokens(io.StringIO(text).readline)
+            tokens = [token for token in every if token.string.strip()]
+            kinds = [token.type == tokenize.STRING for token in tokens]
+            if not any(a and b for a, b in itertools.pairwise(kinds)):
+                return value
+            if not all(kinds[1:-1]):
+                raise ValueError("commas between some of its texts only")
+            return [ast.literal_eval(token.string) for token in tokens[1:-1]]
+    except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        raise ValueError(str(error)) from None

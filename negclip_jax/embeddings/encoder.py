@@ -19,6 +19,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -145,10 +146,7 @@ class Tower:
         rows = np.flatnonzero(self._first == np.arange(len(self._first)))
         self.distinct, keys = len(rows), inputs.keys[rows]
         _agree(store, keys, shared)
-        is_left = ~store.has(keys)
-        if store.unusable and not shared:
-            is_left |= [key.tobytes() in store.unusable for key in keys]
-        self._left = rows[is_left]
+        self._left = rows[~store.has(keys) | (False if shared else store.without(keys))]
         self._size = _batch_size(len(rows if shared else self._left), mesh.size, per_device)
         self._batches = inputs.batches(self._left, self._size, mesh)
         self._resources.callback(self._batches.close)
@@ -171,10 +169,9 @@ class Tower:
         last = firsts[np.isin(firsts, self._left)].max(initial=-1)
         while self._done < len(self._left) and self._left[self._done] <= last:
             self.encode_next()
-        keys, unusable = self.inputs.keys[asked], self.store.unusable
-        bad = {i: None for i, k in zip(items, keys, strict=True) if k.tobytes() in unusable}
-        if bad:
-            reasons = [self.inputs.why_bad(item) for item in list(bad)[:_BAD_SHOWN]]
+        keys = self.inputs.keys[asked]
+        if bad := list(dict.fromkeys(itertools.compress(items, self.store.without(keys)))):
+            reasons = [self.inputs.why_bad(item) for item in bad[:_BAD_SHOWN]]
             raise InputError(f"{len(bad)} {self.name} cannot be used: {'; '.join(reasons)}")
         rows = self.store.rows(keys)
         zero = np.flatnonzero(~rows.any(axis=1))
@@ -188,9 +185,8 @@ class Tower:
     def unusable(self, items: Sequence[Hashable]) -> dict[Hashable, str]:
         """What is wrong with those items that have no embedding; encodes all that are left."""
         self.finish()
-        keys, unusable = self.inputs.keys[self.inputs.rows_of(items)], self.store.unusable
-        bad = (i for i, key in zip(items, keys, strict=True) if key.tobytes() in unusable)
-        return {i: self.inputs.why_bad(i) for i in bad}
+        without = self.store.without(self.inputs.keys[self.inputs.rows_of(items)])
+        return {item: self.inputs.why_bad(item) for item in itertools.compress(items, without)}
 
     def finish(self) -> None:
         """Encodes all items that are left."""
@@ -451,7 +447,4 @@ def _kept(
             )
         )
     logging.info("%s of %s %s come from %s", label, f"{len(keys):,}", inputs.name, path)
-    without = np.zeros(len(keys), bool)
-    if store.unusable:
-        without[:] = [key.tobytes() in store.unusable for key in keys]
-    return store.mapped(keys), without
+    return store.mapped(keys), store.without(keys)

@@ -25,8 +25,9 @@ import itertools
 import json
 import logging
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,30 +89,18 @@ class EncodeTexts:
 class PhotoNames(Sequence):
     """Whole images by their names, in another order; each is made when it is asked for."""
 
-    def __init__(self, names: Sequence[str], order: Int64[np.ndarray, " N"]):
-        self.names, self.order = names, order
+    def __init__(
+        self, names: Sequence[str], order: Int64[np.ndarray, " N"], make: Callable = ImageRef
+    ):
+        self.names, self.order, self._make = names, order, make
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int | slice) -> ImageRef | list[ImageRef]:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [ImageRef(self.names[i]) for i in self.order[index].tolist()]
-        return ImageRef(self.names[int(self.order[index])])
-
-
-class _Paths(Sequence):
-    """The paths of images, made as they are asked for."""
-
-    def __init__(self, refs: Sequence[ImageRef]):
-        self._refs = refs
-
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        found = self._refs[index]
-        return [ref.path for ref in found] if isinstance(index, slice) else found.path
+            return [self._make(self.names[i]) for i in self.order[index].tolist()]
+        return self._make(self.names[int(self.order[index])])
 
 
 class _Items:
@@ -154,7 +143,7 @@ class Images(_Items):
         self.unreadable: dict[ImageRef, str] = {}
         self.items = refs
         if isinstance(refs, PhotoNames):  # distinct
-            found = image_digests(source, _Paths(refs), digests, shared)
+            found = image_digests(source, PhotoNames(refs.names, refs.order, str), digests, shared)
             boxes, row = itertools.repeat(None, len(refs)), range(len(refs))
         else:
             paths = {path: i for i, path in enumerate(dict.fromkeys(ref.path for ref in refs))}

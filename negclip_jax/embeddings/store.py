@@ -218,6 +218,11 @@ class EmbeddingStore:
             return np.array([key in self._in_memory for key in listed], bool)
         return self._places.find(keys) != MISSING
 
+    def without(self, keys: Rows) -> Bool[np.ndarray, " N"]:
+        """Of which of these keys the embedding is NaN."""
+        none = np.zeros(len(keys), bool)
+        return none | [key.tobytes() in self.unusable for key in keys] if self.unusable else none
+
     def __len__(self) -> int:
         return len(self._places) + len(self._in_memory)
 

@@ -23,17 +23,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from negclip_jax.common.chat.messages import (
-    Adjusted,
-    ChatRequest,
-    ChatResult,
-    adjustment,
-    body_of,
-    fields_of,
-    is_filtered,
-    result_of,
-    valid,
-)
+from negclip_jax.common.chat import messages
+from negclip_jax.common.chat.messages import Adjusted, ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
 _PERMANENT = (400, 405, 406, 409, 413, 414, 415, 422)
@@ -97,11 +88,6 @@ class _Host:
     def admits(self, now: float) -> bool:
         return now >= self.paused_until and self.breaker.admits(now)
 
-    @property
-    def ready_at(self) -> float:
-        """When to look again, on the clock of time.monotonic."""
-        return max(self.paused_until, self.breaker.open_until)
-
 
 class ChatClient:
     """Chat completions from one or several servers of the same model.
@@ -148,10 +134,11 @@ class ChatClient:
                 return replace(await self._once(host, request), **about)
             except _Refused as refused:
                 said = str(refused)
-                self.adjusted.update(adjustment(said, fields_of(request, adjusted)))
+                sent_fields = messages.fields_of(request, adjusted)
+                self.adjusted.update(messages.adjustment(said, sent_fields))
                 if self.adjusted != adjusted:  # by this request, or by another meanwhile
                     continue
-                code = "content_filter" if is_filtered(said) else "refused"
+                code = "content_filter" if messages.is_filtered(said) else "refused"
                 return ChatResult(error=code, detail=said, permanent=True, **about)
             except NoAnswer as caught:
                 failed, first_failure = caught, first_failure or time.monotonic()
@@ -229,7 +216,7 @@ class ChatClient:
                     f" (last: {failed or 'no answer'}); start the server and run the same command "
                     "again: all answers so far are kept"
                 )
-            ready = min(host.ready_at for host in order)
+            ready = min(max(host.paused_until, host.breaker.open_until) for host in order)
             await asyncio.sleep(min(max(ready - now, 0.02), 1.0))
 
     async def _once(self, host: _Host, request: ChatRequest) -> ChatResult:
@@ -239,7 +226,7 @@ class ChatClient:
         started = time.monotonic()
         try:
             # The body is made when it is its turn: thousands may wait, each with an image.
-            result = await self._post(host, body_of(request, self.adjusted))
+            result = await self._post(host, messages.body_of(request, self.adjusted))
         except NoAnswer as failed:
             if failed.code in _CONGESTED:
                 host.limit.congested(started)
@@ -272,7 +259,7 @@ class ChatClient:
             raise NoAnswer("connection", f"the connection failed ({said})") from None
         if status == 200:
             try:
-                return result_of(_json_object(data))
+                return messages.result_of(_json_object(data))
             except ValueError as error:
                 raise NoAnswer("bad_response", str(error)) from None
         said = _status_text(status, data)
@@ -326,7 +313,7 @@ def _status_text(status: int, data: bytes) -> str:
         text = error.get("message", str(error)) if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError, AttributeError):
         pass
-    text = " ".join(valid(text).split())[:_DETAIL]
+    text = " ".join(messages.valid(text).split())[:_DETAIL]
     return f"status {status}: {text}" if text else f"status {status}"
 
 
