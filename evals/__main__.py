@@ -52,9 +52,8 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
     registry.add_files(args.benchmark_file)
     args.features = open_features(args.features) if args.features else None
     roots = DataRoots(tuple(args.data), tuple(map(photos_at, args.images)), features=args.features)
-    loaded = runner.load_problems(
-        args.benchmarks, roots, allow_subset=args.allow_subset, out=args.out
-    )
+    subset = {"allow_subset": args.allow_subset}
+    loaded = runner.load_problems(args.benchmarks, roots, **subset, out=args.out)
     kinds = {name: benchmark.retention for name, (benchmark, _) in loaded.items()}
     if args.interpolate:
         interpolate.check_kinds(kinds)
@@ -64,14 +63,12 @@ def _evaluate(args: argparse.Namespace, started: float, *, is_main: bool) -> int
     if args.interpolate:
         tested = interpolate.Mixtures(*sources, alphas=args.alphas)
         described = tested.described()
-    settings = {"models": described, "seed": args.seed, "allow_subset": args.allow_subset}
+    settings = {"models": described, "seed": args.seed} | subset
     results = Results(args.out, settings, environment(), overwrite=args.overwrite, writes=is_main)
     for name, model in described.items():
         logging.info("%s: %s", name, "; ".join(model["facts"].values()))
     try:
-        failures = runner.run(
-            tested, loaded, roots, results, cache=cache, allow_subset=args.allow_subset
-        )
+        failures = runner.run(tested, loaded, roots, results, cache=cache, **subset)
         if args.interpolate and not failures:
             entries = results.document["benchmarks"]
             found = interpolate.curve(entries, args.alphas, kinds, args.max_loss / 100)

@@ -146,11 +146,11 @@ class Results:
                 names = np.unique(groups)
                 shown_names = list(names) if len(names) <= _MAX_GROUPS else []
                 for name in told(shown_names, f"{row} on {benchmark}: intervals by {column}"):
-                    metric = Metric(column, right[groups == name], clusters=images[groups == name])
+                    of = groups == name
+                    metric = Metric(column, right[of], clusters=images[of])
                     shown = entry["breakdowns"].setdefault(column, {}).setdefault(str(name), {})
-                    ties = Metric(column, strict[groups == name]).ties
-                    found = dataclasses.asdict(metric.estimate(seed=self._seed))
-                    shown[row] = found | {"ties": ties}
+                    shown[row] = dataclasses.asdict(metric.estimate(seed=self._seed))
+                    shown[row]["ties"] = Metric(column, strict[of]).ties
         if not control:
             # Paired comparisons with every model that this command has scored before.
             for (name, before), others in self._metrics.items():

@@ -25,7 +25,7 @@ from negclip_jax.common.decoding import decode
 from negclip_jax.common.errors import InputError, one_line
 from negclip_jax.data.packing import Ragged
 from negclip_jax.embeddings.encoder import Encoder, compiled
-from negclip_jax.embeddings.inputs import EncodeImages, EncodeTexts
+from negclip_jax.embeddings.inputs import EncodeImages, EncodeTexts, truncated
 from negclip_jax.interop.parameters import interpolate
 from negclip_jax.models import clip
 from negclip_jax.models.normalisation import l2_normalise
@@ -203,12 +203,7 @@ class Live:
         columns = [
             {"name": one_line(n), "alpha": alpha, "rows": rows} for (n, rows), alpha in named
         ]
-        room = [
-            (m.tokenizer, m.tokenizer.context_length - m.tokenizer.special_tokens)
-            for m in self.models
-        ]
-        cut = any(len(tokenizer.encode(t)) > most for tokenizer, most in room for t in texts)
-        return {"columns": columns, "cut": cut}
+        return {"columns": columns, "cut": any(truncated(texts, m.tokenizer) for m in self.models)}
 
     def _texts(self, weights: Weights, texts: Sequence[str]) -> np.ndarray:
         """Unit features `[N, D]`."""

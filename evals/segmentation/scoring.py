@@ -25,6 +25,7 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.problems import first
 from negclip_jax.common.storage import Journal
 from negclip_jax.data.tokenizer import Tokenizer
+from negclip_jax.embeddings.inputs import truncated
 from negclip_jax.embeddings.store import EmbeddingStore
 from negclip_jax.runtime import console
 
@@ -183,9 +184,7 @@ def towers(
 ) -> Towers:
     """Every distinct phrase through every text tower; notes those that are too long."""
     texts = list(dict.fromkeys(phrase.text for found in sets for phrase in found.phrases))
-    room = tokenizer.context_length - 2
-    long = [text for text in texts if len(tokenizer.encode(text)) > room]
-    if long:
+    if long := truncated(texts, tokenizer):
         document["warnings"].append(
             f"{len(long)} phrases are longer than {tokenizer.context_length} tokens and were cut, "
             f"the first of them {long[0]!r}"

@@ -160,13 +160,9 @@ class Judge:
 
     def _unanswered(self, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
         """Questions to ask, each once: base and tuned may have drawn the same picture."""
-        wanted = {
-            (picture.sha256, question): (picture, question)
-            for picture in pictures
-            for question in self._questions[picture.prompt]
-            if (self.model, picture.sha256, question) not in self._answers
-        }
-        return list(wanted.values())
+        asked = [(picture, q) for picture in pictures for q in self._questions[picture.prompt]]
+        wanted = {(self.model, picture.sha256, q): (picture, q) for picture, q in asked}
+        return [wanted[key] for key in wanted if key not in self._answers]
 
     async def _ask_all(self, pictures: Sequence[Picture]) -> None:
         workers = []

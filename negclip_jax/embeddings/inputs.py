@@ -64,6 +64,12 @@ def as_rows(keys: Iterable[bytes]) -> Rows:
     return np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES)
 
 
+def truncated(texts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """Those of the texts that are longer than a model reads."""
+    room = tokenizer.context_length - tokenizer.special_tokens
+    return [text for text in texts if len(tokenizer.encode(text)) > room]
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodeImages:
     """Features of a batch of `Images`, NaN where bad."""
@@ -217,10 +223,8 @@ class Texts(_Items):
         self.keys = as_rows(map(key, self._bytes()))
         if tokens is not None:
             return
-        lengths = self._tokens.lengths
-        full = np.flatnonzero(lengths == tokenizer.context_length)
-        room = tokenizer.context_length - tokenizer.special_tokens
-        self.truncated = [texts[i] for i in full if len(tokenizer.encode(texts[i])) > room]
+        full = np.flatnonzero(self._tokens.lengths == tokenizer.context_length)
+        self.truncated = truncated([texts[i] for i in full], tokenizer)
 
     def _bytes(self) -> Iterator[bytes]:
         """The token ids of each text."""

@@ -300,9 +300,7 @@ def _first_token(logprobs: Any) -> tuple[int, tuple[tuple[str, float], ...] | No
         return 0, None
 
 
-def _first_of_values(
-    logprobs: Any,
-) -> Mapping[str, tuple[tuple[str, float], ...]] | None:
+def _first_of_values(logprobs: Any) -> Mapping[str, tuple[tuple[str, float], ...]] | None:
     """Alternatives of the first token of each text in a JSON object, by the names of the texts."""
     try:
         tokens = logprobs["content"]
