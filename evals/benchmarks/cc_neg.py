@@ -16,8 +16,7 @@ negation, or likes commas, gains, as the controls show.
 """
 
 from evals.benchmark import Problem
-from evals.choices import Choice, choice_problem
-from evals.controls import COMMA_CONTROL, POLARITY_CONTROLS
+from evals.choices import COMMA_CONTROL, POLARITY_CONTROLS, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields
 from negclip_jax.common import plain_pickle

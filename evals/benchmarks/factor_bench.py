@@ -23,8 +23,7 @@ from collections.abc import Callable
 import numpy as np
 
 from evals.benchmark import Metric, Problem, Result
-from evals.choices import AccuracySpec, Choice, by_group, choice_problem
-from evals.controls import POLARITY_CONTROLS
+from evals.choices import POLARITY_CONTROLS, AccuracySpec, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_items, read_json, read_json_lines
 

@@ -18,8 +18,7 @@ the right one away to whatever compares them.
 """
 
 from evals.benchmark import Problem
-from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem
-from evals.controls import contradictions
+from evals.choices import ACCURACY, AccuracySpec, Choice, by_group, choice_problem, contradictions
 from evals.frames import frames_of
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_csv, read_items

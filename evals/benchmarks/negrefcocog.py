@@ -19,8 +19,7 @@ crops alone reaches 50 % there.
 """
 
 from evals.benchmark import Problem
-from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
-from evals.controls import BOX_CONTROLS
+from evals.choices import ACCURACY, BOX_CONTROLS, AccuracySpec, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_items, read_json
 

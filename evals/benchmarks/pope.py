@@ -17,8 +17,7 @@ import re
 from pathlib import Path
 
 from evals.benchmark import Problem
-from evals.choices import ACCURACY, Choice, by_group, choice_problem
-from evals.controls import POLARITY_CONTROLS
+from evals.choices import ACCURACY, POLARITY_CONTROLS, Choice, by_group, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_json_lines, read_parts
 

@@ -20,8 +20,7 @@ accuracy over all items (its name) and over the valid ones (`NAME_valid`);
 """
 
 from evals.benchmark import Problem
-from evals.choices import ACCURACY, AccuracySpec, Choice, choice_problem
-from evals.controls import POLARITY_CONTROLS
+from evals.choices import ACCURACY, POLARITY_CONTROLS, AccuracySpec, Choice, choice_problem
 from evals.images import DataRoots, ImageRef
 from evals.reading import Fields, read_items, read_json, read_parts
 

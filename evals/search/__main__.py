@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from evals import models
     from evals.results import read_earlier
     from evals.search import ranking
-    from evals.search.folder import photos_of
+    from evals.search.ranking import photos_of
     from negclip_jax.common import storage
     from negclip_jax.common.progress import human_seconds
     from negclip_jax.data.feature_files import open_features

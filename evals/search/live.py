@@ -20,7 +20,7 @@ import numpy as np
 from evals.interpolate import Mixtures, row_name
 from evals.models import Model
 from evals.search import ranking
-from evals.search.folder import Photos
+from evals.search.ranking import Photos
 from negclip_jax.common.decoding import decode
 from negclip_jax.common.errors import InputError, one_line
 from negclip_jax.data.packing import Ragged

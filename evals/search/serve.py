@@ -36,8 +36,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evals import command_line, models
-from evals.search.folder import photos_of
 from evals.search.live import STEPS, Gone, Live
+from evals.search.ranking import photos_of
 from negclip_jax.common import strict_json
 from negclip_jax.common.errors import InputError, device_errors, one_line, say
 from negclip_jax.common.page.template import render

@@ -2,10 +2,10 @@
 
 import pytest
 
-from evals.choices import Choice
-from evals.controls import (
+from evals.choices import (
     BOX_CONTROLS,
     POLARITY_CONTROLS,
+    Choice,
     contradictions,
 )
 from evals.images import ImageRef

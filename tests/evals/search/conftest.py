@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 
 from evals.search import serve
-from evals.search.folder import PhotoFolder
 from evals.search.live import Live
+from evals.search.ranking import PhotoFolder
 
 
 @pytest.fixture(scope="session")

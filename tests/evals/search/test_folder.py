@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny_tars import write_photos
 
-from evals.search.folder import PhotoFolder, photos_of
+from evals.search.ranking import PhotoFolder, photos_of
 from negclip_jax.common.errors import InputError
 
 

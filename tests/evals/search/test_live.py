@@ -9,8 +9,8 @@ import pytest
 
 from evals.search import live as live_module
 from evals.search import ranking
-from evals.search.folder import photos_of
 from evals.search.live import STEPS, Gone, Live
+from evals.search.ranking import photos_of
 from negclip_jax.common.errors import InputError
 from negclip_jax.data import feature_files
 from negclip_jax.interop.parameters import interpolate

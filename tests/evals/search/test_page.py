@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from evals.search import ranking as page
-from evals.search.folder import PhotoFolder
+from evals.search.ranking import PhotoFolder
 
 MODELS = {name: {"facts": {"weights": name}} for name in ("base", "tuned")}
 

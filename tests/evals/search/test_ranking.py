@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from evals.search.folder import PhotoFolder
-from evals.search.ranking import rank, shown
+from evals.search.ranking import PhotoFolder, rank, shown
 from negclip_jax.common.errors import InputError
 from negclip_jax.embeddings import encoder
 from negclip_jax.pretrained import CLIP

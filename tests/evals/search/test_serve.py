@@ -23,8 +23,8 @@ from starlette.testclient import TestClient
 
 from evals.search import __main__ as search
 from evals.search import ranking, serve
-from evals.search.folder import PhotoFolder
 from evals.search.live import Live
+from evals.search.ranking import PhotoFolder
 from quickstart import __main__ as quickstart
 from quickstart import world
 
