@@ -104,14 +104,12 @@ def write_report(out: Path) -> Path:
     """Makes the page from `results.json` in `out`; a picture that is gone is left out."""
     content = strict_json.read_json(out / RESULTS)
     judge, scores, prompts = content["judge"], content["scores"], content["prompts"]
+    thumbnails = {}
     for prompt in prompts:
-        prompt["unclear"] = [
-            (model, picture, reason)
-            for model, pictures in prompt["pictures"].items()
-            for picture in pictures
-            for reason in picture["reasons"]
-            if not reason["plain"]
-        ]
+        shown = [(m, p) for m, pictures in prompt["pictures"].items() for p in pictures]
+        thumbnails |= {p["file"]: file_thumbnail(out / p["file"]) for _, p in shown}
+        reasons = ((m, p, reason) for m, p in shown for reason in p["reasons"])
+        prompt["unclear"] = [row for row in reasons if not row[2]["plain"]]
         base, tuned = (prompt["score"][model] for model in MODELS)
         # What cannot be compared goes between losses and wins.
         prompt["gain"] = 0.0 if None in (base, tuned) else tuned - base
@@ -130,12 +128,7 @@ def write_report(out: Path) -> Path:
         ],
         models={model: {"facts": content["models"][model]} for model in MODELS},
         prompts=prompts,
-        thumbnails={
-            picture["file"]: file_thumbnail(out / picture["file"])
-            for prompt in prompts
-            for pictures in prompt["pictures"].values()
-            for picture in pictures
-        },
+        thumbnails=thumbnails,
         environment=content["environment"],
     )
 

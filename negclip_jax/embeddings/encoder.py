@@ -437,14 +437,11 @@ def _kept(
     keys = inputs.keys
     lacking = int((~store.has(keys)).sum())
     if lacking:
+        again = "Start the run again to compute them again, or delete it"
+        restore = "Restore it, or start over in another --workdir"
         raise InputError(
             f"{path} is damaged: it lacks {lacking} of the {len(keys)} embeddings that were "
-            "written. "
-            + (
-                "Start the run again to compute them again, or delete it"
-                if computes
-                else "Restore it, or start over in another --workdir"
-            )
+            f"written. {again if computes else restore}"
         )
     logging.info("%s of %s %s come from %s", label, f"{len(keys):,}", inputs.name, path)
     return store.mapped(keys), store.without(keys)

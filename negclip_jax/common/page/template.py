@@ -36,12 +36,9 @@ def render(template: Path, **values: Any) -> str:
     Templates know the filters `percent` ("12.3"), `number` ("1,234"), `plural` ("2 photos") and
     `shortened`, and as globals `charts`, `change_text`, `interval_text` and `ties_text`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
+    options = {"autoescape": True, "trim_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, **options)
     environment.filters |= {"number": "{:,}".format, "percent": statistics.percent}
     environment.filters |= {f.__name__: f for f in (plural, sections, shortened)}
     texts = (statistics.change_text, statistics.interval_text, statistics.ties_text)
