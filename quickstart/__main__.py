@@ -60,18 +60,23 @@ def commands(
             *([f"--config.train.total={steps} steps"] if steps != usual else []),
         ]
 
+    def module(words: str, *arguments: str) -> list[str]:
+        return ["-m", *words.split(), *arguments]
+
     def export(variant: str, name: str) -> list[str]:
-        module = ["-m", "negclip_jax.interop.export", f"--model={out}/{variant}@last"]
-        return [*module, "--layout=huggingface", f"--out={out}/{name}"]
+        model = f"--model={out}/{variant}@last"
+        command = "negclip_jax.interop.export"
+        return module(command, model, "--layout=huggingface", f"--out={out}/{name}")
 
     hold_out = f"--config.rewrite.hold_out={','.join(HOLD_OUT)}"
     rows = 2 * WORLDS[kind].train  # two thirds of the pairs, as a scene has three captions
+    run = f"--out={out}/generation"
     pairs, statements = f"{out}/pairs/pairs.json", f"{out}/pairs/statements.parquet"
     begin = [
-        ("Render a world of coloured shapes", ["-m", "quickstart.world", f"--out={world}", *flag]),
+        ("Render a world of coloured shapes", module("quickstart.world", f"--out={world}", *flag)),
         (
             "Write a tiny CLIP with random weights, in Hugging Face's layout",
-            ["-m", "quickstart.tiny_clip", f"--out={out}/random", *flag],
+            module("quickstart.tiny_clip", f"--out={out}/random", *flag),
         ),
         (
             "Pre-train it on captions that never say “no”",
@@ -83,29 +88,22 @@ def commands(
         *([] if first else begin),
         (
             "Write negation pairs from the annotations, some words and orders kept out",
-            [
-                *["-m", "data_gen", "run", "--config=:quickstart"],
+            module(
+                "data_gen run --config=:quickstart",
                 f"--captions={world}/train/captions.json",
                 f"--instances={world}/train/annotated.json",
-                f"--out={out}/generation",
-                *(hold_out, *chosen),
-            ],
+                *(run, hold_out, *chosen),
+            ),
         ),
-        (
-            "Export them for training",
-            ["-m", "data_gen", "export", f"--out={out}/generation", f"--to={out}/pairs"],
-        ),
+        ("Export them for training", module("data_gen export", run, f"--to={out}/pairs")),
         (
             "Write text rows: the same about all kinds, also those that nobody annotated",
-            [
-                *["-m", "data_gen", "nouns", "--config=:quickstart", f"--nouns={world}/nouns.txt"],
-                *[f"--to={out}/nouns", f"--rows={rows}", hold_out, *chosen],
-            ],
+            module(
+                *("data_gen nouns --config=:quickstart", f"--nouns={world}/nouns.txt"),
+                *(f"--to={out}/nouns", f"--rows={rows}", hold_out, *chosen),
+            ),
         ),
-        (
-            "Ask a classifier that sees no image which texts are true",
-            ["-m", "data_gen", "audit", f"--out={out}/generation"],
-        ),
+        ("Ask a classifier that sees no image which texts are true", module("data_gen audit", run)),
         ("Fine-tune the text tower: the published recipe", launch("published", base, pairs)),
         ("Export it", export("published", "published_clip")),
         (
@@ -118,16 +116,12 @@ def commands(
         ("Export it", export("finetune", "tuned")),
         (
             "Ask all three about scenes that no training saw",
-            [
-                "-m",
-                "quickstart.evaluate",
-                f"--model=base={base}",
-                f"--model=published={out}/published_clip",
-                f"--model=tuned={out}/tuned",
-                f"--world={world}/heldout",
-                f"--train={world}/train",
+            module(
+                *("quickstart.evaluate", f"--model=base={base}"),
+                *(f"--model=published={out}/published_clip", f"--model=tuned={out}/tuned"),
+                *(f"--world={world}/heldout", f"--train={world}/train"),
                 f"--out={out}/evaluation.json",
-            ],
+            ),
         ),
     ]
 

@@ -44,12 +44,11 @@ def answer(questions: Sequence[Question], score: Scorer) -> np.ndarray:
     """
     pairs = [(q.image, text) for q in questions for choice in q.choices for text in choice]
     scores = iter(np.nan_to_num(np.asarray(score(pairs), np.float64), nan=-np.inf))
-    return np.array(
-        [
-            math.prod(credit([next(scores) for _ in choice]) for choice in question.choices)
-            for question in questions
-        ]
+    earned = (
+        math.prod(credit([next(scores) for _ in choice]) for choice in question.choices)
+        for question in questions
     )
+    return np.fromiter(earned, np.float64, len(questions))
 
 
 def tally(points: Iterable[float]) -> dict[str, float]:
@@ -205,15 +204,10 @@ def gallery(scenes: Sequence[Scene], scorers: Mapping[str, Scorer], size: int) -
             (f"there is {x.a}", False),
         ]
         pairs = [(scene.image, text) for text, _ in texts]
-        scores = {name: score(pairs) for name, score in scorers.items()}
-        captions = [
-            {
-                "text": t,
-                "true": true,
-                "scores": {m: round(float(s[i]), 4) for m, s in scores.items()},
-            }
-            for i, (t, true) in enumerate(texts)
-        ]
+        scores, captions = {name: score(pairs) for name, score in scorers.items()}, []
+        for i, (text, is_true) in enumerate(texts):
+            found = {name: round(float(values[i]), 4) for name, values in scores.items()}
+            captions.append({"text": text, "true": is_true, "scores": found})
         shown.append({"image": scene.image, "captions": captions})
     return shown
 
@@ -242,25 +236,19 @@ def evaluate(
 
 def table_text(results: Mapping[str, Any]) -> str:
     """The table for a terminal, one line per row and one column per model, in percent."""
-    percent = "{accuracy:6.1%} [{low:5.1%}, {high:5.1%}]"
-    lines = [
-        [
-            row,
-            *(
-                percent.format_map(found["rows"][row]).replace("%", "")
-                for found in results.values()
-            ),
-        ]
-        for row in ROWS
-        if all(row in found["rows"] for found in results.values())
-    ]
+    percent, models = "{accuracy:6.1%} [{low:5.1%}, {high:5.1%}]", [*results]
+    lines = [["", *models]]
+    for row in ROWS:
+        if all(row in results[name]["rows"] for name in models):
+            cells = (percent.format_map(results[name]["rows"][row]) for name in models)
+            lines.append([row, *(cell.replace("%", "") for cell in cells)])
     tied = [
         f"{name}: {cell['tied']} of {cell['n']} answers of {row} tie and share their point"
-        for name, found in results.items()
-        for row, cell in found["rows"].items()
+        for name in models
+        for row, cell in results[name]["rows"].items()
         if cell["tied"]
     ]
-    return "\n".join([aligned([["", *results], *lines], right=True), *tied])
+    return "\n".join([aligned(lines, right=True), *tied])
 
 
 def _named_model(text: str) -> tuple[str, str]:
@@ -294,9 +282,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\nRight answers on held-out scenes, percent [95 % interval]\n")
     say(table_text(results["models"]))
     for name, found in results["models"].items():
-        say(
-            f"{name}: " + ", ".join(f"{axis} {value:+.3f}" for axis, value in found["axes"].items())
-        )
+        told = ", ".join(f"{axis} {value:+.3f}" for axis, value in found["axes"].items())
+        say(f"{name}: {told}")
     for split, rows in results.get("probe", {}).items():
         cells = ", ".join(f"{row} {100 * found['accuracy']:.1f}" for row, found in rows.items())
         say(f"linear probe of the first model's images, {split} scenes: {cells}")

@@ -22,17 +22,13 @@ NOTES = {
     "tuned": "after this project's recipe: true texts against texts known to be false",
 }
 
-
 RUNS = ("pretrain", "published", "finetune")
 
 
 def write_report(out: Path, commands: Sequence[tuple[str, float]], seconds: float) -> None:
     """Writes `results.json` and `report.html` into the folder of a quickstart.
 
-    Args:
-      out: with `evaluation.json`, the held-out world and the training runs.
-      commands: (command line, seconds) in order.
-      seconds: in all.
+    `commands`: (command line, seconds) in order; `seconds`: in all.
     """
     evaluation = json.loads((out / "evaluation.json").read_text())
     models = evaluation["models"]
@@ -50,12 +46,8 @@ def write_report(out: Path, commands: Sequence[tuple[str, float]], seconds: floa
 def write_summary(out: Path, folders: Sequence[Path]) -> str:
     """Writes `results.json` and `report.html` of a quickstart with several seeds.
 
-    Args:
-      out: to write to.
-      folders: of the seeds, below `out`, each with its `evaluation.json`.
-
-    Returns:
-      Mean and range of each row and model over the seeds, for a terminal, in percent.
+    Returns mean and range of each row and model over the seeds, for a terminal, in percent.
+    `folders`: of the seeds, below `out`, each with its `evaluation.json`.
     """
     found = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
     summary: dict[str, dict[str, dict[str, float]]] = {}
@@ -79,12 +71,8 @@ def write_summary(out: Path, folders: Sequence[Path]) -> str:
     )
 
     def said(cell: Mapping[str, float]) -> str:
-        text = (
-            "{mean:6.1%}"
-            if cell["low"] == cell["high"]
-            else "{mean:6.1%} [{low:5.1%}, {high:5.1%}]"
-        )
-        return text.format_map(cell).replace("%", "")
+        span = "" if cell["low"] == cell["high"] else " [{low:5.1%}, {high:5.1%}]"
+        return ("{mean:6.1%}" + span).format_map(cell).replace("%", "")
 
     lines = [["", *names]]
     for row, cells in summary.items():
@@ -97,30 +85,20 @@ def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
 
     def estimates(tallies: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Tallies with the names of `common.statistics.Estimate`."""
-        return {
-            row: {"value": tally["accuracy"], "method": "Wilson", **tally}
-            for row, tally in tallies.items()
-        }
+        return {row: {"value": t["accuracy"], "method": "Wilson"} | t for row, t in tallies.items()}
 
-    models = {
-        name: {
-            "facts": {},
-            "rows": estimates(model["rows"]),
-            "groups": {row: estimates(groups) for row, groups in model["groups"].items()},
-        }
-        for name, model in evaluation["models"].items()
-    }
-    rows = {}
+    models, rows = {}, {}
+    for name, model in evaluation["models"].items():
+        groups = {row: estimates(groups) for row, groups in model["groups"].items()}
+        models[name] = {"facts": {}, "rows": estimates(model["rows"]), "groups": groups}
     for row, (what, chance) in ROWS.items():
         if row in models["base"]["rows"]:
+            found = [model["rows"][row] for model in models.values()]
             choices = [c for question in evaluation["examples"].get(row, []) for c in question]
-            rows[row] = {
-                "what": what,
-                "chance": chance,
-                "found": [model["rows"][row] for model in models.values()],
-                "examples": [" / ".join(choice) for choice in choices][:3],
-            }
-    images = out / "world" / "heldout" / "images"
+            examples = [" / ".join(choice) for choice in choices[:3]]
+            rows[row] = {"what": what, "chance": chance, "found": found, "examples": examples}
+    images, audit = out / "world" / "heldout" / "images", out / "generation" / "audit.json"
+    leak = (json.loads(audit.read_text()).get("leak") if audit.exists() else None) or {}
     versions = f"Python {platform.python_version()}, JAX {metadata.version('jax')}"
     return render_page(
         Path(__file__).with_name("report.html"),
@@ -131,19 +109,11 @@ def render(evaluation: Mapping[str, Any], out: Path, **shown: Any) -> str:
         curves=[_curve(name, out / name) for name in RUNS],
         probe=evaluation.get("probe", {}),
         axes={name: m["axes"] for name, m in evaluation["models"].items() if "axes" in m},
-        leak=_leak(out / "generation" / "audit.json"),
+        leak=leak if "accuracy" in leak else None,  # None where the audit could not ask
         gallery=[_scene(item, images, models) for item in evaluation["gallery"]],
         machine=f"{platform.machine()}, {cores()} cores, {versions}",
         **shown,
     )
-
-
-def _leak(audit: Path) -> dict[str, Any] | None:
-    """What `data_gen audit` says of texts that betray their truth; None where it could not ask."""
-    if not audit.exists():
-        return None
-    found = json.loads(audit.read_text()).get("leak") or {}
-    return found if "accuracy" in found else None
 
 
 def _curve(name: str, workdir: Path) -> dict[str, Any]:
@@ -162,9 +132,5 @@ def _scene(item: Mapping[str, Any], images: Path, models: Sequence[str]) -> dict
     """One scene of the gallery: from each pair of captions the one that a model scores higher."""
     captions = item["captions"]
     pairs = [captions[i : i + 2] for i in range(0, len(captions), 2)]
-    return {
-        "url": jpeg_url((images / item["image"]).read_bytes()),
-        "preferred": {
-            m: [max(pair, key=lambda c: c["scores"][m]) for pair in pairs] for m in models
-        },
-    }
+    preferred = {m: [max(pair, key=lambda c: c["scores"][m]) for pair in pairs] for m in models}
+    return {"url": jpeg_url((images / item["image"]).read_bytes()), "preferred": preferred}

@@ -56,19 +56,10 @@ HALVED = (
 )
 SHAPES = KINDS + MORE_KINDS
 SHAPE_OF = dict(zip(SHAPES + OUTLINED + HALVED, SHAPES * 3, strict=True))
-UNANNOTATED = (
-    "circle",
-    "moon",
-    "ring",
-    "locket",
-    "gem",
-    "cactus",
-    "lantern",
-    "axe",
-    "tile",
-    "dart",
+UNANNOTATED = (  # the world of eight or twenty kinds has the first two
+    *("circle", "moon", "ring", "locket", "gem", "cactus"),
+    *("lantern", "axe", "tile", "dart", "drum", "comb"),
 )
-UNANNOTATED += ("drum", "comb")  # the world of eight or twenty kinds has the first two
 SIZE = 48  # pixels, both sides of a scene
 GRID = 3  # cells a side; a tiny vision tower learns shapes in minutes if patches fit the cells
 SUPERSAMPLE = 6  # drawn this many times larger, then averaged down: edges stay tellable
@@ -80,24 +71,14 @@ HELDOUT_SHARE = 0.15  # of all object combinations; none of them occurs in train
 
 @dataclass(frozen=True)
 class World:
-    """What the scenes are made of and how well they can be seen.
+    """What the scenes are made of and how well they can be seen."""
 
-    Attributes:
-      kinds: of objects.
-      train: scenes to train on, unless the command says how many.
-      grey: least and greatest brightness of the background; None is a pale one.
-      noise: standard deviation of what is added to each value of a pixel, of 255.
-      hidden: share of an object's area that a grey card covers at most.
-      pretrain: steps of pre-training (`configs/quickstart.py` has the rest). Fine-tuning is the
-        same in all worlds.
-    """
-
-    kinds: tuple[str, ...]
-    train: int
-    pretrain: int = 2100
-    grey: tuple[int, int] | None = None
-    noise: float = 0.0
-    hidden: float = 0.0
+    kinds: tuple[str, ...]  # of objects
+    train: int  # scenes to train on, unless the command says how many
+    pretrain: int = 2100  # steps (`configs/quickstart.py` has the rest); fine-tuning is the same
+    grey: tuple[int, int] | None = None  # least and greatest of the background; None: a pale one
+    noise: float = 0.0  # standard deviation of what is added to each value of a pixel, of 255
+    hidden: float = 0.0  # share of an object's area that a grey card covers at most
 
 
 WORLDS = {
@@ -110,21 +91,10 @@ WORLDS = {
 }
 
 # Every caption here is affirmative: the pre-training never sees a word of negation.
-FULL = (
-    "{list}",
-    "there is {list}",
-    "the picture shows {list}",
-    "{with}",
-    "{next}",
-    "{comma}",
-)
+FULL = ("{list}", "there is {list}", "the picture shows {list}", "{with}", "{next}", "{comma}")
 PARTIAL = (
-    "{a}",
-    "there is {a}",
-    "a picture of {a}",
-    "{a} is here",
-    "you can see {a}",
-    "the picture shows {a}",
+    *("{a}", "there is {a}", "a picture of {a}"),
+    *("{a} is here", "you can see {a}", "the picture shows {a}"),
 )
 COLOURLESS = 0.5  # share of captions that leave the colours out: kinds must be learned, too
 
@@ -344,8 +314,7 @@ def split_combinations(
 
     All of them, or those of so many sets of kinds as there are at most.
     """
-    train: list[tuple[str, ...]] = []
-    heldout: list[tuple[str, ...]] = []
+    train, heldout = list[tuple[str, ...]](), list[tuple[str, ...]]()
     for count in (2, 3):
         of_kinds = list(itertools.combinations(kinds, count))
         if len(of_kinds) > MOST_KIND_SETS:
@@ -369,11 +338,8 @@ def draw_combinations(
 ) -> list[tuple[str, ...]]:
     """`scenes` combinations from the pool, pairs and triples equally often."""
     by_size = [[names for names in pool if len(names) == count] for count in (2, 3)]
-    drawn = []
-    for _ in range(scenes):
-        group = by_size[rng.integers(2)]
-        drawn.append(group[rng.integers(len(group))])
-    return drawn
+    groups = (by_size[rng.integers(2)] for _ in range(scenes))
+    return [group[rng.integers(len(group))] for group in groups]
 
 
 def write_split(
@@ -398,8 +364,7 @@ def write_split(
         picture.save(folder / "images" / file_name, quality=95, subsampling=0)
         images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
         for caption in describe(names, rng):
-            row = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
-            captions.append(row)
+            captions.append({"id": len(captions) + 1, "image_id": image_id, "caption": caption})
         for thing in things:
             attributes = {"colour": thing.colour}
             if world.hidden:
@@ -419,15 +384,17 @@ def write_split(
             )
     kinds = [{"id": i, "name": name, "supercategory": "shape"} for name, i in ids.items()]
     info = {"description": "quickstart world of coloured shapes", "seed": list(seed)}
-    head = {"info": info, "images": images}
-    contents = {"captions": {"annotations": captions}}
-    contents["instances"] = {"categories": kinds, "annotations": instances}
     known = [row for row in kinds if row["name"] not in UNANNOTATED]
     numbers = {row["id"] for row in known}
     shown = [row for row in instances if row["category_id"] in numbers]
-    contents["annotated"] = {"categories": known, "annotations": shown}
+    contents = {
+        "captions": {"annotations": captions},
+        "instances": {"categories": kinds, "annotations": instances},
+        "annotated": {"categories": known, "annotations": shown},
+    }
     for name, content in contents.items():
-        (folder / f"{name}.json").write_text(json.dumps(head | content), encoding="utf-8")
+        content = {"info": info, "images": images} | content
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def make_world(
@@ -435,9 +402,8 @@ def make_world(
 ) -> None:
     """Write both splits under `out`. The same arguments give the same bytes."""
     pools = split_combinations(seed, world.kinds)
-    for number, (name, pool, scenes) in enumerate(
-        zip(("train", "heldout"), pools, (train, heldout), strict=True)
-    ):
+    splits = zip(("train", "heldout"), pools, (train, heldout), strict=True)
+    for number, (name, pool, scenes) in enumerate(splits):
         rng = np.random.default_rng([seed, 10 + number])
         write_split(out / name, draw_combinations(pool, scenes, rng), (seed, number), world)
         say(f"{name}: {scenes} scenes in {out / name}")
