@@ -34,13 +34,8 @@ def foil(caption: str, present: str, seed_key: str, grammar: Grammar = NATURAL) 
     negation tells it from the truth; "a man with a dog, with no dog in sight" would betray itself
     by its text alone. Where no such change is known, it is a statement about the object.
 
-    Args:
-      caption: affirmative and true of the photo.
-      present: name of an object that is in the photo, singular.
-      seed_key: the same key gives the same text.
-      grammar: of the rewrites and statements; edits with a cue that it holds out are not made.
-    Returns:
-      The text, None where the grammar holds out every way to say it.
+    None where the grammar holds out every way to say it. `caption` is affirmative and true of the
+    photo, `present` is in it, singular; the same `seed_key` gives the same text.
     """
     if not mentioned(present, [caption]):
         rewritten = grammar.rewrite(caption, present, seed_key)
@@ -70,9 +65,7 @@ def template_foils(
     mentions, there are statements, and the two objects of the pair with their roles exchanged
     ("a cat" absent, "a dog" present: "a cat but no dog").
 
-    Args:
-      caption, absent, template: of the pair.
-      present: objects that are in the photo, in the order of choice.
+    `caption`, `absent` and `template` are the pair's; `present` comes in the order of choice.
     """
     fresh = [name for name in present if not mentioned(name, [caption])]
     for i, name in enumerate([*fresh, *(name for name in present if name not in fresh)]):

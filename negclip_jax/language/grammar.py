@@ -25,42 +25,36 @@ from negclip_jax.language.negation import AFTER, ALONE, BEFORE
 
 T = TypeVar("T")
 STYLES = ("natural", "plain")
-_PEOPLE = {"nobody", "no one"}
 
 
 @dataclass(frozen=True)
 class Template:
-    """One way to negate: the `cue` word, its `position` to the caption, and the text.
-
-    `style` is "natural" for captions that people wrote about photos, "plain" for short ones, or
-    "both"; `weight` is how often the natural style draws it. `affirmed` is the same form saying
-    that the object is there, "" where it has none. `people` templates ("nobody") fit human objects
-    only, the others any object.
-    """
+    """One way to negate."""
 
     name: str
-    cue: str
-    position: str
-    style: str
-    weight: int
+    cue: str  # the word
+    position: str  # to the caption
+    style: str  # "natural" for captions that people wrote, "plain" for short ones, or "both"
+    weight: int  # how often the natural style draws it
     text: str
-    affirmed: str
+    affirmed: str  # the same form saying that the object is there, "" where it has none
 
     @property
     def people(self) -> bool:
-        return self.cue in _PEOPLE
+        """Whether it fits human objects only ("nobody"); the others fit any object."""
+        return self.cue in ("nobody", "no one")
 
     def fits(self, caption: str, human: bool) -> bool:
         """Whether it would be grammatical with the caption and a (human) object."""
         return self._suits(shape_of(caption), human)
 
     def _suits(self, shape: "Shape", human: bool) -> bool:
-        slots = [slot for slot in ("{p}", "{o}", "{s}") if slot in self.text]
+        text = self.text
         return (
             (human or not self.people)
-            and (shape.phrase or not {"{p}", "{o}"}.intersection(slots))
-            and (shape.sentence or "{s}" not in slots)
-            and not (shape.picture and "{o}" in slots)
+            and (shape.phrase or not ("{p}" in text or "{o}" in text))
+            and (shape.sentence or "{s}" not in text)
+            and not (shape.picture and "{o}" in text)
         )
 
     def fill(self, caption: str, obj: Noun) -> str:
@@ -195,20 +189,14 @@ def held_out(names: Iterable[str]) -> tuple[Template, ...]:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The templates that may be used, and how often their negation comes first.
+    """The templates that may be used, and how often their negation comes first."""
 
-    Attributes:
-      style: "natural", for captions that people wrote about photos, or "plain", with more words
-        and orders, for short captions such as "a red star and a moon".
-      hold_out: template names and cue words that are never used.
-      before: share of rewrites whose negation comes before the caption, where one fits.
-      statements: share of captions replaced by a statement about the object alone.
-    """
-
+    # "natural", for captions that people wrote about photos, or "plain", with more words and
+    # orders, for short captions such as "a red star and a moon".
     style: str = "natural"
-    hold_out: tuple[str, ...] = ()
-    before: float = 0.35
-    statements: float = 0.0
+    hold_out: tuple[str, ...] = ()  # template names and cue words that are never used
+    before: float = 0.35  # share of rewrites with the negation before the caption, where one fits
+    statements: float = 0.0  # share of captions replaced by a statement about the object alone
 
     def __post_init__(self):
         """Raises ValueError for an unknown style or name, or if nothing can be written."""
@@ -237,15 +225,10 @@ class Grammar:
     ) -> tuple[str, Template] | None:
         """The caption rewritten so that it also says that the object is absent.
 
-        Args:
-          caption: affirmative, one line.
-          obj: the object's name, singular.
-          seed_key: the same key gives the same text.
-          avoid: template names not to be used, unless no other fits.
-          shape: of the caption, where it is known.
-        Returns:
-          The text, in the caption's style of capital letter and full stop, and its template;
-          None where every template that fits is held out.
+        Returns the text, in the caption's style of capital letter and full stop, and its template;
+        None where every template that fits is held out. The same `seed_key` gives the same text.
+        `avoid`: template names not to be used, unless no other fits. `shape`: of the caption, where
+        it is known.
         """
         known = noun(obj)
         sides = [AFTER, BEFORE, ALONE]

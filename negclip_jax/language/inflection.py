@@ -75,16 +75,9 @@ class Noun:
     @property
     def slots(self) -> dict[str, str]:
         """The noun's words under the names that templates use."""
-        return {
-            "x": self.one,
-            "xs": self.many,
-            "a": self.a,
-            "some": self.some,
-            "is": self.is_,
-            "are": self.are,
-            "isnt": f"{self.is_}n't",
-            "arent": f"{self.are}n't",
-        }
+        slots = {"x": self.one, "xs": self.many, "a": self.a, "some": self.some}
+        slots |= {"is": self.is_, "are": self.are}
+        return slots | {"isnt": f"{self.is_}n't", "arent": f"{self.are}n't"}
 
 
 @cache

@@ -62,8 +62,7 @@ class _Forms:
         if not self.stems and self.starts.isdisjoint(words):  # nearly always
             without = (i for i, word in enumerate(words) if word.endswith(_WITHOUT))
             return [(i, i) for i in without if self._is_free_of(words[i])]
-        spans = []
-        i = 0
+        spans, i = [], 0
         while i < len(words):
             length = self._match(words, i)
             if length:
@@ -82,9 +81,7 @@ class _Forms:
         return int(self._is_free_of(word) or (bool(self.stems) and stem(word) in self.stems))
 
     def _is_free_of(self, word: str) -> bool:
-        return (word.endswith("-free") and word.removesuffix("-free") in self.single) or (
-            word.endswith("less") and word.removesuffix("less") in self.single
-        )
+        return any(word.endswith(end) and word.removesuffix(end) in self.single for end in _WITHOUT)
 
 
 def _is_other_thing(words: Sequence[str], i: int) -> bool:

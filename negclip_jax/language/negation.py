@@ -61,6 +61,10 @@ def _entry(word: str) -> _Entry:
     return _LEXICON.get(word, _LEXICON["n't"])
 
 
+def _names_thing(word: str) -> bool:
+    return bool(concepts(word)) or is_thing(word)
+
+
 def _lexical(tokens: Sequence[Token]) -> Iterator[Cue]:
     """The words of the lexicon among the tokens, whatever stands around them."""
     for i, token in enumerate(tokens):
@@ -80,10 +84,6 @@ def _lexical(tokens: Sequence[Token]) -> Iterator[Cue]:
         after = tokens[i + 1].word if i + 1 < len(tokens) else ""
         if not entry.needs or after in entry.needs:
             yield Cue(word, entry.kind, i, last, entry.family)
-
-
-def _names_thing(word: str) -> bool:
-    return bool(concepts(word)) or is_thing(word)
 
 
 def find_cues(tokens: Sequence[Token]) -> list[Cue]:
@@ -136,7 +136,9 @@ def _follows(cue: Cue, tokens: Sequence[Token], first: int, last: int) -> bool:
     marks = [token.mark for token in tokens[cue.last + 1 : first + 1]]
     if _inverted(cue, words, marks):
         return True
-    if cue.kind == SUBJECT and not _takes_object(cue, words):
+    # "missing a leash", "none of the dogs", "absent a dog, the picture shows"
+    takes_object = cue.word == "missing" or (_ARTICLES | {"of"}).intersection(words[:1])
+    if cue.kind == SUBJECT and not takes_object:
         return False
     if cue.kind == PEOPLE and _BE.intersection(words[:1]):
         words = words[1:]  # "nobody is in a car"
@@ -155,14 +157,8 @@ def _inverted(cue: Cue, words: Sequence[str], marks: Sequence[str]) -> bool:
         return False
     if marks[0] == ":" and _ARTICLES.issuperset(words):
         return True
-    if not _BE.intersection(words) or any(mark.strip(",") for mark in marks):
-        return False
-    return all(word in _INVERSION for word in words)
-
-
-def _takes_object(cue: Cue, words: Sequence[str]) -> bool:
-    """ "missing a leash", "none of the dogs", "absent a dog, the picture shows"."""
-    return cue.word == "missing" or words[:1] == ["of"] or bool(_ARTICLES.intersection(words[:1]))
+    marked = any(mark.strip(",") for mark in marks)
+    return bool(_BE.intersection(words)) and not marked and _INVERSION.issuperset(words)
 
 
 def _modifies(tokens: Sequence[Token], last: int) -> bool:
@@ -220,17 +216,14 @@ def position(cue: Cue, tokens: Sequence[Token]) -> str:
 
 def _clause_start(tokens: Sequence[Token], i: int) -> int:
     while i > 0:
-        mark = tokens[i].mark
-        if mark and mark != "-" and not _as_for(tokens, i):
+        mark, before = tokens[i].mark, [token.word for token in tokens[max(i - 4, 0) : i]]
+        as_for = mark == "," and "as" in before  # "as for dogs, there are none"
+        if mark and mark != "-" and not as_for:
             return i
         i -= 1
         if tokens[i].word in _CLAUSE or tokens[i].word == "and":
             return i
     return 0
-
-
-def _as_for(tokens: Sequence[Token], i: int) -> bool:
-    return tokens[i].mark == "," and any(token.word == "as" for token in tokens[max(i - 4, 0) : i])
 
 
 def _clause_end(tokens: Sequence[Token], i: int) -> int:

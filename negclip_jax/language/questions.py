@@ -19,6 +19,7 @@ _AUXILIARY = re.compile(
     r"(is|are|was|were|do|does|did|can|will|has|have)\s+(.+?)\s*\?*\s*", re.IGNORECASE
 )
 _ANYONE = {"anyone": "nobody", "anybody": "nobody", "someone": "no one", "somebody": "no one"}
+_ANYONE["anything"] = "nothing"
 _PRONOUNS, _DETERMINERS, _POINTING = map(tables.words, ("pronoun", "determiner", "pointing"))
 _PREPOSITIONS, _ADJECTIVES = map(tables.words, ("preposition", "adjective"))
 _NUMBERS = tables.words("number")
@@ -68,16 +69,21 @@ def deny(question: str) -> Denial | None:
     first = words[0].lower()
     if first == "there":
         return _deny_existence(verb, words[1:])
-    if first in _ANYONE or first == "anything":
-        return _deny_anyone(verb, first, words[1:])
-    if words[:2] == ["you", "see"] and verb in ("can", "do"):
-        return _deny_sight(words[2:])
+    if first in _ANYONE:  # "is anyone swimming"; verbs with "do" would need inflecting
+        focus = None if verb in ("do", "does", "did") else _focus(words[1:])
+        return Denial(f"{_ANYONE[first]} {verb} {' '.join(words[1:])}", focus) if focus else None
+    if words[:2] == ["you", "see"] and verb in ("can", "do"):  # "can you see any people"
+        focus = _head([word for word in words[2:] if word.lower() not in _DETERMINERS])
+        return Denial(f"you cannot see {' '.join(words[2:])}", focus) if focus else None
     lower = [word.lower() for word in words]
     subject_alone = first in _POINTING and verb in ("do", "does", "did") and not concepts(lower[1])
     end = 1 if subject_alone else _subject_end(lower)
-    if not 0 < end < len(words):
+    if not 0 < end < len(words) or lower[end] in ("there", "and"):
         return None
-    return _deny_predicate(verb, words[:end], words[end:])
+    # "Does the dog have a collar" -> "the dog does not have a collar".
+    focus, denied = _focus(words[end:]), "cannot" if verb == "can" else f"{verb} not"
+    clause = f"{' '.join(words[:end])} {denied} {' '.join(words[end:])}"
+    return Denial(clause, focus) if focus else None
 
 
 def _deny_existence(verb: str, words: list[str]) -> Denial | None:
@@ -88,29 +94,6 @@ def _deny_existence(verb: str, words: list[str]) -> Denial | None:
         return None
     focus = _head(words)
     return Denial(f"there {verb} no {' '.join(words)}", focus) if focus else None
-
-
-def _deny_sight(words: list[str]) -> Denial | None:
-    """ "Can you see any people" -> "you cannot see any people"."""
-    focus = _head([word for word in words if word.lower() not in _DETERMINERS])
-    return Denial(f"you cannot see {' '.join(words)}", focus) if focus else None
-
-
-def _deny_anyone(verb: str, who: str, words: list[str]) -> Denial | None:
-    """ "Is anyone swimming" -> "nobody is swimming"; verbs with "do" would need inflecting."""
-    focus = _focus(words)
-    if verb in ("do", "does", "did") or focus is None:
-        return None
-    return Denial(f"{_ANYONE.get(who, 'nothing')} {verb} {' '.join(words)}", focus)
-
-
-def _deny_predicate(verb: str, subject: list[str], predicate: list[str]) -> Denial | None:
-    """ "Does the dog have a collar" -> "the dog does not have a collar"."""
-    focus = _focus(predicate)
-    if focus is None or predicate[0].lower() in ("there", "and"):
-        return None
-    denied = "cannot" if verb == "can" else f"{verb} not"
-    return Denial(f"{' '.join(subject)} {denied} {' '.join(predicate)}", focus)
 
 
 def _subject_end(words: list[str]) -> int:

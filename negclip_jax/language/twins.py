@@ -34,11 +34,15 @@ _VOID = {"free", "devoid", "void"}
 _WITHOUT = {"without", "lacking"} | _VOID
 _THIRD = {"have": "has", "do": "does"}
 _PLACES = tables.words("place") - {"by"}
-_SETTLED = set(
-    ["sits", "stands", "lies", "sit", "stand", "lie", "parked", "seated", "stopped", "placed"]
-)
-_NOT_PLACE = {"and", "with", "that", "to", "for", "another", "other", "each", "himself", "herself"}
-_NOT_PLACE |= {"themselves", "them", *tables.words("pronoun"), *tables.words("owner")} - {"the"}
+_TO_ANOTHER = _PLACES | {"with", "by"}  # "a boy with a cap" may go on about the boy
+_SETTLED = {
+    *("sits", "stands", "lies", "sit", "stand", "lie", "parked", "seated", "stopped", "placed")
+}
+_NOT_PLACE = {
+    *("and", "with", "that", "to", "for", "another", "other", "each", "himself", "herself"),
+    *("themselves", "them"),
+}
+_NOT_PLACE |= (tables.words("pronoun") | tables.words("owner")) - {"the"} | _CLAUSE | _BE
 _AWAY, _LONGEST = 2, 8  # words between a thing and its place, and of the place
 
 
@@ -71,7 +75,13 @@ def _denial(text: str, obj: str) -> _Denial | None:
         behind, between = cue.last, tokens[last + 1 : cue.first]
     if not all(token.word in _SCENE for token in between):
         return None
-    rest = _of_picture(list(itertools.takewhile(_goes_on, tokens[behind + 1 :])))
+    rest: list[Token] = []
+    for before, token in itertools.pairwise(tokens[behind:]):
+        ends = token.mark or token.word in _CLAUSE or token.word in ("and", "so")
+        # What a "picture of" is of comes after it.
+        if ends or (rest and token.word == "of" and before.word in _SIGHT):
+            break
+        rest.append(token)
     if not all(token.word in _SCENE for token in rest):
         return None
     # "A cake with no candles" is about the cake, "a cake, with no candles" about the photo.
@@ -80,18 +90,6 @@ def _denial(text: str, obj: str) -> _Denial | None:
     opens = [t.word for i, t in enumerate(tokens[start : cue.first], start) if i not in named]
     apart = all(word in _SCENE | _OPENS for word in opens)
     return _Denial(tokens, cue, first, last) if rest or apart else None
-
-
-def _goes_on(token: Token) -> bool:
-    return not token.mark and token.word not in _CLAUSE and token.word not in ("and", "so")
-
-
-def _of_picture(tokens: list[Token]) -> list[Token]:
-    """The tokens up to "picture of": what the picture is of comes after it."""
-    for i in range(1, len(tokens)):
-        if tokens[i].word == "of" and tokens[i - 1].word in _SIGHT:
-            return tokens[:i]
-    return tokens
 
 
 def place_of(name: str, caption: str, sure: bool = True) -> str:
@@ -109,26 +107,25 @@ def place_of(name: str, caption: str, sure: bool = True) -> str:
         between = [token.word for token in tokens[last + 1 : first]]
         if not all(is_participle(w) or w in _BE or w in _SETTLED for w in between):
             return ""
-        if sure and between and any(_leads_to_another(token.word) for token in tokens[:start]):
+        if (
+            sure
+            and between
+            and any(
+                token.word in _TO_ANOTHER or is_participle(token.word) for token in tokens[:start]
+            )
+        ):
             return ""
         end = first + 1
-        while end < len(tokens) and not tokens[end].mark and not _leaves(tokens[end].word):
+        while end < len(tokens):
+            word = tokens[end].word
+            if tokens[end].mark or word in _NOT_PLACE or is_participle(word) or word.isdigit():
+                break
             end += 1
         phrase = tokens[first:end]
         clean = end == len(tokens) or tokens[end].mark or tokens[end].word in ("and", "while", "as")
         if clean and 2 <= len(phrase) <= _LONGEST and is_thing(singular(phrase[-1].word)):
             return caption[phrase[0].start : phrase[-1].end]
     return ""
-
-
-def _leads_to_another(word: str) -> bool:
-    """Whether what follows a word is not what its sentence is about: "a boy with a cap"."""
-    return word in ("with", "by", *_PLACES) or is_participle(word)
-
-
-def _leaves(word: str) -> bool:
-    """Whether a word is none of the place that is being told."""
-    return word in _CLAUSE | _BE | _NOT_PLACE or is_participle(word) or word.isdigit()
 
 
 def of_scene(text: str, obj: str) -> str:
@@ -153,9 +150,7 @@ def of_scene(text: str, obj: str) -> str:
 def exchanged(text: str, obj: str, other: str) -> str | None:
     """The text saying of `other` what it says of `obj`; None where that is not sure to be English.
 
-    Args:
-      text: denies, of the whole scene, that `obj` is there.
-      obj, other: names of objects, singular.
+    The text denies, of the whole scene, that `obj` is there; names are singular.
     """
     found = _denial(text, obj)
     if found is None:
