@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -65,22 +65,14 @@ class InstanceVerifier:
       crowds: those with a crowd, whether or not there are single ones beside it.
     """
 
-    def __init__(
-        self,
-        instances_path: str | os.PathLike,
-        names: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-    ):
+    def __init__(self, instances: str | os.PathLike, asked: Iterable[tuple[str, str]] = ()):
         """Reads a COCO instances JSON.
 
-        Args:
-          instances_path: the file.
-          names: ids and file names of the photos that will be asked about. One whose id is not in
-            the file, or is there of another file name, is found by its name.
-
-        Raises InputError as `coco.read_instances` does.
+        `asked`: ids and file names of the photos that will be asked about. One whose id is not in
+        the file, or is there of another file name, is found by its name. Raises InputError as
+        `coco.read_instances` does.
         """
-        asked = names.items() if isinstance(names, Mapping) else names
-        self.names, ids, files, tables = coco.fold_instances(Path(instances_path), _table_of)
+        self.names, ids, files, tables = coco.fold_instances(Path(instances), _table_of)
         rows = _Rows(ids, files, asked)
         self.present, self.visible, self.large, self.crowds = (
             _Kinds(self.names, rows, table) for table in tables
@@ -174,16 +166,16 @@ class _Rows:
 
     def __init__(self, ids: Texts, files: Texts, asked: Iterable[tuple[str, str]]):
         self._ids, self._of_file = ids, Index(ids)
-        self._asked, self._rows, names = Texts(), array("q"), None
+        self._asked, self._rows, row_of = Texts(), array("q"), None
         for given, name in asked:
-            image_id, base = identity(given) or given, name_key(posixpath.basename(name))
+            image_id, base = identity(given) or given, posixpath.basename(name)
             row = self._of_file.first(image_id)
             there = files[row] if 0 <= row < len(files) else None
-            if there == "" or (there and _is_same_photo(base, posixpath.basename(there))):
+            if there == "" or (there and _is_same_photo(name_key(base), posixpath.basename(there))):
                 continue
-            names = names or _Names(files)
-            found = names.row(name_key(name))
-            found = names.row(base) if found is None else found
+            row_of = row_of or _by_name(files)
+            found = row_of(name)
+            found = row_of(base) if found is None else found
             if found is not None or there is not None:  # None: another photo has this id
                 self._asked.append(image_id)
                 self._rows.append(-1 if found is None else found)
@@ -203,20 +195,20 @@ class _Rows:
         yield from (i for i in self._ids if self._of_asked.first(i) < 0)
 
 
-class _Names:
-    """Images by their file names, with and without folders, where one alone is called so."""
+def _by_name(files: Texts) -> Callable[[str], int | None]:
+    """Finds images by their file names, with and without folders, where one alone is called so."""
+    keys, rows = Texts(), array("q")
+    for row, file in enumerate(files):
+        for name in {file, posixpath.basename(file)} - {""}:
+            keys.append(name_key(name))
+            rows.append(row)
+    index = Index(keys)
 
-    def __init__(self, files: Texts):
-        self._keys, self._rows = Texts(), array("q")
-        for row, file in enumerate(files):
-            for name in {file, posixpath.basename(file)} - {""}:
-                self._keys.append(name_key(name))
-                self._rows.append(row)
-        self._index = Index(self._keys)
+    def row_of(name: str) -> int | None:
+        found = list(itertools.islice(index.places(name_key(name)), 2))
+        return rows[found[0]] if len(found) == 1 else None
 
-    def row(self, key: str) -> int | None:
-        found = list(itertools.islice(self._index.places(key), 2))
-        return self._rows[found[0]] if len(found) == 1 else None
+    return row_of
 
 
 class _Kinds(Mapping[str, frozenset[str]]):
@@ -225,19 +217,17 @@ class _Kinds(Mapping[str, frozenset[str]]):
     def __init__(self, names: tuple[str, ...], rows: _Rows, bits: np.ndarray):
         self._rows, self._bits = rows, bits
 
+        @lru_cache(10_000)
         def named(row: bytes) -> frozenset[str]:
             is_there = np.unpackbits(np.frombuffer(row, np.uint8), bitorder="little")
             return frozenset(itertools.compress(names, is_there))
 
-        self._named = lru_cache(10_000)(named)
+        self._named = named
 
     def __getitem__(self, image_id: str) -> frozenset[str]:
         if (row := self._rows[image_id]) is None:
             raise KeyError(image_id)
         return self._named(self._bits[row].tobytes())
-
-    def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and self._rows[image_id] is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -256,8 +246,7 @@ def certain(
     as a spoon.
     """
     texts = [tokenize(text) for text in captions]
-    words = {singular(token.word) for tokens in texts for token in tokens}
-    pictured = words & _LOOKALIKES["*"]
+    pictured = {singular(token.word) for tokens in texts for token in tokens} & _LOOKALIKES["*"]
     found = []
     for name in present:
         alike = _LOOKALIKES.get(name, frozenset())
@@ -322,6 +311,11 @@ def is_category(found: tuple[list[str], bool]) -> bool:
     return not found[0] or any(name in CATEGORIES for name in found[0])
 
 
+# What is in an image, its captions, and for each text beside a caption, or alone (True), what may
+# be said to be there: several times where that is the likelier.
+Told = tuple[frozenset[str], Sequence[str], Sequence[tuple[Sequence[str], bool]]]
+
+
 class _Draws:
     """Texts of which each draws an object by weights; of (number of the text, object, weight)."""
 
@@ -354,27 +348,20 @@ class Cooccurrence:
     ):
         """Counts which objects are present together.
 
-        Args:
-          present: the objects in each image.
-          names: all that can be proposed; by default those that are present somewhere.
-          random: share of draws, between 0 and 1, from all names evenly.
+        `names`: all that can be proposed; by default those that are present somewhere. `random`:
+        share of draws, between 0 and 1, from all names evenly.
         """
         images = present.values() if isinstance(present, Mapping) else present
-        every = itertools.chain.from_iterable(images) if names is None else ()
-        self.names = sorted(set(every)) if names is None else list(names)
+        self.names = sorted(frozenset().union(*images)) if names is None else list(names)
         self._random = random
         self._index = {name: i for i, name in enumerate(self.names)}
-        scenes = [objects for objects, _ in SCENES]
         together = np.zeros((len(self.names), len(self.names)))
-        weighed = itertools.chain(
-            ((objects, 1) for objects in images), ((scene, _SCENE_IMAGES) for scene in scenes)
-        )
-        for objects, weight in weighed:
+        scenes = ((objects, _SCENE_IMAGES) for objects, _ in SCENES)
+        for objects, weight in itertools.chain(zip(images, itertools.repeat(1)), scenes):
             rows = [self._index[name] for name in objects if name in self._index]
             together[np.ix_(rows, rows)] += weight
         counts = together.diagonal()
-        total = len(images) + _SCENE_IMAGES * len(scenes)
-        expected = np.outer(counts, counts) / total
+        expected = np.outer(counts, counts) / (len(images) + _SCENE_IMAGES * len(SCENES))
         self._lift = (together + _DOUBT) / (expected + _DOUBT)
         self._often = counts / max(counts.sum(), 1)
         self._factors = np.ones((2, len(self.names)))  # beside a caption, and alone
@@ -382,13 +369,7 @@ class Cooccurrence:
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
-    def fit(
-        self,
-        images: Iterable[
-            tuple[frozenset[str], Sequence[str], Sequence[tuple[Sequence[str], bool]]]
-        ],
-        seed: int = 0,
-    ) -> None:
+    def fit(self, images: Iterable[Told], seed: int = 0) -> None:
         """Weighs draws so that each object is drawn as absent about as often as it is as present.
 
         An object that is mostly absent where texts name it tells that they are true without the
@@ -396,10 +377,7 @@ class Cooccurrence:
         one divided by it: of all draws with such numbers these have the most entropy. The numbers
         are to differ a little, by chance: of equal ones those of some images tell the others'.
 
-        Args:
-          images: what is in each, its captions, and for each text beside a caption or alone what
-            it may say to be there, several times where it is the likelier.
-          seed: of the chance.
+        `seed`: of the chance.
         """
         # By kind of text, of absent and present objects: (number of the text, object, weight).
         rows, rng = ([[], []], [[], []]), np.random.default_rng(seed)
@@ -488,8 +466,7 @@ class Cooccurrence:
         drawn = self.draw(present, len(self.names), rng, alone, captions)
         if all(mentioned(name, captions) for name in drawn):
             drawn = self.draw(present, len(self.names), rng, alone)
-        fresh = (name for name in drawn if not mentioned(name, captions))
-        return [name for name, _ in zip(fresh, range(k), strict=False)]
+        return list(itertools.islice((n for n in drawn if not mentioned(n, captions)), k))
 
 
 def _rng(seed_key: str) -> np.random.Generator:

@@ -53,12 +53,9 @@ def audit(
 ) -> str:
     """Measures a run, writes `audit.json` into it and returns a table for the terminal.
 
-    Args:
-      run: directory of a run with verdicts and pairs.
-      instances: COCO instances JSON of the same images; without it the verifier is not measured.
-      labels: `audit_sample.csv` with labels put in, or what the page of `label_sheet` saved.
-
-    Raises InputError for files that cannot be read or are of another layout.
+    `instances`: COCO's JSON of the same images; without it the verifier is not measured. `labels`:
+    `audit_sample.csv` with labels put in, or what the page of `label_sheet` saved. Raises
+    InputError for files that cannot be read or are of another layout.
     """
     run, boxes = Path(run), None
     read = None if labels is None else label_sheet.read_labels(labels)

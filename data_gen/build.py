@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_gen import labels
-from data_gen.annotations import Cooccurrence, InstanceVerifier, sayable, unsaid
+from data_gen.annotations import Cooccurrence, InstanceVerifier, Told, sayable, unsaid
 from data_gen.engines.cache import Cache, CachedEngine, ErrorShare
 from data_gen.engines.probe import Capabilities, Engine, probe
 from data_gen.images import PhotoFolder
@@ -139,8 +140,8 @@ def open_engine(config: Settings, role: str, out: Path) -> Engine:
     urls = [url.strip() for url in section.url.split(",") if url.strip()]
     if not urls:
         raise InputError(f"--{role}-url is empty")
-    names = [entry.name for entry in fields(ChatSettings) if entry.name in config.engine]
-    settings = ChatSettings(**{name: config.engine[name] for name in names})
+    given, names = config.engine, (entry.name for entry in fields(ChatSettings))
+    settings = ChatSettings(**{name: given[name] for name in names if name in given})
     return ChatClient(urls, settings, section.key_variable)
 
 
@@ -161,13 +162,11 @@ async def connected(
     Raises EndpointError for a server that cannot do what its role needs.
     """
     kept, extra = out / "capabilities.json", extra_body(config)
-    needed = [r for r, need in (("llm", roles.needs_llm), ("mllm", roles.needs_mllm)) if need]
-    try:
-        found = strict_json.load(kept)
-    except (OSError, ValueError):
-        found = None
-    found = found if isinstance(found, dict) else {}
-    found = {role: entry for role, entry in found.items() if isinstance(entry, dict)}
+    needed = ["llm"] * roles.needs_llm + ["mllm"] * roles.needs_mllm
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        read = strict_json.load(kept).items()
+        found = {role: entry for role, entry in read if isinstance(entry, dict)}
     errors = ErrorShare(config.max_errors)
     asked: dict[str, Engine] = {}
     can: dict[str, Capabilities] = {}
@@ -196,10 +195,10 @@ async def connected(
         for together, engine, _ in groups:
             adjusted: Adjusted = {}
             for role in together:
-                names = [entry.name for entry in fields(Capabilities) if entry.name in found[role]]
-                adjusted.update(found[role].get("adjusted", {}))
-                entries = {name: found[role][name] for name in names}
-                can[role] = Capabilities(**entries | {"adjusted": adjusted})
+                entry = found[role]
+                adjusted.update(entry.get("adjusted", {}))
+                known = {f.name: entry[f.name] for f in fields(Capabilities) if f.name in entry}
+                can[role] = Capabilities(**known | {"adjusted": adjusted})
             if isinstance(engine, ChatClient):  # it goes on as it was told to, and may learn more
                 engine.adjusted = adjusted
             for doubt in can[together[0]].doubts:
@@ -321,18 +320,15 @@ def _proposer(
         case "cooccurrence":
             statistics = Cooccurrence(boxes.present, random=settings.random)
             statistics.fit(_told(images, boxes), config.seed)
-            times = config.assign.captions_per_object
-            return propose.CooccurrenceProposer(
-                statistics, boxes, settings.number, times, config.seed
-            )
+            each = config.assign.captions_per_object
+            about = (statistics, boxes, settings.number, each, config.seed)
+            return propose.CooccurrenceProposer(*about)
     if per_caption and config.pipeline != "vqa":
         prompt = prompts["propose_caption"]
         return propose.CaptionProposer(models.llm, models.llm_can, prompt, **sampling)
     prompt = prompts["questions" if config.pipeline == "vqa" else "propose"]
-    many = prompts.get("propose_many") if config.pipeline == "absence" else None
-    llm = propose.LLMProposer(
-        models.llm, models.llm_can, prompt, settings.number, **sampling, many=many
-    )
+    sampling["many"] = prompts.get("propose_many") if config.pipeline == "absence" else None
+    llm = propose.LLMProposer(models.llm, models.llm_can, prompt, settings.number, **sampling)
     if config.pipeline == "vqa" or not settings.others:
         return llm
     sample = images[:: max(1, len(images) // _SAMPLE)]
@@ -340,26 +336,22 @@ def _proposer(
     often = collections.Counter(name for names in named for name in sorted(names))
     statistics = Cooccurrence(named, [name for name, _ in often.most_common(_NAMES)])
 
-    def told(image: ImageItem) -> Iterator[tuple[list[str], bool]]:
+    def told() -> Iterator[Told]:
         """What each caption leaves unsaid, COCO's categories and others."""
-        asked = labels.unsaid_by_others(image, settings.present, config.seed)
-        for text in image.texts:
-            found, is_all = unsaid(asked, text)
-            for is_other in (False, True):
-                yield (
-                    [n for n in found if (n not in CATEGORIES) == is_other and not is_all],
-                    is_other,
-                )
+        for there, image in zip(named, sample, strict=True):
+            asked, left = labels.unsaid_by_others(image, settings.present, config.seed), []
+            for text in image.texts:
+                found, is_all = unsaid(asked, text)
+                for is_other in (False, True):
+                    of_kind = [n for n in found if (n not in CATEGORIES) == is_other]
+                    left.append(([] if is_all else of_kind, is_other))
+            yield there, image.texts, left
 
-    rows = zip(named, sample, strict=True)
-    told_of = ((there, image.texts, list(told(image))) for there, image in rows)
-    statistics.fit(told_of, config.seed)
+    statistics.fit(told(), config.seed)
     return propose.OthersProposer(llm, statistics, settings.others, config.seed)
 
 
-def _told(
-    images: Sequence[ImageItem], boxes: InstanceVerifier
-) -> Iterator[tuple[frozenset[str], Sequence[str], list[tuple[list[str], bool]]]]:
+def _told(images: Sequence[ImageItem], boxes: InstanceVerifier) -> Iterator[Told]:
     """What `Cooccurrence.fit` reads of the images of a run, of some evenly among all."""
     is_known = (identity(image.image_id) in boxes.present for image in images)
     known = np.flatnonzero(np.fromiter(is_known, bool, len(images)))
@@ -396,11 +388,8 @@ def _verifier(
     if boxes is not None and settings.instances_first:
         verifier = verify.AnnotationVerifier(boxes, verifier)
     if settings.questions_per_round and method != "multi":
-        return verify.UntilEnough(
-            verifier,
-            settings.questions_per_round,
-            config.assign.captions_per_object,
-        )
+        each = config.assign.captions_per_object
+        return verify.UntilEnough(verifier, settings.questions_per_round, each)
     return verifier
 
 

@@ -16,6 +16,7 @@ configs/data_gen.py can be set with --config.SECTION.KEY=VALUE.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -95,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status or 2
     except OSError as error:
         reason = f"{error.filename or 'the run directory'}: {error.strerror or error}"
-        say(
-            f"error: {reason}; everything committed so far is kept\nto continue:\n  {again}",
-            file=sys.stderr,
-        )
+        say(f"error: {reason}; everything committed so far is kept", file=sys.stderr)
+        say(f"to continue:\n  {again}", file=sys.stderr)
         return 5
     except Interrupted as stopped:
         say(f"{stopped}; to continue:\n  {again}", file=sys.stderr)
@@ -115,10 +114,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         if not match:
             parser().error(f"unknown argument {text}; settings look like --config.KEY=VALUE")
         changes[match[1]] = match[2]
-    for flag, (key, _) in FLAGS.items():
-        value = getattr(args, flag.strip("-").replace("-", "_"), None)
-        if value is not None:
-            changes[key] = value
+    given = ((key, flag.strip("-").replace("-", "_")) for flag, (key, _) in FLAGS.items())
+    changes |= {key: value for key, name in given if (value := vars(args).get(name)) is not None}
     return args, changes
 
 
@@ -128,9 +125,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable, summary: str, *, out: bool, inputs: bool = False):
-        shown = (
-            f"{summary[0].upper()}{summary[1:]}.\n\n    python -m data_gen {name} {EXAMPLES[name]}"
-        )
+        example = f"python -m data_gen {name} {EXAMPLES[name]}"
+        shown = f"{summary[0].upper()}{summary[1:]}.\n\n    {example}"
         sub = commands.add_parser(name, help=summary, description=shown, allow_abbrev=False)
         sub.needed = NEEDED.get(name, ())
         sub.set_defaults(command=command, name=name)
@@ -216,7 +212,7 @@ def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
             await engine.close()
 
     async def look_at_all() -> list[Capabilities]:
-        return await asyncio.gather(*(look(roles) for roles in by_address.values()))
+        return await asyncio.gather(*map(look, by_address.values()))
 
     found = asyncio.run(look_at_all())
     for roles, can in zip(by_address.values(), found, strict=True):
@@ -224,7 +220,7 @@ def _probe(args: argparse.Namespace, changes: dict[str, str]) -> int:
     return 3 if any(can.problems for can in found) else 0
 
 
-def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
+def _plan(args: argparse.Namespace, changes: dict[str, str]) -> None:
     from data_gen.generate import run
     from data_gen.plan import plan
 
@@ -234,7 +230,6 @@ def _plan(args: argparse.Namespace, changes: dict[str, str]) -> int:
             raise InputError("--sample needs --out, where its answers stay for the run to come")
         run(settings.load(args.config, {**changes, "limit": str(args.sample)}), args.out)
     say(plan(config, args.out))
-    return 0
 
 
 def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
@@ -258,30 +253,26 @@ def _run(args: argparse.Namespace, changes: dict[str, str]) -> int:
     if left := left_out(out):
         say(f"left out: {', '.join(f'{code} {number:,}' for code, number in left.items())}")
     if not counts.get("accepted"):
-        say(
-            f"error: no pair was accepted ({why_no_pair(out)}); `python -m data_gen report "
-            f"--out={out}` shows more",
-            file=sys.stderr,
-        )
+        why, report = why_no_pair(out), f"`python -m data_gen report --out={out}`"
+        say(f"error: no pair was accepted ({why}); {report} shows more", file=sys.stderr)
         return 3
     if getattr(args, "export", False):
         args.to = None
-        return _export(args, changes)
-    say(f"next: python -m data_gen export --out={out}  (and report, audit)")
+        _export(args, changes)
+    else:
+        say(f"next: python -m data_gen export --out={out}  (and report, audit)")
     return 0
 
 
 def _retry(args: argparse.Namespace, changes: dict[str, str]) -> int:
     from data_gen.manifest import forget_errors, forget_stage
 
-    if args.only:
-        say(forget_errors(args.out, args.only))
-    else:
-        say(forget_stage(args.out, args.stage))
+    forget, what = (forget_errors, args.only) if args.only else (forget_stage, args.stage)
+    say(forget(args.out, what))
     return _run(args, changes)
 
 
-def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
+def _show(args: argparse.Namespace, changes: dict[str, str]) -> None:
     """`status`, `report` and `audit`: one text each."""
     if args.name == "status":
         from data_gen.manifest import status
@@ -299,12 +290,10 @@ def _show(args: argparse.Namespace, changes: dict[str, str]) -> int:
         from data_gen.audit import audit
 
         say(audit(args.out, args.instances, args.labels))
-    return 0
 
 
-def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
-    from data_gen.export import export, export_shards
-    from data_gen.export_shards import is_sharded
+def _export(args: argparse.Namespace, changes: dict[str, str]) -> None:
+    from data_gen.export import export, export_shards, is_sharded
 
     if args.to is not None and is_sharded(args.to):
         if not args.shard_mb > 0:
@@ -324,10 +313,9 @@ def _export(args: argparse.Namespace, changes: dict[str, str]) -> int:
         "or read them with datasets\n  from datasets import load_dataset\n"
         f"  pairs = load_dataset({form!r}, data_files={files!r}, split='train')"
     )
-    return 0
 
 
-def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
+def _statements(args: argparse.Namespace, changes: dict[str, str]) -> None:
     from data_gen.from_pairs import write_statements
 
     path = args.to / "statements.parquet"
@@ -338,22 +326,19 @@ def _statements(args: argparse.Namespace, changes: dict[str, str]) -> int:
         f"of their objects; what {counts['unparsed']:,} pairs deny could not be read"
     )
     _say_training({"pairs": args.pairs, "images": "...", "statements": path})
-    return 0
 
 
-def _nouns(args: argparse.Namespace, changes: dict[str, str]) -> int:
+def _nouns(args: argparse.Namespace, changes: dict[str, str]) -> None:
     from data_gen.from_nouns import write_text_rows
 
     if not (args.nouns or args.captions):
         raise InputError("give --nouns=FILE, or --captions=FILE whose nouns are taken")
-    config = settings.load(args.config, changes)
-    names = {"nouns": args.nouns, "captions": args.captions}
-    counts = write_text_rows(config, args.to, rows=args.rows, **names)
+    config, files = settings.load(args.config, changes), (args.nouns, args.captions)
+    counts = write_text_rows(config, args.to, args.rows, *files)
     say(
         f"{counts['rows']:,} text rows about {counts['nouns']:,} nouns in {args.to}, with "
         f"{counts['texts']:,} statements; train with --config.data.text_nouns={args.to}"
     )
-    return 0
 
 
 def _say_training(keys: Mapping[str, Path | str]) -> None:
@@ -374,16 +359,11 @@ def _batch_export(args: argparse.Namespace, changes: dict[str, str]) -> int:
     return _run(args, changes)
 
 
-def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> int:
+def _batch_import(args: argparse.Namespace, changes: dict[str, str]) -> None:
     from data_gen.engines.batchfile import import_answers
     from data_gen.engines.cache import Cache
     from negclip_jax.common.atomic_files import locked
 
-    with locked(args.out):
-        cache = Cache(args.out / "cache.sqlite")
-        try:
-            counts = import_answers(cache, args.files)
-        finally:
-            cache.close()
+    with locked(args.out), contextlib.closing(Cache(args.out / "cache.sqlite")) as cache:
+        counts = import_answers(cache, args.files)
     say(", ".join(f"{number} {what}" for what, number in counts.items()))
-    return 0

@@ -11,17 +11,16 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_gen.annotations import ABSENT, PRESENT
 from data_gen.settings import Settings
-from data_gen.statements import Facts, Statement, grammar_of, pen_of, write
+from data_gen.statements import Facts, Statement, grammar_of, pen_of, row_of, write
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
 from negclip_jax.data.pairs import Pair, PairError, read_pairs, write_pairs
-from negclip_jax.language.grammar import Grammar, pick
+from negclip_jax.language.grammar import Grammar, Template, pick
 from negclip_jax.language.inflection import noun, singular
 from negclip_jax.language.mentions import mentioned, named_things
 from negclip_jax.language.names import object_name
@@ -38,21 +37,15 @@ _NOUNS = 8
 def write_text_rows(
     config: Settings,
     folder: Path,
-    *,
     rows: int,
     nouns: str | os.PathLike | None = None,
     captions: str | os.PathLike | None = None,
 ) -> dict[str, int]:
     """Writes `pairs.jsonl` and `statements.parquet` for `data.text_nouns`; returns counts.
 
-    Args:
-      config: of a run: its seed and grammar are used.
-      folder: to write to.
-      rows: text rows.
-      nouns: text file, one noun a line.
-      captions: COCO captions or pairs, whose nouns are taken; beside or in place of `nouns`.
-
-    Raises InputError for files that cannot be read, fewer than eight nouns, and no row.
+    Seed and grammar are those of `config`. `nouns`: text file, one noun a line; `captions`: COCO
+    captions or pairs, whose nouns are taken, beside or in place of `nouns`. Raises InputError for
+    files that cannot be read, fewer than eight nouns, and no row.
     """
     names = [*(_listed(Path(nouns)) if nouns else ()), *(_named(captions) if captions else ())]
     names = list({canonical(name): name for name in names}.values())
@@ -67,32 +60,23 @@ def write_text_rows(
 
     def written() -> Iterator[list[Statement] | None]:
         for number in told(range(rows), "text rows"):
-            row, facts, listed = _row(number, names, config.seed, grammar)
-            if row is not None:
-                for _, found in pen.write([row], facts, [listed]):
-                    pairs.append(
-                        Pair(
-                            row["file_name"],
-                            row["caption"],
-                            row["negated_caption"],
-                            image_id=row["image_id"],
-                            object=row["object"],
-                            provenance="data_gen nouns",
-                        )
-                    )
-                    yield found
+            if made := _pair(number, names, config.seed, grammar):
+                pair, template, facts, listed = made
+                row = row_of(number, pair, f"template:{template.name}")
+                pairs.append(pair)
+                yield from (found for _, found in pen.write([row], facts, [listed]))
 
     texts = write(folder / STATEMENTS, written())
     write_pairs(folder / PAIRS, pairs)
     return {"nouns": len(names), "rows": len(pairs), "units": pen.units, "texts": texts}
 
 
-def _row(
+def _pair(
     number: int, names: Sequence[str], seed: int, grammar: Grammar
-) -> tuple[dict[str, Any] | None, Facts, str]:
-    """What `Pen` reads of a pair, the facts, and the things that are there in words.
+) -> tuple[Pair, Template, Facts, str] | None:
+    """A pair, its template, the facts, and the things that are there in words.
 
-    No pair where the grammar finds no words for it.
+    None where the grammar finds no words for it.
     """
     rng = np.random.default_rng([seed, number])
     order = [names[i] for i in rng.permutation(len(names))[: _MOST_THINGS + 1 + _CANDIDATES]]
@@ -106,24 +90,15 @@ def _row(
     key = f"{seed}/{number}"
     caption = pick(_CAPTIONS, key, "caption").format(_list(said))
     rewritten = grammar.rewrite(caption, absent[0], key) if absent else None
+    if rewritten is None:
+        return None
+    text, template = rewritten
     rests = {name: f"{name}={PRESENT}@text" for name in present}
     rests |= {canonical(name): f"{name}={ABSENT}@text" for name in absent}
     facts = Facts(present, [canonical(name) for name in absent], rests)
-    if rewritten is None:
-        return None, facts, listed
-    row = {
-        "pair_id": str(number),
-        "image_id": f"text:{number}",
-        "file_name": f"text:{number}:{listed}",
-        "caption_id": str(number),
-        "caption": caption,
-        "negated_caption": rewritten[0],
-        "object": absent[0],
-        "question": None,
-        "rewriter": f"template:{rewritten[1].name}",
-        "foils": (),
-    }
-    return row, facts, listed
+    image, about = f"text:{number}", {"object": absent[0], "provenance": "data_gen nouns"}
+    pair = Pair(f"{image}:{listed}", caption, text, image_id=image, **about)
+    return pair, template, facts, listed
 
 
 def _list(names: Sequence[str]) -> str:

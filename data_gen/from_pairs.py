@@ -11,12 +11,12 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data_gen.annotations import ABSENT, PRESENT, InstanceVerifier
 from data_gen.labels import of_image
 from data_gen.records import Caption, ImageItem
-from data_gen.statements import Facts, Pen, Statement, write
+from data_gen.statements import Facts, Pen, Row, Statement, row_of, write
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.packed import Texts
 from negclip_jax.common.progress import told
@@ -35,19 +35,32 @@ def write_statements(
 ) -> dict[str, int]:
     """Writes the statements of a file of pairs; returns how many of what there were.
 
-    Args:
-      pairs_file: COCO JSON, JSONL or Parquet, on a disk or in a bucket, as for training.
-      path: Parquet file to write.
-      instances: COCO instances JSON of the same images; those that it does not know are as without.
-      seed: of the choice of objects and forms.
-
-    Raises InputError for files that cannot be read, and where no statement can be written.
+    `pairs_file`: as for training. `instances`: COCO's JSON of the same images; those that it does
+    not know are as without. `seed`: of the choice of objects and forms. Raises InputError for files
+    that cannot be read, and where no statement can be written.
     """
+    pen, unparsed = Pen(NATURAL, seed), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as file:
         pairs = _Pairs(pairs_file, file)
         boxes = InstanceVerifier(instances, pairs.asked()) if instances else None
-        return _write(pairs, boxes, Pen(NATURAL, seed), path, pairs_file)
+
+        def written() -> Iterator[list[Statement] | None]:
+            nonlocal unparsed
+            for rows in pairs.of_images():
+                captions = [row["caption"] for row in rows]
+                usable = [row for row in rows if row["object"] is not None]
+                unparsed += len(rows) - len(usable)
+                for _, found in pen.write(usable, _facts(usable, captions, boxes), captions):
+                    yield found
+            if not pen.units:
+                raise InputError(
+                    f"{pairs_file}: no statement can be written, for no photo is anything known to "
+                    "be there and anything denied; give the boxes too, --instances=FILE"
+                )
+
+        counts = {"texts": write(path, written()), "pairs": len(pairs), "unparsed": unparsed}
+    return counts | {"units": pen.units, "unbalanced": pen.unbalanced}
 
 
 class _Pairs:
@@ -76,57 +89,17 @@ class _Pairs:
         """Id and name of the image of each pair."""
         return ((pair.image_id, pair.image) for pair in map(self.__getitem__, range(len(self))))
 
-    def of_images(self) -> Iterator[list[dict[str, Any]]]:
+    def of_images(self) -> Iterator[list[Row]]:
         """The rows of one image after another, sorted by its name."""
         ordered = map(int, told(self._images.order(), "pairs"))
         for _, group in itertools.groupby(ordered, key=self._images.__getitem__):
-            yield [_row(number, self[number]) for number in group]
-
-
-def _write(
-    pairs: _Pairs,
-    boxes: InstanceVerifier | None,
-    pen: Pen,
-    path: Path,
-    pairs_file: str | os.PathLike,
-) -> dict[str, int]:
-    unparsed = 0
-
-    def written() -> Iterator[list[Statement] | None]:
-        nonlocal unparsed
-        for rows in pairs.of_images():
-            captions = [row["caption"] for row in rows]
-            usable = [row for row in rows if row["object"] is not None]
-            unparsed += len(rows) - len(usable)
-            for _, found in pen.write(usable, _facts(usable, captions, boxes), captions):
-                yield found
-        if not pen.units:
-            raise InputError(
-                f"{pairs_file}: no statement can be written, for no photo is anything known to be "
-                "there and anything denied; give the boxes too, --instances=FILE"
-            )
-
-    texts = write(path, written())
-    return {
-        "pairs": len(pairs), "unparsed": unparsed, "units": pen.units,
-        "unbalanced": pen.unbalanced, "texts": texts,
-    }  # fmt: skip
-
-
-def _row(number: int, pair: Pair) -> dict[str, Any]:
-    """What `Pen` reads of a row of the table of pairs."""
-    return {
-        "pair_id": str(number),
-        "image_id": pair.image_id,
-        "file_name": pair.image,
-        "caption_id": str(number),
-        "caption": pair.caption,
-        "negated_caption": pair.negated,
-        # A caption that denies something itself would be denied with it.
-        "object": None if cue_of(pair.caption) else denied(pair.negated, pair.object),
-        "question": None,
-        "rewriter": "llm",
-    }
+            rows = []
+            for number in group:
+                pair = self[number]
+                # A caption that denies something itself would be denied with it.
+                obj = None if cue_of(pair.caption) else denied(pair.negated, pair.object)
+                rows.append(row_of(number, pair, "llm") | {"object": obj})
+            yield rows
 
 
 def denied(text: str, named: str | None = None) -> str | None:
@@ -150,13 +123,12 @@ def denied(text: str, named: str | None = None) -> str | None:
     return things[0] if len(things) == 1 else None
 
 
-def _facts(
-    rows: list[dict[str, Any]], captions: list[str], boxes: InstanceVerifier | None
-) -> Facts:
+def _facts(rows: list[Row], captions: list[str], boxes: InstanceVerifier | None) -> Facts:
     """What is known of one image."""
     objects = {canonical(row["object"]) for row in rows}
     if boxes is not None and rows:
-        item = ImageItem(rows[0]["image_id"], rows[0]["file_name"], _captions(captions))
+        told = tuple(Caption(str(i), text) for i, text in enumerate(captions))
+        item = ImageItem(rows[0]["image_id"], rows[0]["file_name"], told)
         labels = of_image(item, boxes, [])
         if any(label.source == "boxes" for label in labels):
             present, absent, rests, seen = Facts.of(labels)
@@ -169,7 +141,3 @@ def _facts(
     absent = [name for name in sorted(objects) if not mentioned(name, captions)]
     rests = {name: f"{name}={PRESENT}@caption" for name in there}
     return Facts(there, absent, rests | {name: f"{name}={ABSENT}@pair" for name in absent})
-
-
-def _captions(texts: list[str]) -> tuple[Caption, ...]:
-    return tuple(Caption(str(i), text) for i, text in enumerate(texts))

@@ -28,7 +28,7 @@ from data_gen.engines.cache import Cache, read_statistics
 from data_gen.images import PhotoFolder
 from data_gen.pipeline import FirstAnswers, UselessAnswers
 from data_gen.prompts import Prompt, load_prompts
-from data_gen.records import ImageItem, Rows, write_table
+from data_gen.records import ImageItem, Rows, read_manifest, write_table
 from data_gen.runner import LocalRunner, Shard, cut, left_to_do
 from data_gen.settings import Settings, fingerprint
 from data_gen.stages.ingest import Ingested, read_captions, with_questions
@@ -174,18 +174,17 @@ def prepare(config: Settings) -> Job:
     """Reads and checks everything that needs no server. Raises InputError."""
     roles = resolve(config)
     prompts = dict(load_prompts(config.prompts))
-    fields = config.input.fields or ""
-    ingested = read_captions(config.input.captions, config.max_rejects, fields)
-    images = ingested.images
+    given, fields = config.input, config.input.fields or ""
+    ingested = read_captions(given.captions, config.max_rejects, fields)
+    images, folder = ingested.images, given.images
     if roles.propose == "vqa":
-        images = list(with_questions(images, config.input.questions, config.input.answers))
+        images = list(with_questions(images, given.questions, given.answers))
         if not images:
             raise InputError(
-                f"{config.input.questions} asks no yes/no question about the images of "
-                f"{config.input.captions}: the two must be of the same split"
+                f"{given.questions} asks no yes/no question about the images of {given.captions}: "
+                "the two must be of the same split"
             )
     ingested = Ingested(images[: config.limit], ingested.rejects)
-    folder = config.input.images
     # Single photos may be missing; where none of the first is there, the folder is wrong.
     names = [image.file_name for image in ingested.images[:_LOOKED_FOR]]
     if folder is not None and not PhotoFolder(folder, 1).holds_any(names):
@@ -195,12 +194,12 @@ def prepare(config: Settings) -> Job:
         )
     inputs = {
         name: file_facts(path)
-        for name, path in sorted(config.input.items())
+        for name, path in sorted(given.items())
         if path and name not in ("images", "fields") and not kind_of(path)[0]
     }
-    if kind_of(config.input.captions)[0]:  # captions in shards, with photos or without
-        _, digest = content_of(config.input.captions, require_negated=False, fields=fields)
-        inputs["captions"] = {"path": config.input.captions, "sha256": digest()}
+    if kind_of(given.captions)[0]:  # captions in shards, with photos or without
+        _, digest = content_of(given.captions, require_negated=False, fields=fields)
+        inputs["captions"] = {"path": given.captions, "sha256": digest()}
     return Job(config, roles, prompts, ingested, images, inputs)
 
 
@@ -225,13 +224,11 @@ def _as_begun(config: Settings, out: Path) -> Settings:
     Another number would be other questions, and answers are there already. Earlier versions asked
     about one at a time.
     """
-    begun = None
     if config.llm.images_per_request is None:
         with contextlib.suppress(InputError):  # a run that begins now
-            begun = manifest.read_manifest(out).get("images_per_request", 1)
-    if begun is not None:
-        config = config.copy_and_resolve_references()
-        config.llm.images_per_request = begun
+            begun = read_manifest(out).get("images_per_request", 1)
+            config = config.copy_and_resolve_references()
+            config.llm.images_per_request = begun
     return config
 
 

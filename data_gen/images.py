@@ -47,11 +47,8 @@ class PhotoFolder:
     def __init__(self, root: str | os.PathLike, long_side: int, by: str = "data", url: str = ""):
         """Raises InputError where there is no such folder.
 
-        Args:
-          root: the folder.
-          long_side: pixels; larger photos are made smaller.
-          by: "data" to send photos, "url" or "file" to send where the server finds the whole file.
-          url: what stands before a photo's name for "url".
+        `long_side`: pixels; larger photos are made smaller. `by`: "data" to send photos, "url" or
+        "file" to send where the server finds the whole file: `url` and its name.
         """
         self.root, self._long_side, self._by, self._url = Path(root), long_side, by, url
         self._source = None if is_folder(str(root)) else open_images(str(root))

@@ -74,15 +74,8 @@ def write_sheet(
     """Writes `label_sheet.html` into the folder `to`; returns lines to print.
 
     Half of the texts are false in the run's view, as far as there are so many. A text whose photo
-    is gone is left out.
-
-    Args:
-      run: directory of a run with pairs.
-      number: of texts.
-      seed: another one draws others.
-      images: folder of the photos; default: the run's.
-
-    Raises InputError where there is no text, or no photo.
+    is gone is left out. `images`: folder of the photos; default: the run's. Raises InputError where
+    there is no text, or no photo.
     """
     if number < 2:
         raise InputError(f"--number is {number}; at least 2, one false and one true text")

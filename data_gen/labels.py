@@ -4,6 +4,7 @@ Boxes answer for every annotated class, verdicts for what was asked about, capti
 Sources stand beside each other, one row each, so that a contradiction can be seen.
 """
 
+import collections
 import functools
 import itertools
 import json
@@ -50,12 +51,9 @@ class Label(NamedTuple):
 def of_image(
     image: ImageItem, boxes: InstanceVerifier | None, verdicts: Sequence[Mapping[str, Any]]
 ) -> list[Label]:
-    """The labels of one image.
+    """The labels of one image, by its boxes, its rows of "verdicts" and its captions.
 
-    Args:
-      image: its captions name things; what is not seen to be there is `unsure` by them.
-      boxes: the annotations, if there are some.
-      verdicts: rows of the table "verdicts" of this image.
+    What captions name and nothing shows is `unsure` by them.
     """
     found = _of_boxes(image.image_id, boxes) if boxes is not None else []
     annotated = {label.object for label in found}
@@ -94,22 +92,18 @@ def unsaid_by_others(
     silent = {
         name: {c.id for c in image.captions if not mentioned(name, [c.text])} for name in left
     }
-    chosen: list[str] = []
-    without = {c.id for c in image.captions}
-    while left and len(chosen) < number:
+    chosen, without = list[str](), {c.id for c in image.captions}
+
+    def worth(name: str) -> tuple[bool, int, int]:
         # Half of them COCO's categories, whose words have the fewest senses.
         coco = 2 * sum(name in CATEGORIES for name in chosen) <= len(chosen)
-        best = max(
-            left,
-            key=lambda name: (
-                coco and bool(silent[name]) and name in CATEGORIES,
-                len(silent[name] & without),
-                len(silent[name]),
-            ),
-        )
-        left.remove(best)
-        chosen.append(best)
-        without -= silent[best]
+        is_wanted = coco and bool(silent[name]) and name in CATEGORIES
+        return is_wanted, len(silent[name] & without), len(silent[name])
+
+    while left and len(chosen) < number:
+        chosen.append(max(left, key=worth))
+        left.remove(chosen[-1])
+        without -= silent[chosen[-1]]
     return chosen
 
 
@@ -120,15 +114,12 @@ def _of_boxes(image_id: str, boxes: InstanceVerifier) -> list[Label]:
     if present is None:
         return []
     labels, doubted = [], boxes.doubted(known)
+    sizes = dict.fromkeys(present, TINY) | dict.fromkeys(boxes.crowds[known], CROWD)
+    sizes |= dict.fromkeys(boxes.visible[known], PLAIN) | dict.fromkeys(boxes.large[known], LARGE)
     for name in boxes.names:
-        key, size = canonical(name.lower()), None
-        if name in present:
-            size = CROWD if name in boxes.crowds[known] else TINY
-            size = PLAIN if name in boxes.visible[known] else size
-            size = LARGE if name in boxes.large[known] else size
         state = PRESENT if name in present else UNSURE if name in doubted else ABSENT
-        p = _PROBABILITY[state]
-        labels.append(Label(image_id, key, name, state, "boxes", p, size))
+        key, p = canonical(name.lower()), _PROBABILITY[state]
+        labels.append(Label(image_id, key, name, state, "boxes", p, sizes.get(name)))
     return labels
 
 
@@ -180,9 +171,9 @@ def _state(rows: Sequence[Label]) -> str:
 
 
 def _by_object(labels: Iterable[Label]) -> dict[str, list[Label]]:
-    found: dict[str, list[Label]] = {}
+    found = collections.defaultdict[str, list[Label]](list)
     for label in labels:
-        found.setdefault(label.object, []).append(label)
+        found[label.object].append(label)
     return found
 
 
@@ -201,8 +192,8 @@ def _images(run: Path) -> Iterator[tuple[str, str, list[Label]]]:
     for name in sorted(names):
         rows = of_part(run, name)
         for image_id, group in itertools.groupby(rows, lambda row: row[1].image_id):
-            every = list(group)
-            yield image_id, every[0][0], [label for _, label in every]
+            names, labels = zip(*group, strict=True)
+            yield image_id, names[0], list(labels)
 
 
 def of_part(run: Path, name: str) -> Iterator[tuple[str, Label]]:
@@ -232,8 +223,11 @@ def write_labels(run: str | os.PathLike, path: Path) -> None:
     A list stands where all have the probability of their state, 1, 0 or 0.5. With `rest` every
     other class of this source is absent. Raises InputError as `read_labels` does, and OSError.
     """
-    run, classes = Path(run), _classes_of_boxes(Path(run))
-    text = functools.partial(json.dumps, ensure_ascii=False)
+    run, text = Path(run), functools.partial(json.dumps, ensure_ascii=False)
+    rows = read_rows(run, "labels", ["image_id", "object", "source"])
+    of_boxes = ((image, name) for image, name, source in rows if source == "boxes")
+    _, first = next(itertools.groupby(of_boxes, lambda row: row[0]), (None, ()))
+    classes = sorted({name for _, name in first})  # for which boxes answer
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_files.whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
         out.write(f'{{"format": {_FORMAT}, "classes": {text({"boxes": classes})}, "images": {{')
@@ -247,20 +241,6 @@ def write_labels(run: str | os.PathLike, path: Path) -> None:
             out.write(f"{between}{text(file_name)}: {text(_packed(objects, classes))}")
             between = ",\n"
         out.write("\n}}\n")
-
-
-def _classes_of_boxes(run: Path) -> list[str]:
-    """What boxes answer for in the first photo that they know."""
-    of_boxes = (
-        (image, name)
-        for path in table_paths(run, "labels")
-        for image, name, source in read_rows(
-            run, "labels", ["image_id", "object", "source"], path.name
-        )
-        if source == "boxes"
-    )
-    _, first = next(itertools.groupby(of_boxes, lambda row: row[0]), (None, ()))
-    return sorted({name for _, name in first})
 
 
 def _packed(
@@ -305,10 +285,8 @@ def _unpacked(image: Mapping[str, Any], classes: Mapping[str, list[str]]) -> dic
     for state, usual in _PROBABILITY.items():
         for source, names in image.get(state, {}).items():
             names = dict.fromkeys(names, usual) if isinstance(names, list) else names
-            found |= {
-                name: {"state": state, "source": source, "probability": p}
-                for name, p in names.items()
-            }
+            for name, p in names.items():
+                found[name] = {"state": state, "source": source, "probability": p}
     if source := image.get("rest"):
         absent = {"state": ABSENT, "source": source, "probability": 0.0}
         found = {name: dict(absent) for name in classes[source]} | found

@@ -42,8 +42,7 @@ def measure(texts: Sequence[Text]) -> dict[str, Any] | None:
       strongest first: how often in true and in false texts. `leaks`: whether the accuracy is above
       chance by more than `TOLERATED`.
 
-    Raises:
-      InputError: scikit-learn is not installed.
+    Raises InputError where scikit-learn is not installed.
     """
     groups = collections.defaultdict(list)
     for i, text in enumerate(texts):

@@ -70,8 +70,7 @@ def status(run: Path) -> str:
             f"{calls['completion_tokens']} completion tokens, {calls['latency_ms_p50']} ms at p50, "
             f"{calls['latency_ms_p95']} ms at p95"
         )
-    errors = error_codes(run)
-    if errors:
+    if errors := error_codes(run):
         shown = ", ".join(f"{code} ({number})" for code, number in errors.most_common())
         lines.append(f"errors      {shown}; `retry --only CODE` asks again")
     last = "in progress, or killed in its first session"

@@ -4,7 +4,7 @@ import asyncio
 import collections
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,12 +54,11 @@ class FirstAnswers:
 
     def count(self, rows: Rows) -> None:
         """Adds an image's answers. Raises UselessAnswers."""
-        named = (None, "mentioned", "duplicate")
         for row in rows.candidates:
             if row["source"] == "llm":
-                self._add(
-                    "propose", row["key"], row["reject_reason"] in named, row["reject_reason"]
-                )
+                reason = row["reject_reason"]
+                named = reason in (None, "mentioned", "duplicate")
+                self._add("propose", row["key"], named, reason)
         for row in rows.verdicts:
             answered = row["verdict"] != "error" and row["mass"] >= self._enough
             if row["key"] is not None:
@@ -147,13 +146,10 @@ class ImagePipeline:
             except PhotoError as error:
                 rows.rejects.append({**shared, "code": error.code, "detail": str(error)})
                 return rows, None
-        about = {"source": Path(self.config.input.captions).name}
-        about |= {"split": Path(image.file_name).parent.name or None}
-        if photo is not None:
-            about |= {"image_sha256": photo.sha256, "width": photo.width, "height": photo.height}
-        rows.items.extend(
-            {**shared, **about, "caption_id": c.id, "caption": c.text} for c in image.captions
-        )
+            shared |= {"image_sha256": photo.sha256, "width": photo.width, "height": photo.height}
+        shared["source"] = Path(self.config.input.captions).name
+        shared["split"] = Path(image.file_name).parent.name or None
+        rows.items.extend({**shared, "caption_id": c.id, "caption": c.text} for c in image.captions)
         return rows, photo
 
     async def _look(
@@ -166,11 +162,8 @@ class ImagePipeline:
             for c in candidates
         )
         verdicts = await self._verdicts(image, photo, candidates)
-        rows.verdicts.extend(
-            {"image_id": image.image_id, "mass": v.mass}
-            | {name: getattr(v, name) for name in v.__slots__}
-            for v in verdicts
-        )
+        about = {"image_id": image.image_id}
+        rows.verdicts.extend(about | {"mass": v.mass} | asdict(v) for v in verdicts)
         found = labels.of_image(image, self.boxes, rows.verdicts)
         rows.labels.extend({**label._asdict(), "file_name": image.file_name} for label in found)
         # Objects that are surely in the photo: annotated or seen by the verifier; where no model
@@ -200,8 +193,7 @@ class ImagePipeline:
                 usable += candidate.reject_reason is None and candidate.source == "llm"
                 if usable <= self.config.propose.number or candidate.reject_reason is not None:
                     candidates.append(candidate)
-        usable = any(candidate.reject_reason is None for candidate in candidates)
-        if not self.present or not usable:
+        if not self.present or all(candidate.reject_reason for candidate in candidates):
             return candidates
         # What captions name is never said to be absent, but asked about for its label.
         named = labels.unsaid_by_others(image, self.present, self.config.seed, self.boxes)
@@ -237,12 +229,9 @@ async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
-    results = []
-    for result in found:
-        if isinstance(result, Pending):
-            raise result
-        results.append(result)
-    return results
+    for pending in (result for result in found if isinstance(result, Pending)):
+        raise pending
+    return found
 
 
 def assign(
@@ -263,11 +252,7 @@ def assign(
     photo: a caption's false twin is of it, so that its absent object is of the same kind if one is.
     """
     absent = {(v.object, v.question): v for v in verdicts if v.verdict == "absent"}
-    free = [
-        candidate
-        for candidate in candidates
-        if candidate.reject_reason is None and (candidate.object, candidate.question) in absent
-    ]
+    free = [c for c in candidates if c.reject_reason is None and (c.object, c.question) in absent]
     captions = [c for c in image.captions if not (skip_negated and cue_of(c.text))]
     own = {c.caption_id: c for c in free if c.caption_id is not None}
     left = {caption.id: unsaid(present, caption.text) for caption in captions}
@@ -282,17 +267,12 @@ def assign(
             turns.sort(key=lambda c: (c.object in CATEGORIES) != kind) if present else None
             pairs.append((caption, turns.pop(0)))
         pairs.sort(key=lambda pair: order[pair[0].id])
-    return [
-        Assignment(
-            c,
-            o,
-            absent[o.object, o.question],
-            o.there
-            or min(
-                shuffled(left[c.id][0], seed, c.id) if left[c.id][1] else (),
-                key=lambda name: not place_of(name, c.text),
-                default=None,
-            ),
-        )
-        for c, o in pairs
-    ]
+    assigned = []
+    for caption, candidate in pairs:
+        found, alone = left[caption.id]
+        beside = shuffled(found, seed, caption.id) if alone else ()
+        beside = sorted(beside, key=lambda name: not place_of(name, caption.text))
+        there = candidate.there or next(iter(beside), None)
+        verdict = absent[candidate.object, candidate.question]
+        assigned.append(Assignment(caption, candidate, verdict, there))
+    return assigned

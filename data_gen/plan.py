@@ -50,10 +50,11 @@ def plan(config: Settings, run: Path | None) -> str:
     else:
         stages, pairs, hours = *_assumed(config, job.roles, images, captions), None
         basis = "rates assumed (data_gen/plan.py); --sample=200 --out=DIR measures them"
-    lines = [f"{images:,} images, {captions:,} captions; {basis}", ""]
-    lines.append(
-        f"{'stage':<10}{'calls':>14}{'prompt tokens':>18}{'answer tokens':>18}{'cost':>12}"
-    )
+    lines = [
+        f"{images:,} images, {captions:,} captions; {basis}",
+        "",
+        f"{'stage':<10}{'calls':>14}{'prompt tokens':>18}{'answer tokens':>18}{'cost':>12}",
+    ]
     total = 0.0
     for name, stage in sorted(stages.items()):
         role, prices = "mllm" if name == "verify" else "llm", config.prices
@@ -65,10 +66,8 @@ def plan(config: Settings, run: Path | None) -> str:
             f"{cost:>12,.2f}"
         )
     calls = sum(stage.calls for stage in stages.values())
-    lines += [
-        "",
-        f"{pairs:,.0f} pairs, {calls / max(pairs, 1):.1f} calls a pair, cost {total:,.2f}",
-    ]
+    each = calls / max(pairs, 1)
+    lines += ["", f"{pairs:,.0f} pairs, {each:.1f} calls a pair, cost {total:,.2f}"]
     if hours is not None:
         many = config.engine.concurrency
         lines.append(

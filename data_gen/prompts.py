@@ -85,10 +85,8 @@ def load_prompts(folder: str | None = None) -> Mapping[str, Prompt]:
     """The built-in prompts, with those of `folder` (NAME.txt) in place of their namesakes.
 
     With a "propose" of one's own and no "propose_many" there is none: each photo is asked about in
-    one's own words.
-
-    Raises InputError for a file of another name, without a user turn at its end or without a
-    placeholder that it needs.
+    one's own words. Raises InputError for a file of another name, without a user turn at its end or
+    without a placeholder that it needs.
     """
     prompts = {name: _read(BUILT_IN / f"{name}.txt") for name in REQUIRED}
     if folder is None:

@@ -20,6 +20,7 @@ from negclip_jax.common import atomic_files, strict_json
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import content_hash
 
+PARTS = "part-*.parquet"  # the files of a table, one a shard
 NAMED = "caption"  # source of a candidate that a caption names
 _ROWS = 16_384  # of a table that are in memory at once
 _MANIFEST = {"run_id", "roles", "inputs", "captions", "images", "ingest_rejects", "config", "calls"}
@@ -33,13 +34,8 @@ _TYPES = {
 
 def _schema(*columns: str) -> pa.Schema:
     """A table of `name` or `name:type` columns, several in a text; text unless a type is given."""
-    pairs = [column.partition(":")[::2] for text in columns for column in text.split()]
-    return pa.schema(
-        [
-            (name, _TYPES[kind] if kind in _TYPES else pa.type_for_alias(kind))
-            for name, kind in pairs
-        ]
-    )
+    named = (column.partition(":")[::2] for text in columns for column in text.split())
+    return pa.schema((name, _TYPES.get(kind) or pa.type_for_alias(kind)) for name, kind in named)
 
 
 SCHEMAS = {
@@ -231,33 +227,26 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return content
 
 
-def table_paths(run: str | os.PathLike, name: str, part: str = "part-*.parquet") -> list[Path]:
+def table_paths(run: str | os.PathLike, name: str, part: str = PARTS) -> list[Path]:
     """The finished parts of a table of the run directory `run`, in the order of their shards."""
     return sorted(Path(run).joinpath(name).glob(part))
 
 
 def read_table(
-    run: str | os.PathLike,
-    name: str,
-    columns: list[str] | None = None,
-    part: str = "part-*.parquet",
+    run: str | os.PathLike, name: str, columns: list[str] | None = None, part: str = PARTS
 ) -> pa.Table:
     """A whole table (a key of SCHEMAS) of a run directory; without rows if nothing is there yet.
 
-    `part`: file name of one shard, to read that alone.
-
-    Raises InputError for a part that is not readable Parquet.
+    `part`: file name of one shard, to read that alone. Raises InputError for what is no Parquet.
     """
-    schema = SCHEMAS[name]
-    if columns is not None:
-        schema = pa.schema([schema.field(column) for column in columns])
-    parts = []
+    parts = [SCHEMAS[name].empty_table()]
     for path in table_paths(run, name, part):
         try:
             parts.append(pq.read_table(path, columns=columns, partitioning=None))
         except (pa.ArrowException, OSError) as error:
             raise damaged(path, error) from None
-    return pa.concat_tables([schema.empty_table(), *parts])
+    parts[0] = parts[0].select(columns or parts[0].column_names)
+    return pa.concat_tables(parts)
 
 
 def damaged(path: Path, error: Exception) -> InputError:
@@ -269,7 +258,7 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 
 def read_rows(
-    run: str | os.PathLike, name: str, columns: Sequence[str], part: str = "part-*.parquet"
+    run: str | os.PathLike, name: str, columns: Sequence[str], part: str = PARTS
 ) -> Iterator[tuple]:
     """The values of these columns, row by row; some rows at a time are in memory.
 

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import hashlib
-import heapq
 import itertools
 import math
 import os
@@ -62,11 +61,10 @@ def write_report(run: str | os.PathLike) -> Path:
     shown = {row["pair_id"] for row in (*gallery, *doubtful)}
     # Data URLs of the photos that are still below their folder, by their names.
     thumbnails = dict.fromkeys((row["file_name"] for row in (*gallery, *doubtful)), "")
-    photos = summary.manifest["config"]["input"]["images"]
-    with contextlib.suppress(InputError):  # photos that are not there any more
-        folder = PhotoFolder(photos, THUMBNAIL) if photos is not None else None
-        for name in thumbnails if folder else ():
-            thumbnails[name] = folder.thumbnail(name, THUMBNAIL)
+    if photos := summary.manifest["config"]["input"]["images"]:
+        with contextlib.suppress(InputError):  # photos that are not there any more
+            folder = PhotoFolder(photos, THUMBNAIL)
+            thumbnails = {name: folder.thumbnail(name, THUMBNAIL) for name in thumbnails}
     chosen = {pair["pair_id"]: rows for pair, rows in texts(summary.run, only=shown)}
     # What has a false text beside it shows more of what a pair is.
     bare = {name for name, rows in chosen.items() if all(row["truth"] for row in rows)}
@@ -124,13 +122,10 @@ class _Rewrites:
         self.number += len(rows)
         self.accepted += len(accepted)
         self.drawn = sample([*self.drawn, *accepted], SAMPLE)
-        unsure = [row for row in accepted if row["p_no"] is not None and row["mass"]]
-        unsure = [row for row in unsure if _certainty(row) < 1]
+        told = [row for row in accepted if row["p_no"] is not None and row["mass"]]
+        unsure = [*self.doubtful, *(row for row in told if _certainty(row) < 1)]
         unsure.sort(key=lambda row: (_certainty(row), row["pair_id"]))
-        least = heapq.merge(
-            self.doubtful, unsure, key=lambda row: (_certainty(row), row["pair_id"])
-        )
-        self.doubtful = list(itertools.islice(least, DOUBTFUL))
+        self.doubtful = unsure[:DOUBTFUL]
         found = collections.defaultdict[str, list[Row]](list)
         for row in rows:
             for reason in row["reasons"] or ():
@@ -170,12 +165,9 @@ class _Asked:
 
     def __init__(self, run: Path):
         self.unknown = self.known = self.usable = self.absent = 0
-        self.no_object, self.none_absent, self.not_asked = (
-            collections.Counter[str]() for _ in range(3)
-        )
-        self.verdicts, self.objects, self.absent_objects = (
-            collections.Counter[str]() for _ in range(3)
-        )
+        counters = (collections.Counter[str]() for _ in range(6))
+        self.no_object, self.none_absent, self.not_asked, *counters = counters
+        self.verdicts, self.objects, self.absent_objects = counters
         self.answers = {"p_yes": array("d"), "mass": array("d")}
         tables = ("items", "candidates", "verdicts")
         for part in sorted({path.name for table in tables for path in table_paths(run, table)}):
@@ -254,31 +246,20 @@ class RunSummary:
             photos.update({image: code for image, caption, code in rows if not caption}.values())
         photos["not in the box file"] = asked.unknown
         photos["not done yet"] = self.unfinished()
+        gone = ", ".join(f"{plural(n, 'photo')} {why}" for why, n in photos.most_common() if n)
+        few = "fewer things are absent than there are captions, or the caption negates already"
+        wrong = ", ".join(f"{row['code']} {row['n']:,}" for row in self.reasons()[:4])
         steps = [
             ("captions", self.manifest["captions"], ""),
-            (
-                "usable photo",
-                asked.known,
-                ", ".join(f"{plural(n, 'photo')} {name}" for name, n in photos.most_common() if n),
-            ),
+            ("usable photo", asked.known, gone),
             ("object to ask about", asked.usable, f"proposals: {most(asked.no_object)}"),
             ("something absent", asked.absent, f"verdicts: {most(asked.none_absent)}"),
-            (
-                "absent object given",
-                self.rewrites.captions,
-                "fewer things are absent than there are captions, or the caption negates already",
-            ),
-            (
-                "accepted",
-                self.rewrites.accepted,
-                "no rewrite could be used: "
-                + ", ".join(f"{row['code']} {row['n']:,}" for row in self.reasons()[:4]),
-            ),
+            ("absent object given", self.rewrites.captions, few),
+            ("accepted", self.rewrites.accepted, f"no rewrite could be used: {wrong}"),
         ]
         rows, before = [], steps[0][1]
         for name, n, why in steps:
-            lost = before - n
-            note = f"−{lost:,}: {why}" if lost > 0 else ""
+            note = f"−{before - n:,}: {why}" if before > n else ""
             rows.append({"name": name, "n": n, "note": note})
             before = n
         return rows
@@ -295,16 +276,12 @@ class RunSummary:
 
     def without_boxes(self) -> int:
         """Photos that were judged although the box file of the run does not know them."""
-        if "instances" not in self.manifest["inputs"]:
-            return 0
-        number = 0
-        for path in table_paths(self.run, "items"):
+        number, is_boxed = 0, "instances" in self.manifest["inputs"]
+        for path in table_paths(self.run, "items") if is_boxed else ():
             images = {image for (image,) in read_rows(self.run, "items", ["image_id"], path.name)}
-            if table_paths(self.run, "labels", path.name):
-                rows = read_table(self.run, "labels", ["image_id", "source"], path.name)
-                boxed = rows.filter(pc.equal(rows["source"], "boxes"))["image_id"]
-                images -= set(pc.unique(boxed).to_pylist())
-            number += len(images)
+            rows = read_table(self.run, "labels", ["image_id", "source"], path.name)
+            boxed = rows.filter(pc.equal(rows["source"], "boxes"))["image_id"]
+            number += len(images.difference(pc.unique(boxed).to_pylist()))
         return number
 
     def rest_on(self) -> list[tuple[str, int]]:
@@ -324,15 +301,10 @@ class RunSummary:
 
     def reasons(self) -> list[dict[str, Any]]:
         """Each reason against rewrites with its sentence, number and examples."""
-        found = self.rewrites.reasons.items()
+        unusable, found = "the model gave no usable answer", self.rewrites.reasons.items()
         return [
-            {
-                "code": code,
-                "sentence": REASONS.get(code, "the model gave no usable answer"),
-                "n": number,
-                "examples": examples,
-            }
-            for code, (number, examples) in sorted(found, key=lambda item: (-item[1][0], item[0]))
+            {"code": code, "sentence": REASONS.get(code, unusable), "n": n, "examples": examples}
+            for code, (n, examples) in sorted(found, key=lambda item: (-item[1][0], item[0]))
         ]
 
     def counted(self, column: str) -> list[tuple[str, int]]:
@@ -374,15 +346,8 @@ class RunSummary:
 def bar_rows(rows: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
     """Names and numbers as bars: the longest is of width 100, and each with its share of all."""
     top, total = max((n for _, n in rows), default=1) or 1, sum(n for _, n in rows)
-    return [
-        {
-            "name": str(name),
-            "n": n,
-            "note": share_text(n, total),
-            "width": round(100 * n / top, 1),
-        }
-        for name, n in rows
-    ]
+    bars = ((str(name), n, share_text(n, total), round(100 * n / top, 1)) for name, n in rows)
+    return [dict(zip(("name", "n", "note", "width"), bar, strict=True)) for bar in bars]
 
 
 def share_text(n: int, total: int) -> str:

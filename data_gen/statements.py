@@ -25,6 +25,7 @@ from negclip_jax.common import atomic_files
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
 from negclip_jax.common.provenance import content_hash
+from negclip_jax.data.pairs import Pair
 from negclip_jax.language.grammar import BY_NAME, NOT_OF_TWO, THING, Grammar, Shape, Template
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.mentions import mentioned
@@ -33,17 +34,7 @@ from negclip_jax.language.twins import affirmed, exchanged, of_scene, place_of
 from negclip_jax.language.vocabulary import canonical
 
 AFFIRMS, DENIES, BOTH = "affirms", "denies", "both"
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("image", "image_id", "caption_id", "unit", "text")),
-        ("truth", pa.bool_()),
-        ("polarity", pa.string()),
-        ("objects", pa.list_(pa.string())),
-        ("form", pa.string()),
-        ("writer", pa.string()),
-        ("label", pa.list_(pa.string())),
-    ]
-)
+Row = Mapping[str, Any]  # of the table "pairs", or what `row_of` makes
 # Of the balance: what an object's numbers may differ by, and times the root of the lesser.
 _SLACK, _SPREAD = 5, 2
 _PAIRS_A_WRITE = 5000  # whose statements are one row group
@@ -63,6 +54,10 @@ class Statement(NamedTuple):
     form: str  # the template, or the cue and its place in an LLM's sentence
     writer: str  # "grammar" or "llm"
     label: tuple[str, ...]  # what its truth rests on, "OBJECT=STATE@SOURCE"
+
+
+_TYPES = {bool: pa.bool_(), tuple[str, ...]: pa.list_(pa.string())}  # others: text
+SCHEMA = pa.schema((n, _TYPES.get(t, pa.string())) for n, t in Statement.__annotations__.items())
 
 
 class Facts(NamedTuple):
@@ -137,14 +132,11 @@ class Pen:
     )
 
     def write(
-        self, pairs: Sequence[Mapping[str, Any]], facts: Facts, captions: Sequence[str]
-    ) -> Iterator[tuple[Mapping[str, Any], list[Statement] | None]]:
+        self, pairs: Sequence[Row], facts: Facts, captions: Sequence[str]
+    ) -> Iterator[tuple[Row, list[Statement] | None]]:
         """Each pair with its statements; None where nothing is known to be in the photo.
 
-        Args:
-          pairs: accepted rows of the table of pairs, all of one image.
-          facts: about the image.
-          captions: of the image, all of them.
+        `pairs`, accepted rows, `facts` and `captions` are all those of one image.
         """
         there, absent, rests, seen = facts
         present = certain(there, captions, seen)
@@ -170,7 +162,7 @@ class Pen:
         for pair in pairs:
             yield pair, found[pair["pair_id"]] if there else None
 
-    def _forms(self, pair: Mapping[str, Any], present: Sequence[str]) -> Iterator[_Form]:
+    def _forms(self, pair: Row, present: Sequence[str]) -> Iterator[_Form]:
         """The pair's own form, or another beside the caption, and one of the object alone."""
         caption, obj, key = pair["caption"], pair["object"], f"{self.seed}/{pair['pair_id']}"
         template = BY_NAME.get(pair["rewriter"].removeprefix("template:"))
@@ -203,7 +195,7 @@ class Pen:
 
     @staticmethod
     def _there(
-        pair: Mapping[str, Any], template: Template | None, present: Sequence[str]
+        pair: Row, template: Template | None, present: Sequence[str]
     ) -> tuple[str, str] | None:
         """What a pair without its caption says is there, and where: "a cat on a sofa, no dog"."""
         if template is None or template.position == ALONE:
@@ -220,18 +212,12 @@ class Pen:
         return [t for t in self.grammar.fitting(position, caption, False, shape) if t.affirmed]
 
     def _unit(
-        self,
-        pair: Mapping[str, Any],
-        form: _Form,
-        absent: Sequence[str],
-        present: Sequence[str],
-        rests: Mapping[str, str],
+        self, pair: Row, form: _Form, absent: list[str], present: list[str], rests: Row
     ) -> list[Statement]:
         """The four texts of a form about something absent and something that is there; [] if none.
 
-        Absent is the pair's own object, or one of `absent` where the balance refuses it.
-        Beside a caption the present object is one that the caption does not name: "a dog, with no
-        dog in sight" is false of every photo.
+        Absent is the pair's own object, or one of `absent` where the balance refuses it. Beside a
+        caption the present one is none that it names: "a dog, with no dog in sight" is never true.
         """
         key = (self.seed, pair["pair_id"], form.name)
         balance = self.balances[form.is_own, form.holds_caption]
@@ -263,13 +249,12 @@ class Pen:
             balance.count(name, other)
             self.units += 1
             denies = BOTH if form.holds_caption else DENIES
-            texts = [
-                (texts[0], True, denies, (name,)),
-                (texts[1], False, AFFIRMS, (name,)),
-                (texts[2], False, denies, (other,)),
-                (texts[3], True, AFFIRMS, (other,)),
+            rows = [
+                (form, texts[0], True, denies, (name,)),
+                (form, texts[1], False, AFFIRMS, (name,)),
+                (form, texts[2], False, denies, (other,)),
+                (form, texts[3], True, AFFIRMS, (other,)),
             ]
-            rows = [(form, *text) for text in texts]
             fits = self._fitting(AFTER, "", THING) + self._fitting(BEFORE, "", THING)
             fits = [template for template in fits if template.name not in NOT_OF_TWO]
             if fits and not form.holds_caption:
@@ -291,10 +276,8 @@ class Pen:
         """ "A dog but no cat" and "a cat but no dog", of which one is true, in the style of `like`.
 
         `place`: where both are said to be. In the plain style, whose captions are no sentences, a
-        thing without a place is none either.
-
-        Where a second object is there, "a bird but no cat" and "a dog but no bird" as well: else
-        whatever affirms a thing that is there would be true.
+        thing without a place is none either. Where a second object is there, "a bird but no cat"
+        and "a dog but no bird" as well: else whatever affirms a thing that is there would be true.
         """
         form = _Form(f"a {template.name}", "grammar", str, str, False)
         said = [(present, absent, True), (absent, present, False)]
@@ -308,28 +291,24 @@ class Pen:
             yield form, text, truth, BOTH, (first, last)
 
 
+def row_of(number: int, pair: Pair, rewriter: str) -> dict[str, Any]:
+    """What `Pen` reads of a row of the table "pairs", for a pair that no run wrote."""
+    about = {"pair_id": str(number), "caption_id": str(number), "image_id": pair.image_id}
+    about |= {"file_name": pair.image, "caption": pair.caption, "negated_caption": pair.negated}
+    return about | {"object": pair.object, "question": None, "rewriter": rewriter}
+
+
 def _statements(
-    pair: Mapping[str, Any],
-    rows: Iterable[tuple[_Form, str, bool, str, tuple[str, ...]]],
-    rests: Mapping[str, str],
+    pair: Row, rows: Iterable[tuple[_Form, str, bool, str, tuple[str, ...]]], rests: Row
 ) -> list[Statement]:
     """The statements of a unit from form, text, truth, polarity and objects of each."""
-    return [
-        Statement(
-            pair["file_name"],
-            pair["image_id"],
-            pair["caption_id"] if form.holds_caption else None,
-            f"{pair['pair_id']}-{form.name}",
-            text,
-            truth,
-            polarity,
-            objects,
-            form.name,
-            form.writer,
-            tuple(rests[obj] for obj in objects),
-        )
-        for form, text, truth, polarity, objects in rows
-    ]
+    found = []
+    for form, text, truth, polarity, objects in rows:
+        caption = pair["caption_id"] if form.holds_caption else None
+        unit, label = f"{pair['pair_id']}-{form.name}", tuple(rests[obj] for obj in objects)
+        about = (pair["file_name"], pair["image_id"], caption, unit, text, truth, polarity)
+        found.append(Statement(*about, objects, form.name, form.writer, label))
+    return found
 
 
 def _filled(template: Template, caption: str, is_own: bool) -> _Form:
@@ -365,7 +344,7 @@ def grammar_of(config: Mapping[str, Any], *, of_pairs: bool = True) -> Grammar:
 class Exported(NamedTuple):
     """An accepted pair of a run with what is said beside it."""
 
-    pair: Mapping[str, Any]  # row of the table "pairs"
+    pair: Row
     statements: list[Statement] | None  # None where nothing is known to be in its photo
     foils: list[str]  # false texts in the pair's own words
     captions: Sequence[str]  # of its photo
@@ -392,7 +371,7 @@ def exported(run: Path, config: Mapping[str, Any]) -> Iterator[Exported]:
                 yield Exported(pair, found, foils(pair, found, affirm), texts, labels[image])
 
 
-def keeper(run: Path, max_per_object: int | None = None) -> Callable[[Mapping[str, Any]], bool]:
+def keeper(run: Path, max_per_object: int | None) -> Callable[[Row], bool]:
     """Whether to export a row of "pairs": an accepted one; of too many of an object those with
     the least hash."""
     if max_per_object is None:
@@ -411,9 +390,7 @@ def keeper(run: Path, max_per_object: int | None = None) -> Callable[[Mapping[st
     return lambda row: row["accepted"] and place(row["pair_id"]) <= last[row["object"]]
 
 
-def foils(
-    pair: Mapping[str, Any], statements: Sequence[Statement] | None, affirm: bool
-) -> list[str]:
+def foils(pair: Row, statements: Sequence[Statement] | None, affirm: bool) -> list[str]:
     """The false statements in a pair's own words, those that affirm only with `affirm`.
 
     Where nothing is known to be in the photo (None), the foils that the run wrote.

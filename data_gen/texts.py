@@ -42,7 +42,10 @@ def texts(
                 (pair["negated_caption"], True, pair["pair_id"], writer, pair["rewriter"], None)
             )
         for s in said or ():
-            source = None if s.truth else rests_on(_said_by(s), _labels_of(s), s.image_id, boxes)
+            # Of two objects the first is affirmed and the second denied; of one it is the polarity.
+            affirms = (True, False) if len(s.objects) == 2 else (s.polarity == AFFIRMS,)
+            claims = list(zip(s.objects, affirms, strict=True))
+            source = None if s.truth else rests_on(claims, _labels_of(s), s.image_id, boxes)
             found.append((s.text, s.truth, s.unit, s.writer, s.form, source))
         if false and not said:
             known = known_of((label.object, label.state, label.source) for label in labels)
@@ -101,13 +104,6 @@ def _labels_of(statement: Statement) -> Known:
     return known_of(
         (canonical(o), state, s) for what, s in parts for o, _, state in [what.rpartition("=")]
     )
-
-
-def _said_by(statement: Statement) -> Claims:
-    """Of two objects the first is affirmed and the second denied; of one it is the polarity."""
-    if len(statement.objects) == 2:
-        return list(zip(statement.objects, (True, False), strict=True))
-    return [(name, statement.polarity == AFFIRMS) for name in statement.objects]
 
 
 def _claims(foil: str, absent: str) -> Claims:

@@ -14,13 +14,8 @@ from types import SimpleNamespace
 from data_gen.engines.cache import Cache
 from data_gen.engines.probe import Capabilities, Pending
 from negclip_jax.common import strict_json
-from negclip_jax.common.chat.messages import (
-    ChatRequest,
-    ChatResult,
-    body_of,
-    is_filtered,
-    result_of,
-)
+from negclip_jax.common.chat import messages
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
 
@@ -48,7 +43,7 @@ class BatchEngine:
             self._written.add(request.key)
             head = {"custom_id": f"{request.stage}-{request.key}", "method": "POST"}
             text = json.dumps(head | {"url": "/v1/chat/completions"})
-            self._write(b'%s, "body": %s}\n' % (text[:-1].encode(), body_of(request)))
+            self._write(b'%s, "body": %s}\n' % (text[:-1].encode(), messages.body_of(request)))
         raise Pending(request.key)
 
     def _write(self, line: bytes) -> None:
@@ -119,10 +114,10 @@ def _result(entry: dict) -> ChatResult:
     status, body = response.get("status_code", 200), response.get("body")
     if status == 200 and isinstance(body, dict) and not entry.get("error"):
         try:
-            return replace(result_of(body), host="batch")
+            return replace(messages.result_of(body), host="batch")
         except ValueError as error:
             return ChatResult(error="bad_response", detail=str(error), host="batch")
     detail = json.dumps(entry.get("error") or body)[:500]
     refused = status in (400, 413, 422)
-    code = "content_filter" if is_filtered(detail) else "refused"
+    code = "content_filter" if messages.is_filtered(detail) else "refused"
     return ChatResult(error=code if refused else "batch", detail=detail, permanent=refused)

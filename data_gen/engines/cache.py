@@ -39,8 +39,7 @@ class Cache:
         """Raises InputError for another mode and a file that is no cache or cannot be opened."""
         if mode not in CACHE_MODES:
             raise InputError(f"cache is {mode!r}; choose one of: {', '.join(CACHE_MODES)}")
-        self._mode, self._path = mode, path
-        self._pending: dict[str, tuple] = {}
+        self._mode, self._path, self._pending = mode, path, dict[str, tuple]()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -59,12 +58,11 @@ class Cache:
         """The answer to an equal request, if there was one."""
         if self._mode == "off":
             return None
-        row = self._pending.get(request.key)
-        if row is None:
+        if row := self._pending.get(request.key):
+            found = row[3:-1]
+        else:
             wanted = f"SELECT {', '.join(_FIELDS)} FROM answers WHERE key = ?"
             found = self._db.execute(wanted, (request.key,)).fetchone()
-        else:
-            found = row[3:-1]
         if found is None:
             return None
         values = dict(zip(_FIELDS, found, strict=True))
@@ -212,18 +210,14 @@ def read_statistics(path: Path) -> dict[str, dict]:
     try:
         found = f"SELECT stage, COUNT(*), {sums} FROM answers GROUP BY stage ORDER BY stage"
         for stage, calls, *numbers in database.execute(found).fetchall():
-            errors = database.execute(
-                "SELECT error, COUNT(*) FROM answers WHERE stage = ? AND error > '' GROUP BY error",
-                (stage,),
-            )
-            summary[stage] = {"calls": calls, "errors": dict(errors)}
+            of_stage = "FROM answers WHERE stage = ?"
+            errors = f"SELECT error, COUNT(*) {of_stage} AND error > '' GROUP BY error"
+            summary[stage] = {"calls": calls, "errors": dict(database.execute(errors, (stage,)))}
             summary[stage] |= dict(zip(totals, numbers, strict=True))
+            nth = f"SELECT latency_ms {of_stage} ORDER BY latency_ms LIMIT 1 OFFSET ?"
             for share in (50, 95):
-                (latency,) = database.execute(
-                    "SELECT latency_ms FROM answers WHERE stage = ? ORDER BY latency_ms "
-                    "LIMIT 1 OFFSET ?",
-                    (stage, min(calls * share // 100, calls - 1)),
-                ).fetchone()
+                place = min(calls * share // 100, calls - 1)
+                (latency,) = database.execute(nth, (stage, place)).fetchone()
                 summary[stage][f"latency_ms_p{share}"] = round(latency, 1)
         return summary
     except sqlite3.Error as error:

@@ -165,12 +165,8 @@ async def probe(
 ) -> Capabilities:
     """Asks a server for everything that a run could use: a dozen short requests, most at once.
 
-    Args:
-      model: its name; None for the first one that the server lists.
-      prompts: of the run, for questions about a picture, objects of two photos, and a rewrite.
-      looks, writes: whether it is to look at photos, and to propose and rewrite.
-      max_tokens: of an answer to a question about a photo.
-      extra_body: fields that are added to every body.
+    `model`: its name; None for the first one that the server lists. `looks`, `writes`: whether it
+    is to look at photos, and to propose and rewrite. `max_tokens`: of an answer about a photo.
 
     Raises EndpointError for a server that is down, refuses the key, does not know the model, or
     cannot see where it has to.

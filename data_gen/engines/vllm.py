@@ -7,13 +7,8 @@ from typing import Any
 
 from data_gen.engines.probe import Capabilities
 from negclip_jax.common import extras
-from negclip_jax.common.chat.messages import (
-    THINKS,
-    ChatRequest,
-    ChatResult,
-    fields_of,
-    without_thoughts,
-)
+from negclip_jax.common.chat import messages
+from negclip_jax.common.chat.messages import ChatRequest, ChatResult
 from negclip_jax.common.errors import InputError
 
 _GATHER_SECONDS = 0.02  # requests that arrive within it become one batch
@@ -79,7 +74,7 @@ class VLLMEngine:
     def _chat(self, requests: list[ChatRequest]) -> list[ChatResult]:
         turns, sampling = [], []
         for request in requests:
-            turns.append(fields_of(request)["messages"])
+            turns.append(messages.fields_of(request)["messages"])
             if request.image is not None:
                 url = {"url": request.image.data_url.decode()}
                 turns[-1][-1]["content"][0]["image_url"] = url
@@ -112,13 +107,13 @@ def _result(output: Any) -> ChatResult:
     top = None
     if answer.logprobs:
         top = [(entry.decoded_token, entry.logprob) for entry in answer.logprobs[0].values()]
-    text, thinks = without_thoughts(answer.text)
+    text, thinks = messages.without_thoughts(answer.text)
     only_thinks = thinks and not text.strip()
     return ChatResult(
         text=text,
         thinks=thinks,
         error="thinking" if only_thinks else None,
-        detail=THINKS if only_thinks else None,
+        detail=messages.THINKS if only_thinks else None,
         finish_reason=answer.finish_reason,
         prompt_tokens=len(output.prompt_token_ids or ()),
         completion_tokens=len(answer.token_ids),

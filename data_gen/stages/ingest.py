@@ -4,6 +4,7 @@ A million captions are bytes and numbers (`common.packed`), from which images ar
 asked for.
 """
 
+import collections
 import functools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,10 +81,7 @@ class Ingested:
 def read_captions(path: str, max_rejects: float = 1.0, fields: str = "") -> Ingested:
     """Reads captions from COCO JSON, or from whatever pairs are read from: `data.pairs.iter_pairs`.
 
-    Args:
-      path: COCO JSON; JSONL, Parquet, CSV or TSV; `wds:`, `parquet:` or `arrayrecord:PATTERN`.
-      max_rejects: share of the captions that may be unusable.
-      fields: which field of a record is what, see `data.fields`; none for COCO JSON.
+    `fields`: which field of a record is what, see `data.fields`; none for COCO JSON.
 
     Images come sorted by id, numbers by their size. Raises InputError for a file that is neither,
     for two different captions with one id, and where more than `max_rejects` of the captions cannot
@@ -282,27 +280,20 @@ def with_questions(
     """
     asked = coco.read_lists(Path(questions), ("questions",), layout="VQAv2")["questions"]
     answered = coco.read_lists(Path(answers), ("annotations",), layout="VQAv2")["annotations"]
+    found = collections.defaultdict[str, list[Question]](list)  # by image
     try:
-        by_image = _by_image(asked, answered)
+        texts = {row["question_id"]: (identity(row["image_id"]), row["question"]) for row in asked}
+        for row in answered:
+            votes = [str(answer.get("answer", "")).strip().lower() for answer in row["answers"]]
+            yes, no = votes.count("yes"), votes.count("no")
+            if row["question_id"] in texts and yes + no > len(votes) / 2:  # else no yes/no question
+                image_id, text = texts[row["question_id"]]
+                question = Question(str(row["question_id"]), text, yes, no, len(votes))
+                found[image_id].append(question)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{questions} and {answers} are not in VQAv2's layout ({error!r} in one of their rows)"
         ) from None
     for image in images:
-        asked = tuple(by_image.get(identity(image.image_id), ()))
-        if asked:
-            yield ImageItem(image.image_id, image.file_name, image.captions, asked)
-
-
-def _by_image(asked: Sequence[dict], answered: Sequence[dict]) -> dict[str, list[Question]]:
-    """The questions that most annotators answered with yes or no, by image id."""
-    texts = {row["question_id"]: (identity(row["image_id"]), row["question"]) for row in asked}
-    found: dict[str, list[Question]] = {}
-    for row in answered:
-        votes = [str(answer.get("answer", "")).strip().lower() for answer in row["answers"]]
-        yes, no = votes.count("yes"), votes.count("no")
-        if row["question_id"] in texts and yes + no > len(votes) / 2:
-            image_id, text = texts[row["question_id"]]
-            question = Question(str(row["question_id"]), text, yes, no, len(votes))
-            found.setdefault(image_id, []).append(question)
-    return found
+        if own := found.get(identity(image.image_id)):
+            yield ImageItem(image.image_id, image.file_name, image.captions, tuple(own))

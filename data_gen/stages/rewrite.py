@@ -1,6 +1,7 @@
 """Drafts by an LLM or the grammar of templates; each is checked by all rules, or made once more."""
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -134,9 +135,8 @@ class LLMWriter:
         result = await self.engine.generate(request)
         items = None if result.error else numbered(result.text, len(rows))
         texts = [None if item is None else clean(item) for item in items or [None] * len(rows)]
-        about = {"key": request.key, "model": self.can.model, "prompt_id": prompt.id}
         return {
-            place: Draft(text, "llm", **about)
+            place: Draft(text, "llm", request.key, self.can.model, prompt.id)
             for place, text, moved in zip(assignments, texts, misplaced(texts, asked), strict=True)
             if text is not None and not moved
         }
@@ -193,11 +193,11 @@ class TemplateWriter:
             if written is None:
                 return Draft("", "template", problem="held_out")
             text, template = written
-            if of_two and template.position != ALONE:
+            alone = template.position == ALONE
+            if of_two and not alone:
                 text = template.contrast(there, candidate.object, base, place_of(there, base))
-            holds_caption = not of_two and template.position != ALONE
             name = f"template:{template.name}"
-            return Draft(text, name, template=template, is_statement=not holds_caption)
+            return Draft(text, name, template=template, is_statement=of_two or alone)
         text = merge_question(caption.text, candidate.question)
         return Draft(text or "", "template:merge", problem=None if text else "unmergeable")
 
@@ -277,18 +277,15 @@ class RewriteStage:
         return list(await asyncio.gather(*map(self._rows, works, drafts)))
 
     async def _rows(self, work: Work, drafts: Sequence[Draft]) -> list[dict[str, Any]]:
-        asked = zip(work.assignments, drafts, strict=True)
-        rows = await asyncio.gather(
-            *(self._settle(work.image, a, d, work.present) for a, d in asked)
-        )
-        return [row for drafts in rows for row in drafts]
+        settled = map(functools.partial(self._settle, work), work.assignments, drafts)
+        return [row for rows in await asyncio.gather(*settled) for row in rows]
 
     async def _settle(
-        self, image: ImageItem, assignment: Assignment, draft: Draft, present: Sequence[str]
+        self, work: Work, assignment: Assignment, draft: Draft
     ) -> list[dict[str, Any]]:
         """The rows of one caption: its first draft, and further ones until one is accepted."""
         caption, candidate, verdict = assignment.caption, assignment.candidate, assignment.verdict
-        rows = []
+        image, rows = work.image, []
         for attempt in range(self.tries):
             if attempt:
                 draft = await self.writer.again(assignment, attempt, draft)
@@ -311,7 +308,7 @@ class RewriteStage:
                     "object": candidate.object,
                     "question": candidate.question,
                     "negated_caption": draft.text or None,
-                    "foils": self._foils(assignment, draft, present) if accepted else [],
+                    "foils": self._foils(assignment, draft, work.present) if accepted else [],
                     "rewriter": draft.rewriter,
                     "cue": cue,
                     "cue_position": position,
@@ -335,15 +332,13 @@ class RewriteStage:
         """All reasons against a draft; without a usable text, its problem alone."""
         if draft.problem is not None:
             return [draft.problem]
-        caption = assignment.caption
         # A statement about the object alone keeps nothing of its caption.
+        kept = None if draft.is_statement else assignment.caption
         return rules.check(
             draft.text,
-            caption="" if draft.is_statement else caption.text,
+            caption=kept.text if kept else "",
             obj=assignment.candidate.object,
-            other_captions=[
-                c.text for c in image.captions if draft.is_statement or c.id != caption.id
-            ],
+            other_captions=[c.text for c in image.captions if not kept or c.id != kept.id],
             max_tokens=self.max_tokens,
             count_tokens=self.count_tokens,
         )

@@ -23,6 +23,7 @@ from negclip_jax.language.inflection import noun
 from negclip_jax.language.vocabulary import CATEGORIES
 
 _OPTIONS = ("yes", "no")
+Asked, Verdicts = Sequence[Candidate], list[Verdict]
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,8 @@ class Thresholds:
 
 
 class Verifier(Protocol):
-    """Gives a verdict on each candidate of one image."""
-
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]: ...
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
+        """A verdict on each candidate of one image."""
 
 
 def question_of(candidate: Candidate) -> str:
@@ -89,9 +87,7 @@ class ModelVerifier:
     method: str
     max_tokens: int
 
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]:
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
         return list(await asyncio.gather(*(self._one(photo, c) for c in candidates)))
 
     async def _one(self, photo: Photo | None, candidate: Candidate) -> Verdict:
@@ -136,9 +132,7 @@ class ManyVerifier:
     single: ModelVerifier
     seed: int
 
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]:
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
         if len(candidates) < 2:
             return await self.single.verify(image, photo, candidates)
         order = shuffled(candidates, self.seed, image.image_id)
@@ -188,9 +182,7 @@ class AnnotationVerifier:
     annotations: InstanceVerifier
     otherwise: Verifier | None
 
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]:
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
         verdicts, open_ = [], []
         for candidate in candidates:
             verdict, p_yes = "unsure", 0.5
@@ -213,9 +205,7 @@ class VoteVerifier:
 
     min_no_votes: int
 
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]:
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
         asked = {question.text: question for question in image.questions}
         verdicts = []
         for candidate in candidates:
@@ -240,9 +230,7 @@ class UntilEnough:
     wave: int
     captions_per_object: int
 
-    async def verify(
-        self, image: ImageItem, photo: Photo | None, candidates: Sequence[Candidate]
-    ) -> list[Verdict]:
+    async def verify(self, image: ImageItem, photo: Photo | None, candidates: Asked) -> Verdicts:
         """Verdicts on what captions name, then on proposals; on all where too few are absent."""
         enough = math.ceil(len(image.captions) / self.captions_per_object)
         named = [candidate for candidate in candidates if candidate.source == NAMED]

@@ -114,7 +114,7 @@ def test_photos_are_found_by_their_names_where_ids_do_not_meet(tmp_path):
         "6": "f.jpg",  # without a name, the id counts
         "9": "9.jpg",
     }
-    found = InstanceVerifier(write(tmp_path / "i.json", images, [1, 2, 6]), asked)
+    found = InstanceVerifier(write(tmp_path / "i.json", images, [1, 2, 6]), asked.items())
     shown = {i: found.present.get(i) for i in asked}
     dog, nothing = frozenset({"dog"}), frozenset()
     assert shown == {"a.jpg": dog, "photo 2": dog, "1": nothing, "2": None, "d": None,
@@ -125,7 +125,7 @@ def test_photos_are_found_by_their_names_where_ids_do_not_meet(tmp_path):
 def test_the_names_of_one_photo_in_two_releases(tmp_path):
     images = [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}]
     path = write(tmp_path / "i.json", images, [42])
-    found = InstanceVerifier(path, {"42": "000000000042.jpg"})
+    found = InstanceVerifier(path, [("42", "000000000042.jpg")])
     assert found.present["42"] == {"dog"}
 
 
