@@ -77,7 +77,7 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
     usual = [part for part in (*FIELDS, "foil") if part not in {*named, *found_alone}]
     image = named.get("image", ("image",))[0]
 
-    def is_usable(part: str, kind) -> bool:
+    def is_usable(part: str, kind: Any) -> bool:
         if (part == "image_id" and types.is_integer(kind)) or part == "pairs":
             return True
         if part in ("foils", "captions") and _is_list(kind):
@@ -95,7 +95,8 @@ def rows(table: Table, named: Named | None = None) -> Iterator[dict[str, Any]]:
             if name != numbered and _kind(schema, name) is None:
                 raise missing(table.path, name, schema.names)
         parts = usual
-        if not TEXTS & named.keys() and _lists_pairs(_kind(schema, "pairs")):
+        lists_pairs = _is_list(_kind(schema, "pairs")) and _kind(schema, "pairs.caption")
+        if lists_pairs and not TEXTS & named.keys():  # of each photo, as `data_gen export` does
             parts = ["image", "image_id", "pairs"]
         if numbered and set(schema.names) >= _FAILED:
             parts = [*parts, "status"]
@@ -227,17 +228,9 @@ def _kind(schema: Any, name: str) -> Any:
     is_list = _is_list(kind)
     kind = kind.value_type if is_list else kind
     for part in inner.split("."):
-        fields = (
-            {f.name: f.type for f in kind} if kind is not None and types.is_struct(kind) else {}
-        )
-        kind = fields.get(part)
+        is_struct = kind is not None and types.is_struct(kind)
+        kind = {field.name: field.type for field in kind}.get(part) if is_struct else None
     return pa.list_(kind) if is_list and kind is not None else kind
-
-
-def _lists_pairs(kind: Any) -> bool:
-    """Whether a column lists the pairs of each photo, as `data_gen export` writes it."""
-    is_ours = _is_list(kind) and types.is_struct(kind.value_type)
-    return is_ours and "caption" in {field.name for field in kind.value_type}
 
 
 def _column(batch: Any, name: str) -> Any:

@@ -116,11 +116,11 @@ def content_of(
     not by all bytes of their images. Raises PairError for what is no file of pairs.
     """
     kind, rest = kind_of(os.fspath(path))
+    options = {"require_negated": require_negated, "fields": fields, "log": False}
 
     def digest() -> str:
         found = hashlib.sha256()
-        options = {"require_negated": require_negated, "fields": fields}
-        for pair in iter_pairs(path, **options, log=False):
+        for pair in iter_pairs(path, **options):
             found.update(repr(dataclasses.astuple(pair)).encode())
         return found.hexdigest()
 
@@ -178,12 +178,9 @@ def _format_of(path: Path) -> str:
         start = file.readline(1 << 20)
     if not start:
         raise PairError(f"{path} is empty (0 bytes).")
-    if start.startswith(b"PAR1") or suffix == ".parquet":
-        return "parquet"
-    if suffix in DELIMITERS:
-        return "table"
-    if suffix == ".pt":
-        return "torch"
+    by_suffix = {".parquet": "parquet", ".pt": "torch", **dict.fromkeys(DELIMITERS, "table")}
+    if form := "parquet" if start.startswith(b"PAR1") else by_suffix.get(suffix):
+        return form
     if other := strict_json.other_format(suffix, start):
         raise PairError(
             f"{path} is {other}. Pairs are read from COCO JSON, and from JSONL, Parquet, .csv or "
@@ -264,10 +261,10 @@ def _coco(path: Path) -> Iterator[Callable[[Pair], None]]:
                 keys.append(key)
                 image_ids.append(pair.image_id)
                 names.append(pair.image)
-            fields = {"updated_caption": pair.negated, "foils": list(pair.foils)}
-            fields |= {"object": pair.object, "provenance": pair.provenance}
             row = {"id": next(number), "image_id": coco_id(pair.image_id), "caption": pair.caption}
-            row |= {key: value for key, value in fields.items() if value not in (None, [])}
+            row |= {"updated_caption": pair.negated, "foils": list(pair.foils)}
+            row |= {"object": pair.object, "provenance": pair.provenance}
+            row = {key: value for key, value in row.items() if value not in (None, [])}
             comma = ", " if row["id"] else ""
             annotations.write(comma + json.dumps(row, ensure_ascii=False))
 

@@ -74,11 +74,9 @@ class ParquetImages(ShardImages):
                 "but at most paths or addresses: write it with the images inside (`datasets`: "
                 "push_to_hub or embed_external_files), or give the folder of the images"
             )
-        largest = max(
-            file.metadata.row_group(i).total_byte_size
-            for file in files
-            for i in range(file.metadata.num_row_groups)
-        )
+        heads = [file.metadata for file in files]
+        groups = (head.row_group(i) for head in heads for i in range(head.num_row_groups))
+        largest = max(group.total_byte_size for group in groups)
         if largest > _LARGE:
             logging.warning(
                 "parquet:%s: a row group has %d MiB, which are read for each of its images: write "
@@ -89,9 +87,7 @@ class ParquetImages(ShardImages):
     def _prepare(self) -> None:
         super()._prepare()
         self._file = functools.lru_cache(_FOOTERS)(self._footer)
-        self._groups: collections.OrderedDict[tuple[int, int], concurrent.futures.Future] = (
-            collections.OrderedDict()
-        )
+        self._groups = collections.OrderedDict[tuple[int, int], concurrent.futures.Future]()
         self._groups_lock = threading.Lock()
 
     def __getstate__(self) -> dict:
@@ -134,33 +130,27 @@ class ParquetImages(ShardImages):
         """Bytes of the images of a row group, an Arrow array: read once, however many ask."""
         key = shard, group
         with self._groups_lock:
-            future, is_new = self._groups.get(key), key not in self._groups
-            if is_new:
-                future = self._groups[key] = concurrent.futures.Future()
+            is_new = key not in self._groups
+            future = self._groups.setdefault(key, concurrent.futures.Future())
             self._groups.move_to_end(key)
-        if is_new:
-            try:
-                future.set_result(self._read(shard, group, self._file(shard).column.bytes))
-            except BaseException as error:
-                future.set_exception(error)
-                with self._groups_lock:  # to be tried again
-                    del self._groups[key]
-            else:
-                self._forget_oldest(key)
-        return future.result()
-
-    def _forget_oldest(self, newest: tuple[int, int]) -> None:
+        if not is_new:
+            return future.result()
+        try:
+            future.set_result(self._read(shard, group, self._file(shard).column.bytes))
+        except BaseException as error:
+            future.set_exception(error)
+            with self._groups_lock:  # to be tried again
+                del self._groups[key]
+            raise
         with self._groups_lock:
-            sizes = {
-                key: future.result().nbytes
-                for key, future in self._groups.items()
-                if future.done() and future.exception() is None
-            }
+            done = [k for k, x in self._groups.items() if x.done() and x.exception() is None]
+            sizes = {k: self._groups[k].result().nbytes for k in done}
             left = sum(sizes.values())
-            for key, size in sizes.items():
-                if left > _KEPT and key != newest:
-                    del self._groups[key]
+            for old, size in sizes.items():  # those that were not asked for the longest come first
+                if left > _KEPT and old != key:
+                    del self._groups[old]
                     left -= size
+        return future.result()
 
     def _read(self, shard: int, group: int | None, field: str) -> Any:
         """The column or a field of it, of a row group or of all: an Arrow chunked array."""
@@ -194,19 +184,14 @@ class ParquetImages(ShardImages):
 
 def _column(schema: Any, wanted: str, path: str) -> _Column:
     """The column of images; raises ImageError where there is none, or several could be it."""
-
-    def is_text(kind) -> bool:
-        return types.is_string(kind) or types.is_large_string(kind)
-
     found = {}
     for field in schema:
-        if not holds_bytes(field.type):
-            continue
-        found[field.name] = _Column(field.name, "", "")
-        if types.is_struct(field.type):
-            kinds = {inner.name: inner.type for inner in field.type}
-            has_path = "path" in kinds and is_text(kinds["path"])
+        if types.is_struct(field.type) and holds_bytes(field.type):
+            paths = [x for x in field.type if x.name == "path"]
+            has_path = any(types.is_string(x.type) or types.is_large_string(x.type) for x in paths)
             found[field.name] = _Column(field.name, "bytes", "path" if has_path else "")
+        elif holds_bytes(field.type):
+            found[field.name] = _Column(field.name, "", "")
     likely = [wanted] if wanted else [*_NAMES, *(found if len(found) == 1 else ())]
     for name in likely:
         if name in found:
