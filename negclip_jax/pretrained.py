@@ -11,7 +11,6 @@ Shape letters: B images or texts, I images, T texts or tokens of one, D feature 
 the model's image size.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -92,9 +91,8 @@ class CLIP:
           base: of a directory of one tower, the checkpoint that the rest comes from; of a file of
             weights alone, one of the same architecture with configuration and tokenizer.
 
-        Raises:
-          InputError: a checkpoint, setting or preprocessing file that cannot be used. A missing
-            tokenizer is no error until `tokenize` is called.
+        Raises InputError for a checkpoint, setting or preprocessing file that cannot be used. A
+        missing tokenizer is no error until `tokenize` is called.
         """
         if jnp.dtype(dtype).name not in _COMPUTE_DTYPES:
             raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(_COMPUTE_DTYPES)}")
@@ -114,9 +112,8 @@ class CLIP:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The directory's tokenizer; raises InputError if it has none."""
-        text = self.config.text
-        pads = text.reads_padding
-        return load_tokenizer(self.directory, text.context_length, always_pads=pads)
+        length, pads = self.config.text.context_length, self.config.text.reads_padding
+        return load_tokenizer(self.directory, length, always_pads=pads)
 
     @property
     def logit_scale(self) -> float:
@@ -138,8 +135,7 @@ class CLIP:
     def encode_image(self, pixels: Any) -> Float32[Array, "B D"]:
         """Projected, unnormalised image features. The first call for a shape compiles.
 
-        Args:
-          pixels: preprocessed float `[B, H, W, 3]`.
+        `pixels` are preprocessed, float `[B, H, W, 3]`.
         """
         pixels = jnp.asarray(pixels)
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -149,15 +145,13 @@ class CLIP:
     def encode_text(self, ids: Any) -> Float32[Array, "B D"]:
         """Projected, unnormalised text features. The first call for a shape compiles.
 
-        Args:
-          ids: texts, one or a sequence, of which those of a length share batches that are padded
-            to that length and no further; token ids, int `[B, T]`, T up to the context length; or
-            many captions packed several to a row, what `data.packing.Packing.pack` returns.
+        `ids` are texts, one or a sequence, of which those of a length share batches that are padded
+        to that length and no further; token ids, int `[B, T]`, T up to the context length; or many
+        captions packed several to a row, what `data.packing.Packing.pack` returns.
         """
         if isinstance(ids, dict):
             return compiled(_encode_text, self.graphdef)(self.params, ids)
-        if isinstance(ids, str):
-            ids = [ids]
+        ids = [ids] if isinstance(ids, str) else ids
         if isinstance(ids, list | tuple) and any(isinstance(text, str) for text in ids):
             return jnp.asarray(self._encode_texts(list(ids)))
         ids = np.asarray(ids)
@@ -176,7 +170,7 @@ class CLIP:
         tokens = Ragged(*self.tokenizer.encode_ragged(texts))
         most, order = self.config.text.context_length, np.argsort(tokens.lengths, kind="stable")
         features = np.empty((len(texts), self.config.projection_dim), np.float32)
-        running: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
+        running: list[tuple[np.ndarray, Array]] = []
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             # Few shapes, because each is compiled: 8 tokens more, 8 rows more, or 1, 2 or 4 rows.
@@ -185,8 +179,9 @@ class CLIP:
             filled = part[np.minimum(np.arange(rows), len(part) - 1)]
             running.append((part, self.encode_text(tokens.padded(filled, length))))
             if len(running) > 1 or start + _BATCH >= len(order):  # tokens of one, while it computes
-                for done, computed in [running.popleft() for _ in range(len(running))]:
+                for done, computed in running:
                     features[done] = np.asarray(computed)[: len(done)]
+                running = []
         return features
 
     @device_errors("Give smaller images, or dtype='bfloat16'")

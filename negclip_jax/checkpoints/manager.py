@@ -82,15 +82,14 @@ class Checkpoints:
         A damaged one after it is set aside and named in a warning. Raises InputError where there
         are checkpoints and none is intact, or the newest is of another version's format.
         """
-        damaged, intact = {}, None
+        problems: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            damaged[step] = manifest.problem(self._directory / str(step))
-            if not damaged[step]:
-                intact = step
+            problems[step] = manifest.problem(self._directory / str(step))
+            if not problems[step]:
                 break
-        if self._skip(damaged, rest=0 if intact is None else 1):
+        if self._skip(problems, rest=list(problems.values()).count("")):
             self._manager.reload()
-            self._last_good = intact
+            self._last_good = min(problems)
 
     def _skip(self, problems: dict[int, str], *, rest: int) -> bool:
         """Sets steps with a problem aside, unless they are all there are; whether there are any."""
@@ -105,9 +104,8 @@ class Checkpoints:
             if sharding.is_main_process():
                 for step, problem in damaged.items():
                     done = self._set_aside(self._directory / str(step))
-                    logging.warning(
-                        "the checkpoint of step %d is skipped: %s; %s", step, problem, done
-                    )
+                    message = "the checkpoint of step %d is skipped: %s; %s"
+                    logging.warning(message, step, problem, done)
             multihost.barrier("damaged checkpoints set aside")
         return bool(damaged)
 
@@ -270,19 +268,15 @@ def _manager(
     def value(metrics: dict[str, float]) -> float:
         return metrics.get(best, math.inf)
 
-    policy = preservation_policy.AnyPreservationPolicy(
-        [
-            preservation_policy.LatestN(n=keep),
-            preservation_policy.BestN(
-                n=1,
-                get_metric_fn=value,
-                reverse=True,  # the policy keeps the end of the sorted list
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
+    best_one = preservation_policy.BestN(
+        n=1,
+        get_metric_fn=value,
+        reverse=True,  # the policy keeps the end of the sorted list
+        keep_checkpoints_without_metrics=False,
     )
+    kept = [preservation_policy.LatestN(n=keep), best_one]
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
         # Without these two orbax ranks by the metrics, but writes none: lost at the next start.
         best_fn=value,
         best_mode="min",

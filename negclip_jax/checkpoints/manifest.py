@@ -42,14 +42,13 @@ def check(directory: epath.Path, *items: str) -> None:
     with storage.announced(f"the check of {directory}"):
         found = _files(directory, *items)
     for name, (size, checksum) in expected.items():
-        if name not in found:
-            raise DamagedError(f"{directory / name} is missing")
-        if found[name][0] != size:
-            raise DamagedError(
-                f"{directory / name} has {found[name][0]:,} of {size:,} bytes: it was cut short"
-            )
-        if found[name][1] != checksum:
-            raise DamagedError(f"{directory / name} is damaged: its checksum is another")
+        file, (there, own) = directory / name, found.get(name, (None, None))
+        if there is None:
+            raise DamagedError(f"{file} is missing")
+        if there != size:
+            raise DamagedError(f"{file} has {there:,} of {size:,} bytes: it was cut short")
+        if own != checksum:
+            raise DamagedError(f"{file} is damaged: its checksum is another")
 
 
 def metrics_checksum(directory: epath.Path) -> int | None:
