@@ -33,9 +33,11 @@ from negclip_jax.common import remote, storage
 from negclip_jax.common.decoding import ImageError, decode, opened, read_file, to_rgb, upright
 from negclip_jax.common.photos import PHOTO_SUFFIXES, find_file, name_key
 from negclip_jax.common.problems import first
-from negclip_jax.data.preprocessing import CLIP_MEAN, CLIP_STD
 from negclip_jax.data.records import unsafe_name
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 RESAMPLES = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CROPS = ("openai", "transformers")
 # Photos in formats that are not read, which are named rather than passed over.

@@ -12,8 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from negclip_jax.data.images import Preprocessor
-from negclip_jax.data.preprocessing import SIGLIP_MEAN, SIGLIP_STD, settings_of
+from PIL.Image import Resampling
+
+from negclip_jax.common.decoding import ImageError
+from negclip_jax.common.strict_json import read_json as read_strictly
+from negclip_jax.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    RESAMPLES,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    Preprocessor,
+)
 from negclip_jax.interop.files import CheckpointError, read_json
 from negclip_jax.interop.writing import (
     TOKENIZER_FILES,
@@ -262,6 +272,76 @@ def corrected(raw: dict[str, Any], config: CLIPConfig, dtype: str) -> dict[str, 
     return raw
 
 
+def settings_of(directory: Path) -> dict | None:
+    """Arguments of `Preprocessor` from a checkpoint directory; None where it has no settings.
+
+    From the `image_processor` section of `processor_config.json` (transformers 5) or from
+    `preprocessor_config.json`, in transformers' order. Absent settings are those of CLIP or SigLIP.
+
+    Raises ImageError, which names file and setting, for another pipeline than CLIP's or SigLIP's.
+    """
+    for path in (directory / "processor_config.json", directory / "preprocessor_config.json"):
+        if not path.is_file():
+            continue
+        settings = read_strictly(path, dict, ImageError)
+        if path.name == "processor_config.json":
+            settings = settings.get("image_processor")
+            if settings is None:  # written before transformers 5: no nested section
+                continue
+        if not isinstance(settings, dict):
+            raise ImageError(f"{path} does not hold a table of preprocessing settings.")
+        return _preprocessing(settings, path)
+    return None
+
+
+def _preprocessing(settings: dict, path: Path) -> dict:
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
+    is_siglip = "Siglip" in str(kind)
+    expected = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,))
+    # SigLIP resizes both sides to one size, without a crop.
+    expected["do_center_crop"] = (False, None) if is_siglip else (True,)
+    expected["resample"] = (2, 3) if is_siglip else (3,)
+    wrong = {k: v for k, v in settings.items() if k in expected and v not in expected[k]}
+    if "Siglip2" in str(kind) or not (is_siglip or "CLIP" in str(kind)):
+        wrong["image_processor_type"] = kind
+    factor = settings.get("rescale_factor") or 1 / 255
+    is_number = isinstance(factor, (int, float))
+    if not (is_siglip or (is_number and abs(factor * 255 - 1) <= 1e-6)):  # NaN is neither
+        wrong["rescale_factor"] = factor
+    if wrong:
+        of_clip, of_siglip = "bicubic resize, centre crop", "a resize to a square"
+        whose, what = ("SigLIP", of_siglip) if is_siglip else ("CLIP", of_clip)
+        found = ", ".join(f"{k}={v!r}" for k, v in wrong.items())
+        raise ImageError(
+            f"{path} asks for preprocessing that is not {whose}'s ({found}): only {what}, "
+            f"division by 255 and normalisation are supported."
+        )
+
+    def side(key: str, *names: str) -> int:
+        value = settings.get(key, 224)
+        sides = [value.get(name) for name in names] if isinstance(value, dict) else [value]
+        named = not isinstance(value, dict) or set(value) == set(names)
+        if not named or type(sides[0]) is not int or any(other != sides[0] for other in sides):
+            raise ImageError(
+                f"{path}: {key} is {value!r}; CLIP's is a number of pixels or "
+                f"{dict.fromkeys(names, 224)!r} (the crop is square)."
+            )
+        return sides[0]
+
+    colours = {}
+    for key, clip, siglip in (("mean", CLIP_MEAN, SIGLIP_MEAN), ("std", CLIP_STD, SIGLIP_STD)):
+        value = settings.get(f"image_{key}", siglip if is_siglip else clip)
+        if not isinstance(value, (list, tuple, str)):  # what is in it is checked by Preprocessor
+            raise ImageError(f"{path}: image_{key} is {value!r}, not a list of three numbers.")
+        colours[key] = tuple(value)
+    if not is_siglip:
+        crop = side("crop_size", "height", "width")
+        return {"resize": side("size", "shortest_edge"), "size": crop, **colours}
+    size, resample = side("size", "height", "width"), Resampling(settings.get("resample", 3))
+    square = {"squash": True, "resample": resample.name.lower()}
+    return {"resize": size, "size": size, **colours, **square}
+
+
 def preprocessor_of(base: Path | str | None, config: CLIPConfig) -> Preprocessor:
     """Preprocessing of a base directory; the family's own where it has none or there is no base."""
     size = config.vision.image_size if config.vision else 224
@@ -289,7 +369,7 @@ def preprocessor_dict(
     }
     if images.squash:
         processor = {"image_processor_type": "SiglipImageProcessor", "size": square}
-        processor["resample"] = {"bilinear": 2, "bicubic": 3}[images.resample]
+        processor["resample"] = RESAMPLES[images.resample].value
     done = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
     colours = {"image_mean": list(images.mean), "image_std": list(images.std)}
     return processor | dict.fromkeys(done, True) | {"rescale_factor": 1 / 255} | colours

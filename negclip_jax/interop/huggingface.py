@@ -33,7 +33,7 @@ from negclip_jax.interop.files import (
     find_weights,
     read_json,
 )
-from negclip_jax.interop.parameters import CONV, LINEAR, Key, encoder_blocks, linear, norm
+from negclip_jax.interop.parameters import CONV, LINEAR, Key, encoder_blocks, fused, linear, norm
 from negclip_jax.interop.tensors import FLOAT_TYPES, open_weights
 from negclip_jax.models.clip import CLIPConfig, TextConfig, VisionConfig
 from negclip_jax.models.siglip import SigLIPConfig
@@ -62,7 +62,6 @@ KEYS = (
     *VISION_KEYS,
 )
 
-_HEAD = tuple(f"vision/head/attn/{name}" for name in ("query", "key", "value"))
 SIGLIP_KEYS = (
     # Vectors of one element, where CLIP has a scalar.
     Key("logit_scale", "logit_scale", shape=(1,)),
@@ -75,12 +74,7 @@ SIGLIP_KEYS = (
     *encoder_blocks("vision_model", "vision"),
     *norm("vision_model.post_layernorm", "vision/ln_post"),
     Key("vision_model.head.probe", "vision/head/probe"),
-    Key(
-        "vision_model.head.attention.in_proj_weight",
-        tuple(f"{path}/kernel" for path in _HEAD),
-        LINEAR,
-    ),
-    Key("vision_model.head.attention.in_proj_bias", tuple(f"{path}/bias" for path in _HEAD)),
+    *fused("vision_model.head.attention.in_proj", "vision/head/attn"),
     *linear("vision_model.head.attention.out_proj", "vision/head/attn/out"),
     *norm("vision_model.head.layernorm", "vision/head/ln"),
     *linear("vision_model.head.mlp.fc1", "vision/head/mlp/fc1"),
@@ -215,7 +209,7 @@ def merge_stored(
     params: dict[str, Any],
 ) -> dict[str, Any]:
     """Parameters with the tensors of one tower, of the shape that `config` says, in their place."""
-    stored = {name: t for name, t in stored.items() if name not in BUFFERS}
+    stored = _without_buffers(stored)
     keys = (tower.projection, *tower.keys) if tower.projection.name in stored else tower.keys
     part = parameters.read_params(
         stored, keys, config, where=where, authority="the model", advice=_TOWER_ADVICE
@@ -286,9 +280,8 @@ def write(stage: Path, export: writing.Export) -> None:
         raise CheckpointError(f"architecture {export.architecture!r} is not one of {known}")
     beside = _beside_tower if export.architecture in ARCHITECTURES else _beside_whole
     places, take, dtypes = beside(stage, export)
-    sizes, other, kept = {name: slot.size for name, slot in places.items()}, export.other_vision, {}
-    if other is not None and other.described is None:
-        kept = dict(other.tensors)
+    sizes, other = {name: slot.size for name, slot in places.items()}, export.other_vision
+    kept = {} if other is None or other.described is not None else other.tensors
     for name, tensor in kept.items():
         sizes[name] = math.prod(tensor.shape)
         is_float = tensor.dtype in FLOAT_TYPES.values()

@@ -24,6 +24,7 @@ from negclip_jax.interop.parameters import (
     CONV,
     Key,
     export_tensors,
+    fused,
     linear,
     norm,
     read_params,
@@ -48,11 +49,9 @@ _ADVICE = (
 
 def _blocks(name: str, path: str) -> tuple[Key, ...]:
     name, path = f"{name}.resblocks.{{layer}}", f"{path}/blocks"
-    fused = [f"{path}/attn/{part}" for part in ("query", "key", "value")]
     return (
         *norm(f"{name}.ln_1", f"{path}/ln_1"),
-        Key(f"{name}.attn.in_proj_weight", tuple(f"{each}/kernel" for each in fused), (1, 0)),
-        Key(f"{name}.attn.in_proj_bias", tuple(f"{each}/bias" for each in fused)),
+        *fused(f"{name}.attn.in_proj", f"{path}/attn"),
         *linear(f"{name}.attn.out_proj", f"{path}/attn/out"),
         *norm(f"{name}.ln_2", f"{path}/ln_2"),
         *linear(f"{name}.mlp.c_fc", f"{path}/mlp/fc1"),
@@ -102,9 +101,7 @@ def infer_config(stored: Mapping[str, StoredTensor], where: Path | str) -> CLIPC
         text_width, vision_width = shapes["ln_final.weight"][0], shapes["visual.ln_post.weight"][0]
         patch = shapes["visual.conv1.weight"][-1]
         grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-        vocabulary, context = (
-            shapes[name][0] for name in ("token_embedding.weight", "positional_embedding")
-        )
+        vocabulary, context = shapes["token_embedding.weight"][0], shapes["positional_embedding"][0]
         text, vision = (_tower(shapes, prefix) for prefix in ("transformer", "visual.transformer"))
         projection_dim = shapes["text_projection"][1]
     except (KeyError, IndexError) as error:

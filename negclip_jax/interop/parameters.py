@@ -45,6 +45,15 @@ def linear(name: str, path: str) -> tuple[Key, Key]:
     return Key(f"{name}.weight", f"{path}/kernel", LINEAR), Key(f"{name}.bias", f"{path}/bias")
 
 
+def fused(name: str, path: str) -> tuple[Key, Key]:
+    """Weight and bias of torch's MultiheadAttention, which makes query, key and value at once."""
+    weights, biases = (
+        tuple(f"{path}/{part}/{kind}" for part in ("query", "key", "value"))
+        for kind in ("kernel", "bias")
+    )
+    return Key(f"{name}_weight", weights, LINEAR), Key(f"{name}_bias", biases)
+
+
 def norm(name: str, path: str) -> tuple[Key, Key]:
     """Weight and bias of torch's LayerNorm."""
     return Key(f"{name}.weight", f"{path}/scale"), Key(f"{name}.bias", f"{path}/bias")

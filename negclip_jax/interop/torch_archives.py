@@ -76,8 +76,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except PermissionError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it asks for something else than tensors ({_said(error)}), and "

@@ -19,7 +19,7 @@ from negclip_jax.data.images import (
     decode,
     to_rgb,
 )
-from negclip_jax.data.preprocessing import settings_of
+from negclip_jax.interop.config import settings_of
 
 DATA = Path(
     os.environ.get("NEGCLIP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data"

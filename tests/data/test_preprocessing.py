@@ -9,7 +9,7 @@ from PIL import Image
 
 from negclip_jax.common.decoding import ImageError
 from negclip_jax.data.images import Preprocessor
-from negclip_jax.data.preprocessing import settings_of
+from negclip_jax.interop.config import settings_of
 
 
 @pytest.fixture(scope="module")

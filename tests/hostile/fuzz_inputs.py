@@ -181,9 +181,8 @@ def annotation_kinds() -> dict[str, Kind]:
     from evals.benchmarks.karpathy_retrieval import read_captions as read_captioned
     from negclip_jax.data.images import Preprocessor
     from negclip_jax.data.pairs import read_pairs
-    from negclip_jax.data.preprocessing import settings_of
     from negclip_jax.data.tokenizer import load_tokenizer
-    from negclip_jax.interop.config import read_config
+    from negclip_jax.interop.config import read_config, settings_of
 
     def csv(path: Path) -> None:
         fields = reading.Fields(path)

@@ -18,9 +18,8 @@ from evals import reading
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import read_pairs
-from negclip_jax.data.preprocessing import settings_of
 from negclip_jax.data.tokenizer import load_tokenizer
-from negclip_jax.interop.config import read_config
+from negclip_jax.interop.config import read_config, settings_of
 from negclip_jax.interop.readers import read_any
 from negclip_jax.interop.tensors import open_file, open_weights
 from negclip_jax.interop.torch_archives import torchscript_tensors

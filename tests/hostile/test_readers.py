@@ -24,9 +24,8 @@ from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.data.images import Preprocessor, decode
 from negclip_jax.data.pairs import Pair, read_pairs, unsafe_name, write_pairs
-from negclip_jax.data.preprocessing import settings_of
 from negclip_jax.data.tokenizer import load_tokenizer
-from negclip_jax.interop.config import read_config
+from negclip_jax.interop.config import read_config, settings_of
 from negclip_jax.interop.open_clip import read_config as read_open_clip
 from negclip_jax.interop.tensors import open_weights
 
