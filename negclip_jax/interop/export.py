@@ -29,7 +29,6 @@ from negclip_jax.common.page.template import plural
 from negclip_jax.common.progress import told
 from negclip_jax.interop import (
     diffusers,
-    hub,
     huggingface,
     independent,
     model_card,
@@ -86,60 +85,53 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m negclip_jax.interop.export", __doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model",
         metavar="[NAME=]PATH[@STEP][+ema]",
         help="a run, a Hugging Face or open_clip directory, a hub id, a .pt of OpenAI's clip or of "
         "NegationCLIP, a state dict of open_clip; NAME is the title of the model card",
     )
-    parser.add_argument("--out", metavar="DIR", help="where to write")
+    add("--out", metavar="DIR", help="where to write")
     # What --model was called before.
     for old in ("--workdir", "--checkpoint"):
-        parser.add_argument(old, help=argparse.SUPPRESS)
-    parser.add_argument("--step", default="best", help=argparse.SUPPRESS)
-    parser.add_argument("--ema", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s"
-    )
-    parser.add_argument(
+        add(old, help=argparse.SUPPRESS)
+    add("--step", default="best", help=argparse.SUPPRESS)
+    add("--ema", action="store_true", help=argparse.SUPPRESS)
+    add("--layout", choices=LAYOUTS, default="huggingface", help="default: %(default)s")
+    add(
         "--architecture",
         choices=tuple(ARCHITECTURES),
         default="",
         help="class to write it as; default: the whole model. Of --layout=huggingface, one tower; "
         "of --layout=open_clip, CustomTextCLIP, whose text tower's names begin with text.",
     )
-    parser.add_argument(
+    add(
         "--alpha",
         type=float,
         metavar="A",
         help="mix with the base: (1 - A) base + A tuned, A between 0 and 1",
     )
-    parser.add_argument(
+    add(
         "--base",
         metavar="PATH_OR_HUB_ID",
         help="for --alpha, the model before training (default: what the run started from); for a "
         "checkpoint of one tower, the model that the rest comes from; for a file of weights alone, "
         "one of the same architecture with configuration and tokenizer",
     )
-    parser.add_argument(
-        "--activation", help="quick_gelu or gelu, for a state dict that does not say"
-    )
-    parser.add_argument("--tokenizer", metavar="DIR", help="for a checkpoint without one")
-    parser.add_argument(
+    add("--activation", help="quick_gelu or gelu, for a state dict that does not say")
+    add("--tokenizer", metavar="DIR", help="for a checkpoint without one")
+    add(
         "--dtype",
         choices=writing.DTYPES,
         help="of the weights; default: float32, or the checkpoint's own where a whole model is "
         "converted and nothing was trained",
     )
-    parser.add_argument("--license", metavar="ID", help="of the weights, for the model card")
-    parser.add_argument(
-        "--scores", metavar="FILE", type=Path, help="results.json of evals, for the model card"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    parser.add_argument(
-        "--push-to-hub", metavar="NAME", help="upload it as well, to this Hugging Face repository"
-    )
-    parser.add_argument("--private", action="store_true", help="with --push-to-hub: not in public")
+    add("--license", metavar="ID", help="of the weights, for the model card")
+    add("--scores", metavar="FILE", type=Path, help="results.json of evals, for the model card")
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--push-to-hub", metavar="NAME", help="upload it as well, to this Hugging Face repository")
+    add("--private", action="store_true", help="with --push-to-hub: not in public")
     return parser
 
 
@@ -192,7 +184,7 @@ def export(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         if storage.is_remote(args.out):
             raise InputError(f"--push-to-hub uploads a folder of this machine, not {args.out}")
-        hub.check(args.push_to_hub)
+        _check_hub(args.push_to_hub)
     scores = model_card.scores_of_evaluation(args.scores) if args.scores else {}
     next(steps)
     source, base_model = _read_source(args, one_tower)
@@ -246,7 +238,7 @@ def export(args: argparse.Namespace) -> None:
             "recipe": model_card.recipe_of_run(info.path) if is_run else {},
             "scores": scores,
             "check": check,
-            "code": hub.usage(template, args.push_to_hub) if args.push_to_hub else code,
+            "code": usage_from_hub(template, args.push_to_hub) if args.push_to_hub else code,
         }
         places = (args.out, args.workdir, args.checkpoint, args.base, info.path, info.tokenizer)
         model_card.write(stage, card, (*places, info.base))
@@ -261,7 +253,7 @@ def export(args: argparse.Namespace) -> None:
         say(f"activation {info.activation}, {info.activation_source}")
     say(f"load it with\n\n{code}\n")
     if args.push_to_hub:
-        say(f"uploaded to {hub.push(out, args.push_to_hub, private=args.private)}")
+        say(f"uploaded to {_push(out, args.push_to_hub, private=args.private)}")
 
 
 def _read_source(args: argparse.Namespace, one_tower: str) -> tuple[readers.Checkpoint, str]:
@@ -412,6 +404,58 @@ def _usage(layout: str, one_tower: str, config: clip.CLIPConfig, stage: Path) ->
         return f"from transformers import {name}\n{model}"
     processor = 'processor = AutoProcessor.from_pretrained("{out}")'
     return f"from transformers import AutoProcessor, {name}\n{model}\n{processor}"
+
+
+def usage_from_hub(code: str, name: str) -> str:
+    """Code that loads an export from `{out}`, from the Hub's repository `name` instead."""
+    if "local-dir:{out}" in code:
+        return code.replace("local-dir:{out}", f"hf-hub:{name}")
+    if '"{out}/' not in code:
+        return code.replace("{out}", name)
+    got = f'from huggingface_hub import snapshot_download\n\nout = snapshot_download("{name}")\n'
+    return got + code.replace('"{out}/', 'out + "/')
+
+
+def _check_hub(name: str) -> None:
+    """Raises InputError for a name that no repository has, and where there is no token."""
+    import huggingface_hub  # a third of a second that other exports need not pay
+
+    try:
+        huggingface_hub.utils.validate_repo_id(name)
+    except ValueError as error:
+        raise InputError(f"--push-to-hub={name}: {error}") from None
+    if not huggingface_hub.get_token():
+        raise InputError(
+            f"--push-to-hub={name} needs a token that may write: set HF_TOKEN, or run hf auth login"
+        )
+
+
+def _push(folder: Path, name: str, *, private: bool) -> str:
+    """Uploads a folder in one commit, to a repository that is made where there is none.
+
+    `private` makes it visible to its owners alone; an existing public one is refused. Returns the
+    repository's address. Raises InputError for whatever the Hub or the network says.
+    """
+    import huggingface_hub
+
+    try:
+        api = huggingface_hub.HfApi()
+        # Without --private an organisation's own default counts.
+        made = api.create_repo(name, private=True if private else None, exist_ok=True)
+        if private and not api.model_info(made.repo_id).private:
+            raise InputError(f"{made.repo_id} is public already: --private is for a new repository")
+        message = "Upload by negclip_jax.interop.export"
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
+        return str(made)
+    except InputError:
+        raise
+    except Exception as error:  # httpx, OSError, ValueError: the Hub's errors have no common base
+        told = [line for line in str(error).splitlines() if line.strip()]
+        shown = " ".join(dict.fromkeys((*told[:1], *told[-1:])))  # the status, and the Hub's words
+        raise InputError(
+            f"the export is in {folder}, and was not uploaded to {name} "
+            f"({type(error).__name__}: {shown})"
+        ) from error
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

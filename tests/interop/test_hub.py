@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from interop import tiny
 
-from negclip_jax.interop import export, hub
+from negclip_jax.interop import export
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -148,7 +148,7 @@ def test_no_token(tmp_path, capsys, monkeypatch):
 
 
 def test_every_layout_is_loaded_from_the_hub():
-    assert hub.usage('x("local-dir:{out}")', "me/clip") == 'x("hf-hub:me/clip")'
-    assert hub.usage('x("{out}")', "me/clip") == 'x("me/clip")'
-    code = hub.usage('f("{out}/model.pt")', "me/clip")
+    assert export.usage_from_hub('x("local-dir:{out}")', "me/clip") == 'x("hf-hub:me/clip")'
+    assert export.usage_from_hub('x("{out}")', "me/clip") == 'x("me/clip")'
+    code = export.usage_from_hub('f("{out}/model.pt")', "me/clip")
     assert code.endswith('snapshot_download("me/clip")\nf(out + "/model.pt")')
