@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int, Int32, Shaped, UInt8
 
-from negclip_jax.common import strict_json
+from negclip_jax.common import storage, strict_json
 from negclip_jax.common.provenance import content_hash
 from negclip_jax.data.examples import losses_by_cut, ragged_of, texts_of
 from negclip_jax.data.packing import Joined, Ragged
@@ -51,7 +51,6 @@ _CHUNK = 2**13  # pairs that are objects at a time
 _RUN, _LONGEST_RUN = 2**19, 2**22  # distinct strings, and all, that are sorted in memory
 _READ = 2**12  # strings of each run that are in memory while runs are merged
 _OF_A_RUN = ("letters", "lengths", "codes", "numbers")
-_CHECKED = 2**24  # bytes at a time
 _LISTED = 2**17  # names at a time
 _LOST = 20  # texts that lose a negation, of which one may be shown
 # Arrays and their types, of which that of `tokens` is wider for large vocabularies.
@@ -316,11 +315,7 @@ def _check(folder: Path, name: str, described: list) -> Shaped[np.ndarray, " N"]
     file = _file_of(folder, name, kind)
     if file.stat().st_size != count * np.dtype(kind).itemsize:
         raise ValueError(f"{file.name} is cut short or too long")
-    found = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(_CHECKED):
-            found = zlib.crc32(block, found)
-    if found != crc:
+    if int(storage.crc32(file), 16) != crc:
         raise ValueError(f"{file.name} is damaged: its checksum is wrong")
     return _mapped(folder, name, kind)
 
