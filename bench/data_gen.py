@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from bench import harness
-from bench.harness import Side
+from bench.harness import Side, flag
 from bench.loopback import LoopbackServer
 from data_gen import labels, runner, settings
 from data_gen.annotations import InstanceVerifier
@@ -242,6 +242,13 @@ class Labels:
         }
 
 
+@flag("--images", type=int, default=40, help="photos with five captions each")
+@flag("--latency", type=float, default=0.05, help="seconds of each answer")
+@flag("--calls", type=int, default=4000, help="requests of the client's test")
+@flag("--label-images", type=int, default=20_000, help="photos that labels are made of")
+@flag("--captions", help="of real photos, COCO json: only what their pairs cost is measured")
+@flag("--photos", help="their folder")
+@flag("--instances", help="their boxes, by which the loopback server answers")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """All measurements, as they are written to the JSON file."""
     real = ("captions", "photos", "instances")
@@ -326,18 +333,7 @@ def label_table(found: dict[str, float]) -> harness.Table:
     return header, [row]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.data_gen", __doc__)
-    add = parser.add_argument
-    add("--images", type=int, default=40, help="photos with five captions each")
-    add("--latency", type=float, default=0.05, help="seconds of each answer")
-    add("--calls", type=int, default=4000, help="requests of the client's test")
-    add("--label-images", type=int, default=20_000, help="photos that labels are made of")
-    add("--captions", help="of real photos, COCO json: only what their pairs cost is measured")
-    add("--photos", help="their folder")
-    add("--instances", help="their boxes, by which the loopback server answers")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.data_gen", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -8,14 +8,13 @@ texts of a batch to the longest of them; both sides take batches of 64 and decod
 
 import argparse
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import harness, material
-from bench.harness import Side
+from bench.harness import Side, flag
 from negclip_jax import CLIP
 
 _BATCH = 64
@@ -70,6 +69,10 @@ class Transformers:
         return self._model.get_image_features(pixels)
 
 
+@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+@flag("--texts", type=int, default=512, help="how many")
+@flag("--images", type=int, default=128, help="how many")
+@flag("--repetitions", type=int, default=3, help="that are counted")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """In turns, the first round left out; medians."""
     harness.require_torch()
@@ -106,15 +109,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     return result, args.arch, [(head, rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.encode", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    add("--texts", type=int, default=512, help="how many")
-    add("--images", type=int, default=128, help="how many")
-    add("--repetitions", type=int, default=3, help="that are counted")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.encode", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from bench import harness, material
+from bench.harness import flag
 from evals import models, reading, runner
 from evals.__main__ import main as evaluate
 from evals.images import DataRoots
@@ -37,6 +38,9 @@ def whole_command(checkpoint: Path, data: Sequence[Path], out: Path) -> float:
     return seconds
 
 
+@flag("--data", action="append", type=Path, required=True, help="as for evals")
+@flag("--tokenizer", type=Path, required=True, help="of vocab.json and merges.txt")
+@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Encoding alone, the command, and the command again with all embeddings kept."""
     checkpoint, out, roots = scratch / "checkpoint", scratch / "out", DataRoots(tuple(args.data))
@@ -63,14 +67,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     return result, args.arch, [(["evaluation", "seconds", "ratio"], rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.evals", __doc__)
-    add = parser.add_argument
-    add("--data", action="append", type=Path, required=True, help="as for evals")
-    add("--tokenizer", type=Path, required=True, help="of vocab.json and merges.txt")
-    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.evals", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import harness, material
-from bench.harness import Side
+from bench.harness import Side, flag
 from configs import negationclip
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
@@ -139,6 +138,19 @@ class Ours:
             )
 
 
+@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+@flag("--batch-size", type=int, default=256, help="pairs a step (default 256)")
+@flag("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
+@flag("--repetitions", type=int, default=5, help="turns of each side (default 5)")
+@flag("--budget", type=float, default=540, help="seconds, after which no turn begins (540)")
+@flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type of ours")
+@flag("--pairs", type=Path, help="pairs file; default: made captions of NegBench's lengths")
+@flag("--images", type=Path, help="its photos; default: made photos of COCO's size")
+@flag("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
+@flag("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
+@flag("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
+@flag("--lora-rank", type=int, help="measure ours with LoRA adapters of this rank as well")
+@flag("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Runs both sides in turns, as many as asked for or as the budget has room for."""
     began, longest = time.monotonic(), 0.0
@@ -330,24 +342,7 @@ def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.finetune", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    add("--batch-size", type=int, default=256, help="pairs a step (default 256)")
-    add("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
-    add("--repetitions", type=int, default=5, help="turns of each side (default 5)")
-    add("--budget", type=float, default=540, help="seconds, after which no turn begins (540)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type of ours")
-    add("--pairs", type=Path, help="pairs file; default: made captions of NegBench's lengths")
-    add("--images", type=Path, help="its photos; default: made photos of COCO's size")
-    add("--tokenizer", type=Path, help="directory with CLIP's vocabulary, for real captions")
-    add("--captions-per-photo", type=int, default=5, help="pairs of a photo in an epoch (COCO: 5)")
-    add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
-    add("--lora-rank", type=int, help="measure ours with LoRA adapters of this rank as well")
-    add("--no-reference", action="store_true", help="measure ours alone, e.g. on an accelerator")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.finetune", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -15,13 +15,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from bench import harness
+from bench.harness import flag
 from negclip_jax.common.errors import InputError
 from negclip_jax.language.vocabulary import CATEGORIES
 
@@ -144,6 +145,7 @@ def measure_commands(folder: Path, captions: int) -> dict[str, Any]:
     return found | {"export_bytes": {file.name: file.stat().st_size for file in files}}
 
 
+@flag("--captions", type=int, default=100_000, help="how many (default 100,000)")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """The commands over a tenth of the captions, and over all."""
     if args.captions < 100 * PER_IMAGE:
@@ -164,11 +166,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     return {"few": few, "many": many}, title, [(header, rows), (["exported", "MB"], sizes)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.generation", __doc__)
-    parser.add_argument("--captions", type=int, default=100_000, help="how many (default 100,000)")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.generation", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,9 @@ from negclip_jax.common.provenance import cores, package_versions
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 # What `--json` holds, what was measured in a few words, and tables of it.
 Measured = tuple[dict[str, Any], str, list[Table]]
+Measure = Callable[[argparse.Namespace, Path], Measured]
+
+_FLAGS: dict[Measure, list[tuple[str, dict[str, Any]]]] = {}  # of each command
 
 SIDE = 2048  # of the matrices that a CPU multiplies
 _SMALLER = "try a smaller --batch-size or --arch"
@@ -43,33 +46,42 @@ def parser(module: str, doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def run(
-    parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace, Path], Measured],
-    argv: Sequence[str] | None,
-) -> None:
-    """Runs a benchmark: measures, writes `--json` and prints the tables.
+def flag(name: str, **options: Any) -> Callable[[Measure], Measure]:
+    """Gives the command of a function that measures a flag, as `ArgumentParser.add_argument`."""
 
-    Args:
-      parser: of `parser`, with the flags of this benchmark.
-      measure: from the flags and a scratch folder that is removed.
-      argv: arguments instead of the process's own.
+    def with_flag(measure: Measure) -> Measure:
+        _FLAGS[measure] = [(name, options), *_FLAGS.get(measure, [])]
+        return measure
 
-    Exits with a one-line message where `measure` raises InputError or RuntimeError.
+    return with_flag
+
+
+def command(module: str, doc: str, measure: Measure) -> Callable[..., None]:
+    """The `main` of `python -m MODULE`: measures, writes `--json` and prints the tables.
+
+    `measure` is given the flags and a scratch folder that is removed. Where it raises InputError or
+    RuntimeError the process exits with a one-line message.
     """
-    args = parser.parse_args(argv)
-    try:
-        require_writable(args.json)
-        with device_errors(_SMALLER), tempfile.TemporaryDirectory(prefix="bench_") as scratch:
-            result, title, tables = measure(args, Path(scratch))
-    except (InputError, RuntimeError) as error:
-        sys.exit(f"{parser.prog.removeprefix('python -m ')}: {error}")
-    result["machine"] = machine()
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{title}; {describe(result['machine'])}")
-    for table in tables:
-        print(f"\n{markdown(*table)}")
+
+    def main(argv: Sequence[str] | None = None) -> None:
+        made = parser(module, doc)
+        for name, options in _FLAGS.get(measure, []):
+            made.add_argument(name, **options)
+        args = made.parse_args(argv)
+        try:
+            require_writable(args.json)
+            with device_errors(_SMALLER), tempfile.TemporaryDirectory(prefix="bench_") as scratch:
+                result, title, tables = measure(args, Path(scratch))
+        except (InputError, RuntimeError) as error:
+            sys.exit(f"{module}: {error}")
+        result["machine"] = machine()
+        if args.json is not None:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{title}; {describe(result['machine'])}")
+        for table in tables:
+            print(f"\n{markdown(*table)}")
+
+    return main
 
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:

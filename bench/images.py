@@ -10,14 +10,13 @@ and normalises inside `jit`; the other side applies OpenAI's transform to float3
 import argparse
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from bench import harness, material
-from bench.harness import Side
+from bench.harness import Side, flag
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.images import ImageDirectory
 from negclip_jax.models.normalisation import normalise_pixels
@@ -73,6 +72,9 @@ class TheirImages:
         return time.process_time() - start
 
 
+@flag("--images", type=Path, help="directory of JPEG files; default: made, of COCO's size")
+@flag("--limit", type=int, default=256, help="photos to read (default 256)")
+@flag("--repetitions", type=int, default=3, help="turns of each side (default 3)")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Both sides in turns."""
     root = args.images
@@ -106,14 +108,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     return result, f"{len(names)} photos", [(header, rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.images", __doc__)
-    add = parser.add_argument
-    add("--images", type=Path, help="directory of JPEG files; default: made, of COCO's size")
-    add("--limit", type=int, default=256, help="photos to read (default 256)")
-    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.images", __doc__, measure)
 
 if __name__ == "__main__":
     main()

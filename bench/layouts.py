@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from bench import harness
+from bench.harness import flag
 from bench.material import ARCHITECTURES, random_captions
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.progress import told
@@ -89,6 +90,9 @@ def gradients(graphdef: nnx.GraphDef, weights_BxD: jax.Array) -> Callable:
     return both
 
 
+@flag("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the text tower")
+@flag("--batch-size", type=int, default=64, help="captions; 512 or more on a GPU")
+@flag("--rounds", type=int, default=5, help="in which each layout has a turn")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compiles each layout, then takes turns."""
     if args.batch_size < 1 or args.batch_size % max(_BUCKETS):
@@ -150,14 +154,7 @@ def _run(compiled: Callable, given: tuple) -> None:
     jax.block_until_ready(compiled(*given))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.layouts", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the text tower")
-    add("--batch-size", type=int, default=64, help="captions; 512 or more on a GPU")
-    add("--rounds", type=int, default=5, help="in which each layout has a turn")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.layouts", __doc__, measure)
 
 if __name__ == "__main__":
     main()

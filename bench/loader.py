@@ -20,7 +20,6 @@ import functools
 import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench import harness, material
+from bench.harness import flag
 from negclip_jax.common.errors import InputError
 from negclip_jax.data.examples import Examples
 from negclip_jax.data.images import ImageSource, Preprocessor
@@ -44,6 +44,11 @@ _UNIQUE_EVERY = 5  # captions of an image
 _PIXELS, _DISTINCT, _SHARD, _GROUP = 224, 64, 512, 100  # of photos, files and row groups
 
 
+@flag("--captions", type=Path, help="text file, one caption a line; default: made ones")
+@flag("--tokenizer", type=Path, help="folder of CLIP's vocabulary, for real captions")
+@flag("--batch-size", type=int, default=512, help="captions a batch (default 512)")
+@flag("--photos", type=int, default=2048, help="in tars, Parquet and a folder (default 2048)")
+@flag("--repetitions", type=int, default=3, help="turns of each side (default 3)")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Rates per second of wall time, in turns; tokenizing runs on one core on both sides."""
     captions, batch_size, directory = _captions(args.captions), args.batch_size, args.tokenizer
@@ -202,16 +207,7 @@ def _captions(path: Path | None) -> list[str]:
         raise InputError(f"cannot read --captions={path}: {error.strerror}") from error
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.loader", __doc__)
-    add = parser.add_argument
-    add("--captions", type=Path, help="text file, one caption a line; default: made ones")
-    add("--tokenizer", type=Path, help="folder of CLIP's vocabulary, for real captions")
-    add("--batch-size", type=int, default=512, help="captions a batch (default 512)")
-    add("--photos", type=int, default=2048, help="in tars, Parquet and a folder (default 2048)")
-    add("--repetitions", type=int, default=3, help="turns of each side (default 3)")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.loader", __doc__, measure)
 
 if __name__ == "__main__":
     main()

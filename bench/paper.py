@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness, material
+from bench.harness import flag
 from configs import negationclip
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
@@ -49,6 +50,13 @@ def timed(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
+@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+@flag("--scale", type=float, default=1.0, help="share of photos and pairs (default 1)")
+@flag("--batch-size", type=int, default=BATCH, help=f"pairs a step (published: {BATCH})")
+@flag("--epochs", type=int, default=EPOCHS, help=f"published: {EPOCHS}")
+@flag("--reference-pairs", type=int, default=256, help="PyTorch's slice (default 256)")
+@flag("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
+@flag("--no-reference", action="store_true", help="measure ours alone")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Trains and exports; then the slice of the other side."""
     if not 0 < args.scale <= 1:
@@ -174,18 +182,7 @@ def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.paper", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    add("--scale", type=float, default=1.0, help="share of photos and pairs (default 1)")
-    add("--batch-size", type=int, default=BATCH, help=f"pairs a step (published: {BATCH})")
-    add("--epochs", type=int, default=EPOCHS, help=f"published: {EPOCHS}")
-    add("--reference-pairs", type=int, default=256, help="PyTorch's slice (default 256)")
-    add("--reference-workers", type=int, default=0, help="processes of PyTorch's DataLoader")
-    add("--no-reference", action="store_true", help="measure ours alone")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.paper", __doc__, measure)
 
 if __name__ == "__main__":
     main()

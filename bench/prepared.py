@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from bench import harness, material
+from bench.harness import flag
 from configs import common
 from negclip_jax.data.images import Preprocessor
 from negclip_jax.data.loader import CachedFeatures, PairLoader
@@ -130,6 +131,9 @@ def write_pairs(folder: Path, count: int) -> None:
             file.write(json.dumps({"image": name, "caption": two, "negated": one}) + "\n")
 
 
+@flag("--pairs", type=int, default=200_000, help="how many (default 200,000)")
+@flag("--repetitions", type=int, default=3, help="turns of batches (default 3)")
+@flag("--keep", type=Path, help="folder in which pairs and prepared files stay")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Starts once each; batches in turns, the median."""
     count, scratch, first = args.pairs, args.keep or scratch, None
@@ -185,14 +189,7 @@ def _shown(start: dict[str, float], scale: float) -> list[str]:
     return [f"{seconds:.1f} s", worked, f"{memory:,.0f} MiB", *more]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.prepared", __doc__)
-    add = parser.add_argument
-    add("--pairs", type=int, default=200_000, help="how many (default 200,000)")
-    add("--repetitions", type=int, default=3, help="turns of batches (default 3)")
-    add("--keep", type=Path, help="folder in which pairs and prepared files stay")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.prepared", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import harness
+from bench.harness import flag
 from bench.hlo import Operation, Program
 from bench.material import ARCHITECTURES, random_captions
 from bench.virtual_steps import Case, step_of
@@ -92,6 +93,9 @@ def attributed(events: Iterable[Event]) -> dict[str, float]:
     return found
 
 
+@flag("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+@flag("--batch-size", type=int, default=64, help="pairs of a step (default 64)")
+@flag("--steps", type=int, default=5, help="that are traced (default 5)")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compiles the step, then takes turns of a matrix product and a traced step."""
     harness.require_positive(args, "batch_size", "steps")
@@ -209,14 +213,7 @@ def _matmul_rate() -> float:
     return harness.matmul_rate(lambda a, b: multiply(a, b).block_until_ready(), jnp.asarray)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.profile", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    add("--batch-size", type=int, default=64, help="pairs of a step (default 64)")
-    add("--steps", type=int, default=5, help="that are traced (default 5)")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.profile", __doc__, measure)
 
 if __name__ == "__main__":
     main()

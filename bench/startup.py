@@ -11,7 +11,6 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,12 +19,14 @@ import numpy as np
 from flax import nnx
 
 from bench import harness, material
+from bench.harness import flag
 from negclip_jax.models import clip
 
 DEPTHS = (4, 12, 24)
 _LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 
 
+@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
 def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     """Compile times once each; `--help` is the median of three."""
 
@@ -54,12 +55,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     return {"arch": args.arch} | result, args.arch, [(["start-up", "seconds"], rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = harness.parser("bench.startup", __doc__)
-    add = parser.add_argument
-    add("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
-    harness.run(parser, measure, argv)
-
+main = harness.command("bench.startup", __doc__, measure)
 
 if __name__ == "__main__":
     main()

@@ -56,6 +56,6 @@ def test_the_machine_is_described_in_a_line():
 
 def test_results_that_cannot_be_written_are_said_before_anything_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
-    parser = harness.parser("bench.x", "doc")
+    main = harness.command("bench.x", "doc", None)
     with pytest.raises(SystemExit, match=r"bench\.x: cannot write .*file/x\.json: "):
-        harness.run(parser, None, [f"--json={tmp_path}/file/x.json"])
+        main([f"--json={tmp_path}/file/x.json"])
