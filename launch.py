@@ -25,6 +25,16 @@ from ml_collections import config_flags
 # What ml_collections says of a key that it does not know, without saying that this is the matter.
 _UNKNOWN_KEY = re.compile(r"""["']*(\w+)["']*(?: Did you mean "(\w+)" instead of "\w+"\?["']*)?""")
 
+_UNREADABLE = (
+    flags.Error,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    OSError,
+)
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/negationclip.py:vit_b_32.", lock_config=True
 )
@@ -56,15 +66,9 @@ def main(argv: list[str]) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     started = time.monotonic()
     try:
-        runtime = config.runtime
         with device_errors():
-            multihost.join(
-                runtime.distributed,
-                process_id=runtime.process_id,
-                num_processes=runtime.num_processes,
-                timeout=runtime.timeout,
-                heartbeat_timeout=runtime.heartbeat_timeout,
-            )
+            keys = ("distributed", "process_id", "num_processes", "timeout", "heartbeat_timeout")
+            multihost.join(**{key: config.runtime[key] for key in keys})
             if not sharding.is_main_process():
                 console.set_up_logging(only_warnings=True)
         with multihost.end_together():
@@ -140,15 +144,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return positional
     except SystemExit:  # absl has printed the help that was asked for, and calls that an error
         sys.exit(0)
-    except (
-        flags.Error,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        SyntaxError,
-        OSError,
-    ) as error:
+    except _UNREADABLE as error:
         from negclip_jax.common.errors import say
 
         say(f"error: {_reason(error)}\nSee python launch.py --help", sys.stderr)

@@ -359,11 +359,7 @@ def split(model: CLIP) -> tuple[nnx.GraphDef, dict]:
 
 
 def abstract(
-    config: CLIPConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
-    scan: bool = True,
+    config: CLIPConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = False, scan: bool = True
 ) -> tuple[nnx.GraphDef, dict]:
     """The same as `split`, with `jax.ShapeDtypeStruct` leaves: nothing is initialised."""
     graphdef, shapes = _abstract(config, jnp.dtype(dtype), remat, scan)

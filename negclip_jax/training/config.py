@@ -29,11 +29,7 @@ Settings = Mapping[str, Any]
 
 _REQUIRED = ("model.checkpoint", "data.pairs")
 DTYPES = ("float32", "bfloat16")
-_CHOICES = {
-    "model.dtype": DTYPES,
-    "data.truncated": TRUNCATED,
-    "data.crop": CROPS,
-}
+_CHOICES = {"model.dtype": DTYPES, "data.truncated": TRUNCATED, "data.crop": CROPS}
 SCHEDULES = ("constant", "cosine", "linear")  # of `optim.learning_rate`
 _RANGES = {
     "data.original_fraction": SHARE,

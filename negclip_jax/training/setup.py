@@ -9,13 +9,12 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -116,8 +115,13 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     chosen = {"train.objective": loss, "optim.freeze": freeze}
     chosen |= {"data.packing": data["packing"], "model.dtype": dtype}
     found = {"data_fingerprint": inputs.of_data(loader), "base_files": base_files}
-    usual, allow = model_config.objective, config.runtime.allow_config_change
-    _record(path, config.to_dict() | found, chosen, usual, resumes=resumes, allow_change=allow)
+    record_or_compare(
+        path,
+        unflatten_dict(settings | chosen, sep=".") | found,
+        defaults=ADDED_KEYS | {"train.objective": model_config.objective},
+        resumes=resumes,
+        allow_change=config.runtime.allow_config_change,
+    )
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
     units = StepUnits.of(train.batch_size, loader.steps_per_epoch, train.total)
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
@@ -240,21 +244,6 @@ def placements_of(shapes: dict, section: ConfigDict, mesh: Mesh) -> dict:
     """Where each parameter lies: section `mesh`."""
     rules = patterns.resolve(shapes, section.rules, "mesh.rules")
     return sharding.of_parameters(mesh, shapes, rules, min_shard_size=section.min_shard_size)
-
-
-def _record(
-    path: epath.Path,
-    description: dict[str, Any],
-    chosen: dict[str, Any],
-    usual_objective: str,
-    **how: bool,
-) -> None:
-    """Keeps what the run is, what was left open filled in; see `record_or_compare`."""
-    for key, value in chosen.items():
-        section, name = key.split(".")
-        description[section][name] = value
-    defaults = ADDED_KEYS | {"train.objective": usual_objective}
-    record_or_compare(path, description, defaults=defaults, **how)
 
 
 def _base_files(path: epath.Path, name: str, resumes: bool) -> tuple[Path, dict[str, str]]:
