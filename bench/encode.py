@@ -96,13 +96,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
             mine, other = (len(given) / np.median(seconds, axis=0)).tolist()
             ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
             difference = float(np.abs(rounds[0][0][1] - rounds[0][1][1]).max())
-            result[kind] = {
-                "count": len(given),
-                "ours_per_second_and_core": mine,
-                "transformers_per_second_and_core": other,
-                "ratio": ratio,
-                "largest_difference": difference,
-            }
+            rates = {"ours_per_second_and_core": mine, "transformers_per_second_and_core": other}
+            result[kind] = {"count": len(given), **rates, "ratio": ratio}
+            result[kind]["largest_difference"] = difference
             cells = [f"{mine:.1f}", f"{other:.1f}", f"{ratio:.2f} x", f"{difference:.1e}"]
             rows.append([f"{len(given):,} {kind}", *cells])
     head = ["items per second and core", "ours", "transformers", "ratio", "largest difference"]

@@ -177,11 +177,9 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         for n in range(args.repetitions):  # one turn of each side, on the same steps
             turn_began = time.monotonic()
             if rounds and turn_began + longest - began > args.budget:
-                print(
-                    f"{n} of {args.repetitions} rounds: another one of up to {longest:.0f} s would "
-                    f"not fit into --budget={args.budget:g} s",
-                    file=sys.stderr,
-                )
+                why = f"another one of up to {longest:.0f} s would not fit into"
+                told = f"{n} of {args.repetitions} rounds: {why} --budget={args.budget:g} s"
+                print(told, file=sys.stderr)
                 break
             steps = (n * args.steps, (n + 1) * args.steps)
             cache, before = ours("fill_cache"), ours("matmul_rate")
@@ -199,13 +197,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
             rounds.append(turn)
             longest = max(longest, time.monotonic() - turn_began)
         device = ours("device")
-    result = summary(args, rounds) | {
-        "arch": args.arch,
-        "batch_size": args.batch_size,
-        "dtype": args.dtype,
-        "device": device,
-        "rounds": rounds,
-    }
+    result = summary(args, rounds) | {"device": device, "rounds": rounds}
+    result |= {"arch": args.arch, "batch_size": args.batch_size, "dtype": args.dtype}
     rounds_of = f"median (range) of {len(rounds)} rounds"
     title = f"{args.arch}, batch {args.batch_size}, {args.dtype}, {device}; {rounds_of}"
     return result, title, [table(result), *([lora_table(result)] if args.lora_rank else [])]
@@ -304,16 +297,13 @@ def table(result: dict[str, Any]) -> harness.Table:
 def lora_table(result: dict[str, Any]) -> harness.Table:
     """Ours with adapters beside ours, which trains the parameters themselves."""
     least, most = result["range"]["lora_step_ratio"]
-    rows = [
-        ["time of a step", "1", f"{result['lora_step_ratio']:.2f} ({least:.2f} to {most:.2f})"],
-        *(
-            [name, *(f"{result[f'{side}_{key}']:{form}}" for side in ("ours", "lora"))]
-            for name, key, form in (
-                ("trained parameters, millions", "trained_millions", ".2f"),
-                ("peak memory, GiB", "peak_memory_gib", ".2f"),
-            )
-        ),
-    ]
+    rows = [["time of a step", "1", f"{result['lora_step_ratio']:.2f} ({least:.2f} to {most:.2f})"]]
+    named = {
+        "trained parameters, millions": "trained_millions",
+        "peak memory, GiB": "peak_memory_gib",
+    }
+    for name, key in named.items():
+        rows.append([name, *(f"{result[f'{side}_{key}']:.2f}" for side in ("ours", "lora"))])
     return ["fine-tuning", "all of the text tower", "adapters"], rows
 
 

@@ -69,11 +69,6 @@ def layouts(tokens: Ragged, batch_size: int) -> dict[str, tuple[list[Any], np.nd
     return found | {"one width": ([tokens.padded(index_B, width)], None)}
 
 
-def places(texts: Sequence[Any]) -> int:
-    """Places for tokens, filled or not."""
-    return sum(x["ids"].size if isinstance(x, dict) else x.size for x in texts)
-
-
 def gradients(graphdef: nnx.GraphDef, weights_BxD: jax.Array) -> Callable:
     """`(params, texts, row) -> (features [B, D], gradients)` of a sum that every feature enters."""
 
@@ -115,7 +110,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         memory = compiled.memory_analysis()
         runs[name] = functools.partial(_run, compiled, given)
         results[name] = {
-            "places": places(texts),
+            "places": sum(x["ids"].size if isinstance(x, dict) else x.size for x in texts),
             "temporaries": None if memory is None else memory.temp_size_in_bytes,
             "features": np.asarray(features, np.float32),
         }
@@ -125,23 +120,13 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     packed = next(iter(results.values()))["features"]
     for name, result in results.items():
         ratios = seconds[name] / seconds["packed rows"]
-        away = result.pop("features") - packed
-        result |= {
-            "seconds": seconds[name].tolist(),
-            "ratios": ratios.tolist(),
-            "largest_difference": float(np.abs(away).max() / np.abs(packed).max()),
-        }
-        memory = result["temporaries"]
-        rows.append(
-            [
-                name,
-                f"{result['places']:,} ({real / result['places']:.0%} filled)",
-                f"{np.median(seconds[name]):.3g}",
-                harness.spread(ratios, ".2f"),
-                "-" if memory is None else f"{memory / 2**20:,.0f}",
-                f"{result['largest_difference']:.0e}",
-            ]
-        )
+        away = float(np.abs(result.pop("features") - packed).max() / np.abs(packed).max())
+        result |= {"seconds": seconds[name].tolist(), "ratios": ratios.tolist()}
+        result["largest_difference"] = away
+        places, memory = result["places"], result["temporaries"]
+        cells = [f"{places:,} ({real / places:.0%} filled)", f"{np.median(seconds[name]):.3g}"]
+        memory = "-" if memory is None else f"{memory / 2**20:,.0f}"
+        rows.append([name, *cells, harness.spread(ratios, ".2f"), memory, f"{away:.0e}"])
     head = ["captions in", "places for tokens", "seconds", "of packed rows' time"]
     head += ["MiB of temporaries", "features differ by"]
     title = f"{args.arch}, {args.batch_size} captions of {real:,} tokens, {dtype}"

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import harness
-from bench.harness import flag
+from bench.harness import flag, spread
 from bench.hlo import Operation, Program
 from bench.material import ARCHITECTURES, random_captions
 from bench.virtual_steps import Case, step_of
@@ -107,11 +107,11 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     operations = program.operations()
     tokens = batch["text"]["ids"].size
     state, _ = jax.block_until_ready(compiled(state, frozen, batch))  # the first one allocates
-    turns = []
+    turns, multiply = [], jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     for number in told(range(args.steps), "steps traced"):
-        rate = _matmul_rate()
+        rate = harness.matmul_rate(lambda *of: multiply(*of).block_until_ready(), jnp.asarray)
         folder = scratch / str(number)
         with jax.profiler.trace(str(folder), profiler_options=options):
             began = time.perf_counter()
@@ -126,8 +126,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
     seconds, rate = (statistics.median(t[k] for t in turns) for k in ("seconds", "matmul_rate"))
     title = (
         f"{args.arch}, batch {args.batch_size}, {tokens} tokens; {args.steps} steps, median "
-        f"{seconds:.2f} s; all products in the time of the step: {statistics.median(whole):.0%} "
-        f"({min(whole):.0%} to {max(whole):.0%}) of a 2048 x 2048 one's {rate / 1e9:.0f} GFLOP/s"
+        f"{seconds:.2f} s; all products in the time of the step: {spread(whole, '.0%')} of a "
+        f"2048 x 2048 one's {rate / 1e9:.0f} GFLOP/s"
     )
     return result, title, [table(result["parts"])]
 
@@ -161,32 +161,25 @@ def _turn(file: Path, operations: dict[str, Operation], tokens: int) -> dict[str
 
 def _summary(turns: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Of each part `share` of the time and `rate`, of the matmul's: median, least and largest."""
-
-    def of(values: list[float]) -> list[float]:
-        return [statistics.median(values), min(values), max(values)]
-
     found = {}
     for part in PARTS:
-        spent = [turn["nanoseconds"].get(part, 0.0) for turn in turns]
-        if not any(spent):
+        spent = np.array([turn["nanoseconds"].get(part, 0.0) for turn in turns])
+        if not spent.any():
             continue
-        totals = [sum(turn["nanoseconds"].values()) for turn in turns]
-        found[part] = {"share": of([x / y for x, y in zip(spent, totals, strict=True)])}
+        values = {"share": spent / [sum(turn["nanoseconds"].values()) for turn in turns]}
         if all(turn["flops"].get(part) for turn in turns):
-            rates = [t["flops"][part] / t["nanoseconds"][part] * 1e9 for t in turns]
-            found[part]["rate"] = of(
-                [x / t["matmul_rate"] for x, t in zip(rates, turns, strict=True)]
-            )
+            rates = [turn["flops"][part] / turn["matmul_rate"] for turn in turns]
+            values["rate"] = np.array(rates) / spent * 1e9
+        found[part] = {k: [np.median(x), x.min(), x.max()] for k, x in values.items()}
     return found
 
 
 def table(parts: dict[str, dict[str, list[float]]]) -> harness.Table:
     """The rows of a result, in the order of a step."""
-
-    def shown(values: list[float] | None) -> str:
-        return "" if values is None else "{:.1%} ({:.1%} to {:.1%})".format(*values)
-
-    rows = [[name, shown(part["share"]), shown(part.get("rate"))] for name, part in parts.items()]
+    rows = []
+    for name, part in parts.items():
+        cells = [spread(part[key], ".1%") if key in part else "" for key in ("share", "rate")]
+        rows.append([name, *cells])
     return ["part", "of the step's time", "its FLOP/s / large matmul"], rows
 
 
@@ -206,11 +199,6 @@ def _real(case: Case) -> tuple[Any, Any, Any, dict]:
     text = packing.pack(texts, np.arange(case.pairs))
     batch = {"feature": filled(batch["feature"]), "text": jax.tree.map(jnp.asarray, text)}
     return step, *jax.tree.map(filled, (state, frozen)), batch
-
-
-def _matmul_rate() -> float:
-    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
-    return harness.matmul_rate(lambda a, b: multiply(a, b).block_until_ready(), jnp.asarray)
 
 
 main = harness.command("bench.profile", __doc__, measure)

@@ -50,39 +50,22 @@ class Accelerator:
 # Makers add up both directions of a link ("bidirectional"); what a device can send is half.
 ACCELERATORS = (
     Accelerator(
-        name="TPU v5e",
-        flops=197e12,
-        memory=16e9,
-        memory_rate=819e9,
-        link_rate=400e9 / 2,
-        group=256,
-        network_rate=6.4e12 / 8 / 256,
+        "TPU v5e", flops=197e12, memory=16e9, memory_rate=819e9, link_rate=400e9 / 2,
+        group=256, network_rate=6.4e12 / 8 / 256,
         sources=("https://cloud.google.com/tpu/docs/v5e",),
     ),
     Accelerator(
-        name="TPU v6e",
-        flops=918e12,
-        memory=32e9,
-        memory_rate=1638e9,
-        link_rate=800e9 / 2,
-        group=256,
-        network_rate=25.6e12 / 8 / 256,
+        "TPU v6e", flops=918e12, memory=32e9, memory_rate=1638e9, link_rate=800e9 / 2,
+        group=256, network_rate=25.6e12 / 8 / 256,
         sources=("https://cloud.google.com/tpu/docs/v6e",),
     ),
-    Accelerator(
-        name="H100 SXM",
-        flops=989.4e12,  # the data sheet's 1,979 is with sparsity
-        memory=80e9,
-        memory_rate=3350e9,
-        link_rate=900e9 / 2,
-        group=8,
-        network_rate=400e9 / 8,
-        sources=(
-            "https://www.nvidia.com/en-us/data-center/h100/",
-            "https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html",
-        ),
+    Accelerator(  # the data sheet's 1,979 TFLOP/s are with sparsity
+        "H100 SXM", flops=989.4e12, memory=80e9, memory_rate=3350e9, link_rate=900e9 / 2,
+        group=8, network_rate=400e9 / 8,
+        sources=("https://www.nvidia.com/en-us/data-center/h100/",
+                 "https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html"),
     ),
-)
+)  # fmt: skip
 
 DEVICES = (8, 64, 256, 1024)
 _PAIRS = 64  # of each device: the recipe's 512 on eight
