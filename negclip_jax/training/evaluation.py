@@ -90,9 +90,7 @@ class ValidationLoss:
             if batches := [(m[name], w[name]) for m, w, _ in results if w[name]]:
                 numbers, weights = np.array(batches, np.float64).T
                 means[name] = float(np.average(numbers, weights=weights))
-        image, text, counts = (
-            np.concatenate(x) for x in zip(*(r[2] for r in results), strict=True)
-        )
+        image, text, counts = map(np.concatenate, zip(*(r[2] for r in results), strict=True))
         kept = np.flatnonzero(counts)
         if len(kept):
             recalls = recall_at_1(image[kept], text[kept], self._loader.examples.image_of[kept])
@@ -117,9 +115,7 @@ class MixedValidation:
             having = [source for source in found if name in found[source]]
             weights = [self._shares[source] for source in having]
             means[name] = float(np.average([found[s][name] for s in having], weights=weights))
-        return means | {
-            f"{s}/{name}": x for s, numbers in found.items() for name, x in numbers.items()
-        }
+        return means | {f"{s}/{name}": x for s in found for name, x in found[s].items()}
 
 
 def validation_of(

@@ -154,10 +154,8 @@ def image_choice_probe(loader: PairLoader) -> float | None:
         is_fitted = np.flatnonzero((thing == k) & ~is_held)
         is_fitted = is_fitted[:: -(-len(is_fitted) // _PROBED_PHOTOS) or 1]
         is_asked = np.flatnonzero((thing == k) & is_held)
-        fitted_of, asked_of = (
-            np.bincount(is_there[rows], minlength=2) for rows in (is_fitted, is_asked)
-        )
-        if fitted_of.min() < _LEAST_OF_KIND or not asked_of.min():
+        least = [np.bincount(is_there[rows], minlength=2).min() for rows in (is_fitted, is_asked)]
+        if least[0] < _LEAST_OF_KIND or not least[1]:
             continue
         fitted, asked = (
             linear_probe.unit(stored.features[image[rows]]) for rows in (is_fitted, is_asked)

@@ -134,12 +134,12 @@ def _prepared(
             remote.forget_copy(copy)
         return found
 
-    found = opened() if sharding.is_main_process() else None
+    found = None
     if sharding.is_main_process():
+        found = opened()
         if found is None:
-            where = Path(place)
             far = storage.is_remote(place)
-            writing = remote.uploaded(place) if far else atomic_files.whole_directory(where)
+            writing = remote.uploaded(place) if far else atomic_files.whole_directory(Path(place))
             with writing as folder:
                 read, done = iter_pairs(pairs, **reading), 0
                 with console.Bar("pairs checked and tokenized", about_how_many(pairs)) as bar:
@@ -158,27 +158,6 @@ def _prepared(
         raise InputError(f"{place} cannot be read after it was written: is the disk damaged?")
     logging.info("%s prepared pairs come from %s", f"{len(found):,}", place)
     return found
-
-
-def _divided(
-    kept: Prepared, rows: np.ndarray, tokenizer: Tokenizer, truncated: str, **how: Any
-) -> tuple[list[np.ndarray], Sequence[str], np.ndarray | None]:
-    """Pairs to train on and to validate, without those that the cut takes meaning from.
-
-    Also the names of their images, and where not all are used, the number of each among these.
-    `how`: see `records.held_out`.
-    """
-    example = next((text for row, text in kept.lost if row in rows), None)
-    is_kept = kept_of(kept.losses[rows], tokenizer.context_length, truncated, example)
-    rows = rows if is_kept.all() else rows[is_kept]
-    groups = kept.groups(rows) if how["by"] == "image" else None
-    is_held_out = held_out(groups, len(rows), **how)
-    parts = [rows[~is_held_out], rows[is_held_out]] if is_held_out.any() else [rows, rows[:0]]
-    is_used = np.zeros(len(kept.images), bool)
-    is_used[kept.image_of[rows]] = True
-    if is_used.all():
-        return parts, kept.images, None
-    return parts, kept.images.only(_flagged(is_used)), np.cumsum(is_used, dtype=np.int32) - 1
 
 
 def _flagged(flags: np.ndarray) -> np.ndarray:
@@ -323,11 +302,21 @@ def _read(
 ) -> _Source:
     """Reads and divides the pairs of a source, "" where there is but one.
 
-    `of_data`: see `read_data`.
+    Pairs from which the cut takes meaning are left out. `of_data`: see `read_data`.
     """
     kept, rows, images = read_data(tokenizer=tokenizer, **of_data)
+    example = next((text for row, text in kept.lost if row in rows), None)
+    is_kept = kept_of(kept.losses[rows], tokenizer.context_length, truncated, example)
+    rows = rows if is_kept.all() else rows[is_kept]
+    groups = kept.groups(rows) if split_by == "image" else None
     how = {"validation_fraction": validation_fraction, "by": split_by, "seed": split_seed}
-    parts, names, number = _divided(kept, rows, tokenizer, truncated, **how)
+    is_held_out = held_out(groups, len(rows), **how)
+    parts = [rows[~is_held_out], rows[is_held_out]] if is_held_out.any() else [rows, rows[:0]]
+    is_used = np.zeros(len(kept.images), bool)
+    is_used[kept.image_of[rows]] = True
+    names, number = kept.images, None
+    if not is_used.all():
+        names, number = names.only(_flagged(is_used)), np.cumsum(is_used, dtype=np.int32) - 1
     logging.info(
         "%s%s pairs of %s images: %s to train on, %s to validate",
         f"source {name}: " if name else "",
@@ -353,11 +342,11 @@ def _keep_apart(read: dict[str, _Source]) -> None:
         is_held = np.array([x in held for x in source.names], bool)
         train = source.parts[0]
         kept = train[~is_held[source.image_of(train)]]
-        if len(kept) < len(train):
+        if left := len(train) - len(kept):
             message = (
                 "source %s: %s pairs are left out, as another source validates on their images"
             )
-            logging.info(message, name, f"{len(train) - len(kept):,}")
+            logging.info(message, name, f"{left:,}")
         if not len(kept):
             raise InputError(f"source {name}: other sources hold out all of its images")
         read[name] = dataclasses.replace(source, parts=[kept, source.parts[1]])

@@ -90,11 +90,7 @@ def train(
 
 
 def _loop(
-    run: Run,
-    log: "StepLog",
-    evaluators: dict[str, Evaluator],
-    stop: StopSignal,
-    profile: Profile,
+    run: Run, log: "StepLog", evaluators: dict[str, Evaluator], stop: StopSignal, profile: Profile
 ) -> TrainState:
     """Step, then look and save: `step` always counts the updates that `state` has seen."""
     state, total = run.state, run.units.total_steps
@@ -266,8 +262,6 @@ def _writers(
     run: Run, start: int, tensorboard: bool, wandb: str | None, settings: dict
 ) -> tuple[Writers, Writers]:
     """Destinations of metrics and of timing; lines after the restored step are dropped."""
-    # A run that ended here was evaluated at its end; one that goes on may not be.
-    evaluated = run.units.due(start, run.eval_every)
     shared: list[MetricWriter] = []
     if tensorboard:
         shared.append(TensorBoardWriter(run.workdir / "tensorboard", resume_step=start))
@@ -276,7 +270,8 @@ def _writers(
     metrics = JsonlWriter(
         run.workdir / "metrics.jsonl",
         resume_step=start,
-        evaluated=evaluated,
+        # A run that ended here was evaluated at its end; one that goes on may not be.
+        evaluated=run.units.due(start, run.eval_every),
         checksum=run.checkpoints.metrics_checksum(),
     )
     timing = JsonlWriter(run.workdir / "timing.jsonl", resume_step=start)
