@@ -143,9 +143,7 @@ class Side:
     def __init__(self, make: str, *args: Any):
         """Starts the process, which makes the object.
 
-        Args:
-          make: "module:function", imported by the new process alone.
-          args: of the function; they are pickled.
+        `make` is "module:function", imported by the new process alone; `args` are pickled.
         """
         spawn = multiprocessing.get_context("spawn")  # fork and JAX's threads do not mix
         self._pipe, theirs = spawn.Pipe()

@@ -53,13 +53,10 @@ ARCHITECTURES = {
 
 
 def random_checkpoint(out: Path, architecture: str, *, tokenizer: Path | None = None) -> None:
-    """Writes a Hugging Face directory of that architecture with random weights.
+    """Writes a Hugging Face directory of one of `ARCHITECTURES` with random weights.
 
-    Args:
-      out: directory to write.
-      architecture: key of `ARCHITECTURES`.
-      tokenizer: directory with CLIP's `vocab.json` and `merges.txt`; default the quickstart's small
-        vocabulary, so that nothing has to be downloaded. The embedding table keeps CLIP's size.
+    `tokenizer`: directory with CLIP's `vocab.json` and `merges.txt`; default the quickstart's small
+    vocabulary, so that nothing has to be downloaded. The embedding table keeps CLIP's size.
     """
     config = ARCHITECTURES[architecture]
     with tempfile.TemporaryDirectory() as small:

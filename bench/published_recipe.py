@@ -105,13 +105,9 @@ class Reference:
     """A run of the published recipe on given batches."""
 
     def __init__(self, checkpoint: str, images: str, workers: int, threads: int):
-        """Trains on a GPU if PyTorch sees one.
+        """Trains on a GPU if PyTorch sees one, with so many threads on the CPU.
 
-        Args:
-          checkpoint: Hugging Face directory.
-          images: of the photos.
-          workers: processes that decode, as `DataLoader` takes them; 0 is this process.
-          threads: of PyTorch on the CPU.
+        `workers`: processes that decode, as `DataLoader` takes them; 0 is this process.
         """
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

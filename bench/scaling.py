@@ -143,11 +143,8 @@ def memory_traffic(towers: Sequence[tuple[TowerConfig, float]], trained: int) ->
 
     Each matrix product reads its input and writes its output once in each of its three passes;
     everything else is fused into them, and attention never writes its scores. No program does
-    better, most do worse.
-
-    Args:
-      towers: that are computed, each with the tokens that it reads.
-      trained: parameters that the step updates.
+    better, most do worse. Towers that are computed come with the tokens that each reads; `trained`
+    are the parameters that the step updates.
     """
     numbers = sum(
         tokens * tower.layers * (10 * tower.width + 2 * tower.mlp_width) for tower, tokens in towers
@@ -192,10 +189,8 @@ def _traffic_of(result: Result, pairs: int) -> float:
 def compute_bound_batch(result: Result, device: Accelerator, devices: int) -> tuple[int, str]:
     """Smallest batch, a power of two, whose products take longer than memory and links, and "".
 
-    Where there is none up to `_LARGEST_BATCH`, what bounds that one: "memory" or "links".
-
-    Args:
-      result: of the same step on any number of devices.
+    Where there is none up to `_LARGEST_BATCH`, what bounds that one: "memory" or "links". `result`
+    is of the same step on any number of devices.
     """
     dim, batch = ARCHITECTURES[result["arch"]].projection_dim, devices
     while True:

@@ -299,12 +299,8 @@ class CLIP(nnx.Module):
     ):
         """Initialises float32 parameters at random, as OpenAI's code does.
 
-        Args:
-          config: sizes and numerics.
-          dtype: compute type, float32 or bfloat16; softmax and LayerNorm statistics stay float32.
-          remat: recompute each block in the backward pass instead of storing its activations.
-          scan: run the blocks in a loop (`models.transformer.run_blocks`), which compiles faster.
-          rngs: NNX random streams.
+        `dtype` is the compute type, float32 or bfloat16; softmax and LayerNorm statistics stay
+        float32. `remat` and `scan`: see `models.transformer.run_blocks`.
         """
         self.config, self.dtype = config, jnp.dtype(dtype)
         options = {"dtype": dtype, "remat": remat, "scan": scan, "rngs": rngs}

@@ -25,10 +25,8 @@ _BAD = jax.jit(lambda x: (jnp.isnan(x).any(), ~jnp.isfinite(x).all()))
 def origin(function: Callable, *arguments: Any) -> str | None:
     """The operation behind the first result that is not finite: name, operands, line of code.
 
-    Args:
-      function: of trees of arrays to a tree of arrays.
-      arguments: which give a result that is not finite. Where one is NaN, infinite ones are passed
-        over.
+    The arguments, trees of arrays, give a result that is not finite. Where one is NaN, infinite
+    ones are passed over.
 
     Returns None where operations that run one by one give finite results, as may be where the
     compiler has fused them.

@@ -108,9 +108,8 @@ def show_opposites(
         and what a text says of two images less so. Fitted to two worlds of the quickstart, in which
         p is 0.997 and 0.76 to 0.82.
 
-    Returns:
-      The loaders, `image_choice_probe` of each that is held out, and the weight, in all processes
-      that of the first.
+    Returns the loaders, `image_choice_probe` of each that is held out, and the weight, in all
+    processes that of the first.
     """
     if weight == 0:
         return loaders, [None] * len(loaders[1:]), weight

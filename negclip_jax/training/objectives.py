@@ -199,14 +199,11 @@ def image_choice_loss(
     open how a text is scored on images of which it is true and false, and so does a false caption
     of another image: "there is no dog" may stay near all photos of dogs.
 
-    Args:
-      image_BxD, text_BxMxD, opposite_BxMxD: features, unnormalised.
-      truth_BxM: of its own image a text is true (1) or false (-1), or not known (0).
-      counts_BxM: False where there is no other image.
-      logit_scale: natural logarithm of the factor on cosine similarities.
-      mask_B: False for padding rows.
-      scale_max: upper bound of that factor, here. Two images are soon told apart by a large one:
-        then only those are learnt from that are decided wrongly.
+    Args, beside those of `contrastive_loss`:
+      opposite_BxMxD: features of the other image of each text, unnormalised.
+      counts_BxM: False where there is none.
+      scale_max: upper bound of the factor on cosine similarities, here. Two images are soon told
+        apart by a large one: then only those are learnt from that are decided wrongly.
 
     Returns:
       The loss, and the share of texts that score higher on the right image, ties counting half;
