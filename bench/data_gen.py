@@ -152,18 +152,9 @@ def real_world(folder: Path, captions: str, photos: str, instances: str) -> tupl
     return shows, sorted({c["name"] for c in json.loads(Path(instances).read_text())["categories"]})
 
 
-class Server:
-    """A loopback server in a process of its own; made with `harness.Side`."""
-
-    def __init__(self, latency: float):
-        self._server = LoopbackServer({}, POOL, latency=latency, prefix_cache=True).__enter__()
-
-    def url(self) -> str:
-        return self._server.url
-
-    def peak(self) -> int:
-        """Most requests that were in flight at once."""
-        return self._server.counts.peak
+def started_server(latency: float) -> LoopbackServer:
+    """For a process of its own, see `harness.Side`."""
+    return LoopbackServer({}, POOL, latency=latency, prefix_cache=True).__enter__()
 
 
 def client(calls: int, kilobytes: int) -> dict[str, float]:
@@ -190,8 +181,8 @@ def client(calls: int, kilobytes: int) -> dict[str, float]:
         finally:
             await engine.close()
 
-    with Side("bench.data_gen:Server", 0.05) as server:
-        return asyncio.run(ask(server("url"))) | {"in_flight": server("peak")}
+    with Side("bench.data_gen:started_server", 0.05) as server:
+        return asyncio.run(ask(server("url"))) | {"in_flight": server("counts").peak}
 
 
 def boxes(path: Path, images: int) -> None:

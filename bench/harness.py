@@ -138,7 +138,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 class Side:
-    """A proxy: `side("method", *args)` calls a method of an object in another process."""
+    """A proxy: `side("method", *args)` calls a method of an object in another process.
+
+    `side("attribute")` is a copy of what is no method.
+    """
 
     def __init__(self, make: str, *args: Any):
         """Starts the process, which makes the object.
@@ -227,7 +230,8 @@ def _serve(pipe: Connection, make: str, args: tuple) -> None:
             pipe.send((True, None))
             while (command := pipe.recv()) is not None:
                 method, arguments = command
-                pipe.send((True, getattr(target, method)(*arguments)))
+                value = getattr(target, method)
+                pipe.send((True, value(*arguments) if callable(value) else value))
     except EOFError:
         return
     except InputError as error:
