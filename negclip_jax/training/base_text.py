@@ -35,31 +35,43 @@ _MOST_PHOTOS = 20_000  # to measure on
 _CANDIDATES = 16  # photos of which the one that has least in common lends its residual
 
 
+@dataclasses.dataclass(frozen=True)
+class BaseText:
+    """The base's text tower, to be asked before the first step: later its weights are gone."""
+
+    workdir: epath.Path  # of the run, to which the features belong
+    tokenizer: Tokenizer
+    model: tuple[CLIPConfig, dict, str]  # sizes, parameters on the devices, and compute type
+    mesh: Mesh  # over which texts are encoded
+    resumes: bool  # whether the parameters are those of a checkpoint, no longer the base's
+
+    def features(self, name: str, tokens: Joined) -> MappedRows:
+        """The features of texts, float32 `[N, D]`, kept under a name in the run's directory.
+
+        Raises InputError where a run that resumes has lost them.
+        """
+        path = self.workdir / "base_text" / f"{name}.rows"
+        if not self.resumes:  # what a killed run has begun may be of other weights
+            if sharding.is_main_process() and path.exists():
+                path.rmtree() if path.is_dir() else path.unlink()
+            multihost.barrier("former base features removed")
+        how = {"computes": not self.resumes}
+        return encoder.text_features(tokens, self.tokenizer, path, self.model, self.mesh, **how)
+
+
 def use_base_text(
-    workdir: epath.Path,
     loaders: list[PairLoader],
-    tokenizer: Tokenizer,
-    model: tuple[CLIPConfig, dict, str],
-    mesh: Mesh,
+    base: BaseText,
     *,
-    resumes: bool,
     is_frozen: bool,
     anchor_weight: float,
     distill_weight: float,
 ) -> list[PairLoader]:
     """The loaders, with the base's features of each original caption where a term needs them.
 
-    They are computed before the first step and belong to the run, in its directory: later the
-    base's weights are gone.
-
-    Args:
-      loaders: of training and validation pairs.
-      model: sizes, parameters on the devices of `mesh`, and compute type.
-      resumes: whether the parameters are those of a checkpoint, no longer the base's.
-      is_frozen: whether nothing that an image passes through is trained.
-
-    Raises InputError where a run that resumes has lost them, and for distillation of a model whose
-    vision tower is trained: there is nothing to compare with.
+    `is_frozen`: whether nothing that an image passes through is trained. Raises InputError where a
+    run that resumes has lost the features, and for distillation of a model whose vision tower is
+    trained: there is nothing to compare with.
     """
     if not (anchor_weight or distill_weight):
         return loaders
@@ -69,33 +81,10 @@ def use_base_text(
             "optim.freeze must hold the whole vision tower; train.anchor_weight needs no images"
         )
     used = [x.examples for x in loaders]
-    tokens = Joined([Chosen(x.tokens, x.original_index_N) for x in used])
-    features = kept_features("text", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
+    features = base.features("text", Joined([Chosen(x.tokens, x.original_index_N) for x in used]))
     places = np.split(features.places, np.cumsum([len(x) for x in used[:-1]]))
     parts = [dataclasses.replace(features, places=p) for p in places]
     return [dataclasses.replace(x, base_text=p) for x, p in zip(loaders, parts, strict=True)]
-
-
-def kept_features(
-    name: str,
-    workdir: epath.Path,
-    tokens: Joined,
-    tokenizer: Tokenizer,
-    model: tuple[CLIPConfig, dict, str],
-    mesh: Mesh,
-    *,
-    resumes: bool,
-) -> MappedRows:
-    """The base's features of texts, float32 `[N, D]`, kept under a name in the run's directory.
-
-    Raises InputError where a run that resumes has lost them.
-    """
-    path = workdir / "base_text" / f"{name}.rows"
-    if not resumes:  # what a killed run has begun may be of other weights
-        if sharding.is_main_process() and path.exists():
-            path.rmtree() if path.is_dir() else path.unlink()
-        multihost.barrier("former base features removed")
-    return encoder.text_features(tokens, tokenizer, path, model, mesh, computes=not resumes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +130,8 @@ class WithStandIns:
         return rows
 
 
-def use_stand_ins(
-    loader: PairLoader,
-    workdir: epath.Path,
-    tokenizer: Tokenizer,
-    model: tuple[CLIPConfig, dict, str],
-    mesh: Mesh,
-    *,
-    resumes: bool,
-) -> PairLoader:
+def use_stand_ins(loader: PairLoader, base: BaseText) -> PairLoader:
     """The loader of training pairs, with features for the images that are no photos.
-
-    Arguments as those of `use_base_text`; the base's text features are kept in the same place.
 
     Raises InputError where there are no cached features, or no original captions, to measure on.
     """
@@ -175,9 +154,8 @@ def use_stand_ins(
     of_photos = of_photos[is_usable_U[examples.image_of[of_photos]]]
     sample = of_photos[:: -(-len(of_photos) // _MOST_PHOTOS)]
     captions = examples.tokens.taken(examples.original_index_N[sample])
-    listed = Ragged(*tokenizer.encode_ragged(texts))
-    tokens = Joined([listed, captions])
-    kept = kept_features("stand_ins", workdir, tokens, tokenizer, model, mesh, resumes=resumes)
+    listed = Ragged(*base.tokenizer.encode_ragged(texts))
+    kept = base.features("stand_ins", Joined([listed, captions]))
     text, of_captions = (
         dataclasses.replace(kept, places=places) for places in np.split(kept.places, [len(texts)])
     )

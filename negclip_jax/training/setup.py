@@ -30,7 +30,7 @@ from negclip_jax.models.flops import StepFlops
 from negclip_jax.models.lora import fold
 from negclip_jax.runtime import compilation_cache, multihost, sharding, workdir
 from negclip_jax.training import image_features, inputs, optim, patterns
-from negclip_jax.training.base_text import use_base_text, use_stand_ins
+from negclip_jax.training.base_text import BaseText, use_base_text, use_stand_ins
 from negclip_jax.training.config import (
     ADDED_KEYS,
     DTYPES,
@@ -145,11 +145,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     image_features.check_source(loader.images, weights, is_frozen=is_frozen)
     if is_frozen:
         loaders = image_features.use_cache(path, loaders, whole, mesh, **cache)
-    loaders[0] = use_stand_ins(loaders[0], path, tokenizer, whole, mesh, resumes=resumes)
+    base_text = BaseText(path, tokenizer, whole, mesh, resumes)
+    loaders[0] = use_stand_ins(loaders[0], base_text)
     loaders, probes, choice = image_features.show_opposites(loaders, train.image_choice_weight)
-    loader, *others = use_base_text(
-        *(path, loaders, tokenizer, whole, mesh), resumes=resumes, is_frozen=is_frozen, **keeping
-    )
+    loader, *others = use_base_text(loaders, base_text, is_frozen=is_frozen, **keeping)
 
     objective = Objective(
         *(graphdef, preprocess.mean, preprocess.std),
