@@ -51,40 +51,26 @@ class Counts:
     peak: int = 0
 
 
+@dataclass(eq=False)
 class LoopbackServer:
     """Serves in a thread of its own; a context manager.
 
-    Attributes:
-      url: base URL, ends in /v1.
-      counts: see Counts.
+    What a server does not honour it ignores in silence, as some do.
     """
 
-    def __init__(
-        self,
-        shows: Mapping[str, frozenset[str]],
-        pool: list[str],
-        *,
-        latency: float = 0.0,
-        logprobs: bool = True,
-        choice: bool = False,
-        prefix_cache: bool = False,
-        many: bool = False,
-        model: str = "loopback",
-    ):
-        """`shows`: SHA-256 of a photo as it is sent, to what it shows; `pool`: what it proposes.
-
-        `latency`: seconds of each answer. `logprobs`, `choice`: what the server honours; what it
-        does not, it ignores in silence, as some do. `many`: whether it names objects for several
-        photos in one request, and answers a probe's several questions; those about a photo that it
-        knows it answers anyway.
-        """
-        self._shows, self._pool = shows, pool
-        self._latency, self._logprobs, self._choice = latency, logprobs, choice
-        self._many = many
-        self._model = model
-        self._prefixes: set[tuple] | None = set() if prefix_cache else None
-        self.counts = Counts()
-        self.url = ""
+    shows: Mapping[str, frozenset[str]]  # SHA-256 of a photo as it is sent, to what it shows
+    pool: list[str]  # what it proposes
+    latency: float = 0.0  # seconds of each answer
+    logprobs: bool = True  # whether it honours them; so with `choice`
+    choice: bool = False
+    prefix_cache: bool = False
+    # Whether it names objects for several photos in one request, and answers a probe's several
+    # questions; those about a photo that it knows it answers anyway.
+    many: bool = False
+    model: str = "loopback"
+    counts: Counts = field(default_factory=Counts, init=False)
+    url: str = field(default="", init=False)  # base URL, ends in /v1
+    _prefixes: set[tuple] = field(default_factory=set, init=False)  # that are cached
 
     def __enter__(self) -> "LoopbackServer":
         started = threading.Event()
@@ -115,7 +101,7 @@ class LoopbackServer:
         self._loop.close()
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": self._model, "max_model_len": 8192}]})
+        return web.json_response({"data": [{"id": self.model, "max_model_len": 8192}]})
 
     async def fault(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse | None:
         """A response instead of the answer, None to answer."""
@@ -134,8 +120,8 @@ class LoopbackServer:
         counts.peak = max(counts.peak, counts.in_flight)
         counts.by_body[hashlib.sha256(raw).hexdigest()] += 1
         try:
-            if self._latency:
-                await asyncio.sleep(self._latency)
+            if self.latency:
+                await asyncio.sleep(self.latency)
             response = await self.fault(request, body)
             return response or web.json_response(self._answer(body))
         finally:
@@ -147,7 +133,7 @@ class LoopbackServer:
         length, parts, cached = body.get("max_tokens", 1000), _parts(body), 0
         total, completion = sum(tokens for _, tokens in parts), min(len(words), length)
         usage: dict[str, Any] = {"prompt_tokens": total, "completion_tokens": completion}
-        if self._prefixes is not None:
+        if self.prefix_cache:
             known = [n for n in range(len(parts) + 1) if tuple(parts[:n]) in self._prefixes]
             cached = sum(tokens for _, tokens in parts[: max(known, default=0)])
             self._prefixes.update(tuple(parts[:n]) for n in range(1, len(parts) + 1))
@@ -161,23 +147,23 @@ class LoopbackServer:
             "message": {"role": "assistant", "content": " ".join(words[:length])},
             "finish_reason": "length" if len(words) > length else "stop",
         }
-        if self._logprobs and body.get("logprobs"):
+        if self.logprobs and body.get("logprobs"):
             tokens, said = [], choice["message"]["content"]
             for token in _TOKEN.findall(said) if said.startswith("{") else words[:1] or [""]:
                 other = "no" if token == "yes" else "yes"
                 top = [{"token": token, "logprob": -0.05}, {"token": other, "logprob": -3.2}]
                 tokens.append(top[0] | {"top_logprobs": top})
             choice["logprobs"] = {"content": tokens}
-        return {"model": self._model, "choices": [choice], "usage": usage}
+        return {"model": self.model, "choices": [choice], "usage": usage}
 
     def _text(self, body: dict[str, Any]) -> tuple[str, str]:
         """The answer and the stage that asked."""
         text, photo = last_turn(body)
-        if self._choice and photo is None and "structured_outputs" in body:
+        if self.choice and photo is None and "structured_outputs" in body:
             return body["structured_outputs"]["choice"][0], "probe"
         if photo is not None:
-            shown = self._shows.get(_digest(photo))
-            if shown is None and not self._many and _LISTED.search(text):
+            shown = self.shows.get(_digest(photo))
+            if shown is None and not self.many and _LISTED.search(text):
                 return "One question at a time, please.", "verify"
             return self._look(text, shown or frozenset()), "verify"
         if "Say hello" in text or "in this image" in text:
@@ -193,10 +179,10 @@ class LoopbackServer:
             numbers = [m["number"] for m in matches]
             return json.dumps(dict(zip(numbers, texts, strict=True))), "rewrite"
         if photos := _PHOTO.findall(text):
-            if not self._many:
+            if not self.many:
                 return "One photo at a time, please.", "probe"
             return self._lists(photos, int(re.search(r"name (\d+) objects", text)[1])), "propose"
-        order = sorted(self._pool, key=lambda name: _digest((name + text).encode()))
+        order = sorted(self.pool, key=lambda name: _digest((name + text).encode()))
         if "one word" in text or "Name an object" in text:
             return next(name for name in order if name not in text), "propose"
         if "Ask " in text:
