@@ -102,7 +102,7 @@ def test_refused_fields_are_found_once_and_kept(scene, tmp_path, capsys):
         whole = tables(tmp_path / "run")
         (tmp_path / "run" / "done" / "part-00001.json").unlink()
         before, answered = server.counts.calls, len(server.bodies)
-        server._shows = {}  # another process would be refused nothing
+        server.shows = {}  # another process would be refused nothing
         assert main(["retry", "--stage=verify", *command[1:]]) in (0, 3)
         assert server.counts.calls - before == len(server.bodies) - answered > 0
     assert whole
