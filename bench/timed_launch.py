@@ -22,14 +22,10 @@ _COMPILING += ("/jax/core/compile/jaxpr_to_mlir_module_duration",)
 
 
 class Clock:
-    """Seconds by part. What a part calls that is a part itself counts there alone.
-
-    Attributes:
-      seconds: by part; of the parts of the main thread no second counts twice.
-      calls: by part.
-    """
+    """Seconds by part. What a part calls that is a part itself counts there alone."""
 
     def __init__(self):
+        # Of the parts of the main thread no second counts twice.
         self.seconds: dict[str, float] = collections.defaultdict(float)
         self.calls: collections.Counter = collections.Counter()
         self._inner: list[float] = []  # seconds of the parts inside each running one

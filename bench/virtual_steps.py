@@ -109,14 +109,8 @@ def step_of(
     state = manager.abstract_of(shapes, state_places)
     frozen = manager.abstract_of(frozen, frozen_places)
     batch = _batch(case, model, mesh)
-    objective = Objective(
-        graphdef,
-        CLIP_MEAN,
-        CLIP_STD,
-        microbatches=case.microbatches,
-        mesh=mesh,
-        logit_block_mib=case.logit_block_mib,
-    )
+    parts = {"microbatches": case.microbatches, "logit_block_mib": case.logit_block_mib}
+    objective = Objective(graphdef, CLIP_MEAN, CLIP_STD, mesh=mesh, **parts)
     step = make_train_step(objective, tx, schedule=rate, logit_scale_max=None, ema_decay=None)
     return CompiledStep(step, state, frozen, mesh), (state, frozen, batch)
 
