@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import zlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -131,9 +132,7 @@ class TensorBoardWriter(MetricWriter):
         self._events.flush()
 
     def close(self) -> None:
-        events, self._events = self._events, None
-        if events is not None:  # closed once by each of the `Writers` that share it
-            events.close()
+        self._events.close()
 
     def _add(self, step: int, **content: Any) -> None:
         event = self._event_pb2.Event(wall_time=time.time(), step=step, **content)
@@ -169,28 +168,34 @@ class WandbWriter(MetricWriter):
 
 
 class Writers(MetricWriter):
-    """Writes to several destinations at once."""
+    """Writes metrics, and the timing of a run, to several destinations each; some take both."""
 
-    def __init__(self, writers: list[MetricWriter]):
-        self._writers = writers
+    def __init__(self, metrics: Sequence[MetricWriter] = (), timing: Sequence[MetricWriter] = ()):
+        self._metrics, self._timing = metrics, timing
+        self._all = list(dict.fromkeys([*metrics, *timing]))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        for writer in self._writers:
+        for writer in self._metrics:
             writer.write(step, metrics)
 
+    def write_timing(self, step: int, timing: dict[str, float]) -> None:
+        """Adds what depends on the machine."""
+        for writer in self._timing:
+            writer.write(step, timing)
+
     def flush(self, *, durable: bool = True) -> None:
-        for writer in self._writers:
+        for writer in self._all:
             writer.flush(durable=durable)
 
     @property
     def checksum(self) -> int | None:
-        """That of the first file of lines among them."""
-        files = (w for w in self._writers if isinstance(w, JsonlWriter))
+        """Of the lines of metrics that were flushed; None where this process writes none."""
+        files = (w for w in self._metrics if isinstance(w, JsonlWriter))
         return next((file.checksum for file in files), None)
 
     def close(self) -> None:
         """Closes what can be closed: a disk that fails now has already failed a flush."""
-        for writer in self._writers:
+        for writer in self._all:
             with contextlib.suppress(*storage.errors()):
                 writer.close()
 

@@ -31,37 +31,17 @@ _REQUIRED = ("model.checkpoint", "data.pairs")
 DTYPES = ("float32", "bfloat16")
 _CHOICES = {"model.dtype": DTYPES, "data.truncated": TRUNCATED, "data.crop": CROPS}
 SCHEDULES = ("constant", "cosine", "linear")  # of `optim.learning_rate`
-_RANGES = {
-    "data.original_fraction": SHARE,
-    "data.foils": NOT_NEGATIVE,
-    "data.true_texts": NOT_NEGATIVE,
-    "data.false_texts": NOT_NEGATIVE,
-    "runtime.made_scenes": NOT_NEGATIVE,
-    "data.max_bad_images": SHARE,
-    "data.workers": NOT_NEGATIVE,
-    "data.threads": POSITIVE,
-    "data.kept_pixels_mib": NOT_NEGATIVE,
-    "train.logit_block_mib": NOT_NEGATIVE,
-    "train.foil_weight": NOT_NEGATIVE,
-    "train.anchor_weight": NOT_NEGATIVE,
-    "train.distill_weight": NOT_NEGATIVE,
-    "train.image_choice_weight": NOT_NEGATIVE,
-    "train.image_choice_scale_max": POSITIVE,
-    "train.ema_decay": SHARE,
-    "optim.lr": NOT_NEGATIVE,
-    "optim.end_lr": NOT_NEGATIVE,
-    "optim.beta1": SHARE,
-    "optim.beta2": SHARE,
-    "optim.eps": NOT_NEGATIVE,
-    "optim.clip_norm": NOT_NEGATIVE,
-    "optim.weight_decay": NOT_NEGATIVE,
-    "optim.lora_rank": POSITIVE,
-    "optim.lora_alpha": NOT_NEGATIVE,
-    "checkpoint.keep": POSITIVE,
-    "mesh.min_shard_size": NOT_NEGATIVE,
-    "runtime.timeout": POSITIVE,
-    "runtime.heartbeat_timeout": POSITIVE,
-}
+_SHARES = ("data.original_fraction", "data.max_bad_images", "train.ema_decay", "optim.beta1")
+_SHARES += ("optim.beta2",)
+_POSITIVE = ("data.threads", "train.image_choice_scale_max", "optim.lora_rank", "checkpoint.keep")
+_POSITIVE += ("runtime.timeout", "runtime.heartbeat_timeout")
+_NOT_NEGATIVE = ("data.foils", "data.true_texts", "data.false_texts", "data.workers", "optim.eps")
+_NOT_NEGATIVE += ("data.kept_pixels_mib", "train.logit_block_mib", "train.foil_weight", "optim.lr")
+_NOT_NEGATIVE += ("train.anchor_weight", "train.distill_weight", "train.image_choice_weight")
+_NOT_NEGATIVE += ("optim.end_lr", "optim.clip_norm", "optim.weight_decay", "optim.lora_alpha")
+_NOT_NEGATIVE += ("mesh.min_shard_size", "runtime.made_scenes")
+_RANGES = dict.fromkeys(_SHARES, SHARE) | dict.fromkeys(_POSITIVE, POSITIVE)
+_RANGES |= dict.fromkeys(_NOT_NEGATIVE, NOT_NEGATIVE)
 # Keys that may change between a run and its continuation without changing what it computes.
 _FREE = ("train.total", "eval.", "checkpoint.", "log.", "mesh.", "runtime.", "data.workers")
 _FREE += ("data.threads", "data.pairs", "data.images", "data.max_bad_images", "model.checkpoint")

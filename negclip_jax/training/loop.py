@@ -70,23 +70,21 @@ def train(
         run = prepare(config, workdir)
         stack.callback(run.checkpoints.close)
         start = int(run.state.step)
-        writers, timing = Writers([]), Writers([])
+        writers, log = Writers(), config.log
         if is_main:
-            log = config.log
-            writers, timing = _writers(run, start, log.tensorboard, log.wandb, config.to_dict())
+            writers = _writers(run, start, log.tensorboard, log.wandb, config.to_dict())
         stack.callback(writers.close)
-        stack.callback(timing.close)
         built = {name: build(run.context) for name, build in (evaluators or {}).items()}
         if run.validation is not None:
             built = {"val": run.validation} | built
         progress = TrainingProgress(start=start, total=run.units.total_steps, enabled=is_main)
-        steps, total = parse_steps(config.log.profile_steps), run.units.total_steps
+        steps, total = parse_steps(log.profile_steps), run.units.total_steps
         profile = Profile(steps, run.workdir, start=start, total=total)
         stack.callback(profile.close)
         with StopSignal() as stop, progress:
             device = run.mesh.devices.flat[0].device_kind
             peak = peak_flops(device, run.mesh.size, run.dtype)
-            return _loop(run, StepLog(run, writers, timing, progress, peak), built, stop, profile)
+            return _loop(run, StepLog(run, writers, progress, peak), built, stop, profile)
 
 
 def _loop(
@@ -114,7 +112,9 @@ def _loop(
             started = time.monotonic()
             with log.chrono.pause():
                 # Goes on while the run does.
-                run.checkpoints.save(step, state, results or {}, metrics_checksum=log.checksum)
+                run.checkpoints.save(
+                    step, state, results or {}, metrics_checksum=log.writers.checksum
+                )
             if is_asked:
                 run.checkpoints.wait()
                 logging.info("saved step %d in %.1f s", step, time.monotonic() - started)
@@ -163,15 +163,8 @@ class StepLog:
     was started, so the device always has work.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        writers: Writers,
-        timing: Writers,
-        progress: TrainingProgress,
-        peak: float | None,
-    ):
-        self._run, self._writers, self._timing, self._progress = run, writers, timing, progress
+    def __init__(self, run: Run, writers: Writers, progress: TrainingProgress, peak: float | None):
+        self.writers, self._run, self._progress = writers, run, progress
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.chrono = Chrono(run.loader.batch_size, peak)
 
@@ -184,13 +177,7 @@ class StepLog:
     def flush(self, *, durable: bool = True) -> None:
         """Reads and writes everything; afterwards all steps so far are known to be sound."""
         self._drain()
-        self._writers.flush(durable=durable)
-        self._timing.flush(durable=durable)
-
-    @property
-    def checksum(self) -> int | None:
-        """Of the metrics that were flushed; None where this process writes none."""
-        return self._writers.checksum
+        self.writers.flush(durable=durable)
 
     @property
     def stopped(self) -> str:
@@ -227,7 +214,7 @@ class StepLog:
         if results is None:
             logging.info("step %d: not evaluated; the run begins with it when it goes on", step)
             return None
-        self._writers.write(step, results)
+        self.writers.write(step, results)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in results.items())
         logging.info("step %d: %s", step, shown)
         return results
@@ -242,7 +229,7 @@ class StepLog:
             numbers = {name: float(value) for name, value in metrics.items()}
             bad = [n for n in CHECKED if not math.isfinite(numbers[n])]
             if bad:
-                self._writers.flush()
+                self.writers.flush()
                 raise InputError(
                     f"{bad[0]} is {numbers[bad[0]]} at step {step} (learning rate "
                     f"{numbers['lr']:.2e}, logit scale {numbers['logit_scale']:.3f}); "
@@ -251,16 +238,14 @@ class StepLog:
                     "operation"
                 )
             # NaN is left what nothing in this batch has: a foil, or an original caption.
-            self._writers.write(step, {k: x for k, x in numbers.items() if not math.isnan(x)})
+            self.writers.write(step, {k: x for k, x in numbers.items() if not math.isnan(x)})
         timing = self.chrono.window(step, self._run.units.total_steps)
-        self._timing.write(step, timing)
+        self.writers.write_timing(step, timing)
         of_sources = {n: x for n, x in numbers.items() if n.startswith("loss/")}
         self._progress.update(step, {"loss": numbers["loss"]} | of_sources, timing)
 
 
-def _writers(
-    run: Run, start: int, tensorboard: bool, wandb: str | None, settings: dict
-) -> tuple[Writers, Writers]:
+def _writers(run: Run, start: int, tensorboard: bool, wandb: str | None, settings: dict) -> Writers:
     """Destinations of metrics and of timing; lines after the restored step are dropped."""
     shared: list[MetricWriter] = []
     if tensorboard:
@@ -275,7 +260,7 @@ def _writers(
         checksum=run.checkpoints.metrics_checksum(),
     )
     timing = JsonlWriter(run.workdir / "timing.jsonl", resume_step=start)
-    return Writers([metrics, *shared]), Writers([timing, *shared])
+    return Writers([metrics, *shared], [timing, *shared])
 
 
 def describe_end(state: TrainState, workdir: str, seconds: float) -> str:

@@ -175,7 +175,6 @@ def test_tensorboard_events(tmp_path):
     writer = TensorBoardWriter(directory, resume_step=12)
     writer.write(13, {"loss": 0.5, "val/loss": 0.25})
     writer.close()
-    writer.close()  # shared by two `Writers`
     version, start, scalars = events(directory)
     assert version.file_version == "brain.Event:2"
     # TensorBoard hides what an earlier process wrote from this step on.
@@ -226,9 +225,10 @@ class Recorder:
 
 
 def test_all_destinations_get_everything_and_are_all_closed():
-    first, second = Recorder(OSError), Recorder()
-    writers = Writers([first, second])
+    first, second, of_timing = Recorder(OSError), Recorder(), Recorder()
+    writers = Writers([first, second], [of_timing, second])
     writers.write(1, {})
     writers.flush()
     writers.close()
     assert first.calls == second.calls == ["write", "flush", "close"]
+    assert of_timing.calls == ["flush", "close"]
