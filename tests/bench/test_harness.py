@@ -10,6 +10,7 @@ from bench.harness import Side, matmul_rate, peak_memory
 def test_calls_keep_their_state_in_the_other_process():
     with Side("fractions:Fraction", 1, 3) as side:
         assert side("limit_denominator", 2) == pytest.approx(0.5)
+        assert side("denominator") == 3  # what is no method is copied
 
 
 def test_an_exception_comes_back_with_its_traceback():
