@@ -114,14 +114,11 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     )
     chosen = {"train.objective": loss, "optim.freeze": freeze}
     chosen |= {"data.packing": data["packing"], "model.dtype": dtype}
-    found = {"data_fingerprint": inputs.of_data(loader), "base_files": base_files}
-    record_or_compare(
-        path,
-        unflatten_dict(settings | chosen, sep=".") | found,
-        defaults=ADDED_KEYS | {"train.objective": model_config.objective},
-        resumes=resumes,
-        allow_change=config.runtime.allow_config_change,
-    )
+    description = unflatten_dict(settings | chosen, sep=".") | {"base_files": base_files}
+    description["data_fingerprint"] = inputs.of_data(loader)
+    defaults = ADDED_KEYS | {"train.objective": model_config.objective}
+    how = {"resumes": resumes, "allow_change": config.runtime.allow_config_change}
+    record_or_compare(path, description, defaults=defaults, **how)
     shares = loader.examples.share_of if isinstance(loader.examples, Mixture) else {}
     units = StepUnits.of(train.batch_size, loader.steps_per_epoch, train.total)
     every = {f"{s}_every": units.steps(config[s].every, f"{s}.every") for s in _REPEATED}
@@ -130,11 +127,10 @@ def prepare(config: ConfigDict, directory: str) -> Run:
     section = config.optim.to_dict() | {"freeze": freeze}
     alpha = section.pop("lora_alpha")
     abstract, trainable, schedule, tx = optim.of_section(abstract, units, **section)
-    placements = placements_of(abstract, config.mesh, mesh)
     state, frozen = _restore_or_load(
         *(path, checkpoints),
         lambda: optim.begun(readers.read_any(weights)[1], abstract, config.seed, alpha),
-        *(abstract, placements, trainable, tx, mesh),
+        *(abstract, placements_of(abstract, config.mesh, mesh), trainable, tx, mesh),
         ema=train.ema_decay is not None,
     )
 
