@@ -17,28 +17,20 @@ from negclip_jax.common import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One number: the (weighted) mean of a value in [0, 1] per item.
+    """One number: the (weighted) mean of a value in [0, 1] per item."""
 
-    Attributes:
-      name: "accuracy", "accuracy_strict", "t2i_recall@5".
-      values: float64 `[N]`.
-      items: `[N]`, unique ids that pair the values of two models; None: 0 to N - 1.
-      clusters: `[N]`, the image of each item, where items share images; None where they do not.
-      weights: float64 `[N]`, where the number is no plain mean: 1 / (size of the item's group) for
-        a macro mean over groups; None: all equal.
-      chance: what guessing reaches.
-      headline: whether the summary table shows it; the others are in the details.
-      unit: what clusters are, for the words of an interval.
-    """
-
-    name: str
-    values: np.ndarray
+    name: str  #: "accuracy", "accuracy_strict", "t2i_recall@5".
+    values: np.ndarray  #: float64 `[N]`.
+    #: `[N]`, unique ids that pair the values of two models; 0 to N - 1 for None.
     items: np.ndarray | None = None
+    #: `[N]`, the image of each item, where items share images; None where they do not.
     clusters: np.ndarray | None = None
+    #: float64 `[N]`, where the number is no plain mean, such as 1 / (size of the item's group) for
+    #: a macro mean over groups; all equal for None.
     weights: np.ndarray | None = None
-    chance: float | None = None
-    headline: bool = False
-    unit: str = "images"
+    chance: float | None = None  #: what guessing reaches.
+    headline: bool = False  #: whether the summary table shows it; the others are in the details.
+    unit: str = "images"  #: what clusters are, for the words of an interval.
 
     def __post_init__(self):
         for name in ("items", "clusters", "weights"):
@@ -113,24 +105,22 @@ Table = Mapping[str, Any]
 class Result:
     """What one model reached on one benchmark.
 
-    Attributes:
-      metrics: the numbers; the first headline one is the benchmark's.
-      predictions: columns of equal length, one row an item:
-        item: str id, equal to the metrics' `items`.
-        images: list of rows of `Problem.images`: the item's one image, or one for each option.
-        texts: list of str: the item's one text, or one for each option.
-        scores: list of float, one for each option (caption or image).
-        answers, predicted: lists of options that are right and that the model chose.
-        right: 1, 0, or 0.5 for a tie.
-        Other columns: groups (str) and whatever else is worth keeping.
-      breakdowns: names of group columns that the report draws, with their titles.
-      tables: other numbers, by their title.
+    Of `predictions`, columns of equal length with a row an item:
+
+    - item: str id, equal to the metrics' `items`.
+    - images: list of rows of `Problem.images`: the item's one image, or one for each option.
+    - texts: list of str: the item's one text, or one for each option.
+    - scores: list of float, one for each option (caption or image).
+    - answers, predicted: lists of options that are right and that the model chose.
+    - right: 1, 0, or 0.5 for a tie.
+    - Other columns: groups (str) and whatever else is worth keeping.
     """
 
-    metrics: Sequence[Metric]
+    metrics: Sequence[Metric]  #: the numbers; the first headline one is the benchmark's.
     predictions: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
+    #: names of group columns that the report draws, with their titles.
     breakdowns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)  #: other numbers.
 
     def ties(self, metric: Metric) -> dict[str, Any]:
         """How many items' answers tie with another option, and `strict`, which shares their points.
@@ -143,29 +133,21 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A loaded benchmark.
+    """A loaded benchmark."""
 
-    Attributes:
-      images, texts: to encode; repeated entries cost nothing.
-      score: unit-norm float32 features `[len(images), D]` and `[len(texts), D]` to the result.
-      total: items of the published file.
-      scored: items that remain, fewer than `total` where photos are missing.
-      missing: paths of the photos that are not there, each once. The runner refuses such a problem
-        unless --allow-subset is given, and marks it in every output if it is.
-      file: the published file that was read.
-      notes: lines for the report: rules, filters, repairs.
-      controls: results that need no model ("takes the smaller box"), by their title, shown as rows
-        beside the models' with the same metrics; computed when called.
-    """
-
-    images: Sequence[ImageRef]
-    texts: Sequence[str]
+    images: Sequence[ImageRef]  #: to encode; repeated entries cost nothing.
+    texts: Sequence[str]  #: the same.
+    #: unit-norm float32 features `[len(images), D]` and `[len(texts), D]` to the result.
     score: Callable[[np.ndarray, np.ndarray], Result]
-    total: int
-    scored: int
+    total: int  #: items of the published file.
+    scored: int  #: items that remain, fewer than `total` where photos are missing.
+    #: paths of the photos that are not there, each once. The runner refuses such a problem unless
+    #: --allow-subset is given, and marks it in every output if it is.
     missing: Sequence[str] = ()
-    file: str = ""
-    notes: Sequence[str] = ()
+    file: str = ""  #: the published file that was read.
+    notes: Sequence[str] = ()  #: lines for the report, about rules, filters and repairs.
+    #: results that need no model ("takes the smaller box"), by their title, shown as rows beside
+    #: the models' with the same metrics; computed when called.
     controls: Mapping[str, Callable[[], Result]] = dataclasses.field(default_factory=dict)
 
 

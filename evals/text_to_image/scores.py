@@ -28,15 +28,6 @@ from negclip_jax.common.tables import aligned
 
 RESULTS = "results.json"
 PAGE = "report.html"
-_PROTOCOLS = {
-    "vqa": "A visual question answering model was asked two questions about each picture: what the "
-    "prompt asks for must be answered by a plain yes, what it denies by a plain no; any other "
-    "answer is wrong (protocol of SpaceVLM).",
-    "clip_stand_in": "No visual question answering model has seen these pictures. A CLIP compared "
-    "them with statements: a picture must be nearer to the affirmative one than to “a photo”, and "
-    "than to the prompt without its negating word. Compare models, and do not compare these "
-    "numbers with those of a judge.",
-}
 METRICS = {
     "both": "both right",
     "affirmative": "what is asked for is there",
@@ -120,7 +111,6 @@ def write_report(out: Path) -> Path:
         Path(__file__).with_name("page.html"),
         **{key: content[key] for key in ("judged", "drawn", "notes", "answers", "difference")},
         judge=judge,
-        protocol=judge and _PROTOCOLS[judge["kind"]],
         scores=scores,
         rows=[
             {"name": n, "title": t, "found": [scores.get(model, {}).get(n) for model in MODELS]}
