@@ -352,7 +352,8 @@ class Cooccurrence:
         share of draws, between 0 and 1, from all names evenly.
         """
         images = present.values() if isinstance(present, Mapping) else present
-        self.names = sorted(frozenset().union(*images)) if names is None else list(names)
+        every = itertools.chain.from_iterable(images) if names is None else ()
+        self.names = sorted(set(every)) if names is None else list(names)
         self._random = random
         self._index = {name: i for i, name in enumerate(self.names)}
         together = np.zeros((len(self.names), len(self.names)))

@@ -229,7 +229,7 @@ async def _all(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
-    for pending in (result for result in found if isinstance(result, Pending)):
+    if pending := next((result for result in found if isinstance(result, Pending)), None):
         raise pending
     return found
 

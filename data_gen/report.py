@@ -165,9 +165,9 @@ class _Asked:
 
     def __init__(self, run: Path):
         self.unknown = self.known = self.usable = self.absent = 0
-        counters = (collections.Counter[str]() for _ in range(6))
-        self.no_object, self.none_absent, self.not_asked, *counters = counters
-        self.verdicts, self.objects, self.absent_objects = counters
+        counters = [collections.Counter[str]() for _ in range(6)]
+        self.no_object, self.none_absent, self.not_asked = counters[:3]
+        self.verdicts, self.objects, self.absent_objects = counters[3:]
         self.answers = {"p_yes": array("d"), "mass": array("d")}
         tables = ("items", "candidates", "verdicts")
         for part in sorted({path.name for table in tables for path in table_paths(run, table)}):

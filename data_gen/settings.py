@@ -79,14 +79,14 @@ _CHOICES = {
 _RANGES = {
     key: limits
     for limits, keys in {
-        SHARE: "max_errors max_rejects verify.absent_at verify.present_at propose.random "
-        "verify.min_answer_probability propose.top_p rewrite.templates rewrite.before "
-        "rewrite.statements rewrite.top_p",
+        SHARE: "max_errors max_rejects verify.absent_at verify.present_at "
+        "verify.min_answer_probability rewrite.templates rewrite.before rewrite.statements "
+        "propose.random propose.top_p rewrite.top_p",
         POSITIVE: "limit engine.concurrency engine.start_concurrency engine.tries engine.window "
         "llm.images_per_request images.long_side shard_images propose.number verify.max_tokens "
         "assign.captions_per_object rewrite.max_tokens rewrite.tries check.max_tokens",
-        NOT_NEGATIVE: "verify.questions_per_round propose.present propose.others foils "
-        "engine.per_minute engine.timeout engine.max_outage_seconds engine.backoff",
+        NOT_NEGATIVE: "verify.questions_per_round propose.present propose.others "
+        "engine.per_minute engine.timeout engine.max_outage_seconds engine.backoff foils",
     }.items()
     for key in keys.split()
 }
