@@ -80,33 +80,29 @@ class LLMWriter:
     seed: int
 
     async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
-        every = [assignment for assignments in images for assignment in assignments]
-        ends = itertools.accumulate(map(len, images))
-        places = [range(end - len(a), end) for end, a in zip(ends, images, strict=True)]
-        drafts: dict[int, Draft] = {}
+        drafts: dict[Assignment, Draft] = {}
 
-        def left() -> list[list[int]]:
-            """Places without a draft, image by image; a question's has a prompt of its own."""
+        def left() -> list[list[Assignment]]:
+            """Those without a draft, image by image; a question's has a prompt of its own."""
             return [
-                [p for p in own if p not in drafts and every[p].candidate.question is None]
-                for own in places
+                [a for a in own if a not in drafts and a.candidate.question is None]
+                for own in images
             ]
 
-        async def ask(parts: Iterable[Sequence[int]]) -> None:
-            asked = (self._jointly({p: every[p] for p in part}) for part in parts)
-            for found in await asyncio.gather(*asked):
+        async def ask(parts: Iterable[Sequence[Assignment]]) -> None:
+            for found in await asyncio.gather(*map(self._jointly, parts)):
                 drafts.update(found)
 
         if self.many:
             whole = [own for own in left() if own]
-            sizes = [sum(self._size(every[p]) for p in own) for own in whole]
+            sizes = [sum(map(self._size, own)) for own in whole]
             parts = self.can.parts(self.prompts["rewrite_many"], sizes)
-            await ask([p for i in part for p in whole[i]] for part in parts if len(part) > 1)
+            await ask([a for i in part for a in whole[i]] for part in parts if len(part) > 1)
             await ask(own for own in left() if len(own) > 1)
-        alone = [place for place in range(len(every)) if place not in drafts]
-        written = await asyncio.gather(*(self._one(every[place], 0) for place in alone))
+        alone = [a for own in images for a in own if a not in drafts]
+        written = await asyncio.gather(*(self._one(a, 0) for a in alone))
         drafts.update(zip(alone, written, strict=True))
-        return [[drafts[place] for place in own] for own in places]
+        return [[drafts[a] for a in own] for own in images]
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         return await self._one(assignment, attempt)
@@ -119,9 +115,8 @@ class LLMWriter:
         """Tokens of its row and of the answer to it."""
         return most_tokens(self._row(assignment)) + self.max_tokens
 
-    async def _jointly(self, assignments: Mapping[int, Assignment]) -> dict[int, Draft]:
+    async def _jointly(self, asked: Sequence[Assignment]) -> dict[Assignment, Draft]:
         """Drafts by one request, of those that could be read, perhaps of none."""
-        asked = list(assignments.values())
         rows = [f"{i}. {self._row(a)}" for i, a in enumerate(asked, 1)]
         prompt = self.prompts["rewrite_many"]
         request = self.can.request(
@@ -136,8 +131,8 @@ class LLMWriter:
         items = None if result.error else numbered(result.text, len(rows))
         texts = [None if item is None else clean(item) for item in items or [None] * len(rows)]
         return {
-            place: Draft(text, "llm", request.key, self.can.model, prompt.id)
-            for place, text, moved in zip(assignments, texts, misplaced(texts, asked), strict=True)
+            assignment: Draft(text, "llm", request.key, self.can.model, prompt.id)
+            for assignment, text, moved in zip(asked, texts, misplaced(texts, asked), strict=True)
             if text is not None and not moved
         }
 
@@ -216,15 +211,12 @@ class MixedWriter:
         return self.template if low else self.llm
 
     async def first(self, images: Sequence[Sequence[Assignment]]) -> list[list[Draft]]:
-        chosen = [[self._for(a) for a in assignments] for assignments in images]
-        written = {}
+        drafts: dict[Assignment, Draft] = {}
         for writer in (self.template, self.llm):
-            own = [
-                [a for a, who in zip(assignments, writers, strict=True) if who is writer]
-                for assignments, writers in zip(images, chosen, strict=True)
-            ]
-            written[id(writer)] = [iter(drafts) for drafts in await writer.first(own)]
-        return [[next(written[id(who)][i]) for who in writers] for i, writers in enumerate(chosen)]
+            asked = [[a for a in own if self._for(a) is writer] for own in images]
+            for own, written in zip(asked, await writer.first(asked), strict=True):
+                drafts.update(zip(own, written, strict=True))
+        return [[drafts[a] for a in own] for own in images]
 
     async def again(self, assignment: Assignment, attempt: int, former: Draft) -> Draft:
         return await self._for(assignment).again(assignment, attempt, former)
