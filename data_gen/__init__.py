@@ -4,6 +4,6 @@
 and never needs jax.
 
 A run is `generate`: `stages.ingest` reads captions, `pipeline` takes each image through the other
-stages (propose, verify, assign, rewrite), `runner` keeps many images in work and `shards` writes
-their rows (`records`). `build` chooses who does what; `engines` answer, through a `cache`.
+stages (propose, verify, assign, rewrite), `runner` keeps many images in work and writes their rows
+(`records`) in shards. `build` chooses who does what; `engines` answer, through a `cache`.
 """
