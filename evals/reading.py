@@ -169,9 +169,10 @@ def read_items(
 
 
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
-    """A JSON file whose outermost value is a non-empty `kind`: list, dict or either, or InputError.
+    """A JSON file whose outermost value is a non-empty `kind`: list, dict or either.
 
-    As is an object with two equal keys, of which `json` would silently keep the last.
+    Raises InputError for anything else, and for two equal keys in an object, of which `json` would
+    silently keep the last.
     """
     return _nonempty(path, strict_json.read_json(path, kind))
 

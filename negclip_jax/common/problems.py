@@ -47,6 +47,6 @@ class Problems:
 def first(
     names: Sequence[str], shown: int = 10, count: int | None = None, separator: str = ", "
 ) -> str:
-    """The first names of a list as text, then how many of all (`count`) there are more."""
+    """The first names as text, then how many more there are; `count` if `names` are not all."""
     more = (len(names) if count is None else count) - min(shown, len(names))
     return separator.join(names[:shown]) + (f" and {more:,} more" if more > 0 else "")

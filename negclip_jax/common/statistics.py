@@ -176,7 +176,10 @@ def ties_text(estimate: Mapping[str, Any] | None) -> str:
 
 
 def change_text(comparison: Mapping[str, Any], *, interval: bool = False) -> str:
-    """ "+3.2 (40 up, 26 down, not separable)", or "+4.7 [+0.2, +9.6] (234 up, 194 down)"."""
+    """A `Comparison`, as JSON keeps it, in percent: "+3.2 (40 up, 26 down, not separable)".
+
+    With `interval`: "+4.7 [+0.2, +9.6] (234 up, 194 down)".
+    """
     value, low, high = (f"{100 * comparison[key]:+.1f}" for key in ("difference", "low", "high"))
     flips = f"{comparison['gained']:,} up, {comparison['lost']:,} down"
     verdict = "" if comparison["separable"] else ", not separable"
