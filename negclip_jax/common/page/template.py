@@ -37,8 +37,8 @@ def render(template: Path, **values: Any) -> str:
     `shortened`, and as globals `charts`, `change_text`, `interval_text` and `ties_text`.
     """
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
-    options = {"autoescape": True, "trim_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=loader, **options)
+    options = {"trim_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, autoescape=True, **options)
     environment.filters |= {"number": "{:,}".format, "percent": statistics.percent}
     environment.filters |= {f.__name__: f for f in (plural, sections, shortened)}
     texts = (statistics.change_text, statistics.interval_text, statistics.ties_text)
