@@ -39,7 +39,7 @@ FORBIDDEN = {
     "extractall": (),  # nothing is unpacked onto the disk
     "unpack_archive": (),
     "tarfile.open": (),  # `data.tar_index` reads tars: no member can name a place on the disk
-    "TarFile": ("data_gen/export_shards.py",),  # which writes
+    "TarFile": ("data_gen/export.py",),  # which writes
     # Where what a footer claims is compared with the file before anything is unpacked.
     "ParquetFile": PARQUET,
     "jinja2.Template": (),
