@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart  the whole paper in small, offline, in 6 to 11 minutes -> runs/quickstart/report.html"
 	@echo "make demo        ask its models in the browser, queries and captions; runs the quickstart first where that is not done"
 	@echo "make test        install the test extra, check style, run the tests"
-	@echo "make test-long   the longest randomised and largest runs of the tests"
+	@echo "make test-long   the tests that make test leaves out: the slow, then the longest randomised runs"
 	@echo "make fuzz        10,000 damaged annotation files, weights and images through the readers"
 	@echo "make bench       speed against PyTorch on this machine, in under 10 minutes -> runs/bench/report.md"
 	@echo "make docs        the documentation, its notebooks run -> docs/_build/index.html"
@@ -52,6 +52,7 @@ test: $(VENV)/.installed-test lint
 	$(PYTEST)
 
 test-long: $(VENV)/.installed-test
+	$(PYTEST) -m 'slow and not long'
 	$(PYTEST) -m long
 
 fuzz: $(VENV)/.installed-test

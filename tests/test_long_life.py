@@ -95,6 +95,7 @@ def test_steps_take_as_long_as_at_the_beginning(long_run):
     assert ratio < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["descriptors", "threads", "processes"])
 def test_nothing_gathers_while_it_runs(long_run, what):
     _, warm, _, last = by_quarter(long_run[0], f"process/{what}")
@@ -115,6 +116,7 @@ def test_nothing_outlives_a_run(long_run):
             assert after[what] <= first[what] + LATE.get(what, 0), (name, what)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_no_shared_memory(short_run, tmp_path):
     """Only the main process is killed: it cannot clear up after its workers."""
     workers = {"data.cache_features": False, "data.workers": 1}

@@ -69,6 +69,7 @@ def scored(folder: Path) -> dict:
     return json.loads((folder / "eval" / "results.json").read_text())["benchmarks"]["mine"]
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_ones_own(follow, site, tmp_path):
     folder = follow(cells("benchmark.md"))
     entry = scored(folder)

@@ -51,6 +51,7 @@ def test_real_photos_need_all_three():
         data_gen.main(["--captions=captions.json"])
 
 
+@pytest.mark.slow
 def test_the_client_is_cheap_and_keeps_many_in_flight():
     """Times a generous factor, as tests share their machine."""
     measured = data_gen.client(600, 0)
@@ -65,6 +66,7 @@ def test_the_tables_show_every_row(costs):
     assert "frugal" in said and "| 0.50 " in harness.markdown(*data_gen.client_table(client))
 
 
+@pytest.mark.slow
 def test_labels_take_little_room_and_no_memory_that_grows(tmp_path):
     data_gen.boxes(tmp_path / "instances.json", 1200)
     with harness.Side(

@@ -7,6 +7,7 @@ import pytest
 from bench import evals
 
 
+@pytest.mark.slow
 def test_the_command_against_encoding_alone(shared_data, tmp_path, monkeypatch, capsys):
     from tiny_runs import use_one_device
 

@@ -33,6 +33,7 @@ def result(request, tmp_path_factory) -> dict:
     return json.loads(path.read_text()) | {"said": said.getvalue()}
 
 
+@pytest.mark.slow
 def test_both_sides_compute_the_same_losses(result):
     (measured,) = result["rounds"]
     assert len(measured["ours"]["losses"]) == len(measured["reference"]["losses"]) == 1

@@ -21,6 +21,7 @@ def test_the_made_up_files_are_of_coco(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["captions.json", "instances.json"]
 
 
+@pytest.mark.slow
 def test_commands_are_measured(tmp_path, monkeypatch, capsys):
     every = generation.commands
 

@@ -30,6 +30,7 @@ def test_a_process_that_ends_is_noticed():
             side("read")
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_what_is_allocated():
     before = peak_memory()
     block = b"x" * max(2**26, before)

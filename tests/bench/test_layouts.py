@@ -37,6 +37,7 @@ def test_widths_are_no_larger_than_the_batches_need():
     assert layouts.widths_of(lengths, 4) == [8, 8, 16, 32]
 
 
+@pytest.mark.slow
 def test_layouts_give_the_same_features_and_packed_rows_are_fullest(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(layouts, "_TRIED", 3)
     file = tmp_path / "layouts.json"

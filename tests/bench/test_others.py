@@ -65,6 +65,7 @@ def test_loader_without_the_file(tmp_path):
         loader.main([f"--captions={tmp_path / 'absent.txt'}"])
 
 
+@pytest.mark.slow
 def test_startup_times_each_part(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(startup, "DEPTHS", (2, 3))
     path = tmp_path / "startup.json"

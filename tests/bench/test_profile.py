@@ -62,6 +62,7 @@ def test_operations_belong_to_parts(found, part):
     assert part_of(found, 60) == part
 
 
+@pytest.mark.slow
 def test_all_products_of_a_step_are_in_its_trace(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(harness, "SIDE", 256)
     out = tmp_path / "profile.json"

@@ -44,6 +44,7 @@ def test_arguments_are_parameters_and_two_moments(result):
     assert result["arguments"] == pytest.approx(3 * 4 * result["trained"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_split_parameters_are_gathered_once_and_lie_in_parts():
     case = Case("tiny", "text", 16, fsdp=8, logit_block_mib=0.001)
     result = measure(case)

@@ -102,6 +102,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_read_them(photos, tiny_pairs, tmp_path):
     script = tmp_path / "load.py"
     script.write_text(LOAD)

@@ -63,6 +63,7 @@ def test_known_ids(clip, text, ids):
     assert clip.encode(text) == ids
 
 
+@pytest.mark.slow
 def test_equals_openai_on_every_negbench_caption(clip, openai):
     if not NEGBENCH.is_file():
         pytest.skip(f"{NEGBENCH} is absent")

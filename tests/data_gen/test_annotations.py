@@ -160,7 +160,10 @@ def test_a_table_of_boxes_that_is_read_whole_is_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("few", "many", "bytes_each"),  # counting them takes a millisecond a photo
-    [(2_000, 4_000, 400), pytest.param(8_000, 20_000, 200, marks=pytest.mark.long)],
+    [
+        pytest.param(2_000, 4_000, 400, marks=pytest.mark.slow),
+        pytest.param(8_000, 20_000, 200, marks=pytest.mark.long),
+    ],
 )
 def test_a_photo_takes_few_bytes(tmp_path, few, many, bytes_each):
     def held(number: int) -> int:

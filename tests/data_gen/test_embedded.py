@@ -67,6 +67,7 @@ def test_training_starts_from_the_export_as_it_is(
     assert "val/foil_accuracy" in metrics
 
 
+@pytest.mark.slow
 def test_report_and_audit_of_the_run(shared_data, finished, capsys):
     instances = shared_data / "coco" / "instances.json"
     assert main(["audit", f"--out={finished}", f"--instances={instances}"]) == 0
@@ -112,6 +113,7 @@ def test_missing_and_broken_photos_are_rejects(shared_data, tmp_path):
     assert {row["file_name"] for row in table(tmp_path / "run", "pairs")} == {names[0][1]}
 
 
+@pytest.mark.slow
 def test_no_jax_is_needed(shared_data, tmp_path):
     program = (
         "import sys\n"

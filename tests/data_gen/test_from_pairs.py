@@ -58,6 +58,7 @@ def test_with_boxes_they_decide(shared_data, released, tmp_path):
         assert bool(find_cues(tokenize(row["text"]))) == (row["polarity"] != "affirms")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(released, tmp_path):
     for name in ("a", "b"):
         write_statements(released, tmp_path / name)

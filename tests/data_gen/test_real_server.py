@@ -100,6 +100,7 @@ def test_a_run_and_its_repetition(server, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["calls"] == calls
 
 
+@pytest.mark.slow
 def test_templates_need_no_llm(server, tmp_path):
     """Only the multimodal model is asked; the grammar writes."""
     world(tmp_path / "w", 1, captions=1)

@@ -49,6 +49,7 @@ def test_the_first_of_equal_keys():
     assert first_of_equals(keys[:0]).tolist() == []
 
 
+@pytest.mark.slow
 def test_a_key_takes_24_bytes():
     index, keys = KeyIndex(), some(2**19)
     tracemalloc.start()

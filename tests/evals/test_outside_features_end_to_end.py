@@ -39,6 +39,7 @@ def checkpoint(tmp_path, tiny_vocabulary):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device_mesh")
 def test_from_features_to_evaluation(
     checkpoint, tiny_pairs, tiny_benchmarks, forked, tmp_path, monkeypatch, capsys

@@ -289,7 +289,7 @@ def test_squash_in_open_clips_form(tmp_path):
 METACLIP = {"end token 2": {"eos_token_id": 2}, "another end token": {"eos_token_id": 97}}
 
 
-@pytest.mark.parametrize("case", METACLIP)
+@pytest.mark.parametrize("case", ["end token 2", pytest.param("another end token", marks=pytest.mark.slow)])
 def test_metaclip_2_of_transformers(case, tmp_path):
     config = transformers.MetaClip2Config(
         text_config=tiny.TEXT | METACLIP[case], vision_config=tiny.VISION, projection_dim=24
@@ -341,7 +341,14 @@ HF_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "section", "key"), HF_CASES)
+# The other two are these with another pooling, another mask.
+@pytest.mark.parametrize(
+    ("kind", "section", "key"),
+    [
+        pytest.param(*case, marks=() if case[0] in ("CLIP", "Siglip") else pytest.mark.slow)
+        for case in HF_CASES
+    ],
+)
 def test_no_key_of_transformers_changes_numbers_in_silence(kind, section, key, tmp_path):
     """Every key that its classes declare, one at a time: read as it does, or refused by name."""
     is_siglip = "iglip" in kind

@@ -172,6 +172,7 @@ def test_the_world_of_many_kinds_draws_each_in_its_own_way():
     assert (drawn["button"][28, 24] < 40).all() and drawn["button"][20, 24, 0] > 200
 
 
+@pytest.mark.slow
 def test_scenes_of_many_kinds_are_made_of_some_sets_of_kinds():
     train, heldout = split_combinations(0, WORLDS["many"].kinds)
     kinds = {frozenset(name.split()[1] for name in names) for names in train + heldout}

@@ -77,6 +77,7 @@ def test_it_may_lie_in_a_bucket(served, bucket):
     assert names == {"process_0.perfetto_trace.json.gz", "process_0.xplane.pb"}
 
 
+@pytest.mark.slow
 def test_a_traced_run_is_the_same_run(finished_run, make_config, tmp_path, one_device):
     """Its trace names steps, the program and our waiting for input; TensorBoard reads its file."""
     config = make_config(finished_run.changes | {"log.profile_steps": "7-9"})

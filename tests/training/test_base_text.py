@@ -90,6 +90,7 @@ def test_a_run_logs_what_it_keeps_and_forgets(whole):
     assert metrics[8]["val/anchor"] > 1e-4 and metrics[8]["val/distill"] > 1e-6
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_same(recipe, whole, tmp_path, one_device):
     """Without micro-batches and blocks of logits, from padded rows."""
     plain = {"train.microbatches": 1, "train.logit_block_mib": 64.0, "data.packing": False}
@@ -127,7 +128,11 @@ def test_without_a_checkpoint_they_are_computed_again(
 
 @pytest.mark.parametrize(
     ("mode", "texts", "shown"),
-    [("negated", 2, [False, True]), ("original", 1, [True]), ("mix", 1, [None])],
+    [
+        ("negated", 2, [False, True]),
+        pytest.param("original", 1, [True], marks=pytest.mark.slow),
+        pytest.param("mix", 1, [None], marks=pytest.mark.slow),
+    ],
 )
 def test_the_original_caption_is_shown_where_it_is_compared(
     make_config, tmp_path, one_device, not_compiled, mode, texts, shown

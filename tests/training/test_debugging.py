@@ -89,6 +89,7 @@ def test_without_it_the_message_says_how_to_find_out(make_config, tmp_path, one_
         train(make_config(DIVERGES), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_looking_for_nans_changes_no_number(finished_run, make_config, tmp_path, one_device):
     changes = finished_run.changes | {"runtime.debug_nans": True}
     state = train(make_config(changes), str(tmp_path), EVALUATORS)

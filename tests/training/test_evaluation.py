@@ -48,7 +48,7 @@ def loader(held_out):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_pairs_weigh_alike_and_padding_nothing(model, held_out, loader, devices):
     graphdef, params = model
     objective = Objective(graphdef, CLIP_MEAN, CLIP_STD)

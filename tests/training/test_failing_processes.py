@@ -51,6 +51,7 @@ def assert_all_say(ends: list[Ended], reason: str, *, fallen: int | None = None)
     assert max(seconds) - min(seconds) < SOON, f"{seconds}: {outputs}"
 
 
+@pytest.mark.slow
 def test_another_configuration(short_run, tmp_path):
     """These two are started one by one, like any command."""
     arguments = commands(short_run | CHANGES, tmp_path / "run", 2, {1: {"optim.lr": 5e-3}})
@@ -67,6 +68,7 @@ def test_other_data(run, tiny_pairs, tmp_path):
     assert_all_say(ends, r"process 1 differs from process 0 in its data: pairs and their finger")
 
 
+@pytest.mark.slow
 def test_a_photo_that_one_process_lacks(run, tiny_pairs, tmp_path):
     images = Path(shutil.copytree(tiny_pairs / "images", tmp_path / "images"))
     (images / "005.png").unlink()
@@ -75,6 +77,7 @@ def test_a_photo_that_one_process_lacks(run, tiny_pairs, tmp_path):
     assert_all_say(ends, r"process 1 differs .* set of missing images: count: 1 .*'005\.png'")
 
 
+@pytest.mark.slow
 def test_a_photo_that_one_process_cannot_read(run):
     """Found out inside the input, while the other process waits for the update."""
     ends = run({"data.cache_features": False}, events={1: {"images_that_break": "020.png"}})
@@ -103,6 +106,7 @@ def test_a_photo_on_a_disk_that_does_not_answer(waited):
     assert_all_say(ends, r"process 1: waited longer than 20 s .* for the input of step \d")
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_cache(run):
     ends = run(events={0: {"disk_full_at_cache": True}})
     assert_all_say(ends, r"cannot write to .*File too large")
@@ -123,6 +127,7 @@ def test_a_process_that_is_killed(waited):
     assert_all_say(ends, r"process 1: no sign of life for \d+ s: killed, crashed, or", fallen=1)
 
 
+@pytest.mark.slow
 def test_the_main_process_is_killed(run):
     """The board is gone with it: JAX itself ends the others, and says why."""
     ends = run(events={0: {"killed_at_step": 3}})
@@ -131,6 +136,7 @@ def test_the_main_process_is_killed(run):
     assert ends[1].seconds - ends[0].seconds < SOON
 
 
+@pytest.mark.slow
 def test_a_process_that_never_starts(run):
     (end,) = run({"runtime.timeout": 2.0}, started=[0])
     assert_all_say([end], r"not all processes came to localhost:\d+ within 2 s .*was every process")

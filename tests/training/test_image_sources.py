@@ -164,6 +164,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "processes"), [("wds", 2), *LONG])
 def test_several_processes_killed_and_started_again_equal_one(
     source, processes, run, by_one, tmp_path

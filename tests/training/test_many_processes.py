@@ -180,6 +180,7 @@ def test_each_process_traces_its_steps(half_by_two):
     }
 
 
+@pytest.mark.slow
 def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
     train_here(1, 1, UPDATES_ONLY, workdir)

@@ -107,6 +107,7 @@ def test_a_run_trains_the_sigmoid_loss_and_keeps_the_rest(run, base):
     assert params["logit_scale"] != before["logit_scale"]
 
 
+@pytest.mark.slow
 def test_adapters_go_to_transformers_merged(run, base, make_config, tmp_path, one_device):
     """Each kernel of attention and MLP moves, and the token embedding does not."""
     settings = {"model.checkpoint": str(base[1]), "data.images": None, "optim.lr": 1e-2}

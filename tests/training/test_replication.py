@@ -138,6 +138,7 @@ def test_the_published_learning_rate(photos, checkpoint, tmp_path, one_device):
     assert moved.mean() > 4e-6
 
 
+@pytest.mark.slow
 def test_a_hundred_times_the_published_learning_rate(photos, checkpoint, tmp_path, one_device):
     result = train_both(photos, checkpoint, tmp_path, lr=1e-4)
     ours, theirs = result["losses"]

@@ -187,6 +187,7 @@ def test_allowed_changes_are_logged_and_made(
     assert (recorded["seed"], recorded["log"]["every"]) == (5, "2 steps")
 
 
+@pytest.mark.slow
 def test_restart_before_the_first_checkpoint_starts_over(
     finished_run, make_config, tmp_path, one_device, tiny_checkpoint
 ):

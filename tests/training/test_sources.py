@@ -76,6 +76,7 @@ def test_losses_and_shares_are_logged_apart(by_one):
     assert re.search(r"source negated: 50 pairs of 25 images: 40 to train on, 10 to validate", log)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(make_config, sources, short_run, forked, tmp_path, one_device):
     changes = CHANGES | {"data.sources": sources, "data.cache_features": False}
     train(make_config(changes), str(tmp_path / "whole"))

@@ -154,6 +154,7 @@ command.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_without_warning_it_draws_what_is_missing(command, tmp_path):
     """SIGKILL when the third picture is there and its line is not."""
     (tmp_path / "one.txt").write_text("a man with no hat\n")
