@@ -221,9 +221,9 @@ ALIKE = ("negationclip:vit_l_14", "negationclip:vit_l_14_336", "quickstart:publi
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.long) for name in ALIKE]
-    + ["negationclip:vit_b_32", "truth:vit_b_32", "quickstart:pretrain", "quickstart:finetune"]
-    + ["debug"],
+    ["negationclip:vit_b_32", "truth:vit_b_32", "quickstart:finetune"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("quickstart:pretrain", "debug")]
+    + [pytest.param(name, marks=pytest.mark.long) for name in ALIKE],
 )
 def test_two_steps_at_tiny_size(name, short_run, tmp_path, one_device):
     config = build(name)

@@ -73,7 +73,12 @@ LONG = Plan(
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(SHORT, marks=pytest.mark.slow), pytest.param(LONG, marks=pytest.mark.long)], ids=lambda p: p.name
+    scope="module",
+    params=[
+        pytest.param(SHORT, marks=pytest.mark.slow),
+        pytest.param(LONG, marks=pytest.mark.long),
+    ],
+    ids=lambda p: p.name,
 )
 def plan(request) -> Plan:
     return request.param

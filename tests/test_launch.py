@@ -102,6 +102,7 @@ def test_deterministic_reaches_all_programs_before_jax_is_used(run_launch, given
     assert (done.stdout, done.returncode) == ("2.0\n", 0)
 
 
+@pytest.mark.slow
 def test_debug_runs_from_nothing_and_again(run_launch, tmp_path, one_device, monkeypatch):
     """No file is given: it makes its own, once, and ends with a checkpoint and a trace."""
     words = [f"--config={ROOT}/configs/debug.py", f"--workdir={tmp_path}/run"]

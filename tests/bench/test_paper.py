@@ -30,6 +30,7 @@ def result(tmp_path_factory, forked) -> dict:
     return json.loads(path.read_text()) | {"said": said.getvalue()}
 
 
+@pytest.mark.slow
 def test_all_parts_of_a_run_and_its_export(result):
     assert (result["photos"], result["pairs"], result["steps"]) == (33, 92, 2)
     assert result["evaluations"] == 2 and result["saves"] == 1  # before the first step too
@@ -123,6 +124,7 @@ def test_no_second_counts_twice():
     assert clock.seconds["outer"] > 0.014 and sum(clock.seconds.values()) <= whole
 
 
+@pytest.mark.slow
 def test_bad_flags_exit_with_a_one_line_message():
     with pytest.raises(SystemExit, match=r"bench\.paper: --scale=2\.0 is not between 0 and 1"):
         paper.main(["--arch=tiny", "--scale=2"])

@@ -135,7 +135,8 @@ def lossless_webp(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("write", [grey_16_bits, pytest.param(lossless_webp, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [grey_16_bits, lossless_webp])
 def test_a_hundred_megapixels_are_decoded_in_less_than_1700_mb(write, tmp_path):
     """The worst two of all formats, and the one that went through 64-bit numbers."""
     write(tmp_path / "image")

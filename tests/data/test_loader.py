@@ -60,7 +60,7 @@ def test_worker_processes_load_the_same_from_any_start(make_loader, whole):
     assert_same(batches(make_loader(workers=2), 4, 15), whole[4:])
 
 
-@pytest.mark.parametrize("more", [{}, {"workers": 1}])
+@pytest.mark.parametrize("more", [{}, pytest.param({"workers": 1}, marks=pytest.mark.slow)])
 def test_the_first_batch_may_be_every_batch(make_loader, more):
     (first,) = batches(make_loader(), 0, 1)
     repeated = batches(make_loader(repeats_first=True, **more), 5, 15)

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["close", "kill"])
+@pytest.mark.parametrize("end", [pytest.param("close", marks=pytest.mark.slow), "kill"])
 def test_worker_processes_live_exactly_as_long_as_the_run(tiny_pairs, tmp_path, end):
     script = tmp_path / "load.py"
     script.write_text(WORKERS)
@@ -67,6 +67,7 @@ def test_worker_processes_live_exactly_as_long_as_the_run(tiny_pairs, tmp_path, 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_shared_memory_of_workers_is_given_back(make_loader):
     loaded = batches(make_loader(workers=1), 0, 3)
     assert all(type(x) is np.ndarray for batch in loaded for x in batch.values())

@@ -191,6 +191,7 @@ def test_processes_load_parts_of_the_same_batches(loader, processes):
     assert same(next(loader.batches(5, 6)), whole[2])  # resumed
 
 
+@pytest.mark.slow
 def test_worker_processes_and_kept_features_change_nothing(loader):
     whole = list(loader.batches(0, 3))
     by_workers = list(dataclasses.replace(loader, workers=1).batches(0, 3))

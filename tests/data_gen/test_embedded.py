@@ -49,6 +49,7 @@ def test_pairs_are_true_of_the_photos_and_training_reads_them(shared_data, finis
     assert len({pair.negated for pair in pairs}) > 0.93 * len(pairs)
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_export_as_it_is(
     shared_data, finished, make_config, one_device, tmp_path
 ):
@@ -87,6 +88,7 @@ def test_the_grammar_has_many_cues_and_positions(finished):
     assert {row["method"] for row in table(finished, "verdicts")} == {"instances"}
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_bytes(shared_data, finished, tmp_path):
     assert main(command(shared_data, tmp_path / "again", "--config.engine.window=3")) == 0
     assert tables(tmp_path / "again") == tables(finished)
@@ -155,6 +157,7 @@ def test_questions_of_vqa_without_a_model(shared_data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_boxes_answer_first_and_the_model_what_they_leave_open(shared_data, tmp_path):
     names = {"dog": "annotated", "lamp": "not annotated", "kite": "annotated", "curtain": "not"}
     content = json.loads((shared_data / "coco" / "captions.json").read_text())

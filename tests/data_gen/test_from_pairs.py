@@ -32,6 +32,7 @@ def released(shared_data):
     return shared_data / "coco" / "negation_pairs.json"
 
 
+@pytest.mark.slow
 def test_the_released_file_alone(released, tmp_path, capsys):
     assert main(["statements", f"--pairs={released}", f"--to={tmp_path}"]) == 0
     assert "--config.data.statements=" in capsys.readouterr().out

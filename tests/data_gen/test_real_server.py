@@ -61,6 +61,7 @@ def flags(server) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_probe_sees_what_it_ignores_in_silence(server, capsys):
     assert main(["probe", *flags(server)]) == 3  # what random weights say cannot be used
     found = capsys.readouterr().out.splitlines()

@@ -121,7 +121,13 @@ def sizes(request, tmp_path_factory):
     return [many_shards(folder / str(number), number, request.param) for number in (1, 3, 12)]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+# Those that keep most take as much time as all others together.
+MOST = ("export", "report", "audit")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in MOST else ()) for n in COMMANDS]
+)
 def test_four_times_the_captions_take_no_more_memory(sizes, name, monkeypatch):
     monkeypatch.setattr(leak, "GROUPS", 25)  # the sample of the audit, which is full then
     monkeypatch.setattr(report, "SAMPLE", 100)  # and that of the report

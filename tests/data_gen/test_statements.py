@@ -199,6 +199,7 @@ def exported(shared_data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_commands_that_take_long_say_how_long(shared_data, exported, tmp_path, monkeypatch, capsys):
     """As if each item took ten seconds."""
     monkeypatch.setattr("negclip_jax.common.progress.FIRST_SECONDS", 0.0)

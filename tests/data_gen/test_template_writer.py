@@ -127,6 +127,7 @@ def test_foils_have_the_words_of_their_pair(tmp_path, many):
             assert cue.replace("aren't", "isn't") == row["cue"].replace("aren't", "isn't")
 
 
+@pytest.mark.slow
 def test_held_out_cues_and_templates_never_occur(tmp_path, many):
     names = ("without", "not", "with-no", "cannot")
     banned = {f"template:{t.name}" for t in held_out(names)}
@@ -148,6 +149,7 @@ def test_positions_and_statements_follow_their_shares(tmp_path, many):
     assert 0.1 < share["before"] / len(rows) < 0.3
 
 
+@pytest.mark.slow
 def test_random_objects_are_not_only_plausible_ones(tmp_path, many):
     def objects(name, **settings):
         rows = pairs(tmp_path, many, name, max_rejects=0.5, propose__number=1, **settings)

@@ -289,7 +289,9 @@ def test_squash_in_open_clips_form(tmp_path):
 METACLIP = {"end token 2": {"eos_token_id": 2}, "another end token": {"eos_token_id": 97}}
 
 
-@pytest.mark.parametrize("case", ["end token 2", pytest.param("another end token", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["end token 2", pytest.param("another end token", marks=pytest.mark.slow)]
+)
 def test_metaclip_2_of_transformers(case, tmp_path):
     config = transformers.MetaClip2Config(
         text_config=tiny.TEXT | METACLIP[case], vision_config=tiny.VISION, projection_dim=24

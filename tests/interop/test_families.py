@@ -215,7 +215,11 @@ def agrees(model, encode, source, weights, ids, save, load, record):
 
 
 @pytest.mark.parametrize(
-    "name", [*NAMES, *(pytest.param(n, marks=pytest.mark.long) for n in OTHERS)]
+    "name",
+    [
+        *(pytest.param(n, marks=() if "SigLIP" in n else pytest.mark.slow) for n in NAMES),
+        *(pytest.param(n, marks=pytest.mark.long) for n in OTHERS),
+    ],
 )
 def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
     monkeypatch.setattr(package.model, "TimmModel", OtherVision)
@@ -240,12 +244,12 @@ def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
 
 
 # Small, the others are like one of these, or like a model of open_clip above.
-TOLD_APART = ("LongCLIP", "siglip-so400m", "siglip2-naflex")
+TOLD_APART = {"LongCLIP": (), "siglip-so400m": pytest.mark.slow, "siglip2-naflex": pytest.mark.slow}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in TOLD_APART else pytest.mark.long) for n in TRANSFORMERS],
+    [pytest.param(n, marks=TOLD_APART.get(n, pytest.mark.long)) for n in TRANSFORMERS],
 )
 def test_a_family_of_transformers(name, tmp_path, record_property):
     kind, text, vision = TRANSFORMERS[name]

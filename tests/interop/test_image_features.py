@@ -203,7 +203,13 @@ def test_nothing_is_computed_again_and_a_damaged_file_is(
     assert calls == [1, 2] and files(tmp_path / "out") == expected  # a first one, and its batch
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2))])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2)),
+    ],
+)
 def test_killed_at_any_moment_and_continued(clip_folder, tmp_path, seed):
     """The bytes of an undisturbed run, whenever SIGKILL came."""
     rng = np.random.default_rng(seed)

@@ -125,7 +125,13 @@ with writing.export_directory(out, overwrite=True) as stage:
 """
 
 
-@pytest.mark.parametrize("when", ["writing", *(pytest.param(w, marks=pytest.mark.slow) for w in ("between the renames", "clearing up"))])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "writing",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("between the renames", "clearing up")),
+    ],
+)
 @pytest.mark.parametrize("again", [True, False])
 def test_killed_while(when, again, tmp_path):
     """What is there is an export, the former or the new; the next one clears up."""

@@ -81,7 +81,10 @@ def plain(blocks, states):
     return jax.tree.leaves(gradient(params))
 
 
-@pytest.mark.parametrize(("remat", "scan"), [(True, True), (False, False), (True, False)])
+@pytest.mark.parametrize(
+    ("remat", "scan"),
+    [(True, False), *(pytest.param(r, r, marks=pytest.mark.slow) for r in (True, False))],
+)
 def test_how_blocks_run_changes_no_gradient(blocks, states, plain, remat, scan):
     other, params = gradient_of(blocks, states, remat=remat, scan=scan)
     for ours, theirs in zip(plain, jax.tree.leaves(other(params)), strict=True):

@@ -103,6 +103,7 @@ def test_one_device_gives_the_same(recipe, whole, tmp_path, one_device):
             np.testing.assert_allclose(eight[step][name], value, rtol=1e-2, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_them(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     train(recipe({"train.total": "4 steps"}), str(workdir))

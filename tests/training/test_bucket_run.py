@@ -132,6 +132,7 @@ def test_an_export_that_breaks_off_does_not_look_like_a_model(bucket, run, capsy
     assert "config.json" in names and "UNFINISHED" not in names
 
 
+@pytest.mark.slow
 def test_evaluations_are_those_of_a_disk(
     bucket, run, finished_run, tiny_pairs, tmp_path, monkeypatch
 ):

@@ -33,6 +33,7 @@ def one_caption_each(tiny_pairs, tmp_path_factory) -> dict:
     return {"data.pairs": str(file)}
 
 
+@pytest.mark.slow
 def test_one_batch_is_learnt_by_heart(make_config, one_caption_each, tmp_path, one_device, caplog):
     caplog.set_level(logging.INFO)
     config = make_config(OVERFIT | one_caption_each)
@@ -69,6 +70,7 @@ DIVERGES = {"optim.lr": 200.0, "checkpoint.every": "1 steps", "eval.every": "0 s
 DIVERGES |= {"optim.freeze": ("vision/.*", "visual_projection", "text/.*")}
 
 
+@pytest.mark.slow
 def test_the_operation_behind_a_nan_is_named_with_its_line(make_config, tmp_path, one_device):
     with pytest.raises(InputError) as stopped:
         train(make_config(DIVERGES | {"runtime.debug_nans": True}), str(tmp_path))

@@ -71,6 +71,7 @@ def step(tiny_config) -> LargeStep:
     return LargeStep(tiny_config, microbatches=MICROBATCHES, logit_block_mib=MEBIBYTES)
 
 
+@pytest.mark.slow
 def test_no_device_holds_more_logits_than_the_bound(step):
     assert step.program.largest_array <= MEBIBYTES * 2**20 / 4
     assert step.program.largest_array < BATCH * BATCH / DEVICES / 16

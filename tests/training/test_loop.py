@@ -300,6 +300,7 @@ def test_interrupted_saved_and_continued(finished_run, make_config, tmp_path, on
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_in_the_middle(finished_run, make_config, tmp_path, one_device):
     """No file may grow any more from step 10 on; mended, the run continues as if nothing was."""
     often = {"checkpoint.every": "4 steps"}
@@ -321,7 +322,7 @@ def test_a_disk_that_fails_in_the_middle(finished_run, make_config, tmp_path, on
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_photo_that_cannot_be_read_is_named_once_and_replaced(
     make_config, tiny_pairs, tmp_path, one_device, caplog, cached
 ):

@@ -47,6 +47,7 @@ def test_a_run_without_photos_is_the_run_with_them(
     np.testing.assert_array_equal(before["visual_projection"], after["visual_projection"])
 
 
+@pytest.mark.slow
 def test_the_caches_own_rows_give_the_same_losses_to_the_bit(
     features, make_config, tmp_path, monkeypatch, one_device
 ):

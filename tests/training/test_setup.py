@@ -88,6 +88,7 @@ def test_required_keys(make_config, tmp_path, key):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_compute_type_is_that_of_the_devices_and_then_of_the_run(
     make_config, tmp_path, one_device, monkeypatch, caplog
 ):

@@ -22,8 +22,15 @@ MIN_SHARD_SIZE = 64
 MESHES = {"1": (1, 1, 1), "8x1": (8, 8, 1), "4x2": (8, 4, 2), "2x4": (8, 2, 4)}
 
 
-# What lies between the two others is left for `make test-long`.
-EIGHT = pytest.mark.parametrize("mesh", ["8x1", pytest.param("4x2", marks=pytest.mark.long), "2x4"])
+# The one that has both axes; `make test-long` has the others.
+EIGHT = pytest.mark.parametrize(
+    "mesh",
+    [
+        "2x4",
+        pytest.param("8x1", marks=pytest.mark.slow),
+        pytest.param("4x2", marks=pytest.mark.long),
+    ],
+)
 
 
 class ShardedStep:

@@ -69,6 +69,7 @@ def test_what_is_not_set_follows_from_the_family(run, base, make_config, tmp_pat
     train(make_config(RUN | {"model.checkpoint": str(base)}), str(tmp_path / "afresh"))
 
 
+@pytest.mark.slow
 def test_the_run_is_exported_to_transformers(run, base, tmp_path, capsys):
     out = tmp_path / "out"
     assert export.main([f"--workdir={run}", "--step=last", f"--out={out}"]) == 0

@@ -113,6 +113,7 @@ def test_several_processes_equal_one(processes, sources, short_run, by_one, fork
             )
 
 
+@pytest.mark.slow
 def test_statements_and_anchor_of_one_source_beside_another(
     make_config, sources, tiny_pairs, tmp_path, one_device
 ):

@@ -157,6 +157,7 @@ def test_they_are_examples_of_training_alone(config, tmp_path, one_device, not_c
     assert batch["has_opposite"].any() and not batch["has_opposite"].all()
 
 
+@pytest.mark.slow
 def test_one_device_gives_the_same(config, whole, tmp_path, one_device):
     train(config({"data.packing": False}), str(tmp_path / "run"))
     one, eight = (read_metrics(path) for path in (tmp_path / "run", whole[0]))
@@ -166,6 +167,7 @@ def test_one_device_gives_the_same(config, whole, tmp_path, one_device):
     np.testing.assert_allclose(eight[8]["loss"], one[8]["loss"], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_them(config, whole, tmp_path):
     workdir = tmp_path / "run"
     train(config({"train.total": "4 steps"}), str(workdir))

@@ -5,6 +5,7 @@ an operation that has no rule there fails here. Whether it fits and how fast it 
 """
 
 import dataclasses
+import itertools
 import re
 import types
 
@@ -33,9 +34,16 @@ def traced(devices: int, **options) -> jax.stages.Traced:
     return step.jitted.trace(*arguments)
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("devices", [1, 8])
+LOWERED = ((1, "float32", True), (8, "bfloat16", True))
+OTHERS = [
+    c for c in itertools.product((1, 8), ("float32", "bfloat16"), (True, False)) if c not in LOWERED
+]
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype", "scan"),
+    [*LOWERED, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
 def test_the_step_lowers_for_accelerators(devices, dtype, scan):
     step = traced(devices, dtype=dtype, scan=scan)
     for platform in ("tpu", "cuda"):

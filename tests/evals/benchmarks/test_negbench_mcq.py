@@ -41,7 +41,11 @@ def problems(shared_data):
     }
 
 
-@pytest.mark.parametrize("name", FILES)
+COCO, VOC = FILES
+ALL = pytest.mark.parametrize("name", [VOC, pytest.param(COCO, marks=pytest.mark.slow)])
+
+
+@ALL
 def test_all_questions_equal_the_official_arithmetic(problems, name):
     file, problem = problems[name]
     result = problem.score(*features(problem))
@@ -56,6 +60,7 @@ def test_all_questions_equal_the_official_arithmetic(problems, name):
     assert {key: ours[key] for key in expected} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), zip(FILES, (0.98, 0.96), strict=True))
 def test_the_captions_alone_give_the_answer_away(problems, name, share):
     _, problem = problems[name]

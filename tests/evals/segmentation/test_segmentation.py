@@ -125,6 +125,7 @@ def test_a_tower_of_another_training_is_marked_everywhere(run, tiny_checkpoint, 
     assert words in (run.out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_real_photos_and_masks(run, shared_data):
     """24 COCO photos with their own polygons and crowds, and the negated phrase at hand."""
     content = json.loads((shared_data / "coco" / "instances.json").read_text())

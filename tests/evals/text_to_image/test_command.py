@@ -206,6 +206,7 @@ def test_a_judge_that_goes_down_leaves_a_page_and_a_message(command, capsys):
         assert results(command.out)["judged"] == 12 and len(server.asked) == 28
 
 
+@pytest.mark.slow
 def test_stopped_while_judging_it_leaves_a_page(command, monkeypatch, capsys):
     kept = []
 
