@@ -1,7 +1,7 @@
 """Killed at any moment, a run ends as if nothing had been.
 
-`make test` kills at three fixed moments. `pytest -m long THIS` kills twenty times at moments that
-chance decides, and `KILL_SEED=7` chooses others.
+`pytest -m slow THIS` kills at three fixed moments, `pytest -m long THIS` twenty times at moments
+that chance decides, and `KILL_SEED=7` chooses others.
 """
 
 import dataclasses

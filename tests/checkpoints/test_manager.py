@@ -123,6 +123,7 @@ def test_killed_while_a_step_is_saved_again(opened, tmp_path):
     again.close()
 
 
+@pytest.mark.slow
 def test_saving_leaks_nothing(opened):
     """Not by a byte count, which allocators blur: objects of Python are counted."""
 

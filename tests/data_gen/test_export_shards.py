@@ -151,7 +151,10 @@ def test_fields_that_a_user_names_count_for_the_first_pair(run, form, tmp_path):
     assert len(pairs) == PHOTOS == len({pair.image for pair in pairs})
 
 
-@pytest.mark.parametrize("reads", range(0, PHOTOS + 1, 3))
+@pytest.mark.parametrize(
+    "reads",
+    [0, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9, 12))],
+)
 def test_what_was_interrupted_goes_on(run, form, whole, tmp_path, reads, monkeypatch):
     """And gives the bytes of an export that was not; shards that were whole are not written."""
     left = [reads]
@@ -216,7 +219,9 @@ def test_only_what_would_differ_is_written_again(run, form, whole, tmp_path):
     assert [path.name for path in to.glob("pairs-*")] == [first]
 
 
-@pytest.mark.parametrize("pairs", range(4, 40, 7))
+@pytest.mark.parametrize(
+    "pairs", [4, 18, *(pytest.param(n, marks=pytest.mark.slow) for n in (11, 25, 32, 39))]
+)
 def test_an_export_of_a_run_that_has_grown(run, form, whole, tmp_path, monkeypatch, pairs):
     """The last shard of the shorter one is not full: it is written again."""
     to = tmp_path / "again"

@@ -261,6 +261,7 @@ def test_a_failure_on_one_benchmark_is_status_1(
     assert "failed" in (evaluate.out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_real_slices(shared_data, tiny_checkpoint, tmp_path, capsys):
     slices = shared_data / "benchmarks" / "slices"
     if not slices.is_dir():

@@ -140,7 +140,7 @@ def test_a_configuration_of_open_clips_own_by_name(saved, tmp_path):
 
 
 @pytest.mark.parametrize("pooling", clip.POOLINGS)
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_packed_captions_have_the_features_of_padded_ones(pooling, causal):
     """Where the padding is read it is packed as well, and a caption sees no other."""
     sizes = {"width": 32, "layers": 2, "heads": 4, "mlp_width": 64, "vocab_size": 600}

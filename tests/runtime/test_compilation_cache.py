@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zlib
 
+import pytest
 from tiny_runs import ROOT
 
 from negclip_jax.runtime.compilation_cache import _is_whole
@@ -29,6 +30,7 @@ def compile_with(directory) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_entry_that_was_cut_short_is_made_again(tmp_path):
     assert compile_with(tmp_path) == "2.0\n"
     entries = sorted(tmp_path.glob("*-cache"))

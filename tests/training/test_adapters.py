@@ -213,7 +213,7 @@ MESH = {"mesh__data": 4, "mesh__fsdp": 2, "mesh__min_shard_size": 16}
 @pytest.mark.parametrize(
     ("devices", "changes"),
     [
-        (8, MESH | {"train__microbatches": 2}),
+        pytest.param(8, MESH | {"train__microbatches": 2}, marks=pytest.mark.slow),
         pytest.param(8, MESH, marks=pytest.mark.long),
         pytest.param(1, {"train__microbatches": 4}, marks=pytest.mark.long),
     ],

@@ -97,6 +97,7 @@ def test_all_that_a_run_writes_is_in_the_bucket(bucket, run):
     assert not [name for name in names if "partial" in name or "write_test" in name]
 
 
+@pytest.mark.slow
 def test_exports_are_those_of_a_disk(bucket, run, finished_run, tmp_path, capsys):
     out = tmp_path / "out"
     assert export.main([f"--workdir={finished_run.workdir}", f"--out={out}", "--step=last"]) == 0
@@ -119,6 +120,7 @@ def test_exports_are_those_of_a_disk(bucket, run, finished_run, tmp_path, capsys
     assert set(bucket.names("gs://tiny/exported")) == local
 
 
+@pytest.mark.slow
 def test_an_export_that_breaks_off_does_not_look_like_a_model(bucket, run, capsys):
     command = [f"--workdir={RUN}", "--out=gs://tiny/broken"]
     bucket.refuse = lambda method, name: 403 if "model.safetensors" in name else None

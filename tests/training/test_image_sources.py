@@ -116,8 +116,11 @@ def test_batches_are_those_of_the_folder(
         assert_equal(a, b)
 
 
-# One of four: what is read is compared above; of "wds", several processes are killed below.
-KILLED = [pytest.param(s, marks=() if s == "arrayrecord" else pytest.mark.long) for s in SOURCES]
+# What is read is compared above; of "wds", several processes are killed below.
+KILLED = [
+    pytest.param(s, marks=pytest.mark.slow if s == "arrayrecord" else pytest.mark.long)
+    for s in SOURCES
+]
 
 
 @pytest.mark.parametrize("source", KILLED)

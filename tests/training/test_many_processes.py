@@ -105,11 +105,13 @@ def test_the_reference_trains_and_evaluates(alone):
     assert (alone / "features").is_dir()
 
 
-# What is left for `make test-long`: one device, which continues a run below, and less of an axis.
+# One device continues a run below.
 OTHER_MESHES = [pytest.param(*mesh, marks=pytest.mark.long) for mesh in ((1, 1), (8, 1), (4, 2))]
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(2, 4), *OTHER_MESHES])
+@pytest.mark.parametrize(
+    ("data", "fsdp"), [pytest.param(2, 4, marks=pytest.mark.slow), *OTHER_MESHES]
+)
 def test_any_mesh_gives_the_same_numbers(train_here, alone, data, fsdp):
     cache = {"data.cache_dir": str(alone / "features")}  # computed on four devices
     assert_same_run(train_here(data, fsdp, UPDATES_ONLY | cache), alone)
@@ -187,7 +189,7 @@ def test_what_two_processes_began_one_continues(half_by_two, train_here, alone, 
     assert_same_run(workdir, alone, first=HALF + 1)
 
 
-@pytest.mark.long  # `make test` has two processes, and four devices that share parameters
+@pytest.mark.long  # above are two processes, and four devices that share parameters
 def test_four_processes_equal_one(forked, settings, alone, tmp_path):
     """Of one device each, whose parameters lie in parts on two."""
     workdir, changes = tmp_path / "run", {"mesh.fsdp": 2, "eval.benchmarks": ""}
@@ -201,7 +203,7 @@ def test_four_processes_equal_one(forked, settings, alone, tmp_path):
     assert "val/loss" in read_metrics(workdir)[STEPS]
 
 
-@pytest.mark.long  # `make test` has one that continues
+@pytest.mark.long  # above is one that continues
 def test_what_two_processes_began_four_continue(forked, half_by_two, settings, alone, tmp_path):
     workdir = Path(shutil.copytree(half_by_two, tmp_path / "run"))
     changes = UPDATES_ONLY | {"mesh.fsdp": 2}

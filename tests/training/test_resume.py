@@ -75,6 +75,7 @@ def test_a_run_that_is_older_than_many_keys(
         train(make_config(changed | {"train.total": "22 steps"}), str(workdir), EVALUATORS)
 
 
+@pytest.mark.slow
 def test_onto_another_mesh(finished_run, stopped_at_12, make_config, tmp_path):
     workdir = continued(stopped_at_12, tmp_path)
     mesh = {"mesh.data": 4, "mesh.fsdp": 2, "mesh.min_shard_size": 64}

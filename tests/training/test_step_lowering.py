@@ -64,7 +64,7 @@ def test_the_step_lowers_for_accelerators(devices, dtype, scan):
         assert {str(x.dtype) for x in found} == {"float32", "int32"}  # Adam counts its updates
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("platform", [pytest.param("tpu", marks=pytest.mark.slow), "cuda"])
 def test_the_step_can_be_exported(platform):
     step, arguments = step_of(Case("tiny", "text", 8))
     exported = jax.export.export(step.jitted, platforms=[platform])(*arguments)

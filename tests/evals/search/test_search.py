@@ -178,6 +178,7 @@ def test_a_long_name_keeps_both_ends_in_the_terminal():
     assert len(short) == 44
 
 
+@pytest.mark.slow
 def test_features_of_another_library_rank_as_the_photos_do(run, tiny_checkpoint, photos, tmp_path):
     """With the photos for the page, without them, and without some of the features."""
     model = CLIP.from_pretrained(tiny_checkpoint)

@@ -301,6 +301,7 @@ def test_make_demo_shows_what_the_quickstart_writes():
     assert {word for word in words if word not in OF_QUERIES} <= {*world.KINDS, *world.COLOURS}
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_address_answers_and_stops_on_ctrl_c(
     tiny_checkpoint, photos, tmp_path
 ):
