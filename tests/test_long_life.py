@@ -1,4 +1,4 @@
-"""Memory and time stay flat, and nothing of a run outlives it: `pytest -m long` for 2,000 steps."""
+"""Memory and time stay flat, and nothing of a run outlives it; with `-m long` for 2,000 steps."""
 
 import itertools
 import json

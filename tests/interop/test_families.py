@@ -243,7 +243,7 @@ def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
     )
 
 
-# Small, the others are like one of these, or like a model of open_clip above; two of these are slow.
+# Small, the others are like one of these, or like a model of open_clip above.
 TOLD_APART = {"LongCLIP": (), "siglip-so400m": pytest.mark.slow, "siglip2-naflex": pytest.mark.slow}
 
 
