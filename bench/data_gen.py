@@ -226,7 +226,7 @@ class Labels:
             "images": len(images),
             "labels": number,
             **dict(zip(("make_s", "read_s", "export_s"), seconds, strict=True)),
-            "table_bytes": sum(p.stat().st_size for p in (self._run / "labels").iterdir()),
+            "table_bytes": harness.size_of(self._run / "labels"),
             "json_bytes": text.stat().st_size,
             "inputs_bytes": inputs,
             "peak_bytes": harness.peak_memory(),

@@ -204,6 +204,11 @@ def seconds_of(
     return {name: np.array(seconds[warm:]) for name, seconds in taken.items()}
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the files below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def spread(values: Sequence[float], form: str) -> str:
     """Median, least and largest, "2.00 (1.50 to 3.00)" with the form ".2f"."""
     return f"{np.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

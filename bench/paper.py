@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import harness, material
-from bench.harness import flag
+from bench.harness import flag, size_of
 from configs import negationclip
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         "seconds": parts,
         "photos_per_second": photos / seconds["feature cache"],
         "decode_share": seconds["decoding"] / seconds["feature cache"] / cores(),
-        "bytes": {"photos": _size(images), **_sizes(run), "export": _size(out)},
+        "bytes": {"photos": size_of(images), **_sizes(run), "export": size_of(out)},
         "reference": None if args.no_reference else _reference(args, scratch),
     }
     title = (
@@ -174,12 +174,8 @@ def tables(result: dict[str, Any]) -> list[harness.Table]:
 
 def _sizes(run: Path) -> dict[str, int]:
     """Bytes of each folder of a run, and of its files."""
-    found = {path.name: _size(path) for path in sorted(run.iterdir()) if path.is_dir()}
+    found = {path.name: size_of(path) for path in sorted(run.iterdir()) if path.is_dir()}
     return found | {"logs": sum(p.stat().st_size for p in run.iterdir() if p.is_file())}
-
-
-def _size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 main = harness.command("bench.paper", __doc__, measure)

@@ -153,7 +153,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
                 for i in range(args.repetitions)
             ]
     rates = np.median(rounds, axis=0)
-    kept = sum(f.stat().st_size for f in (scratch / "examples").rglob("*") if f.is_file())
+    kept = harness.size_of(scratch / "examples")
     result = {
         "pairs": count,
         "source_bytes_per_pair": source / count,

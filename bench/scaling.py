@@ -307,9 +307,8 @@ def render(text: str, results: Sequence[Result]) -> str:
     made = tables(results)
     missing = made.keys() - {match[2] for match in _MARKS.finditer(text)}
     if missing:
-        raise ValueError(
-            f"no marks <!-- table: {' or '.join(sorted(missing))} --> ... <!-- end -->"
-        )
+        names = " or ".join(sorted(missing))
+        raise ValueError(f"no marks <!-- table: {names} --> ... <!-- end -->")
     return _MARKS.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", text)
 
 
