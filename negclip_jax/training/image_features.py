@@ -37,10 +37,8 @@ def use_cache(
 ) -> list[PairLoader]:
     """The loaders, reading cached features; builds what is missing. Unchanged where it is off.
 
-    Args:
-      loaders: of training pairs, and of validation pairs over the same images.
-      model: sizes, parameters on the devices of `mesh`, and compute type.
-      cache_features, cache_dir: keys of the section `data`.
+    The first is of training pairs, the others of validation pairs over the same images. `model` is
+    sizes, parameters on the devices of `mesh`, and compute type.
 
     Raises InputError where more images cannot be read than `max_bad_images` allows, and for
     features of a file that are not as wide as the text's.

@@ -211,18 +211,14 @@ def loaders(
 ) -> tuple[PairLoader, dict[str, PairLoader]]:
     """Loaders of training pairs, and of the validation pairs of each source that holds out some.
 
-    Args:
-      sources, original_fraction, text_nouns, true_texts, false_texts, truncated, foils, packing,
-        workers, threads, kept_pixels_mib, max_bad_images: keys of the section `data`.
-      of_source: its keys pairs, images, features, fields, caption_mode, statements,
-        validation_fraction, split_by, split_seed; and examples_dir, where prepared pairs are kept.
+    Args, beside keys of the section `data`:
+      of_source: those of its keys that a source may have itself, and examples_dir.
       seed: of order and choice of captions.
       keeps_originals: whether a term of the loss compares original captions with the base's; those
         that train on negated ones alone then show the original beside them. Validation always does.
       repeats_first: see `PairLoader`; of training.
       batch_sizes: pairs of a batch in training and in validation.
       shards: parts of a batch whose captions are packed by themselves: devices x micro-batches.
-      tokenizer, preprocess: of the model.
 
     Returns the second by the name of the source, "" where there is one that has none.
 
