@@ -12,133 +12,24 @@ made, both libraries start and compile, and PyTorch decodes every photo in every
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bench import harness, material
+from bench import harness
 from bench.harness import Side, flag
-from configs import negationclip
 from negclip_jax.common.errors import InputError
 from negclip_jax.common.provenance import cores
-from negclip_jax.data.pairs import read_pairs
-from negclip_jax.interop import huggingface
-from negclip_jax.models import flops
-from negclip_jax.models.lora import fold
-from negclip_jax.models.transformer import matmul_precision
-from negclip_jax.runtime import sharding
-from negclip_jax.training import image_features, patterns
-from negclip_jax.training.setup import prepare
+
+# The other side's process imports this file too: JAX would count as memory of PyTorch's.
+ARCHITECTURES = ("vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "tiny")
 
 
-class Ours:
-    """What `launch.py` runs, in parts that can be timed.
-
-    Steps are numbered from 0 and must be taken in order.
-    """
-
-    def __init__(self, settings: dict[str, Any], workdir: str):
-        """`settings` are configuration keys by their full names."""
-        logging.getLogger().setLevel(logging.ERROR)
-        self._config = negationclip.get_config("vit_b_32")  # all sizes come from the checkpoint
-        self._config.update_from_flattened_dict(settings)
-        self._run = prepare(self._config, workdir)
-        self._state, self._caches = self._run.state, 0
-        self._sizes = huggingface.read_config(settings["model.checkpoint"])
-
-    def device(self) -> str:
-        """What computes."""
-        return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-    def batches(self, start: int, stop: int) -> list[list[tuple[str, str]]]:
-        """Photo and caption of each pair in the batches of these steps."""
-        data, loader = self._config.data, self._run.loader
-        pairs = read_pairs(data.pairs)
-        chosen = [loader.pairs_at(step)[0] for step in range(start, stop)]
-        return [[(pairs[i].image, pairs[i].negated) for i in batch] for batch in chosen]
-
-    def fill_cache(self) -> dict[str, float]:
-        """Decodes and encodes every distinct photo into a new cache."""
-        run, self._caches = self._run, self._caches + 1
-        cache = {"cache_features": True, "cache_dir": f"{run.workdir}/cache-{self._caches}"}
-        params = fold(patterns.merge(run.frozen, self._state.params))
-        start = time.perf_counter()
-        model = (self._sizes, params, self._config.model.dtype)
-        image_features.use_cache(run.workdir, [run.loader], model, run.mesh, **cache)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "images": len(run.loader.examples.images)}
-
-    def epoch(self, start: int, stop: int) -> dict[str, Any]:
-        """Takes these steps; the clock stops when the last one has been computed.
-
-        Their programs are compiled before it starts: a run compiles them once, not in each epoch.
-        """
-        run, losses, waited = self._run, [], 0.0
-        for batch in run.loader.batches(start, stop):
-            run.train_step.compiled_for(
-                self._state, run.frozen, sharding.to_global(run.mesh, batch)
-            )
-        begin = time.perf_counter()
-        batches = run.loader.batches(start, stop)
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            waited += time.perf_counter() - asked
-            if batch is None:
-                break
-            batch = sharding.to_global(run.mesh, batch)
-            self._state, metrics = run.train_step(self._state, run.frozen, batch)
-            losses.append(metrics["loss"])
-        jax.block_until_ready(self._state)
-        seconds, of_device = time.perf_counter() - begin, jax.devices()[0].memory_stats()
-        return {
-            "seconds": seconds,
-            "waited": waited,
-            "losses": [float(loss) for loss in losses],
-            # Of the device where it counts its bytes, else of this process.
-            "memory": of_device["peak_bytes_in_use"] if of_device else harness.peak_memory(),
-            "trained": sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
-        }
-
-    def flops(self, start: int, stop: int) -> dict[str, float]:
-        """Of these steps on cached features, and their tokens.
-
-        `model` counts CLIP as it is defined, `read` only what something depends on; `tokens` are
-        real ones, `computed` those of the packed rows.
-        """
-        loader, sizes = self._run.loader, self._sizes
-        total = dict.fromkeys(("model", "read", "tokens", "computed"), 0.0)
-        for step in range(start, stop):
-            texts = loader.examples.shown(*loader.pairs_at(step)).index_BxM.ravel()
-            lengths = loader.examples.tokens.lengths_of(texts)
-            logits = flops.contrastive_forward(loader.batch_size, sizes.projection_dim)
-            for name, count in (("model", flops.text_forward), ("read", flops.text_forward_read)):
-                forward = count(sizes.text, sizes.projection_dim, lengths) + logits
-                total[name] += (1 + flops.BACKWARD) * forward
-            total["tokens"] += int(lengths.sum())
-            total["computed"] += loader.packing.pack(loader.examples.tokens, texts)["ids"].size
-        return total
-
-    def matmul_rate(self) -> float:
-        """FLOP/s of large products of the compute type with this library, at this moment."""
-        dtype = jnp.dtype(self._config.model.dtype)
-        multiply = jax.jit(jnp.matmul)
-        with matmul_precision(dtype):
-            return harness.matmul_rate(
-                lambda a, b: multiply(a, b).block_until_ready(),
-                lambda x: jnp.asarray(x, dtype),
-                jax.default_backend(),
-            )
-
-
-@flag("--arch", choices=material.ARCHITECTURES, default="vit_b_32", help="sizes of the model")
+@flag("--arch", choices=ARCHITECTURES, default="vit_b_32", help="sizes of the model")
 @flag("--batch-size", type=int, default=256, help="pairs a step (default 256)")
 @flag("--steps", type=int, default=1, help="steps that stand for an epoch (default 1)")
 @flag("--repetitions", type=int, default=5, help="turns of each side (default 5)")
@@ -164,14 +55,14 @@ def measure(args: argparse.Namespace, scratch: Path) -> harness.Measured:
         def side(make: str, *of: Any) -> Side:
             return stack.enter_context(Side(make, *of))
 
-        ours, theirs, lora = side("bench.finetune:Ours", settings, str(scratch / "run")), None, None
+        ours, theirs, lora = side("bench.ours:Ours", settings, str(scratch / "run")), None, None
         if not args.no_reference:
             places = settings["model.checkpoint"], settings["data.images"]
             sizes = args.reference_workers, cores()
             theirs = side("bench.published_recipe:Reference", *places, *sizes)
         if args.lora_rank:
             adapted = settings | {"optim.lora_rank": args.lora_rank}
-            lora = side("bench.finetune:Ours", adapted, str(scratch / "lora"))
+            lora = side("bench.ours:Ours", adapted, str(scratch / "lora"))
             lora("fill_cache")
         pairs, rounds = args.steps * args.batch_size, []
         for n in range(args.repetitions):  # one turn of each side, on the same steps
@@ -309,6 +200,8 @@ def lora_table(result: dict[str, Any]) -> harness.Table:
 
 def _material(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Writes what is not given; returns the settings of our run."""
+    from bench import material
+
     harness.require_positive(args, "steps", "repetitions", "batch_size", "captions_per_photo")
     needed = args.steps * args.batch_size
     if (args.pairs is None) != (args.images is None):

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from bench_in_process import InProcess
@@ -14,7 +16,7 @@ from bench.harness import Side
 
 def ours_in_process(make: str, *args) -> InProcess | Side:
     """The side of PyTorch has a process of its own, and with it its memory."""
-    return (InProcess if make == "bench.finetune:Ours" else Side)(make, *args)
+    return (InProcess if make == "bench.ours:Ours" else Side)(make, *args)
 
 
 @pytest.fixture(
@@ -76,7 +78,7 @@ class StandIn:
     """A side that answers at once; ours takes 1, 2, ... seconds, the other ten times as long."""
 
     def __init__(self, make: str, *args):
-        self._factor, self._rounds = (1 if make == "bench.finetune:Ours" else 10), 0
+        self._factor, self._rounds = (1 if make == "bench.ours:Ours" else 10), 0
         if isinstance(args[0], dict) and args[0].get("optim.lora_rank"):
             self._factor = 0.5
 
@@ -99,6 +101,12 @@ class StandIn:
             "fill_cache": {"seconds": 1.0, "images": 1},
             "flops": {"model": 1.0, "read": 1.0, "computed": 2.0, "tokens": 1.0},
         }[method]
+
+
+def test_the_side_of_pytorch_imports_no_jax():
+    """It imports the measurement too, and its memory is a figure."""
+    script = "import sys, bench.finetune; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 @pytest.mark.parametrize(("budget", "rounds"), [("540", 5), ("0", 1)])
