@@ -106,16 +106,15 @@ def summary(args: argparse.Namespace, rounds: list[dict[str, Any]]) -> dict[str,
     result = {name: float(np.median(x)) for name, x in values.items()}
     result["range"] = {name: [min(values[name]), max(values[name])] for name in with_range}
     result["rounds_measured"] = len(rounds)
-    for side, prefix in (("ours", ""), ("reference", "reference_")):
-        if side in rounds[0]:
-            peak = max(turn[side]["memory"] for turn in rounds)
-            result[f"{prefix}peak_memory_gib"] = peak / 2**30
-    if "lora" in rounds[0]:
+    sides = [side for side in ("ours", "reference", "lora") if side in rounds[0]]
+    gib = {side: max(turn[side]["memory"] for turn in rounds) / 2**30 for side in sides}
+    result["peak_memory_gib"] = gib["ours"]
+    if "lora" in gib:
         for side in ("lora", "ours"):
-            peak = max(turn[side]["memory"] for turn in rounds)
-            result[f"{side}_peak_memory_gib"] = peak / 2**30
+            result[f"{side}_peak_memory_gib"] = gib[side]
             result[f"{side}_trained_millions"] = rounds[0][side]["trained"] / 1e6
-    if "reference" in rounds[0]:
+    if "reference" in gib:
+        result["reference_peak_memory_gib"] = gib["reference"]
         ours, theirs = (np.array([r[s]["losses"] for r in rounds]) for s in ("ours", "reference"))
         result["loss_max_rel_diff"] = float(np.max(np.abs(ours / theirs - 1)))
     return result
