@@ -33,18 +33,12 @@ _LARGE = 2**26  # bytes of a row group that make random access slow
 _FOOTERS = 64  # files whose footer is kept
 
 
-class _Column(NamedTuple):
-    """Where the bytes of images are: a column, and of a struct its fields."""
-
-    name: str
-    bytes: str
-    path: str
-
-
 class _File(NamedTuple):
     """What is known of a file without its pages; `starts` int64 `[groups + 1]`: rows."""
 
-    column: _Column
+    column: str  # that holds the images
+    bytes: str  # of a struct the fields, else ""
+    path: str
     metadata: Any
     starts: np.ndarray
 
@@ -101,8 +95,8 @@ class ParquetImages(ShardImages):
                     yield f"{shard.name}/{row}", path
 
     def _paths(self, shard: int) -> list[str | None]:
-        column = self._file(shard).column
-        return self._read(shard, None, column.path).to_pylist() if column.path else []
+        path = self._file(shard).path
+        return self._read(shard, None, path).to_pylist() if path else []
 
     def _rows(self, shard: int, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         return numbers(names, self._counts[shard])
@@ -136,7 +130,7 @@ class ParquetImages(ShardImages):
         if not is_new:
             return future.result()
         try:
-            future.set_result(self._read(shard, group, self._file(shard).column.bytes))
+            future.set_result(self._read(shard, group, self._file(shard).bytes))
         except BaseException as error:
             future.set_exception(error)
             with self._groups_lock:  # to be tried again
@@ -154,7 +148,7 @@ class ParquetImages(ShardImages):
 
     def _read(self, shard: int, group: int | None, field: str) -> Any:
         """The column or a field of it, of a row group or of all: an Arrow chunked array."""
-        name, metadata = self._file(shard).column.name, self._file(shard).metadata
+        name, metadata = self._file(shard).column, self._file(shard).metadata
         leaves = [f"{name}.{field}" if field else name]
         with self._reported(shard), self._opened(shard, metadata) as parquet:
             groups = range(parquet.num_row_groups) if group is None else [group]
@@ -173,7 +167,7 @@ class ParquetImages(ShardImages):
             refuse_claims(metadata, found.path, found.size)
             column = _column(parquet.schema_arrow, self._wanted, found.path)
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            return _File(column, metadata, np.cumsum([0, *counts]))
+            return _File(*column, metadata, np.cumsum([0, *counts]))
 
     def _reported(self, shard: int) -> contextlib.AbstractContextManager:
         return reported(self.shards.found[shard].path, "Parquet", pa.ArrowException)
@@ -182,16 +176,16 @@ class ParquetImages(ShardImages):
         return pq.ParquetFile(self.shards.file(shard), metadata=metadata)
 
 
-def _column(schema: Any, wanted: str, path: str) -> _Column:
-    """The column of images; raises ImageError where there is none, or several could be it."""
+def _column(schema: Any, wanted: str, path: str) -> tuple[str, str, str]:
+    """The column of images and its fields, as in `_File`; ImageError where it is none or many."""
     found = {}
     for field in schema:
         if types.is_struct(field.type) and holds_bytes(field.type):
             paths = [x for x in field.type if x.name == "path"]
             has_path = any(types.is_string(x.type) or types.is_large_string(x.type) for x in paths)
-            found[field.name] = _Column(field.name, "bytes", "path" if has_path else "")
+            found[field.name] = field.name, "bytes", "path" if has_path else ""
         elif holds_bytes(field.type):
-            found[field.name] = _Column(field.name, "", "")
+            found[field.name] = field.name, "", ""
     likely = [wanted] if wanted else [*_NAMES, *(found if len(found) == 1 else ())]
     for name in likely:
         if name in found:

@@ -182,26 +182,17 @@ class Statements:
         `text` is then an index into the tokens of the examples that both belong to.
         """
 
-        def both(name: str, shift: int = 0) -> np.ndarray:
-            mine, more = getattr(self, name), getattr(other, name)
-            return np.concatenate([mine, np.where(more < 0, more, more + shift)])
-
-        end = [getattr(self, name).max(initial=-1) + 1 for name in ("unit", "form", "object")]
-        among = self.opposite_images
-        if among is not None:
-            among = np.concatenate([among, np.ones(len(other.offsets) - 1, bool)])
-        return dataclasses.replace(
-            self,
-            offsets=np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
-            text=np.concatenate([self.text, other.text + first]),
-            truth=np.concatenate([self.truth, other.truth]),
-            holds_caption=np.concatenate([self.holds_caption, other.holds_caption]),
-            polarity=np.concatenate([self.polarity, other.polarity]),
-            unit=both("unit", end[0]),
-            form=both("form", end[1]),
-            object=both("object", end[2]),
-            opposite_images=among,
-        )
+        more = {name: getattr(other, name) for name in ("truth", "holds_caption", "polarity")}
+        more |= {"offsets": self.offsets[-1] + other.offsets[1:], "text": other.text + first}
+        for name in ("unit", "form", "object"):  # numbered on
+            own, end = getattr(other, name), getattr(self, name).max(initial=-1) + 1
+            more[name] = np.where(own < 0, own, own + end)
+        if self.opposite_images is not None:
+            more["opposite_images"] = np.ones(len(other.offsets) - 1, bool)
+        both: dict[str, Any] = {
+            name: np.concatenate([getattr(self, name), x]) for name, x in more.items()
+        }
+        return dataclasses.replace(self, **both)
 
 
 def _rank(groups: Int[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
@@ -230,20 +221,8 @@ def read_statements(
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its rows.
     """
-    if storage.is_remote(path):
-        options: dict[str, Any] = {"true_texts": true_texts, "false_texts": false_texts}
-        options["truncated"] = truncated
-        with remote.copied(str(path)) as copy:
-            return read_statements(copy, images, tokenizer, **options)
-    # Deferred: worker processes of a loader know statements, and need no pyarrow.
-    from negclip_jax.data import pair_tables
-
-    path = Path(path)
-    if not path.is_file():
-        raise PairError(f"There is no file of statements at {path}.")
-    columns = pair_tables.statement_columns(path)
+    columns = _columns(path)
     names, texts = columns["image"].values, columns["text"].values
-    _check(path, columns)
     number = {name: i for i, name in enumerate(images)}
     known = np.array([number.get(posixpath.normpath(n), -1) for n in names.to_pylist()], np.int64)
     image = known[columns["image"].codes]
@@ -286,10 +265,20 @@ def read_statements(
     )
 
 
-def _check(path: Path, columns: dict[str, Any]) -> None:
-    """PairError with all that is wrong in the rows, by kind with the first places."""
+def _columns(path: str | os.PathLike) -> dict[str, Any]:
+    """The columns of a file; PairError with all that is wrong in its rows, each with its places."""
+    if storage.is_remote(path):
+        with remote.copied(str(path)) as copy:
+            return _columns(copy)
+    # Deferred: worker processes of a loader know statements, and need no pyarrow.
     from pyarrow import compute
 
+    from negclip_jax.data import pair_tables
+
+    path = Path(path)
+    if not path.is_file():
+        raise PairError(f"There is no file of statements at {path}.")
+    columns = pair_tables.statement_columns(path)
     problems = Problems()
 
     def note(what: str, is_bad: np.ndarray) -> None:
@@ -318,3 +307,4 @@ def _check(path: Path, columns: dict[str, Any]) -> None:
     contradicts[np.maximum(before, after)[same & differs & is_known]] = True
     note("the text is true and false of one image", contradicts)
     problems.raise_if_any(path, PairError, "Correct or remove these rows; nothing was read.")
+    return columns
