@@ -229,12 +229,9 @@ class Examples:
         caption_choice_B: Int[np.ndarray, " B"],
         bits_B: UInt64[np.ndarray, " B"] | None,
     ) -> Shown:
-        """The texts of these examples.
+        """The texts of these examples, with this choice of their C captions.
 
-        Args:
-          pairs: examples.
-          caption_choice_B: which of its C captions each shows.
-          bits_B: random bits of each, which choose its statements; None: it shows none.
+        `bits_B` are random bits of each, which choose its statements; None: it shows none.
         """
         place = np.array(self.captions)[caption_choice_B]
         caption = (self.first_text[pairs].astype(np.int64) + place)[:, None]
@@ -368,10 +365,9 @@ def tokenize_pairs(
     Args:
       pairs: examples; with a mode other than "original" each needs a negated caption.
       images: distinct image names, which may be more than those of `pairs`.
-      tokenizer: of the model.
+      tokenizer, statements: of the model, and about these images.
       caption_mode: "negated", "original", or "mix" (both, chosen per epoch).
       foils: false captions kept per pair; the first of each.
-      statements: about these images.
       with_original: whether each example shows the original caption too, beside a negated one.
     """
     if caption_mode not in CAPTION_MODES:

@@ -113,9 +113,7 @@ class ImageFeatures(ImageSource):
         return [self.path, self._row.get(name)]
 
 
-@functools.lru_cache(1)
-def _kept(path: str, shards: tuple[Shard, ...]) -> ImageFeatures:
-    return ImageFeatures(path, shards)
+_kept = functools.lru_cache(1)(ImageFeatures)
 
 
 def open_features(path: str) -> ImageFeatures:

@@ -82,14 +82,9 @@ def drawn(
 ) -> Drawn:
     """Of consecutive places of an epoch: their pairs, which show their original, random bits.
 
-    Args:
-      n: pairs of an epoch.
-      seed, epoch: of the order and of all choices.
-      places: with a start, and a stop that may lie beyond n.
-      original_fraction: share of pairs that show their original caption.
-      shuffle: else place i is pair i, and -1 beyond them.
-
-    Bits are of the pair, not of the place.
+    The slice has a start, and a stop that may lie beyond the n pairs of an epoch.
+    `original_fraction` is the share of pairs that show their original caption. Where pairs are not
+    shuffled, place i is pair i, and -1 beyond them. Bits are of the pair, not of the place.
     """
     if n > MOST_KEPT:
         start = places.start // _AHEAD

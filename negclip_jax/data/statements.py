@@ -210,14 +210,11 @@ def read_statements(
     false_texts: int,
     truncated: str,
 ) -> Statements:
-    """Reads the statements about these images; how many are about others is said in the log.
+    """Reads the statements about these U images; how many are about others is said in the log.
 
-    Args:
-      path: Parquet file, on a disk or in a bucket.
-      images: names, U.
-      tokenizer: of the model.
-      true_texts, false_texts: of an example.
-      truncated: key of the section `data`; with "keep" texts beyond the model's positions stay.
+    `path` is a Parquet file, on a disk or in a bucket. An example shows so many true and false
+    texts. `truncated` is the key of the section `data`; with "keep" texts beyond the model's
+    positions stay.
 
     Raises PairError for a file that cannot be read, and once for everything wrong in its rows.
     """

@@ -321,13 +321,9 @@ def _check(
 ) -> str:
     """Reads an export back, and it and its source with other software as well.
 
-    `steps` is told when it reads back, and when it compares.
-
-    Returns:
-      What to say of the readings, a line for each: the greatest differences of a feature.
-
-    Raises:
-      InputError: features that differ although the weights were not rounded (`exact`).
+    `steps` is told when it reads back, and when it compares. Returns what to say of the readings, a
+    line for each: the greatest differences of a feature. Raises InputError for features that differ
+    although the weights were not rounded (`exact`).
     """
     # Random, and two generators: the ids must not depend on the size of the pixels. The rules of
     # pooling read different places of the first row.

@@ -53,8 +53,7 @@ def features(
       pixels: float `[B, H, W, 3]`; None where the vision tower is not to be read, and the result
         is that of the texts alone.
       ids: int `[B, T]`.
-      architecture: class of transformers, where the directory holds one tower: the result is then
-        that tower's alone.
+      architecture: class of transformers, of which one tower alone is then there, and the result.
 
     Returns features of images and of texts, float32 `[B, D]`, and a name such as "transformers
     5.0". Raises LookupError where nothing here can compute them.

@@ -148,8 +148,7 @@ def read_params(
 
     Args:
       stored: a file's tensors by name, those that are no parameters left out.
-      keys: the layout.
-      config: gives the shapes.
+      keys, config: the layout, and what gives the shapes.
       where: the file or directory, for messages.
       authority: what asks for the shapes, e.g. "config.json".
       advice: the last line of a message.

@@ -105,11 +105,9 @@ def export_directory(
 ) -> Iterator[Path]:
     """Yields an empty directory that becomes `out` when the block ends without an error.
 
-    Args:
-      out: destination, possibly in a bucket; it must not exist, or be empty, or be an earlier
-        export, which `overwrite` replaces.
-      overwrite: see there.
-      keep: a directory that must survive, e.g. the one that is being converted.
+    The destination, possibly in a bucket, must not exist, or be empty, or be an earlier export,
+    which `overwrite` replaces. `keep` is a directory that must survive, e.g. the one that is
+    converted.
 
     Raises CheckpointError where `out` is occupied or would destroy `keep`, or cannot be written,
     and InputError where another process is writing it.
@@ -226,12 +224,9 @@ def write_weights(
 ) -> list[str]:
     """Writes `model.safetensors`, or shards with an index above `shard_bytes`; returns their names.
 
-    Args:
-      directory: destination.
-      sizes: number of elements of each tensor, in the order to write.
-      dtypes: numpy's name of each tensor's type on disk.
-      take: fetches a tensor by name, in any float type and memory order.
-      shard_bytes: greatest size of one file; also bounds the memory that is needed.
+    `sizes` are numbers of elements, in the order to write, and `dtypes` numpy's names of the types
+    on disk. `take` fetches a tensor by name, in any float type and memory order. `shard_bytes` also
+    bounds the memory that is needed.
     """
     import huggingface_hub  # a third of a second
 
