@@ -206,7 +206,7 @@ class Examples:
     def planned_lengths(self) -> Int64[np.ndarray, " L"]:
         """Tokens that packing reserves for the texts of batches, a fair sample."""
         if self.statements is None and len(self) <= MOST_KEPT:
-            return self.reserved_lengths_of(np.arange(len(self))).ravel()
+            return np.maximum(np.concatenate(list(self._blocks())), self._sizes[0]).ravel()
         pairs = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
         if self.statements is None:
             return self.reserved_lengths_of(pairs).ravel()

@@ -133,16 +133,20 @@ class ShardImages(ImageSource):
         if not len(left):
             return places
         hashes, found = self._alone()
+        if not len(hashes):
+            return places
         wanted = hashed([names[i] for i in left])
-        at, end = (np.searchsorted(hashes, wanted, side) for side in ("left", "right"))
-        if (end - at > 1).any():
-            i = int(np.argmax(end - at > 1))
+        at = np.searchsorted(hashes, wanted)
+        same = hashes.take(at, mode="clip") == wanted
+        several = same & (hashes.take(at + 1, mode="clip") == wanted) & (at + 1 < len(hashes))
+        if several.any():
+            i = int(np.argmax(several))
             one, other = (self.shards.found[s].name for s in found[at[i] : at[i] + 2, 0])
             name = names[left[i]]
             raise ImageError(
                 f"{name} is in {one} and in {other}: write {one}/{name} or {other}/{name}"
             )
-        places[left[end > at]] = found[at[end > at]]
+        places[left[same]] = found[at[same]]
         return places
 
     def _alone(self) -> tuple[UInt64[np.ndarray, " M"], Int64[np.ndarray, "M 2"]]:
