@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
-from pyarrow import compute, types
+from pyarrow import types
 
 from negclip_jax.data.fields import TEXTS, Named, missing
 from negclip_jax.data.records import FIELDS, Pair, PairError
@@ -174,6 +174,8 @@ def statement_columns(path: Path) -> dict[str, Coded]:
 
 def _alone(lists: Any) -> Any:
     """Of each list its value where it has one, else null."""
+    from pyarrow import compute  # deferred, here and below: a tenth of a second and 4 MB
+
     is_one = compute.fill_null(compute.equal(compute.list_value_length(lists), 1), False)
     place = compute.subtract(compute.cumulative_sum(is_one.cast(pa.int64())), 1)
     return lists.filter(is_one).flatten().take(compute.if_else(is_one, place, None))
@@ -234,6 +236,8 @@ def _kind(schema: Any, name: str) -> Any:
 
 
 def _column(batch: Any, name: str) -> Any:
+    from pyarrow import compute
+
     if name in batch.schema.names:
         return batch.column(name)
     outer, *inner = name.split(".")
@@ -297,6 +301,8 @@ def writer(path: Path) -> Iterator[Callable[[Pair], None]]:
 
 
 def _check_values(batch, path: object) -> None:
+    from pyarrow import compute
+
     waiting = list(zip(batch.schema.names, batch.columns, strict=True))
     for name, column in waiting:
         while _is_list(column.type):

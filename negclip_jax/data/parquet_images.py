@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt64
-from pyarrow import compute, types
+from pyarrow import types
 
 from negclip_jax.common.decoding import MAX_BYTES, ImageError
 from negclip_jax.data.pair_tables import holds_bytes, refuse_claims
@@ -158,6 +158,8 @@ class ParquetImages(ShardImages):
                 raise ValueError(f"it has {len(table):,} rows where its footer says otherwise")
             if not field:
                 return table.column(0)
+            from pyarrow import compute
+
             return compute.struct_field(table.column(0), field)
 
     def _footer(self, shard: int) -> _File:
