@@ -18,6 +18,7 @@ from data_gen.images import Photo
 from data_gen.prompts import Prompt
 from data_gen.records import NAMED, Candidate, ImageItem, Verdict, shuffled
 from negclip_jax.common.chat.messages import ChatRequest, ChatResult
+from negclip_jax.common.errors import InputError
 from negclip_jax.common.records import identity
 from negclip_jax.language.inflection import noun
 from negclip_jax.language.vocabulary import CATEGORIES
@@ -62,7 +63,15 @@ def method_for(wished: str, can: Capabilities) -> str:
     """The method of a run: the wished one, or the best that the server was seen to support.
 
     One request for all questions about a photo, where the server answers several in one.
+
+    Raises:
+      InputError: "choice" is wished of a server that keeps to no list of answers.
     """
+    if wished == "choice" and not can.choice:
+        raise InputError(
+            f"verify.method=choice: {can.model} was not seen to keep to a list of answers; leave "
+            "it at auto, or take text"
+        )
     if wished != "auto":
         return wished
     return "multi" if can.many else single_method(can)

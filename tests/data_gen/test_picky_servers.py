@@ -127,6 +127,14 @@ def test_probabilities_of_no_answer_are_not_used(scene, tmp_path):
     assert {row["method"] for row in table(tmp_path / "run", "verdicts")} == {"text"}
 
 
+def test_a_list_of_answers_that_the_server_does_not_keep_to(scene, tmp_path, capsys):
+    with serve(scene, logprobs=False) as server:
+        wished = "--config.verify.method=choice"
+        assert main(arguments(scene[0], tmp_path / "run", server, wished)) == 2
+    said = capsys.readouterr().err
+    assert "verify.method=choice: " in said and "Traceback" not in said
+
+
 def test_a_run_stops_after_useless_answers_and_goes_on_after_a_repair(
     scene, calm, tmp_path, capsys, monkeypatch
 ):

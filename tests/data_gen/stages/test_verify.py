@@ -19,6 +19,7 @@ from data_gen.stages.verify import (
     question_of,
 )
 from negclip_jax.common.chat.messages import ChatResult
+from negclip_jax.common.errors import InputError
 
 PROMPTS = load_prompts()
 CAN = Capabilities("m", images=True, logprobs=True, choice="regex")
@@ -165,6 +166,8 @@ def test_the_best_method_that_the_server_knows():
     assert method_for("auto", Capabilities("m", many=True, logprobs=True)) == "multi"
     assert method_for("text", Capabilities("m", many=True)) == "text"
     assert method_for("multi", CAN) == "multi"
+    with pytest.raises(InputError, match=r"method=choice: m was not seen to keep to a list"):
+        method_for("choice", Capabilities("m", logprobs=True))
 
 
 @pytest.mark.parametrize(
