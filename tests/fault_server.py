@@ -17,6 +17,7 @@ from PIL import Image
 from bench.loopback import LoopbackServer, last_turn
 from negclip_jax.common.chat.client import ChatSettings
 
+RETRY_AFTER = 0.2  # seconds, as the server says when it is asked too often
 POOL = ["umbrella", "dog", "bicycle", "kite", "laptop", "bus", "horse", "clock"]
 TEXTS = ["A man sits on a bench", "A person on a seat", "Some grass and the {}"]
 PLACES = ["a lake", "a wall", "the sea", "a gate", "a tower", "a bridge", "a fence", "a hill"]
@@ -56,7 +57,7 @@ class FaultServer(LoopbackServer):
 
 
 async def _rate_limited(request):
-    return web.Response(status=429, headers={"Retry-After": "0.2"}, text="slow down")
+    return web.Response(status=429, headers={"Retry-After": str(RETRY_AFTER)}, text="slow down")
 
 
 async def _status(request, status, text="no"):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 
 import jax
@@ -100,6 +101,12 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """Steps that have a complete checkpoint."""
     names = [p.name for p in (workdir / "checkpoints").iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def processor_seconds_of_children() -> float:
+    """Of those that have ended. Unlike time on the wall it does not depend on what else runs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def processes_of_session(session: int) -> list[str]:

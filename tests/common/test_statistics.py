@@ -140,9 +140,9 @@ def test_the_same_call_gives_the_same_numbers():
 
 def test_25_000_captions_take_a_moment():
     hits = np.random.default_rng(0).integers(0, 2, 25_000)
-    started = time.perf_counter()
+    started = time.process_time()
     estimate(hits, clusters=np.repeat(np.arange(5000), 5))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 20), (1, 20), (10, 20), (20, 20), (428, 534)])

@@ -142,8 +142,11 @@ def test_four_times_the_captions_take_no_more_memory(sizes, name, monkeypatch):
     COMMANDS[name](sizes[0])  # fills the caches of words
     few, many = map(peak, sizes[1:])
     more = captions_of(sizes[2]) - captions_of(sizes[1])
-    # What order or counting needs of each caption is bytes, not Python objects.
-    assert many - few < 200 * more, f"{few:,} bytes, and {many:,} with {more:,} captions more"
+    # What order or counting needs of each caption is bytes, not Python objects. Tables of words and
+    # names grow with the first captions, by less than the room beside them.
+    assert many - few < 200 * more + 60_000, (
+        f"{few:,} bytes, and {many:,} with {more:,} captions more"
+    )
 
 
 def captions_of(run) -> int:

@@ -98,10 +98,10 @@ SIZES = [
 @pytest.mark.parametrize(("key", "value"), SIZES)
 def test_sizes_of_no_model_are_refused_at_once(key, value, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {key: value}}))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError) as caught:
         read_config(tmp_path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert "config.json" in str(caught.value) and "\x1b" not in str(caught.value)
 
 

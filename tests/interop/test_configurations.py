@@ -151,8 +151,15 @@ def test_every_configuration_of_open_clip_is_read_or_refused(name, tmp_path):
     assert tokenizer_keys == {k: v for k, v in said.items() if "tokenizer" in k}
 
 
+READ_KINDS = {d: json.loads(d) for d in KINDS if not kinds_of(json.loads(d))}
+
+
 @pytest.mark.parametrize(
-    "described", [d for d in KINDS if not kinds_of(json.loads(d))], ids=KINDS.get
+    "described",
+    [
+        pytest.param(d, marks=pytest.mark.slow if has_other_vision(model) else (), id=KINDS[d])
+        for d, model in READ_KINDS.items()
+    ],
 )
 def test_every_kind_of_open_clip_is_equal_to_it(described, tmp_path):
     state, inputs, expected = built(described)

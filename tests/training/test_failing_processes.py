@@ -113,6 +113,7 @@ def test_a_full_disk_under_the_cache(run):
     assert "error: process 0: cannot write" in ends[1].output
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_one_process_part_of_a_checkpoint(run, tmp_path):
     ends = run(events={1: {"disk_full_at_step": 2}})
     # Threads of orbax print tracebacks of their own there, in the middle of lines.

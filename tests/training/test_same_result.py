@@ -47,15 +47,14 @@ def setting(request, make_config, tmp_path_factory):
 
 
 ONE, FOUR = (1, 1), (4, 2)  # devices, micro-batches
-# Packing and the cache; `make test` has both at once, where what either changes is seen too, and
-# on several devices in parts, which is all that one device does and more.
-ALONE = [(ONE, True, True)]
-ALONE += [(setting, packing, not packing) for setting in (ONE, FOUR) for packing in (True, False)]
+# Packing and the cache; both at once first, where what either changes is seen too.
+ALONE = [(setting, packing, not packing) for setting in (ONE, FOUR) for packing in (True, False)]
 
 
 @pytest.mark.parametrize(
     ("setting", "packing", "cache"),
-    [(FOUR, True, True)] + [pytest.param(*each, marks=pytest.mark.long) for each in ALONE],
+    [(ONE, True, True), pytest.param(FOUR, True, True, marks=pytest.mark.slow)]
+    + [pytest.param(*each, marks=pytest.mark.long) for each in ALONE],
     indirect=["setting"],
     ids=str,
 )

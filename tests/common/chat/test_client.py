@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import time
 
+import fault_server
 import pytest
 from fault_server import IMPATIENT, FaultServer, always, first, says
 from picky_server import PickyServer, o_series
@@ -73,11 +74,12 @@ def test_retry_after_is_honoured_by_all_requests():
     assert [result.error for result in results] == [None, None]
 
 
-def test_a_long_retry_after_is_cut():
+def test_a_long_retry_after_is_cut(monkeypatch):
+    monkeypatch.setattr(fault_server, "RETRY_AFTER", 30.0)
     with serve(**{"429": first(2)}) as server:
         started = time.monotonic()
         ask(server.url, longest_retry_after=0.05)
-        assert time.monotonic() - started < 0.35  # it said 0.2, twice
+        assert time.monotonic() - started < 20  # it was told to wait for a minute
 
 
 @pytest.mark.parametrize(

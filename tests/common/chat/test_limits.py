@@ -70,7 +70,7 @@ def test_requests_a_minute():
         return time.monotonic() - started
 
     assert asyncio.run(run(6000)) >= 0.05  # five gaps of 10 ms
-    assert asyncio.run(run(0)) < 0.05
+    assert asyncio.run(run(0)) < 1  # no limit, not one a minute
 
 
 def test_the_breaker_lets_one_request_try_after_the_pause():

@@ -2,10 +2,9 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
-from tiny_runs import ROOT
+from tiny_runs import ROOT, processor_seconds_of_children
 
 from evals.text_to_image import __main__ as text_to_image
 from negclip_jax.common.errors import InputError
@@ -21,10 +20,10 @@ def test_help_is_instant_and_needs_neither_jax_nor_torch():
         "except SystemExit as stopped:\n    assert not stopped.code\n"
         "assert not {'jax', 'torch', 'diffusers'} & set(sys.modules)\n"
     )
-    started = time.monotonic()
+    started = processor_seconds_of_children()
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert time.monotonic() - started < 2
+    assert processor_seconds_of_children() - started < 2
     for word in ("--stand-in", "--images-per-prompt", "OPENAI_API_KEY", "report.html"):
         assert word in run.stdout
 
