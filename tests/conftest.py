@@ -63,22 +63,35 @@ flags.FLAGS.mark_as_parsed()
 # take longest come first, so that no worker is left with one of them at the end.
 _LONGEST_FILES = (
     "training/test_failing_processes.py",
-    "training/test_many_processes.py",
     "test_killed_anywhere.py",
-    "training/test_resume.py",
-    "training/test_loop.py",
-    "evals/text_to_image/test_command.py",
-    "interop/test_image_features.py",
-    "data_gen/test_generate_on_ray.py",
+    "training/test_many_processes.py",
     "training/test_bucket_run.py",
+    "training/test_loop.py",
+    "training/test_resume.py",
+    "interop/test_configurations.py",
+    "interop/test_families.py",
+    "training/test_objectives.py",
+    "data_gen/test_generate_on_ray.py",
+    "evals/text_to_image/test_command.py",
     "test_long_life.py",
+    "test_own_folder.py",
+    "evals/test_outside_features_end_to_end.py",
     "bench/test_paper.py",
-    "training/test_same_result.py",
-    "training/test_large_batch.py",
-    "training/test_step_microbatches.py",
+    "bench/test_finetune.py",
+    "data_gen/test_embedded.py",
     "training/test_image_sources.py",
     "training/test_sources.py",
-    "bench/test_finetune.py",
+    "training/test_stand_ins.py",
+    "training/test_base_text.py",
+    "training/test_same_result.py",
+    "training/test_step_microbatches.py",
+    "training/test_adapters.py",
+    "training/test_siglip_run.py",
+    "training/test_storage_faults.py",
+    "training/test_sharded_step.py",
+    "interop/test_image_features.py",
+    "data_gen/test_generate.py",
+    "data_gen/test_shared_requests.py",
 )
 
 
@@ -92,11 +105,6 @@ def _log_as_before():
     for handler in root.handlers[:]:
         if handler not in before and type(handler).__module__ != "_pytest.logging":
             root.removeHandler(handler)
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """Three on two cores: a fifth of the time a test waits, for a process, a server or a disk."""
-    return max(3, os.cpu_count() or 1)
 
 
 @pytest.hookimpl(wrapper=True)

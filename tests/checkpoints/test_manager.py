@@ -246,6 +246,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_real_full_disk(small_disk):
     checkpoints = Checkpoints(epath.Path(small_disk), keep=100, best="val/loss")
     with pytest.raises(InputError, match=r"No space left on device .*is intact") as error:

@@ -57,6 +57,7 @@ def test_batches_are_those_of_the_folder_from_any_start(make_loader, whole, spec
         assert_same(batches(make_loader(images=images), start, 15), whole[start:])
 
 
+@pytest.mark.slow
 def test_worker_processes_load_the_same(make_loader, whole, spec):
     loader = make_loader(images=open_images(spec), workers=1)
     assert_same(batches(loader, 4, 9), whole[4:9])

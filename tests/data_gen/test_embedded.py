@@ -34,6 +34,7 @@ def finished(shared_data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_pairs_are_true_of_the_photos_and_training_reads_them(shared_data, finished, capsys):
     assert main(["export", f"--out={finished}"]) == 0
     assert "python launch.py" in capsys.readouterr().out

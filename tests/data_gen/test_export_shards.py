@@ -274,6 +274,7 @@ def _fields(pair) -> dict:
     return named | {"image": Path(pair.image).stem}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_whole_run_from_shards_into_shards(form, tmp_path):
     """Captions and photos from tars, or from Parquet; what it writes is read by training."""

@@ -49,6 +49,7 @@ def encoded(tiny_model, photos, cache):
     return features
 
 
+@pytest.mark.slow
 def test_features_without_a_direction_are_an_error(tiny_model, photos, tmp_path):
     """A text tower that has collapsed to 0 would tie everywhere, by scores that are no numbers."""
     zero = np.zeros_like(np.asarray(tiny_model.params["text_projection"]))

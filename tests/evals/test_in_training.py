@@ -16,6 +16,7 @@ from negclip_jax.training.loop import train
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
+@pytest.mark.slow
 def test_training_logs_what_the_command_reports(
     make_config, tiny_benchmarks, tmp_path, monkeypatch
 ):

@@ -27,6 +27,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_features_and_facts(checkpoint, photos, tmp_path, one_device_mesh):
     model, roots = models.load(str(checkpoint)), DataRoots((photos.data,))
     assert "both sides to 16 px by Pillow" in model.facts["preprocessing"]

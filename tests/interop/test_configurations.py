@@ -239,6 +239,7 @@ def test_no_key_changes_numbers_in_silence(section, key, tmp_path):
             load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-H-14-worldwide-quickgelu", "ViT-L-14-worldwide"])
 def test_metaclip_2_in_open_clips_form_goes_round(name, tmp_path, capsys):
     """MetaCLIP 2 reads its texts at the first token 2 (or 1) and has a tokenizer of its own."""
@@ -350,13 +351,15 @@ HF_CASES = [
 ]
 
 
-# Of the trained tower; the other two are these with another pooling, another mask.
-TEXTS = (("CLIP", "Text"), ("Siglip", "Text"))
+# Of the trained tower of CLIP; the others are this with another pooling, another mask.
 
 
 @pytest.mark.parametrize(
     ("kind", "section", "key"),
-    [pytest.param(*case, marks=() if case[:2] in TEXTS else pytest.mark.slow) for case in HF_CASES],
+    [
+        pytest.param(*case, marks=() if case[:2] == ("CLIP", "Text") else pytest.mark.slow)
+        for case in HF_CASES
+    ],
 )
 def test_no_key_of_transformers_changes_numbers_in_silence(kind, section, key, tmp_path):
     """Every key that its classes declare, one at a time: read as it does, or refused by name."""

@@ -174,6 +174,7 @@ def test_wrong_flags(flags, reason, capsys):
     assert caught.value.code == 2 and reason in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_as_a_command():
     command = [sys.executable, "-m", "negclip_jax.interop.export", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -243,6 +244,7 @@ def test_one_tower_needs_no_base(source, flags, base, tmp_path, capsys):
     assert re.search("tower alone; give a full CLIPModel", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_stays_half_through_all_layouts(dtype, tmp_path):
     model = tiny.torch_clip(tiny.OPENAI_TEXT, tiny.OPENAI_VISION).to(getattr(torch, dtype))

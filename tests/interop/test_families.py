@@ -244,12 +244,15 @@ def test_a_family_of_open_clip(name, tmp_path, monkeypatch, record_property):
 
 
 # Small, the others are like one of these, or like a model of open_clip above.
-TOLD_APART = {"LongCLIP": (), "siglip-so400m": pytest.mark.slow, "siglip2-naflex": pytest.mark.slow}
+TOLD_APART = ("LongCLIP", "siglip-so400m", "siglip2-naflex")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=TOLD_APART.get(n, pytest.mark.long)) for n in TRANSFORMERS],
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in TOLD_APART else pytest.mark.long)
+        for n in TRANSFORMERS
+    ],
 )
 def test_a_family_of_transformers(name, tmp_path, record_property):
     kind, text, vision = TRANSFORMERS[name]

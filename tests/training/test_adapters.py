@@ -227,6 +227,7 @@ def test_devices_and_parts_of_a_batch_change_nothing(trained, devices, changes):
     assert_close(theirs.params, state.params, rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_rule_leaves_some_layers_alone(trained, tiny_checkpoint):
     freeze = ("vision/.*", "visual_projection", "text/blocks/0/.*")
     workdir, state = trained(optim__freeze=freeze)

@@ -59,6 +59,7 @@ def whole(recipe, tmp_path_factory):
     return workdir, jax.device_get(train(recipe(), str(workdir)))
 
 
+@pytest.mark.slow
 def test_they_are_those_of_the_base(recipe, whole, tiny_pairs, tmp_path, one_device, not_compiled):
     """Also for a run that has gone on from its weights."""
     captions = json.loads((tiny_pairs / "pairs.json").read_text())["annotations"]
@@ -77,6 +78,7 @@ def test_they_are_those_of_the_base(recipe, whole, tiny_pairs, tmp_path, one_dev
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_it_keeps_and_forgets(whole):
     metrics = read_metrics(whole[0])
     assert set(metrics) == set(range(9))
@@ -116,6 +118,7 @@ def test_an_interrupted_run_goes_on_with_them(recipe, whole, tmp_path):
         train(train_again, str(workdir))
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_they_are_computed_again(
     recipe, whole, tmp_path, one_device, not_compiled
 ):

@@ -72,6 +72,7 @@ def run(served, settings, short_run, make_config, forked, tmp_path_factory):
 
 
 # Of a save that failed, the client's threads end after the loop that would hear of it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_it_equals_the_run_on_a_disk(bucket, run, finished_run):
     assert "cannot finish saving step 15 to gs://tiny/run/checkpoints: " in run.error
@@ -83,6 +84,7 @@ def test_it_equals_the_run_on_a_disk(bucket, run, finished_run):
         assert_equal(restore_params(RUN, step), restore_params(str(finished_run.workdir), step))
 
 
+@pytest.mark.slow
 def test_all_that_a_run_writes_is_in_the_bucket(bucket, run):
     names = bucket.names(RUN)
     assert {"config.json", "environment.json", "timing.jsonl", "base/vocab.json"} <= set(names)
@@ -156,6 +158,7 @@ def test_evaluations_are_those_of_a_disk(
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_by_its_name(bucket, run, caplog):
     """Its objects are compared by the bucket's own checksums; nothing is downloaded for that."""
     kept = dict(bucket.objects)

@@ -101,6 +101,7 @@ def waited(forked: Nursery, short_run, tmp_path_factory) -> list[list[Ended]]:
         return list(pool.map(start, plans, folders))
 
 
+@pytest.mark.slow
 def test_a_photo_on_a_disk_that_does_not_answer(waited):
     ends, _ = waited
     assert_all_say(ends, r"process 1: waited longer than 20 s .* for the input of step \d")
@@ -122,6 +123,7 @@ def test_a_full_disk_under_one_process_part_of_a_checkpoint(run, tmp_path):
     assert checkpoint_steps(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(waited):
     _, ends = waited
     assert ends[1].status == -9
@@ -152,6 +154,7 @@ def stopped(forked, short_run, tmp_path_factory):
     return workdir, forked.run(settings, workdir, processes=2, devices=1, events=events)
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_host_stops_all_at_one_step(stopped):
     workdir, ends = stopped
     assert [end.status for end in ends] == [143, 143], "\n\n".join(e.output for e in ends)

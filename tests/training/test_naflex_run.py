@@ -96,6 +96,7 @@ def test_texts_are_those_of_transformers(base):
         ours.encode_image(np.zeros((1, 16, 16, 3), np.float32))
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_sigmoid_loss_and_keeps_the_rest(run, base):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
@@ -120,6 +121,7 @@ def test_adapters_go_to_transformers_merged(run, base, make_config, tmp_path, on
     assert moved == {name for name in kernels if "norm" not in name}
 
 
+@pytest.mark.slow
 def test_the_export_loads_in_transformers_with_its_own_vision_tower(run, base, tmp_path, capsys):
     model, folder = base
     shutil.copytree(run, tmp_path / "moved")  # a run is whole without the checkpoint

@@ -62,9 +62,13 @@ def loss_of(loss: str, blocks: Blocks):
     return compute
 
 
-# Every mesh, and every loss on the one that has both axes; the others for `make test-long`.
+# Every mesh, and every loss on the one that has both axes, which is slow; the others are long.
 GRID = [
-    pytest.param(mesh, loss, marks=() if mesh == "2x4" or loss == "truth" else pytest.mark.long)
+    pytest.param(
+        mesh,
+        loss,
+        marks=() if loss == "truth" else pytest.mark.slow if mesh == "2x4" else pytest.mark.long,
+    )
     for mesh in MESHES
     for loss in OBJECTIVES
 ]

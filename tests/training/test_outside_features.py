@@ -67,6 +67,7 @@ def test_the_caches_own_rows_give_the_same_losses_to_the_bit(
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_of_another_model_is_said(features, make_config, tmp_path, one_device):
     source = ImageFeatures(str(features))
     names = sorted(source._row)

@@ -126,6 +126,7 @@ def train_both(photos, checkpoint, workdir, lr: float) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_the_published_learning_rate(photos, checkpoint, tmp_path, one_device):
     result = train_both(photos, checkpoint, tmp_path, lr=1e-6)
     ours, theirs = result["losses"]

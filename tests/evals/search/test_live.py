@@ -32,6 +32,7 @@ def ready(ask, *arguments):
     raise AssertionError(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["a cat", "no dog on a street without any cars, and " * 9])
 def test_rankings_are_those_of_the_command(live, three_models, query, tmp_path):
     kept, scores = ranking.rank(three_models, live.folder, [query], cache=tmp_path)

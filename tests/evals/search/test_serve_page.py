@@ -88,6 +88,7 @@ def test_typing_shows_columns_and_keys_lead_through_them(driven, live):
     driven(drive)
 
 
+@pytest.mark.slow
 def test_the_newest_query_wins(driven, live, monkeypatch):
     answered = live.search
 
@@ -112,6 +113,7 @@ def test_the_newest_query_wins(driven, live, monkeypatch):
     driven(drive)
 
 
+@pytest.mark.slow
 def test_a_slider_mixes_and_at_0_the_columns_are_the_same(driven):
     async def drive(page, url):
         await page.goto(url)
@@ -129,6 +131,7 @@ def test_a_slider_mixes_and_at_0_the_columns_are_the_same(driven):
     driven(drive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_on_a_phone_nothing_is_wider_than_the_screen(driven, dark):
     async def drive(page, url):

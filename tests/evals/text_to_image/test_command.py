@@ -52,6 +52,7 @@ def tuned_is_better(wanted):
     return script
 
 
+@pytest.mark.slow
 def test_the_old_flag_works_with_a_warning(command, capsys):
     """What was --base is --pipeline: the same command, which finds its own pictures."""
     assert command() == 0
@@ -99,6 +100,7 @@ def test_draws_judges_and_reports(command, capsys):
     assert "&lt;b&gt;window" in page and "<b>window" not in page
 
 
+@pytest.mark.slow
 def test_a_stand_in_is_labelled_in_every_output(command, tiny_checkpoint, one_device_mesh, capsys):
     assert command(f"--stand-in={tiny_checkpoint}", count=1) == 0
     label = "CLIP stand-in, not a VQA judge"
@@ -178,6 +180,7 @@ def test_killed_without_warning_it_draws_what_is_missing(command, tmp_path):
     assert len(again) == 1  # the one whose line was not written
 
 
+@pytest.mark.slow
 def test_other_settings_other_folder(command, capsys):
     assert command(count=1) == 0
     before = pictures(command.out)
