@@ -215,7 +215,7 @@ def test_an_unknown_variant_is_refused(module):
         build(f"{module}:vit_b_31")
 
 
-# Other variants of these recipes, at tiny size, differ in numbers that the golden tables show.
+# Slow ones, and variants that at tiny size differ in numbers alone, which the golden tables show.
 NOT_FIRST = ("truth:vit_b_32", "quickstart:pretrain", "debug")
 ALIKE = ("negationclip:vit_l_14", "negationclip:vit_l_14_336", "quickstart:published")
 
